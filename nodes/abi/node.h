@@ -1,0 +1,329 @@
+/* node.h: the boundary between Kosmograph's host and its node libraries. This file is the
+ * specification; the Rust crate beside it mirrors it, and both assert the same sizes and offsets.
+ *
+ * A node library is a shared library that exports one function,
+ *
+ *     const kg_library *kosmograph_library_v1(void);
+ *
+ * and is a family of nodes. A node is a function: values in, values out. Anything with a lifetime
+ * is a value: a loader returns an object, the host keeps it for as long as the loader's inputs do
+ * not change, a sampler receives it. There is no instance to create or destroy.
+ *
+ * Rules that hold everywhere
+ *   Versions    The symbol's name carries the major version. Structs begin with their size in
+ *               bytes and only grow at their end; a reader uses a field only if `size` covers it.
+ *               What is optional is asked for by a name with a revision ("denoiser/1"); a changed
+ *               meaning gets a new revision, never an old one.
+ *   Ownership   Whoever allocated frees. Arguments are borrowed for the duration of the call:
+ *               who wants to keep one retains it. A value that is written to `outputs` carries one
+ *               reference, which passes to the caller.
+ *   Counting    retain and release may be called from any thread; everything reachable through
+ *               a value is immutable from the moment it is handed over.
+ *   Threads     The host calls `run` and interfaces from one thread at a time, in the order of the
+ *               plan. The functions of kg_context may be called from any thread until the call
+ *               that received the context returns.
+ *   Errors      A function that fails says why in one sentence through kg_context.fail, then
+ *               returns KG_ERROR. The host copies the sentence. No state is kept per thread.
+ *   Unwinding   No exception or panic may cross this boundary, in either direction.
+ *   Unloading   A library is never unloaded: what it hands out as `const` lives as long as the process.
+ *   Strings     UTF-8, with a length, not necessarily ending in NUL.
+ */
+#ifndef KG_NODE_H
+#define KG_NODE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "dlpack.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define KG_ABI_MAJOR 1
+#define KG_ABI_MINOR 0
+#define KG_LIBRARY_SYMBOL "kosmograph_library_v1"
+
+typedef int32_t kg_status;
+#define KG_OK 0
+#define KG_ERROR 1     /* kg_context.fail was called with the reason */
+#define KG_CANCELLED 2 /* because kg_context.progress asked for it */
+
+/* Borrowed text. `ptr` may be NULL when `len` is 0. */
+typedef struct kg_str {
+  const char *ptr;
+  size_t len;
+} kg_str;
+
+/* ---- Values ------------------------------------------------------------------------------- */
+
+/* What every counted thing begins with. A new one has one reference. */
+typedef struct kg_counted {
+  uint32_t size; /* of the whole struct that begins here */
+  uint32_t reserved;
+  void (*retain)(struct kg_counted *self);
+  void (*release)(struct kg_counted *self);
+} kg_counted;
+
+typedef uint32_t kg_kind;
+#define KG_NONE 0   /* an optional input that is not there */
+#define KG_BOOL 1   /* as.boolean: 0 or 1 */
+#define KG_INT 2    /* as.integer; read as.natural where the input's range is unsigned (seeds) */
+#define KG_FLOAT 3  /* as.number */
+#define KG_STRING 4 /* as.string */
+#define KG_LIST 5   /* as.list */
+#define KG_MAP 6    /* as.map */
+#define KG_TENSOR 7 /* as.tensor */
+#define KG_OBJECT 8 /* as.object */
+
+typedef struct kg_string kg_string;
+typedef struct kg_list kg_list;
+typedef struct kg_map kg_map;
+typedef struct kg_tensor kg_tensor;
+typedef struct kg_object kg_object;
+
+/* A tagged union of 16 bytes. Kinds from KG_STRING on point at something counted. */
+typedef struct kg_value {
+  kg_kind kind;
+  uint32_t reserved; /* 0 */
+  union {
+    int64_t boolean;
+    int64_t integer;
+    uint64_t natural;
+    double number;
+    kg_string *string;
+    kg_list *list;
+    kg_map *map;
+    kg_tensor *tensor;
+    kg_object *object;
+    kg_counted *counted; /* any of the five above */
+  } as;
+} kg_value;
+
+struct kg_string {
+  kg_counted base;
+  kg_str text;
+};
+
+struct kg_list {
+  kg_counted base;
+  const kg_value *items; /* owned by the list */
+  size_t count;
+};
+
+/* Pairs in a fixed order; keys are unique. */
+struct kg_map {
+  kg_counted base;
+  const kg_str *keys;
+  const kg_value *values;
+  size_t count;
+};
+
+/* A counted tensor. `dl` is its DLPack view, borrowed for as long as a reference is held: read
+ * dl->dl_tensor, never call dl->deleter (it belongs to the kg_tensor).
+ *
+ * `to_dlpack` returns a new managed tensor over the same memory that holds a reference of its
+ * own; its consumer calls its deleter once. This is what torch.from_dlpack and numpy take. */
+struct kg_tensor {
+  kg_counted base;
+  const DLManagedTensorVersioned *dl;
+  DLManagedTensorVersioned *(*to_dlpack)(kg_tensor *self);
+};
+
+struct kg_context;
+
+/* An interface of an object is a function: values in, values out, exactly as a node. `call` reads
+ * n_inputs values and writes n_outputs values; who calls with other counts than the interface's
+ * documentation says gets KG_ERROR. */
+typedef struct kg_interface {
+  uint32_t size;
+  uint32_t reserved;
+  kg_status (*call)(kg_object *self, const struct kg_context *context, const kg_value *inputs,
+                    size_t n_inputs, kg_value *outputs, size_t n_outputs);
+} kg_interface;
+
+/* Something with behaviour: MODEL, CLIP, VAE … `query` returns the interface of that name, or
+ * NULL; the result lives as long as the process and is used with this object alone. */
+struct kg_object {
+  kg_counted base;
+  kg_str type; /* the socket type it fits, "MODEL" */
+  const kg_interface *(*query)(kg_object *self, kg_str id);
+};
+
+/* ---- Interfaces of objects -------------------------------------------------------------------
+ *
+ * f32 tensors, on the device that kg_context's property "device" names. T tokens, D their width.
+ *
+ * "denoiser/1" (MODEL): one evaluation of the noise predictor.
+ *     in   x TENSOR [B,C,H,W]; timestep TENSOR [B], 0 … train steps - 1, fractions allowed;
+ *          context TENSOR [B,T,D]; residuals NONE or LIST of TENSOR, the sum of what ControlNets
+ *          return for this call: one per skip connection in the order of the encoder, the middle's last
+ *     out  prediction TENSOR [B,C',H,W], of the kind that "describe/1" names
+ * "control/1" (CONTROL_NET): the residuals that a ControlNet adds.
+ *     in   x, timestep, context as above; hint TENSOR [B,3,8H,8W] in 0..1; strength FLOAT;
+ *          guess BOOL (residuals grow with depth, none for the unconditional half)
+ *     out  residuals LIST of TENSOR, as above
+ * "text_encoder/1" (CLIP): text to what stands in the place of the cross-attention's context.
+ *     in   text STRING
+ *     out  context TENSOR [1,T,D]; pooled TENSOR [1,D] or NONE
+ * "vae_decode/1", "vae_encode/1" (VAE)
+ *     in   latents TENSOR [B,C,H,W], scaled as the denoiser wants them / image TENSOR [B,H,W,3] in 0..1
+ *     out  image TENSOR [B,H,W,3] in 0..1 / latents TENSOR [B,C,H,W], scaled, the mode of the posterior
+ * "image_encoder/1" (KOSMOS, IMAGE_ENCODER): pictures to image tokens.
+ *     in   image TENSOR [B,H,W,3] in 0..1
+ *     out  tokens TENSOR [B,Q,D]
+ * "interleave/1" (KOSMOS): text with <i> marks and the tokens of one picture for each mark.
+ *     in   text STRING; images LIST of TENSOR [1,Q,D]
+ *     out  hidden_states TENSOR [1,T,D]; mask TENSOR [1,T] f32, 1 where the token counts
+ * "align/1" (KOSMOS): hidden states in CLIP's language.
+ *     in   hidden_states TENSOR [B,T,D]; mask TENSOR [B,T] f32
+ *     out  context TENSOR [B,77,D']
+ * "describe/1" (any): what the object is.
+ *     in   nothing
+ *     out  STRING, a JSON object. A MODEL gives "prediction" ("epsilon", "v_prediction", "sample"),
+ *          "in_channels", "out_channels", "context_width", "train_steps" and "alphas_cumprod" (a
+ *          list of that many numbers), a VAE "latent_channels", "downscale" and "scaling_factor".
+ * "memory/1" (any): what it costs.
+ *     in   purge BOOL: give back what can be had again
+ *     out  INT, bytes held after that
+ */
+
+/* ---- Socket types --------------------------------------------------------------------------
+ *
+ * IMAGE          TENSOR f32 [B,H,W,C] in 0..1, C = 1, 3 or 4
+ * MASK           TENSOR f32 [B,H,W] in 0..1
+ * LATENT         MAP {"samples": TENSOR f32 [B,C,h,w], …}; keys a node does not know it passes on
+ * CONDITIONING   LIST of MAP {"context": TENSOR f32 [1,T,D], "pooled"?, "control"?: LIST of
+ *                CONTROL, …}; keys a node does not know it passes on
+ * CONTROL        MAP {"control_net": OBJECT, "hint": TENSOR f32 [B,H,W,3], "strength": FLOAT,
+ *                "start": FLOAT, "end": FLOAT, "previous"?: CONTROL}
+ * IMAGE_TOKENS   TENSOR f32 [1,Q,D]
+ * HIDDEN_STATES  MAP {"hidden_states": TENSOR f32 [1,T,D], "mask": TENSOR f32 [1,T]}
+ * MODEL, CLIP, VAE, CONTROL_NET, KOSMOS, IMAGE_ENCODER   OBJECT
+ * Any other name is the library's own; two sockets fit when their names are equal, or one is "*".
+ */
+
+/* ---- The call ------------------------------------------------------------------------------ */
+
+typedef uint32_t kg_log_level;
+#define KG_LOG_ERROR 1
+#define KG_LOG_WARN 2
+#define KG_LOG_INFO 3
+#define KG_LOG_DEBUG 4
+
+/* What the host lends to a call. */
+typedef struct kg_context {
+  uint32_t size;
+  uint32_t reserved;
+
+  /* One line for the person who runs the workflow. */
+  void (*log)(const struct kg_context *self, kg_log_level level, kg_str message);
+
+  /* `step` of `steps` are done. Returns nonzero when the work is to stop: return KG_CANCELLED
+   * soon, with nothing left half-written. Call it at least once for each sampling step. */
+  int32_t (*progress)(const struct kg_context *self, uint64_t step, uint64_t steps);
+
+  /* Why this call fails: one sentence that says what is wrong and what would be right. `input`
+   * is the name of the input at fault, or empty. The last call counts. */
+  void (*fail)(const struct kg_context *self, kg_str input, kg_str sentence);
+
+  /* A thing the host knows, as text; empty when it does not. Lives until the call returns.
+   *   "device"             "cpu" or "cuda:0"
+   *   "node"               the id of the node that runs
+   *   "output_directory", "temp_directory"   absolute paths
+   *   "prompt"             the workflow as it was run, API format
+   *   "workflow"           the editor's own graph, where the file carried one */
+  kg_str (*property)(const struct kg_context *self, kg_str name);
+
+  /* Something an output node made: a JSON object such as
+   * {"images":[{"filename":"a_00001_.png","subfolder":"","type":"output"}]}. */
+  void (*output)(const struct kg_context *self, kg_str json);
+
+  /* Values allocated by the host, for authors who do not want to write their own. Each returns
+   * one reference, or NULL when there is no memory. A list and a map retain what is put in. */
+  kg_string *(*new_string)(const struct kg_context *self, kg_str text);
+  kg_list *(*new_list)(const struct kg_context *self, const kg_value *items, size_t count);
+  kg_map *(*new_map)(const struct kg_context *self, const kg_str *keys, const kg_value *values,
+                     size_t count);
+  /* Zeroed, compact, on the CPU: fill dl->dl_tensor.data before handing it over. */
+  kg_tensor *(*new_tensor)(const struct kg_context *self, DLDataType dtype, int32_t ndim,
+                           const int64_t *shape);
+} kg_context;
+
+/* ---- The library --------------------------------------------------------------------------- */
+
+typedef struct kg_library {
+  uint32_t size;
+  uint16_t abi_major; /* KG_ABI_MAJOR */
+  uint16_t abi_minor; /* KG_ABI_MINOR */
+
+  /* What the library is, as JSON; see "Descriptor". */
+  kg_str descriptor;
+
+  /* Runs node number `node` of the descriptor. `inputs` are in the descriptor's order, KG_NONE for
+   * an optional one that is absent; `outputs` arrive as KG_NONE. On KG_ERROR and KG_CANCELLED the
+   * host releases whatever was written to `outputs`. A library checks what it is given: wrong
+   * kinds, shapes and ranges are errors, not undefined behaviour. */
+  kg_status (*run)(uint32_t node, const kg_context *context, const kg_value *inputs,
+                   size_t n_inputs, kg_value *outputs, size_t n_outputs);
+
+  /* Optional features by name, or NULL. May be NULL itself.
+   *   "panic/1"   a kg_interface (self is NULL) that panics inside, for the conformance test:
+   *               it must come back as KG_ERROR */
+  const void *(*extension)(kg_str id);
+} kg_library;
+
+typedef const kg_library *(*kg_library_fn)(void);
+
+/* ---- Descriptor ----------------------------------------------------------------------------
+ *
+ * {"name": "image", "version": "0.1.0",
+ *  "nodes": [
+ *    {"class": "ImageInvert", "doc": "Inverts an image.", "category": "image",
+ *     "inputs": [
+ *       {"name": "image", "type": "IMAGE"},
+ *       {"name": "strength", "type": "FLOAT", "default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01}],
+ *     "outputs": [{"name": "image", "type": "IMAGE"}],
+ *     "pure": true, "output_node": false}]}
+ *
+ * Input: "name", "type"; "optional" (false), "doc", and for widgets "default", "min", "max", "step",
+ *   "choices" (type COMBO: a list of strings), "multiline".
+ *   Types of widgets: INT (KG_INT), FLOAT (KG_FLOAT), STRING and COMBO (KG_STRING), BOOLEAN (KG_BOOL).
+ *   A "max" of an INT above 2^63 - 1 makes the input unsigned: read as.natural.
+ *   "role": "seed"  what --seed sets
+ *           "path"  the value is a file's name; "folder" says where it is looked for ("checkpoints",
+ *                   "input", …) and "entry" what it is ("file", "directory", "any"). The node receives
+ *                   the absolute path, and the file's identity is part of the cache key.
+ * Node: "pure" (true) says that equal inputs give equal outputs, so that the host may keep them;
+ *   "output_node" (false) that it is run for what it does outside the graph.
+ */
+
+/* ---- What must be equal on both sides (64-bit targets) --------------------------------------- */
+
+#if defined(__cplusplus)
+#define KG_ASSERT(what) static_assert(what, #what)
+#else
+#define KG_ASSERT(what) _Static_assert(what, #what)
+#endif
+KG_ASSERT(sizeof(void *) == 8);
+KG_ASSERT(sizeof(kg_str) == 16);
+KG_ASSERT(sizeof(kg_counted) == 24 && offsetof(kg_counted, retain) == 8);
+KG_ASSERT(sizeof(kg_value) == 16 && offsetof(kg_value, as) == 8);
+KG_ASSERT(sizeof(kg_string) == 40 && offsetof(kg_string, text) == 24);
+KG_ASSERT(sizeof(kg_list) == 40 && offsetof(kg_list, count) == 32);
+KG_ASSERT(sizeof(kg_map) == 48 && offsetof(kg_map, count) == 40);
+KG_ASSERT(sizeof(kg_tensor) == 40 && offsetof(kg_tensor, to_dlpack) == 32);
+KG_ASSERT(sizeof(kg_interface) == 16 && offsetof(kg_interface, call) == 8);
+KG_ASSERT(sizeof(kg_object) == 48 && offsetof(kg_object, query) == 40);
+KG_ASSERT(sizeof(kg_context) == 80 && offsetof(kg_context, property) == 32 &&
+          offsetof(kg_context, new_tensor) == 72);
+KG_ASSERT(sizeof(kg_library) == 40 && offsetof(kg_library, run) == 24);
+KG_ASSERT(sizeof(DLTensor) == 48 && offsetof(DLTensor, byte_offset) == 40);
+KG_ASSERT(sizeof(DLManagedTensorVersioned) == 80 &&
+          offsetof(DLManagedTensorVersioned, dl_tensor) == 32);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* KG_NODE_H */
