@@ -1,0 +1,147 @@
+//! `#[derive(Inputs)]`: a struct's fields as a node's inputs.
+//!
+//! The derive only writes down what the fields say; all reading and checking is in the SDK's `input`.
+//!
+//! On the struct, `#[node(…)]`: `class = "KSampler"` (the struct's name otherwise), `category =
+//! "sampling"`, `output_node`, `impure`. On a field:
+//! - `#[widget(…)]`: `default`, `min`, `max`, `step`, `choices` (a list of strings), `multiline`, `seed`;
+//! - `#[file(…)]`: `folder = "checkpoints"`, `entry = "file" | "directory" | "any"`, `default`.
+//!
+//! Doc comments become the documentation of the node and its inputs.
+
+use proc_macro::TokenStream;
+use proc_macro2::TokenStream as Tokens;
+use quote::quote;
+use syn::meta::ParseNestedMeta;
+use syn::{
+    Attribute, Data, DeriveInput, Expr, Field, Fields, Lit, LitStr, Meta, parse_macro_input,
+};
+
+#[proc_macro_derive(Inputs, attributes(node, widget, file))]
+pub fn derive_inputs(input: TokenStream) -> TokenStream {
+    let input = parse_macro_input!(input as DeriveInput);
+    expand(&input).unwrap_or_else(syn::Error::into_compile_error).into()
+}
+
+fn expand(input: &DeriveInput) -> syn::Result<Tokens> {
+    let fields = match &input.data {
+        Data::Struct(data) => match &data.fields {
+            Fields::Named(fields) => fields.named.iter().collect(),
+            Fields::Unit => Vec::new(),
+            Fields::Unnamed(_) => return Err(unnamed(input)),
+        },
+        _ => return Err(unnamed(input)),
+    };
+    let class = class(input)?;
+    let declarations =
+        fields.iter().map(|field| declaration(field)).collect::<Result<Vec<_>, _>>()?;
+    let names = fields.iter().map(|field| &field.ident);
+    let ident = &input.ident;
+    Ok(quote! {
+        impl ::node::Inputs for #ident {
+            const CLASS: ::node::Class = #class;
+
+            fn specs() -> ::std::vec::Vec<::node::InputSpec> {
+                let mut specs = ::std::vec::Vec::new();
+                #(specs.extend(#declarations);)*
+                specs
+            }
+
+            #[allow(unused_variables, reason = "a node may have no inputs")]
+            fn read(reader: &mut ::node::Reader<'_>) -> ::node::Result<Self> {
+                // The fields are read in the order in which they are declared.
+                ::core::result::Result::Ok(Self { #(#names: reader.read()?),* })
+            }
+        }
+    })
+}
+
+fn unnamed(input: &DeriveInput) -> syn::Error {
+    let what = "a node's inputs are the named fields of a struct";
+    syn::Error::new_spanned(&input.ident, what)
+}
+
+fn class(input: &DeriveInput) -> syn::Result<Tokens> {
+    let mut name = input.ident.to_string();
+    let mut category = String::new();
+    let (mut output_node, mut pure) = (false, true);
+    for attribute in input.attrs.iter().filter(|attribute| attribute.path().is_ident("node")) {
+        attribute.parse_nested_meta(|meta| {
+            match key(&meta)?.as_str() {
+                "class" => name = meta.value()?.parse::<LitStr>()?.value(),
+                "category" => category = meta.value()?.parse::<LitStr>()?.value(),
+                "output_node" => output_node = true,
+                "impure" => pure = false,
+                _ => return Err(meta.error("class, category, output_node or impure is wanted")),
+            }
+            Ok(())
+        })?;
+    }
+    let doc = doc(&input.attrs);
+    Ok(quote! {
+        ::node::Class {
+            name: #name,
+            doc: #doc,
+            category: #category,
+            output_node: #output_node,
+            pure: #pure,
+        }
+    })
+}
+
+/// The specs of one field, as an expression.
+fn declaration(field: &Field) -> syn::Result<Tokens> {
+    // `unwrap_or_default` never strikes: `expand` takes named fields only.
+    let name = field.ident.as_ref().map(ToString::to_string).unwrap_or_default();
+    let name = name.trim_start_matches("r#");
+    let kind = &field.ty;
+    let mut spec = quote!(::node::InputSpec::new(#name));
+    let doc = doc(&field.attrs);
+    if !doc.is_empty() {
+        spec = quote!(#spec.set("doc", #doc));
+    }
+    for attribute in &field.attrs {
+        let keys: &[&str] = if attribute.path().is_ident("widget") {
+            &["default", "min", "max", "step", "choices"]
+        } else if attribute.path().is_ident("file") {
+            &["folder", "entry", "default"]
+        } else {
+            continue;
+        };
+        attribute.parse_nested_meta(|meta| {
+            let key = key(&meta)?;
+            spec = match key.as_str() {
+                "multiline" => quote!(#spec.set("multiline", true)),
+                "seed" => quote!(#spec.set("role", "seed")),
+                known if keys.contains(&known) => {
+                    let value: Expr = meta.value()?.parse()?;
+                    quote!(#spec.set(#known, ::node::json!(#value)))
+                }
+                _ => return Err(meta.error(format!("one of {} is wanted", keys.join(", ")))),
+            };
+            Ok(())
+        })?;
+    }
+    Ok(quote!(<#kind as ::node::Input>::declare(#spec)))
+}
+
+fn key(meta: &ParseNestedMeta<'_>) -> syn::Result<String> {
+    let ident = meta.path.get_ident();
+    ident.map(ToString::to_string).ok_or_else(|| meta.error("a single word is wanted"))
+}
+
+/// The doc comment's lines, joined; a blank line stays a line break.
+fn doc(attributes: &[Attribute]) -> String {
+    let lines = attributes.iter().filter_map(|attribute| match &attribute.meta {
+        Meta::NameValue(pair) if pair.path.is_ident("doc") => match &pair.value {
+            Expr::Lit(literal) => match &literal.lit {
+                Lit::Str(text) => Some(text.value().trim().to_owned()),
+                _ => None,
+            },
+            _ => None,
+        },
+        _ => None,
+    });
+    let paragraphs = lines.collect::<Vec<_>>().join("\n");
+    paragraphs.split("\n\n").map(|text| text.replace('\n', " ")).collect::<Vec<_>>().join("\n")
+}

@@ -1,0 +1,87 @@
+//! Counted things that this library allocates: the one place where references are counted here.
+//!
+//! Every counted struct of the boundary begins with [`abi::Counted`]. [`Allocated`] puts an atomic
+//! count and the owner of the memory behind it; its `retain` and `release` are the same two functions
+//! for all things of one type, which is also how this library recognises its own.
+
+use std::any::Any;
+use std::sync::atomic::{AtomicUsize, Ordering, fence};
+
+use kosmograph_abi as abi;
+
+/// A struct of the boundary that begins with [`abi::Counted`].
+///
+/// # Safety
+/// `Self` is `repr(C)` and its first field is an [`abi::Counted`].
+pub(crate) unsafe trait Header: Sized + 'static {}
+
+// SAFETY: each begins with `base: Counted` and is repr(C), as the abi crate declares it.
+unsafe impl Header for abi::KgString {}
+// SAFETY: as above.
+unsafe impl Header for abi::List {}
+// SAFETY: as above.
+unsafe impl Header for abi::Map {}
+// SAFETY: as above.
+unsafe impl Header for abi::Tensor {}
+// SAFETY: as above.
+unsafe impl Header for abi::Object {}
+
+/// `header` is what the boundary sees; `owner` keeps alive whatever the header points at.
+#[repr(C)]
+pub(crate) struct Allocated<H: Header> {
+    pub header: H,
+    count: AtomicUsize,
+    pub owner: Box<dyn Any + Send + Sync>,
+}
+
+impl<H: Header> Allocated<H> {
+    /// The `base` of a new header of this type.
+    pub fn base() -> abi::Counted {
+        abi::Counted {
+            size: size_of::<H>() as u32,
+            reserved: 0,
+            retain: retain::<H>,
+            release: release::<H>,
+        }
+    }
+
+    /// Allocates with one reference, which passes to the caller.
+    pub fn new(header: H, owner: Box<dyn Any + Send + Sync>) -> *mut H {
+        let allocated = Self { header, count: AtomicUsize::new(1), owner };
+        Box::into_raw(Box::new(allocated)).cast()
+    }
+
+    /// The allocation behind a header, if this library made it.
+    ///
+    /// # Safety
+    /// `header` is a valid pointer of the boundary, alive for `'a`.
+    pub unsafe fn recognise<'a>(header: *const H) -> Option<&'a Self> {
+        // SAFETY: every H begins with a Counted.
+        let base = unsafe { &*header.cast::<abi::Counted>() };
+        let ours: unsafe extern "C" fn(*mut abi::Counted) = release::<H>;
+        // An address can only belong to this function: the kinds differ in `H`, and a header with
+        // this release was made by `new` above. Missing one (the compiler may duplicate a function)
+        // costs a copy, nothing else.
+        // SAFETY: so the memory behind the header is an `Allocated<H>`.
+        std::ptr::fn_addr_eq(base.release, ours).then(|| unsafe { &*header.cast::<Self>() })
+    }
+}
+
+unsafe extern "C" fn retain<H: Header>(counted: *mut abi::Counted) {
+    // SAFETY: only reachable through a header made by `Allocated::<H>::new`, still referenced.
+    let allocated = unsafe { &*counted.cast::<Allocated<H>>() };
+    allocated.count.fetch_add(1, Ordering::Relaxed);
+}
+
+unsafe extern "C" fn release<H: Header>(counted: *mut abi::Counted) {
+    // SAFETY: as in `retain`; the caller gives up one reference.
+    let allocated = unsafe { &*counted.cast::<Allocated<H>>() };
+    if allocated.count.fetch_sub(1, Ordering::Release) != 1 {
+        return;
+    }
+    fence(Ordering::Acquire);
+    // SAFETY: that was the last reference, and the memory came from `Box::into_raw`.
+    let allocated = unsafe { Box::from_raw(counted.cast::<Allocated<H>>()) };
+    // An owner that panics when dropped must not unwind into the caller.
+    let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(allocated)));
+}

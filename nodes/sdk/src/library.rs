@@ -1,0 +1,272 @@
+//! [`Node`], its outputs, and the library made of nodes.
+
+use std::ffi::c_void;
+use std::sync::OnceLock;
+
+use kosmograph_abi as abi;
+use serde_json::{Value as Json, json};
+
+use crate::context::guard;
+use crate::input::{InputSpec, Inputs, Reader};
+use crate::object::{borrow_values, write_values};
+use crate::{Context, Error, Result, Socket, Value};
+
+/// A node: a function from its inputs, which are `self`, to its outputs.
+pub trait Node: Inputs {
+    /// A socket, or a tuple of sockets. Given by [`outputs!`](crate::outputs).
+    type Output: Outputs;
+
+    /// The outputs' names. Given by [`outputs!`](crate::outputs).
+    const OUTPUT_NAMES: &'static [&'static str];
+
+    /// # Errors
+    /// One sentence for the person who runs the workflow; see [`Error`].
+    fn run(self, cx: &Context<'_>) -> Result<Self::Output>;
+}
+
+/// Names and types a node's outputs: `outputs![image: Image, mask: Mask];` inside `impl Node`.
+///
+/// A macro rather than two items, so that a name cannot be given without its type.
+#[macro_export]
+macro_rules! outputs {
+    ($name:ident: $type:ty $(,)?) => {
+        type Output = $type;
+        const OUTPUT_NAMES: &'static [&'static str] = &[stringify!($name)];
+    };
+    ($($name:ident: $type:ty),+ $(,)?) => {
+        type Output = ($($type,)+);
+        const OUTPUT_NAMES: &'static [&'static str] = &[$(stringify!($name)),+];
+    };
+    () => {
+        type Output = ();
+        const OUTPUT_NAMES: &'static [&'static str] = &[];
+    };
+}
+
+/// What a node gives: a socket or a tuple of sockets.
+pub trait Outputs {
+    const TYPES: &'static [&'static str];
+
+    fn into_values(self) -> Vec<Value>;
+}
+
+impl<T: Socket> Outputs for T {
+    const TYPES: &'static [&'static str] = &[T::TYPE];
+
+    fn into_values(self) -> Vec<Value> {
+        vec![self.into_value()]
+    }
+}
+
+macro_rules! tuple_outputs {
+    ($($type:ident $field:tt),*) => {
+        impl<$($type: Socket),*> Outputs for ($($type,)*) {
+            const TYPES: &'static [&'static str] = &[$($type::TYPE),*];
+
+            fn into_values(self) -> Vec<Value> {
+                vec![$(self.$field.into_value()),*]
+            }
+        }
+    };
+}
+tuple_outputs!();
+tuple_outputs!(A 0, B 1);
+tuple_outputs!(A 0, B 1, C 2);
+tuple_outputs!(A 0, B 1, C 2, D 3);
+
+/// A node with its type forgotten, as the library's table holds it.
+pub struct Entry {
+    json: fn(&[InputSpec]) -> Json,
+    specs: fn() -> Vec<InputSpec>,
+    n_outputs: usize,
+    run: fn(&Context<'_>, &[InputSpec], &[Value]) -> Result<Vec<Value>>,
+}
+
+impl Entry {
+    pub const fn of<N: Node>() -> Self {
+        const {
+            let (names, types) = (N::OUTPUT_NAMES.len(), <N::Output as Outputs>::TYPES.len());
+            assert!(names == types, "a node's outputs are declared by outputs![]");
+        }
+        Self {
+            json: node_json::<N>,
+            specs: N::specs,
+            n_outputs: N::OUTPUT_NAMES.len(),
+            run: |cx, specs, values| {
+                let inputs = N::read(&mut Reader::new(specs, values))?;
+                Ok(inputs.run(cx)?.into_values())
+            },
+        }
+    }
+}
+
+fn node_json<N: Node>(specs: &[InputSpec]) -> Json {
+    let outputs = N::OUTPUT_NAMES.iter().zip(<N::Output as Outputs>::TYPES);
+    let outputs: Vec<Json> =
+        outputs.map(|(name, kind)| json!({"name": name, "type": kind})).collect();
+    let class = N::CLASS;
+    json!({
+        "class": class.name,
+        "doc": class.doc,
+        "category": class.category,
+        "inputs": specs.iter().map(InputSpec::json).collect::<Vec<_>>(),
+        "outputs": outputs,
+        "pure": class.pure,
+        "output_node": class.output_node,
+    })
+}
+
+/// What [`library!`](crate::library) makes: the nodes of this library and their descriptor.
+pub struct Family {
+    nodes: &'static [Entry],
+    specs: Vec<Vec<InputSpec>>,
+    _descriptor: &'static str,
+    table: abi::Library,
+}
+
+impl Family {
+    /// Describes the library once; the memory is kept for as long as the process lives.
+    pub fn get(
+        cell: &'static OnceLock<Family>,
+        name: &str,
+        version: &str,
+        nodes: &'static [Entry],
+        run: RunFn,
+    ) -> *const abi::Library {
+        let family = cell.get_or_init(|| {
+            let specs: Vec<Vec<InputSpec>> = nodes.iter().map(|node| (node.specs)()).collect();
+            let described: Vec<Json> =
+                nodes.iter().zip(&specs).map(|(node, specs)| (node.json)(specs)).collect();
+            let json = json!({"name": name, "version": version, "nodes": described});
+            let descriptor: &'static str = json.to_string().leak();
+            let table = abi::Library {
+                size: size_of::<abi::Library>() as u32,
+                abi_major: abi::ABI_MAJOR,
+                abi_minor: abi::ABI_MINOR,
+                descriptor: abi::Str::new(descriptor),
+                run,
+                extension: Some(extension),
+            };
+            Family { nodes, specs, _descriptor: descriptor, table }
+        });
+        &raw const family.table
+    }
+
+    /// `kg_library.run` of this family.
+    ///
+    /// # Safety
+    /// The arguments obey node.h.
+    pub unsafe fn run(
+        family: Option<&Family>,
+        node: u32,
+        context: *const abi::Context,
+        inputs: *const abi::Value,
+        n_inputs: usize,
+        outputs: *mut abi::Value,
+        n_outputs: usize,
+    ) -> abi::Status {
+        let body = |cx: &Context<'_>| {
+            let family = family.ok_or_else(|| Error::new("the library was not described first"))?;
+            let i = node as usize;
+            let (Some(entry), Some(specs)) = (family.nodes.get(i), family.specs.get(i)) else {
+                let count = family.nodes.len();
+                return Err(Error::new(format!(
+                    "there is no node {node}: the library has {count}"
+                )));
+            };
+            if n_inputs != specs.len() || n_outputs != entry.n_outputs {
+                return Err(Error::new(format!(
+                    "the node has {} inputs and {} outputs, but was called with {n_inputs} and \
+                     {n_outputs}",
+                    specs.len(),
+                    entry.n_outputs
+                )));
+            }
+            // SAFETY: node.h: `inputs` are `n_inputs` values, `outputs` has room for `n_outputs`.
+            unsafe {
+                let values = borrow_values(inputs, n_inputs);
+                let results = (entry.run)(cx, specs, &values)?;
+                write_values(results, outputs, n_outputs)
+            }
+        };
+        // SAFETY: node.h: the context is valid for the call.
+        unsafe { guard(context, body) }
+    }
+}
+
+/// The type of `kg_library.run`.
+pub type RunFn = unsafe extern "C" fn(
+    u32,
+    *const abi::Context,
+    *const abi::Value,
+    usize,
+    *mut abi::Value,
+    usize,
+) -> abi::Status;
+
+unsafe extern "C" fn extension(id: abi::Str) -> *const c_void {
+    static PANIC: abi::Interface = abi::Interface {
+        size: size_of::<abi::Interface>() as u32,
+        reserved: 0,
+        call: panic_inside,
+    };
+    // SAFETY: node.h: borrowed text.
+    match unsafe { id.as_bytes() } {
+        b"panic/1" => (&raw const PANIC).cast(),
+        _ => std::ptr::null(),
+    }
+}
+
+/// "panic/1": panics where a node would, so that the conformance test sees it contained.
+unsafe extern "C" fn panic_inside(
+    _object: *mut abi::Object,
+    context: *const abi::Context,
+    _inputs: *const abi::Value,
+    _n_inputs: usize,
+    _outputs: *mut abi::Value,
+    _n_outputs: usize,
+) -> abi::Status {
+    // SAFETY: node.h: the context is valid for the call.
+    unsafe { guard(context, |_| panic!("as the conformance test asked")) }
+}
+
+/// Makes a node library of the crate: `node::library![ImageInvert, ImageScale];`, once, at its root.
+#[macro_export]
+macro_rules! library {
+    ($($node:ty),+ $(,)?) => {
+        #[doc(hidden)]
+        mod kosmograph_library {
+            use super::*;
+            use $crate::abi;
+
+            static NODES: &[$crate::NodeEntry] = &[$($crate::NodeEntry::of::<$node>()),+];
+            static FAMILY: ::std::sync::OnceLock<$crate::Family> = ::std::sync::OnceLock::new();
+
+            unsafe extern "C" fn run(
+                node: u32,
+                context: *const abi::Context,
+                inputs: *const abi::Value,
+                n_inputs: usize,
+                outputs: *mut abi::Value,
+                n_outputs: usize,
+            ) -> abi::Status {
+                // SAFETY: the host calls with what node.h promises.
+                unsafe {
+                    $crate::Family::run(
+                        FAMILY.get(), node, context, inputs, n_inputs, outputs, n_outputs,
+                    )
+                }
+            }
+
+            /// The one symbol of a node library; see node.h.
+            #[unsafe(no_mangle)]
+            pub extern "C" fn kosmograph_library_v1() -> *const abi::Library {
+                let (name, version) = (env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
+                let described = ::std::panic::catch_unwind(|| {
+                    $crate::Family::get(&FAMILY, name, version, NODES, run)
+                });
+                described.unwrap_or(::std::ptr::null())
+            }
+        }
+    };
+}

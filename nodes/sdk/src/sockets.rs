@@ -1,0 +1,315 @@
+//! The socket types of node.h as Rust types.
+//!
+//! Each is a thin hand on a [`Value`]; what it promises (kind, element type, number of axes) is checked
+//! when an input is read, so that a node can rely on it.
+
+use crate::{Error, Object, Result, Tensor, Value};
+
+/// A type that travels along a link.
+pub trait Socket: Sized {
+    /// The name two ends of a link agree on, "IMAGE".
+    const TYPE: &'static str;
+
+    /// # Errors
+    /// What is wrong with `value`, as a sentence.
+    fn from_value(value: Value) -> Result<Self>;
+
+    fn into_value(self) -> Value;
+}
+
+fn wrong_kind<T: Socket>(value: &Value, what: &str) -> Error {
+    Error::new(format!("{} ({what}) is wanted, but {} was given", T::TYPE, value.kind_name()))
+}
+
+macro_rules! tensor_socket {
+    ($(#[$doc:meta])* $name:ident, $type:literal, $axes:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug)]
+        pub struct $name(pub Tensor);
+
+        impl Socket for $name {
+            const TYPE: &'static str = $type;
+
+            fn from_value(value: Value) -> Result<Self> {
+                let what = concat!("an f32 tensor ", $axes);
+                let tensor = value.as_tensor().ok_or_else(|| wrong_kind::<Self>(&value, what))?;
+                check_tensor($type, $axes, &tensor)?;
+                Ok(Self(tensor))
+            }
+
+            fn into_value(self) -> Value {
+                self.0.into_value()
+            }
+        }
+    };
+}
+
+/// An f32 tensor with as many axes as `axes` names.
+fn check_tensor(socket: &str, axes: &str, tensor: &Tensor) -> Result<()> {
+    let shape = tensor.shape();
+    let wanted = axes.split(',').count();
+    if shape.len() != wanted {
+        return Err(Error::new(format!(
+            "{socket} has the axes {axes}, but a tensor of shape {shape:?} was given"
+        )));
+    }
+    if shape.contains(&0) {
+        return Err(Error::new(format!("{socket} is empty: its shape is {shape:?}")));
+    }
+    if tensor.dl().dtype != kosmograph_abi::DLDataType::F32 {
+        let dtype = tensor.dl().dtype;
+        return Err(Error::new(format!(
+            "{socket} holds f32 values, but a tensor of DLPack code {} with {} bits was given",
+            dtype.code, dtype.bits
+        )));
+    }
+    Ok(())
+}
+
+tensor_socket! {
+    /// Pictures: f32 [B, H, W, C] in 0..1, C = 1, 3 or 4.
+    Image, "IMAGE", "[B, H, W, C]"
+}
+tensor_socket! {
+    /// Masks: f32 [B, H, W] in 0..1.
+    Mask, "MASK", "[B, H, W]"
+}
+tensor_socket! {
+    /// A picture as the multimodal model reads it: f32 [1, Q, D], Q tokens.
+    ImageTokens, "IMAGE_TOKENS", "[1, Q, D]"
+}
+
+impl Image {
+    /// (B, H, W, C).
+    pub fn dims(&self) -> (usize, usize, usize, usize) {
+        let shape = self.0.shape();
+        (shape[0], shape[1], shape[2], shape[3])
+    }
+}
+
+macro_rules! object_socket {
+    ($(#[$doc:meta])* $name:ident, $type:literal) => {
+        $(#[$doc])*
+        #[derive(Clone)]
+        pub struct $name(pub Object);
+
+        impl Socket for $name {
+            const TYPE: &'static str = $type;
+
+            fn from_value(value: Value) -> Result<Self> {
+                let object =
+                    value.as_object().ok_or_else(|| wrong_kind::<Self>(&value, "an object"))?;
+                if object.type_name() != $type {
+                    return Err(Error::new(format!(
+                        "{} is wanted, but a {} was given", $type, object.type_name()
+                    )));
+                }
+                Ok(Self(object))
+            }
+
+            fn into_value(self) -> Value {
+                self.0.into_value()
+            }
+        }
+    };
+}
+object_socket! {
+    /// A denoiser: offers "denoiser/1" and "describe/1".
+    Model, "MODEL"
+}
+object_socket! {
+    /// A text encoder: offers "text_encoder/1".
+    Clip, "CLIP"
+}
+object_socket! {
+    /// An autoencoder: offers "vae_decode/1" and "vae_encode/1".
+    Vae, "VAE"
+}
+object_socket! {
+    /// A ControlNet: offers "control/1".
+    ControlNet, "CONTROL_NET"
+}
+object_socket! {
+    /// Kosmos-G: offers "image_encoder/1", "interleave/1" and "align/1".
+    Kosmos, "KOSMOS"
+}
+object_socket! {
+    /// Something else that makes image tokens: offers "image_encoder/1".
+    ImageEncoder, "IMAGE_ENCODER"
+}
+
+macro_rules! map_socket {
+    ($(#[$doc:meta])* $name:ident, $type:literal, $what:literal, $key:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug)]
+        pub struct $name(pub Value);
+
+        impl Socket for $name {
+            const TYPE: &'static str = $type;
+
+            fn from_value(value: Value) -> Result<Self> {
+                if value.get($key).is_none() {
+                    return Err(wrong_kind::<Self>(&value, $what));
+                }
+                Ok(Self(value))
+            }
+
+            fn into_value(self) -> Value {
+                self.0
+            }
+        }
+    };
+}
+map_socket! {
+    /// Latents: a map with the f32 tensor "samples" [B, C, h, w]; what else it carries is passed on.
+    Latent, "LATENT", "a map with the tensor \"samples\"", "samples"
+}
+map_socket! {
+    /// A ControlNet with its hint and where it acts; chained by "previous".
+    Control, "CONTROL", "a map with \"control_net\"", "control_net"
+}
+map_socket! {
+    /// What the multimodal model thinks: a map of "hidden_states" [1, T, D] and "mask" [1, T].
+    HiddenStates, "HIDDEN_STATES", "a map with the tensor \"hidden_states\"", "hidden_states"
+}
+
+/// The tensor of `key`, with as many axes as `axes` names.
+fn map_tensor(socket: &str, map: &Value, key: &str, axes: &str) -> Result<Tensor> {
+    let value = map.get(key).unwrap_or(Value::NONE);
+    let tensor = value.as_tensor().ok_or_else(|| {
+        Error::new(format!("{socket}: \"{key}\" should be a tensor {axes}, but it is {value:?}"))
+    })?;
+    check_tensor(&format!("{socket}: \"{key}\""), axes, &tensor)?;
+    Ok(tensor)
+}
+
+impl Latent {
+    pub fn new(samples: Tensor) -> Self {
+        Self(Value::map([("samples", samples.into_value())]))
+    }
+
+    /// [B, C, h, w].
+    pub fn samples(&self) -> Result<Tensor> {
+        map_tensor("LATENT", &self.0, "samples", "[B, C, h, w]")
+    }
+
+    /// The same with other samples; all other keys stay.
+    pub fn with_samples(&self, samples: Tensor) -> Self {
+        Self(self.0.with("samples", samples.into_value()))
+    }
+}
+
+impl HiddenStates {
+    pub fn new(hidden_states: Tensor, mask: Tensor) -> Self {
+        let pairs = [("hidden_states", hidden_states.into_value()), ("mask", mask.into_value())];
+        Self(Value::map(pairs))
+    }
+
+    /// [1, T, D].
+    pub fn hidden_states(&self) -> Result<Tensor> {
+        map_tensor("HIDDEN_STATES", &self.0, "hidden_states", "[1, T, D]")
+    }
+
+    /// [1, T], 1 where the token counts.
+    pub fn mask(&self) -> Result<Tensor> {
+        map_tensor("HIDDEN_STATES", &self.0, "mask", "[1, T]")
+    }
+}
+
+impl Control {
+    pub fn new(
+        control_net: ControlNet,
+        hint: Image,
+        strength: f64,
+        start: f64,
+        end: f64,
+        previous: Option<Control>,
+    ) -> Self {
+        let mut pairs = vec![
+            ("control_net", control_net.into_value()),
+            ("hint", hint.into_value()),
+            ("strength", strength.into()),
+            ("start", start.into()),
+            ("end", end.into()),
+        ];
+        pairs.extend(previous.map(|previous| ("previous", previous.into_value())));
+        Self(Value::map(pairs))
+    }
+
+    pub fn control_net(&self) -> Result<ControlNet> {
+        ControlNet::from_value(self.0.get("control_net").unwrap_or(Value::NONE))
+    }
+
+    /// [B, H, W, 3] in 0..1.
+    pub fn hint(&self) -> Result<Image> {
+        Image::from_value(self.0.get("hint").unwrap_or(Value::NONE))
+    }
+
+    pub fn strength(&self) -> f64 {
+        self.number("strength", 1.0)
+    }
+
+    /// Where in the schedule it begins to act, 0 the noisiest, 1 the end.
+    pub fn start(&self) -> f64 {
+        self.number("start", 0.0)
+    }
+
+    /// Where it stops to act.
+    pub fn end(&self) -> f64 {
+        self.number("end", 1.0)
+    }
+
+    fn number(&self, key: &str, default: f64) -> f64 {
+        self.0.get(key).and_then(|value| value.as_f64()).unwrap_or(default)
+    }
+
+    /// The ControlNet that acts together with this one.
+    pub fn previous(&self) -> Result<Option<Control>> {
+        self.0.get("previous").map(Control::from_value).transpose()
+    }
+}
+
+/// What steers the denoiser: a list of maps, each with "context" [1, T, D].
+#[derive(Clone, Debug)]
+pub struct Conditioning(pub Value);
+
+impl Socket for Conditioning {
+    const TYPE: &'static str = "CONDITIONING";
+
+    fn from_value(value: Value) -> Result<Self> {
+        let entries = value.as_list().unwrap_or_default();
+        if entries.is_empty() || entries.iter().any(|entry| entry.get("context").is_none()) {
+            return Err(wrong_kind::<Self>(&value, "a list of maps, each with a \"context\""));
+        }
+        Ok(Self(value))
+    }
+
+    fn into_value(self) -> Value {
+        self.0
+    }
+}
+
+impl Conditioning {
+    /// One entry, without anything but its context [1, T, D] and pooled vector [1, D].
+    pub fn new(context: Tensor, pooled: Option<Tensor>) -> Self {
+        let mut pairs = vec![("context", context.into_value())];
+        pairs.extend(pooled.map(|pooled| ("pooled", pooled.into_value())));
+        Self(Value::list(vec![Value::map(pairs)]))
+    }
+
+    /// The maps.
+    pub fn entries(&self) -> Vec<Value> {
+        self.0.as_list().unwrap_or_default()
+    }
+
+    /// [1, T, D] of each entry.
+    pub fn contexts(&self) -> Result<Vec<Tensor>> {
+        let context = |entry| map_tensor("CONDITIONING", entry, "context", "[1, T, D]");
+        self.entries().iter().map(context).collect()
+    }
+
+    /// The same with `change` made to every entry.
+    pub fn map_entries(&self, change: impl FnMut(Value) -> Value) -> Self {
+        Self(Value::list(self.entries().into_iter().map(change).collect()))
+    }
+}
