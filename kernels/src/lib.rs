@@ -1,0 +1,26 @@
+//! The operators of the models, one folder for each: the formula and the public function in
+//! `mod.rs`, the CPU twin in `cpu.rs`.
+//!
+//! Models call only these functions and plain tensor algebra (add, reshape, concatenate), so an
+//! operator can get a faster twin without a model noticing. All operators compute in f32 and
+//! accumulate in f32 or better. An operator without a twin for the device of its input says so in
+//! an error; nothing moves silently to another device or precision.
+
+pub mod activation;
+pub mod attention;
+pub mod conv2d;
+pub mod geglu;
+pub mod group_norm;
+pub mod layer_norm;
+pub mod linear;
+mod storage;
+pub mod upsample_nearest2d;
+
+pub use activation::{gelu_erf, quick_gelu, silu};
+pub use attention::{attention, softmax_last_dim};
+pub use conv2d::conv2d;
+pub use geglu::geglu;
+pub use group_norm::{group_norm, group_norm_silu};
+pub use layer_norm::layer_norm;
+pub use linear::linear;
+pub use upsample_nearest2d::upsample_nearest2d;

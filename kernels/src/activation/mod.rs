@@ -1,0 +1,92 @@
+//! Element-wise activations.
+//!
+//! - SiLU: x σ(x) = x / (1 + e⁻ˣ)
+//! - GELU, the exact one: x Φ(x) = x/2 (1 + erf(x/√2)); the tanh approximation is not the same
+//!   function to 1e-4 and is not offered
+//! - QuickGELU of CLIP: x σ(1.702 x)
+
+mod cpu;
+
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+
+use crate::storage::f32_slice;
+
+pub(crate) use cpu::gelu;
+
+/// x / (1 + e⁻ˣ), any shape.
+///
+/// # Errors
+/// `x` is not f32, or its device has no twin.
+pub fn silu(x: &Tensor) -> Result<Tensor> {
+    x.contiguous()?.apply_op1_no_bwd(&Activation { name: "silu", f: cpu::silu })
+}
+
+/// x/2 (1 + erf(x/√2)), any shape.
+///
+/// # Errors
+/// `x` is not f32, or its device has no twin.
+pub fn gelu_erf(x: &Tensor) -> Result<Tensor> {
+    x.contiguous()?.apply_op1_no_bwd(&Activation { name: "gelu_erf", f: cpu::gelu })
+}
+
+/// x σ(1.702 x), any shape.
+///
+/// # Errors
+/// `x` is not f32, or its device has no twin.
+pub fn quick_gelu(x: &Tensor) -> Result<Tensor> {
+    x.contiguous()?.apply_op1_no_bwd(&Activation { name: "quick_gelu", f: cpu::quick_gelu })
+}
+
+struct Activation {
+    name: &'static str,
+    f: fn(f32) -> f32,
+}
+
+impl CustomOp1 for Activation {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let x = f32_slice(storage, layout, self.name)?;
+        Ok((CpuStorage::F32(cpu::map(x, self.f)), layout.shape().clone()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    #[test]
+    fn known_values() -> Result<()> {
+        let x = Tensor::new(&[-3f32, -1., 0., 1., 3.], &Device::Cpu)?;
+        let close = |y: Tensor, want: [f32; 5]| -> Result<()> {
+            for (got, want) in y.to_vec1::<f32>()?.into_iter().zip(want) {
+                assert!((got - want).abs() < 1e-6, "{got} is not {want}");
+            }
+            Ok(())
+        };
+        close(silu(&x)?, [-0.142_277_6, -0.268_941_4, 0.0, 0.731_058_6, 2.857_722_4])?;
+        close(gelu_erf(&x)?, [-0.004_049_694, -0.158_655_25, 0.0, 0.841_344_75, 2.995_950_3])?;
+        close(quick_gelu(&x)?, [-0.01807131, -0.1542042, 0.0, 0.8457958, 2.981929])
+    }
+
+    #[test]
+    fn large_arguments_do_not_overflow() -> Result<()> {
+        let x = Tensor::new(&[-1e30f32, -200., 200., 1e30], &Device::Cpu)?;
+        for f in [silu, gelu_erf, quick_gelu] {
+            let y = f(&x)?.to_vec1::<f32>()?;
+            assert_eq!(y, [0., 0., 200., 1e30]);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn takes_a_transposed_tensor() -> Result<()> {
+        let x = Tensor::new(&[[0f32, 1.], [2., 3.]], &Device::Cpu)?;
+        let of_transposed = silu(&x.t()?)?;
+        assert_eq!(of_transposed.to_vec2::<f32>()?, silu(&x)?.t()?.to_vec2::<f32>()?);
+        Ok(())
+    }
+}

@@ -1,0 +1,60 @@
+//! GEGLU (Shazeer, "GLU Variants Improve Transformer", arXiv 2002.05202): with (h, g) the halves of
+//! the last dimension, y = h · GELU(g). GELU is the exact, erf one.
+
+mod cpu;
+
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+
+use crate::storage::f32_slice;
+
+/// `x` [..., 2n] → [..., n].
+///
+/// # Errors
+/// The last dimension is odd, `x` is not f32, or its device has no twin.
+pub fn geglu(x: &Tensor) -> Result<Tensor> {
+    x.contiguous()?.apply_op1_no_bwd(&Geglu)
+}
+
+struct Geglu;
+
+impl CustomOp1 for Geglu {
+    fn name(&self) -> &'static str {
+        "geglu"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let x = f32_slice(storage, layout, self.name())?;
+        let mut shape = layout.dims().to_vec();
+        let n = match shape.last_mut() {
+            Some(last) if *last > 0 && *last % 2 == 0 => {
+                *last /= 2;
+                *last
+            }
+            _ => bail!("geglu splits the last dimension into halves, the input is {shape:?}"),
+        };
+        Ok((CpuStorage::F32(cpu::geglu(x, n)), Shape::from(shape)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{D, Device};
+
+    #[test]
+    fn is_the_first_half_times_gelu_of_the_second() -> Result<()> {
+        let x = Tensor::randn(0f32, 2., (3, 5, 14), &Device::Cpu)?;
+        let h = x.narrow(D::Minus1, 0, 7)?;
+        let g = x.narrow(D::Minus1, 7, 7)?;
+        let want = (h * crate::gelu_erf(&g)?)?.flatten_all()?.to_vec1::<f32>()?;
+        assert_eq!(geglu(&x)?.flatten_all()?.to_vec1::<f32>()?, want);
+        Ok(())
+    }
+
+    #[test]
+    fn refuses_an_odd_width() -> Result<()> {
+        let x = Tensor::zeros((2, 3), candle_core::DType::F32, &Device::Cpu)?;
+        assert!(geglu(&x).is_err());
+        Ok(())
+    }
+}

@@ -1,0 +1,87 @@
+//! Layer normalisation over the last dimension (Ba et al., arXiv 1607.06450):
+//! y = (x − mean) / √(var + ε) · w + b, var the biased variance.
+
+mod cpu;
+
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+
+use crate::storage::f32_slice;
+
+/// `x` [..., n], `weight` [n], `bias` [n]; returns the shape of `x`.
+///
+/// # Errors
+/// The last dimension of `x` is not n, an input is not f32, or its device has no twin.
+pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    x.contiguous()?.apply_op3_no_bwd(&weight.contiguous()?, &bias.contiguous()?, &LayerNorm { eps })
+}
+
+struct LayerNorm {
+    eps: f64,
+}
+
+impl CustomOp3 for LayerNorm {
+    fn name(&self) -> &'static str {
+        "layer_norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+        bias: &CpuStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let shape = x_layout.shape();
+        let n = weight_layout.shape().elem_count();
+        if n == 0 || shape.dims().last() != Some(&n) || bias_layout.shape().elem_count() != n {
+            bail!(
+                "layer_norm: the input {shape:?} does not end in the weight's {n} values, or the \
+                 bias {:?} differs from it",
+                bias_layout.shape()
+            )
+        }
+        let x = f32_slice(x, x_layout, self.name())?;
+        let weight = f32_slice(weight, weight_layout, self.name())?;
+        let bias = f32_slice(bias, bias_layout, self.name())?;
+        Ok((CpuStorage::F32(cpu::layer_norm(x, weight, bias, self.eps)), shape.clone()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    #[test]
+    fn agrees_with_the_formula_in_f64() -> Result<()> {
+        let dev = Device::Cpu;
+        // A large mean: a variance from E[x²] − mean² would lose every digit here.
+        let x = Tensor::randn(1000f32, 1., (4, 3, 33), &dev)?;
+        let w = Tensor::randn(1f32, 0.2, 33, &dev)?;
+        let b = Tensor::randn(0f32, 0.2, 33, &dev)?;
+        let y = layer_norm(&x, &w, &b, 1e-5)?.reshape((12, 33))?.to_vec2::<f32>()?;
+        let (w, b) = (w.to_vec1::<f32>()?, b.to_vec1::<f32>()?);
+        for (x, y) in x.reshape((12, 33))?.to_vec2::<f32>()?.iter().zip(y) {
+            let mean = x.iter().map(|&x| f64::from(x)).sum::<f64>() / 33.;
+            let var = x.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / 33.;
+            for i in 0..33 {
+                let want = (f64::from(x[i]) - mean) / (var + 1e-5).sqrt() * f64::from(w[i])
+                    + f64::from(b[i]);
+                assert!((f64::from(y[i]) - want).abs() < 1e-6);
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn epsilon_keeps_a_constant_row_finite() -> Result<()> {
+        let dev = Device::Cpu;
+        let x = Tensor::full(7f32, (1, 4), &dev)?;
+        let w = Tensor::full(1f32, 4, &dev)?;
+        let b = Tensor::full(0.5f32, 4, &dev)?;
+        assert_eq!(layer_norm(&x, &w, &b, 1e-5)?.to_vec2::<f32>()?, [[0.5; 4]]);
+        Ok(())
+    }
+}

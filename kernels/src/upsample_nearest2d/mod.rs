@@ -1,0 +1,53 @@
+//! Nearest-neighbour resize to a given size, as torch's `interpolate(mode="nearest")`: the pixel
+//! (y, x) of the result is the source pixel (⌊y · h/H⌋, ⌊x · w/W⌋).
+
+mod cpu;
+
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+
+use crate::storage::f32_slice;
+
+/// `x` [B, C, h, w] → [B, C, height, width]. Any size is allowed, smaller too.
+///
+/// # Errors
+/// `x` has not four dimensions, a size is zero, `x` is not f32, or its device has no twin.
+pub fn upsample_nearest2d(x: &Tensor, height: usize, width: usize) -> Result<Tensor> {
+    x.contiguous()?.apply_op1_no_bwd(&UpsampleNearest2d { height, width })
+}
+
+struct UpsampleNearest2d {
+    height: usize,
+    width: usize,
+}
+
+impl CustomOp1 for UpsampleNearest2d {
+    fn name(&self) -> &'static str {
+        "upsample_nearest2d"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (b, c, h, w) = layout.shape().dims4()?;
+        if h == 0 || w == 0 || self.height == 0 || self.width == 0 {
+            bail!("upsample_nearest2d: a size is zero: {h}×{w} to {}×{}", self.height, self.width)
+        }
+        let x = f32_slice(storage, layout, self.name())?;
+        let y = cpu::upsample_nearest2d(x, (h, w), (self.height, self.width));
+        Ok((CpuStorage::F32(y), Shape::from((b, c, self.height, self.width))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    #[test]
+    fn doubles_and_takes_odd_sizes() -> Result<()> {
+        let x = Tensor::new(&[[[[1f32, 2.], [3., 4.]]]], &Device::Cpu)?;
+        let y = upsample_nearest2d(&x, 4, 4)?.flatten_all()?.to_vec1::<f32>()?;
+        assert_eq!(y, [1., 1., 2., 2., 1., 1., 2., 2., 3., 3., 4., 4., 3., 3., 4., 4.]);
+        let y = upsample_nearest2d(&x, 1, 3)?.flatten_all()?.to_vec1::<f32>()?;
+        assert_eq!(y, [1., 1., 2.]);
+        Ok(())
+    }
+}
