@@ -1,0 +1,224 @@
+//! The noise schedule a model was trained on, from diffusers' `scheduler_config.json`.
+
+use candle_core::{Result, Tensor, bail};
+use serde::{Deserialize, Serialize};
+
+use super::combine;
+
+/// What the network's output means.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Prediction {
+    /// ε, the noise (Ho et al., arXiv 2006.11239).
+    #[default]
+    Epsilon,
+    /// v = √ᾱ ε - √(1-ᾱ) x₀ (Salimans & Ho, arXiv 2202.00512).
+    VPrediction,
+    /// x₀ itself.
+    Sample,
+}
+
+/// The part of `scheduler_config.json` that says how the model was trained. What it says of sampling
+/// (spacing, solver order, karras) is the sampler's business here.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SchedulerConfig {
+    #[serde(default = "train_steps")]
+    pub num_train_timesteps: usize,
+    #[serde(default = "beta_start")]
+    pub beta_start: f64,
+    #[serde(default = "beta_end")]
+    pub beta_end: f64,
+    #[serde(default = "beta_schedule")]
+    pub beta_schedule: String,
+    #[serde(default)]
+    pub prediction_type: Prediction,
+}
+
+fn train_steps() -> usize {
+    1000
+}
+fn beta_start() -> f64 {
+    0.00085
+}
+fn beta_end() -> f64 {
+    0.012
+}
+fn beta_schedule() -> String {
+    "scaled_linear".to_owned()
+}
+
+impl Default for SchedulerConfig {
+    /// Stable Diffusion 1.5's.
+    fn default() -> Self {
+        Self {
+            num_train_timesteps: train_steps(),
+            beta_start: beta_start(),
+            beta_end: beta_end(),
+            beta_schedule: beta_schedule(),
+            prediction_type: Prediction::Epsilon,
+        }
+    }
+}
+
+/// ᾱ for every training timestep, and what the model predicts.
+#[derive(Clone, Debug)]
+pub struct Schedule {
+    pub alphas_cumprod: Vec<f64>,
+    pub prediction: Prediction,
+}
+
+impl Schedule {
+    /// # Errors
+    /// A `beta_schedule` other than "linear" or "scaled_linear", or numbers that give no schedule.
+    pub fn new(config: &SchedulerConfig) -> Result<Self> {
+        let steps = config.num_train_timesteps;
+        let (start, end) = (config.beta_start as f32, config.beta_end as f32);
+        // In f32 where diffusers computes in f32: the first ᾱ are so near 1 that the samplers' last
+        // steps would show the difference.
+        let betas: Vec<f32> = match config.beta_schedule.as_str() {
+            "linear" => linspace(start, end, steps),
+            "scaled_linear" => {
+                let (start, end) = (config.beta_start.sqrt() as f32, config.beta_end.sqrt() as f32);
+                linspace(start, end, steps).into_iter().map(|root| root * root).collect()
+            }
+            other => bail!(
+                "scheduler_config.json: beta_schedule \"{other}\" is not supported; \"linear\" and \
+                 \"scaled_linear\" are"
+            ),
+        };
+        let mut product = 1f64;
+        let cumulate = |beta: &f32| {
+            product *= f64::from(1.0 - beta);
+            f64::from(product as f32)
+        };
+        Self::from_alphas_cumprod(betas.iter().map(cumulate).collect(), config.prediction_type)
+    }
+
+    /// # Errors
+    /// Fewer than two values, or values that do not fall from below 1 to above 0.
+    pub fn from_alphas_cumprod(alphas_cumprod: Vec<f64>, prediction: Prediction) -> Result<Self> {
+        let inside = alphas_cumprod.iter().all(|&a| a > 0.0 && a < 1.0);
+        if alphas_cumprod.len() < 2 || !inside || !alphas_cumprod.is_sorted_by(|a, b| a > b) {
+            bail!(
+                "the noise schedule is unusable: its {} values of alphas_cumprod must fall, and lie \
+                 between 0 and 1",
+                alphas_cumprod.len()
+            );
+        }
+        Ok(Self { alphas_cumprod, prediction })
+    }
+
+    /// Timesteps of training.
+    pub fn train_steps(&self) -> usize {
+        self.alphas_cumprod.len()
+    }
+
+    /// σ = √((1-ᾱ)/ᾱ) of an integer timestep.
+    pub fn sigma_at(&self, timestep: usize) -> f64 {
+        let alpha = self.alphas_cumprod[timestep.min(self.train_steps() - 1)];
+        ((1.0 - alpha) / alpha).sqrt()
+    }
+
+    /// σ of any timestep, log-linear between the integers (k-diffusion).
+    pub fn sigma(&self, timestep: f64) -> f64 {
+        let timestep = timestep.clamp(0.0, (self.train_steps() - 1) as f64);
+        let (low, part) = (timestep.floor() as usize, timestep.fract());
+        let (a, b) = (self.sigma_at(low).ln(), self.sigma_at(low + 1).ln());
+        ((1.0 - part) * a + part * b).exp()
+    }
+
+    /// The integer timestep whose σ is nearest, in logarithms (ComfyUI's discrete model sampling).
+    pub fn timestep(&self, sigma: f64) -> f64 {
+        let log_sigma = sigma.ln();
+        let distance = |t: usize| (self.sigma_at(t).ln() - log_sigma).abs();
+        // σ rises with t, so the nearest stands beside the place where it would be inserted.
+        let steps = self.train_steps();
+        let (mut low, mut high) = (0, steps - 1);
+        while low < high {
+            let middle = (low + high) / 2;
+            if self.sigma_at(middle) < sigma { low = middle + 1 } else { high = middle }
+        }
+        let nearest = if low > 0 && distance(low - 1) <= distance(low) { low - 1 } else { low };
+        nearest as f64
+    }
+
+    pub fn sigma_min(&self) -> f64 {
+        self.sigma_at(0)
+    }
+
+    pub fn sigma_max(&self) -> f64 {
+        self.sigma_at(self.train_steps() - 1)
+    }
+
+    /// ε from the model's output at `x` (VP), where x = α x₀ + σ ε.
+    pub(super) fn epsilon(
+        &self,
+        x: &Tensor,
+        output: &Tensor,
+        alpha: f64,
+        sigma: f64,
+    ) -> Result<Tensor> {
+        match self.prediction {
+            Prediction::Epsilon => Ok(output.clone()),
+            Prediction::VPrediction => combine(&[(alpha, output), (sigma, x)]),
+            Prediction::Sample => combine(&[(1.0 / sigma, x), (-alpha / sigma, output)]),
+        }
+    }
+
+    /// x₀ from the model's output at `x` (VP), where x = α x₀ + σ ε.
+    pub(super) fn x0(&self, x: &Tensor, output: &Tensor, alpha: f64, sigma: f64) -> Result<Tensor> {
+        match self.prediction {
+            Prediction::Epsilon => combine(&[(1.0 / alpha, x), (-sigma / alpha, output)]),
+            Prediction::VPrediction => combine(&[(alpha, x), (-sigma, output)]),
+            Prediction::Sample => Ok(output.clone()),
+        }
+    }
+
+    /// A VE denoiser, x₀(x, σ), made of the network's output(x, timestep) in VP:
+    /// the network sees x/√(σ²+1) (Karras et al., arXiv 2206.00364, table 1, "VP").
+    pub fn denoised(
+        &self,
+        x: &Tensor,
+        sigma: f64,
+        network: &mut impl FnMut(&Tensor, f64) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let alpha = 1.0 / (sigma * sigma + 1.0).sqrt();
+        let scaled = (x * alpha)?;
+        let output = network(&scaled, self.timestep(sigma))?;
+        self.x0(&scaled, &output, alpha, sigma * alpha)
+    }
+}
+
+/// `torch.linspace` in f32: from both ends to the middle.
+fn linspace(start: f32, end: f32, steps: usize) -> Vec<f32> {
+    if steps < 2 {
+        return vec![start; steps];
+    }
+    let step = (end - start) / (steps - 1) as f32;
+    let value = |i: usize| match i < steps / 2 {
+        true => start + step * i as f32,
+        false => end - step * (steps - 1 - i) as f32,
+    };
+    (0..steps).map(value).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timestep_and_sigma_are_inverse() {
+        let schedule = Schedule::new(&SchedulerConfig::default()).unwrap();
+        for t in 0..1000 {
+            assert_eq!(schedule.timestep(schedule.sigma(t as f64)), t as f64);
+        }
+        assert!((schedule.sigma_max() - 14.6146).abs() < 1e-3);
+        assert!((schedule.sigma_min() - 0.0292).abs() < 1e-3);
+    }
+
+    #[test]
+    fn a_rising_schedule_is_refused() {
+        let error = Schedule::from_alphas_cumprod(vec![0.1, 0.9], Prediction::Epsilon).unwrap_err();
+        assert!(error.to_string().contains("must fall"));
+    }
+}
