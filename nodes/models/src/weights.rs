@@ -1,0 +1,553 @@
+//! Weights by name: a view of one or several memory-mapped safetensors files.
+//!
+//! Files come from strangers. The header's offsets, every shape, the type and the finiteness of
+//! every value are checked before a model sees a tensor, and [`Weights::finish`] finds tensors that
+//! no part of the model asked for: together they prove that the file is this model's.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use candle_core::{DType, Device, Shape, Tensor};
+use safetensors::tensor::{Dtype, Metadata, SafeTensorError, SafeTensors};
+
+use crate::error::{Error, Result};
+
+/// The file names a folder's weights are looked for under, the first that exists.
+const FOLDER_NAMES: [&str; 8] = [
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.safetensors.index.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "diffusion_pytorch_model.fp16.safetensors",
+    "diffusion_pytorch_model.fp16.safetensors.index.json",
+    "model.fp16.safetensors",
+    "model.fp16.safetensors.index.json",
+];
+
+/// Named tensors, seen from a prefix: `weights.sub("down_blocks.0")` is the same weights with every
+/// name under `down_blocks.0.`. Cloning is cheap.
+#[derive(Clone)]
+pub struct Weights {
+    store: Arc<Store>,
+    /// Empty, or ends in a dot.
+    prefix: String,
+    device: Device,
+}
+
+struct Store {
+    /// What errors call it: the file's path.
+    origin: String,
+    source: Source,
+    /// Full names that were read.
+    read: Mutex<HashSet<String>>,
+}
+
+enum Source {
+    Files { files: Vec<MappedFile>, file_of: HashMap<String, usize> },
+    Tensors(HashMap<String, Tensor>),
+    /// Every tensor exists, in the shape it is asked for.
+    Recording(Mutex<BTreeMap<String, Vec<usize>>>),
+}
+
+struct MappedFile {
+    path: PathBuf,
+    map: memmap2::Mmap,
+    metadata: Metadata,
+    /// Where the tensors' bytes begin.
+    data_start: usize,
+}
+
+impl Weights {
+    /// Opens a `.safetensors` file, a `.safetensors.index.json` with its shards beside it, or a
+    /// folder with one of these under the names that diffusers and transformers give them. Tensors
+    /// will be read onto `device`.
+    ///
+    /// The files are mapped, not read; they must not change while the weights are in use.
+    ///
+    /// # Errors
+    /// A file cannot be opened; a header is damaged, or disagrees with the file's length; a folder
+    /// holds no weights; an index names a file outside its folder, or a tensor that its shard lacks.
+    pub fn open(path: &Path, device: &Device) -> Result<Weights> {
+        if path.is_dir() {
+            for name in FOLDER_NAMES {
+                let file = path.join(name);
+                if file.is_file() {
+                    return Weights::open(&file, device);
+                }
+            }
+            return Err(Error::NoWeights {
+                folder: path.to_owned(),
+                tried: FOLDER_NAMES.join(", "),
+            });
+        }
+        let is_index = path.extension().is_some_and(|extension| extension == "json");
+        let (files, file_of) = if is_index { open_index(path)? } else { open_one(path)? };
+        let source = Source::Files { files, file_of };
+        Ok(Weights::new(path.display().to_string(), source, device))
+    }
+
+    /// Weights that are in memory already; `origin` is what errors call them.
+    pub fn from_tensors(
+        origin: impl Into<String>,
+        tensors: HashMap<String, Tensor>,
+        device: &Device,
+    ) -> Weights {
+        Weights::new(origin.into(), Source::Tensors(tensors), device)
+    }
+
+    /// Weights that grant every request with zeros that take no memory and note what was asked
+    /// for, to learn which tensors a configuration needs: see [`Weights::recorded`].
+    pub fn recording() -> Weights {
+        let source = Source::Recording(Mutex::new(BTreeMap::new()));
+        Weights::new("the recording".to_owned(), source, &Device::Cpu)
+    }
+
+    fn new(origin: String, source: Source, device: &Device) -> Weights {
+        let store = Arc::new(Store { origin, source, read: Mutex::new(HashSet::new()) });
+        Weights { store, prefix: String::new(), device: device.clone() }
+    }
+
+    /// The same weights, names taken from under `name` (a dotted path).
+    pub fn sub(&self, name: impl AsRef<str>) -> Weights {
+        let name = name.as_ref();
+        let prefix = if name.is_empty() {
+            self.prefix.clone()
+        } else {
+            format!("{}{name}.", self.prefix)
+        };
+        Weights { store: self.store.clone(), prefix, device: self.device.clone() }
+    }
+
+    /// What these weights were opened from, for error messages.
+    pub fn origin(&self) -> &str {
+        &self.store.origin
+    }
+
+    /// Where tensors are read to.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Is there a tensor of this name, or any below it when it is a dotted path?
+    pub fn has(&self, name: &str) -> bool {
+        let full = format!("{}{name}", self.prefix);
+        let below = format!("{full}.");
+        match &self.store.source {
+            Source::Files { file_of, .. } => {
+                file_of.contains_key(&full) || file_of.keys().any(|name| name.starts_with(&below))
+            }
+            Source::Tensors(tensors) => {
+                tensors.contains_key(&full) || tensors.keys().any(|name| name.starts_with(&below))
+            }
+            Source::Recording(_) => true,
+        }
+    }
+
+    /// The shape of a tensor, if there is one of this name.
+    pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        let full = format!("{}{name}", self.prefix);
+        match &self.store.source {
+            Source::Files { files, file_of } => {
+                let file = &files[*file_of.get(&full)?];
+                file.metadata.info(&full).map(|info| info.shape.clone())
+            }
+            Source::Tensors(tensors) => tensors.get(&full).map(|tensor| tensor.dims().to_vec()),
+            Source::Recording(recorded) => lock(recorded).get(&full).cloned(),
+        }
+    }
+
+    /// The names under this prefix, without it, sorted.
+    pub fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = self
+            .store
+            .names()
+            .into_iter()
+            .filter_map(|name| name.strip_prefix(&self.prefix).map(str::to_owned))
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// The tensor `name` in f32, which must have the shape `shape`.
+    ///
+    /// # Errors
+    /// There is no such tensor, its shape or its type is another, or a value is NaN or infinite.
+    pub fn get(&self, name: &str, shape: impl Into<Shape>) -> Result<Tensor> {
+        let full = format!("{}{name}", self.prefix);
+        let expected: Shape = shape.into();
+        let tensor = match &self.store.source {
+            Source::Recording(recorded) => {
+                lock(recorded).insert(full.clone(), expected.dims().to_vec());
+                return Ok(Tensor::zeros(1, DType::F32, &self.device)?.broadcast_as(expected)?);
+            }
+            Source::Tensors(tensors) => {
+                let tensor = tensors.get(&full).ok_or_else(|| self.missing(&full))?;
+                self.check_shape(&full, &expected, tensor.dims())?;
+                if !tensor.dtype().is_float() {
+                    return Err(self.wrong_type(&full, format!("{:?}", tensor.dtype())));
+                }
+                tensor.to_device(&Device::Cpu)?
+            }
+            Source::Files { files, file_of } => {
+                let file = &files[*file_of.get(&full).ok_or_else(|| self.missing(&full))?];
+                let info = file.metadata.info(&full).ok_or_else(|| self.missing(&full))?;
+                self.check_shape(&full, &expected, &info.shape)?;
+                let dtype = match info.dtype {
+                    Dtype::F16 => DType::F16,
+                    Dtype::BF16 => DType::BF16,
+                    Dtype::F32 => DType::F32,
+                    Dtype::F64 => DType::F64,
+                    other => return Err(self.wrong_type(&full, format!("{other:?}"))),
+                };
+                // `MappedFile::open` has checked the offsets against the file's length.
+                let (start, end) = info.data_offsets;
+                let bytes = &file.map[file.data_start + start..file.data_start + end];
+                Tensor::from_raw_buffer(bytes, dtype, &info.shape, &Device::Cpu)?
+            }
+        };
+        let tensor = tensor.to_dtype(DType::F32)?;
+        self.check_finite(&full, &tensor)?;
+        lock(&self.store.read).insert(full);
+        Ok(tensor.to_device(&self.device)?)
+    }
+
+    /// Ends the loading of a model: every tensor under this prefix must have been read, but for
+    /// `tolerated` names (under this prefix; a `*` stands for any run of characters): buffers that
+    /// checkpoints carry and no computation uses.
+    ///
+    /// # Errors
+    /// Tensors were left unread; the error names some of them.
+    pub fn finish(&self, tolerated: &[&str]) -> Result<()> {
+        let unread: Vec<String> = {
+            let read = lock(&self.store.read);
+            let is_unread = |name: &String| !read.contains(&format!("{}{name}", self.prefix));
+            let is_tolerated = |name: &String| tolerated.iter().any(|t| matches(t, name));
+            self.names().into_iter().filter(|name| is_unread(name) && !is_tolerated(name)).collect()
+        };
+        if unread.is_empty() {
+            return Ok(());
+        }
+        let sample: Vec<String> =
+            unread.iter().take(5).map(|name| format!("`{}{name}`", self.prefix)).collect();
+        Err(Error::UnusedTensors {
+            file: self.store.origin.clone(),
+            count: unread.len(),
+            sample: sample.join(", "),
+        })
+    }
+
+    /// What a [`Weights::recording`] was asked for: full names and shapes.
+    pub fn recorded(&self) -> BTreeMap<String, Vec<usize>> {
+        match &self.store.source {
+            Source::Recording(recorded) => lock(recorded).clone(),
+            _ => BTreeMap::new(),
+        }
+    }
+
+    fn missing(&self, full: &str) -> Error {
+        let nearest = self
+            .store
+            .names()
+            .into_iter()
+            .map(|name| (strsim::jaro_winkler(full, name), name))
+            .max_by(|a, b| a.0.total_cmp(&b.0).then_with(|| b.1.cmp(a.1)))
+            .map(|(_, name)| name.to_owned());
+        Error::MissingTensor { file: self.store.origin.clone(), name: full.to_owned(), nearest }
+    }
+
+    fn check_shape(&self, full: &str, expected: &Shape, found: &[usize]) -> Result<()> {
+        if expected.dims() == found {
+            return Ok(());
+        }
+        Err(Error::Shape {
+            file: self.store.origin.clone(),
+            name: full.to_owned(),
+            expected: expected.dims().to_vec(),
+            found: found.to_vec(),
+        })
+    }
+
+    fn wrong_type(&self, full: &str, found: String) -> Error {
+        Error::DType { file: self.store.origin.clone(), name: full.to_owned(), found }
+    }
+
+    fn check_finite(&self, full: &str, tensor: &Tensor) -> Result<()> {
+        let values = tensor.flatten_all()?.to_vec1::<f32>()?;
+        match values.iter().position(|value| !value.is_finite()) {
+            None => Ok(()),
+            Some(index) => Err(Error::NotFinite {
+                file: self.store.origin.clone(),
+                name: full.to_owned(),
+                index,
+                value: values[index],
+            }),
+        }
+    }
+}
+
+impl Store {
+    fn names(&self) -> Vec<&str> {
+        match &self.source {
+            Source::Files { file_of, .. } => file_of.keys().map(String::as_str).collect(),
+            Source::Tensors(tensors) => tensors.keys().map(String::as_str).collect(),
+            Source::Recording(_) => Vec::new(),
+        }
+    }
+}
+
+impl MappedFile {
+    fn open(path: &Path) -> Result<MappedFile> {
+        let io = |source| Error::Io { path: path.to_owned(), source };
+        let file = File::open(path).map_err(io)?;
+        // SAFETY: the map is read only, and `Weights::open` says that the file must not change
+        // while it is in use. Bytes are only ever read as numbers, for which any bits are valid.
+        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io)?;
+        let broken = |problem| Error::NotSafetensors { path: path.to_owned(), problem };
+        let (header, metadata) = SafeTensors::read_metadata(&map)
+            .map_err(|error| broken(explain(&error, map.len())))?;
+        // The length field and the header come before the data.
+        let data_start = 8 + header;
+        if data_start + metadata.data_len() != map.len() {
+            return Err(broken("the tensors do not fill it to its end".to_owned()));
+        }
+        Ok(MappedFile { path: path.to_owned(), map, metadata, data_start })
+    }
+}
+
+fn open_one(path: &Path) -> Result<(Vec<MappedFile>, HashMap<String, usize>)> {
+    let file = MappedFile::open(path)?;
+    let file_of = file.metadata.offset_keys().into_iter().map(|name| (name, 0)).collect();
+    Ok((vec![file], file_of))
+}
+
+#[derive(serde::Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+fn open_index(path: &Path) -> Result<(Vec<MappedFile>, HashMap<String, usize>)> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| Error::Io { path: path.to_owned(), source })?;
+    let broken = |problem| Error::Index { path: path.to_owned(), problem };
+    let index: Index = serde_json::from_str(&text).map_err(|error| broken(error.to_string()))?;
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let mut files: Vec<MappedFile> = Vec::new();
+    let mut file_of = HashMap::new();
+    for (name, shard) in index.weight_map {
+        let is_plain = Path::new(&shard).file_name().is_some_and(|file| file == shard.as_str());
+        if !is_plain {
+            return Err(broken(format!("`{name}` is said to be in `{shard}`, not a file beside it")));
+        }
+        let shard = folder.join(shard);
+        let position = match files.iter().position(|file| file.path == shard) {
+            Some(position) => position,
+            None => {
+                files.push(MappedFile::open(&shard)?);
+                files.len() - 1
+            }
+        };
+        if files[position].metadata.info(&name).is_none() {
+            return Err(broken(format!("`{name}` is not in {}", shard.display())));
+        }
+        file_of.insert(name, position);
+    }
+    Ok((files, file_of))
+}
+
+fn explain(error: &SafeTensorError, length: usize) -> String {
+    use SafeTensorError as E;
+    match error {
+        E::HeaderTooSmall => format!("it has {length} bytes, fewer than a header's length field"),
+        E::InvalidHeaderLength => {
+            format!("its header says it is longer than the file's {length} bytes: truncated")
+        }
+        E::HeaderTooLarge => "its header says it is longer than 100 MB".to_owned(),
+        E::InvalidHeader(_) => "its header is not text".to_owned(),
+        E::InvalidHeaderDeserialization(error) => format!("its header is not valid JSON: {error}"),
+        E::InvalidOffset(name) => {
+            format!("tensor `{name}` overlaps another, or leaves a gap before it")
+        }
+        E::TensorInvalidInfo => "a tensor's offsets do not fit its shape and type".to_owned(),
+        E::MetadataIncompleteBuffer => {
+            format!("the tensors need another length than the file's {length} bytes: truncated")
+        }
+        E::ValidationOverflow => "a tensor's shape is impossibly large".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+/// Is `name` what `pattern` stands for? A `*` is any run of characters.
+fn matches(pattern: &str, name: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == name,
+        Some((start, rest)) => name.strip_prefix(start).is_some_and(|name| {
+            (0..=name.len())
+                .filter(|&i| name.is_char_boundary(i))
+                .any(|i| matches(rest, &name[i..]))
+        }),
+    }
+}
+
+/// A panic while a set of names was locked leaves that set whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use safetensors::tensor::TensorView;
+
+    fn file_of(tensors: &[(&str, Dtype, &[usize], Vec<u8>)]) -> Vec<u8> {
+        let views: Vec<(&str, TensorView)> = tensors
+            .iter()
+            .map(|(name, dtype, shape, bytes)| {
+                (*name, TensorView::new(*dtype, shape.to_vec(), bytes).expect("a valid view"))
+            })
+            .collect();
+        safetensors::serialize(views, None).expect("serializes")
+    }
+
+    fn f32s(values: &[f32]) -> Vec<u8> {
+        values.iter().flat_map(|value| value.to_le_bytes()).collect()
+    }
+
+    fn example() -> Vec<u8> {
+        let half: Vec<u8> = [0x3c00u16, 0xc000].iter().flat_map(|v| v.to_le_bytes()).collect();
+        file_of(&[
+            ("block.weight", Dtype::F32, &[2, 2], f32s(&[1., 2., 3., 4.])),
+            ("block.bias", Dtype::F16, &[2], half),
+            ("position_ids", Dtype::I64, &[1], 7i64.to_le_bytes().to_vec()),
+        ])
+    }
+
+    fn open(bytes: &[u8]) -> Result<Weights> {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("w.safetensors");
+        std::fs::write(&path, bytes).expect("written");
+        Weights::open(&path, &Device::Cpu)
+    }
+
+    fn message<T>(result: Result<T>) -> String {
+        match result {
+            Ok(_) => panic!("no error"),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn reads_f32_and_f16_under_a_prefix() -> Result<()> {
+        let weights = open(&example())?;
+        let block = weights.sub("block");
+        assert_eq!(block.get("weight", (2, 2))?.to_vec2::<f32>()?, [[1., 2.], [3., 4.]]);
+        assert_eq!(block.get("bias", 2)?.to_vec1::<f32>()?, [1., -2.]);
+        assert!(block.has("bias") && weights.has("block") && !weights.has("bias"));
+        assert_eq!(block.names(), ["bias", "weight"]);
+        weights.finish(&["position_ids"])?;
+        Ok(())
+    }
+
+    #[test]
+    fn names_what_is_wrong_with_a_tensor() -> Result<()> {
+        let weights = open(&example())?;
+        let text = message(weights.get("block.wieght", (2, 2)));
+        assert!(text.contains("`block.wieght`") && text.contains("is `block.weight`"), "{text}");
+        let text = message(weights.get("block.weight", (2, 3)));
+        assert!(text.contains("[2, 2]") && text.contains("[2, 3]"), "{text}");
+        let text = message(weights.get("position_ids", 1));
+        assert!(text.contains("position_ids") && text.contains("I64"), "{text}");
+        weights.get("block.weight", (2, 2))?;
+        let text = message(weights.finish(&["position_*"]));
+        assert!(text.contains("`block.bias`") && !text.contains("position_ids"), "{text}");
+        Ok(())
+    }
+
+    #[test]
+    fn names_the_tensor_that_is_not_finite() -> Result<()> {
+        for bad in [f32::NAN, f32::INFINITY] {
+            let weights = open(&file_of(&[("w", Dtype::F32, &[3], f32s(&[0., bad, 0.]))]))?;
+            let text = message(weights.get("w", 3));
+            assert!(text.contains("`w`") && text.contains("number 1"), "{text}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn truncated_and_contradictory_files_are_refused() {
+        let bytes = example();
+        for length in 0..bytes.len() {
+            assert!(open(&bytes[..length]).is_err(), "{length} bytes of {}", bytes.len());
+        }
+        let with_header = |header: &str, data: usize| {
+            let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+            bytes.extend(header.as_bytes());
+            bytes.extend(vec![0; data]);
+            bytes
+        };
+        let overlapping = r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}"#;
+        assert!(message(open(&with_header(overlapping, 12))).contains("overlaps"));
+        let outside = r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;
+        assert!(message(open(&with_header(outside, 4))).contains("truncated"));
+        let huge = r#"{"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,8]}}"#;
+        assert!(open(&with_header(huge, 8)).is_err());
+        assert!(message(open(&u64::MAX.to_le_bytes())).contains("100 MB"));
+    }
+
+    #[test]
+    fn shards_are_one_set_of_weights() -> Result<()> {
+        let dir = tempfile::tempdir().expect("a folder");
+        let write = |name: &str, bytes: &[u8]| {
+            std::fs::write(dir.path().join(name), bytes).expect("written");
+        };
+        write("a.safetensors", &file_of(&[("a", Dtype::F32, &[1], f32s(&[1.]))]));
+        write("b.safetensors", &file_of(&[("b", Dtype::F32, &[1], f32s(&[2.]))]));
+        let index = "model.safetensors.index.json";
+        write(index, br#"{"weight_map":{"a":"a.safetensors","b":"b.safetensors"}}"#);
+        let weights = Weights::open(dir.path(), &Device::Cpu)?;
+        assert_eq!(weights.get("b", 1)?.to_vec1::<f32>()?, [2.]);
+        assert_eq!(weights.names(), ["a", "b"]);
+        write(index, br#"{"weight_map":{"a":"b.safetensors"}}"#);
+        assert!(message(Weights::open(dir.path(), &Device::Cpu)).contains("`a` is not in"));
+        write(index, br#"{"weight_map":{"a":"../a.safetensors"}}"#);
+        assert!(message(Weights::open(dir.path(), &Device::Cpu)).contains("not a file beside it"));
+        Ok(())
+    }
+
+    #[test]
+    fn a_recording_notes_names_and_shapes() -> Result<()> {
+        let weights = Weights::recording();
+        assert_eq!(weights.sub("a.b").get("c", (4, 5))?.dims(), [4, 5]);
+        assert_eq!(weights.recorded(), BTreeMap::from([("a.b.c".to_owned(), vec![4, 5])]));
+        Ok(())
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = open(&bytes);
+        }
+
+        #[test]
+        fn a_damaged_byte_is_an_error_or_other_values(at in 0usize..400, with in any::<u8>()) {
+            let mut bytes = example();
+            let at = at % bytes.len();
+            bytes[at] = with;
+            if let Ok(weights) = open(&bytes) {
+                for name in weights.names() {
+                    if let Some(shape) = weights.shape(&name) {
+                        let _ = weights.get(&name, shape);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn patterns() {
+        assert!(matches("a.*.scale", "a.3.b.scale") && matches("*", ""));
+        assert!(!matches("a.*.scale", "a.3.scales") && !matches("a", "ab"));
+    }
+}
