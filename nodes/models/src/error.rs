@@ -2,6 +2,10 @@
 
 use std::path::PathBuf;
 
+use crate::clip_tokens::ClipTokensError;
+use crate::kosmos_tokens::KosmosTokensError;
+use crate::pil_resize::ResizeError;
+
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why a model could not be loaded or run.
@@ -58,6 +62,18 @@ pub enum Error {
     /// An input of a model call does not fit the model.
     #[error("{0}")]
     Input(String),
+
+    /// A CLIP tokenizer could not be read or used.
+    #[error(transparent)]
+    ClipTokens(#[from] ClipTokensError),
+
+    /// Kosmos-G's tokenizer could not be read, or a prompt not be laid out.
+    #[error(transparent)]
+    KosmosTokens(#[from] KosmosTokensError),
+
+    /// A picture could not be resized.
+    #[error(transparent)]
+    Resize(#[from] ResizeError),
 
     /// The caller asked to stop.
     #[error("cancelled")]

@@ -1,0 +1,22 @@
+pub mod aligner;
+pub mod charsmap;
+pub mod clip_text;
+pub mod clip_tokens;
+pub mod clip_vision;
+pub mod connector;
+pub mod error;
+pub mod kosmos;
+pub mod kosmos_tokens;
+pub mod layers;
+pub mod magneto;
+pub mod mllm;
+pub mod pil_resize;
+pub mod preprocess;
+pub mod randn;
+pub mod samplers;
+pub mod sentencepiece;
+pub mod vit;
+pub mod weights;
+
+pub use error::{Error, Result};
+pub use weights::Weights;

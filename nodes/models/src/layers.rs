@@ -1,0 +1,161 @@
+//! The layers that the transformers share: linear, layer norm, multi-head attention.
+//!
+//! Field names are the checkpoints' names.
+
+use candle_core::{D, DType, Device, Result as CandleResult, Tensor};
+
+use crate::error::{Error, Result};
+use crate::weights::Weights;
+
+/// y = x Wᵀ + b.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// `weight` [output, input] and `bias` [output].
+    pub fn load(weights: &Weights, input: usize, output: usize) -> Result<Linear> {
+        Ok(Linear {
+            weight: weights.get("weight", (output, input))?,
+            bias: Some(weights.get("bias", output)?),
+        })
+    }
+
+    /// `weight` [output, input] alone.
+    pub fn load_without_bias(weights: &Weights, input: usize, output: usize) -> Result<Linear> {
+        Ok(Linear { weight: weights.get("weight", (output, input))?, bias: None })
+    }
+
+    /// [..., input] → [..., output].
+    pub fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
+        kosmograph_kernels::linear(x, &self.weight, self.bias.as_ref())
+    }
+}
+
+/// Layer normalisation over the last dimension.
+#[derive(Clone, Debug)]
+pub struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+    eps: f64,
+}
+
+impl LayerNorm {
+    /// `weight` and `bias`, both [size].
+    pub fn load(weights: &Weights, size: usize, eps: f64) -> Result<LayerNorm> {
+        Ok(LayerNorm {
+            weight: weights.get("weight", size)?,
+            bias: weights.get("bias", size)?,
+            eps,
+        })
+    }
+
+    /// [..., size] → [..., size].
+    pub fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
+        kosmograph_kernels::layer_norm(x, &self.weight, &self.bias, self.eps)
+    }
+}
+
+/// Attention with several heads (Vaswani et al., arXiv 1706.03762, §3.2.2), every projection with a bias.
+#[derive(Clone, Debug)]
+pub struct MultiheadAttention {
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    out_proj: Linear,
+    heads: usize,
+}
+
+impl MultiheadAttention {
+    /// `dim` is the width of queries, keys, values and output; every head has `dim / heads` of it.
+    pub fn load(weights: &Weights, dim: usize, heads: usize) -> Result<MultiheadAttention> {
+        if heads == 0 || dim % heads != 0 {
+            return Err(Error::Input(format!(
+                "attention of width {dim} cannot be split into {heads} heads"
+            )));
+        }
+        let projection = |name: &str| Linear::load(&weights.sub(name), dim, dim);
+        Ok(MultiheadAttention {
+            q_proj: projection("q_proj")?,
+            k_proj: projection("k_proj")?,
+            v_proj: projection("v_proj")?,
+            out_proj: projection("out_proj")?,
+            heads,
+        })
+    }
+
+    /// `query` [B, Tq, C] attends to `context` [B, Tk, C]; `mask` is added to the scores, as in
+    /// [`kosmograph_kernels::attention`]. Returns [B, Tq, C].
+    pub fn forward(
+        &self,
+        query: &Tensor,
+        context: &Tensor,
+        mask: Option<&Tensor>,
+    ) -> CandleResult<Tensor> {
+        self.out_proj.forward(&self.attend(query, context, mask)?)
+    }
+
+    /// [`Self::forward`] without the output projection: the heads side by side, [B, Tq, C].
+    pub fn attend(
+        &self,
+        query: &Tensor,
+        context: &Tensor,
+        mask: Option<&Tensor>,
+    ) -> CandleResult<Tensor> {
+        let (batch, length, dim) = query.dims3()?;
+        let head_dim = dim / self.heads;
+        let split = |x: Tensor| x.reshape((batch, (), self.heads, head_dim))?.transpose(1, 2);
+        let q = split(self.q_proj.forward(query)?)?;
+        let k = split(self.k_proj.forward(context)?)?;
+        let v = split(self.v_proj.forward(context)?)?;
+        let scale = (head_dim as f64).powf(-0.5);
+        let heads = kosmograph_kernels::attention(&q, &k, &v, mask, scale)?;
+        heads.transpose(1, 2)?.reshape((batch, length, dim))
+    }
+
+    /// The projection that follows [`Self::attend`].
+    pub fn project(&self, heads: &Tensor) -> CandleResult<Tensor> {
+        self.out_proj.forward(heads)
+    }
+}
+
+/// Hides from each position those after it: [length, length], 0 on and below the diagonal, −∞ above.
+pub fn causal_mask(length: usize, device: &Device) -> CandleResult<Tensor> {
+    let hidden = (0..length * length).map(|i| i % length > i / length);
+    let mask: Vec<f32> =
+        hidden.map(|hidden| if hidden { f32::NEG_INFINITY } else { 0.0 }).collect();
+    Tensor::from_vec(mask, (length, length), device)
+}
+
+/// Hides the keys that are padding: `padding` [B, T], nonzero where a position is padding, → [B, 1, 1, T], 0 or −∞.
+pub fn padding_mask(padding: &Tensor) -> CandleResult<Tensor> {
+    let (batch, length) = padding.dims2()?;
+    let shape = (batch, 1, 1, length);
+    let zero = Tensor::zeros(shape, DType::F32, padding.device())?;
+    let hidden = Tensor::full(f32::NEG_INFINITY, shape, padding.device())?;
+    padding.reshape(shape)?.where_cond(&hidden, &zero)
+}
+
+/// x / max(‖x‖₂, 1e-12) over the last dimension.
+pub fn l2_normalize(x: &Tensor) -> CandleResult<Tensor> {
+    let norm = x.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?;
+    x.broadcast_div(&norm.maximum(1e-12)?)
+}
+
+/// Rows of an embedding table [V, C] for `ids` [B, T]: [B, T, C].
+///
+/// # Errors
+/// An id has no row.
+pub fn embedding(table: &Tensor, ids: &Tensor) -> Result<Tensor> {
+    let (rows, dim) = table.dims2()?;
+    let (batch, length) = ids.dims2()?;
+    let ids = ids.flatten_all()?.to_dtype(DType::U32)?;
+    if let Some(id) = ids.to_vec1::<u32>()?.into_iter().find(|id| *id as usize >= rows) {
+        return Err(Error::Input(format!(
+            "token {id} has no embedding: the table has {rows} rows"
+        )));
+    }
+    Ok(table.index_select(&ids, 0)?.reshape((batch, length, dim))?)
+}
