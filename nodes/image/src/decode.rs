@@ -1,0 +1,244 @@
+//! Pictures from files: PNG, JPEG, WebP, BMP, GIF and TIFF, told apart by their content.
+//!
+//! Files come from strangers. Sizes are checked before pixels are allocated, and what is damaged is an error, not a picture with a grey
+//! lower half.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Cursor, Read, Seek};
+use std::path::{Path, PathBuf};
+
+use image::codecs::gif::GifDecoder;
+use image::codecs::png::PngDecoder;
+use image::codecs::webp::WebPDecoder;
+use image::metadata::Orientation;
+use image::{
+    AnimationDecoder, DynamicImage, Frames, ImageDecoder, ImageError, ImageFormat, ImageReader,
+    Limits,
+};
+
+use crate::jpeg::has_end;
+use crate::levels::from_level;
+use crate::shape::Shape;
+
+/// The longest side that is read, in pixels.
+pub const MAX_SIDE: u32 = 16_384;
+/// The most pixels that are read, those of all frames together: 512 MiB of RGBA.
+pub const MAX_PIXELS: u64 = 1 << 27;
+/// The largest file that is read, in bytes.
+pub const MAX_FILE: u64 = 1 << 29;
+/// What a decoder may allocate: [`MAX_PIXELS`] with four 16-bit channels and as much again to work in.
+const MAX_ALLOC: u64 = MAX_PIXELS * 16;
+
+/// What a file shows.
+#[derive(Debug)]
+pub struct Decoded {
+    /// Of `pixels`: one picture for each frame of an animation, else one; three channels.
+    pub shape: Shape,
+    /// RGB in 0..1, [B, H, W, 3].
+    pub pixels: Vec<f32>,
+    /// 1 - alpha, [B, H, W]; `None` when the file has no alpha channel.
+    pub mask: Option<Vec<f32>>,
+}
+
+/// Why a file is not a picture that can be read.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    #[error("{} cannot be read: {cause}", path.display())]
+    Io { path: PathBuf, cause: io::Error },
+    #[error("{} is not a file; the name of a picture is wanted", path.display())]
+    NotAFile { path: PathBuf },
+    #[error("{} has {bytes} bytes; files of at most {MAX_FILE} bytes are read", path.display())]
+    FileTooLarge { path: PathBuf, bytes: u64 },
+    #[error(
+        "{} is not a picture: it does not begin as a PNG, JPEG, WebP, BMP, GIF or TIFF file does",
+        path.display()
+    )]
+    NotAPicture { path: PathBuf },
+    #[error(
+        "{} is a picture of the kind {format:?}, which is not read; save it as PNG, JPEG, WebP, BMP, GIF or TIFF",
+        path.display()
+    )]
+    Format { path: PathBuf, format: ImageFormat },
+    /// A side above [`MAX_SIDE`] or more pixels than [`MAX_PIXELS`].
+    #[error(
+        "{} shows {frames} x {width} x {height} pixels; at most {MAX_SIDE} on a side and {MAX_PIXELS} in all frames together are read",
+        path.display()
+    )]
+    TooLarge { path: PathBuf, frames: u64, width: u32, height: u32 },
+    #[error("{} is damaged: the JPEG ends before its end marker, so a part of it is missing", path.display())]
+    Truncated { path: PathBuf },
+    #[error("{} has no frames", path.display())]
+    Empty { path: PathBuf },
+    #[error("{} is damaged or not supported: {cause}", path.display())]
+    Damaged { path: PathBuf, cause: ImageError },
+}
+
+/// Reads the picture, or the frames of the animation, in the file `path`.
+///
+/// EXIF orientation is applied. Grey becomes RGB, and of 16 bits the upper 8 are kept, as ComfyUI has it, so that a picture and its
+/// 8-bit copy are the same. A GIF has an alpha channel when a pixel is transparent. Of a TIFF the first page is read.
+pub fn decode(path: &Path) -> Result<Decoded, DecodeError> {
+    let io_error = |cause| DecodeError::Io { path: path.to_owned(), cause };
+    let damaged = |cause| DecodeError::Damaged { path: path.to_owned(), cause };
+
+    let metadata = std::fs::metadata(path).map_err(io_error)?;
+    if !metadata.is_file() {
+        // A pipe would never end.
+        return Err(DecodeError::NotAFile { path: path.to_owned() });
+    }
+    if metadata.len() > MAX_FILE {
+        return Err(DecodeError::FileTooLarge { path: path.to_owned(), bytes: metadata.len() });
+    }
+    let file = BufReader::new(File::open(path).map_err(io_error)?);
+    let reader = ImageReader::new(file).with_guessed_format().map_err(io_error)?;
+    let format =
+        reader.format().ok_or_else(|| DecodeError::NotAPicture { path: path.to_owned() })?;
+    let mut file = reader.into_inner();
+
+    match format {
+        ImageFormat::Png => {
+            let mut decoder = PngDecoder::with_limits(file, limits()).map_err(damaged)?;
+            let orientation = prepare(&mut decoder, path)?;
+            if decoder.is_apng().map_err(damaged)? {
+                let frames = decoder.apng().map_err(damaged)?.into_frames();
+                animation(frames, orientation, path)
+            } else {
+                still(decoder, orientation, path)
+            }
+        }
+        ImageFormat::Gif => {
+            let mut decoder = GifDecoder::new(file).map_err(damaged)?;
+            let orientation = prepare(&mut decoder, path)?;
+            animation(decoder.into_frames(), orientation, path)
+        }
+        ImageFormat::WebP => {
+            let mut decoder = WebPDecoder::new(file).map_err(damaged)?;
+            let orientation = prepare(&mut decoder, path)?;
+            if decoder.has_animation() {
+                animation(decoder.into_frames(), orientation, path)
+            } else {
+                still(decoder, orientation, path)
+            }
+        }
+        ImageFormat::Jpeg => {
+            let mut bytes = Vec::new();
+            file.read_to_end(&mut bytes).map_err(io_error)?;
+            if !has_end(&bytes) {
+                return Err(DecodeError::Truncated { path: path.to_owned() });
+            }
+            first_picture(Cursor::new(bytes), format, path)
+        }
+        ImageFormat::Bmp | ImageFormat::Tiff => first_picture(file, format, path),
+        format => Err(DecodeError::Format { path: path.to_owned(), format }),
+    }
+}
+
+fn limits() -> Limits {
+    let mut limits = Limits::no_limits();
+    limits.max_alloc = Some(MAX_ALLOC);
+    limits
+}
+
+/// Checks the size that the header tells and sets the limits; returns how the picture is to be turned.
+fn prepare(decoder: &mut impl ImageDecoder, path: &Path) -> Result<Orientation, DecodeError> {
+    let (width, height) = decoder.dimensions();
+    check_size(1, width, height, path)?;
+    let damaged = |cause| DecodeError::Damaged { path: path.to_owned(), cause };
+    decoder.set_limits(limits()).map_err(damaged)?;
+    // Metadata that cannot be read leaves a picture that can.
+    Ok(decoder.orientation().unwrap_or(Orientation::NoTransforms))
+}
+
+fn check_size(frames: u64, width: u32, height: u32, path: &Path) -> Result<(), DecodeError> {
+    let pixels = frames * u64::from(width) * u64::from(height);
+    if width > MAX_SIDE || height > MAX_SIDE || pixels > MAX_PIXELS {
+        return Err(DecodeError::TooLarge { path: path.to_owned(), frames, width, height });
+    }
+    Ok(())
+}
+
+fn first_picture(
+    reader: impl BufRead + Seek,
+    format: ImageFormat,
+    path: &Path,
+) -> Result<Decoded, DecodeError> {
+    let damaged = |cause| DecodeError::Damaged { path: path.to_owned(), cause };
+    let mut reader = ImageReader::with_format(reader, format);
+    reader.limits(limits());
+    let mut decoder = reader.into_decoder().map_err(damaged)?;
+    let orientation = prepare(&mut decoder, path)?;
+    still(decoder, orientation, path)
+}
+
+fn still(
+    decoder: impl ImageDecoder,
+    orientation: Orientation,
+    path: &Path,
+) -> Result<Decoded, DecodeError> {
+    let damaged = |cause| DecodeError::Damaged { path: path.to_owned(), cause };
+    let mut picture = DynamicImage::from_decoder(decoder).map_err(damaged)?;
+    picture.apply_orientation(orientation);
+    let has_alpha = picture.color().has_alpha();
+    let (width, height) = (picture.width(), picture.height());
+    let mut frames = Vec::from([upper_bytes(picture)]);
+    decoded(&mut frames, width, height, has_alpha, path)
+}
+
+fn animation(
+    frames: Frames<'_>,
+    orientation: Orientation,
+    path: &Path,
+) -> Result<Decoded, DecodeError> {
+    let damaged = |cause| DecodeError::Damaged { path: path.to_owned(), cause };
+    let mut pictures = Vec::new();
+    let mut size = (0, 0);
+    for frame in frames {
+        let mut picture = DynamicImage::ImageRgba8(frame.map_err(damaged)?.into_buffer());
+        picture.apply_orientation(orientation);
+        size = (picture.width(), picture.height());
+        check_size(pictures.len() as u64 + 1, size.0, size.1, path)?;
+        pictures.push(picture.into_rgba8().into_raw());
+    }
+    let has_alpha = pictures.iter().any(|picture| picture.chunks(4).any(|pixel| pixel[3] != 255));
+    decoded(&mut pictures, size.0, size.1, has_alpha, path)
+}
+
+/// RGBA with 8 bits. The image crate would round 16 bits to nearest.
+fn upper_bytes(picture: DynamicImage) -> Vec<u8> {
+    match picture {
+        DynamicImage::ImageLuma16(_)
+        | DynamicImage::ImageLumaA16(_)
+        | DynamicImage::ImageRgb16(_)
+        | DynamicImage::ImageRgba16(_) => {
+            picture.into_rgba16().iter().map(|level| (level >> 8) as u8).collect()
+        }
+        picture => picture.into_rgba8().into_raw(),
+    }
+}
+
+/// `frames` are RGBA, each of `width` · `height` pixels; they are taken out, so that no two copies of all lie in memory.
+fn decoded(
+    frames: &mut Vec<Vec<u8>>,
+    width: u32,
+    height: u32,
+    has_alpha: bool,
+    path: &Path,
+) -> Result<Decoded, DecodeError> {
+    if frames.is_empty() || width == 0 || height == 0 {
+        return Err(DecodeError::Empty { path: path.to_owned() });
+    }
+    let shape =
+        Shape { batch: frames.len(), height: height as usize, width: width as usize, channels: 3 };
+    let count = shape.batch * shape.height * shape.width;
+    let mut pixels = Vec::with_capacity(count * 3);
+    let mut mask = has_alpha.then(|| Vec::with_capacity(count));
+    for frame in frames.drain(..) {
+        for pixel in frame.chunks_exact(4) {
+            pixels.extend(pixel[..3].iter().map(|level| from_level(*level)));
+            if let Some(mask) = &mut mask {
+                mask.push(1.0 - from_level(pixel[3]));
+            }
+        }
+    }
+    Ok(Decoded { shape, pixels, mask })
+}

@@ -1,0 +1,42 @@
+//! The nodes: each reads its inputs and calls the function that does the work. Names, defaults and ranges are ComfyUI's.
+
+use std::borrow::Cow;
+
+use node::{Error, Image, Result, Tensor};
+
+use crate::shape::Shape;
+
+pub mod canny;
+pub mod image_batch;
+pub mod image_invert;
+pub mod image_pad_for_outpaint;
+pub mod image_scale;
+pub mod image_scale_by;
+pub mod load_image;
+pub mod preview_image;
+pub mod save_image;
+
+/// `upscale_method`'s choices.
+const UPSCALE_METHODS: [&str; 5] = ["nearest-exact", "bilinear", "area", "bicubic", "lanczos"];
+
+/// ComfyUI's longest side, in pixels.
+const MAX_RESOLUTION: u64 = 16_384;
+
+/// The shape and values of pictures.
+///
+/// # Errors
+/// Another number of channels than 1, 3 or 4, and what [`Tensor::to_f32`] says.
+fn pictures(image: &Image) -> Result<(Shape, Cow<'_, [f32]>)> {
+    let (batch, height, width, channels) = image.dims();
+    if !matches!(channels, 1 | 3 | 4) {
+        return Err(Error::new(format!(
+            "an IMAGE has 1, 3 or 4 channels, but this one has {channels}; its shape is {:?}",
+            image.0.shape()
+        )));
+    }
+    Ok((Shape { batch, height, width, channels }, image.0.to_f32()?))
+}
+
+fn image(shape: Shape, values: Vec<f32>) -> Result<Image> {
+    Ok(Image(Tensor::from_f32(&shape.dims(), values)?))
+}
