@@ -1,0 +1,455 @@
+//! One call into a library: the context it is lent, why it failed, and what it wrote.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use kosmograph_abi as abi;
+use serde_json::Value as Json;
+
+use crate::value::{Value, parts, text_bytes};
+
+/// How much a line of log matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+}
+
+/// What the host does for a call. A library may use all of it from any thread while the call lasts.
+pub trait Call: Sync {
+    /// One line for the person who runs the workflow.
+    fn log(&self, level: LogLevel, message: &str);
+
+    /// `step` of `steps` are done, never more than all of them. Returns true when the work is to stop.
+    fn progress(&self, step: u64, steps: u64) -> bool;
+
+    /// A thing the host knows, by the names of node.h.
+    fn property(&self, name: &str) -> Option<String>;
+
+    /// Something that an output node made; an object.
+    fn output(&self, json: Json);
+}
+
+/// Why a call gave no values.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NodeFailure {
+    /// One sentence, the library's own or about how it broke the boundary's rules, and the input at
+    /// fault where it is known.
+    #[error("{sentence}")]
+    Failed { input: Option<String>, sentence: String },
+    /// [`Call::progress`] asked for it.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+impl NodeFailure {
+    pub(super) fn failed(sentence: impl Into<String>) -> Self {
+        Self::Failed { input: None, sentence: sentence.into() }
+    }
+}
+
+/// An output as the descriptor declares it.
+pub(super) struct Expected {
+    name: String,
+    /// What a value of its type is; `None` for the types that node.h does not know.
+    kind: Option<abi::Kind>,
+    type_name: String,
+}
+
+impl Expected {
+    pub(super) fn new(name: String, type_name: String) -> Self {
+        Self { name, kind: kind_of_type(&type_name), type_name }
+    }
+}
+
+/// The kind that values of a socket type have, as node.h lists them.
+pub(crate) fn kind_of_type(type_name: &str) -> Option<abi::Kind> {
+    Some(match type_name {
+        "INT" => abi::INT,
+        "FLOAT" => abi::FLOAT,
+        "STRING" | "COMBO" => abi::STRING,
+        "BOOLEAN" => abi::BOOL,
+        "IMAGE" | "MASK" | "IMAGE_TOKENS" => abi::TENSOR,
+        "LATENT" | "CONTROL" | "HIDDEN_STATES" => abi::MAP,
+        "CONDITIONING" => abi::LIST,
+        "MODEL" | "CLIP" | "VAE" | "CONTROL_NET" | "KOSMOS" | "IMAGE_ENCODER" => abi::OBJECT,
+        _ => return None,
+    })
+}
+
+/// What stands behind a `kg_context`. The context comes first, so that its address is the frame's.
+#[repr(C)]
+struct Frame<'a> {
+    context: abi::Context,
+    call: &'a dyn Call,
+    notes: Mutex<Notes>,
+    cancelled: AtomicBool,
+}
+
+/// What a call leaves behind.
+#[derive(Default)]
+struct Notes {
+    /// Of `fail`: input and sentence, the last one said.
+    failure: Option<(String, String)>,
+    /// The first rule of the boundary that the library broke through its context.
+    violation: Option<String>,
+    /// A function of the host that panicked: the host's mistake, reported as such.
+    host_panic: Option<&'static str>,
+    /// Properties that were asked for; they live until the call returns.
+    properties: HashMap<String, Box<str>>,
+}
+
+impl Frame<'_> {
+    fn notes(&self) -> MutexGuard<'_, Notes> {
+        // A thread that panicked while it held the notes left them as true as they were.
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn violation(&self, what: String) {
+        self.notes().violation.get_or_insert(what);
+    }
+
+    /// Runs a function of the host, and never unwinds.
+    fn guarded<T>(&self, what: &'static str, otherwise: T, body: impl FnOnce() -> T) -> T {
+        catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|_| {
+            self.notes().host_panic.get_or_insert(what);
+            otherwise
+        })
+    }
+}
+
+/// Lends a context to `function`, which is one entry point of a library, and takes what it wrote.
+/// `who` is what a sentence calls it. `expected` are the declared outputs, or empty where nothing is
+/// declared.
+pub(super) fn invoke(
+    who: &str,
+    call: &dyn Call,
+    n_outputs: usize,
+    expected: &[Expected],
+    function: impl FnOnce(*const abi::Context, *mut abi::Value) -> abi::Status,
+) -> Result<Vec<Value>, NodeFailure> {
+    let frame = Frame {
+        context: abi::Context {
+            size: size_of::<abi::Context>() as u32,
+            reserved: 0,
+            log,
+            progress,
+            fail,
+            property,
+            output,
+            new_string,
+            new_list,
+            new_map,
+            new_tensor,
+        },
+        call,
+        notes: Mutex::default(),
+        cancelled: AtomicBool::new(false),
+    };
+    let mut raw = vec![abi::Value::NONE; n_outputs];
+    let status = function((&raw const frame).cast(), raw.as_mut_ptr());
+    // All of them, before anything is returned: each carries a reference that is the host's now.
+    // SAFETY: node.h: what was written to `outputs` is a value with a reference that passes to the caller.
+    let values: Vec<_> = raw.into_iter().map(|raw| unsafe { Value::adopt(raw) }).collect();
+    let cancelled = frame.cancelled.load(Ordering::Relaxed);
+    let Notes { failure, violation, host_panic, .. } =
+        frame.notes.into_inner().unwrap_or_else(PoisonError::into_inner);
+    if let Some(what) = host_panic {
+        return Err(NodeFailure::failed(format!(
+            "kosmograph itself failed in {what} while {who} ran; this is a mistake in kosmograph"
+        )));
+    }
+    match status {
+        abi::OK => (),
+        abi::CANCELLED if cancelled => return Err(NodeFailure::Cancelled),
+        abi::CANCELLED => {
+            return Err(NodeFailure::failed(format!(
+                "{who} ended as cancelled, though nobody asked it to stop; its library breaks the \
+                 boundary's rule"
+            )));
+        }
+        abi::ERROR => {
+            let Some((input, sentence)) = failure.filter(|(_, sentence)| !sentence.is_empty())
+            else {
+                return Err(NodeFailure::failed(format!(
+                    "{who} failed and gave no reason; its library breaks the boundary's rule"
+                )));
+            };
+            let input = (!input.is_empty()).then_some(input);
+            return Err(NodeFailure::Failed { input, sentence });
+        }
+        other => {
+            return Err(NodeFailure::failed(format!(
+                "{who} returned the status {other}, which the boundary does not know"
+            )));
+        }
+    }
+    if let Some(what) = violation {
+        return Err(NodeFailure::failed(format!("{who} {what}; its library breaks the rules")));
+    }
+    let mut outputs = Vec::with_capacity(n_outputs);
+    for (i, value) in values.into_iter().enumerate() {
+        let declared = expected.get(i);
+        let name = || match declared {
+            Some(declared) => format!("{} \"{}\"", i, declared.name),
+            None => i.to_string(),
+        };
+        let value = value.map_err(|malformed| {
+            NodeFailure::failed(format!(
+                "{who} wrote a value to its output {} that {malformed}; its library breaks the \
+                 boundary's rules",
+                name()
+            ))
+        })?;
+        let (kind, wanted) = (value.kind(), declared.and_then(|declared| declared.kind));
+        if declared.is_some() && (kind == abi::NONE || wanted.is_some_and(|wanted| wanted != kind))
+        {
+            return Err(NodeFailure::failed(format!(
+                "{who} says it is done, but its output {}, {}, is {}; its library breaks the \
+                 boundary's rules",
+                name(),
+                declared.map_or("", |declared| &declared.type_name),
+                value.kind_name()
+            )));
+        }
+        outputs.push(value);
+    }
+    Ok(outputs)
+}
+
+/// [`abi::Interface`] with a function pointer that may be NULL, as memory from outside may have it.
+#[repr(C)]
+struct RawInterface {
+    size: u32,
+    reserved: u32,
+    call: Option<InterfaceFn>,
+}
+
+/// The type of `kg_interface.call`.
+type InterfaceFn = unsafe extern "C" fn(
+    *mut abi::Object,
+    *const abi::Context,
+    *const abi::Value,
+    usize,
+    *mut abi::Value,
+    usize,
+) -> abi::Status;
+
+/// The function of an interface; `None` for NULL, the end of a sentence for what breaks node.h.
+///
+/// # Safety
+/// `interface` is NULL or what node.h says an interface is.
+pub(super) unsafe fn read_interface(
+    interface: *const abi::Interface,
+) -> Option<Result<InterfaceFn, String>> {
+    if interface.is_null() {
+        return None;
+    }
+    if !interface.is_aligned() {
+        return Some(Err("is at an address not aligned to 8".to_owned()));
+    }
+    // SAFETY: the size stands first, and says whether the rest is there.
+    let size = unsafe { (*interface).size } as usize;
+    if size < size_of::<RawInterface>() {
+        return Some(Err(format!("has {size} bytes, not {}", size_of::<RawInterface>())));
+    }
+    // SAFETY: `size` covers it.
+    let call = unsafe { (*interface.cast::<RawInterface>()).call };
+    Some(call.ok_or_else(|| "has no function call".to_owned()))
+}
+
+fn query(object: &Value, id: &str) -> Option<Result<InterfaceFn, String>> {
+    if object.kind() != abi::OBJECT {
+        return None;
+    }
+    // SAFETY: an object by kind, checked and alive; the text is borrowed for the call, and the answer
+    // lives as long as the process.
+    unsafe {
+        let object = object.as_raw().payload.object;
+        read_interface(((*object).query)(object, abi::Str::new(id)))
+    }
+}
+
+/// Whether `object` is an object that offers the interface `id`.
+pub fn offers(object: &Value, id: &str) -> bool {
+    query(object, id).is_some()
+}
+
+/// Calls an interface of an object; what goes in and out stands in node.h.
+///
+/// # Errors
+/// As for [`Library::run`](super::Library::run), and when the object does not offer the interface.
+pub fn call_interface(
+    object: &Value,
+    id: &str,
+    call: &dyn Call,
+    inputs: &[Value],
+    n_outputs: usize,
+) -> Result<Vec<Value>, NodeFailure> {
+    let who = match object.object_type() {
+        Some(type_name) => format!("\"{id}\" of a {type_name}"),
+        None => {
+            return Err(NodeFailure::failed(format!("{} offers no \"{id}\"", object.kind_name())));
+        }
+    };
+    let function = match query(object, id) {
+        None => return Err(NodeFailure::failed(format!("{who} is not offered"))),
+        Some(Err(why)) => return Err(NodeFailure::failed(format!("{who} {why}"))),
+        Some(Ok(function)) => function,
+    };
+    // SAFETY: the interface belongs to this live object; context, inputs and outputs are what node.h
+    // says for the duration of the call.
+    invoke(&who, call, n_outputs, &[], |context, outputs| unsafe {
+        let this = object.as_raw().payload.object;
+        function(this, context, inputs.as_ptr().cast(), inputs.len(), outputs, n_outputs)
+    })
+}
+
+/// The frame behind a context.
+///
+/// # Safety
+/// `context` is NULL, or was lent by [`invoke`] to a call that has not returned yet.
+unsafe fn frame<'a>(context: *const abi::Context) -> Option<&'a Frame<'a>> {
+    // SAFETY: the context is the first field of a frame, which is repr(C).
+    unsafe { context.cast::<Frame<'a>>().as_ref() }
+}
+
+/// Text that a library says, as it can be shown.
+///
+/// # Safety
+/// `text` is borrowed text.
+unsafe fn shown(text: abi::Str) -> String {
+    // SAFETY: the caller's promise.
+    match unsafe { text_bytes(text) } {
+        Ok(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+        Err(why) => format!("(a text that {why})"),
+    }
+}
+
+// SAFETY of the functions below: a library calls them with the context that it was lent, while the call
+// lasts, and with arguments that node.h allows (borrowed text, values and arrays).
+
+unsafe extern "C" fn log(context: *const abi::Context, level: abi::LogLevel, message: abi::Str) {
+    // SAFETY: see above.
+    let (Some(frame), message) = (unsafe { (frame(context), shown(message)) }) else { return };
+    let level = match level {
+        abi::LOG_ERROR => LogLevel::Error,
+        abi::LOG_WARN => LogLevel::Warn,
+        abi::LOG_DEBUG => LogLevel::Debug,
+        _ => LogLevel::Info,
+    };
+    frame.guarded("log", (), || frame.call.log(level, &message));
+}
+
+unsafe extern "C" fn progress(context: *const abi::Context, step: u64, steps: u64) -> i32 {
+    // SAFETY: see above.
+    let Some(frame) = (unsafe { frame(context) }) else { return 0 };
+    let stop = frame.guarded("progress", true, || frame.call.progress(step.min(steps), steps));
+    if stop {
+        frame.cancelled.store(true, Ordering::Relaxed);
+    }
+    stop.into()
+}
+
+unsafe extern "C" fn fail(context: *const abi::Context, input: abi::Str, sentence: abi::Str) {
+    // SAFETY: see above.
+    let Some(frame) = (unsafe { frame(context) }) else { return };
+    // SAFETY: see above.
+    let said = unsafe { (shown(input), shown(sentence)) };
+    frame.notes().failure = Some(said);
+}
+
+unsafe extern "C" fn property(context: *const abi::Context, name: abi::Str) -> abi::Str {
+    // SAFETY: see above.
+    let (Some(frame), name) = (unsafe { (frame(context), shown(name)) }) else {
+        return abi::Str::EMPTY;
+    };
+    if let Some(known) = frame.notes().properties.get(&name) {
+        return abi::Str::new(known);
+    }
+    let Some(text) = frame.guarded("property", None, || frame.call.property(&name)) else {
+        return abi::Str::EMPTY;
+    };
+    // Kept as it was first given: a view of it may be in use. Its address does not change with the map's.
+    let mut notes = frame.notes();
+    abi::Str::new(notes.properties.entry(name).or_insert_with(|| text.into_boxed_str()))
+}
+
+unsafe extern "C" fn output(context: *const abi::Context, json: abi::Str) {
+    // SAFETY: see above.
+    let Some(frame) = (unsafe { frame(context) }) else { return };
+    // SAFETY: see above.
+    let parsed = match unsafe { parts::string(json) } {
+        Ok(text) => serde_json::from_str::<Json>(text).map_err(|error| error.to_string()),
+        Err(why) => Err(why),
+    };
+    match parsed {
+        Ok(json @ Json::Object(_)) => frame.guarded("output", (), || frame.call.output(json)),
+        Ok(_) => frame.violation("gave an output that is JSON, but no object".to_owned()),
+        Err(why) => frame.violation(format!("gave an output that is not JSON: {why}")),
+    }
+}
+
+/// Hands a new value out, or NULL with a line that says why.
+fn hand_out(frame: &Frame, value: Result<Value, String>) -> *mut abi::Counted {
+    match value {
+        // SAFETY: a counted value of the host, whose reference passes to the library.
+        Ok(value) => unsafe { value.into_raw().payload.counted },
+        Err(why) => {
+            frame.guarded("log", (), || frame.call.log(LogLevel::Error, &why));
+            std::ptr::null_mut()
+        }
+    }
+}
+
+unsafe extern "C" fn new_string(
+    context: *const abi::Context,
+    text: abi::Str,
+) -> *mut abi::KgString {
+    // SAFETY: see above.
+    let Some(frame) = (unsafe { frame(context) }) else { return std::ptr::null_mut() };
+    // SAFETY: see above.
+    hand_out(frame, unsafe { parts::string(text) }.map(Value::string)).cast()
+}
+
+unsafe extern "C" fn new_list(
+    context: *const abi::Context,
+    items: *const abi::Value,
+    count: usize,
+) -> *mut abi::List {
+    // SAFETY: see above.
+    let Some(frame) = (unsafe { frame(context) }) else { return std::ptr::null_mut() };
+    // SAFETY: see above.
+    hand_out(frame, unsafe { parts::list(items, count) }).cast()
+}
+
+unsafe extern "C" fn new_map(
+    context: *const abi::Context,
+    keys: *const abi::Str,
+    values: *const abi::Value,
+    count: usize,
+) -> *mut abi::Map {
+    // SAFETY: see above.
+    let Some(frame) = (unsafe { frame(context) }) else { return std::ptr::null_mut() };
+    // SAFETY: see above.
+    hand_out(frame, unsafe { parts::map(keys, values, count) }).cast()
+}
+
+unsafe extern "C" fn new_tensor(
+    context: *const abi::Context,
+    dtype: abi::DLDataType,
+    ndim: i32,
+    shape: *const i64,
+) -> *mut abi::Tensor {
+    // SAFETY: see above.
+    let Some(frame) = (unsafe { frame(context) }) else { return std::ptr::null_mut() };
+    // SAFETY: see above.
+    hand_out(frame, unsafe { parts::tensor(dtype, ndim, shape) }).cast()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,323 @@
+//! What a library hands out is looked at once, as a whole, before the host believes it.
+//!
+//! A host cannot defend itself against a pointer into nowhere. It can against everything that can be
+//! seen: kinds out of range, NULL where something must be, structs that are too small, text that is not
+//! UTF-8, a list that contains itself, a tensor whose shape cannot be.
+
+use std::collections::HashMap;
+
+use kosmograph_abi as abi;
+use kosmograph_abi::DLDataType;
+
+use super::tensor::bytes_of;
+
+/// Values nest a few levels (a CONDITIONING holds CONTROLs, which chain); past this somebody builds
+/// them to break the stack of whoever walks them.
+const DEEPEST: usize = 64;
+
+/// How a value breaks node.h, as the end of a sentence that begins with "the value".
+#[derive(Debug, thiserror::Error)]
+#[error("{what}")]
+pub struct Malformed {
+    what: String,
+    /// Whether the reference can still be given back: the header itself is sound.
+    pub(super) releasable: bool,
+}
+
+impl Malformed {
+    fn new(what: impl Into<String>) -> Self {
+        Self { what: what.into(), releasable: true }
+    }
+
+    fn unreleasable(what: impl Into<String>) -> Self {
+        Self { what: what.into(), releasable: false }
+    }
+
+    /// The same, found inside of something larger, whose own header is sound.
+    fn inside(self, place: &str) -> Self {
+        Self { what: format!("{place} {}", self.what), releasable: true }
+    }
+}
+
+/// [`abi::Counted`] with function pointers that may be NULL, as memory from outside may have them.
+#[repr(C)]
+struct RawCounted {
+    size: u32,
+    reserved: u32,
+    retain: Option<unsafe extern "C" fn(*mut abi::Counted)>,
+    release: Option<unsafe extern "C" fn(*mut abi::Counted)>,
+}
+
+/// [`abi::Tensor`], as above.
+#[repr(C)]
+struct RawTensor {
+    base: RawCounted,
+    dl: *const abi::DLManagedTensorVersioned,
+    to_dlpack: Option<unsafe extern "C" fn(*mut abi::Tensor) -> *mut abi::DLManagedTensorVersioned>,
+}
+
+/// [`abi::Object`], as above.
+#[repr(C)]
+struct RawObject {
+    base: RawCounted,
+    type_name: abi::Str,
+    query: Option<unsafe extern "C" fn(*mut abi::Object, abi::Str) -> *const abi::Interface>,
+}
+
+/// Borrowed text as bytes, without believing more of it than must be.
+///
+/// # Safety
+/// `text.ptr` is NULL or points at `text.len` readable bytes, unchanged for `'a`.
+pub(crate) unsafe fn bytes<'a>(text: abi::Str) -> Result<&'a [u8], &'static str> {
+    if text.len > isize::MAX as usize {
+        return Err("is longer than memory");
+    }
+    if text.ptr.is_null() && text.len > 0 {
+        return Err("is NULL but has a length");
+    }
+    // SAFETY: the caller's promise.
+    Ok(unsafe { text.as_bytes() })
+}
+
+/// # Safety
+/// As for [`bytes`].
+unsafe fn text<'a>(text: abi::Str, what: &str) -> Result<&'a str, Malformed> {
+    // SAFETY: the caller's promise.
+    let bytes = unsafe { bytes(text) }.map_err(|why| Malformed::new(format!("{what} {why}")))?;
+    std::str::from_utf8(bytes).map_err(|error| {
+        Malformed::new(format!("{what} is not UTF-8 (byte {} is wrong)", error.valid_up_to()))
+    })
+}
+
+/// Which counted things were looked at, and how many levels deep each is; `None` while that is going
+/// on. Shared parts are looked at once, or a list that holds its child twice, sixty times over, would
+/// take forever.
+type Seen = HashMap<*const abi::Counted, Option<usize>>;
+
+/// Checks `raw` and everything that can be reached through it.
+///
+/// # Safety
+/// Pointers that are not NULL and aligned lead to readable memory that stays unchanged meanwhile.
+pub(super) unsafe fn check(raw: &abi::Value) -> Result<(), Malformed> {
+    // SAFETY: the caller's promise.
+    unsafe { check_within(raw, &mut Seen::new(), 0) }.map(drop)
+}
+
+/// Returns how many levels of counted things there are in `raw`, which itself is `depth` levels down.
+///
+/// # Safety
+/// As for [`check`].
+unsafe fn check_within(
+    raw: &abi::Value,
+    seen: &mut Seen,
+    depth: usize,
+) -> Result<usize, Malformed> {
+    let too_deep = || Malformed::new(format!("is nested more than {DEEPEST} levels deep"));
+    match raw.kind {
+        abi::NONE | abi::INT | abi::FLOAT => return Ok(0),
+        abi::BOOL => {
+            // SAFETY: every bit pattern is an integer.
+            return match unsafe { raw.payload.boolean } {
+                0 | 1 => Ok(0),
+                other => Err(Malformed::new(format!("is a boolean of {other}, not 0 or 1"))),
+            };
+        }
+        abi::STRING..=abi::OBJECT => (),
+        other => {
+            return Err(Malformed::unreleasable(format!(
+                "is of kind {other}, but the kinds of the boundary end at {}",
+                abi::OBJECT
+            )));
+        }
+    }
+    // SAFETY: a pointer in every counted kind.
+    let counted: *const abi::Counted = unsafe { raw.payload.counted };
+    let what = abi::kind_name(raw.kind);
+    if counted.is_null() {
+        return Err(Malformed::unreleasable(format!("is {what} at NULL")));
+    }
+    if !counted.cast::<u64>().is_aligned() {
+        return Err(Malformed::unreleasable(format!("is {what} at an address not aligned to 8")));
+    }
+    match seen.get(&counted) {
+        Some(&Some(levels)) if depth + levels <= DEEPEST => return Ok(levels),
+        Some(Some(_)) => return Err(too_deep()),
+        Some(None) => return Err(Malformed::new(format!("is {what} that contains itself"))),
+        None if depth == DEEPEST => return Err(too_deep()),
+        None => (),
+    }
+    seen.insert(counted, None);
+    // SAFETY: not NULL and aligned; the caller promises that such memory is readable.
+    let levels = 1 + unsafe { check_counted(raw, what, counted, seen, depth) }?;
+    seen.insert(counted, Some(levels));
+    Ok(levels)
+}
+
+/// Returns how many levels there are below.
+///
+/// # Safety
+/// As for [`check`]; `counted` is the payload, neither NULL nor misaligned.
+unsafe fn check_counted(
+    raw: &abi::Value,
+    what: &str,
+    counted: *const abi::Counted,
+    seen: &mut Seen,
+    depth: usize,
+) -> Result<usize, Malformed> {
+    let wanted = match raw.kind {
+        abi::STRING => size_of::<abi::KgString>(),
+        abi::LIST => size_of::<abi::List>(),
+        abi::MAP => size_of::<abi::Map>(),
+        abi::TENSOR => size_of::<abi::Tensor>(),
+        _ => size_of::<abi::Object>(),
+    };
+    // SAFETY: the size stands first and says how much more may be read.
+    let size = unsafe { *counted.cast::<u32>() } as usize;
+    if size < wanted {
+        let message = format!("is {what} of {size} bytes, where there must be {wanted}");
+        return Err(Malformed::unreleasable(message));
+    }
+    // SAFETY: `size` covers it.
+    let base = unsafe { &*counted.cast::<RawCounted>() };
+    if base.retain.is_none() || base.release.is_none() {
+        return Err(Malformed::unreleasable(format!("is {what} without retain and release")));
+    }
+    // SAFETY: by kind, and `size` covers the whole struct, here and below.
+    match raw.kind {
+        abi::STRING => {
+            unsafe { text((*raw.payload.string).text, "is a string whose text") }.map(|_| 0)
+        }
+        abi::LIST => unsafe {
+            let list = &*raw.payload.list;
+            check_items(list.items, list.count, what, seen, depth)
+        },
+        abi::MAP => unsafe {
+            let map = &*raw.payload.map;
+            check_keys(map.keys, map.count)?;
+            check_items(map.values, map.count, what, seen, depth)
+        },
+        abi::TENSOR => unsafe { check_tensor(&*counted.cast()) }.map(|()| 0),
+        _ => {
+            let object = unsafe { &*counted.cast::<RawObject>() };
+            if object.query.is_none() {
+                return Err(Malformed::new("is an object without query"));
+            }
+            match unsafe { text(object.type_name, "is an object whose type") }? {
+                "" => Err(Malformed::new("is an object without a type")),
+                _ => Ok(0),
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As for [`check`].
+unsafe fn check_items(
+    items: *const abi::Value,
+    count: usize,
+    what: &str,
+    seen: &mut Seen,
+    depth: usize,
+) -> Result<usize, Malformed> {
+    if count == 0 {
+        return Ok(0);
+    }
+    if items.is_null() || !items.is_aligned() {
+        return Err(Malformed::new(format!("is {what} of {count} values without them")));
+    }
+    if count > isize::MAX as usize / size_of::<abi::Value>() {
+        return Err(Malformed::new(format!("is {what} of {count} values, more than memory holds")));
+    }
+    let mut levels = 0;
+    for i in 0..count {
+        // SAFETY: `count` values stand there (the caller's promise).
+        let inner = unsafe { check_within(&*items.add(i), seen, depth + 1) };
+        let inner = inner.map_err(|fault| fault.inside(&format!("is {what} whose item {i}")))?;
+        levels = levels.max(inner);
+    }
+    Ok(levels)
+}
+
+/// # Safety
+/// As for [`check`].
+unsafe fn check_keys(keys: *const abi::Str, count: usize) -> Result<(), Malformed> {
+    if count == 0 {
+        return Ok(());
+    }
+    if keys.is_null() || !keys.is_aligned() {
+        return Err(Malformed::new(format!("is a map of {count} values without keys")));
+    }
+    let mut unique = std::collections::HashSet::new();
+    for i in 0..count {
+        // SAFETY: as many keys as values (the caller's promise).
+        let key = unsafe { text(*keys.add(i), &format!("is a map whose key {i}")) }?;
+        if !unique.insert(key) {
+            return Err(Malformed::new(format!("is a map with the key \"{key}\" twice")));
+        }
+    }
+    Ok(())
+}
+
+/// # Safety
+/// As for [`check`].
+unsafe fn check_tensor(tensor: &RawTensor) -> Result<(), Malformed> {
+    let fault = |what: String| Err(Malformed::new(format!("is a tensor {what}")));
+    if tensor.to_dlpack.is_none() {
+        return fault("without to_dlpack".into());
+    }
+    if tensor.dl.is_null() || !tensor.dl.is_aligned() {
+        return fault("without its DLPack view".into());
+    }
+    // SAFETY: the layout up to the version is the same in every DLPack; the rest is read only if it
+    // is version 1.
+    let version = unsafe { (*tensor.dl).version };
+    if version.major != abi::DLPACK_MAJOR_VERSION {
+        return fault(format!(
+            "of DLPack version {}.{}, but version {} is wanted",
+            version.major,
+            version.minor,
+            abi::DLPACK_MAJOR_VERSION
+        ));
+    }
+    // SAFETY: version 1.
+    let dl = unsafe { &(*tensor.dl).dl_tensor };
+    if !(0..=DEEPEST as i32).contains(&dl.ndim) {
+        return fault(format!("of {} axes", dl.ndim));
+    }
+    if dl.ndim > 0 && (dl.shape.is_null() || !dl.shape.is_aligned()) {
+        return fault(format!("of {} axes without a shape", dl.ndim));
+    }
+    if !dl.strides.is_null() && !dl.strides.is_aligned() {
+        return fault("whose strides are at an address not aligned to 8".into());
+    }
+    let shape: &[i64] = match dl.ndim {
+        0 => &[],
+        // SAFETY: DLPack: `ndim` numbers.
+        ndim => unsafe { std::slice::from_raw_parts(dl.shape, ndim as usize) },
+    };
+    let DLDataType { code, bits, lanes } = dl.dtype;
+    if lanes != 1 || bits == 0 || !bits.is_multiple_of(8) {
+        return fault(format!("of DLPack code {code} with {bits} bits and {lanes} lanes"));
+    }
+    let Some(size) = bytes_of(shape, dl.dtype) else {
+        return fault(format!("whose shape {shape:?} cannot be"));
+    };
+    if size > 0 && dl.data.is_null() {
+        return fault(format!("of shape {shape:?} without data"));
+    }
+    if dl.byte_offset > isize::MAX as u64 {
+        return fault(format!("that begins {} bytes behind its data", dl.byte_offset));
+    }
+    if size > 0 && !dl.strides.is_null() {
+        // SAFETY: DLPack: `ndim` numbers.
+        let strides = unsafe { std::slice::from_raw_parts(dl.strides, shape.len()) };
+        let span = shape.iter().zip(strides).try_fold(0i64, |span, (&n, &stride)| {
+            span.checked_add((n - 1).checked_mul(stride.checked_abs()?)?)
+        });
+        let bytes_each = i64::from(bits / 8);
+        if span.and_then(|span| span.checked_mul(bytes_each)).is_none() {
+            return fault(format!("whose strides {strides:?} reach further than memory"));
+        }
+    }
+    Ok(())
+}
