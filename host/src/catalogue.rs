@@ -1,0 +1,519 @@
+//! What the libraries say of themselves → [`Catalogue`]: every class that a workflow may name, with
+//! its inputs typed and checked once, so that the plan never meets a nonsensical descriptor.
+//!
+//! The descriptor's format is specified in `nodes/abi/node.h`. Keys it does not know are left
+//! alone: libraries may be newer than the host.
+
+use crate::folders::Entry;
+use serde::Deserialize;
+use serde_json::Value;
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use thiserror::Error;
+
+/// One class of node.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NodeDescriptor {
+    pub class: String,
+    pub doc: String,
+    pub category: String,
+    pub inputs: Vec<InputDescriptor>,
+    pub outputs: Vec<OutputDescriptor>,
+    /// Equal inputs give equal outputs, so results may be kept.
+    pub pure: bool,
+    /// It is run for what it does outside the graph.
+    pub output_node: bool,
+}
+
+impl NodeDescriptor {
+    pub fn input(&self, name: &str) -> Option<&InputDescriptor> {
+        self.inputs.iter().find(|input| input.name == name)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct OutputDescriptor {
+    pub name: String,
+    #[serde(rename = "type")]
+    pub kind: String,
+}
+
+/// One input of a class.
+#[derive(Clone, Debug, PartialEq)]
+pub struct InputDescriptor {
+    pub name: String,
+    pub optional: bool,
+    pub doc: String,
+    /// The type as the library writes it: "INT", "MODEL", "IMAGE,MASK", "*".
+    pub type_name: String,
+    pub kind: InputKind,
+}
+
+/// What an input takes: a socket, or one of the widgets.
+#[derive(Clone, Debug, PartialEq)]
+pub enum InputKind {
+    /// The output of another node, of the type that [`InputDescriptor::type_name`] names.
+    Socket,
+    /// Both bounds inclusive and inside i64, or inside u64 where `max` is above i64's.
+    Int {
+        default: Option<i128>,
+        min: i128,
+        max: i128,
+        step: Option<i128>,
+        seed: bool,
+    },
+    /// Both bounds inclusive.
+    Float {
+        default: Option<f64>,
+        min: Option<f64>,
+        max: Option<f64>,
+        step: Option<f64>,
+    },
+    Text {
+        default: Option<String>,
+        multiline: bool,
+    },
+    Boolean {
+        default: Option<bool>,
+    },
+    /// One of `choices`, which are not empty.
+    Combo {
+        default: Option<String>,
+        choices: Vec<String>,
+    },
+    /// A file's name, looked for in the folders of kind `folder`.
+    Path {
+        default: Option<String>,
+        folder: String,
+        entry: Entry,
+    },
+}
+
+impl InputKind {
+    /// Whether an INT of this range is read as unsigned.
+    pub fn is_unsigned(max: i128) -> bool {
+        max > i128::from(i64::MAX)
+    }
+
+    pub fn is_seed(&self) -> bool {
+        matches!(self, Self::Int { seed: true, .. })
+    }
+}
+
+/// Whether an output of type `output` fits an input of type `input`: equal, or one is `*`, or a
+/// list of types with commas has one in common.
+pub fn types_fit(output: &str, input: &str) -> bool {
+    let one_of = |types: &str, name: &str| types.split(',').any(|one| one.trim() == name);
+    output == input
+        || output.split(',').any(|name| name.trim() == "*" || one_of(input, name.trim()))
+        || one_of(input, "*")
+}
+
+/// A descriptor that is not what `node.h` says.
+#[derive(Debug, Error)]
+#[error("{library}: its descriptor is wrong: {place}{reason}")]
+pub struct DescriptorError {
+    pub library: String,
+    place: String,
+    reason: String,
+}
+
+/// A library, as the catalogue lists it.
+#[derive(Clone, Debug)]
+pub struct LibraryEntry {
+    pub name: String,
+    pub version: String,
+    pub path: PathBuf,
+    pub classes: usize,
+}
+
+/// A class and who provides it: node number `node` of library number `library`.
+#[derive(Clone, Debug)]
+pub struct Class {
+    pub library: usize,
+    pub node: u32,
+    /// The library's name, version and path: what tells its results from another's.
+    pub provider: Arc<str>,
+    pub descriptor: Arc<NodeDescriptor>,
+}
+
+/// Every class that a workflow may name.
+#[derive(Debug, Default)]
+pub struct Catalogue {
+    libraries: Vec<LibraryEntry>,
+    classes: Vec<Class>,
+    by_name: HashMap<String, usize>,
+    warnings: Vec<String>,
+}
+
+impl Catalogue {
+    /// Adds what the library at `path` describes; returns its number, counted from 0 in the order
+    /// of adding. A class that is already there stays the first library's, with a warning.
+    ///
+    /// # Errors
+    /// Every fault of the descriptor is a reason to refuse the library: what it says of one node
+    /// cannot be trusted if it is wrong about another.
+    pub fn add(&mut self, path: &Path, descriptor: &Value) -> Result<usize, DescriptorError> {
+        let (name, version, nodes) = parse(path, descriptor)?;
+        let number = self.libraries.len();
+        let classes = nodes.len();
+        let provider: Arc<str> = format!("{name} {version} {}", path.display()).into();
+        for (index, node) in nodes.into_iter().enumerate() {
+            if let Some(&first) = self.by_name.get(&node.class) {
+                let library = &self.libraries[self.classes[first].library];
+                self.warnings.push(format!(
+                    "the class {} is in two libraries; {} is used, {} is not",
+                    node.class,
+                    library.path.display(),
+                    path.display()
+                ));
+                continue;
+            }
+            self.by_name.insert(node.class.clone(), self.classes.len());
+            let node_number = index as u32;
+            let descriptor = Arc::new(node);
+            let provider = provider.clone();
+            self.classes.push(Class { library: number, node: node_number, provider, descriptor });
+        }
+        self.libraries.push(LibraryEntry { name, version, path: path.to_owned(), classes });
+        Ok(number)
+    }
+
+    pub fn get(&self, class: &str) -> Option<&Class> {
+        self.by_name.get(class).map(|&index| &self.classes[index])
+    }
+
+    /// In the order of the libraries and, in them, of their descriptors.
+    pub fn classes(&self) -> &[Class] {
+        &self.classes
+    }
+
+    pub fn class_names(&self) -> impl Iterator<Item = &str> {
+        self.classes.iter().map(|class| class.descriptor.class.as_str())
+    }
+
+    pub fn libraries(&self) -> &[LibraryEntry] {
+        &self.libraries
+    }
+
+    /// Classes that are in two libraries.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+}
+
+// ---- Reading a descriptor --------------------------------------------------------------------
+
+#[derive(Deserialize)]
+struct RawLibrary {
+    name: String,
+    version: String,
+    nodes: Vec<Value>,
+}
+
+#[derive(Deserialize)]
+struct RawNode {
+    class: String,
+    #[serde(default)]
+    doc: String,
+    #[serde(default)]
+    category: String,
+    #[serde(default)]
+    inputs: Vec<Value>,
+    #[serde(default)]
+    outputs: Vec<OutputDescriptor>,
+    #[serde(default = "yes")]
+    pure: bool,
+    #[serde(default)]
+    output_node: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+#[derive(Deserialize)]
+struct RawInput {
+    name: String,
+    #[serde(rename = "type")]
+    type_name: String,
+    #[serde(default)]
+    optional: bool,
+    #[serde(default)]
+    doc: String,
+    #[serde(default)]
+    default: Value,
+    #[serde(default)]
+    min: Value,
+    #[serde(default)]
+    max: Value,
+    #[serde(default)]
+    step: Value,
+    #[serde(default)]
+    choices: Vec<String>,
+    #[serde(default)]
+    multiline: bool,
+    #[serde(default)]
+    role: String,
+    #[serde(default)]
+    folder: String,
+    entry: Option<Entry>,
+}
+
+type Parsed = (String, String, Vec<NodeDescriptor>);
+
+fn parse(path: &Path, descriptor: &Value) -> Result<Parsed, DescriptorError> {
+    let library = path.display().to_string();
+    let wrong =
+        |place: String, reason: String| DescriptorError { library: library.clone(), place, reason };
+    let raw = RawLibrary::deserialize(descriptor)
+        .map_err(|error| wrong(String::new(), error.to_string()))?;
+    if raw.name.is_empty() {
+        return Err(wrong(String::new(), "the library has no name".into()));
+    }
+    let mut seen = HashSet::new();
+    let mut nodes = Vec::with_capacity(raw.nodes.len());
+    for (index, value) in raw.nodes.iter().enumerate() {
+        let class = value.get("class").and_then(Value::as_str).filter(|class| !class.is_empty());
+        let place = class.map_or(format!("node number {index}: "), |class| format!("{class}: "));
+        let node = parse_node(value)
+            .map_err(|Fault { input, reason }| wrong(format!("{place}{input}"), reason))?;
+        if !seen.insert(node.class.clone()) {
+            return Err(wrong(place, "the class stands twice".into()));
+        }
+        nodes.push(node);
+    }
+    Ok((raw.name, raw.version, nodes))
+}
+
+/// What is wrong with a node, and "input X: " if it is an input's.
+struct Fault {
+    input: String,
+    reason: String,
+}
+
+impl<T: ToString> From<T> for Fault {
+    fn from(reason: T) -> Self {
+        Self { input: String::new(), reason: reason.to_string() }
+    }
+}
+
+fn parse_node(value: &Value) -> Result<NodeDescriptor, Fault> {
+    let raw = RawNode::deserialize(value)?;
+    if raw.class.is_empty() {
+        return Err("its class has no name".into());
+    }
+    let mut seen = HashSet::new();
+    let mut inputs = Vec::with_capacity(raw.inputs.len());
+    for (index, value) in raw.inputs.iter().enumerate() {
+        let name = value.get("name").and_then(Value::as_str).filter(|name| !name.is_empty());
+        let input =
+            name.map_or(format!("input number {index}: "), |name| format!("input {name}: "));
+        let parsed = RawInput::deserialize(value).map_err(|error| error.to_string());
+        let parsed = parsed.and_then(parse_input);
+        let parsed = parsed.map_err(|reason| Fault { input: input.clone(), reason })?;
+        if !seen.insert(parsed.name.clone()) {
+            return Err(Fault { input, reason: "stands twice".into() });
+        }
+        inputs.push(parsed);
+    }
+    if raw.outputs.iter().any(|output| output.kind.is_empty()) {
+        return Err("an output has no type".into());
+    }
+    Ok(NodeDescriptor {
+        class: raw.class,
+        doc: raw.doc,
+        category: raw.category,
+        inputs,
+        outputs: raw.outputs,
+        pure: raw.pure,
+        output_node: raw.output_node,
+    })
+}
+
+fn parse_input(raw: RawInput) -> Result<InputDescriptor, String> {
+    if raw.name.is_empty() {
+        return Err("has no name".into());
+    }
+    let kind = match (raw.role.as_str(), raw.type_name.as_str()) {
+        ("path", "STRING" | "COMBO") => {
+            if raw.folder.is_empty() {
+                return Err("is a path without the folder it is looked for in".into());
+            }
+            let entry = raw.entry.ok_or("is a path without an entry: file, directory or any")?;
+            InputKind::Path { default: text(&raw.default)?, folder: raw.folder.clone(), entry }
+        }
+        ("path", other) => return Err(format!("is a path of type {other}, not STRING or COMBO")),
+        ("seed", other) if other != "INT" => {
+            return Err(format!("is a seed of type {other}, not INT"));
+        }
+        (_, "INT") => int(&raw)?,
+        (_, "FLOAT") => float(&raw)?,
+        (_, "STRING") => InputKind::Text { default: text(&raw.default)?, multiline: raw.multiline },
+        (_, "BOOLEAN") => match &raw.default {
+            Value::Null => InputKind::Boolean { default: None },
+            Value::Bool(default) => InputKind::Boolean { default: Some(*default) },
+            other => return Err(format!("its default {other} is not true or false")),
+        },
+        (_, "COMBO") => {
+            let default = text(&raw.default)?;
+            if raw.choices.is_empty() {
+                return Err("is a COMBO without choices".into());
+            }
+            if let Some(default) = &default
+                && !raw.choices.contains(default)
+            {
+                return Err(format!("its default \"{default}\" is not among its choices"));
+            }
+            InputKind::Combo { default, choices: raw.choices.clone() }
+        }
+        (_, "") => return Err("has no type".into()),
+        _ => InputKind::Socket,
+    };
+    let RawInput { name, type_name, optional, doc, .. } = raw;
+    Ok(InputDescriptor { name, optional, doc, type_name, kind })
+}
+
+fn text(default: &Value) -> Result<Option<String>, String> {
+    match default {
+        Value::Null => Ok(None),
+        Value::String(text) => Ok(Some(text.clone())),
+        other => Err(format!("its default {other} is not a string")),
+    }
+}
+
+fn int(raw: &RawInput) -> Result<InputKind, String> {
+    let whole = |what: &str, value: &Value| match value {
+        Value::Null => Ok(None),
+        value => {
+            let signed = value.as_i64().map(i128::from);
+            let whole = signed.or(value.as_u64().map(i128::from));
+            whole
+                .map(Some)
+                .ok_or_else(|| format!("its {what} {value} is not a whole number of 64 bits"))
+        }
+    };
+    let default = whole("default", &raw.default)?;
+    let min = whole("min", &raw.min)?;
+    let max = whole("max", &raw.max)?.unwrap_or(i64::MAX.into());
+    let step = whole("step", &raw.step)?;
+    let lowest = if InputKind::is_unsigned(max) { 0 } else { i128::from(i64::MIN) };
+    let min = min.unwrap_or(lowest);
+    if min < lowest {
+        return Err(format!("its min {min} is negative though its max makes it unsigned"));
+    }
+    if min > max {
+        return Err(format!("its min {min} is above its max {max}"));
+    }
+    if step.is_some_and(|step| step <= 0) {
+        return Err("its step is not above 0".into());
+    }
+    if let Some(default) = default
+        && !(min..=max).contains(&default)
+    {
+        return Err(format!("its default {default} is not between {min} and {max}"));
+    }
+    Ok(InputKind::Int { default, min, max, step, seed: raw.role == "seed" })
+}
+
+fn float(raw: &RawInput) -> Result<InputKind, String> {
+    let number = |what: &str, value: &Value| match value {
+        Value::Null => Ok(None),
+        value => {
+            value.as_f64().map(Some).ok_or_else(|| format!("its {what} {value} is not a number"))
+        }
+    };
+    let default = number("default", &raw.default)?;
+    let (min, max) = (number("min", &raw.min)?, number("max", &raw.max)?);
+    let step = number("step", &raw.step)?;
+    if let (Some(min), Some(max)) = (min, max)
+        && min > max
+    {
+        return Err(format!("its min {min} is above its max {max}"));
+    }
+    if step.is_some_and(|step| step <= 0.0) {
+        return Err("its step is not above 0".into());
+    }
+    if let Some(default) = default {
+        let below = min.is_some_and(|min| default < min);
+        if below || max.is_some_and(|max| default > max) {
+            return Err(format!("its default {default} is outside its range"));
+        }
+    }
+    Ok(InputKind::Float { default, min, max, step })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn library(inputs: Value) -> Value {
+        json!({"name": "l", "version": "1", "nodes": [
+            {"class": "A", "inputs": inputs, "outputs": [{"name": "x", "type": "IMAGE"}]}]})
+    }
+
+    fn one(input: Value) -> Result<InputKind, String> {
+        let mut catalogue = Catalogue::default();
+        let added = catalogue.add(Path::new("liba.so"), &library(json!([input])));
+        added.map_err(|error| error.to_string())?;
+        Ok(catalogue.get("A").unwrap().descriptor.inputs[0].kind.clone())
+    }
+
+    #[test]
+    fn inputs_are_typed() {
+        let seed = json!({"name": "s", "type": "INT", "max": u64::MAX, "role": "seed"});
+        let wanted =
+            InputKind::Int { default: None, min: 0, max: u64::MAX.into(), step: None, seed: true };
+        assert_eq!(one(seed).unwrap(), wanted);
+        let path = json!({"name": "p", "type": "STRING", "role": "path", "folder": "vae",
+            "entry": "any"});
+        let wanted = InputKind::Path { default: None, folder: "vae".into(), entry: Entry::Any };
+        assert_eq!(one(path).unwrap(), wanted);
+        assert_eq!(one(json!({"name": "m", "type": "MODEL"})).unwrap(), InputKind::Socket);
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_its_place() {
+        let sentence = |input| one(input).unwrap_err();
+        for (input, part) in [
+            (json!({"type": "INT"}), "A: input number 0: missing field `name`"),
+            (json!({"name": "", "type": "INT"}), "has no name"),
+            (json!({"name": "a", "type": ""}), "A: input a: has no type"),
+            (json!({"name": "a", "type": "INT", "default": 1.5}), "default 1.5 is not a whole"),
+            (json!({"name": "a", "type": "INT", "min": 3, "max": 2}), "min 3 is above its max 2"),
+            (json!({"name": "a", "type": "INT", "min": -1, "max": u64::MAX}), "unsigned"),
+            (json!({"name": "a", "type": "INT", "max": 2, "default": 3}), "is not between"),
+            (json!({"name": "a", "type": "INT", "step": 0}), "step"),
+            (json!({"name": "a", "type": "FLOAT", "max": 2, "default": 3}), "outside its range"),
+            (json!({"name": "a", "type": "COMBO"}), "without choices"),
+            (json!({"name": "a", "type": "COMBO", "choices": ["x"], "default": "y"}), "\"y\""),
+            (json!({"name": "a", "type": "FLOAT", "role": "seed"}), "seed of type FLOAT"),
+            (json!({"name": "a", "type": "STRING", "role": "path"}), "without the folder"),
+            (json!({"name": "a", "type": "BOOLEAN", "default": 1}), "true or false"),
+        ] {
+            let found = sentence(input);
+            assert!(found.contains("liba.so: its descriptor is wrong"), "{found}");
+            assert!(found.contains(part), "{found:?} has no {part:?}");
+        }
+    }
+
+    #[test]
+    fn the_first_of_two_libraries_keeps_a_class() {
+        let mut catalogue = Catalogue::default();
+        catalogue.add(Path::new("one.so"), &library(json!([]))).unwrap();
+        catalogue.add(Path::new("two.so"), &library(json!([]))).unwrap();
+        assert_eq!(catalogue.get("A").unwrap().library, 0);
+        let [warning] = catalogue.warnings() else { panic!("one warning") };
+        assert!(warning.contains("one.so is used, two.so is not"), "{warning}");
+        assert!(catalogue.get("B").is_none());
+    }
+
+    #[test]
+    fn types() {
+        assert!(types_fit("IMAGE", "IMAGE") && types_fit("*", "IMAGE") && types_fit("IMAGE", "*"));
+        assert!(types_fit("MASK", "IMAGE,MASK") && types_fit("IMAGE,MASK", "MASK, LATENT"));
+        assert!(!types_fit("MASK", "IMAGE") && !types_fit("INT", "FLOAT"));
+    }
+}

@@ -1,0 +1,110 @@
+//! Cache keys: what a result depends on, in 128 bits.
+//!
+//! A key covers the class, its library and the library's version, the device, the inputs and with
+//! them all ancestors, and the identity of the files read: a model file that was replaced under
+//! its name is another model. It does not cover the node's id, so the same work in two places of a
+//! workflow, or in two workflows, is done once.
+//!
+//! The hash is BLAKE3, cut to 128 bits. A collision would silently put one picture in the place of
+//! another, and inputs come from strangers, so it must not be possible to make one; a hash of 64
+//! bits, or one that is not cryptographic, does not promise that. It takes less than a microsecond.
+
+use super::{Literal, Source};
+use crate::catalogue::Class;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// See the module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Key([u8; 16]);
+
+/// Makes the keys of one plan.
+pub(super) struct Keys<'a> {
+    device: &'a str,
+    /// Tells this plan's impure nodes from those of every other plan of this process.
+    plan: u64,
+}
+
+impl<'a> Keys<'a> {
+    pub(super) fn new(device: &'a str) -> Self {
+        static PLANS: AtomicU64 = AtomicU64::new(0);
+        Self { device, plan: PLANS.fetch_add(1, Ordering::Relaxed) }
+    }
+
+    /// `key_of_step` gives the keys of the steps that `sources` link to.
+    pub(super) fn of(
+        &self,
+        id: &str,
+        class: &Class,
+        sources: &[Source],
+        key_of_step: impl Fn(usize) -> Key,
+    ) -> Key {
+        let node = &class.descriptor;
+        let mut hash = Hash(blake3::Hasher::new());
+        hash.text("kosmograph result 1");
+        hash.text(self.device);
+        hash.text(&class.provider);
+        hash.text(&node.class);
+        // Two nodes that save the same are two files; two that are not pure have nothing in common.
+        if node.output_node || !node.pure {
+            hash.text(id);
+        }
+        if !node.pure {
+            hash.bytes(&self.plan.to_le_bytes());
+        }
+        for source in sources {
+            match source {
+                Source::Absent => hash.bytes(b"0"),
+                Source::Link { step, slot } => {
+                    hash.bytes(b"l");
+                    hash.bytes(&key_of_step(*step).0);
+                    hash.bytes(&(*slot as u64).to_le_bytes());
+                }
+                Source::Literal(literal) => hash.literal(literal),
+            }
+        }
+        let mut key = [0; 16];
+        hash.0.finalize_xof().fill(&mut key);
+        Key(key)
+    }
+}
+
+/// Every part begins with a tag or its length, so that no two lists of parts are the same bytes.
+struct Hash(blake3::Hasher);
+
+impl Hash {
+    fn bytes(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    fn text(&mut self, text: &str) {
+        self.bytes(&(text.len() as u64).to_le_bytes());
+        self.bytes(text.as_bytes());
+    }
+
+    fn literal(&mut self, literal: &Literal) {
+        match literal {
+            Literal::Boolean(value) => self.bytes(&[b'b', u8::from(*value)]),
+            Literal::Integer(value) => {
+                self.bytes(b"i");
+                self.bytes(&value.to_le_bytes());
+            }
+            Literal::Natural(value) => {
+                self.bytes(b"n");
+                self.bytes(&value.to_le_bytes());
+            }
+            Literal::Number(value) => {
+                self.bytes(b"f");
+                self.bytes(&value.to_bits().to_le_bytes());
+            }
+            Literal::Text(text) => {
+                self.bytes(b"s");
+                self.text(text);
+            }
+            Literal::Path { path, identity } => {
+                self.bytes(b"p");
+                self.text(path);
+                self.bytes(identity);
+            }
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! What is wrong with a workflow, as a person wants to read it: which node, which input, what
+//! would be right, and the nearest name that exists. Problems are collected, never thrown at the
+//! first: whoever repairs a workflow wants the whole list.
+
+use serde::Serialize;
+use std::fmt;
+
+/// The kinds, by the names ComfyUI's validation uses where it has one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// The JSON of a node is not what a node looks like.
+    InvalidPrompt,
+    /// No library has the class.
+    MissingNodeType,
+    /// No node of the workflow is run for what it does outside the graph.
+    PromptNoOutputs,
+    RequiredInputMissing,
+    /// A link leads to no node, to no output, or is no link at all.
+    BadLinkedInput,
+    ReturnTypeMismatch,
+    InvalidInputType,
+    ValueSmallerThanMin,
+    ValueBiggerThanMax,
+    /// A warning: editors move in these steps, nodes may well take what lies between.
+    ValueOffStep,
+    ValueNotInList,
+    /// A file or folder that is not there, or not where a workflow may reach.
+    InvalidPath,
+    DependencyCycle,
+    /// A warning: the class has no input of that name.
+    UnknownInput,
+}
+
+/// The node a problem is about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct NodeName {
+    pub id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub title: Option<String>,
+    /// Empty where the workflow does not say.
+    pub class: String,
+}
+
+impl fmt::Display for NodeName {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "node {}", self.id)?;
+        match &self.title {
+            Some(title) if *title != self.class => write!(f, " \"{title}\"")?,
+            _ => (),
+        }
+        if !self.class.is_empty() {
+            write!(f, " ({})", self.class)?;
+        }
+        Ok(())
+    }
+}
+
+/// One thing that is wrong, or, among the warnings, one that is odd.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Problem {
+    pub kind: Kind,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub node: Option<NodeName>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub input: Option<String>,
+    /// A sentence without its full stop.
+    pub message: String,
+    /// The nearest name that exists, where a name was wrong.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nearest: Option<String>,
+}
+
+impl Problem {
+    pub fn new(kind: Kind, message: impl Into<String>) -> Self {
+        Self { kind, node: None, input: None, message: message.into(), nearest: None }
+    }
+
+    pub fn at(mut self, node: NodeName) -> Self {
+        self.node = Some(node);
+        self
+    }
+
+    pub fn input(mut self, name: &str) -> Self {
+        self.input = Some(name.to_owned());
+        self
+    }
+
+    /// Looks among `names` for the one that was probably meant by `wrong`.
+    pub fn nearest<'a>(mut self, wrong: &str, names: impl IntoIterator<Item = &'a str>) -> Self {
+        self.nearest = nearest(wrong, names).map(str::to_owned);
+        self
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        if let Some(node) = &self.node {
+            write!(f, "{node}")?;
+            if let Some(input) = &self.input {
+                write!(f, ", input \"{input}\"")?;
+            }
+            f.write_str(": ")?;
+        }
+        f.write_str(&self.message)?;
+        if let Some(nearest) = &self.nearest {
+            write!(f, "; did you mean \"{nearest}\"?")?;
+        }
+        Ok(())
+    }
+}
+
+/// The name nearest to `wrong`, if one is near enough to have been meant: case and the signs
+/// between words count for little, and half the word may be wrong at most. Ties go to the first.
+pub fn nearest<'a>(wrong: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    // The distance is quadratic in the lengths; nobody mistypes a name of thousands of signs.
+    const LONGEST: usize = 256;
+    if wrong.len() > LONGEST {
+        return None;
+    }
+    let plain = |name: &str| -> String {
+        name.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
+    };
+    let wrong_plain = plain(wrong);
+    let mut best: Option<(f64, &str)> = None;
+    for name in names {
+        if name.len() > LONGEST {
+            continue;
+        }
+        let exact = strsim::normalized_damerau_levenshtein(wrong, name);
+        let folded = 0.98 * strsim::normalized_damerau_levenshtein(&wrong_plain, &plain(name));
+        let similarity = exact.max(folded);
+        if similarity >= 0.5 && best.is_none_or(|(so_far, _)| similarity > so_far) {
+            best = Some((similarity, name));
+        }
+    }
+    best.map(|(_, name)| name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nearest_finds_what_was_meant() {
+        let classes = ["LoadImage", "SaveImage", "VaeDecode", "VAEDecode", "KSampler"];
+        assert_eq!(nearest("LoadImag", classes), Some("LoadImage"));
+        assert_eq!(nearest("save_image", classes), Some("SaveImage"));
+        assert_eq!(nearest("VAEDecoder", classes), Some("VAEDecode"));
+        assert_eq!(nearest("Zwölf", classes), None);
+        assert_eq!(nearest(&"x".repeat(100_000), classes), None);
+    }
+
+    #[test]
+    fn a_problem_reads_as_a_sentence() {
+        let node = NodeName { id: "3".into(), title: Some("Sampler".into()), class: "K".into() };
+        let problem = Problem::new(Kind::UnknownInput, "the class has no such input")
+            .at(node)
+            .input("stpes")
+            .nearest("stpes", ["steps", "seed"]);
+        assert_eq!(
+            problem.to_string(),
+            "node 3 \"Sampler\" (K), input \"stpes\": the class has no such input; \
+             did you mean \"steps\"?"
+        );
+        let json = serde_json::to_value(&problem).unwrap();
+        assert_eq!(json["id"], "3");
+        assert_eq!(json["kind"], "unknown_input");
+        assert_eq!(json["nearest"], "steps");
+    }
+}

@@ -1,0 +1,273 @@
+//! Where a workflow is read from: a JSON file, a PNG that carries one, or standard input.
+//!
+//! A PNG saved by ComfyUI, or by our own SaveImage, holds the API-format workflow in the text chunk
+//! `prompt` and the editor's graph, where there was one, in `workflow`; so every picture can be
+//! drawn again.
+
+use std::fs::File;
+use std::io::{BufReader, Cursor, Read};
+use std::path::{Path, PathBuf};
+use thiserror::Error;
+
+/// The longest workflow that is read, in bytes. The largest ones people share have a few hundred
+/// kilobytes; what is longer is not a workflow, and reading it would only take memory.
+pub const LONGEST: u64 = 64 << 20;
+
+/// A workflow's text and where it came from.
+#[derive(Debug)]
+pub struct WorkflowFile {
+    /// API-format JSON, not yet parsed.
+    pub prompt: String,
+    /// The editor's own graph, where the file carried one.
+    pub editor: Option<String>,
+    /// The folder the file is in; none for standard input.
+    pub folder: Option<PathBuf>,
+}
+
+/// Why there is no workflow to read. Each sentence names the file.
+#[derive(Debug, Error)]
+pub enum ReadError {
+    #[error("{path}: cannot be read: {source}")]
+    Io { path: String, source: std::io::Error },
+    #[error("{path}: is a folder; a workflow file was expected")]
+    Folder { path: String },
+    #[error("{path}: is longer than {} MB, the most a workflow may have", LONGEST >> 20)]
+    TooLong { path: String },
+    #[error(
+        "{path}: is not UTF-8 text (byte {offset}); a JSON workflow, or a PNG that carries one, was expected"
+    )]
+    NotText { path: String, offset: usize },
+    #[error("{path}: is a {format} picture; a workflow is carried by a PNG")]
+    OtherPicture { path: String, format: &'static str },
+    #[error("{path}: this PNG cannot be read: {reason}")]
+    BrokenPng { path: String, reason: String },
+    #[error(
+        "{path}: this PNG carries no workflow (it has no text chunk \"prompt\"); pictures that SaveImage wrote do"
+    )]
+    NoWorkflow { path: String },
+    #[error(
+        "{path}: this PNG carries the editor's graph but no workflow to run (no text chunk \"prompt\"); save one with Export (API)"
+    )]
+    EditorOnly { path: String },
+}
+
+impl WorkflowFile {
+    /// Reads `path`; `-` is standard input, which may be JSON or a PNG, too.
+    ///
+    /// # Errors
+    /// [`ReadError`]; a file longer than [`LONGEST`] is refused before it is read.
+    pub fn read(path: &Path) -> Result<Self, ReadError> {
+        if path == Path::new("-") {
+            return Self::from_stream(std::io::stdin().lock(), "standard input");
+        }
+        let name = path.display().to_string();
+        let io = |source| ReadError::Io { path: name.clone(), source };
+        let file = File::open(path).map_err(io)?;
+        let metadata = file.metadata().map_err(io)?;
+        if metadata.is_dir() {
+            return Err(ReadError::Folder { path: name });
+        }
+        let mut this = if metadata.is_file() {
+            let mut file = BufReader::new(file);
+            let mut signature = Vec::new();
+            (&mut file).take(8).read_to_end(&mut signature).map_err(io)?;
+            if signature == PNG_SIGNATURE {
+                // Only its chunks are looked at, so a picture may be as long as it likes.
+                from_png(BufReader::new(File::open(path).map_err(io)?), &name)?
+            } else if metadata.len() > LONGEST {
+                return Err(ReadError::TooLong { path: name });
+            } else {
+                Self::from_stream(Cursor::new(signature).chain(file), &name)?
+            }
+        } else {
+            // A pipe or the like, which has no length.
+            Self::from_stream(file, &name)?
+        };
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        this.folder = Some(parent.unwrap_or(Path::new(".")).to_owned());
+        Ok(this)
+    }
+
+    fn from_stream(stream: impl Read, name: &str) -> Result<Self, ReadError> {
+        let mut bytes = Vec::new();
+        stream
+            .take(LONGEST + 1)
+            .read_to_end(&mut bytes)
+            .map_err(|source| ReadError::Io { path: name.to_owned(), source })?;
+        if bytes.len() as u64 > LONGEST {
+            return Err(ReadError::TooLong { path: name.to_owned() });
+        }
+        if bytes.starts_with(PNG_SIGNATURE) {
+            return from_png(Cursor::new(bytes), name);
+        }
+        if let Some(format) = other_picture(&bytes) {
+            return Err(ReadError::OtherPicture { path: name.to_owned(), format });
+        }
+        let prompt = String::from_utf8(bytes).map_err(|error| ReadError::NotText {
+            path: name.to_owned(),
+            offset: error.utf8_error().valid_up_to(),
+        })?;
+        Ok(Self { prompt, editor: None, folder: None })
+    }
+}
+
+const PNG_SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
+
+fn other_picture(bytes: &[u8]) -> Option<&'static str> {
+    let webp = bytes.starts_with(b"RIFF") && bytes.get(8..12) == Some(b"WEBP");
+    match bytes {
+        _ if webp => Some("WebP"),
+        [0xff, 0xd8, 0xff, ..] => Some("JPEG"),
+        [b'G', b'I', b'F', b'8', ..] => Some("GIF"),
+        _ => None,
+    }
+}
+
+fn from_png(
+    stream: impl std::io::BufRead + std::io::Seek,
+    name: &str,
+) -> Result<WorkflowFile, ReadError> {
+    let broken = |error: png::DecodingError| ReadError::BrokenPng {
+        path: name.to_owned(),
+        reason: error.to_string(),
+    };
+    let limits = png::Limits { bytes: 4 * LONGEST as usize };
+    let mut reader = png::Decoder::new_with_limits(stream, limits).read_info().map_err(broken)?;
+    let mut prompt = text_chunk(reader.info(), "prompt", name)?;
+    if prompt.is_none() {
+        // Text may also stand behind the picture. If that part is cut off there is none to find.
+        let rest = reader.finish();
+        prompt = text_chunk(reader.info(), "prompt", name)?;
+        if let (None, Err(error)) = (&prompt, rest) {
+            return Err(broken(error));
+        }
+    }
+    let editor = text_chunk(reader.info(), "workflow", name)?;
+    match (prompt, editor) {
+        (Some(prompt), editor) => Ok(WorkflowFile { prompt, editor, folder: None }),
+        (None, Some(_)) => Err(ReadError::EditorOnly { path: name.to_owned() }),
+        (None, None) => Err(ReadError::NoWorkflow { path: name.to_owned() }),
+    }
+}
+
+/// The text of the first tEXt, zTXt or iTXt chunk with this keyword. Compressed ones are unpacked
+/// up to [`LONGEST`] bytes.
+fn text_chunk(info: &png::Info, keyword: &str, name: &str) -> Result<Option<String>, ReadError> {
+    let unpacked = |text: Result<String, png::DecodingError>| {
+        text.map(Some).map_err(|error| ReadError::BrokenPng {
+            path: name.to_owned(),
+            reason: format!("its text chunk \"{keyword}\": {error}"),
+        })
+    };
+    let plain = info.uncompressed_latin1_text.iter().find(|chunk| chunk.keyword == keyword);
+    if let Some(chunk) = plain {
+        return Ok(Some(latin1_or_utf8(&chunk.text)));
+    }
+    if let Some(chunk) = info.compressed_latin1_text.iter().find(|chunk| chunk.keyword == keyword) {
+        let mut chunk = chunk.clone();
+        return unpacked(
+            chunk.decompress_text_with_limit(LONGEST as usize).and_then(|()| chunk.get_text()),
+        )
+        .map(|text| text.map(|text| latin1_or_utf8(&text)));
+    }
+    if let Some(chunk) = info.utf8_text.iter().find(|chunk| chunk.keyword == keyword) {
+        let mut chunk = chunk.clone();
+        return unpacked(
+            chunk.decompress_text_with_limit(LONGEST as usize).and_then(|()| chunk.get_text()),
+        );
+    }
+    Ok(None)
+}
+
+/// tEXt is Latin-1 by its standard, and UTF-8 in many of the files there are. Bytes that read as
+/// UTF-8 are UTF-8: no sensible Latin-1 text does, unless it is ASCII.
+fn latin1_or_utf8(latin1: &str) -> String {
+    let bytes: Option<Vec<u8>> = latin1.chars().map(|c| u8::try_from(u32::from(c)).ok()).collect();
+    bytes.and_then(|bytes| String::from_utf8(bytes).ok()).unwrap_or_else(|| latin1.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn png(write: impl FnOnce(&mut png::Encoder<&mut Vec<u8>>)) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut encoder = png::Encoder::new(&mut bytes, 2, 1);
+        encoder.set_color(png::ColorType::Grayscale);
+        write(&mut encoder);
+        let mut writer = encoder.write_header().unwrap();
+        writer.write_image_data(&[1, 2]).unwrap();
+        writer.finish().unwrap();
+        bytes
+    }
+
+    fn read(bytes: &[u8]) -> Result<WorkflowFile, ReadError> {
+        WorkflowFile::from_stream(bytes, "x.png")
+    }
+
+    #[test]
+    fn all_three_text_chunks_carry_a_workflow() {
+        let text = png(|e| e.add_text_chunk("prompt".into(), "{\"ä\": 1}".into()).unwrap());
+        let ztxt = png(|e| e.add_ztxt_chunk("prompt".into(), "{\"ä\": 1}".into()).unwrap());
+        let itxt = png(|e| {
+            e.add_itxt_chunk("prompt".into(), "{\"ä\": 1}".into()).unwrap();
+            e.add_itxt_chunk("workflow".into(), "{\"nodes\": []}".into()).unwrap();
+        });
+        for bytes in [&text, &ztxt, &itxt] {
+            assert_eq!(read(bytes).unwrap().prompt, "{\"ä\": 1}");
+        }
+        assert_eq!(read(&itxt).unwrap().editor.as_deref(), Some("{\"nodes\": []}"));
+    }
+
+    #[test]
+    fn a_text_chunk_behind_the_picture_is_found() {
+        let mut bytes = Vec::new();
+        let mut writer = {
+            let mut encoder = png::Encoder::new(&mut bytes, 2, 1);
+            encoder.set_color(png::ColorType::Grayscale);
+            encoder.write_header().unwrap()
+        };
+        writer.write_image_data(&[1, 2]).unwrap();
+        writer.write_text_chunk(&png::text_metadata::TEXtChunk::new("prompt", "{}")).unwrap();
+        writer.finish().unwrap();
+        assert_eq!(read(&bytes).unwrap().prompt, "{}");
+    }
+
+    #[test]
+    fn what_carries_none_is_named() {
+        let sentence = |bytes: &[u8]| read(bytes).unwrap_err().to_string();
+        assert!(sentence(&png(|_| ())).contains("carries no workflow"));
+        let editor = png(|e| e.add_text_chunk("workflow".into(), "{}".into()).unwrap());
+        assert!(sentence(&editor).contains("Export (API)"));
+        assert!(sentence(b"\xff\xd8\xff\xe0").contains("JPEG"));
+        assert!(sentence(b"abc\xff").contains("byte 3"));
+        assert!(sentence(&png(|_| ())[..20]).contains("cannot be read"));
+    }
+
+    #[test]
+    fn a_long_file_is_refused_by_its_length() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("long.json");
+        // Sparse: it has the length and none of the bytes.
+        File::create(&path).unwrap().set_len(100 << 20).unwrap();
+        let error = WorkflowFile::read(&path).unwrap_err().to_string();
+        assert!(error.contains("longer than 64 MB"), "{error}");
+        let error = WorkflowFile::read(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("is a folder"), "{error}");
+        let error = WorkflowFile::read(&folder.path().join("none.json")).unwrap_err().to_string();
+        assert!(error.contains("none.json: cannot be read"), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn a_damaged_png_is_a_workflow_or_a_sentence(at in 0usize..200, byte: u8, cut in 8usize..200) {
+            let mut bytes = png(|e| e.add_ztxt_chunk("prompt".into(), "{\"1\": 2}".into()).unwrap());
+            let (at, cut) = (at % bytes.len(), cut.min(bytes.len()));
+            bytes[at] = byte;
+            if let Err(error) = read(&bytes[..cut]) {
+                prop_assert!(!error.to_string().is_empty());
+            }
+        }
+    }
+}
