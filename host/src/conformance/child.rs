@@ -1,0 +1,157 @@
+//! The checks in a process of their own, so that a library that crashes is a failed check.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
+
+use super::{Check, Event, Outcome, Report, library};
+
+/// A call with made-up inputs is small; one that takes longer than this hangs.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Begins every line of the child: a library may print too.
+const MARK: &str = "kosmograph-check ";
+
+/// Where the checks of process `id` write what output nodes make.
+pub(super) fn folder(id: u32) -> PathBuf {
+    std::env::temp_dir().join(format!("kosmograph-check-{id}"))
+}
+
+/// Runs the checks here and prints each event as a line for [`check_in_child`].
+pub fn report_here(path: &Path) {
+    library::check_watched(path, &mut |event| {
+        // A library may have printed half a line. If the parent is gone there is nobody to tell.
+        if let Ok(json) = serde_json::to_string(event) {
+            let mut stdout = std::io::stdout().lock();
+            let _ = write!(stdout, "\n{MARK}{json}\n").and_then(|()| stdout.flush());
+        }
+    });
+}
+
+/// Runs the checks in a child: this program with the arguments `check-plugin --here PATH`, which calls
+/// [`report_here`]. A crash, an abort or a hang is a failed check that names what was being done.
+///
+/// # Errors
+/// When the child cannot be started.
+pub fn check_in_child(path: &Path) -> std::io::Result<Report> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["check-plugin", "--here"]).arg(path);
+    watch(command, path, PATIENCE)
+}
+
+/// Starts `command` and puts its events together; `patience` is the longest it may say nothing.
+fn watch(mut command: Command, path: &Path, patience: Duration) -> std::io::Result<Report> {
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+    let (sender, events) = channel();
+    let stdout = child.stdout.take();
+    let reader = std::thread::spawn(move || {
+        let Some(stdout) = stdout else { return };
+        for line in BufReader::new(stdout).split(b'\n').map_while(Result::ok) {
+            let line = String::from_utf8_lossy(&line);
+            let event = line.strip_prefix(MARK).map(serde_json::from_str::<Event>);
+            if let Some(Ok(event)) = event
+                && sender.send(event).is_err()
+            {
+                return;
+            }
+        }
+    });
+    let mut checks = Vec::new();
+    let (mut running, mut doing) = (None, None);
+    let hangs = loop {
+        match events.recv_timeout(patience) {
+            Ok(Event::Started(name)) => (running, doing) = (Some(name), None),
+            Ok(Event::Doing(what)) => doing = Some(what),
+            Ok(Event::Finished(check)) => {
+                running = None;
+                checks.push(check);
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                child.kill()?;
+                break true;
+            }
+            Err(RecvTimeoutError::Disconnected) => break false,
+        }
+    };
+    let status = child.wait()?;
+    // After a kill, whatever the library started may still hold the pipe; the reader is left to it.
+    if !hangs {
+        let _ = reader.join();
+    }
+    // What a killed child could not clean up itself.
+    let _ = std::fs::remove_dir_all(folder(child.id()));
+    let what = match hangs {
+        true => Some(format!("the library was still busy after {} s", patience.as_secs())),
+        false if !status.success() => Some(format!("the process ended with {}", ending(status))),
+        false => None,
+    };
+    if let Some(what) = what {
+        let while_doing = doing.map(|doing| format!(" while it was {doing}")).unwrap_or_default();
+        let name = running.unwrap_or_else(|| "library: the process survives".to_owned());
+        checks.push(Check { name, outcome: Outcome::Failed(format!("{what}{while_doing}")) });
+    }
+    Ok(Report { library: path.display().to_string(), checks })
+}
+
+fn ending(status: ExitStatus) -> String {
+    use std::os::unix::process::ExitStatusExt;
+    match status.signal() {
+        Some(4) => "an illegal instruction (signal 4)".to_owned(),
+        Some(6) => "an abort (signal 6)".to_owned(),
+        Some(7) => "a bus error (signal 7)".to_owned(),
+        Some(8) => "a division by zero (signal 8)".to_owned(),
+        Some(11) => "a segmentation fault (signal 11)".to_owned(),
+        Some(signal) => format!("signal {signal}"),
+        None => status.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A child played by a shell.
+    fn child(script: &str, patience: Duration) -> Report {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        watch(command, Path::new("x.so"), patience).unwrap()
+    }
+
+    const EVENTS: &str = r#"
+        printf 'half a line of the library'
+        printf '\nkosmograph-check {"started":"A: loads"}\n'
+        printf '\nkosmograph-check {"finished":{"name":"A: loads","outcome":"passed"}}\n'
+        printf '\nkosmograph-check {"started":"B: runs"}\n'
+        printf '\nkosmograph-check {"doing":"called without image"}\n'
+    "#;
+
+    #[test]
+    fn a_crash_names_what_was_being_done() {
+        let report = child(&format!("{EVENTS} kill -SEGV $$"), PATIENCE);
+        let failed: Vec<&Check> = report.failures().collect();
+        assert_eq!((report.checks.len(), failed.len()), (2, 1));
+        assert_eq!(failed[0].name, "B: runs");
+        let wanted = "the process ended with a segmentation fault (signal 11) while it was called \
+                      without image";
+        assert_eq!(failed[0].outcome, Outcome::Failed(wanted.to_owned()));
+    }
+
+    #[test]
+    fn a_hang_ends() {
+        let report = child(&format!("{EVENTS} exec sleep 100"), Duration::from_millis(300));
+        let text = report.to_string();
+        assert!(text.contains("FAILED   B: runs: the library was still busy"), "{text}");
+    }
+
+    #[test]
+    fn an_end_in_peace_is_a_report() {
+        let report = child(
+            r#"printf '\nkosmograph-check {"finished":{"name":"A","outcome":{"skipped":"b"}}}\n'"#,
+            PATIENCE,
+        );
+        assert!(report.passed());
+        assert!(report.to_string().contains("skipped  A: b"));
+    }
+}
