@@ -23,11 +23,31 @@ pub fn conv2d(
              {kernel_h}×{kernel_w}"
         )
     }
-    let y = x.conv2d(weight, padding, stride, 1, 1)?;
+    let y = if (kernel_h, kernel_w, stride, padding) == (1, 1, 1, 0) {
+        conv2d_1x1(x, weight)?
+    } else {
+        x.conv2d(weight, padding, stride, 1, 1)?
+    };
     match bias {
         Some(bias) => y.broadcast_add(&bias.reshape((1, out_channels, 1, 1))?),
         None => Ok(y),
     }
+}
+
+/// One matrix product for each sample, [O, C] · [C, H·W], without any copy.
+fn conv2d_1x1(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    let (batch, channels, h, w) = x.dims4()?;
+    let (out_channels, in_channels, _, _) = weight.dims4()?;
+    if channels != in_channels {
+        candle_core::bail!(
+            "conv2d: the input has {channels} channels, the weight takes {in_channels}"
+        )
+    }
+    let weight = weight.reshape((out_channels, in_channels))?;
+    let x = x.reshape((batch, channels, h * w))?;
+    let samples =
+        (0..batch).map(|i| weight.matmul(&x.get(i)?)).collect::<Result<Vec<_>>>()?;
+    Tensor::stack(&samples, 0)?.reshape((batch, out_channels, h, w))
 }
 
 #[cfg(test)]

@@ -16,6 +16,14 @@ pub mod randn;
 pub mod samplers;
 pub mod sentencepiece;
 pub mod vit;
+pub mod controlnet;
+mod diffusers_config;
+mod resnet;
+mod tiles;
+mod transformer2d;
+pub mod unet;
+mod unet_blocks;
+pub mod vae;
 pub mod weights;
 
 pub use error::{Error, Result};
