@@ -200,7 +200,8 @@ struct kg_object {
  * IMAGE_TOKENS   TENSOR f32 [1,Q,D]
  * HIDDEN_STATES  MAP {"hidden_states": TENSOR f32 [1,T,D], "mask": TENSOR f32 [1,T]}
  * MODEL, CLIP, VAE, CONTROL_NET, KOSMOS, IMAGE_ENCODER   OBJECT
- * Any other name is the library's own; two sockets fit when their names are equal, or one is "*".
+ * Any other name is the library's own. Two sockets fit when their names are equal or one is "*"; an
+ * input that takes several types names them with commas, "KOSMOS,IMAGE_ENCODER".
  */
 
 /* ---- The call ------------------------------------------------------------------------------ */
@@ -227,13 +228,15 @@ typedef struct kg_context {
    * is the name of the input at fault, or empty. The last call counts. */
   void (*fail)(const struct kg_context *self, kg_str input, kg_str sentence);
 
-  /* A thing the host knows, as text; empty when it does not. Lives until the call returns.
+  /* Writes a thing the host knows, as text, to `value`; empty when it does not. The text lives until
+   * the call returns. (Not the function's result: few languages can write callbacks that return a
+   * struct.)
    *   "device"             "cpu" or "cuda:0"
    *   "node"               the id of the node that runs
    *   "output_directory", "temp_directory"   absolute paths
    *   "prompt"             the workflow as it was run, API format
    *   "workflow"           the editor's own graph, where the file carried one */
-  kg_str (*property)(const struct kg_context *self, kg_str name);
+  void (*property)(const struct kg_context *self, kg_str name, kg_str *value);
 
   /* Something an output node made: a JSON object such as
    * {"images":[{"filename":"a_00001_.png","subfolder":"","type":"output"}]}. */
@@ -274,6 +277,15 @@ typedef struct kg_library {
 } kg_library;
 
 typedef const kg_library *(*kg_library_fn)(void);
+
+/* What a library defines. Declared here so that it has C linkage in C++ and is exported whatever the
+ * compiler's default visibility is. */
+#if defined(__GNUC__)
+#define KG_EXPORT __attribute__((visibility("default")))
+#else
+#define KG_EXPORT
+#endif
+KG_EXPORT const kg_library *kosmograph_library_v1(void);
 
 /* ---- Descriptor ----------------------------------------------------------------------------
  *

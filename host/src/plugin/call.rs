@@ -363,11 +363,20 @@ unsafe extern "C" fn fail(context: *const abi::Context, input: abi::Str, sentenc
     frame.notes().failure = Some(said);
 }
 
-unsafe extern "C" fn property(context: *const abi::Context, name: abi::Str) -> abi::Str {
+unsafe extern "C" fn property(context: *const abi::Context, name: abi::Str, value: *mut abi::Str) {
+    if value.is_null() {
+        return;
+    }
     // SAFETY: see above.
-    let (Some(frame), name) = (unsafe { (frame(context), shown(name)) }) else {
-        return abi::Str::EMPTY;
-    };
+    let frame = unsafe { frame(context) };
+    // SAFETY: see above.
+    let known = frame.map_or(abi::Str::EMPTY, |frame| known(frame, unsafe { shown(name) }));
+    // SAFETY: see above.
+    unsafe { *value = known };
+}
+
+/// A view of the property `name` that holds until the call returns.
+fn known(frame: &Frame, name: String) -> abi::Str {
     if let Some(known) = frame.notes().properties.get(&name) {
         return abi::Str::new(known);
     }

@@ -218,7 +218,7 @@ pub struct Context {
     pub log: unsafe extern "C" fn(*const Context, LogLevel, Str),
     pub progress: unsafe extern "C" fn(*const Context, step: u64, steps: u64) -> i32,
     pub fail: unsafe extern "C" fn(*const Context, input: Str, sentence: Str),
-    pub property: unsafe extern "C" fn(*const Context, name: Str) -> Str,
+    pub property: unsafe extern "C" fn(*const Context, name: Str, value: *mut Str),
     pub output: unsafe extern "C" fn(*const Context, json: Str),
     pub new_string: unsafe extern "C" fn(*const Context, Str) -> *mut KgString,
     pub new_list: unsafe extern "C" fn(*const Context, *const Value, usize) -> *mut List,

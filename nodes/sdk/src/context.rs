@@ -82,8 +82,12 @@ impl<'a> Context<'a> {
 
     /// A thing the host knows, by the names of node.h; `None` when it does not.
     pub fn property(&self, name: &str) -> Option<String> {
+        let mut value = abi::Str::EMPTY;
         // SAFETY: as in `log`; the answer lives until the call returns.
-        let bytes = unsafe { (self.raw.property)(self.raw, abi::Str::new(name)).as_bytes() };
+        let bytes = unsafe {
+            (self.raw.property)(self.raw, abi::Str::new(name), &mut value);
+            value.as_bytes()
+        };
         match std::str::from_utf8(bytes) {
             Ok("") | Err(_) => None,
             Ok(text) => Some(text.to_owned()),

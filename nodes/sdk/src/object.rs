@@ -271,9 +271,9 @@ unsafe extern "C" fn relay_fail(cx: *const abi::Context, _input: abi::Str, sente
     let error = Error::new(String::from_utf8_lossy(bytes));
     *relay.failure.lock().unwrap_or_else(|e| e.into_inner()) = Some(error);
 }
-unsafe extern "C" fn relay_property(cx: *const abi::Context, name: abi::Str) -> abi::Str {
+unsafe extern "C" fn relay_property(cx: *const abi::Context, name: abi::Str, value: *mut abi::Str) {
     // SAFETY: see above.
-    unsafe { (relay(cx).host.property)(relay(cx).host, name) }
+    unsafe { (relay(cx).host.property)(relay(cx).host, name, value) }
 }
 unsafe extern "C" fn relay_output(cx: *const abi::Context, json: abi::Str) {
     // SAFETY: see above.

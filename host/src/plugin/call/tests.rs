@@ -47,13 +47,16 @@ fn what_was_written_comes_back_and_what_was_said_arrives() {
     let recorder = Recorder::default();
     let values = invoke("Node", &recorder, 2, &[], |context, outputs| unsafe {
         log(context, abi::LOG_WARN, abi::Str::new("a line"));
-        let device = property(context, abi::Str::new("device"));
+        let mut device = abi::Str::EMPTY;
+        property(context, abi::Str::new("device"), &mut device);
         let text = new_string(context, device);
         *outputs =
             abi::Value { kind: abi::STRING, reserved: 0, payload: abi::Payload { string: text } };
         assert_eq!(progress(context, 9, 3), 0);
         output(context, abi::Str::new("{\"images\":[]}"));
-        assert!(property(context, abi::Str::new("weather")).as_bytes().is_empty());
+        let mut weather = abi::Str::new("unchanged");
+        property(context, abi::Str::new("weather"), &mut weather);
+        assert!(weather.as_bytes().is_empty());
         *outputs.add(1) = abi::Value::integer(5);
         abi::OK
     });
