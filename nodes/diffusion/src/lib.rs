@@ -1,0 +1,39 @@
+//! The Stable Diffusion 1.5 node library: checkpoints, CLIP text, sampling, ControlNet, the autoencoder.
+//!
+//! The objects ([`model`], [`clip`], [`vae`], [`control_net`]) put a model of `kosmograph-models` behind the
+//! interfaces of node.h; the nodes call interfaces only, so that an object of any other library does as
+//! well.
+
+mod clip;
+mod control;
+mod control_net;
+mod hint;
+mod latent;
+mod loaders;
+mod model;
+mod sample;
+mod sampling;
+mod text;
+mod vae;
+
+use control::ControlNet;
+use latent::{EmptyLatentImage, VAEDecode, VAEEncode, VaeDecode};
+use loaders::{CLIPLoader, CheckpointLoaderSimple, ControlNetLoader, UNETLoader, VAELoader};
+use sample::{KSampler, UNetSample};
+use text::CLIPTextEncode;
+
+node::library![
+    CheckpointLoaderSimple,
+    UNETLoader,
+    VAELoader,
+    CLIPLoader,
+    ControlNetLoader,
+    CLIPTextEncode,
+    EmptyLatentImage,
+    KSampler,
+    UNetSample,
+    ControlNet,
+    VAEDecode,
+    VaeDecode,
+    VAEEncode,
+];

@@ -1,7 +1,8 @@
 //! Kosmos-G: pictures and text → the condition of Stable Diffusion.
 //!
-//! Pan et al., "Kosmos-G: Generating Images in Context with Multimodal Large Language Models", ICLR 2024 (arXiv 2310.02992):
-//! vision transformer → connector → language model → aligner. Names are those of the released checkpoint.
+//! Pan et al., "Kosmos-G: Generating Images in Context with Multimodal Large Language Models", ICLR
+//! 2024 (arXiv 2310.02992): vision transformer → connector → language model → aligner. Names are
+//! those of the released checkpoint.
 //!
 //! A folder holds `config.json`, `model.safetensors`, `sentencepiece.bpe.model` and `dict.txt`.
 
@@ -45,8 +46,9 @@ pub struct VisionConfig {
     pub image_std: [f64; 3],
 }
 
-/// Tensors that checkpoints carry and the condition does not need: buffers, the second copy of the embedding, the fused attention
-/// that `ts_attn` replaces, the decoder that this project reads from files of its own.
+/// Tensors that checkpoints carry and the condition does not need: buffers, the second copy of the
+/// embedding, the fused attention that `ts_attn` replaces, the decoder that this project reads from
+/// files of its own.
 const TOLERATED: [&str; 8] = [
     "*.version",
     "gpt_model.decoder.embed_positions._float_tensor",
@@ -70,7 +72,8 @@ pub struct KosmosG {
 }
 
 impl KosmosG {
-    /// Loads the tensors of a checkpoint. Its unused buffers are left alone; the reconstruction half is loaded where it is there.
+    /// Loads the tensors of a checkpoint. Its unused buffers are left alone; the reconstruction
+    /// half is loaded where it is there.
     pub fn load(config: &KosmosConfig, weights: &Weights) -> Result<KosmosG> {
         let (vision, dim) = (&config.vision.vit, config.mllm.embed_dim);
         let aligner = weights.sub("aligner");
@@ -115,12 +118,18 @@ impl KosmosG {
     /// Hidden states [B, T, C] of the prompts `tokens` [B, T] → the condition [B, 77, D].
     pub fn align(&self, hidden: &Tensor, tokens: &Tensor) -> Result<Tensor> {
         let padding = tokens.to_dtype(DType::U32)?.eq(PAD)?;
-        let any = padding.to_dtype(DType::U32)?.sum_all()?.to_scalar::<u32>()? > 0;
-        self.aligner.forward(hidden, any.then_some(&padding))
+        self.align_masked(hidden, &padding)
     }
 
-    /// Everything at once, as the authors' `encode_condition`: prompts [B, T], image tokens, the negative prompt [1, Tn] and the number
-    /// of pictures to draw for each prompt, n → [2·B·n, 77, D]: first B·n rows of the negative condition, then n times the B conditions.
+    /// [`Self::align`] with `padding` [B, T], nonzero where the aligner is not to look.
+    pub fn align_masked(&self, hidden: &Tensor, padding: &Tensor) -> Result<Tensor> {
+        let any = padding.to_dtype(DType::U32)?.sum_all()?.to_scalar::<u32>()? > 0;
+        self.aligner.forward(hidden, any.then_some(padding))
+    }
+
+    /// Everything at once, as the authors' `encode_condition`: prompts [B, T], image tokens, the
+    /// negative prompt [1, Tn] and the number of pictures to draw for each prompt, n → [2·B·n, 77,
+    /// D]: first B·n rows of the negative condition, then n times the B conditions.
     ///
     /// The empty negative prompt is `<s>` alone.
     pub fn encode_condition(
@@ -145,15 +154,19 @@ pub struct Kosmos {
     pub model: KosmosG,
     pub tokenizer: KosmosTokenizer,
     pub transform: PictureTransform,
+    pub config: KosmosConfig,
+    /// What the weights take in memory.
+    pub bytes: usize,
     device: Device,
 }
 
 impl Kosmos {
-    /// Reads a folder with `config.json`, `model.safetensors`, `sentencepiece.bpe.model` and `dict.txt`; the weights go to `device`.
+    /// Reads a folder with `config.json`, `model.safetensors`, `sentencepiece.bpe.model` and
+    /// `dict.txt`; the weights go to `device`.
     ///
     /// # Errors
-    /// A file is missing or damaged, the weights do not fit the configuration, or the dictionary has more symbols than the model has
-    /// embeddings.
+    /// A file is missing or damaged, the weights do not fit the configuration, or the dictionary
+    /// has more symbols than the model has embeddings.
     pub fn read(folder: &Path, device: &Device) -> Result<Kosmos> {
         let path = folder.join("config.json");
         let text = std::fs::read_to_string(&path)
@@ -176,7 +189,13 @@ impl Kosmos {
             mean: config.vision.image_mean,
             std: config.vision.image_std,
         };
-        Ok(Kosmos { model, tokenizer, transform, device: device.clone() })
+        let bytes = weights.loaded_bytes();
+        Ok(Kosmos { model, tokenizer, transform, config, bytes, device: device.clone() })
+    }
+
+    /// Where the weights are.
+    pub fn device(&self) -> &Device {
+        &self.device
     }
 
     /// Pictures [N, H, W, 3] in 0..1 → their image tokens [N, Q, C].
@@ -187,10 +206,12 @@ impl Kosmos {
         self.model.encode_images(&self.transform.batch(images)?.to_device(&self.device)?)
     }
 
-    /// A prompt and the image tokens [N, Q, C] of its N pictures, in the order of its marks → tokens [1, T] and hidden states [1, T, C].
+    /// A prompt and the image tokens [N, Q, C] of its N pictures, in the order of its marks →
+    /// tokens [1, T] and hidden states [1, T, C].
     ///
     /// # Errors
-    /// The prompt has more or fewer marks than there are pictures, or the tokens come from another model.
+    /// The prompt has more or fewer marks than there are pictures, or the tokens come from another
+    /// model.
     pub fn interleave(
         &self,
         prompt: &str,
@@ -210,7 +231,8 @@ impl Kosmos {
         Ok((tokens, hidden))
     }
 
-    /// What a negative prompt is to the model: tokens [1, T] and hidden states [1, T, C]. Marks in it are plain text.
+    /// What a negative prompt is to the model: tokens [1, T] and hidden states [1, T, C]. Marks in
+    /// it are plain text.
     pub fn negative(&self, prompt: &str) -> Result<(Tensor, Tensor)> {
         let tokens = row(self.tokenizer.negative(prompt), &self.device)?;
         let hidden = self.model.encode_tokens(&tokens, None)?;
@@ -226,4 +248,128 @@ fn row<D: candle_core::WithDType>(
     let values: Vec<D> = values.into_iter().collect();
     let length = values.len();
     Ok(Tensor::from_vec(values, (1, length), device)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sentencepiece::test_model;
+    use std::collections::HashMap;
+
+    const CONFIG: &str = r#"{
+        "model_type": "kosmos-g",
+        "vision": {"image_size": 4, "patch_size": 2, "width": 6, "layers": 1, "heads": 2,
+            "mlp_ratio": 2.0, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]},
+        "connector": {"latent_query_num": 3, "heads": 4},
+        "mllm": {"vocab_size": 20, "embed_dim": 8, "layers": 1, "heads": 4, "ffn_dim": 8,
+            "layer_norm_eps": 1e-5},
+        "aligner": {"dim": 4, "encoder_layers": 1, "decoder_layers": 1, "heads": 2, "ffn_dim": 8,
+            "max_positions": 64, "queries": 5, "layer_norm_eps": 1e-5}
+    }"#;
+
+    /// The tensors of [`CONFIG`], all of small numbers that differ, without the reconstruction
+    /// half.
+    fn tensors() -> Result<HashMap<String, Tensor>> {
+        let config: KosmosConfig = serde_json::from_str(CONFIG).expect("a valid configuration");
+        let recording = Weights::recording();
+        KosmosG::load(&config, &recording)?;
+        let wanted = recording.recorded().into_iter();
+        wanted
+            .filter(|(name, _)| !name.starts_with("aligner.decoder"))
+            .map(|(name, shape)| {
+                let values =
+                    (0..shape.iter().product::<usize>()).map(|i| (i % 7) as f32 / 7.0 - 0.4);
+                let tensor = Tensor::from_vec(values.collect::<Vec<_>>(), shape, &Device::Cpu)?;
+                Ok((name, tensor))
+            })
+            .collect()
+    }
+
+    fn folder(tensors: &HashMap<String, Tensor>) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().expect("a folder");
+        let write = |name: &str, bytes: &[u8]| {
+            std::fs::write(folder.path().join(name), bytes).expect("written");
+        };
+        write("config.json", CONFIG.as_bytes());
+        write("sentencepiece.bpe.model", &test_model(&[("▁", -3.0), ("▁a", -1.0), ("▁dog", -1.0)]));
+        write("dict.txt", "▁a 1\n▁dog 1\n".as_bytes());
+        let path = folder.path().join("model.safetensors");
+        candle_core::safetensors::save(tensors, path).expect("saved");
+        folder
+    }
+
+    fn read(folder: &tempfile::TempDir) -> Result<Kosmos> {
+        Kosmos::read(folder.path(), &Device::Cpu)
+    }
+
+    #[test]
+    fn a_folder_turns_pictures_and_text_into_a_condition() -> Result<()> {
+        let mut tensors = tensors()?;
+        // A buffer that checkpoints carry.
+        let buffer = Tensor::zeros(4, DType::F32, &Device::Cpu)?;
+        tensors.insert("gpt_model.decoder.self_attn_sope.scale".to_owned(), buffer);
+        let kosmos = read(&folder(&tensors))?;
+        assert!(kosmos.model.reconstruction().is_none());
+
+        let pictures = Tensor::rand(0f32, 1.0, (2, 5, 6, 3), &Device::Cpu)?;
+        let image_tokens = kosmos.encode_images(&pictures)?;
+        assert_eq!(image_tokens.dims(), [2, 3, 8]);
+        let (tokens, hidden) = kosmos.interleave("a <i> dog <i>", Some(&image_tokens))?;
+        assert_eq!(tokens.dims(), [1, 3 + 2 * 5]);
+        assert_eq!(hidden.dims(), [1, 3 + 2 * 5, 8]);
+        assert_eq!(kosmos.model.align(&hidden, &tokens)?.dims(), [1, 5, 4]);
+        let (tokens, hidden) = kosmos.negative("")?;
+        assert_eq!((tokens.dims(), hidden.dims()), (&[1, 1][..], &[1, 1, 8][..]));
+        Ok(())
+    }
+
+    #[test]
+    fn marks_without_pictures_are_an_error() -> Result<()> {
+        let kosmos = read(&folder(&tensors()?))?;
+        let error = kosmos.interleave("a <i>", None).unwrap_err().to_string();
+        assert!(error.contains("1 <i> mark, but 0 pictures are connected"), "{error}");
+        let other = Tensor::zeros((1, 4, 8), DType::F32, &Device::Cpu)?;
+        let error = kosmos.interleave("<i>", Some(&other)).unwrap_err().to_string();
+        assert!(error.contains("places for 3 image tokens, but the pictures give 4"), "{error}");
+        Ok(())
+    }
+
+    #[test]
+    fn a_prompt_longer_than_the_positions_is_an_error() -> Result<()> {
+        let kosmos = read(&folder(&tensors()?))?;
+        let (tokens, hidden) = kosmos.interleave(&"a ".repeat(100), None)?;
+        let error = kosmos.model.align(&hidden, &tokens).unwrap_err().to_string();
+        assert!(error.contains("101 tokens") && error.contains("positions for 62"), "{error}");
+        Ok(())
+    }
+
+    #[test]
+    fn a_folder_that_is_wrong_is_named() -> Result<()> {
+        let said = |folder: &tempfile::TempDir| read(folder).unwrap_err().to_string();
+        let mut extra = tensors()?;
+        extra.insert("aligner.other".to_owned(), Tensor::zeros(1, DType::F32, &Device::Cpu)?);
+        let error = said(&folder(&extra));
+        assert!(error.contains("`aligner.other`"), "{error}");
+
+        let mut missing = tensors()?;
+        missing.remove("img_connector.latent_query");
+        let error = said(&folder(&missing));
+        assert!(error.contains("`img_connector.latent_query`"), "{error}");
+
+        let right = folder(&tensors()?);
+        let small = CONFIG.replace("\"vocab_size\": 20", "\"vocab_size\": 11");
+        std::fs::write(right.path().join("config.json"), small).expect("written");
+        let error = said(&right);
+        assert!(error.contains("vocab_size is 11") && error.contains("are 12"), "{error}");
+
+        let other = CONFIG.replace("kosmos-g", "kosmos-2");
+        std::fs::write(right.path().join("config.json"), other).expect("written");
+        let error = said(&right);
+        assert!(error.contains("config.json") && error.contains("`kosmos-g`"), "{error}");
+
+        std::fs::remove_file(right.path().join("config.json")).expect("removed");
+        let error = said(&right);
+        assert!(error.contains("cannot read") && error.contains("config.json"), "{error}");
+        Ok(())
+    }
 }

@@ -45,7 +45,10 @@ struct Store {
 }
 
 enum Source {
-    Files { files: Vec<MappedFile>, file_of: HashMap<String, usize> },
+    Files {
+        files: Vec<MappedFile>,
+        file_of: HashMap<String, usize>,
+    },
     Tensors(HashMap<String, Tensor>),
     /// Every tensor exists, in the shape it is asked for.
     Recording(Mutex<BTreeMap<String, Vec<usize>>>),
@@ -112,11 +115,8 @@ impl Weights {
     /// The same weights, names taken from under `name` (a dotted path).
     pub fn sub(&self, name: impl AsRef<str>) -> Weights {
         let name = name.as_ref();
-        let prefix = if name.is_empty() {
-            self.prefix.clone()
-        } else {
-            format!("{}{name}.", self.prefix)
-        };
+        let prefix =
+            if name.is_empty() { self.prefix.clone() } else { format!("{}{name}.", self.prefix) };
         Weights { store: self.store.clone(), prefix, device: self.device.clone() }
     }
 
@@ -238,6 +238,17 @@ impl Weights {
         })
     }
 
+    /// The bytes that the tensors read so far take in memory, in f32.
+    pub fn loaded_bytes(&self) -> usize {
+        let read = lock(&self.store.read);
+        let names = self.names().into_iter();
+        names
+            .filter(|name| read.contains(&format!("{}{name}", self.prefix)))
+            .filter_map(|name| self.shape(&name))
+            .map(|shape| shape.iter().product::<usize>() * size_of::<f32>())
+            .sum()
+    }
+
     /// What a [`Weights::recording`] was asked for: full names and shapes.
     pub fn recorded(&self) -> BTreeMap<String, Vec<usize>> {
         match &self.store.source {
@@ -305,8 +316,8 @@ impl MappedFile {
         // while it is in use. Bytes are only ever read as numbers, for which any bits are valid.
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io)?;
         let broken = |problem| Error::NotSafetensors { path: path.to_owned(), problem };
-        let (header, metadata) = SafeTensors::read_metadata(&map)
-            .map_err(|error| broken(explain(&error, map.len())))?;
+        let (header, metadata) =
+            SafeTensors::read_metadata(&map).map_err(|error| broken(explain(&error, map.len())))?;
         // The length field and the header come before the data.
         let data_start = 8 + header;
         if data_start + metadata.data_len() != map.len() {
@@ -338,7 +349,9 @@ fn open_index(path: &Path) -> Result<(Vec<MappedFile>, HashMap<String, usize>)> 
     for (name, shard) in index.weight_map {
         let is_plain = Path::new(&shard).file_name().is_some_and(|file| file == shard.as_str());
         if !is_plain {
-            return Err(broken(format!("`{name}` is said to be in `{shard}`, not a file beside it")));
+            return Err(broken(format!(
+                "`{name}` is said to be in `{shard}`, not a file beside it"
+            )));
         }
         let shard = folder.join(shard);
         let position = match files.iter().position(|file| file.path == shard) {

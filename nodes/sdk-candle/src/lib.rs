@@ -84,7 +84,8 @@ mod tests {
         let tensor = Tensor::arange(0f32, 24., &Device::Cpu).unwrap().reshape((2, 3, 4)).unwrap();
         let view = tensor.narrow(1, 1, 2).unwrap().transpose(0, 2).unwrap();
         let exported = export(&view).unwrap();
-        assert_eq!(exported.to_f32().unwrap(), view.flatten_all().unwrap().to_vec1().unwrap());
+        let values: Vec<f32> = view.flatten_all().unwrap().to_vec1().unwrap();
+        assert_eq!(exported.to_f32().unwrap(), values);
         let offset = tensor.narrow(0, 1, 1).unwrap();
         assert_eq!(export(&offset).unwrap().to_f32().unwrap()[0], 12.0);
     }

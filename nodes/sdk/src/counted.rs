@@ -2,29 +2,42 @@
 //!
 //! Every counted struct of the boundary begins with [`abi::Counted`]. [`Allocated`] puts an atomic
 //! count and the owner of the memory behind it; its `retain` and `release` are the same two functions
-//! for all things of one type, which is also how this library recognises its own.
+//! for all things of one kind, which is also how this library recognises its own.
 
 use std::any::Any;
 use std::sync::atomic::{AtomicUsize, Ordering, fence};
 
 use kosmograph_abi as abi;
 
+/// The two functions that count references to one kind of thing.
+pub(crate) struct Functions {
+    retain: unsafe extern "C" fn(*mut abi::Counted),
+    release: unsafe extern "C" fn(*mut abi::Counted),
+}
+
 /// A struct of the boundary that begins with [`abi::Counted`].
 ///
 /// # Safety
 /// `Self` is `repr(C)` and its first field is an [`abi::Counted`].
-pub(crate) unsafe trait Header: Sized + 'static {}
+pub(crate) unsafe trait Header: Sized + 'static {
+    /// In a static, whose contents are the same wherever they are read: the compiler may make several
+    /// copies of a generic function, with an address each.
+    fn functions() -> &'static Functions;
+}
 
-// SAFETY: each begins with `base: Counted` and is repr(C), as the abi crate declares it.
-unsafe impl Header for abi::KgString {}
-// SAFETY: as above.
-unsafe impl Header for abi::List {}
-// SAFETY: as above.
-unsafe impl Header for abi::Map {}
-// SAFETY: as above.
-unsafe impl Header for abi::Tensor {}
-// SAFETY: as above.
-unsafe impl Header for abi::Object {}
+macro_rules! header {
+    ($($type:ty),+) => {$(
+        // SAFETY: begins with `base: Counted` and is repr(C), as the abi crate declares it.
+        unsafe impl Header for $type {
+            fn functions() -> &'static Functions {
+                static FUNCTIONS: Functions =
+                    Functions { retain: retain::<$type>, release: release::<$type> };
+                &FUNCTIONS
+            }
+        }
+    )+};
+}
+header!(abi::KgString, abi::List, abi::Map, abi::Tensor, abi::Object);
 
 /// `header` is what the boundary sees; `owner` keeps alive whatever the header points at.
 #[repr(C)]
@@ -40,8 +53,8 @@ impl<H: Header> Allocated<H> {
         abi::Counted {
             size: size_of::<H>() as u32,
             reserved: 0,
-            retain: retain::<H>,
-            release: release::<H>,
+            retain: H::functions().retain,
+            release: H::functions().release,
         }
     }
 
@@ -58,10 +71,8 @@ impl<H: Header> Allocated<H> {
     pub unsafe fn recognise<'a>(header: *const H) -> Option<&'a Self> {
         // SAFETY: every H begins with a Counted.
         let base = unsafe { &*header.cast::<abi::Counted>() };
-        let ours: unsafe extern "C" fn(*mut abi::Counted) = release::<H>;
-        // An address can only belong to this function: the kinds differ in `H`, and a header with
-        // this release was made by `new` above. Missing one (the compiler may duplicate a function)
-        // costs a copy, nothing else.
+        let ours = H::functions().release;
+        // Only `new` above makes headers with this function.
         // SAFETY: so the memory behind the header is an `Allocated<H>`.
         std::ptr::fn_addr_eq(base.release, ours).then(|| unsafe { &*header.cast::<Self>() })
     }

@@ -97,6 +97,11 @@ impl Tensor {
         allocated.owner.downcast_ref::<TensorOwner>()?.memory.downcast_ref()
     }
 
+    /// Whether both are references to one tensor.
+    pub fn is_same(&self, other: &Tensor) -> bool {
+        std::ptr::eq(self.raw(), other.raw())
+    }
+
     fn raw(&self) -> *const abi::Tensor {
         // SAFETY: the kind is TENSOR since `from_value`.
         unsafe { self.0.as_raw().payload.tensor }

@@ -27,17 +27,8 @@ pub fn dpm_timesteps(schedule: &Schedule, steps: usize) -> Vec<usize> {
 /// diffusers 0.21.4 uses the timesteps alone and leaves out repeated ones; today's uses the σ.
 pub fn dpm_timesteps_karras(schedule: &Schedule, steps: usize) -> Vec<(usize, f64)> {
     let levels = sigmas::karras_between(schedule.sigma_min(), schedule.sigma_max(), steps);
-    levels.into_iter().map(|sigma| (continuous_timestep(schedule, sigma), sigma)).collect()
-}
-
-/// σ to a timestep, linear in log σ between its two neighbours, then rounded.
-fn continuous_timestep(schedule: &Schedule, sigma: f64) -> usize {
-    let log_sigma = sigma.max(1e-10).ln();
-    let last = schedule.train_steps() - 1;
-    let low = (0..last).rev().find(|&t| schedule.sigma_at(t).ln() <= log_sigma).unwrap_or(0);
-    let (a, b) = (schedule.sigma_at(low).ln(), schedule.sigma_at(low + 1).ln());
-    let part = ((log_sigma - a) / (b - a)).clamp(0.0, 1.0);
-    (low as f64 + part).round_ties_even() as usize
+    let timestep = |sigma| schedule.fractional_timestep(sigma).round_ties_even() as usize;
+    levels.into_iter().map(|sigma| (timestep(sigma), sigma)).collect()
 }
 
 /// `model(x, timestep)` gives the network's output for x [B, C, H, W]. `levels` are the timesteps, falling,

@@ -12,6 +12,7 @@
 //! `observe` is told of it and may end the sampling by an error, which the sampler passes on.
 
 mod ddim;
+pub mod diffusers;
 mod dpm_solver;
 mod dpmpp_2m;
 mod euler;
@@ -21,11 +22,11 @@ pub mod sigmas;
 
 use candle_core::{Result, Tensor};
 
-pub use ddim::{ddim, ddim_timesteps};
+pub use ddim::{ddim, ddim_stochastic, ddim_timesteps};
 pub use dpm_solver::{Ending, dpm_solver, dpm_timesteps, dpm_timesteps_karras};
 pub use dpmpp_2m::dpmpp_2m;
 pub use euler::{euler, euler_ancestral};
-pub use pndm::{pndm, pndm_timesteps};
+pub use pndm::{pndm, pndm_timesteps, repeat_second};
 pub use schedule::{Prediction, Schedule, SchedulerConfig};
 
 /// What `observe` is told after a step.

@@ -8,10 +8,15 @@ use super::{Observe, Schedule, Step, combine, ddim_timesteps};
 /// The timesteps of the steps+1 evaluations, falling; the second is evaluated twice.
 pub fn pndm_timesteps(schedule: &Schedule, steps: usize) -> Vec<usize> {
     let mut timesteps = ddim_timesteps(schedule, steps);
+    repeat_second(&mut timesteps);
+    timesteps
+}
+
+/// Makes the timesteps of steps to those of evaluations: PLMS evaluates the second one twice.
+pub fn repeat_second(timesteps: &mut Vec<usize>) {
     if let Some(&second) = timesteps.get(1) {
         timesteps.insert(1, second);
     }
-    timesteps
 }
 
 /// `model(x, timestep)` gives the network's output for x [B, C, H, W]; `timesteps` as

@@ -142,6 +142,26 @@ impl Schedule {
         nearest as f64
     }
 
+    /// The timestep whose σ this is, log-linear between the integers: the inverse of [`Schedule::sigma`].
+    pub fn fractional_timestep(&self, sigma: f64) -> f64 {
+        let log_sigma = sigma.max(1e-10).ln();
+        let last = self.train_steps() - 1;
+        let low = (0..last).rev().find(|&t| self.sigma_at(t).ln() <= log_sigma).unwrap_or(0);
+        let (a, b) = (self.sigma_at(low).ln(), self.sigma_at(low + 1).ln());
+        low as f64 + ((log_sigma - a) / (b - a)).clamp(0.0, 1.0)
+    }
+
+    /// √ᾱ x₀ + √(1-ᾱ) ε, the sample at training timestep `timestep`, for x₀ and unit noise of one shape.
+    ///
+    /// # Errors
+    /// The timestep is not one of training, or the shapes differ.
+    pub fn add_noise(&self, x0: &Tensor, noise: &Tensor, timestep: usize) -> Result<Tensor> {
+        match self.alphas_cumprod.get(timestep) {
+            Some(&alpha) => combine(&[(alpha.sqrt(), x0), ((1.0 - alpha).sqrt(), noise)]),
+            None => bail!("timestep {timestep} is not below the training's {}", self.train_steps()),
+        }
+    }
+
     pub fn sigma_min(&self) -> f64 {
         self.sigma_at(0)
     }
@@ -211,6 +231,8 @@ mod tests {
         let schedule = Schedule::new(&SchedulerConfig::default()).unwrap();
         for t in 0..1000 {
             assert_eq!(schedule.timestep(schedule.sigma(t as f64)), t as f64);
+            let half = (t as f64 + 0.5).min(999.0);
+            assert!((schedule.fractional_timestep(schedule.sigma(half)) - half).abs() < 1e-6);
         }
         assert!((schedule.sigma_max() - 14.6146).abs() < 1e-3);
         assert!((schedule.sigma_min() - 0.0292).abs() < 1e-3);

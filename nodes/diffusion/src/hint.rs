@@ -1,0 +1,74 @@
+//! A hint picture as a ControlNet takes it.
+
+use node::{Error, Image, Result, Tensor};
+
+/// A hint [B, H, W, 3] as [rows, 3, height, width]: its middle at the aspect of the target, scaled to the
+/// nearest pixel, as ComfyUI does ("nearest-exact", centre crop), so that thin lines stay hard.
+///
+/// `rows` is the latents' batch; the hint is repeated, or one is given for every row. Guidance doubles the
+/// rows later; a hint of one row serves any number.
+pub fn hint_for(hint: &Image, rows: usize, height: usize, width: usize) -> Result<Tensor> {
+    let (batch, from_height, from_width, channels) = hint.dims();
+    if batch != 1 && batch != rows {
+        return Err(Error::at(
+            "control",
+            format!(
+                "{batch} hints are given for {rows} latents; one, or one for each, would be right"
+            ),
+        ));
+    }
+    let pixels = hint.0.to_f32()?;
+    // The largest part of the hint that has the target's aspect, around its middle.
+    let (part_height, part_width) = crop(from_height, from_width, height, width);
+    let (top, left) = ((from_height - part_height) / 2, (from_width - part_width) / 2);
+    let mut values = Vec::with_capacity(batch * 3 * height * width);
+    for b in 0..batch {
+        for channel in 0..3 {
+            for y in 0..height {
+                let row = top + nearest(y, height, part_height);
+                for x in 0..width {
+                    let column = left + nearest(x, width, part_width);
+                    let index =
+                        ((b * from_height + row) * from_width + column) * channels + channel;
+                    values.push(pixels[index]);
+                }
+            }
+        }
+    }
+    Tensor::from_f32(&[batch, 3, height, width], values)
+}
+
+fn crop(from_height: usize, from_width: usize, height: usize, width: usize) -> (usize, usize) {
+    match (from_width * height).cmp(&(from_height * width)) {
+        // Wider than wanted: columns go; higher: rows go.
+        std::cmp::Ordering::Greater => (from_height, (from_height * width / height).max(1)),
+        std::cmp::Ordering::Less => ((from_width * height / width).max(1), from_width),
+        std::cmp::Ordering::Equal => (from_height, from_width),
+    }
+}
+
+/// The source of target pixel `i` of `to`: the one under its centre.
+fn nearest(i: usize, to: usize, from: usize) -> usize {
+    ((2 * i + 1) * from / (2 * to)).min(from - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_middle_is_taken_and_scaled() {
+        // 2 × 4 pixels whose red value is their column.
+        let values = (0..8).flat_map(|i| [(i % 4) as f32, 0.0, 0.0]).collect();
+        let hint = Image(Tensor::from_f32(&[1, 2, 4, 3], values).unwrap());
+        let scaled = hint_for(&hint, 1, 4, 4).unwrap();
+        assert_eq!(scaled.shape(), [1, 3, 4, 4]);
+        assert_eq!(scaled.to_f32().unwrap()[..4], [1.0, 1.0, 2.0, 2.0]);
+    }
+
+    #[test]
+    fn two_hints_do_not_serve_three_latents() {
+        let hint = Image(Tensor::from_f32(&[2, 1, 1, 3], vec![0.0; 6]).unwrap());
+        assert!(hint_for(&hint, 3, 8, 8).unwrap_err().to_string().contains("2 hints"));
+    }
+}

@@ -1,0 +1,80 @@
+//! The VAE object: pictures [B, H, W, 3] in 0..1 and latents as the U-Net wants them, scaled.
+
+use candle_core::Tensor as Candle;
+use kosmograph_models::vae::Vae as Autoencoder;
+use node::interface::{self, marker};
+use node::*;
+use node_candle::{export, import};
+
+/// An autoencoder behind "vae_decode/1" and "vae_encode/1".
+pub struct VaeModel {
+    pub vae: Autoencoder,
+    pub device: candle_core::Device,
+    pub bytes: usize,
+}
+
+/// The largest tile, in latent pixels: above 64 × 64 (a picture of 512 × 512) the activations of the last
+/// blocks would take gigabytes. The overlap hides the seams.
+const TILE: usize = 96;
+const OVERLAP: usize = 16;
+
+impl Export for VaeModel {
+    const TYPE: &'static str = "VAE";
+    const INTERFACES: &'static [InterfaceEntry] = interfaces![VaeModel:
+        marker::VaeDecode, marker::VaeEncode, marker::Describe, marker::Memory];
+}
+
+impl interface::Autoencode for VaeModel {
+    fn decode(&self, _cx: &Context, latents: &Tensor) -> Result<Tensor> {
+        let latents = import(latents, &self.device)?;
+        let latents = (latents / self.vae.config().scaling_factor())?;
+        let decoded = self.vae.decode_tiled(&latents, TILE, OVERLAP)?;
+        let image = decoded.affine(0.5, 0.5)?.clamp(0f32, 1f32)?;
+        export(&image.permute((0, 2, 3, 1))?)
+    }
+
+    fn encode(&self, cx: &Context, image: &Tensor) -> Result<Tensor> {
+        let image = import(image, &self.device)?;
+        let image = self.crop(cx, &image)?.permute((0, 3, 1, 2))?.contiguous()?;
+        let posterior = self.vae.encode_tiled(&image.affine(2.0, -1.0)?, TILE, OVERLAP)?;
+        export(&(posterior.mode() * self.vae.config().scaling_factor())?)
+    }
+}
+
+impl VaeModel {
+    /// The picture's middle, cut to whole latent pixels, its first three channels.
+    fn crop(&self, cx: &Context, image: &Candle) -> Result<Candle> {
+        let factor = self.vae.config().factor();
+        let (_, height, width, channels) = image.dims4()?;
+        if channels < 3 || height < factor || width < factor {
+            return Err(Error::new(format!(
+                "a picture [B, H, W, 3] of at least {factor} × {factor} pixels is wanted, but it is {:?}",
+                image.dims()
+            )));
+        }
+        let (rows, columns) = (height / factor * factor, width / factor * factor);
+        if (rows, columns) != (height, width) {
+            cx.info(format!("the picture of {width} × {height} is cut to {columns} × {rows}"));
+        }
+        let image = image.narrow(1, (height - rows) / 2, rows)?;
+        Ok(image.narrow(2, (width - columns) / 2, columns)?.narrow(3, 0, 3)?)
+    }
+}
+
+impl interface::Describe for VaeModel {
+    fn describe(&self) -> serde_json::Value {
+        let config = self.vae.config();
+        json!({
+            "family": "autoencoder-kl",
+            "latent_channels": config.latent_channels(),
+            "downscale": config.factor(),
+            "scaling_factor": config.scaling_factor(),
+        })
+    }
+}
+
+impl interface::Memory for VaeModel {
+    fn bytes(&self, _purge: bool) -> usize {
+        self.bytes
+    }
+}

@@ -1,0 +1,357 @@
+//! A node library seen through its exported symbol, as a host sees it.
+
+use std::cell::RefCell;
+use std::ffi::c_void;
+
+use node::abi;
+use node::*;
+use proptest::prelude::*;
+
+/// Adds a number to every pixel.
+///
+/// A second paragraph.
+#[derive(Inputs)]
+#[node(class = "Add", category = "test", impure)]
+struct AddNode {
+    /// The picture.
+    image: Image,
+    #[widget(default = 0.5, min = 0.0, max = 1.0, step = 0.1)]
+    amount: f64,
+    #[widget(default = 3, min = 1, max = 9)]
+    times: i64,
+    #[widget(seed)]
+    seed: u64,
+    #[widget(choices = ["one", "two"], default = "one")]
+    mode: String,
+    extra: Numbered<Image, 2>,
+}
+
+impl Node for AddNode {
+    outputs![image: Image, mask: Mask];
+
+    fn run(self, cx: &Context) -> Result<(Image, Mask)> {
+        for step in cx.steps(self.times as usize) {
+            step?;
+        }
+        if self.mode == "two" {
+            panic!("two is one too many");
+        }
+        let pixels: Vec<f32> =
+            self.image.0.to_f32()?.iter().map(|x| x + self.amount as f32).collect();
+        let (b, h, w, _) = self.image.dims();
+        let extras = self.extra.0.iter().flatten().count() as f32;
+        let mask = Tensor::from_f32(&[b, h, w], vec![extras + self.seed as f32; b * h * w])?;
+        Ok((Image(Tensor::from_f32(&self.image.0.shape(), pixels)?), Mask(mask)))
+    }
+}
+
+/// Hands out an object.
+#[derive(Inputs)]
+struct MakeDoubler {}
+
+impl Node for MakeDoubler {
+    outputs![MODEL: Model];
+
+    fn run(self, _cx: &Context) -> Result<Model> {
+        Ok(Model(Object::new(Doubler)))
+    }
+}
+
+struct Doubler;
+
+impl Export for Doubler {
+    const TYPE: &'static str = "MODEL";
+    const INTERFACES: &'static [InterfaceEntry] = interfaces![Doubler: interface::marker::Denoiser];
+}
+
+impl interface::Denoise for Doubler {
+    fn denoise(
+        &self,
+        _cx: &Context,
+        x: &Tensor,
+        timestep: &Tensor,
+        _context: &Tensor,
+        residuals: &[Tensor],
+    ) -> Result<Tensor> {
+        if timestep.to_f32()?[0] < 0.0 {
+            fail!("the timestep is negative");
+        }
+        let added = residuals.len() as f32;
+        let doubled = x.to_f32()?.iter().map(|x| 2.0 * x + added).collect();
+        Tensor::from_f32(&x.shape(), doubled)
+    }
+}
+
+node::library![AddNode, MakeDoubler];
+
+/// A host of the barest kind.
+#[repr(C)]
+struct Host {
+    context: abi::Context,
+    cancel_at: u64,
+    failure: RefCell<Option<(String, String)>>,
+    progress: RefCell<Vec<(u64, u64)>>,
+}
+
+impl Host {
+    fn new(cancel_at: u64) -> Self {
+        extern "C" fn nothing() -> ! {
+            std::process::abort()
+        }
+        // SAFETY: never called: no node here asks the host to allocate.
+        let never = nothing as extern "C" fn() -> !;
+        let context = abi::Context {
+            size: size_of::<abi::Context>() as u32,
+            reserved: 0,
+            log: host_log,
+            progress: host_progress,
+            fail: host_fail,
+            property: host_property,
+            output: host_output,
+            // SAFETY: as above.
+            new_string: unsafe { std::mem::transmute::<extern "C" fn() -> !, _>(never) },
+            // SAFETY: as above.
+            new_list: unsafe { std::mem::transmute::<extern "C" fn() -> !, _>(never) },
+            // SAFETY: as above.
+            new_map: unsafe { std::mem::transmute::<extern "C" fn() -> !, _>(never) },
+            // SAFETY: as above.
+            new_tensor: unsafe { std::mem::transmute::<extern "C" fn() -> !, _>(never) },
+        };
+        Self { context, cancel_at, failure: None.into(), progress: Vec::new().into() }
+    }
+
+    fn run(&self, node: u32, inputs: &[Value], n_outputs: usize) -> (abi::Status, Vec<Value>) {
+        let library = kosmograph_library::kosmograph_library_v1();
+        let inputs: Vec<abi::Value> = inputs.iter().map(|value| *value.as_raw()).collect();
+        let mut outputs = vec![abi::Value::NONE; n_outputs];
+        // SAFETY: the table obeys node.h; so do these arguments.
+        let status = unsafe {
+            ((*library).run)(
+                node,
+                &raw const self.context,
+                inputs.as_ptr(),
+                inputs.len(),
+                outputs.as_mut_ptr(),
+                n_outputs,
+            )
+        };
+        // SAFETY: what was written carries a reference.
+        (status, outputs.into_iter().map(|raw| unsafe { Value::from_raw(raw) }).collect())
+    }
+
+    fn failure(&self) -> (String, String) {
+        self.failure.borrow().clone().expect("the node reported no failure")
+    }
+}
+
+/// # Safety
+/// `context` begins a live [`Host`].
+unsafe fn host<'a>(context: *const abi::Context) -> &'a Host {
+    // SAFETY: the caller's promise; Host is repr(C).
+    unsafe { &*context.cast::<Host>() }
+}
+unsafe extern "C" fn host_log(_: *const abi::Context, _: abi::LogLevel, _: abi::Str) {}
+unsafe extern "C" fn host_progress(context: *const abi::Context, step: u64, steps: u64) -> i32 {
+    // SAFETY: every context of this test begins a Host.
+    let host = unsafe { host(context) };
+    host.progress.borrow_mut().push((step, steps));
+    i32::from(step >= host.cancel_at)
+}
+unsafe extern "C" fn host_fail(context: *const abi::Context, input: abi::Str, what: abi::Str) {
+    // SAFETY: as above; the texts live during the call.
+    unsafe {
+        let text = |s: abi::Str| String::from_utf8_lossy(s.as_bytes()).into_owned();
+        *host(context).failure.borrow_mut() = Some((text(input), text(what)));
+    }
+}
+unsafe extern "C" fn host_property(_: *const abi::Context, _: abi::Str, _: *mut abi::Str) {}
+unsafe extern "C" fn host_output(_: *const abi::Context, _: abi::Str) {}
+
+fn picture() -> Value {
+    Tensor::from_f32(&[1, 2, 2, 3], vec![0.25; 12]).unwrap().into_value()
+}
+
+fn inputs() -> Vec<Value> {
+    let (seed, mode) = (Value::from(7u64), Value::string("one"));
+    vec![picture(), 0.5.into(), 3i64.into(), seed, mode, picture(), Value::NONE]
+}
+
+#[test]
+fn the_descriptor_says_what_the_struct_says() {
+    let library = kosmograph_library::kosmograph_library_v1();
+    // SAFETY: the table obeys node.h.
+    let json = unsafe { (*library).descriptor.as_bytes() };
+    let json: serde_json::Value = serde_json::from_slice(json).unwrap();
+    assert_eq!(json["name"], "kosmograph-sdk");
+    let add = &json["nodes"][0];
+    assert_eq!(add["class"], "Add");
+    assert_eq!(add["doc"], "Adds a number to every pixel.\nA second paragraph.");
+    assert_eq!((&add["pure"], &add["output_node"]), (&json!(false), &json!(false)));
+    assert_eq!(add["inputs"][0], json!({"name": "image", "type": "IMAGE", "doc": "The picture."}));
+    assert_eq!(
+        add["inputs"][1],
+        json!({"name": "amount", "type": "FLOAT", "default": 0.5, "min": 0.0, "max": 1.0, "step": 0.1})
+    );
+    assert_eq!(
+        add["inputs"][3],
+        json!({"name": "seed", "type": "INT", "role": "seed", "min": 0, "max": u64::MAX})
+    );
+    assert_eq!(add["inputs"][4]["type"], "COMBO");
+    assert_eq!(add["inputs"][6], json!({"name": "extra_2", "type": "IMAGE", "optional": true}));
+    assert_eq!(add["outputs"][1], json!({"name": "mask", "type": "MASK"}));
+}
+
+#[test]
+fn a_node_runs() {
+    let host = Host::new(u64::MAX);
+    let (status, outputs) = host.run(0, &inputs(), 2);
+    assert_eq!(status, abi::OK);
+    assert_eq!(outputs[0].as_tensor().unwrap().to_f32().unwrap(), [0.75; 12].as_slice());
+    assert_eq!(outputs[1].as_tensor().unwrap().to_f32().unwrap(), [8.0; 4].as_slice());
+    assert_eq!(*host.progress.borrow(), [(0, 3), (1, 3), (2, 3), (3, 3)]);
+}
+
+#[test]
+fn a_wish_to_stop_ends_the_node() {
+    let host = Host::new(1);
+    let (status, outputs) = host.run(0, &inputs(), 2);
+    assert_eq!(status, abi::CANCELLED);
+    assert!(outputs[0].is_none());
+    assert_eq!(host.progress.borrow().len(), 2);
+}
+
+#[test]
+fn wrong_inputs_are_named() {
+    let cases: [(usize, Value, &str, &str); 7] = [
+        (0, Value::NONE, "image", "IMAGE is missing"),
+        (0, 1i64.into(), "image", "an integer was given"),
+        (1, 1.5.into(), "amount", "1.5 is outside its range, 0 to 1"),
+        (1, f64::NAN.into(), "amount", "NaN is outside"),
+        (2, 10i64.into(), "times", "10 is outside its range, 1 to 9"),
+        (4, Value::string("three"), "mode", "\"three\" is not one of: one, two"),
+        (5, Value::string("x"), "extra_1", "a string was given"),
+    ];
+    for (i, value, input, sentence) in cases {
+        let host = Host::new(u64::MAX);
+        let mut inputs = inputs();
+        inputs[i] = value;
+        assert_eq!(host.run(0, &inputs, 2).0, abi::ERROR);
+        let (at, what) = host.failure();
+        assert_eq!(at, input);
+        assert!(what.contains(sentence), "{what}");
+    }
+}
+
+#[test]
+fn wrong_counts_and_nodes_are_errors() {
+    let host = Host::new(u64::MAX);
+    assert_eq!(host.run(0, &inputs()[1..], 2).0, abi::ERROR);
+    assert_eq!(host.run(0, &inputs(), 1).0, abi::ERROR);
+    assert_eq!(host.run(9, &[], 0).0, abi::ERROR);
+    assert!(host.failure().1.contains("there is no node 9"));
+}
+
+#[test]
+fn a_panic_is_an_error_that_says_where() {
+    let host = Host::new(u64::MAX);
+    let mut inputs = inputs();
+    inputs[4] = Value::string("two");
+    assert_eq!(host.run(0, &inputs, 2).0, abi::ERROR);
+    let (_, what) = host.failure();
+    assert!(what.contains("two is one too many") && what.contains("library.rs"), "{what}");
+}
+
+#[test]
+fn an_object_is_called_through_its_interface() {
+    let host = Host::new(u64::MAX);
+    let (status, outputs) = host.run(1, &[], 1);
+    assert_eq!(status, abi::OK);
+    let model = outputs[0].as_object().unwrap();
+    // SAFETY: the context outlives this test's calls.
+    let cx = unsafe { Context::from_raw(&host.context) };
+    let vector = |value| Tensor::from_f32(&[2], vec![value; 2]).unwrap();
+    let call = |t| model.denoise(&cx, vector(3.0), vector(t), vector(0.0), vec![vector(0.0)]);
+    assert_eq!(call(1.0).unwrap().to_f32().unwrap(), [7.0; 2].as_slice());
+    assert_eq!(call(-1.0).unwrap_err().to_string(), "the timestep is negative");
+    let error = model.decode(&cx, vector(0.0)).unwrap_err();
+    assert!(error.to_string().contains("does not offer \"vae_decode/1\""), "{error}");
+    let error = model.call::<1>(&cx, "denoiser/1", &[]).unwrap_err();
+    assert!(error.to_string().contains("has 4 inputs, but 0 were given"), "{error}");
+    assert!(model.local::<Doubler>().is_some());
+}
+
+#[test]
+fn the_panic_extension_is_contained() {
+    let library = kosmograph_library::kosmograph_library_v1();
+    let host = Host::new(u64::MAX);
+    // SAFETY: the table obeys node.h.
+    let status = unsafe {
+        let extension = (*library).extension.unwrap();
+        let panic: *const c_void = extension(abi::Str::new("panic/1"));
+        let none = std::ptr::null_mut();
+        let call = (*panic.cast::<abi::Interface>()).call;
+        call(none, &raw const host.context, std::ptr::null(), 0, std::ptr::null_mut(), 0)
+    };
+    assert_eq!(status, abi::ERROR);
+    assert!(host.failure().1.contains("as the conformance test asked"));
+}
+
+#[test]
+fn references_are_counted() {
+    use std::sync::Arc;
+    let witness = Arc::new(());
+    let data = [1f32, 2.0];
+    let owner: Box<dyn std::any::Any + Send + Sync> = Box::new((witness.clone(), data));
+    let pointer = owner.downcast_ref::<(Arc<()>, [f32; 2])>().unwrap().1.as_ptr();
+    // SAFETY: the owner holds the two values.
+    let tensor = unsafe {
+        Tensor::from_owner(
+            pointer.cast_mut().cast(),
+            abi::DLDevice::CPU,
+            abi::DLDataType::F32,
+            &[2],
+            owner,
+        )
+    };
+    let list = Value::list(vec![tensor.clone().into_value(), Value::string("x")]);
+    let map = Value::map([("list", list.clone())]);
+    drop((tensor, list));
+    assert_eq!(Arc::strong_count(&witness), 2);
+    let found = map.get("list").unwrap().as_list().unwrap()[0].as_tensor().unwrap();
+    drop(map);
+    assert_eq!(found.to_f32().unwrap(), [1.0, 2.0].as_slice());
+    drop(found);
+    assert_eq!(Arc::strong_count(&witness), 1);
+}
+
+#[test]
+fn a_strided_view_is_gathered() {
+    // A transposed 2 × 3 tensor, as another library may hand it over.
+    let tensor = Tensor::from_f32(&[2, 3], (0..6).map(|i| i as f32).collect()).unwrap();
+    let value = tensor.into_value();
+    // SAFETY: the view's own memory, changed before anyone reads it.
+    unsafe {
+        let view = (*value.as_raw().payload.tensor).dl.cast_mut();
+        std::slice::from_raw_parts_mut((*view).dl_tensor.shape, 2).copy_from_slice(&[3, 2]);
+        std::slice::from_raw_parts_mut((*view).dl_tensor.strides, 2).copy_from_slice(&[1, 3]);
+    }
+    let transposed = value.as_tensor().unwrap();
+    assert_eq!(transposed.to_f32().unwrap(), [0., 3., 1., 4., 2., 5.].as_slice());
+}
+
+proptest! {
+    #[test]
+    fn values_survive_the_round_trip(text in ".*", number: f64, bits: u64, keys in prop::collection::vec("[a-z]{1,4}", 0..5)) {
+        let map = Value::map(keys.iter().map(|key| (key.clone(), Value::from(bits))));
+        let list = Value::list(vec![Value::string(text.clone()), number.into(), map]);
+        // SAFETY: the reference goes out and comes back.
+        let back = unsafe { Value::from_raw(list.clone().into_raw()) };
+        drop(list);
+        let items = back.as_list().unwrap();
+        prop_assert_eq!(items[0].as_str(), Some(text.as_str()));
+        prop_assert_eq!(items[1].as_f64().map(f64::to_bits), Some(number.to_bits()));
+        let pairs = items[2].as_map().unwrap();
+        prop_assert_eq!(pairs.len(), keys.len());
+        prop_assert!(pairs.iter().zip(&keys).all(|((k, v), key)| k == key && v.as_u64() == Some(bits)));
+    }
+}
