@@ -3,12 +3,20 @@
 //! The path of the data: workflow JSON → [`graph::Graph`] → [`plan::Plan`] → [`execute`]. The host
 //! knows no node: classes come from the libraries that [`catalogue`] lists.
 
+pub mod args;
 pub mod catalogue;
+pub mod changes;
+pub mod cli;
+pub mod conformance;
+pub mod events;
+pub mod execute;
 pub mod folders;
 pub mod graph;
+pub mod libraries;
 pub mod object_info;
 pub mod plan;
 pub mod plugin;
 pub mod problem;
+pub mod progress;
 pub mod value;
 pub mod workflow_file;

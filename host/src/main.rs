@@ -1,1 +1,11 @@
-fn main() {}
+//! `kosmograph`: arguments → run → exit code.
+
+use clap::Parser;
+use kosmograph::args::Arguments;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // A wrong argument ends the program here, with the sentence of clap and exit code 2.
+    let arguments = Arguments::parse();
+    ExitCode::from(kosmograph::cli::main(arguments).code())
+}

@@ -35,6 +35,7 @@ pub enum Kind {
 /// The node a problem is about.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct NodeName {
+    #[serde(rename = "node")]
     pub id: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub title: Option<String>,
@@ -164,7 +165,7 @@ mod tests {
              did you mean \"steps\"?"
         );
         let json = serde_json::to_value(&problem).unwrap();
-        assert_eq!(json["id"], "3");
+        assert_eq!(json["node"], "3");
         assert_eq!(json["kind"], "unknown_input");
         assert_eq!(json["nearest"], "steps");
     }

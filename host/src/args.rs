@@ -1,0 +1,170 @@
+//! The command line, as it is typed.
+
+use crate::changes::Seeds;
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    done
+  2    the workflow or the arguments are wrong; nothing was run
+  3    a node failed (what did not depend on it was still made), or a library does not conform
+  130  interrupted: Ctrl-C ends the run at the next step, a second one at once
+
+Where things are looked for:
+  Node libraries   --plugins, then KOSMOGRAPH_PLUGINS, then beside the program (libkosmograph_*),
+                   then ../lib/kosmograph from there. Of two with one class the first is used.
+  Models           --models, then KOSMOGRAPH_MODELS, then ./models, then ../models from the
+                   workflow's folder, then models in the folders above the program. NAME is looked
+                   for in ROOT/checkpoints (or whatever kind it is), then in ROOT itself.
+  Input pictures   --input, or else ./input, then input beside the workflow, then the workflow's
+                   folder. A workflow cannot reach files outside of these; --set can.
+  Output           --out, or else ./output. Previews are written to ./temp.
+
+KOSMOGRAPH_LOG (or RUST_LOG) says how much the host logs: error, warn, info, debug.";
+
+/// Runs image workflows, written as JSON graphs, with nodes from dynamically loaded libraries.
+#[derive(Debug, Parser)]
+#[command(name = "kosmograph", version, after_help = EXIT_CODES)]
+pub struct Arguments {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a workflow and print the paths of what it made
+    #[command(after_help = EXIT_CODES)]
+    Run(Run),
+    /// Say everything that is wrong with a workflow, without loading weights
+    #[command(after_help = EXIT_CODES)]
+    Check(Check),
+    /// List the classes of nodes there are, or the inputs of one
+    Nodes(Nodes),
+    /// List the node libraries, and those that could not be loaded and why
+    Plugins(Plugins),
+    /// Test whether a node library keeps the rules of the boundary
+    CheckPlugin(CheckPlugin),
+}
+
+#[derive(Debug, Args)]
+pub struct Run {
+    #[command(flatten)]
+    pub workflow: Workflow,
+    /// Show only errors
+    #[arg(long, conflicts_with = "json")]
+    pub quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Check {
+    #[command(flatten)]
+    pub workflow: Workflow,
+}
+
+/// A workflow and what it is run with.
+#[derive(Debug, Args)]
+pub struct Workflow {
+    /// An API-format JSON file, a PNG that carries one, or - for standard input
+    #[arg(value_name = "WORKFLOW")]
+    pub path: PathBuf,
+    /// Give an input another value; NODE is an id or a title. A file's path may be any
+    #[arg(long, value_name = "NODE.INPUT=VALUE")]
+    pub set: Vec<String>,
+    /// Set every seed; N..M runs once for each from N to M - 1, N..=M to M
+    #[arg(long, value_name = "N|N..M")]
+    pub seed: Option<Seeds>,
+    /// Where results are written [default: ./output]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Where input pictures are
+    #[arg(long, value_name = "DIR")]
+    pub input: Option<PathBuf>,
+    /// A folder of models; may be given several times
+    #[arg(long, value_name = "DIR")]
+    pub models: Vec<PathBuf>,
+    /// A folder of node libraries, or one library; may be given several times
+    #[arg(long, value_name = "DIR")]
+    pub plugins: Vec<PathBuf>,
+    /// What nodes compute on: cpu, cuda or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub device: Device,
+    /// Write what happens as JSON, one event a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Nodes {
+    /// One class
+    pub class: Option<String>,
+    /// As ComfyUI's object_info
+    #[arg(long)]
+    pub json: bool,
+    /// A folder of node libraries, or one library; may be given several times
+    #[arg(long, value_name = "DIR")]
+    pub plugins: Vec<PathBuf>,
+    /// A folder of models; may be given several times
+    #[arg(long, value_name = "DIR")]
+    pub models: Vec<PathBuf>,
+    /// Where input pictures are
+    #[arg(long, value_name = "DIR")]
+    pub input: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct Plugins {
+    #[arg(long)]
+    pub json: bool,
+    /// A folder of node libraries, or one library; may be given several times
+    #[arg(long, value_name = "DIR")]
+    pub plugins: Vec<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct CheckPlugin {
+    /// The library's file
+    pub library: PathBuf,
+    /// Check in this very process, which the library may crash, and report to the one that watches
+    #[arg(long, hide = true)]
+    pub here: bool,
+}
+
+/// A device by the name that nodes are told: "cpu", "cuda:0".
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device(pub String);
+
+impl FromStr for Device {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = match text {
+            "cpu" => return Ok(Self("cpu".into())),
+            "cuda" => Some("0"),
+            text => text.strip_prefix("cuda:"),
+        };
+        match number.and_then(|number| number.parse::<u16>().ok()) {
+            Some(number) => Ok(Self(format!("cuda:{number}"))),
+            None => Err("a device is cpu, cuda or cuda:N".into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn devices() {
+        assert_eq!("cuda".parse(), Ok(Device("cuda:0".into())));
+        assert_eq!("cuda:3".parse(), Ok(Device("cuda:3".into())));
+        assert!("cuda:x".parse::<Device>().is_err() && "gpu".parse::<Device>().is_err());
+    }
+}

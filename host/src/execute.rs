@@ -1,0 +1,381 @@
+//! Plan → outputs: the loop, the cache, progress, cancelling.
+//!
+//! Only what an output needs and the cache does not have is run, in the plan's order. A result is
+//! dropped after its last use, so memory holds the open ends of one branch; what the next run of a
+//! sweep will need is kept instead. A node that fails takes what depends on it with it; other
+//! outputs are still made, and nothing that was written is lost.
+
+use crate::events::{Event, Failure, Listener, files};
+use crate::plan::{Key, Literal, Plan, Source, Step};
+use crate::plugin::{Call, Library, LogLevel, NodeFailure};
+use crate::problem::NodeName;
+use crate::value::Value;
+use std::any::Any;
+use std::collections::{HashMap, HashSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+/// Who runs nodes: the loaded libraries, or a test in their place.
+pub trait Runner {
+    /// Runs node number `node` of library number `library`. `inputs` are in the descriptor's order.
+    ///
+    /// # Errors
+    /// [`NodeFailure`].
+    fn run(
+        &self,
+        library: usize,
+        node: u32,
+        call: &dyn Call,
+        inputs: &[Value],
+    ) -> Result<Vec<Value>, NodeFailure>;
+}
+
+/// Numbered as in the catalogue.
+impl Runner for &Vec<Library> {
+    fn run(
+        &self,
+        library: usize,
+        node: u32,
+        call: &dyn Call,
+        inputs: &[Value],
+    ) -> Result<Vec<Value>, NodeFailure> {
+        match self.get(library) {
+            Some(library) => library.run(node as usize, call, inputs),
+            None => Err(NodeFailure::Failed {
+                input: None,
+                sentence: format!("library number {library} of the plan is not loaded"),
+            }),
+        }
+    }
+}
+
+/// What the host tells a node that asks (`kg_context.property`).
+#[derive(Clone, Debug, Default)]
+pub struct Properties {
+    /// "cpu" or "cuda:0".
+    pub device: String,
+    pub output_directory: PathBuf,
+    pub temp_directory: PathBuf,
+    /// The workflow as it is run, API format.
+    pub prompt: String,
+    /// The editor's own graph, where the file carried one.
+    pub workflow: Option<String>,
+}
+
+/// Which results outlive a run.
+#[derive(Clone, Copy, Debug)]
+pub enum Keep<'a> {
+    Nothing,
+    /// What this next plan can begin with.
+    For(&'a Plan),
+    Everything,
+}
+
+/// What a run is given besides its plan.
+#[derive(Clone, Copy)]
+pub struct Setting<'a> {
+    pub properties: &'a Properties,
+    pub listener: &'a dyn Listener,
+    /// Set by whoever wants the run to stop: it does at the next step.
+    pub cancel: &'a AtomicBool,
+    pub keep: Keep<'a>,
+}
+
+/// How a run went.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Nodes that ran, successfully or not.
+    pub executed: usize,
+    /// Nodes that did not need to.
+    pub cached: usize,
+    pub failures: Vec<Failure>,
+    pub interrupted: bool,
+}
+
+/// Runs plans and keeps results between them.
+pub struct Executor<R> {
+    runner: R,
+    results: HashMap<Key, Results>,
+}
+
+/// One value for each output of a node.
+type Results = Arc<[Value]>;
+
+#[derive(Clone, Copy, PartialEq)]
+enum State {
+    /// No output needs it, or only through results that are there.
+    Unneeded,
+    Needed,
+    /// It failed, or needs what the step at this position would have made.
+    Failed(usize),
+}
+
+impl<R: Runner> Executor<R> {
+    pub fn new(runner: R) -> Self {
+        Self { runner, results: HashMap::new() }
+    }
+
+    /// How many nodes' results are kept.
+    pub fn kept(&self) -> usize {
+        self.results.len()
+    }
+
+    /// Runs `plan`. Failures are in the outcome and were told to the listener.
+    pub fn run(&mut self, plan: &Plan, setting: Setting) -> Outcome {
+        let steps = plan.steps();
+        let mut uses = vec![0usize; steps.len()];
+        let mut states = self.needed(plan, &mut uses);
+        let wanted = match setting.keep {
+            Keep::For(next) => common(plan, next),
+            _ => HashSet::new(),
+        };
+        // What neither this run nor the next one needs is let go before anything is computed.
+        if !matches!(setting.keep, Keep::Everything) {
+            let needed = steps.iter().zip(&states).filter(|(_, state)| **state == State::Needed);
+            let needed: HashSet<Key> = needed.map(|(step, _)| step.key).collect();
+            self.results.retain(|key, _| needed.contains(key) || wanted.contains(key));
+        }
+        let mut live: Vec<Option<Results>> = vec![None; steps.len()];
+        let mut outcome = Outcome::default();
+        for (position, step) in steps.iter().enumerate() {
+            if setting.cancel.load(Ordering::Relaxed) {
+                outcome.interrupted = true;
+                break;
+            }
+            if step.same_as.is_some() || states[position] == State::Unneeded {
+                outcome.cached += 1;
+                setting.listener.event(&Event::Cached(&step.name));
+                continue;
+            }
+            let keeps = match setting.keep {
+                Keep::Nothing => false,
+                Keep::For(_) => wanted.contains(&step.key),
+                Keep::Everything => true,
+            };
+            if let Some(results) = self.results.get(&step.key) {
+                outcome.cached += 1;
+                setting.listener.event(&Event::Cached(&step.name));
+                if uses[position] > 0 {
+                    live[position] = Some(results.clone());
+                }
+                if !keeps {
+                    self.results.remove(&step.key);
+                }
+                continue;
+            }
+            if let Some(failed) = links(step).find_map(|from| match states[from] {
+                State::Failed(cause) => Some(cause),
+                _ => None,
+            }) {
+                states[position] = State::Failed(failed);
+                let because_of = steps[failed].name.id.as_str();
+                setting.listener.event(&Event::Skipped { name: &step.name, because_of });
+            } else {
+                match self.step(step, &live, setting) {
+                    Ok(results) => {
+                        let results: Results = results.into();
+                        if keeps {
+                            self.results.insert(step.key, results.clone());
+                        }
+                        if uses[position] > 0 {
+                            live[position] = Some(results);
+                        }
+                        outcome.executed += 1;
+                    }
+                    Err(Stop::Cancelled) => {
+                        outcome.interrupted = true;
+                        break;
+                    }
+                    Err(Stop::Failed { input, sentence }) => {
+                        let failure = Failure::new(step.name.clone(), input, sentence);
+                        setting.listener.event(&Event::Error(&failure));
+                        outcome.failures.push(failure);
+                        outcome.executed += 1;
+                        states[position] = State::Failed(position);
+                    }
+                }
+            }
+            for from in links(step) {
+                uses[from] -= 1;
+                if uses[from] == 0 {
+                    live[from] = None;
+                }
+            }
+        }
+        if let Keep::Nothing = setting.keep {
+            self.results.clear();
+        }
+        outcome
+    }
+
+    /// Which steps have to be there for the outputs, and how often their results will be read.
+    fn needed(&self, plan: &Plan, uses: &mut [usize]) -> Vec<State> {
+        let steps = plan.steps();
+        let mut states = vec![State::Unneeded; steps.len()];
+        for position in plan.outputs() {
+            states[position] = State::Needed;
+        }
+        for (position, step) in steps.iter().enumerate().rev() {
+            if states[position] == State::Needed && !self.results.contains_key(&step.key) {
+                for from in links(step) {
+                    states[from] = State::Needed;
+                    uses[from] += 1;
+                }
+            }
+        }
+        // An output that is there need not be made again.
+        for position in plan.outputs() {
+            if self.results.contains_key(&steps[position].key) && uses[position] == 0 {
+                states[position] = State::Unneeded;
+            }
+        }
+        states
+    }
+
+    fn step(
+        &self,
+        step: &Step,
+        live: &[Option<Results>],
+        setting: Setting,
+    ) -> Result<Vec<Value>, Stop> {
+        let mut inputs = Vec::with_capacity(step.inputs.len());
+        for (source, input) in step.inputs.iter().zip(&step.descriptor.inputs) {
+            inputs.push(match source {
+                Source::Absent => Value::none(),
+                Source::Literal(literal) => value(literal),
+                Source::Link { step: from, slot } => {
+                    let result = live[*from].as_ref().and_then(|results| results.get(*slot));
+                    result.cloned().ok_or_else(|| Stop::Failed {
+                        input: Some(input.name.clone()),
+                        sentence: "the result it is linked to is gone; this is a mistake of the \
+                                   host, please report it"
+                            .into(),
+                    })?
+                }
+            });
+        }
+        setting.listener.event(&Event::NodeStarted(&step.name));
+        let hooks = Hooks { name: &step.name, setting };
+        let start = Instant::now();
+        let run = || self.runner.run(step.library, step.node, &hooks, &inputs);
+        let failed = |sentence: String| Stop::Failed { input: None, sentence };
+        let results = match catch_unwind(AssertUnwindSafe(run)) {
+            Ok(Ok(results)) => results,
+            Ok(Err(NodeFailure::Cancelled)) if setting.cancel.load(Ordering::Relaxed) => {
+                return Err(Stop::Cancelled);
+            }
+            Ok(Err(NodeFailure::Cancelled)) => {
+                return Err(failed("it stopped as if it had been cancelled, which it was not".into()));
+            }
+            Ok(Err(NodeFailure::Failed { input, sentence })) => {
+                return Err(Stop::Failed { input, sentence });
+            }
+            Err(panic) => return Err(failed(format!("it panicked: {}", panic_text(&*panic)))),
+        };
+        let wanted = step.descriptor.outputs.len();
+        if results.len() != wanted {
+            let given = results.len();
+            return Err(failed(format!("it gave {given} results, but declares {wanted} outputs")));
+        }
+        let seconds = start.elapsed().as_secs_f64();
+        setting.listener.event(&Event::NodeDone { node: &step.name.id, seconds });
+        Ok(results)
+    }
+}
+
+enum Stop {
+    Cancelled,
+    Failed { input: Option<String>, sentence: String },
+}
+
+/// The steps whose results `step` reads, once for each link.
+fn links(step: &Step) -> impl Iterator<Item = usize> {
+    step.inputs.iter().filter_map(|source| match source {
+        Source::Link { step, .. } => Some(*step),
+        _ => None,
+    })
+}
+
+/// The results of `plan` that `next` would begin with: what it needs before anything new.
+fn common(plan: &Plan, next: &Plan) -> HashSet<Key> {
+    let there: HashSet<Key> = plan.steps().iter().map(|step| step.key).collect();
+    let mut needed = vec![false; next.steps().len()];
+    for position in next.outputs() {
+        needed[position] = true;
+    }
+    let mut wanted = HashSet::new();
+    for (position, step) in next.steps().iter().enumerate().rev() {
+        if needed[position] && there.contains(&step.key) {
+            wanted.insert(step.key);
+        } else if needed[position] {
+            links(step).for_each(|from| needed[from] = true);
+        }
+    }
+    wanted
+}
+
+fn value(literal: &Literal) -> Value {
+    match literal {
+        Literal::Boolean(value) => Value::boolean(*value),
+        Literal::Integer(value) => Value::integer(*value),
+        Literal::Natural(value) => Value::natural(*value),
+        Literal::Number(value) => Value::number(*value),
+        Literal::Text(text) | Literal::Path { path: text, .. } => Value::string(text),
+    }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or(panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a word")
+}
+
+/// What one call is lent.
+struct Hooks<'a> {
+    name: &'a NodeName,
+    setting: Setting<'a>,
+}
+
+impl Call for Hooks<'_> {
+    fn log(&self, level: LogLevel, message: &str) {
+        let level = match level {
+            LogLevel::Error => "error",
+            LogLevel::Warn => "warning",
+            LogLevel::Info => "info",
+            LogLevel::Debug => "debug",
+        };
+        tracing::debug!(node = self.name.id, level, "{message}");
+        self.setting.listener.event(&Event::Log { level, node: Some(self.name), message });
+    }
+
+    fn progress(&self, step: u64, steps: u64) -> bool {
+        self.setting.listener.event(&Event::Progress { node: &self.name.id, step, steps });
+        self.setting.cancel.load(Ordering::Relaxed)
+    }
+
+    fn property(&self, name: &str) -> Option<String> {
+        let properties = self.setting.properties;
+        let path = |path: &PathBuf| path.to_str().map(str::to_owned);
+        match name {
+            "device" => Some(properties.device.clone()),
+            "node" => Some(self.name.id.clone()),
+            "output_directory" => path(&properties.output_directory),
+            "temp_directory" => path(&properties.temp_directory),
+            "prompt" => Some(properties.prompt.clone()),
+            "workflow" => properties.workflow.clone(),
+            _ => None,
+        }
+    }
+
+    fn output(&self, json: serde_json::Value) {
+        let Properties { output_directory, temp_directory, .. } = self.setting.properties;
+        let files = files(&json, output_directory, temp_directory);
+        let node = &self.name.id;
+        self.setting.listener.event(&Event::Output { node, output: &json, files });
+    }
+}
+
+#[cfg(test)]
+mod tests;

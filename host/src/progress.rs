@@ -1,0 +1,215 @@
+//! What a person sees of a run: bars on a terminal, lines elsewhere, or, for `--json`, the events.
+//!
+//! The paths of saved files go to standard output, so that `xdg-open $(kosmograph run …)` works;
+//! everything else goes to standard error. A closed standard output is no reason to stop: the files
+//! are still written.
+
+use crate::events::{Event, Listener};
+use crate::problem::NodeName;
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use std::io::{IsTerminal, Write};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How much is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Show {
+    Everything,
+    /// `--quiet`.
+    Errors,
+}
+
+/// Writes each event as a line of JSON to standard output.
+#[derive(Debug, Default)]
+pub struct JsonLines {
+    // Lines of several threads must not mix.
+    line: Mutex<()>,
+}
+
+impl Listener for JsonLines {
+    fn event(&self, event: &Event) {
+        let Ok(mut line) = serde_json::to_vec(event) else { return };
+        line.push(b'\n');
+        let _one = lock(&self.line);
+        print(&line);
+    }
+}
+
+/// Shows events to a person.
+pub struct Terminal {
+    show: Show,
+    screen: MultiProgress,
+    running: Mutex<Option<Running>>,
+}
+
+/// The node that runs.
+struct Running {
+    label: String,
+    bar: ProgressBar,
+    /// When a line about it was last written, where there are no bars.
+    told: Instant,
+}
+
+/// A bar or line more often than this is a waste.
+const NOT_BEFORE: Duration = Duration::from_secs(2);
+
+impl Terminal {
+    pub fn new(show: Show) -> Self {
+        // Without a terminal indicatif draws nothing, and lines are written instead.
+        Self { show, screen: MultiProgress::new(), running: Mutex::default() }
+    }
+
+    /// For the log, whose lines must not run into the bars.
+    pub fn screen(&self) -> MultiProgress {
+        self.screen.clone()
+    }
+
+    fn has_bars(&self) -> bool {
+        std::io::stderr().is_terminal() && self.show == Show::Everything
+    }
+
+    fn say(&self, line: &str) {
+        self.screen.suspend(|| {
+            let _ = writeln!(std::io::stderr(), "{line}");
+        });
+    }
+
+    fn say_unless_quiet(&self, line: &str) {
+        if self.show == Show::Everything {
+            self.say(line);
+        }
+    }
+
+    fn start(&self, name: &NodeName) {
+        if self.show == Show::Errors {
+            return;
+        }
+        let label = label(name);
+        let bar = if self.has_bars() {
+            let bar = ProgressBar::new_spinner().with_prefix(label.clone());
+            bar.set_style(style("{spinner} {prefix} {elapsed}"));
+            let bar = self.screen.add(bar);
+            bar.enable_steady_tick(Duration::from_millis(120));
+            bar
+        } else {
+            self.say(&format!("{label} …"));
+            ProgressBar::hidden()
+        };
+        *lock(&self.running) = Some(Running { label, bar, told: Instant::now() });
+    }
+
+    fn progress(&self, step: u64, steps: u64) {
+        let mut running = lock(&self.running);
+        let Some(running) = running.as_mut() else { return };
+        if self.has_bars() {
+            if running.bar.length() != Some(steps) {
+                running.bar.set_length(steps);
+                running.bar.set_style(style("{spinner} {prefix} [{bar:30}] {pos}/{len}, {eta} left"));
+            }
+            running.bar.set_position(step);
+        } else if running.told.elapsed() >= NOT_BEFORE {
+            running.told = Instant::now();
+            let line = format!("{} {step}/{steps}", running.label);
+            self.say(&line);
+        }
+    }
+
+    /// Takes the bar away; the label of the node that ran, if one did.
+    fn end(&self) -> Option<String> {
+        let running = lock(&self.running).take()?;
+        running.bar.finish_and_clear();
+        self.screen.remove(&running.bar);
+        Some(running.label)
+    }
+}
+
+impl Listener for Terminal {
+    fn event(&self, event: &Event) {
+        match event {
+            Event::Plan { seed: Some(seed), .. } => self.say_unless_quiet(&format!("seed {seed}")),
+            Event::Plan { .. } => (),
+            Event::NodeStarted(name) => self.start(name),
+            Event::Progress { step, steps, .. } => self.progress(*step, *steps),
+            Event::Cached(name) => self.say_unless_quiet(&format!("{} cached", label(name))),
+            Event::NodeDone { seconds, .. } => {
+                if let Some(label) = self.end() {
+                    self.say_unless_quiet(&format!("{label} {seconds:.2} s"));
+                }
+            }
+            Event::Skipped { name, because_of } => self.say_unless_quiet(&format!(
+                "{} skipped: it needs what node {because_of} would have made",
+                label(name)
+            )),
+            Event::Output { files, .. } => {
+                if self.show == Show::Everything {
+                    let lines: String = files.iter().map(|file| format!("{file}\n")).collect();
+                    self.screen.suspend(|| print(lines.as_bytes()));
+                }
+            }
+            Event::Error(failure) => {
+                self.end();
+                self.say(&format!("error: {failure}"));
+            }
+            Event::Problem(problem) => self.say(&format!("error: {problem}")),
+            Event::Refused { message, .. } => self.say(&format!("error: {message}")),
+            Event::Warning(problem) => self.say_unless_quiet(&format!("warning: {problem}")),
+            Event::Log { level, node, message } => {
+                let from = node.map_or(String::new(), |node| format!("{node}: "));
+                match *level {
+                    "error" => self.say(&format!("error: {from}{message}")),
+                    "warning" => self.say_unless_quiet(&format!("warning: {from}{message}")),
+                    "info" => self.say_unless_quiet(&format!("{from}{message}")),
+                    // Told to tracing by who heard it.
+                    _ => (),
+                }
+            }
+            Event::Done { seconds, executed, cached, failed } => {
+                self.end();
+                let failed = match failed {
+                    0 => String::new(),
+                    failed => format!(", {failed} failed"),
+                };
+                self.say_unless_quiet(&format!("{executed} nodes run, {cached} cached{failed}, {seconds:.2} s"));
+            }
+            Event::Interrupted { seconds } => {
+                self.end();
+                self.say(&format!("interrupted after {seconds:.2} s"));
+            }
+        }
+    }
+}
+
+fn label(name: &NodeName) -> String {
+    match &name.title {
+        Some(title) if *title != name.class => format!("{title} ({})", name.class),
+        _ => name.class.clone(),
+    }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
+/// Writes to standard output. If it is closed there is nobody left to tell.
+fn print(bytes: &[u8]) {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(bytes).and_then(|()| out.flush());
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Lets the log write between the bars.
+#[derive(Clone)]
+pub struct LogWriter(pub MultiProgress);
+
+impl Write for LogWriter {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.suspend(|| std::io::stderr().write(bytes))
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        std::io::stderr().flush()
+    }
+}
