@@ -87,7 +87,8 @@ pub(super) fn counted<T>(
     if let Some(part) = growth[..lent].iter().position(|&more| more < 0) {
         let (place, times) = (&parts[part].0, -growth[part]);
         let fault = format!("input {place} was released {times} times more often than retained");
-        drop(spare);
+        // What was given away stays alive for whoever still holds it, here and in the library.
+        std::mem::forget(spare);
         return (seen, Err(fault));
     }
     for _ in 0..2 {

@@ -7,7 +7,6 @@ use kosmograph_abi as abi;
 use super::call::{CallResult, TestHost, counted};
 use super::child::folder;
 use super::object;
-use super::object::is_reason;
 use super::report::{Event, Log, Report};
 use super::synthesis::{Wrong, out_of_range, strided, synthesise, wrong_kinds, wrong_shapes};
 use crate::catalogue::{Catalogue, InputDescriptor, InputKind, NodeDescriptor};
@@ -115,7 +114,7 @@ fn refused(result: &CallResult, input: Option<&str>) -> Result<(), String> {
     match result {
         Ok(_) => Err("is no error".to_owned()),
         Err(NodeFailure::Cancelled) => Err("ends as cancelled, not as an error".to_owned()),
-        Err(NodeFailure::Failed { sentence, .. }) if !is_reason(sentence) => Err(sentence.clone()),
+        Err(failure) if failure.is_broken_rule() => Err(format!("breaks a rule: {failure}")),
         Err(NodeFailure::Failed { input: named, sentence }) => match input {
             Some(input) if named.as_deref() != Some(input) => Err(format!(
                 "is an error that names {}: \"{sentence}\"",
@@ -250,7 +249,7 @@ impl<'a> Subject<'a> {
             let (library, index, host) = (self.library, self.index, self.host);
             let function = |inputs: &[Value]| library.run_unchecked(index, host, inputs, n_outputs);
             let (seen, references) = counted(&inputs, &function, |result| refused(&result, None));
-            seen.map_err(|why| format!("{what}: {why}"))?;
+            seen.map_err(|why| format!("{what} {why}"))?;
             references.map_err(|fault| format!("{what}: {fault}"))?;
         }
         Ok(())

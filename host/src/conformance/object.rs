@@ -56,8 +56,10 @@ pub(super) fn check(
         let mut refused = |what: &str, inputs: &[Value], n_outputs: usize| {
             doing(&format!("calling \"{id}\" of the {type_name} with {what}"));
             match call_interface(object, id, host, inputs, n_outputs) {
-                Err(NodeFailure::Failed { sentence, .. }) if is_reason(&sentence) => Ok(()),
-                Err(failure) => Err(format!("\"{id}\" with {what}: {failure}")),
+                Err(failure) if failure.is_broken_rule() || failure == NodeFailure::Cancelled => {
+                    Err(format!("\"{id}\" with {what}: {failure}"))
+                }
+                Err(_) => Ok(()),
                 Ok(_) => Err(format!("\"{id}\" with {what} is no error")),
             }
         };
@@ -72,11 +74,6 @@ pub(super) fn check(
     }
     describe_and_denoise(object, type_name, host, doing)?;
     memory(object, host, doing)
-}
-
-/// Whether a sentence is the library's own: what the host says about broken rules is not.
-pub(super) fn is_reason(sentence: &str) -> bool {
-    !sentence.contains("breaks the boundary's rule") && !sentence.trim().is_empty()
 }
 
 fn describe_and_denoise(

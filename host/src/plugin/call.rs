@@ -46,9 +46,22 @@ pub enum NodeFailure {
     Cancelled,
 }
 
+/// How every sentence ends that is the host's own, about a library that broke a rule.
+const BROKEN: &str = "; its library breaks the boundary's rules";
+
 impl NodeFailure {
     pub(super) fn failed(sentence: impl Into<String>) -> Self {
         Self::Failed { input: None, sentence: sentence.into() }
+    }
+
+    /// What the library did that it must not.
+    fn broken(what: impl std::fmt::Display) -> Self {
+        Self::failed(format!("{what}{BROKEN}"))
+    }
+
+    /// Whether the sentence is the host's, about a broken rule, and not the library's own.
+    pub(crate) fn is_broken_rule(&self) -> bool {
+        matches!(self, Self::Failed { sentence, .. } if sentence.ends_with(BROKEN))
     }
 }
 
@@ -167,53 +180,41 @@ pub(super) fn invoke(
         abi::OK => (),
         abi::CANCELLED if cancelled => return Err(NodeFailure::Cancelled),
         abi::CANCELLED => {
-            return Err(NodeFailure::failed(format!(
-                "{who} ended as cancelled, though nobody asked it to stop; its library breaks the \
-                 boundary's rule"
-            )));
+            let what = format!("{who} ended as cancelled, though nobody asked it to stop");
+            return Err(NodeFailure::broken(what));
         }
         abi::ERROR => {
-            let Some((input, sentence)) = failure.filter(|(_, sentence)| !sentence.is_empty())
-            else {
-                return Err(NodeFailure::failed(format!(
-                    "{who} failed and gave no reason; its library breaks the boundary's rule"
-                )));
-            };
-            let input = (!input.is_empty()).then_some(input);
-            return Err(NodeFailure::Failed { input, sentence });
+            return Err(match failure {
+                Some((input, sentence)) if !sentence.trim().is_empty() => {
+                    let input = (!input.is_empty()).then_some(input);
+                    NodeFailure::Failed { input, sentence }
+                }
+                _ => NodeFailure::broken(format!("{who} failed and gave no reason")),
+            });
         }
-        other => {
-            return Err(NodeFailure::failed(format!(
-                "{who} returned the status {other}, which the boundary does not know"
-            )));
-        }
+        other => return Err(NodeFailure::broken(format!("{who} returned the status {other}"))),
     }
     if let Some(what) = violation {
-        return Err(NodeFailure::failed(format!("{who} {what}; its library breaks the rules")));
+        return Err(NodeFailure::broken(format!("{who} {what}")));
     }
     let mut outputs = Vec::with_capacity(n_outputs);
     for (i, value) in values.into_iter().enumerate() {
         let declared = expected.get(i);
-        let name = || match declared {
-            Some(declared) => format!("{} \"{}\"", i, declared.name),
-            None => i.to_string(),
+        let output = match declared {
+            Some(Expected { name, type_name, .. }) => {
+                format!("output {i} \"{name}\" ({type_name})")
+            }
+            None => format!("output {i}"),
         };
         let value = value.map_err(|malformed| {
-            NodeFailure::failed(format!(
-                "{who} wrote a value to its output {} that {malformed}; its library breaks the \
-                 boundary's rules",
-                name()
-            ))
+            NodeFailure::broken(format!("{who} wrote a value to its {output} that {malformed}"))
         })?;
         let (kind, wanted) = (value.kind(), declared.and_then(|declared| declared.kind));
         if declared.is_some() && (kind == abi::NONE || wanted.is_some_and(|wanted| wanted != kind))
         {
-            return Err(NodeFailure::failed(format!(
-                "{who} says it is done, but its output {}, {}, is {}; its library breaks the \
-                 boundary's rules",
-                name(),
-                declared.map_or("", |declared| &declared.type_name),
-                value.kind_name()
+            let found = value.kind_name();
+            return Err(NodeFailure::broken(format!(
+                "{who} says it is done, but its {output} is {found}"
             )));
         }
         outputs.push(value);
