@@ -1,8 +1,9 @@
 //! Pillow's Lanczos resize, bit for bit: ComfyUI scales through it, in 8 bits.
 //!
 //! A separable convolution with sinc(x) · sinc(x / 3), stretched when shrinking; first along rows, then along columns, each pass with
-//! weights of 22 bits after the point and rounded to 8 bits. Follows `src/libImaging/Resample.c` of Pillow 13. (The model library has
-//! Pillow's other filters as well, but links a tensor library; this one does not.)
+//! weights of 22 bits after the point and rounded to 8 bits. Follows `src/libImaging/Resample.c` as it was from Pillow 3.3 to 12;
+//! Pillow 13.0 begins with the columns where a picture loses much of its height, which moves some pixels by a few levels. (The model
+//! library has Pillow's other filters as well, but links a tensor library; this one does not.)
 
 use std::f64::consts::PI;
 use std::ops::Range;

@@ -1,0 +1,297 @@
+//! The nodes as a host calls them: through the library's one symbol, with a small host made here.
+
+use std::cell::RefCell;
+use std::fs;
+use std::path::Path;
+
+use kosmograph_image as _;
+use node::abi;
+use node::{Tensor, Value};
+use serde_json::Value as Json;
+
+unsafe extern "C" {
+    /// The library's one symbol, as a host finds it.
+    safe fn kosmograph_library_v1() -> *const abi::Library;
+}
+
+/// A host that keeps what it is told.
+#[repr(C)]
+struct Host {
+    context: abi::Context,
+    properties: Vec<(&'static str, String)>,
+    failure: RefCell<Option<(String, String)>>,
+    outputs: RefCell<Vec<Json>>,
+    /// Asks to stop at the first progress.
+    stops: bool,
+}
+
+/// # Safety
+/// `context` is the first field of a [`Host`].
+unsafe fn host<'a>(context: *const abi::Context) -> &'a Host {
+    // SAFETY: the caller's promise.
+    unsafe { &*context.cast::<Host>() }
+}
+
+unsafe fn text(text: abi::Str) -> String {
+    // SAFETY: node.h: borrowed for the call.
+    String::from_utf8(unsafe { text.as_bytes() }.to_vec()).unwrap()
+}
+
+unsafe extern "C" fn log(_: *const abi::Context, _: abi::LogLevel, _: abi::Str) {}
+
+unsafe extern "C" fn progress(context: *const abi::Context, _: u64, _: u64) -> i32 {
+    // SAFETY: made by `Host::new`.
+    i32::from(unsafe { host(context) }.stops)
+}
+
+unsafe extern "C" fn fail(context: *const abi::Context, input: abi::Str, sentence: abi::Str) {
+    // SAFETY: made by `Host::new`; the texts are for the call.
+    unsafe { *host(context).failure.borrow_mut() = Some((text(input), text(sentence))) };
+}
+
+unsafe extern "C" fn property(context: *const abi::Context, name: abi::Str, value: *mut abi::Str) {
+    // SAFETY: as in `fail`.
+    let (host, name) = unsafe { (host(context), text(name)) };
+    let known = host.properties.iter().find(|(known, _)| *known == name);
+    // SAFETY: node.h: there is room for the answer.
+    unsafe { *value = abi::Str::new(known.map_or("", |(_, value)| value)) };
+}
+
+unsafe extern "C" fn output(context: *const abi::Context, json: abi::Str) {
+    // SAFETY: as in `fail`.
+    let (host, json) = unsafe { (host(context), text(json)) };
+    host.outputs.borrow_mut().push(serde_json::from_str(&json).unwrap());
+}
+
+unsafe extern "C" fn no_string(_: *const abi::Context, _: abi::Str) -> *mut abi::KgString {
+    std::ptr::null_mut()
+}
+
+unsafe extern "C" fn no_list(
+    _: *const abi::Context,
+    _: *const abi::Value,
+    _: usize,
+) -> *mut abi::List {
+    std::ptr::null_mut()
+}
+
+unsafe extern "C" fn no_map(
+    _: *const abi::Context,
+    _: *const abi::Str,
+    _: *const abi::Value,
+    _: usize,
+) -> *mut abi::Map {
+    std::ptr::null_mut()
+}
+
+unsafe extern "C" fn no_tensor(
+    _: *const abi::Context,
+    _: abi::DLDataType,
+    _: i32,
+    _: *const i64,
+) -> *mut abi::Tensor {
+    std::ptr::null_mut()
+}
+
+#[derive(Debug)]
+enum Failure {
+    Cancelled,
+    Failed { input: String, sentence: String },
+}
+
+impl Host {
+    fn new(folder: &Path) -> Host {
+        let folder = folder.to_str().unwrap().to_owned();
+        let context = abi::Context {
+            size: size_of::<abi::Context>() as u32,
+            reserved: 0,
+            log,
+            progress,
+            fail,
+            property,
+            output,
+            new_string: no_string,
+            new_list: no_list,
+            new_map: no_map,
+            new_tensor: no_tensor,
+        };
+        let properties = vec![
+            ("output_directory", folder.clone()),
+            ("temp_directory", folder),
+            ("prompt", r#"{"1": {"text": "Käse 🧀"}}"#.to_owned()),
+        ];
+        let (failure, outputs) = (RefCell::new(None), RefCell::new(Vec::new()));
+        Host { context, properties, failure, outputs, stops: false }
+    }
+
+    fn run(
+        &self,
+        class: &str,
+        inputs: Vec<Value>,
+        n_outputs: usize,
+    ) -> Result<Vec<Value>, Failure> {
+        // SAFETY: the library obeys node.h.
+        let library = unsafe { &*kosmograph_library_v1() };
+        let nodes = descriptor()["nodes"].clone();
+        let index = nodes.as_array().unwrap().iter().position(|node| node["class"] == class);
+        let raw: Vec<abi::Value> = inputs.iter().map(|value| *value.as_raw()).collect();
+        let mut outputs: Vec<abi::Value> = (0..n_outputs).map(|_| Value::NONE.into_raw()).collect();
+        // SAFETY: borrowed inputs and room for the outputs, as node.h has it.
+        let status = unsafe {
+            (library.run)(
+                index.unwrap() as u32,
+                (&raw const *self).cast(),
+                raw.as_ptr(),
+                raw.len(),
+                outputs.as_mut_ptr(),
+                outputs.len(),
+            )
+        };
+        match status {
+            // SAFETY: each output carries one reference, which passes to us.
+            abi::OK => Ok(outputs.into_iter().map(|v| unsafe { Value::from_raw(v) }).collect()),
+            abi::CANCELLED => Err(Failure::Cancelled),
+            _ => {
+                let (input, sentence) = self.failure.take().unwrap();
+                Err(Failure::Failed { input, sentence })
+            }
+        }
+    }
+}
+
+fn descriptor() -> Json {
+    // SAFETY: the library obeys node.h.
+    unsafe { serde_json::from_str(&text((*kosmograph_library_v1()).descriptor)).unwrap() }
+}
+
+fn picture(shape: [usize; 4]) -> Value {
+    let count: usize = shape.iter().product();
+    let level = |i: usize| ((i * i * 7 + i * 31) % 256) as f32 / 255.0;
+    Tensor::from_f32(&shape, (0..count).map(level).collect()).unwrap().into_value()
+}
+
+fn values(value: &Value) -> (Vec<usize>, Vec<f32>) {
+    let tensor = value.as_tensor().unwrap();
+    (tensor.shape(), tensor.to_f32().unwrap().into_owned())
+}
+
+fn string(text: &str) -> Value {
+    Value::string(text)
+}
+
+#[test]
+fn inputs_are_comfyuis() {
+    let scale = descriptor()["nodes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|node| node["class"] == "ImageScale")
+        .unwrap()
+        .clone();
+    let names: Vec<&str> = scale["inputs"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|input| input["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(names, ["image", "upscale_method", "width", "height", "crop"]);
+    assert_eq!(scale["inputs"][1]["type"], "COMBO");
+    assert_eq!(scale["inputs"][2]["max"], 16384);
+}
+
+#[test]
+fn a_saved_picture_is_loaded_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let host = Host::new(folder.path());
+    let image = picture([2, 5, 7, 3]);
+    let passed = host.run("SaveImage", vec![image.clone(), string("a/b%width%")], 1).unwrap();
+    assert_eq!(values(&passed[0]), values(&image), "the pictures are passed on");
+    let saved = &host.outputs.borrow()[0]["images"];
+    assert_eq!(saved[1]["filename"], "b7_00002_.png");
+    assert_eq!((&saved[1]["subfolder"], &saved[1]["type"]), (&"a".into(), &"output".into()));
+
+    let file = folder.path().join("a/b7_00002_.png");
+    let loaded = host.run("LoadImage", vec![string(file.to_str().unwrap())], 2).unwrap();
+    let (shape, pixels) = values(&loaded[0]);
+    assert_eq!((shape, &pixels[..]), (vec![1, 5, 7, 3], &values(&image).1[105..]));
+    assert_eq!(values(&loaded[1]), (vec![1, 64, 64], vec![0.0; 64 * 64]));
+
+    let reader = png::Decoder::new(std::io::BufReader::new(fs::File::open(&file).unwrap()));
+    let reader = reader.read_info().unwrap();
+    let texts = &reader.info().uncompressed_latin1_text;
+    assert_eq!(texts.len(), 1, "there is no workflow");
+    assert_eq!(texts[0].keyword, "prompt");
+    assert_eq!(texts[0].text, r#"{"1": {"text": "K\u00e4se \ud83e\uddc0"}}"#);
+}
+
+#[test]
+fn a_preview_goes_to_the_temporary_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let host = Host::new(folder.path());
+    host.run("PreviewImage", vec![picture([1, 4, 4, 4])], 1).unwrap();
+    let shown = host.outputs.borrow()[0]["images"][0].clone();
+    assert_eq!(shown["type"], "temp");
+    let name = shown["filename"].as_str().unwrap();
+    assert!(name.starts_with("ComfyUI_temp_") && name.ends_with("_00001_.png"), "{name}");
+    assert!(folder.path().join(name).is_file());
+}
+
+#[test]
+fn nothing_is_saved_outside_or_after_a_stop() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut host = Host::new(folder.path());
+    let inputs = vec![picture([1, 4, 4, 3]), string("../a")];
+    match host.run("SaveImage", inputs, 1).unwrap_err() {
+        Failure::Failed { sentence, .. } => assert!(sentence.contains("leads out of")),
+        Failure::Cancelled => panic!("it was not asked to stop"),
+    }
+    host.stops = true;
+    let stopped = host.run("SaveImage", vec![picture([1, 4, 4, 3]), string("a")], 1);
+    assert!(matches!(stopped, Err(Failure::Cancelled)));
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn sizes_are_those_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let host = Host::new(folder.path());
+    for method in ["nearest-exact", "bilinear", "area", "bicubic", "lanczos"] {
+        for crop in ["disabled", "center"] {
+            let inputs =
+                vec![picture([2, 6, 9, 3]), string(method), 4i64.into(), 0i64.into(), string(crop)];
+            let scaled = host.run("ImageScale", inputs, 1).unwrap();
+            assert_eq!(values(&scaled[0]).0, [2, 3, 4, 3], "{method}, {crop}");
+        }
+        let inputs = vec![picture([1, 6, 9, 4]), string(method), 1.5.into()];
+        let scaled = host.run("ImageScaleBy", inputs, 1).unwrap();
+        assert_eq!(values(&scaled[0]).0, [1, 9, 14, 4], "13.5 rounds to even");
+    }
+    let batch = vec![picture([2, 6, 9, 3]), picture([1, 3, 3, 1])];
+    assert_eq!(values(&host.run("ImageBatch", batch, 1).unwrap()[0]).0, [3, 6, 9, 3]);
+    let numbers = [8i64, 0, 0, 16, 2].map(Value::from);
+    let inputs = [picture([1, 6, 9, 3])].into_iter().chain(numbers).collect();
+    let padded = host.run("ImagePadForOutpaint", inputs, 2).unwrap();
+    assert_eq!(values(&padded[0]).0, [1, 22, 17, 3]);
+    assert_eq!(values(&padded[1]).0, [1, 22, 17]);
+    let (_, inverted) =
+        values(&host.run("ImageInvert", vec![picture([1, 1, 2, 3])], 1).unwrap()[0]);
+    assert_eq!(inverted[..2], [1.0, 1.0 - 38.0 / 255.0]);
+}
+
+#[test]
+fn edges_are_white_on_black_and_thresholds_in_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let host = Host::new(folder.path());
+    let step = (0..8 * 8).map(|i| if i % 8 < 4 { 0.0 } else { 1.0 }).collect();
+    let step = Tensor::from_f32(&[1, 8, 8, 1], step).unwrap().into_value();
+    let found = host.run("Canny", vec![step.clone(), 0.4.into(), 0.8.into()], 1).unwrap();
+    let (shape, edges) = values(&found[0]);
+    assert_eq!(shape, [1, 8, 8, 3]);
+    for (i, pixel) in edges.chunks(3).enumerate() {
+        assert_eq!(pixel, if i % 8 == 3 { [1.0; 3] } else { [0.0; 3] });
+    }
+    match host.run("Canny", vec![step, 0.8.into(), 0.4.into()], 1).unwrap_err() {
+        Failure::Failed { input, .. } => assert_eq!(input, "low_threshold"),
+        Failure::Cancelled => panic!("it was not asked to stop"),
+    }
+}
