@@ -1,8 +1,10 @@
-//! Kosmos-G's aligner: the language model's hidden states → a condition in the place of CLIP's text embedding.
+//! Kosmos-G's aligner: the language model's hidden states → a condition in the place of CLIP's text
+//! embedding.
 //!
-//! The encoder half (`AlignerNet`) compresses any number of hidden states into 77 vectors; the reconstruction half, used in training
-//! only, goes back to them, so that nothing is lost on the way. Both are Magneto layers. Pan et al., arXiv 2310.02992, §2.2; follows the
-//! authors' `unilm/models/aligner.py`.
+//! The encoder half (`AlignerNet`) compresses any number of hidden states into 77 vectors; the
+//! reconstruction half, used in training only, goes back to them, so that nothing is lost on the
+//! way. Both are Magneto layers. Pan et al., arXiv 2310.02992, §2.2; follows the authors'
+//! `unilm/models/aligner.py`.
 
 use candle_core::Tensor;
 use serde::Deserialize;
@@ -45,7 +47,8 @@ impl AlignerConfig {
     }
 }
 
-/// torchscale's `Encoder` without an embedding of its own: learned positions, layers, a last layer norm.
+/// torchscale's `Encoder` without an embedding of its own: learned positions, layers, a last layer
+/// norm.
 #[derive(Clone, Debug)]
 struct Encoder {
     embed_positions: Tensor,
@@ -94,7 +97,8 @@ impl Encoder {
     }
 }
 
-/// torchscale's `Decoder` over learned queries: layers with cross-attention, not causal, a last layer norm.
+/// torchscale's `Decoder` over learned queries: layers with cross-attention, not causal, a last
+/// layer norm.
 #[derive(Clone, Debug)]
 struct Decoder {
     layers: Vec<CrossLayer>,
@@ -159,7 +163,8 @@ impl Aligner {
         self.encoder_proj.forward(&self.embed_tokens.forward(hidden)?, padding)
     }
 
-    /// The language model's hidden states [B, T, C] → the condition [B, Q, D]. `padding` [B, T] is nonzero at padding tokens.
+    /// The language model's hidden states [B, T, C] → the condition [B, Q, D]. `padding` [B, T] is
+    /// nonzero at padding tokens.
     ///
     /// # Errors
     /// The rows are longer than the aligner's positions.
@@ -217,12 +222,14 @@ impl Reconstruction {
     }
 }
 
-/// The alignment loss: the mean squared difference of condition and CLIP's text embedding, both [B, Q, D]. A scalar.
+/// The alignment loss: the mean squared difference of condition and CLIP's text embedding, both [B,
+/// Q, D]. A scalar.
 pub fn alignment_loss(condition: &Tensor, clip_embedding: &Tensor) -> Result<Tensor> {
     Ok((condition - clip_embedding)?.sqr()?.mean_all()?)
 }
 
-/// The reconstruction loss: the mean squared difference of hidden states [B, T, C] × Q/T, `queries` being Q. A scalar. Padding counts.
+/// The reconstruction loss: the mean squared difference of hidden states [B, T, C] × Q/T, `queries`
+/// being Q. A scalar. Padding counts.
 pub fn reconstruction_loss(
     reconstruction: &Tensor,
     hidden: &Tensor,

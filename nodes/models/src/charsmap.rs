@@ -1,12 +1,13 @@
-//! Sentencepiece's `precompiled_charsmap`: the rewriting of characters (nmt_nfkc and its kin) that a model was trained with, as a
-//! trie from byte sequences to replacements.
+//! Sentencepiece's `precompiled_charsmap`: the rewriting of characters (nmt_nfkc and its kin) that
+//! a model was trained with, as a trie from byte sequences to replacements.
 //!
-//! The `tokenizers` crate has a reader of its own, `Precompiled`. It rewrites grapheme by grapheme with the shortest rule that
-//! matches, where sentencepiece takes the longest from each position, and it indexes the trie unchecked, so that a damaged file is a
-//! panic. This one follows sentencepiece (`normalizer.cc`) and reads hostile files.
+//! The `tokenizers` crate has a reader of its own, `Precompiled`. It rewrites grapheme by grapheme
+//! with the shortest rule that matches, where sentencepiece takes the longest from each position,
+//! and it indexes the trie unchecked, so that a damaged file is a panic. This one follows
+//! sentencepiece (`normalizer.cc`) and reads hostile files.
 //!
-//! Layout: u32 size of the trie in bytes, the trie (little-endian u32 units of a Darts-clone double array), then the replacements,
-//! each ended by a NUL.
+//! Layout: u32 size of the trie in bytes, the trie (little-endian u32 units of a Darts-clone double
+//! array), then the replacements, each ended by a NUL.
 
 /// Why a map could not be read.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -56,12 +57,14 @@ impl Charsmap {
         })
     }
 
-    /// The longest rule that matches the beginning of `text`: how many bytes it takes, and what stands in their place.
+    /// The longest rule that matches the beginning of `text`: how many bytes it takes, and what
+    /// stands in their place.
     ///
-    /// A rule that ends within a character or points outside the replacements comes from a damaged file and matches nothing.
+    /// A rule that ends within a character or points outside the replacements comes from a damaged
+    /// file and matches nothing.
     pub fn longest_match<'a>(&'a self, text: &str) -> Option<(usize, &'a str)> {
-        // Units of a Darts-clone double array: bits 0-7 label, bit 8 "a leaf hangs here", bits 9-31 offset to the children; a leaf
-        // has bit 31 and its value below it.
+        // Units of a Darts-clone double array: bits 0-7 label, bit 8 "a leaf hangs here", bits 9-31
+        // offset to the children; a leaf has bit 31 and its value below it.
         let offset = |unit: u32| ((unit >> 10) << ((unit & (1 << 9)) >> 6)) as usize;
         let mut node = offset(*self.trie.first()?);
         let mut found = None;
@@ -88,7 +91,8 @@ impl Charsmap {
     }
 }
 
-/// A map of the given rules, for tests: every node of the trie gets a block of 256 units of its own.
+/// A map of the given rules, for tests: every node of the trie gets a block of 256 units of its
+/// own.
 #[cfg(test)]
 pub(crate) fn test_map(rules: &[(&str, &str)]) -> Vec<u8> {
     use std::collections::BTreeMap;

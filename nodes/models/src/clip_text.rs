@@ -1,7 +1,7 @@
 //! CLIP's text encoder: token ids → one vector a token, the condition of Stable Diffusion 1.5.
 //!
-//! A causal pre-norm transformer with learned positions. Radford et al., arXiv 2103.00020; layers, names and configuration are those
-//! of transformers' `CLIPTextModel`.
+//! A causal pre-norm transformer with learned positions. Radford et al., arXiv 2103.00020; layers,
+//! names and configuration are those of transformers' `CLIPTextModel`.
 
 use candle_core::{DType, IndexOp, Tensor};
 use serde::Deserialize;
@@ -46,7 +46,8 @@ pub struct ClipTextConfig {
     pub hidden_act: Activation,
     #[serde(default = "layer_norm_eps")]
     pub layer_norm_eps: f64,
-    /// The token whose place in a row is pooled. 2 stands in old configurations (SD 1.5's among them) that mean the highest id.
+    /// The token whose place in a row is pooled. 2 stands in old configurations (SD 1.5's among
+    /// them) that mean the highest id.
     #[serde(default = "eos_token_id", alias = "eos")]
     pub eos_token_id: u32,
 }
@@ -163,8 +164,8 @@ impl ClipText {
         self.forward_skip(ids, 1)
     }
 
-    /// The condition from an earlier layer: what `clip_skip` layers from the end gives (1 is the last, as A1111 counts; ComfyUI writes
-    /// -1), and then the final layer norm. [B, T, C].
+    /// The condition from an earlier layer: what `clip_skip` layers from the end gives (1 is the
+    /// last, as A1111 counts; ComfyUI writes -1), and then the final layer norm. [B, T, C].
     ///
     /// # Errors
     /// As [`Self::forward`]; or there are fewer layers, or `clip_skip` is 0.
@@ -197,7 +198,8 @@ impl ClipText {
         Ok(x)
     }
 
-    /// `pooler_output`: of each row of `last_hidden_state` [B, T, C] the vector at its first end token. [B, C].
+    /// `pooler_output`: of each row of `last_hidden_state` [B, T, C] the vector at its first end
+    /// token. [B, C].
     pub fn pool(&self, ids: &Tensor, last_hidden_state: &Tensor) -> Result<Tensor> {
         let rows = ids.to_dtype(DType::U32)?.to_vec2::<u32>()?;
         let pooled = rows.iter().enumerate().map(|(row, ids)| {
@@ -210,5 +212,90 @@ impl ClipText {
             Ok(last_hidden_state.i((row, position))?)
         });
         Ok(Tensor::stack(&pooled.collect::<Result<Vec<_>>>()?, 0)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+    use std::collections::HashMap;
+
+    fn config() -> ClipTextConfig {
+        serde_json::from_str(
+            r#"{"vocab_size": 9, "hidden_size": 4, "intermediate_size": 8, "num_hidden_layers": 2,
+                "num_attention_heads": 2, "max_position_embeddings": 5, "eos_token_id": 8}"#,
+        )
+        .expect("a valid configuration")
+    }
+
+    /// A model with random weights; `rename` changes each tensor's name.
+    fn model(rename: fn(&str) -> String) -> Result<ClipText> {
+        let recording = Weights::recording();
+        ClipText::load(&config(), &recording)?;
+        let mut seed = 1u32;
+        let mut tensors = HashMap::new();
+        for (name, shape) in recording.recorded() {
+            let values: Vec<f32> = (0..shape.iter().product::<usize>())
+                .map(|_| {
+                    seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    (seed >> 16) as f32 / 65536.0 - 0.5
+                })
+                .collect();
+            tensors.insert(rename(&name), Tensor::from_vec(values, shape, &Device::Cpu)?);
+        }
+        ClipText::load(&config(), &Weights::from_tensors("test", tensors, &Device::Cpu))
+    }
+
+    fn ids(row: &[u32]) -> Result<Tensor> {
+        Ok(Tensor::from_slice(row, (1, row.len()), &Device::Cpu)?)
+    }
+
+    #[test]
+    fn names_may_go_without_their_prefix() -> Result<()> {
+        let classical = model(str::to_owned)?.forward(&ids(&[1, 2, 8])?)?;
+        let bare = model(|name| name.replace("text_model.", ""))?.forward(&ids(&[1, 2, 8])?)?;
+        assert_eq!(bare.to_vec3::<f32>()?, classical.to_vec3::<f32>()?);
+        Ok(())
+    }
+
+    #[test]
+    fn a_token_sees_only_those_before_it() -> Result<()> {
+        let model = model(str::to_owned)?;
+        let (a, b) = (model.forward(&ids(&[1, 2, 3])?)?, model.forward(&ids(&[1, 2, 4])?)?);
+        let (a, b) = (a.to_vec3::<f32>()?, b.to_vec3::<f32>()?);
+        assert_eq!(a[0][..2], b[0][..2]);
+        assert_ne!(a[0][2], b[0][2]);
+        Ok(())
+    }
+
+    #[test]
+    fn pools_at_the_first_end_or_the_highest_id() -> Result<()> {
+        let mut model = model(str::to_owned)?;
+        let ids = ids(&[1, 8, 3, 8])?;
+        let hidden = Tensor::arange(0f32, 4.0, &Device::Cpu)?.reshape((1, 4, 1))?;
+        assert_eq!(model.pool(&ids, &hidden)?.to_vec2::<f32>()?, [[1.0]]);
+        model.eos_token_id = 3;
+        assert_eq!(model.pool(&ids, &hidden)?.to_vec2::<f32>()?, [[2.0]]);
+        model.eos_token_id = 2;
+        assert_eq!(model.pool(&ids, &hidden)?.to_vec2::<f32>()?, [[1.0]]);
+        Ok(())
+    }
+
+    #[test]
+    fn inputs_that_do_not_fit_are_named() -> Result<()> {
+        let model = model(str::to_owned)?;
+        let said = |result: Result<Tensor>| result.unwrap_err().to_string();
+        let long = said(model.forward(&ids(&[1; 6])?));
+        assert!(long.contains("6 tokens") && long.contains("takes 5"), "{long}");
+        let outside = said(model.forward(&ids(&[1, 9])?));
+        assert!(outside.contains("token 9") && outside.contains("9 rows"), "{outside}");
+        for skip in [0, 3] {
+            let skipped = said(model.forward_skip(&ids(&[1])?, skip));
+            assert!(skipped.contains("has 2 layers"), "{skipped}");
+        }
+        let unknown = serde_json::from_str::<Activation>("\"relu\"").unwrap_err().to_string();
+        assert!(unknown.contains("quick_gelu"), "{unknown}");
+        Ok(())
     }
 }

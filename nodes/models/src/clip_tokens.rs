@@ -1,10 +1,13 @@
 //! CLIP's byte-pair tokenizer: text → token ids.
 //!
-//! Text is brought to NFC, white space to single spaces, letters to lower case; then it is cut into words, numerals and runs of other
-//! signs, each spelled in bytes and merged pair by pair. Radford et al., "Learning Transferable Visual Models From Natural Language
-//! Supervision" (arXiv 2103.00020); cleaning and cutting follow transformers' `CLIPTokenizer`. The work is done by the `tokenizers` crate.
+//! Text is brought to NFC, white space to single spaces, letters to lower case; then it is cut into
+//! words, numerals and runs of other signs, each spelled in bytes and merged pair by pair. Radford
+//! et al., "Learning Transferable Visual Models From Natural Language Supervision" (arXiv
+//! 2103.00020); cleaning and cutting follow transformers' `CLIPTokenizer`. The work is done by the
+//! `tokenizers` crate.
 //!
-//! CLIP's own vocabulary of 49,408 tokens ships with the project (`data/README.md`); a folder may bring another.
+//! CLIP's own vocabulary of 49,408 tokens ships with the project (`data/README.md`); a folder may
+//! bring another.
 
 use std::io::Read;
 use std::path::Path;
@@ -81,8 +84,8 @@ impl ClipTokenizer {
         ClipTokenizer::from_bpe(vocab, merges, NAME)
     }
 
-    /// Reads the `tokenizer` folder of a diffusers or transformers model: `vocab.json` with `merges.txt`, or `tokenizer.json`.
-    /// A `pad_token` in `special_tokens_map.json` is kept.
+    /// Reads the `tokenizer` folder of a diffusers or transformers model: `vocab.json` with
+    /// `merges.txt`, or `tokenizer.json`. A `pad_token` in `special_tokens_map.json` is kept.
     pub fn read(folder: &Path) -> Result<ClipTokenizer, ClipTokensError> {
         let vocab = folder.join("vocab.json");
         let merges = folder.join("merges.txt");
@@ -242,7 +245,8 @@ impl ClipTokenizer {
         Ok(row)
     }
 
-    /// The text as one row of exactly `length` tokens; what does not fit is cut off, as transformers does.
+    /// The text as one row of exactly `length` tokens; what does not fit is cut off, as
+    /// transformers does.
     pub fn encode_row(&self, text: &str, length: usize) -> Result<Vec<u32>, ClipTokensError> {
         self.row(&self.tokens(text)?, length)
     }
@@ -276,8 +280,9 @@ fn parse_merges(text: &str, name: &str) -> Result<Merges, ClipTokensError> {
         .collect()
 }
 
-/// The character that spells each byte, in the order of the vocabulary: first the 188 bytes that are visible Latin-1 characters, as
-/// themselves; then the other 68, in order, as the characters from U+0100 on (GPT-2's byte alphabet).
+/// The character that spells each byte, in the order of the vocabulary: first the 188 bytes that
+/// are visible Latin-1 characters, as themselves; then the other 68, in order, as the characters
+/// from U+0100 on (GPT-2's byte alphabet).
 fn byte_symbols() -> Vec<char> {
     let visible = (b'!'..=b'~').chain(0xa1..=0xac).chain(0xae..=0xff);
     let visible = visible.map(char::from);

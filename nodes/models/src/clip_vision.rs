@@ -1,7 +1,9 @@
-//! CLIP's vision transformer with its projection: a picture → one vector in the space that it shares with text.
+//! CLIP's vision transformer with its projection: a picture → one vector in the space that it
+//! shares with text.
 //!
-//! The measure of CLIP-I and CLIP-T, and the picture encoder of IP-Adapters. Layers, names and configuration are those of
-//! transformers' `CLIPVisionModelWithProjection`; Kosmos-G's own vision transformer is [`crate::vit`].
+//! The measure of CLIP-I and CLIP-T, and the picture encoder of IP-Adapters. Layers, names and
+//! configuration are those of transformers' `CLIPVisionModelWithProjection`; Kosmos-G's own vision
+//! transformer is [`crate::vit`].
 
 use candle_core::{IndexOp, Tensor};
 use serde::Deserialize;
@@ -85,7 +87,8 @@ impl ClipVision {
         })
     }
 
-    /// Normalised pixels [B, 3, S, S] → the tokens of the last layer, before `post_layernorm`, [B, 1 + (S/P)², C].
+    /// Normalised pixels [B, 3, S, S] → the tokens of the last layer, before `post_layernorm`, [B,
+    /// 1 + (S/P)², C].
     pub fn last_hidden_state(&self, pixels: &Tensor) -> Result<Tensor> {
         let x = embed_patches(
             pixels,
@@ -117,7 +120,8 @@ pub(crate) fn token_count(image_size: usize, patch_size: usize) -> Result<usize>
     Ok((image_size / patch_size).pow(2) + 1)
 }
 
-/// Cuts pixels [B, 3, S, S] into patches and embeds them, the class token in front, positions added: [B, 1 + (S/P)², C].
+/// Cuts pixels [B, 3, S, S] into patches and embeds them, the class token in front, positions
+/// added: [B, 1 + (S/P)², C].
 pub(crate) fn embed_patches(
     pixels: &Tensor,
     patch_embedding: &Tensor,

@@ -1,7 +1,8 @@
-//! Kosmos-G's connector: the tokens of a picture → a fixed number of image tokens for the language model.
+//! Kosmos-G's connector: the tokens of a picture → a fixed number of image tokens for the language
+//! model.
 //!
-//! A resampler after Flamingo's (arXiv 2204.14198): learned queries attend once to the projected tokens and to themselves. Follows
-//! `XConnector` of the authors' `unilm/models/connector.py`.
+//! A resampler after Flamingo's (arXiv 2204.14198): learned queries attend once to the projected
+//! tokens and to themselves. Follows `XConnector` of the authors' `unilm/models/connector.py`.
 
 use candle_core::Tensor;
 use serde::Deserialize;

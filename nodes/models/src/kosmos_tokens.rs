@@ -1,7 +1,8 @@
 //! The prompt of Kosmos-G: text with `<i>` marks → token ids, and which of them the pictures take.
 //!
-//! Pieces come from sentencepiece, their ids from fairseq's dictionary: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, then the lines of
-//! `dict.txt`, then the six symbols that the authors' task adds. Follows `app_model.py` (`kosmosg_preprocess`) of the authors' code.
+//! Pieces come from sentencepiece, their ids from fairseq's dictionary: `<s>` 0, `<pad>` 1, `</s>`
+//! 2, `<unk>` 3, then the lines of `dict.txt`, then the six symbols that the authors' task adds.
+//! Follows `app_model.py` (`kosmosg_preprocess`) of the authors' code.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -131,7 +132,8 @@ impl KosmosTokenizer {
         Ok(KosmosTokenizer { sentencepiece, image: id("<image>"), image_end: id("</image>"), ids })
     }
 
-    /// How many ids there are, special symbols included: the rows that the decoder's embedding needs.
+    /// How many ids there are, special symbols included: the rows that the decoder's embedding
+    /// needs.
     pub fn vocab_size(&self) -> usize {
         self.ids.len()
     }
@@ -157,18 +159,20 @@ impl KosmosTokenizer {
         self.sentencepiece.encode(text).iter().map(|piece| self.id(piece)).collect()
     }
 
-    /// `<s>` and the text: what stands for the negative prompt. The empty text gives `<s>` alone, the
-    /// null condition.
+    /// `<s>` and the text: what stands for the negative prompt. The empty text gives `<s>` alone,
+    /// the null condition.
     pub fn negative(&self, text: &str) -> Vec<u32> {
         let mut ids = vec![BOS];
         ids.extend(self.snippet(text));
         ids
     }
 
-    /// Lays out a prompt: `<s>`, then for every mark the text before it, `<image>` once and `image_tokens` times more (these the
-    /// picture's tokens replace), `</image>`; then the rest. Each text between marks is cut into pieces by itself.
+    /// Lays out a prompt: `<s>`, then for every mark the text before it, `<image>` once and
+    /// `image_tokens` times more (these the picture's tokens replace), `</image>`; then the rest.
+    /// Each text between marks is cut into pieces by itself.
     ///
-    /// `pictures` is the number of pictures at hand; it must equal the number of marks and be at most [`MAX_PICTURES`].
+    /// `pictures` is the number of pictures at hand; it must equal the number of marks and be at
+    /// most [`MAX_PICTURES`].
     pub fn prompt(
         &self,
         text: &str,

@@ -58,7 +58,8 @@ impl LayerNorm {
     }
 }
 
-/// Attention with several heads (Vaswani et al., arXiv 1706.03762, §3.2.2), every projection with a bias.
+/// Attention with several heads (Vaswani et al., arXiv 1706.03762, §3.2.2), every projection with a
+/// bias.
 #[derive(Clone, Debug)]
 pub struct MultiheadAttention {
     q_proj: Linear,
@@ -121,7 +122,8 @@ impl MultiheadAttention {
     }
 }
 
-/// Hides from each position those after it: [length, length], 0 on and below the diagonal, −∞ above.
+/// Hides from each position those after it: [length, length], 0 on and below the diagonal, −∞
+/// above.
 pub fn causal_mask(length: usize, device: &Device) -> CandleResult<Tensor> {
     let hidden = (0..length * length).map(|i| i % length > i / length);
     let mask: Vec<f32> =
@@ -129,7 +131,8 @@ pub fn causal_mask(length: usize, device: &Device) -> CandleResult<Tensor> {
     Tensor::from_vec(mask, (length, length), device)
 }
 
-/// Hides the keys that are padding: `padding` [B, T], nonzero where a position is padding, → [B, 1, 1, T], 0 or −∞.
+/// Hides the keys that are padding: `padding` [B, T], nonzero where a position is padding, → [B, 1,
+/// 1, T], 0 or −∞.
 pub fn padding_mask(padding: &Tensor) -> CandleResult<Tensor> {
     let (batch, length) = padding.dims2()?;
     let shape = (batch, 1, 1, length);

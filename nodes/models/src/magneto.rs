@@ -1,7 +1,8 @@
 //! The "Magneto" transformer layers of Kosmos-G's language model and aligner.
 //!
-//! Pre-norm layers with a second layer norm inside each part ("sub-LN"): in self-attention before the output projection, in the
-//! feed-forward network before `fc2`. Wang et al., "Magneto: A Foundation Transformer", arXiv 2210.06423; names follow torchscale.
+//! Pre-norm layers with a second layer norm inside each part ("sub-LN"): in self-attention before
+//! the output projection, in the feed-forward network before `fc2`. Wang et al., "Magneto: A
+//! Foundation Transformer", arXiv 2210.06423; names follow torchscale.
 
 use candle_core::{Result as CandleResult, Tensor};
 
@@ -64,7 +65,8 @@ impl FeedForward {
     }
 }
 
-/// Self-attention and feed-forward: torchscale's encoder layer, and its decoder layer where there is nothing to cross-attend to.
+/// Self-attention and feed-forward: torchscale's encoder layer, and its decoder layer where there
+/// is nothing to cross-attend to.
 #[derive(Clone, Debug)]
 pub struct SelfLayer {
     self_attn_layer_norm: LayerNorm,
@@ -93,7 +95,8 @@ impl SelfLayer {
     }
 }
 
-/// Self-attention, cross-attention, feed-forward: torchscale's decoder layer. Cross-attention has no inner layer norm.
+/// Self-attention, cross-attention, feed-forward: torchscale's decoder layer. Cross-attention has
+/// no inner layer norm.
 #[derive(Clone, Debug)]
 pub struct CrossLayer {
     self_attn_layer_norm: LayerNorm,
@@ -120,7 +123,8 @@ impl CrossLayer {
         })
     }
 
-    /// `x` [B, T, C] attends to itself, not causally, and to `context` [B, S, C]; `mask` broadcasts to [B, heads, T, S].
+    /// `x` [B, T, C] attends to itself, not causally, and to `context` [B, S, C]; `mask` broadcasts
+    /// to [B, heads, T, S].
     pub fn forward(
         &self,
         x: &Tensor,

@@ -1,8 +1,8 @@
 //! Kosmos-G's language model: tokens and image tokens → hidden states.
 //!
-//! A causal decoder of Magneto layers ([`crate::magneto`]) with fairseq's fixed sinusoidal positions. Follows `LMDecoder` of the
-//! authors' `unilm/models/gpt.py`: xPos is configured there and its buffer is in the checkpoint, but nothing applies it; and no mask
-//! hides padding here.
+//! A causal decoder of Magneto layers ([`crate::magneto`]) with fairseq's fixed sinusoidal
+//! positions. Follows `LMDecoder` of the authors' `unilm/models/gpt.py`: xPos is configured there
+//! and its buffer is in the checkpoint, but nothing applies it; and no mask hides padding here.
 
 use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
@@ -45,7 +45,8 @@ pub struct Mllm {
 }
 
 impl Mllm {
-    /// Loads the tensors of `decoder`. The output projection is the token embedding, whatever else is in the file.
+    /// Loads the tensors of `decoder`. The output projection is the token embedding, whatever else
+    /// is in the file.
     pub fn load(config: &MllmConfig, weights: &Weights) -> Result<Mllm> {
         let dim = config.embed_dim;
         if dim < 4 {
@@ -67,10 +68,12 @@ impl Mllm {
         })
     }
 
-    /// `tokens` [B, T] → what goes into the first layer, [B, T, C]: √C · (token embedding, or image token where one stands) + position.
+    /// `tokens` [B, T] → what goes into the first layer, [B, T, C]: √C · (token embedding, or image
+    /// token where one stands) + position.
     ///
     /// # Errors
-    /// An id is outside the vocabulary, or there are more or fewer image tokens than places for them.
+    /// An id is outside the vocabulary, or there are more or fewer image tokens than places for
+    /// them.
     pub fn embed(&self, tokens: &Tensor, images: Option<&ImageTokens>) -> Result<Tensor> {
         let dim = self.embed_tokens.dim(1)?;
         let mut x = embedding(&self.embed_tokens, tokens)?;
@@ -97,7 +100,8 @@ impl Mllm {
         Ok(states)
     }
 
-    /// `tokens` [B, T] → hidden states after the last layer norm, [B, T, C]: what the aligner takes.
+    /// `tokens` [B, T] → hidden states after the last layer norm, [B, T, C]: what the aligner
+    /// takes.
     ///
     /// # Errors
     /// As [`Self::embed`].
@@ -145,9 +149,11 @@ fn replace_at_mask(x: &Tensor, images: &ImageTokens) -> Result<Tensor> {
     Ok(table.index_select(&rows, 0)?.reshape((batch, length, dim))?)
 }
 
-/// fairseq's positions for `tokens` [B, T]: [B, T, dim]. Counting begins at 2; padding has a row of zeros and is not counted.
+/// fairseq's positions for `tokens` [B, T]: [B, T, dim]. Counting begins at 2; padding has a row of
+/// zeros and is not counted.
 ///
-/// A row is [sin(p·f) ‖ cos(p·f)] with f from 1 down to 1/10000, both ends included. All in f32, as there.
+/// A row is [sin(p·f) ‖ cos(p·f)] with f from 1 down to 1/10000, both ends included. All in f32, as
+/// there.
 fn sinusoidal_positions(tokens: &Tensor, dim: usize) -> Result<Tensor> {
     let (batch, length) = tokens.dims2()?;
     let half = dim / 2;

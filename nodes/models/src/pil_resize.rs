@@ -1,8 +1,10 @@
 //! Pillow's picture resize, bit for bit.
 //!
-//! Kosmos-G's pictures went through `PIL.Image.resize`, and so do ComfyUI's: an antialiased separable convolution, first along
-//! rows, then along columns, each pass in 22-bit fixed point and rounded to 8 bits. Any other bicubic moves pixels by one or two
-//! levels, which a vision transformer sees. Follows `src/libImaging/Resample.c` and, for nearest, `Geometry.c` (Pillow 13).
+//! Kosmos-G's pictures went through `PIL.Image.resize`, and so do ComfyUI's: an antialiased
+//! separable convolution, first along rows, then along columns, each pass in 22-bit fixed point and
+//! rounded to 8 bits. Any other bicubic moves pixels by one or two levels, which a vision
+//! transformer sees. Follows `src/libImaging/Resample.c` and, for nearest, `Geometry.c` (Pillow
+//! 13).
 //!
 //! Plain slices in and out: nothing here knows of tensors.
 
@@ -110,8 +112,9 @@ pub struct Picture<'a> {
     pub channels: usize,
 }
 
-/// Resizes to `to_width` × `to_height` pixels, as Pillow does for the modes `L`, `RGB`, `CMYK`: channels do not mix. (Pillow
-/// multiplies the colours of `RGBA` by alpha first; whoever has alpha does the same before and divides after.)
+/// Resizes to `to_width` × `to_height` pixels, as Pillow does for the modes `L`, `RGB`, `CMYK`:
+/// channels do not mix. (Pillow multiplies the colours of `RGBA` by alpha first; whoever has alpha
+/// does the same before and divides after.)
 ///
 /// Returns [to_height, to_width, channels].
 pub fn pil_resize(
@@ -124,8 +127,9 @@ pub fn pil_resize(
     pil_resize_window(picture, to_width, to_height, all, filter)
 }
 
-/// The `window` of what [`pil_resize`] would return, computing no other pixel: a strip of 1 × 30,000 pixels whose short edge grows to
-/// 224 would be millions of pixels long, of which a centre crop wants 224.
+/// The `window` of what [`pil_resize`] would return, computing no other pixel: a strip of 1 ×
+/// 30,000 pixels whose short edge grows to 224 would be millions of pixels long, of which a centre
+/// crop wants 224.
 ///
 /// Returns [window.height, window.width, channels].
 pub fn pil_resize_window(
@@ -166,7 +170,8 @@ pub fn pil_resize_window(
     if filter == Filter::Nearest {
         return Ok(nearest(picture, to_width, to_height, window));
     }
-    // Pillow leaves out a pass that would change no size; the pass with unit weights gives the same pixels.
+    // Pillow leaves out a pass that would change no size; the pass with unit weights gives the same
+    // pixels.
     let columns = Taps::new(width, to_width, window.left, window.width, filter);
     let rows = Taps::new(height, to_height, window.top, window.height, filter);
     let (first_row, end_row) = rows.reach();
@@ -189,7 +194,8 @@ struct Taps {
 impl Taps {
     fn new(from: usize, to: usize, start: usize, length: usize, filter: Filter) -> Taps {
         let scale = from as f64 / to as f64;
-        // Shrinking stretches the filter over the source pixels that fall together: this is the antialiasing.
+        // Shrinking stretches the filter over the source pixels that fall together: this is the
+        // antialiasing.
         let stretch = scale.max(1.0);
         let support = filter.support() * stretch;
         let mut spans = Vec::with_capacity(length);
@@ -283,8 +289,8 @@ fn nearest(picture: Picture, to_width: usize, to_height: usize, window: Window) 
     out
 }
 
-/// Pillow steps along the source by adding the scale again and again; where the sum meets a pixel's edge its rounding decides, so the
-/// additions are repeated here and not multiplied.
+/// Pillow steps along the source by adding the scale again and again; where the sum meets a pixel's
+/// edge its rounding decides, so the additions are repeated here and not multiplied.
 fn nearest_positions(from: usize, to: usize, start: usize, length: usize) -> Vec<usize> {
     let scale = from as f64 / to as f64;
     let mut position = scale * 0.5;

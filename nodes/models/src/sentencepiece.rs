@@ -1,14 +1,16 @@
 //! Sentencepiece's unigram tokenizer, read from its own `.model` file.
 //!
-//! Text is first normalised (the model's character map, one space where there were many, `▁` for a space and one in front), then cut
-//! into the pieces of the largest summed log probability. Kudo, "Subword Regularization", ACL 2018 (arXiv 1804.10959); the file and
-//! the algorithms follow google/sentencepiece 0.2 (`sentencepiece_model.proto`, `normalizer.cc`, `unigram_model.cc`).
+//! Text is first normalised (the model's character map, one space where there were many, `▁` for a
+//! space and one in front), then cut into the pieces of the largest summed log probability. Kudo,
+//! "Subword Regularization", ACL 2018 (arXiv 1804.10959); the file and the algorithms follow
+//! google/sentencepiece 0.2 (`sentencepiece_model.proto`, `normalizer.cc`, `unigram_model.cc`).
 //!
-//! `tokenizers` has a `Unigram` too. It sums in f64, where sentencepiece rounds to f32, so that it cuts
-//! "A1111" elsewhere than the model was trained with; of 6,000 random texts it cut 6 differently, this
-//! one none.
+//! `tokenizers` has a `Unigram` too. It sums in f64, where sentencepiece rounds to f32, so that it
+//! cuts "A1111" elsewhere than the model was trained with; of 6,000 random texts it cut 6
+//! differently, this one none.
 //!
-//! The file is a protocol buffer. Only the fields that change a segmentation are declared below; the reader skips the others.
+//! The file is a protocol buffer. Only the fields that change a segmentation are declared below;
+//! the reader skips the others.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -20,8 +22,8 @@ use crate::charsmap::{Charsmap, CharsmapError};
 /// The space of sentencepiece, U+2581.
 pub const SPACE: char = '\u{2581}';
 
-/// The longest piece that is read. Sentencepiece's trainer makes pieces of 16 characters; the time to
-/// cut a text grows with the longest.
+/// The longest piece that is read. Sentencepiece's trainer makes pieces of 16 characters; the time
+/// to cut a text grows with the longest.
 const MAX_PIECE_BYTES: usize = 512;
 
 /// How much less than the least probable piece an unknown character scores.
@@ -148,20 +150,11 @@ impl Sentencepiece {
     /// A model of the given pieces, for tests of what stands on one.
     #[cfg(test)]
     pub(crate) fn of_pieces(pieces: &[(&str, f32)]) -> Sentencepiece {
-        let unknown = Piece { r#type: Some(PieceType::Unknown as i32), ..Piece::default() };
-        let normal = pieces.iter().map(|(piece, score)| Piece {
-            piece: Some((*piece).to_owned()),
-            score: Some(*score),
-            r#type: None,
-        });
-        let model = ModelProto {
-            pieces: std::iter::once(unknown).chain(normal).collect(),
-            ..ModelProto::default()
-        };
-        Sentencepiece::from_bytes(&model.encode_to_vec()).unwrap()
+        Sentencepiece::from_bytes(&test_model(pieces)).unwrap()
     }
 
-    /// The pieces of `text`. A run of characters the model does not know is one piece, as it stands in the normalised text.
+    /// The pieces of `text`. A run of characters the model does not know is one piece, as it stands
+    /// in the normalised text.
     pub fn encode(&self, text: &str) -> Vec<String> {
         let normalised = self.normalize(text);
         self.vocabulary.segment(&normalised).into_iter().map(str::to_owned).collect()
@@ -208,7 +201,8 @@ impl Sentencepiece {
         out
     }
 
-    /// How many bytes at the beginning of `text` are rewritten together (at least one character), and into what.
+    /// How many bytes at the beginning of `text` are rewritten together (at least one character),
+    /// and into what.
     fn rewrite_prefix<'a>(&'a self, text: &'a str) -> (usize, &'a str) {
         if let Some(symbol) =
             self.vocabulary.user_defined.iter().find(|s| text.starts_with(s.as_str()))
@@ -330,6 +324,19 @@ impl Vocabulary {
     }
 }
 
+/// The contents of a `.model` file with the given pieces.
+#[cfg(test)]
+pub(crate) fn test_model(pieces: &[(&str, f32)]) -> Vec<u8> {
+    let unknown = Piece { r#type: Some(PieceType::Unknown as i32), ..Piece::default() };
+    let normal = pieces.iter().map(|(piece, score)| Piece {
+        piece: Some((*piece).to_owned()),
+        score: Some(*score),
+        r#type: None,
+    });
+    let pieces = std::iter::once(unknown).chain(normal).collect();
+    ModelProto { pieces, ..ModelProto::default() }.encode_to_vec()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -449,7 +456,8 @@ mod tests {
 
     #[test]
     fn hostile_wire_data_is_an_error() {
-        // A piece announced with 2^35 bytes; a string field sent as a number; a group that never ends.
+        // A piece announced with 2^35 bytes; a string field sent as a number; a group that never
+        // ends.
         for bytes in [&[0x0a, 0x80, 0x80, 0x80, 0x80, 0x80, 0x01][..], &[0x08, 0x01], &[0x0b]] {
             assert!(matches!(
                 Sentencepiece::from_bytes(bytes),

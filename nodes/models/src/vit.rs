@@ -1,7 +1,8 @@
 //! Kosmos-G's vision transformer: a picture → one normalised vector a patch.
 //!
-//! CLIP's ViT-L/14 as open_clip builds it, with two changes of the authors' (`unilm/models/vl/clip.py`): `ln_post` is applied to all
-//! tokens and there is no projection; and attention is stored split, under `ts_attn`.
+//! CLIP's ViT-L/14 as open_clip builds it, with two changes of the authors'
+//! (`unilm/models/vl/clip.py`): `ln_post` is applied to all tokens and there is no projection; and
+//! attention is stored split, under `ts_attn`.
 
 use candle_core::Tensor;
 use serde::Deserialize;
@@ -95,7 +96,8 @@ impl Vit {
         })
     }
 
-    /// Normalised pixels [B, 3, S, S] → what goes into the first block and what comes out of each, [B, T, C] each.
+    /// Normalised pixels [B, 3, S, S] → what goes into the first block and what comes out of each,
+    /// [B, T, C] each.
     pub fn hidden_states(&self, pixels: &Tensor) -> Result<Vec<Tensor>> {
         let x =
             embed_patches(pixels, &self.conv1, &self.class_embedding, &self.positional_embedding)?;
@@ -119,7 +121,8 @@ impl Vit {
         Ok(self.ln_post.forward(&x)?)
     }
 
-    /// What Kosmos-G takes: [`Self::forward`] with every token, the class token too, of length one. [B, T, C].
+    /// What Kosmos-G takes: [`Self::forward`] with every token, the class token too, of length one.
+    /// [B, T, C].
     pub fn features(&self, pixels: &Tensor) -> Result<Tensor> {
         Ok(l2_normalize(&self.forward(pixels)?)?)
     }
