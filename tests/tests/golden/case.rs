@@ -1,0 +1,277 @@
+//! One golden case: its files, and the comparisons made with them.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use candle_core::{DType, Device, Tensor};
+use kosmograph_models::Weights;
+use safetensors::{Dtype, SafeTensors};
+use serde_json::Value;
+
+/// How far a tensor may be off, relative to the largest magnitude that is expected in it.
+pub const BOUND: f64 = 2e-5;
+
+/// One comparison.
+struct Comparison {
+    name: String,
+    /// The largest difference.
+    error: f64,
+    /// The largest difference that passes.
+    bound: f64,
+}
+
+/// A folder of golden files.
+pub struct Case {
+    pub folder: PathBuf,
+    /// `config.json`; null where the case has none.
+    pub config: Value,
+    inputs: BTreeMap<String, Tensor>,
+    expected: BTreeMap<String, Tensor>,
+    comparisons: Vec<Comparison>,
+    /// Things that are equal or not: ids, names, pixels.
+    equal: usize,
+    problems: Vec<String>,
+    skipped: Vec<String>,
+    seen: BTreeSet<String>,
+}
+
+impl Case {
+    /// Reads `config.json`, `inputs.safetensors` and `expected.safetensors`, those of them that are
+    /// there.
+    pub fn open(folder: &Path) -> Result<Case> {
+        let optional = |name: &str| -> Result<BTreeMap<String, Tensor>> {
+            let path = folder.join(name);
+            if path.is_file() { read_tensors(&path) } else { Ok(BTreeMap::new()) }
+        };
+        let config = folder.join("config.json");
+        let config = if config.is_file() { read_json(&config)? } else { Value::Null };
+        let mut inputs = optional("inputs.safetensors")?;
+        if let Some(from) = inputs_from(folder, &config) {
+            inputs.extend(read_tensors(&from)?);
+        }
+        Ok(Case {
+            folder: folder.to_owned(),
+            config,
+            inputs,
+            expected: optional("expected.safetensors")?,
+            comparisons: Vec::new(),
+            equal: 0,
+            problems: Vec::new(),
+            skipped: Vec::new(),
+            seen: BTreeSet::new(),
+        })
+    }
+
+    /// The file of another case that inputs are taken from besides the case's own.
+    pub fn inputs_from(&self) -> Option<PathBuf> {
+        inputs_from(&self.folder, &self.config)
+    }
+
+    /// A JSON file of the case.
+    pub fn json(&self, name: &str) -> Result<Value> {
+        read_json(&self.folder.join(name))
+    }
+
+    /// A number of `config.json`; `key` may be a path with dots.
+    pub fn size(&self, key: &str) -> Result<usize> {
+        let value = key.split('.').fold(&self.config, |value, key| &value[key]);
+        let number =
+            value.as_u64().with_context(|| format!("config.json has no number `{key}`"))?;
+        Ok(number as usize)
+    }
+
+    /// The weights of the case, its own or those that `weights_from` names.
+    pub fn weights(&self) -> Result<Weights> {
+        let file = self.config["weights_from"].as_str().unwrap_or("weights.safetensors");
+        Ok(Weights::open(&self.folder.join(file), &Device::Cpu)?)
+    }
+
+    /// The names of the inputs.
+    pub fn inputs(&self) -> Vec<String> {
+        self.inputs.keys().cloned().collect()
+    }
+
+    pub fn has_input(&self, name: &str) -> bool {
+        self.inputs.contains_key(name)
+    }
+
+    /// An input, in the type of its file (bool as u8).
+    pub fn input(&self, name: &str) -> Result<Tensor> {
+        let tensor = self.inputs.get(name);
+        tensor.cloned().with_context(|| format!("inputs.safetensors has no `{name}`"))
+    }
+
+    /// The names of the expected tensors.
+    pub fn expected_names(&self) -> Vec<String> {
+        self.expected.keys().cloned().collect()
+    }
+
+    pub fn expects(&self, name: &str) -> bool {
+        self.expected.contains_key(name)
+    }
+
+    /// An expected tensor, which counts as compared.
+    pub fn expected(&mut self, name: &str) -> Result<Tensor> {
+        let tensor = self.expected.get(name);
+        let tensor = tensor.with_context(|| format!("expected.safetensors has no `{name}`"))?;
+        self.seen.insert(name.to_owned());
+        Ok(tensor.clone())
+    }
+
+    /// Compares with an expected tensor of the same shape, within [`BOUND`] of its largest
+    /// magnitude.
+    pub fn check(&mut self, name: &str, found: &Tensor) -> Result<()> {
+        let largest = largest_magnitude(&self.expected(name)?)?;
+        self.check_within(name, found, BOUND * largest)
+    }
+
+    /// Compares with an expected tensor of the same shape, within an absolute bound.
+    pub fn check_within(&mut self, name: &str, found: &Tensor, bound: f64) -> Result<()> {
+        let expected = self.expected(name)?;
+        self.compare(name, found, &expected, bound)
+    }
+
+    /// Compares two tensors of one shape, within an absolute bound.
+    pub fn compare(
+        &mut self,
+        name: &str,
+        found: &Tensor,
+        expected: &Tensor,
+        bound: f64,
+    ) -> Result<()> {
+        ensure!(
+            expected.dims() == found.dims(),
+            "`{name}` has the shape {:?}, expected is {:?}",
+            found.dims(),
+            expected.dims()
+        );
+        let difference = (found.to_dtype(DType::F64)? - expected.to_dtype(DType::F64)?)?;
+        let error = largest_magnitude(&difference)?;
+        self.comparisons.push(Comparison { name: name.to_owned(), error, bound });
+        // A NaN is neither within nor beyond.
+        if !matches!(
+            error.partial_cmp(&bound),
+            Some(std::cmp::Ordering::Less | std::cmp::Ordering::Equal)
+        ) {
+            self.problems.push(format!("`{name}` is off by {error:.2e}, allowed are {bound:.2e}"));
+        }
+        Ok(())
+    }
+
+    /// Compares things that must be equal.
+    pub fn check_equal<T: PartialEq + std::fmt::Debug>(
+        &mut self,
+        what: &str,
+        found: &T,
+        expected: &T,
+    ) {
+        self.equal += 1;
+        if found != expected {
+            let shorten = |value: &T| format!("{value:?}").chars().take(300).collect::<String>();
+            self.problems.push(format!(
+                "{what} is {}, expected is {}",
+                shorten(found),
+                shorten(expected)
+            ));
+        }
+    }
+
+    /// Says that a part could not be run here, and why.
+    pub fn skip(&mut self, why: String) {
+        self.skipped.push(why);
+    }
+
+    /// The line of the case, or what is wrong.
+    pub fn finish(self) -> Result<String> {
+        for name in &self.skipped {
+            // On standard error too, where a pipe does not hide it.
+            eprintln!("*** SKIPPED: {name} ***");
+        }
+        let unseen: Vec<&String> =
+            self.expected.keys().filter(|n| !self.seen.contains(*n)).collect();
+        if !unseen.is_empty() {
+            bail!(
+                "{} expected tensors were not compared, among them {:?}",
+                unseen.len(),
+                unseen[0]
+            );
+        }
+        if let Some(problem) = self.problems.first() {
+            bail!("{} comparisons failed; the first: {problem}", self.problems.len());
+        }
+        let mut parts = Vec::new();
+        let ratio = |c: &Comparison| if c.error == 0.0 { 0.0 } else { c.error / c.bound };
+        let worst = self.comparisons.iter().max_by(|a, b| ratio(a).total_cmp(&ratio(b)));
+        if let Some(worst) = worst {
+            parts.push(format!(
+                "max error {:.2e} / bound {:.2e} ({}, the worst of {} tensors)",
+                worst.error,
+                worst.bound,
+                worst.name,
+                self.comparisons.len()
+            ));
+        }
+        if self.equal > 0 {
+            parts.push(format!("{} exact comparisons", self.equal));
+        }
+        parts.extend(self.skipped.iter().map(|why| format!("SKIPPED: {why}")));
+        ensure!(!parts.is_empty(), "nothing was compared");
+        Ok(parts.join("; "))
+    }
+}
+
+/// The weights of a file, each tensor that `factors` names multiplied by its factor.
+pub fn scaled_weights(file: &Path, factors: &Value) -> Result<Weights> {
+    let factors = factors.as_object().context("scaled_keys is not an object")?;
+    let mut tensors: HashMap<String, Tensor> = read_tensors(file)?.into_iter().collect();
+    for (name, factor) in factors {
+        let factor =
+            factor.as_f64().with_context(|| format!("the factor of {name} is no number"))?;
+        let tensor = tensors
+            .get_mut(name)
+            .with_context(|| format!("{} has no `{name}` to scale", file.display()))?;
+        *tensor = (&*tensor * factor)?;
+    }
+    Ok(Weights::from_tensors(file.display().to_string(), tensors, &Device::Cpu))
+}
+
+/// `inputs_from` is a path, and may go on in words.
+fn inputs_from(folder: &Path, config: &Value) -> Option<PathBuf> {
+    let path = config["inputs_from"].as_str()?.split_whitespace().next()?;
+    Some(folder.join(path))
+}
+
+/// A JSON file.
+pub fn read_json(path: &Path) -> Result<Value> {
+    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    serde_json::from_str(&text).with_context(|| path.display().to_string())
+}
+
+/// All tensors of a safetensors file; bool becomes u8.
+pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
+    let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
+    let file = SafeTensors::deserialize(&bytes).with_context(|| path.display().to_string())?;
+    file.iter()
+        .map(|(name, view)| {
+            let dtype = match view.dtype() {
+                Dtype::F64 => DType::F64,
+                Dtype::F32 => DType::F32,
+                Dtype::F16 => DType::F16,
+                Dtype::I64 => DType::I64,
+                Dtype::BOOL | Dtype::U8 => DType::U8,
+                other => return Err(anyhow!("{}: `{name}` is {other:?}", path.display())),
+            };
+            let tensor = Tensor::from_raw_buffer(view.data(), dtype, view.shape(), &Device::Cpu)?;
+            Ok((name.to_owned(), tensor))
+        })
+        .collect()
+}
+
+/// max |x|; NaN if there is one.
+fn largest_magnitude(tensor: &Tensor) -> Result<f64> {
+    let values = tensor.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?;
+    Ok(values.into_iter().fold(0.0, |largest: f64, value| {
+        if largest.is_nan() || value.is_nan() { f64::NAN } else { largest.max(value.abs()) }
+    }))
+}
