@@ -116,7 +116,8 @@ fn files_are_read_as_pillow_reads_them() {
     for (name, case) in cases.as_object().unwrap() {
         let found = decode(&data("pictures").join(name)).unwrap();
         assert_eq!(found.shape.dims().to_vec(), sizes(&case["shape"]), "{name}");
-        // The WebP decoder blends the frames of an animation with fewer bits than libwebp. Lossy formats leave the last bits of the inverse transforms, and how colour is enlarged, to the decoder.
+        // The WebP decoder blends the frames of an animation with fewer bits than libwebp; JPEG leaves the
+        // last bits of the inverse transform, and how colour is enlarged, to the decoder.
         let bound = match name.as_str() {
             "animated.webp" => 1,
             name if name.ends_with(".jpg") => 2,
