@@ -33,6 +33,7 @@ pub struct Case {
     equal: usize,
     problems: Vec<String>,
     skipped: Vec<String>,
+    not_covered: Vec<String>,
     seen: BTreeSet<String>,
 }
 
@@ -59,6 +60,7 @@ impl Case {
             equal: 0,
             problems: Vec::new(),
             skipped: Vec::new(),
+            not_covered: Vec::new(),
             seen: BTreeSet::new(),
         })
     }
@@ -182,6 +184,12 @@ impl Case {
         self.skipped.push(why);
     }
 
+    /// Says that an expected tensor is deliberately not compared.
+    pub fn not_covered(&mut self, name: &str) {
+        self.not_covered.push(name.to_owned());
+        self.seen.insert(name.to_owned());
+    }
+
     /// The line of the case, or what is wrong.
     pub fn finish(self) -> Result<String> {
         for name in &self.skipped {
@@ -214,6 +222,9 @@ impl Case {
         }
         if self.equal > 0 {
             parts.push(format!("{} exact comparisons", self.equal));
+        }
+        if !self.not_covered.is_empty() {
+            parts.push(format!("not covered: {}", self.not_covered.join(", ")));
         }
         parts.extend(self.skipped.iter().map(|why| format!("SKIPPED: {why}")));
         ensure!(!parts.is_empty(), "nothing was compared");
