@@ -59,7 +59,7 @@ impl<H: Header> Allocated<H> {
     }
 
     /// Allocates with one reference, which passes to the caller.
-    pub fn new(header: H, owner: Box<dyn Any + Send + Sync>) -> *mut H {
+    pub fn allocate(header: H, owner: Box<dyn Any + Send + Sync>) -> *mut H {
         let allocated = Self { header, count: AtomicUsize::new(1), owner };
         Box::into_raw(Box::new(allocated)).cast()
     }
@@ -72,14 +72,14 @@ impl<H: Header> Allocated<H> {
         // SAFETY: every H begins with a Counted.
         let base = unsafe { &*header.cast::<abi::Counted>() };
         let ours = H::functions().release;
-        // Only `new` above makes headers with this function.
+        // Only `allocate` above makes headers with this function.
         // SAFETY: so the memory behind the header is an `Allocated<H>`.
         std::ptr::fn_addr_eq(base.release, ours).then(|| unsafe { &*header.cast::<Self>() })
     }
 }
 
 unsafe extern "C" fn retain<H: Header>(counted: *mut abi::Counted) {
-    // SAFETY: only reachable through a header made by `Allocated::<H>::new`, still referenced.
+    // SAFETY: only reachable through a header made by `Allocated::<H>::allocate`, still referenced.
     let allocated = unsafe { &*counted.cast::<Allocated<H>>() };
     allocated.count.fetch_add(1, Ordering::Relaxed);
 }

@@ -79,8 +79,11 @@ pub struct Entry {
     json: fn(&[InputSpec]) -> Json,
     specs: fn() -> Vec<InputSpec>,
     n_outputs: usize,
-    run: fn(&Context<'_>, &[InputSpec], &[Value]) -> Result<Vec<Value>>,
+    run: RunNode,
 }
+
+/// Reads the inputs and runs the node.
+type RunNode = fn(&Context<'_>, &[InputSpec], &[Value]) -> Result<Vec<Value>>;
 
 impl Entry {
     pub const fn of<N: Node>() -> Self {

@@ -127,7 +127,7 @@ impl Object {
             type_name: abi::Str::new(T::TYPE),
             query: query::<T>,
         };
-        let object = Allocated::new(header, Box::new(inner));
+        let object = Allocated::allocate(header, Box::new(inner));
         let raw = abi::Value { kind: abi::OBJECT, reserved: 0, payload: abi::Payload { object } };
         // SAFETY: a fresh value that obeys node.h, with its one reference.
         Self(unsafe { Value::from_raw(raw) })

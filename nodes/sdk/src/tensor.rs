@@ -84,7 +84,7 @@ impl Tensor {
             dl: &raw const owner.managed,
             to_dlpack,
         };
-        let tensor = Allocated::new(header, owner);
+        let tensor = Allocated::allocate(header, owner);
         let raw = abi::Value { kind: abi::TENSOR, reserved: 0, payload: abi::Payload { tensor } };
         // SAFETY: a fresh value that obeys node.h, with its one reference.
         Self(unsafe { Value::from_raw(raw) })

@@ -64,7 +64,7 @@ impl Value {
         // The text's address does not change when its box moves into the owner.
         let header =
             abi::KgString { base: Allocated::<abi::KgString>::base(), text: abi::Str::new(&text) };
-        let string = Allocated::new(header, Box::new(text));
+        let string = Allocated::allocate(header, Box::new(text));
         Self(abi::Value { kind: abi::STRING, reserved: 0, payload: abi::Payload { string } })
     }
 
@@ -76,7 +76,7 @@ impl Value {
             items: owner.0.as_ptr(),
             count: owner.0.len(),
         };
-        let list = Allocated::new(header, Box::new(owner));
+        let list = Allocated::allocate(header, Box::new(owner));
         Self(abi::Value { kind: abi::LIST, reserved: 0, payload: abi::Payload { list } })
     }
 
@@ -95,24 +95,24 @@ impl Value {
             values: owner.values.0.as_ptr(),
             count: owner.keys.len(),
         };
-        let map = Allocated::new(header, Box::new(owner));
+        let map = Allocated::allocate(header, Box::new(owner));
         Self(abi::Value { kind: abi::MAP, reserved: 0, payload: abi::Payload { map } })
     }
 
     pub fn as_bool(&self) -> Option<bool> {
-        // SAFETY: the kind says which field of the union is meant, here and below.
-        (self.0.kind == abi::BOOL).then(|| unsafe { self.0.payload.boolean != 0 })
+        // SAFETY: every payload is 64 bits, and any bits are an integer; the kind says if it is meant.
+        (self.0.kind == abi::BOOL).then_some(unsafe { self.0.payload.boolean != 0 })
     }
 
     pub fn as_i64(&self) -> Option<i64> {
-        // SAFETY: by kind.
-        (self.0.kind == abi::INT).then(|| unsafe { self.0.payload.integer })
+        // SAFETY: as in `as_bool`.
+        (self.0.kind == abi::INT).then_some(unsafe { self.0.payload.integer })
     }
 
     /// The same 64 bits as [`Self::as_i64`], for inputs of an unsigned range.
     pub fn as_u64(&self) -> Option<u64> {
-        // SAFETY: by kind.
-        (self.0.kind == abi::INT).then(|| unsafe { self.0.payload.natural })
+        // SAFETY: as in `as_bool`.
+        (self.0.kind == abi::INT).then_some(unsafe { self.0.payload.natural })
     }
 
     /// A float, or an integer as one.

@@ -1,0 +1,207 @@
+//! The workflows of the repository, run as a user runs them, on the bundled model.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use kosmograph_tests::{Finished, Run, repository};
+use serde_json::Value;
+
+/// The bundled model, or a loud word that a test did not run.
+fn bundled(part: &str) -> bool {
+    let present = repository().join("models/tiny").join(part).exists();
+    if !present {
+        eprintln!("SKIPPED: models/tiny/{part} is not there");
+    }
+    present
+}
+
+fn run(workflow: &str, out: &Path) -> Run {
+    let path = repository().join("workflows").join(workflow);
+    Run::new("run").with_plugins().arg(path).arg("--out").arg(out)
+}
+
+fn pictures(out: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(out).expect("the output folder");
+    let mut paths: Vec<_> = entries.map(|entry| entry.expect("an entry").path()).collect();
+    paths.sort();
+    paths
+}
+
+fn pixels(path: &Path) -> image::RgbImage {
+    image::open(path).expect("a picture").to_rgb8()
+}
+
+/// How much the pixels differ from their mean: nothing for a flat picture.
+fn spread(picture: &image::RgbImage) -> f64 {
+    let values = || picture.as_raw().iter().map(|&value| f64::from(value));
+    let count = picture.as_raw().len() as f64;
+    let mean = values().sum::<f64>() / count;
+    (values().map(|value| (value - mean).powi(2)).sum::<f64>() / count).sqrt()
+}
+
+/// Runs the workflow and expects one picture of `size` that shows something.
+fn expect_picture(workflow: &str, size: (u32, u32)) -> image::RgbImage {
+    let out = tempfile::tempdir().expect("a folder");
+    let finished = run(workflow, out.path()).expect_success();
+    let made = pictures(out.path());
+    assert_eq!(made.len(), 1, "{made:?}");
+    assert!(finished.stdout().contains(&made[0].display().to_string()));
+    let picture = pixels(&made[0]);
+    assert_eq!(picture.dimensions(), size);
+    assert!(spread(&picture) > 10.0, "{workflow} draws a flat picture");
+    picture
+}
+
+#[test]
+fn text() {
+    if bundled("sd") {
+        expect_picture("text.json", (128, 128));
+    }
+}
+
+#[test]
+fn subject() {
+    if bundled("sd") && bundled("kosmos") {
+        expect_picture("subject.json", (128, 128));
+    }
+}
+
+#[test]
+fn two_subjects() {
+    if bundled("sd") && bundled("kosmos") {
+        expect_picture("two_subjects.json", (128, 128));
+    }
+}
+
+#[test]
+fn control() {
+    if bundled("sd") && bundled("controlnet") {
+        let controlled = expect_picture("control.json", (128, 128));
+        assert_ne!(controlled, expect_picture("text.json", (128, 128)), "the control does nothing");
+    }
+}
+
+#[test]
+fn swap() {
+    if bundled("sd") && bundled("unet") {
+        let out = tempfile::tempdir().expect("a folder");
+        run("swap.json", out.path()).expect_success();
+        let made = pictures(out.path());
+        assert_eq!(made.len(), 2);
+        assert_ne!(pixels(&made[0]), pixels(&made[1]), "both U-Nets draw the same");
+    }
+}
+
+#[test]
+fn every_workflow_passes_check() {
+    for entry in fs::read_dir(repository().join("workflows")).expect("the workflows") {
+        let path = entry.expect("an entry").path();
+        if path.extension().is_some_and(|extension| extension == "json") && bundled("kosmos") {
+            Run::new("check").with_plugins().arg(path).expect_success();
+        }
+    }
+}
+
+#[test]
+fn a_saved_picture_draws_itself_again() {
+    if !bundled("sd") {
+        return;
+    }
+    let (first, second) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+    run("text.json", first.path()).args(["--set", "Sampler.steps=3", "--seed", "11"]).expect_success();
+    let saved = &pictures(first.path())[0];
+    Run::new("run").with_plugins().arg(saved).arg("--out").arg(second.path()).expect_success();
+    let again = &pictures(second.path())[0];
+    assert_eq!(fs::read(saved).expect("a file"), fs::read(again).expect("a file"), "bit for bit");
+}
+
+fn events(finished: &Finished) -> Vec<(String, Value)> {
+    let name = |event: Value| (event["event"].as_str().expect("an event").to_owned(), event);
+    finished.json_lines().into_iter().map(name).collect()
+}
+
+#[test]
+fn a_sweep_computes_again_only_what_the_seed_reaches() {
+    if !bundled("sd") {
+        return;
+    }
+    let out = tempfile::tempdir().expect("a folder");
+    let arguments = ["--seed", "1..4", "--json", "--set", "Sampler.steps=2"];
+    let finished = run("text.json", out.path()).args(arguments).expect_success();
+    let mut started: BTreeMap<String, usize> = BTreeMap::new();
+    for (name, event) in events(&finished) {
+        if name == "node_started" {
+            *started.entry(event["class"].as_str().expect("a class").to_owned()).or_default() += 1;
+        }
+    }
+    let expected = [
+        ("CLIPTextEncode", 2),
+        ("CheckpointLoaderSimple", 1),
+        ("EmptyLatentImage", 1),
+        ("SaveImage", 3),
+        ("UNetSample", 3),
+        ("VaeDecode", 3),
+    ];
+    let expected: BTreeMap<String, usize> =
+        expected.into_iter().map(|(class, count)| (class.to_owned(), count)).collect();
+    assert_eq!(started, expected);
+    assert_eq!(pictures(out.path()).len(), 3);
+}
+
+#[test]
+fn progress_is_told_step_by_step() {
+    if !bundled("sd") {
+        return;
+    }
+    let out = tempfile::tempdir().expect("a folder");
+    let finished =
+        run("text.json", out.path()).args(["--json", "--set", "Sampler.steps=4"]).expect_success();
+    let events = events(&finished);
+    let steps: Vec<u64> = events
+        .iter()
+        .filter(|(name, event)| name == "progress" && event["node"] == "21")
+        .map(|(_, event)| event["step"].as_u64().expect("a step"))
+        .collect();
+    assert_eq!(steps, [0, 1, 2, 3, 4]);
+    assert_eq!(events.first().expect("events").0, "plan");
+    assert_eq!(events.last().expect("events").0, "done");
+}
+
+#[test]
+fn marks_and_pictures_must_be_equally_many() {
+    if !bundled("kosmos") {
+        return;
+    }
+    let out = tempfile::tempdir().expect("a folder");
+    let more_marks = run("subject.json", out.path()).args(["--set", "Prompt.text=<i> and <i>"]);
+    more_marks.expect_code(3).stderr_contains("2 <i> marks").stderr_contains("1 picture").stderr_contains("Prompt");
+    let more_pictures = run("subject.json", out.path()).args(["--set", "Prompt.text=a monster"]);
+    more_pictures.expect_code(3).stderr_contains("0 <i> marks").stderr_contains("Prompt");
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupt_ends_at_the_next_step() {
+    use std::io::{BufRead, BufReader};
+    use std::process::{Command, Stdio};
+    if !bundled("sd") {
+        return;
+    }
+    let out = tempfile::tempdir().expect("a folder");
+    let run = run("text.json", out.path()).args(["--json", "--set", "Sampler.steps=1000"]);
+    let mut child = run.command().stdout(Stdio::piped()).spawn().expect("kosmograph starts");
+    let mut lines = BufReader::new(child.stdout.take().expect("its output")).lines();
+    let mut interrupted = false;
+    while let Some(Ok(line)) = lines.next() {
+        let event: Value = serde_json::from_str(&line).expect("an event");
+        if event["event"] == "progress" && event["step"] == 2 {
+            let signal = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+            assert!(signal.expect("kill").success());
+        }
+        interrupted |= event["event"] == "interrupted";
+    }
+    assert_eq!(child.wait().expect("it ends").code(), Some(130));
+    assert!(interrupted);
+    assert!(!out.path().read_dir().is_ok_and(|mut entries| entries.next().is_some()));
+}
