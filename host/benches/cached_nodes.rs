@@ -73,8 +73,7 @@ fn workflow(nodes: usize) -> String {
 }
 
 fn planned(text: &str, catalogue: &Catalogue) -> Plan {
-    let folders =
-        Folders { models: vec![], input: vec![], output: "/o".into(), temp: "/t".into() };
+    let folders = Folders { models: vec![], input: vec![], output: "/o".into(), temp: "/t".into() };
     let graph = Graph::parse(text).unwrap_or_else(|error| panic!("{error}"));
     Plan::new(&graph, catalogue, &folders, "cpu").unwrap_or_else(|error| panic!("{error:?}"))
 }
@@ -91,12 +90,8 @@ fn benches(criterion: &mut Criterion) {
         group.bench_function(BenchmarkId::new("read and plan", nodes), |bencher| {
             bencher.iter(|| planned(black_box(&text), &catalogue));
         });
-        let setting = |keep| Setting {
-            properties: &properties,
-            listener: &Nobody,
-            cancel: &cancel,
-            keep,
-        };
+        let setting =
+            |keep| Setting { properties: &properties, listener: &Nobody, cancel: &cancel, keep };
         group.bench_function(BenchmarkId::new("run", nodes), |bencher| {
             let mut executor = Executor::new(Sum);
             bencher.iter(|| executor.run(&plan, setting(Keep::Nothing)).executed);

@@ -53,7 +53,11 @@ pub fn set(graph: &mut Graph, catalogue: &Catalogue, given: &str) -> Result<(), 
         let nodes = graph.nodes().iter();
         let names = nodes.flat_map(|node| node.title().into_iter().chain([node.id.as_str()]));
         let nearest = nearest(node, names).map(str::to_owned);
-        return Err(ChangeError::NoNode { given: given.to_owned(), name: node.to_owned(), nearest });
+        return Err(ChangeError::NoNode {
+            given: given.to_owned(),
+            name: node.to_owned(),
+            nearest,
+        });
     };
     let node = &graph.nodes()[position];
     let value = match catalogue.get(&node.class) {
@@ -96,11 +100,8 @@ fn find_node(graph: &Graph, name: &str, given: &str) -> Result<Option<usize>, Ch
 }
 
 fn typed(input: &InputDescriptor, text: &str, given: &str) -> Result<Value, ChangeError> {
-    let wrong = |wanted| ChangeError::Value {
-        given: given.to_owned(),
-        value: text.to_owned(),
-        wanted,
-    };
+    let wrong =
+        |wanted| ChangeError::Value { given: given.to_owned(), value: text.to_owned(), wanted };
     Ok(match &input.kind {
         InputKind::Socket if input.type_name == "*" => {
             serde_json::from_str(text).unwrap_or_else(|_| Value::from(text))
@@ -115,7 +116,9 @@ fn typed(input: &InputDescriptor, text: &str, given: &str) -> Result<Value, Chan
         InputKind::Int { .. } => {
             let text = text.trim();
             let signed = text.parse::<i64>().map(Value::from);
-            signed.or_else(|_| text.parse::<u64>().map(Value::from)).map_err(|_| wrong("a whole number"))?
+            signed
+                .or_else(|_| text.parse::<u64>().map(Value::from))
+                .map_err(|_| wrong("a whole number"))?
         }
         InputKind::Float { .. } => {
             let number: f64 = text.trim().parse().map_err(|_| wrong("a number"))?;
@@ -262,7 +265,8 @@ mod tests {
 
     #[test]
     fn seeds() {
-        let seeds = |text: &str| text.parse::<Seeds>().map(|seeds| seeds.iter().collect::<Vec<_>>());
+        let seeds =
+            |text: &str| text.parse::<Seeds>().map(|seeds| seeds.iter().collect::<Vec<_>>());
         assert_eq!(seeds("7"), Ok(vec![7]));
         assert_eq!(seeds("3..6"), Ok(vec![3, 4, 5]));
         assert_eq!(seeds("3..=6"), Ok(vec![3, 4, 5, 6]));

@@ -268,7 +268,9 @@ impl<R: Runner> Executor<R> {
                 return Err(Stop::Cancelled);
             }
             Ok(Err(NodeFailure::Cancelled)) => {
-                return Err(failed("it stopped as if it had been cancelled, which it was not".into()));
+                return Err(failed(
+                    "it stopped as if it had been cancelled, which it was not".into(),
+                ));
             }
             Ok(Err(NodeFailure::Failed { input, sentence })) => {
                 return Err(Stop::Failed { input, sentence });

@@ -115,7 +115,8 @@ const EXTENSION: &str = std::env::consts::DLL_EXTENSION;
 fn shared_libraries(folder: &Path) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
     let paths = entries.flatten().map(|entry| entry.path());
-    let is_library = |path: &PathBuf| path.extension() == Some(OsStr::new(EXTENSION)) && path.is_file();
+    let is_library =
+        |path: &PathBuf| path.extension() == Some(OsStr::new(EXTENSION)) && path.is_file();
     let mut libraries: Vec<PathBuf> = paths.filter(is_library).collect();
     libraries.sort();
     libraries

@@ -104,7 +104,9 @@ impl Terminal {
         if self.has_bars() {
             if running.bar.length() != Some(steps) {
                 running.bar.set_length(steps);
-                running.bar.set_style(style("{spinner} {prefix} [{bar:30}] {pos}/{len}, {eta} left"));
+                running
+                    .bar
+                    .set_style(style("{spinner} {prefix} [{bar:30}] {pos}/{len}, {eta} left"));
             }
             running.bar.set_position(step);
         } else if running.told.elapsed() >= NOT_BEFORE {
@@ -169,7 +171,9 @@ impl Listener for Terminal {
                     0 => String::new(),
                     failed => format!(", {failed} failed"),
                 };
-                self.say_unless_quiet(&format!("{executed} nodes run, {cached} cached{failed}, {seconds:.2} s"));
+                self.say_unless_quiet(&format!(
+                    "{executed} nodes run, {cached} cached{failed}, {seconds:.2} s"
+                ));
             }
             Event::Interrupted { seconds } => {
                 self.end();

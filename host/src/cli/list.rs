@@ -109,7 +109,9 @@ fn what_it_takes(input: &InputDescriptor, folders: &Folders) -> String {
         InputKind::Text { default, .. } => {
             add("default ", default.as_ref().map(|default| format!("{default:?}")));
         }
-        InputKind::Boolean { default } => add("default ", default.map(|default| default.to_string())),
+        InputKind::Boolean { default } => {
+            add("default ", default.map(|default| default.to_string()))
+        }
         InputKind::Combo { default, choices } => {
             add("", Some(choices.join(" | ")));
             add("default ", default.clone());

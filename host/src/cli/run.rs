@@ -36,7 +36,7 @@ fn prepare(workflow: &args::Workflow) -> Result<Prepared, Wrong> {
         move |error| (kind, error.to_string())
     }
     let file = WorkflowFile::read(&workflow.path).map_err(as_kind("workflow"))?;
-    let name = workflow.path.display();
+    let name = name(workflow);
     let in_file = |error| ("workflow", format!("{name}: {error}"));
     let mut graph = Graph::parse(&file.prompt).map_err(in_file)?;
     let given = Given {
@@ -217,11 +217,19 @@ pub fn check(workflow: &args::Workflow, listener: &dyn Listener) -> Exit {
     prepared.tell_libraries(listener);
     tell(listener, &Refusal { problems, warnings });
     if exit == Exit::Done {
-        let name = workflow.path.display();
+        let name = name(workflow);
         let nodes = prepared.graph.nodes().len();
         let _ = writeln!(std::io::stdout(), "{name}: {nodes} nodes, nothing is wrong");
     }
     exit
+}
+
+/// What a sentence calls the workflow.
+fn name(workflow: &args::Workflow) -> String {
+    match workflow.path.to_str() {
+        Some("-") => "standard input".to_owned(),
+        _ => workflow.path.display().to_string(),
+    }
 }
 
 fn print_json(json: &serde_json::Value) {

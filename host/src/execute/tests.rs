@@ -41,7 +41,10 @@ impl Runner for &Sums {
     ) -> Result<Vec<Value>, NodeFailure> {
         let id = call.property("node").unwrap();
         self.calls.lock().unwrap().push(id);
-        let sum = inputs.iter().map(|input| input.as_i64().unwrap_or_default()).fold(0, i64::wrapping_add);
+        let sum = inputs
+            .iter()
+            .map(|input| input.as_i64().unwrap_or_default())
+            .fold(0, i64::wrapping_add);
         match node {
             0 => Ok(vec![Value::integer(sum.wrapping_mul(31).wrapping_add(1))]),
             1 => {
@@ -88,16 +91,14 @@ impl Heard {
 
     fn shown(&self) -> Vec<(String, String)> {
         let text = |json: &Json| json.as_str().unwrap().to_owned();
-        let shown = |event: &Json| {
-            (text(&event["node"]), text(&event["output"]["images"][0]["filename"]))
-        };
+        let shown =
+            |event: &Json| (text(&event["node"]), text(&event["output"]["images"][0]["filename"]));
         self.of("output").iter().map(shown).collect()
     }
 }
 
 fn plan(graph: &Json) -> Plan {
-    let folders =
-        Folders { models: vec![], input: vec![], output: "/o".into(), temp: "/t".into() };
+    let folders = Folders { models: vec![], input: vec![], output: "/o".into(), temp: "/t".into() };
     let graph = Graph::parse(&graph.to_string()).unwrap();
     Plan::new(&graph, &catalogue(), &folders, "cpu").unwrap()
 }
@@ -163,7 +164,10 @@ fn cancelling_stops_at_the_next_step() {
     let (outcome, heard) = run(&mut Executor::new(&sums), &plan, Keep::Everything);
     assert!(outcome.interrupted && outcome.failures.is_empty());
     assert_eq!(*sums.calls.lock().unwrap(), ["a"]);
-    assert_eq!(heard.of("progress")[0], json!({"event": "progress", "node": "a", "step": 1, "steps": 2}));
+    assert_eq!(
+        heard.of("progress")[0],
+        json!({"event": "progress", "node": "a", "step": 1, "steps": 2})
+    );
 }
 
 #[test]
@@ -201,7 +205,13 @@ fn results_are_dropped_after_their_last_use() {
         most: Mutex<usize>,
     }
     impl Runner for &Watch {
-        fn run(&self, _: usize, node: u32, _: &dyn Call, _: &[Value]) -> Result<Vec<Value>, NodeFailure> {
+        fn run(
+            &self,
+            _: usize,
+            node: u32,
+            _: &dyn Call,
+            _: &[Value],
+        ) -> Result<Vec<Value>, NodeFailure> {
             let mut made = self.made.lock().unwrap();
             // Its own reference is one; another one is the executor's.
             let alive = made.iter().filter(|value| value.references() != Some(1)).count();
@@ -225,8 +235,8 @@ fn results_are_dropped_after_their_last_use() {
     let properties = Properties::default();
     let heard = Heard::default();
     let cancel = AtomicBool::new(false);
-    let setting = Setting {
-        properties: &properties, listener: &heard, cancel: &cancel, keep: Keep::Nothing };
+    let setting =
+        Setting { properties: &properties, listener: &heard, cancel: &cancel, keep: Keep::Nothing };
     Executor::new(&watch).run(&plan(&Json::Object(nodes)), setting);
     assert_eq!(watch.made.lock().unwrap().len(), 50);
     assert_eq!(*watch.most.lock().unwrap(), 1, "a chain needs one result at a time");
