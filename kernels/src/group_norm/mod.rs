@@ -75,7 +75,7 @@ impl CustomOp3 for GroupNorm {
                 bias_layout.shape()
             )
         }
-        if self.groups == 0 || channels % self.groups != 0 || channels == 0 {
+        if self.groups == 0 || !channels.is_multiple_of(self.groups) || channels == 0 {
             bail!("group_norm: {channels} channels cannot be cut into {} groups", self.groups)
         }
         let x = f32_slice(x, x_layout, self.name())?;

@@ -58,9 +58,8 @@ struct Encoder {
 
 impl Encoder {
     fn load(config: &AlignerConfig, weights: &Weights) -> Result<Encoder> {
-        let layer = |index: usize| {
-            SelfLayer::load(&weights.sub(&format!("layers.{index}")), config.layer())
-        };
+        let layer =
+            |index: usize| SelfLayer::load(&weights.sub(format!("layers.{index}")), config.layer());
         Ok(Encoder {
             embed_positions: weights
                 .get("embed_positions.weight", (config.max_positions, config.dim))?,
@@ -108,7 +107,7 @@ struct Decoder {
 impl Decoder {
     fn load(config: &AlignerConfig, weights: &Weights) -> Result<Decoder> {
         let layer = |index: usize| {
-            CrossLayer::load(&weights.sub(&format!("layers.{index}")), config.layer())
+            CrossLayer::load(&weights.sub(format!("layers.{index}")), config.layer())
         };
         Ok(Decoder {
             layers: (0..config.decoder_layers).map(layer).collect::<Result<_>>()?,

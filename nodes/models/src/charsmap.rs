@@ -42,7 +42,7 @@ impl Charsmap {
             return Err(CharsmapError::Truncated { announced: 4, found: bytes.len() });
         };
         let size = u32::from_le_bytes(*size) as usize;
-        if size == 0 || size % 4 != 0 {
+        if size == 0 || !size.is_multiple_of(4) {
             return Err(CharsmapError::TrieSize(size));
         }
         let Some((trie, replacements)) = rest.split_at_checked(size) else {

@@ -124,7 +124,7 @@ impl ClipText {
         let embeddings = weights.sub("embeddings");
         let layer = |index: usize| {
             EncoderLayer::load(
-                &weights.sub(&format!("encoder.layers.{index}")),
+                &weights.sub(format!("encoder.layers.{index}")),
                 dim,
                 config.intermediate_size,
                 config.num_attention_heads,

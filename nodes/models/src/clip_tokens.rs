@@ -261,7 +261,7 @@ fn read_text(path: &Path) -> Result<String, ClipTokensError> {
 fn parse_merges(text: &str, name: &str) -> Result<Merges, ClipTokensError> {
     let lines = text.lines().enumerate();
     lines
-        .filter(|(index, line)| !line.is_empty() && !(*index == 0 && line.starts_with("#version")))
+        .filter(|(index, line)| !line.is_empty() && (*index > 0 || !line.starts_with("#version")))
         .map(|(index, line)| match line.split_once(' ') {
             Some((left, right))
                 if !left.is_empty() && !right.is_empty() && !right.contains(' ') =>

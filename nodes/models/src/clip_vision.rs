@@ -63,7 +63,7 @@ impl ClipVision {
         let tokens = token_count(config.image_size, patch)?;
         let layer = |index: usize| {
             EncoderLayer::load(
-                &vision.sub(&format!("encoder.layers.{index}")),
+                &vision.sub(format!("encoder.layers.{index}")),
                 dim,
                 config.intermediate_size,
                 config.num_attention_heads,

@@ -72,7 +72,7 @@ pub struct MultiheadAttention {
 impl MultiheadAttention {
     /// `dim` is the width of queries, keys, values and output; every head has `dim / heads` of it.
     pub fn load(weights: &Weights, dim: usize, heads: usize) -> Result<MultiheadAttention> {
-        if heads == 0 || dim % heads != 0 {
+        if heads == 0 || !dim.is_multiple_of(heads) {
             return Err(Error::Input(format!(
                 "attention of width {dim} cannot be split into {heads} heads"
             )));

@@ -60,7 +60,7 @@ impl Mllm {
             ffn_dim: config.ffn_dim,
             layer_norm_eps: config.layer_norm_eps,
         };
-        let load = |index: usize| SelfLayer::load(&weights.sub(&format!("layers.{index}")), layer);
+        let load = |index: usize| SelfLayer::load(&weights.sub(format!("layers.{index}")), layer);
         Ok(Mllm {
             embed_tokens: weights.get("embed_tokens.weight", (config.vocab_size, dim))?,
             layers: (0..config.layers).map(load).collect::<Result<_>>()?,
