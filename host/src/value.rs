@@ -275,24 +275,25 @@ impl Value {
     }
 
     pub fn as_bool(&self) -> Option<bool> {
-        // SAFETY: the kind says which field of the union is meant, here and below.
-        (self.0.kind == abi::BOOL).then(|| unsafe { self.0.payload.boolean != 0 })
+        // SAFETY: sixty-four bits of any kind are a number; the kind says which one is meant, here and
+        // below.
+        (self.0.kind == abi::BOOL).then_some(unsafe { self.0.payload.boolean != 0 })
     }
 
     pub fn as_i64(&self) -> Option<i64> {
-        // SAFETY: by kind.
-        (self.0.kind == abi::INT).then(|| unsafe { self.0.payload.integer })
+        // SAFETY: any bits are a number.
+        (self.0.kind == abi::INT).then_some(unsafe { self.0.payload.integer })
     }
 
     /// The same 64 bits as [`Self::as_i64`], for inputs of an unsigned range.
     pub fn as_u64(&self) -> Option<u64> {
-        // SAFETY: by kind.
-        (self.0.kind == abi::INT).then(|| unsafe { self.0.payload.natural })
+        // SAFETY: any bits are a number.
+        (self.0.kind == abi::INT).then_some(unsafe { self.0.payload.natural })
     }
 
     pub fn as_f64(&self) -> Option<f64> {
-        // SAFETY: by kind.
-        (self.0.kind == abi::FLOAT).then(|| unsafe { self.0.payload.number })
+        // SAFETY: any bits are a number.
+        (self.0.kind == abi::FLOAT).then_some(unsafe { self.0.payload.number })
     }
 
     pub fn as_str(&self) -> Option<&str> {

@@ -443,8 +443,8 @@ fn keeps_promise(value: &Value, type_name: &str) -> Result<(), String> {
             if value.items().is_empty() {
                 return Err("is an empty list".to_owned());
             }
-            let entries = value.items().iter();
-            entries.map(|entry| tensor(entry.get("context"), " \"context\"", 3).map(drop)).collect()
+            let context = |entry: &Value| tensor(entry.get("context"), " \"context\"", 3);
+            value.items().iter().try_for_each(|entry| context(entry).map(drop))
         }
         _ => match value.object_type() {
             Some(found) if found != type_name && type_name != "*" => {
