@@ -45,8 +45,7 @@ fn conv2d_1x1(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     }
     let weight = weight.reshape((out_channels, in_channels))?;
     let x = x.reshape((batch, channels, h * w))?;
-    let samples =
-        (0..batch).map(|i| weight.matmul(&x.get(i)?)).collect::<Result<Vec<_>>>()?;
+    let samples = (0..batch).map(|i| weight.matmul(&x.get(i)?)).collect::<Result<Vec<_>>>()?;
     Tensor::stack(&samples, 0)?.reshape((batch, out_channels, h, w))
 }
 

@@ -8,8 +8,9 @@ use candle_core::{Result as CandleResult, Tensor};
 use kosmograph_kernels as kernels;
 use serde_json::{Value, json};
 
-use crate::diffusers_config::{Options, parse};
+use crate::diffusers_config::Options;
 use crate::error::{Error, Result};
+use crate::python_json::parse;
 use crate::resnet::Conv2d;
 use crate::unet::Residuals;
 use crate::unet_blocks::{Encoded, Encoder, EncoderConfig};
@@ -221,8 +222,7 @@ impl ControlNet {
         let channels = self.config.encoder.levels[0].channels;
         let hint = match hint_embedding.dims() {
             [rows, c, h, w]
-                if (*rows == batch || *rows == 1)
-                    && (*c, *h, *w) == (channels, height, width) =>
+                if (*rows == batch || *rows == 1) && (*c, *h, *w) == (channels, height, width) =>
             {
                 hint_embedding.broadcast_as((batch, channels, height, width))?
             }

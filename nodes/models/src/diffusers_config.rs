@@ -42,7 +42,11 @@ impl<'a> Options<'a> {
     }
 
     /// The option's value, `default` where it is left out or null.
-    pub(crate) fn get_or<T: DeserializeOwned>(&mut self, key: &'static str, default: T) -> Result<T> {
+    pub(crate) fn get_or<T: DeserializeOwned>(
+        &mut self,
+        key: &'static str,
+        default: T,
+    ) -> Result<T> {
         self.known.push(key);
         match self.options.get(key) {
             None | Some(Value::Null) => Ok(default),
@@ -113,12 +117,6 @@ impl<'a> Options<'a> {
             supported: supported.to_owned(),
         }
     }
-}
-
-/// Parses JSON text; `file` is what errors call it.
-pub(crate) fn parse(text: &str, file: &str) -> Result<Value> {
-    serde_json::from_str(text)
-        .map_err(|error| Error::Config { file: file.to_owned(), problem: error.to_string() })
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ pub mod magneto;
 pub mod mllm;
 pub mod pil_resize;
 pub mod preprocess;
+pub mod python_json;
 pub mod randn;
 mod resnet;
 pub mod samplers;

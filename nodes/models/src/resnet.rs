@@ -58,7 +58,12 @@ pub(crate) struct GroupNorm {
 }
 
 impl GroupNorm {
-    pub(crate) fn load(weights: &Weights, channels: usize, groups: usize, eps: f64) -> Result<Self> {
+    pub(crate) fn load(
+        weights: &Weights,
+        channels: usize,
+        groups: usize,
+        eps: f64,
+    ) -> Result<Self> {
         Ok(GroupNorm {
             weight: weights.get("weight", channels)?,
             bias: weights.get("bias", channels)?,

@@ -8,8 +8,9 @@
 use candle_core::{Result as CandleResult, Tensor};
 use serde_json::{Value, json};
 
-use crate::diffusers_config::{Options, parse};
+use crate::diffusers_config::Options;
 use crate::error::{Error, Result};
+use crate::python_json::parse;
 use crate::resnet::{Conv2d, GroupNorm};
 use crate::unet_blocks::{Encoded, Encoder, EncoderConfig, UpBlock2D};
 use crate::weights::Weights;
@@ -57,9 +58,7 @@ impl UNetConfig {
             .map(|name| match name.as_str() {
                 "CrossAttnUpBlock2D" => Ok(true),
                 "UpBlock2D" => Ok(false),
-                _ => {
-                    Err(options.unsupported("up_block_types", "CrossAttnUpBlock2D and UpBlock2D"))
-                }
+                _ => Err(options.unsupported("up_block_types", "CrossAttnUpBlock2D and UpBlock2D")),
             })
             .collect::<Result<_>>()?;
         let out_channels = options.get_or("out_channels", 4)?;

@@ -57,15 +57,16 @@ impl EncoderConfig {
                 &format!("one for each of the {blocks} of `block_out_channels`, at least one"),
             ));
         }
-        let cross_attention: Vec<bool> = block_types
-            .iter()
-            .map(|name| match name.as_str() {
-                "CrossAttnDownBlock2D" => Ok(true),
-                "DownBlock2D" => Ok(false),
-                _ => Err(options
-                    .unsupported("down_block_types", "CrossAttnDownBlock2D and DownBlock2D")),
-            })
-            .collect::<Result<_>>()?;
+        let cross_attention: Vec<bool> =
+            block_types
+                .iter()
+                .map(|name| match name.as_str() {
+                    "CrossAttnDownBlock2D" => Ok(true),
+                    "DownBlock2D" => Ok(false),
+                    _ => Err(options
+                        .unsupported("down_block_types", "CrossAttnDownBlock2D and DownBlock2D")),
+                })
+                .collect::<Result<_>>()?;
         let layers = options.per_block("layers_per_block", 2, blocks)?;
         // diffusers' name for the number of heads; their width follows from the channels.
         let heads = options.per_block("attention_head_dim", 8, blocks)?;
@@ -215,8 +216,11 @@ fn time_proj(
         .collect();
     let frequencies = Tensor::from_vec(frequencies, (1, half), timesteps.device())?;
     let angles = timesteps.to_dtype(DType::F32)?.unsqueeze(1)?.broadcast_mul(&frequencies)?;
-    let (first, second) =
-        if flip_sin_to_cos { (angles.cos()?, angles.sin()?) } else { (angles.sin()?, angles.cos()?) };
+    let (first, second) = if flip_sin_to_cos {
+        (angles.cos()?, angles.sin()?)
+    } else {
+        (angles.sin()?, angles.cos()?)
+    };
     Tensor::cat(&[first, second], 1)
 }
 
@@ -450,7 +454,8 @@ mod tests {
         let features = time_proj(&t, 4, true, 0.0)?.to_vec2::<f32>()?;
         let slow = 0.01f32;
         assert_eq!(features[0], [1., 1., 0., 0.]);
-        for (got, want) in features[1].iter().zip([1f32.cos(), slow.cos(), 1f32.sin(), slow.sin()]) {
+        for (got, want) in features[1].iter().zip([1f32.cos(), slow.cos(), 1f32.sin(), slow.sin()])
+        {
             assert!((got - want).abs() < 1e-6);
         }
         let flipped = time_proj(&t, 4, false, 0.0)?.to_vec2::<f32>()?;

@@ -7,8 +7,9 @@ use candle_core::{Result as CandleResult, Tensor};
 use kosmograph_kernels as kernels;
 use serde_json::{Value, json};
 
-use crate::diffusers_config::{Options, parse};
+use crate::diffusers_config::Options;
 use crate::error::{Error, Result};
+use crate::python_json::parse;
 use crate::resnet::{Conv2d, GroupNorm, ResnetBlock2D, ResnetConfig, Upsample2D};
 use crate::tiles::{Tiling, tiled};
 use crate::weights::Weights;
@@ -49,7 +50,9 @@ impl VaeConfig {
         let block_out_channels: Vec<usize> = options.get_or("block_out_channels", vec![64])?;
         let norm_num_groups = options.get_or("norm_num_groups", 32usize)?;
         if block_out_channels.is_empty()
-            || block_out_channels.iter().any(|c| *c == 0 || c.checked_rem(norm_num_groups) != Some(0))
+            || block_out_channels
+                .iter()
+                .any(|c| *c == 0 || c.checked_rem(norm_num_groups) != Some(0))
         {
             let supported = format!("multiples of norm_num_groups ({norm_num_groups})");
             return Err(options.unsupported("block_out_channels", &supported));
@@ -60,10 +63,8 @@ impl VaeConfig {
             let types: Vec<String> =
                 options.get_or(key, vec![block.to_owned(); block_out_channels.len()])?;
             if types.len() != block_out_channels.len() || types.iter().any(|t| t != block) {
-                return Err(options.unsupported(
-                    key,
-                    &format!("{block}, one for each of `block_out_channels`"),
-                ));
+                return Err(options
+                    .unsupported(key, &format!("{block}, one for each of `block_out_channels`")));
             }
         }
         options.only(&[
@@ -200,9 +201,9 @@ struct Projection {
 impl Projection {
     fn load(weights: &Weights, channels: usize) -> Result<Self> {
         let weight = match weights.shape("weight") {
-            Some(shape) if shape.len() == 4 => weights
-                .get("weight", (channels, channels, 1, 1))?
-                .reshape((channels, channels))?,
+            Some(shape) if shape.len() == 4 => {
+                weights.get("weight", (channels, channels, 1, 1))?.reshape((channels, channels))?
+            }
             _ => weights.get("weight", (channels, channels))?,
         };
         Ok(Projection { weight, bias: weights.get("bias", channels)? })
@@ -423,9 +424,11 @@ impl Vae {
             return self.encode(image);
         }
         let moments = tiled(&tiling, 1, |y, x| {
-            let image = image
-                .narrow(2, y.start * factor, y.len() * factor)?
-                .narrow(3, x.start * factor, x.len() * factor)?;
+            let image = image.narrow(2, y.start * factor, y.len() * factor)?.narrow(
+                3,
+                x.start * factor,
+                x.len() * factor,
+            )?;
             self.moments(&image)
         })?;
         Ok(Posterior::from_moments(&moments)?)

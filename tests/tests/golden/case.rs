@@ -256,7 +256,7 @@ fn inputs_from(folder: &Path, config: &Value) -> Option<PathBuf> {
 /// A JSON file.
 pub fn read_json(path: &Path) -> Result<Value> {
     let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-    serde_json::from_str(&text).with_context(|| path.display().to_string())
+    Ok(kosmograph_models::python_json::parse(&text, &path.display().to_string())?)
 }
 
 /// All tensors of a safetensors file; bool becomes u8.

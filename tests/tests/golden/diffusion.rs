@@ -125,12 +125,8 @@ pub fn vae(case: &mut Case) -> Result<()> {
     case.check("decode_of_mode", &model.decode(&mode)?)?;
 
     // The same weights under the names of diffusers before 0.14.
-    let old_names = [
-        ("to_q.", "query."),
-        ("to_k.", "key."),
-        ("to_v.", "value."),
-        ("to_out.0.", "proj_attn."),
-    ];
+    let old_names =
+        [("to_q.", "query."), ("to_k.", "key."), ("to_v.", "value."), ("to_out.0.", "proj_attn.")];
     let renamed = read_tensors(&case.folder.join("weights.safetensors"))?
         .into_iter()
         .map(|(name, tensor)| {

@@ -123,8 +123,7 @@ fn closed_form(x: &Tensor, t: f64) -> CandleResult<Tensor> {
 
 /// Runs the sampler that `scheduler` names; None where there is none for it.
 fn sample_with(case: &Case, scheduler: &Scheduler) -> Result<Option<Sampled>> {
-    let config: SchedulerConfig =
-        serde_json::from_value(Value::Object(scheduler.options.clone()))?;
+    let config: SchedulerConfig = serde_json::from_value(Value::Object(scheduler.options.clone()))?;
     let schedule = Schedule::new(&config)?;
     let steps = scheduler.steps;
     let offset = scheduler.options.get("steps_offset").and_then(Value::as_u64).unwrap_or(0);
@@ -141,7 +140,8 @@ fn sample_with(case: &Case, scheduler: &Scheduler) -> Result<Option<Sampled>> {
     let mut drawn = 0;
     let mut noise = || {
         drawn += 1;
-        let noises = case.input("noises").map_err(|error| candle_core::Error::Msg(error.to_string()));
+        let noises =
+            case.input("noises").map_err(|error| candle_core::Error::Msg(error.to_string()));
         noises?.get(drawn - 1)
     };
     let integers = |timesteps: &[usize]| timesteps.iter().map(|&t| t as f64).collect::<Vec<_>>();
@@ -159,7 +159,14 @@ fn sample_with(case: &Case, scheduler: &Scheduler) -> Result<Option<Sampled>> {
                 Some(eta) => {
                     let x = x_t.clone();
                     samplers::ddim_stochastic(
-                        &schedule, &t, stride, eta, x, &mut model, &mut noise, &mut observe,
+                        &schedule,
+                        &t,
+                        stride,
+                        eta,
+                        x,
+                        &mut model,
+                        &mut noise,
+                        &mut observe,
                     )?;
                 }
             }
@@ -184,8 +191,7 @@ fn sample_with(case: &Case, scheduler: &Scheduler) -> Result<Option<Sampled>> {
                 _ => Ending::Zero,
             };
             let karras = scheduler.is("use_karras_sigmas");
-            let (levels, sigmas) =
-                dpm_levels(&schedule, scheduler, ending, karras, offset)?;
+            let (levels, sigmas) = dpm_levels(&schedule, scheduler, ending, karras, offset)?;
             let x = x_t.clone();
             samplers::dpm_solver(&schedule, &levels, ending, x, &mut model, &mut observe)?;
             (levels.iter().map(|level| level.0 as f64).collect(), sigmas, 1.0)
@@ -215,9 +221,9 @@ fn sample_with(case: &Case, scheduler: &Scheduler) -> Result<Option<Sampled>> {
                 "EulerDiscreteScheduler" => {
                     samplers::euler(&sigmas, x, &mut denoiser, &mut observe)?
                 }
-                _ => samplers::euler_ancestral(
-                    &sigmas, x, &mut denoiser, &mut noise, &mut observe,
-                )?,
+                _ => {
+                    samplers::euler_ancestral(&sigmas, x, &mut denoiser, &mut noise, &mut observe)?
+                }
             };
             (levels.iter().map(|level| level.0).collect(), sigmas, init)
         }
@@ -284,7 +290,8 @@ impl Guided<'_> {
     fn predict(&self, x: &Tensor, t: f64) -> CandleResult<Tensor> {
         guided(x, self.guidance_scale, |rows| {
             let timesteps = Tensor::new(&[t as f32], &Device::Cpu)?;
-            let message = |error: kosmograph_models::Error| candle_core::Error::Msg(error.to_string());
+            let message =
+                |error: kosmograph_models::Error| candle_core::Error::Msg(error.to_string());
             let residuals = match &self.control {
                 Some((controlnet, hint)) => Some(
                     controlnet.forward(rows, &timesteps, &self.context, hint).map_err(message)?,
@@ -350,15 +357,14 @@ const BYTE_BOUND: f64 = 0.5 + 255.0 * RGB_BOUND;
 
 pub fn e2e(case: &mut Case) -> Result<()> {
     let networks = Networks::load(case)?;
-    let schedule =
-        Schedule::new(&serde_json::from_value(case.config["scheduler"].clone())?)?;
+    let schedule = Schedule::new(&serde_json::from_value(case.config["scheduler"].clone())?)?;
     let guidance = case.config["guidance"].as_f64().context("no guidance")?;
     let timesteps = samplers::dpm_timesteps(&schedule, case.size("steps")?);
-    let levels: Vec<(usize, f64)> =
-        timesteps.iter().map(|&t| (t, schedule.sigma_at(t))).collect();
+    let levels: Vec<(usize, f64)> = timesteps.iter().map(|&t| (t, schedule.sigma_at(t))).collect();
     for kind in ["plain", "controlnet"] {
         let model = networks.guided(case, kind, guidance)?;
-        for (name, ending) in [("final_sigma_min", Ending::SigmaMin), ("final_zero", Ending::Zero)] {
+        for (name, ending) in [("final_sigma_min", Ending::SigmaMin), ("final_zero", Ending::Zero)]
+        {
             let variant = format!("{kind}.{name}");
             let latents = case.input("latents")?;
             let mut first_eps = None;

@@ -102,9 +102,18 @@ mod tests {
         // The table of arXiv 2305.08891, counted from 0.
         let schedule = Schedule::new(&SchedulerConfig::default()).unwrap();
         let ten = |spacing| timesteps(&schedule, spacing, 10, 0);
-        assert_eq!(ten(Spacing::Leading), [900., 800., 700., 600., 500., 400., 300., 200., 100., 0.]);
-        assert_eq!(ten(Spacing::Linspace), [999., 888., 777., 666., 555., 444., 333., 222., 111., 0.]);
-        assert_eq!(ten(Spacing::Trailing), [999., 899., 799., 699., 599., 499., 399., 299., 199., 99.]);
+        assert_eq!(
+            ten(Spacing::Leading),
+            [900., 800., 700., 600., 500., 400., 300., 200., 100., 0.]
+        );
+        assert_eq!(
+            ten(Spacing::Linspace),
+            [999., 888., 777., 666., 555., 444., 333., 222., 111., 0.]
+        );
+        assert_eq!(
+            ten(Spacing::Trailing),
+            [999., 899., 799., 699., 599., 499., 399., 299., 199., 99.]
+        );
     }
 
     #[test]

@@ -2,8 +2,11 @@
 
 use candle_core::{Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use super::combine;
+use crate::diffusers_config::Options;
+use crate::python_json;
 
 /// What the network's output means.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +48,38 @@ fn beta_end() -> f64 {
 }
 fn beta_schedule() -> String {
     "scaled_linear".to_owned()
+}
+
+impl SchedulerConfig {
+    /// Reads the text of a `scheduler_config.json`; `file` is what errors call it.
+    ///
+    /// # Errors
+    /// The text is not JSON as Python writes it, or describes a schedule that is not supported; the
+    /// error names the option.
+    pub fn from_json(text: &str, file: &str) -> crate::Result<Self> {
+        SchedulerConfig::from_value(&python_json::parse(text, file)?, file)
+    }
+
+    /// As [`SchedulerConfig::from_json`], from JSON that is parsed already.
+    ///
+    /// # Errors
+    /// As [`SchedulerConfig::from_json`].
+    pub fn from_value(json: &Value, file: &str) -> crate::Result<Self> {
+        let mut options = Options::new(json, file)?;
+        options
+            .only(&[("trained_betas", json!(null)), ("rescale_betas_zero_snr", json!(false))])?;
+        let known = SchedulerConfig {
+            num_train_timesteps: options.get_or("num_train_timesteps", train_steps())?,
+            beta_start: options.get_or("beta_start", beta_start())?,
+            beta_end: options.get_or("beta_end", beta_end())?,
+            beta_schedule: options.get_or("beta_schedule", beta_schedule())?,
+            prediction_type: options.get_or("prediction_type", Prediction::Epsilon)?,
+        };
+        if !matches!(known.beta_schedule.as_str(), "linear" | "scaled_linear") {
+            return Err(options.unsupported("beta_schedule", "\"linear\" and \"scaled_linear\""));
+        }
+        Ok(known)
+    }
 }
 
 impl Default for SchedulerConfig {
@@ -236,6 +271,21 @@ mod tests {
         }
         assert!((schedule.sigma_max() - 14.6146).abs() < 1e-3);
         assert!((schedule.sigma_min() - 0.0292).abs() < 1e-3);
+    }
+
+    #[test]
+    fn reads_a_file_that_python_wrote_and_names_what_it_cannot_do() {
+        let text = r#"{"beta_end": 0.01, "lambda_min_clipped": -Infinity, "trained_betas": null}"#;
+        let config = SchedulerConfig::from_json(text, "scheduler_config.json").unwrap();
+        assert_eq!((config.beta_end, config.num_train_timesteps), (0.01, 1000));
+        for (text, key) in [
+            (r#"{"trained_betas": [0.1]}"#, "trained_betas"),
+            (r#"{"beta_schedule": "squaredcos_cap_v2"}"#, "beta_schedule"),
+            (r#"{"prediction_type": "flow"}"#, "prediction_type"),
+        ] {
+            let error = SchedulerConfig::from_json(text, "scheduler_config.json").unwrap_err();
+            assert!(error.to_string().contains(key), "{error}");
+        }
     }
 
     #[test]
