@@ -71,7 +71,7 @@ const MODEL_FILES: &[&str] = &["safetensors", "sft", "ckpt", "pt", "pth", "bin"]
 /// Files that are offered as a picture's name.
 const PICTURE_FILES: &[&str] = &["png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff"];
 
-/// Most files a folder may hold that is given as a model, and most names that are offered.
+/// Most files a folder may hold that is given as a model, and most that are looked at for names.
 const MOST_FILES: usize = 10_000;
 const DEEPEST: usize = 8;
 
@@ -229,14 +229,16 @@ impl Folders {
     }
 
     /// The names that [`Folders::resolve`] would find: files, and folders that hold a model's
-    /// `config.json` or `model_index.json`. Sorted; at most 10 000.
+    /// `config.json` or `model_index.json`. Sorted. Pictures in folders below are not offered, as in
+    /// ComfyUI, though they are found: the folder of pictures may be anybody's home.
     pub fn names(&self, folder: &str, entry: Entry) -> Vec<String> {
-        let files =
-            if matches!(folder, "input" | "output" | "temp") { PICTURE_FILES } else { MODEL_FILES };
+        let pictures = matches!(folder, "input" | "output" | "temp");
+        let (files, deepest) = if pictures { (PICTURE_FILES, 1) } else { (MODEL_FILES, DEEPEST) };
         let mut names = Vec::new();
+        let mut left = MOST_FILES;
         for (root, base) in self.bases(folder) {
-            let walk = Walk { entry, files, skip: if root == base { KINDS } else { &[] } };
-            walk.folder(&base, "", 0, &mut names);
+            let walk = Walk { entry, files, deepest, skip: if root == base { KINDS } else { &[] } };
+            walk.folder(&base, "", 0, &mut names, &mut left);
         }
         names.sort();
         names.dedup();
@@ -323,20 +325,31 @@ fn check_entry(name: &str, wanted: Entry, metadata: &fs::Metadata) -> Result<(),
 struct Walk {
     entry: Entry,
     files: &'static [&'static str],
+    deepest: usize,
     /// Folders that are not entered at the top.
     skip: &'static [&'static str],
 }
 
 impl Walk {
-    fn folder(&self, path: &Path, prefix: &str, depth: usize, names: &mut Vec<String>) {
+    /// `left` is how many entries may still be looked at.
+    fn folder(
+        &self,
+        path: &Path,
+        prefix: &str,
+        depth: usize,
+        names: &mut Vec<String>,
+        left: &mut usize,
+    ) {
         let Ok(entries) = fs::read_dir(path) else { return };
         let is_model = depth > 0 && is_model_folder(path);
         for entry in entries.flatten() {
+            let Some(fewer) = left.checked_sub(1) else { return };
+            *left = fewer;
             // A name that is not UTF-8 cannot be written in a workflow.
             let Ok(name) = entry.file_name().into_string() else { continue };
             let path = entry.path();
             let Ok(metadata) = fs::metadata(&path) else { continue };
-            if names.len() >= MOST_FILES || name.starts_with('.') {
+            if name.starts_with('.') {
                 continue;
             }
             let full = format!("{prefix}{name}");
@@ -347,8 +360,8 @@ impl Walk {
                 if self.entry != Entry::File && is_model_folder(&path) {
                     names.push(full.clone());
                 }
-                if depth + 1 < DEEPEST {
-                    self.folder(&path, &format!("{full}/"), depth + 1, names);
+                if depth + 1 < self.deepest {
+                    self.folder(&path, &format!("{full}/"), depth + 1, names, left);
                 }
             } else if self.entry != Entry::Directory && !is_model {
                 let extension = path.extension().and_then(OsStr::to_str).unwrap_or_default();
@@ -520,6 +533,8 @@ mod tests {
     #[test]
     fn what_is_there_is_offered() {
         let folders = place();
+        fs::create_dir(folders.folder.path().join("in/below")).unwrap();
+        fs::write(folders.folder.path().join("in/below/dog.png"), "").unwrap();
         let names = |folder, entry| folders.folders.names(folder, entry);
         assert_eq!(names("input", Entry::File), ["cat.png"]);
         assert_eq!(
