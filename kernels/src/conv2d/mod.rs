@@ -1,13 +1,18 @@
 //! Two-dimensional convolution (cross-correlation, as every framework has it):
 //! y\[o\] = Σ_c w\[o, c\] ⋆ x\[c\] + b\[o\], zero padding, no groups, no dilation.
 
-use candle_core::{Result, Tensor};
+mod cpu;
+
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
+
+use crate::storage::f32_slice;
 
 /// `x` [B, C, H, W], `weight` [O, C, kH, kW], `bias` [O];
 /// returns [B, O, (H + 2·padding − kH)/stride + 1, (W + 2·padding − kW)/stride + 1].
 ///
 /// # Errors
-/// The channels differ, or the padded input is smaller than the kernel.
+/// The channels differ, the padded input is smaller than the kernel, the stride is zero, an input
+/// is not f32, or its device has no twin.
 pub fn conv2d(
     x: &Tensor,
     weight: &Tensor,
@@ -15,38 +20,108 @@ pub fn conv2d(
     stride: usize,
     padding: usize,
 ) -> Result<Tensor> {
-    let (_, _, h, w) = x.dims4()?;
-    let (out_channels, _, kernel_h, kernel_w) = weight.dims4()?;
-    if h + 2 * padding < kernel_h || w + 2 * padding < kernel_w {
-        candle_core::bail!(
-            "conv2d: an input of {h}×{w} with a padding of {padding} is smaller than the kernel \
-             {kernel_h}×{kernel_w}"
-        )
-    }
-    let y = if (kernel_h, kernel_w, stride, padding) == (1, 1, 1, 0) {
-        conv2d_1x1(x, weight)?
-    } else {
-        x.conv2d(weight, padding, stride, 1, 1)?
-    };
+    let (x, weight) = (x.contiguous()?, weight.contiguous()?);
+    let op = Conv2d { stride, padding };
     match bias {
-        Some(bias) => y.broadcast_add(&bias.reshape((1, out_channels, 1, 1))?),
-        None => Ok(y),
+        Some(bias) => x.apply_op3_no_bwd(&weight, &bias.contiguous()?, &op),
+        None => x.apply_op2_no_bwd(&weight, &op),
     }
 }
 
-/// One matrix product for each sample, [O, C] · [C, H·W], without any copy.
-fn conv2d_1x1(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    let (batch, channels, h, w) = x.dims4()?;
-    let (out_channels, in_channels, _, _) = weight.dims4()?;
-    if channels != in_channels {
-        candle_core::bail!(
-            "conv2d: the input has {channels} channels, the weight takes {in_channels}"
-        )
+struct Conv2d {
+    stride: usize,
+    padding: usize,
+}
+
+impl Conv2d {
+    fn sizes(&self, x: &Layout, weight: &Layout) -> Result<cpu::Sizes> {
+        let (batch, channels, height, width) = x.shape().dims4()?;
+        let (out_channels, weight_channels, kernel_h, kernel_w) = weight.shape().dims4()?;
+        let Conv2d { stride, padding } = *self;
+        if channels != weight_channels {
+            bail!("conv2d: the input has {channels} channels, the weight takes {weight_channels}")
+        }
+        if stride == 0 || kernel_h == 0 || kernel_w == 0 {
+            bail!("conv2d: a stride of {stride} and a kernel of {kernel_h}×{kernel_w}")
+        }
+        if height + 2 * padding < kernel_h || width + 2 * padding < kernel_w {
+            bail!(
+                "conv2d: an input of {height}×{width} with a padding of {padding} is smaller than \
+                 the kernel {kernel_h}×{kernel_w}"
+            )
+        }
+        Ok(cpu::Sizes {
+            batch,
+            channels,
+            height,
+            width,
+            out_channels,
+            kernel_h,
+            kernel_w,
+            stride,
+            padding,
+            out_height: (height + 2 * padding - kernel_h) / stride + 1,
+            out_width: (width + 2 * padding - kernel_w) / stride + 1,
+        })
     }
-    let weight = weight.reshape((out_channels, in_channels))?;
-    let x = x.reshape((batch, channels, h * w))?;
-    let samples = (0..batch).map(|i| weight.matmul(&x.get(i)?)).collect::<Result<Vec<_>>>()?;
-    Tensor::stack(&samples, 0)?.reshape((batch, out_channels, h, w))
+
+    fn forward(
+        &self,
+        x: (&CpuStorage, &Layout),
+        weight: (&CpuStorage, &Layout),
+        bias: Option<(&CpuStorage, &Layout)>,
+    ) -> Result<(CpuStorage, Shape)> {
+        let sizes = self.sizes(x.1, weight.1)?;
+        let bias = match bias {
+            Some((bias, layout)) if layout.dims() == [sizes.out_channels] => {
+                Some(f32_slice(bias, layout, "conv2d")?)
+            }
+            Some((_, layout)) => bail!(
+                "conv2d: the bias {:?} is not one for each of {} channels",
+                layout.shape(),
+                sizes.out_channels
+            ),
+            None => None,
+        };
+        let x = f32_slice(x.0, x.1, "conv2d")?;
+        let weight = f32_slice(weight.0, weight.1, "conv2d")?;
+        let shape = (sizes.batch, sizes.out_channels, sizes.out_height, sizes.out_width);
+        Ok((CpuStorage::F32(cpu::conv2d(x, weight, bias, sizes)), Shape::from(shape)))
+    }
+}
+
+impl CustomOp2 for Conv2d {
+    fn name(&self) -> &'static str {
+        "conv2d"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        self.forward((x, x_layout), (weight, weight_layout), None)
+    }
+}
+
+impl CustomOp3 for Conv2d {
+    fn name(&self) -> &'static str {
+        "conv2d"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+        bias: &CpuStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        self.forward((x, x_layout), (weight, weight_layout), Some((bias, bias_layout)))
+    }
 }
 
 #[cfg(test)]
@@ -93,8 +168,11 @@ mod tests {
     #[test]
     fn agrees_with_the_definition() -> Result<()> {
         let dev = Device::Cpu;
-        for (k, stride, padding) in [(3, 1, 1), (3, 2, 1), (3, 2, 0), (1, 1, 0), (4, 4, 0)] {
-            let x = Tensor::randn(0f32, 1., (2, 5, 9, 7), &dev)?;
+        let cases = [(3, 1, 1), (3, 2, 1), (3, 2, 0), (1, 1, 0), (1, 2, 0), (4, 4, 0), (2, 3, 5)];
+        for ((k, stride, padding), (h, w)) in
+            cases.into_iter().flat_map(|case| [(case, (9, 7)), (case, (40, 33))])
+        {
+            let x = Tensor::randn(0f32, 1., (2, 5, h, w), &dev)?;
             let w = Tensor::randn(0f32, 1., (6, 5, k, k), &dev)?;
             let b = Tensor::randn(0f32, 1., 6, &dev)?;
             let y = conv2d(&x, &w, Some(&b), stride, padding)?;
