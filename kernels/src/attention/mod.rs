@@ -6,12 +6,9 @@
 
 mod cpu;
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Storage, Tensor, bail};
 
 use crate::storage::f32_slice;
-
-/// Scores held at once, over batch and heads: 64 MiB of f32.
-const SCORES_AT_ONCE: usize = 1 << 24;
 
 /// `q` [B, H, Lq, D], `k` [B, H, Lk, D], `v` [B, H, Lk, Dv]; returns [B, H, Lq, Dv].
 ///
@@ -39,70 +36,49 @@ pub fn attention(
             v.shape()
         )
     }
-    let mask = match mask {
-        Some(mask) => {
-            let mut shape = mask.dims().to_vec();
-            if shape.len() > 4 {
-                bail!("attention: the mask {shape:?} has more than four dimensions")
-            }
-            while shape.len() < 4 {
-                shape.insert(0, 1);
-            }
-            Some(mask.reshape(shape)?)
-        }
-        None => None,
-    };
-    let q = (q.contiguous()? * scale)?;
-    let kt = k.t()?.contiguous()?;
-    let v = v.contiguous()?;
-    let block = (SCORES_AT_ONCE / (b * h * lk).max(1)).clamp(1, lq.max(1));
-    if block >= lq {
-        return attention_block(&q, &kt, &v, mask.as_ref());
-    }
-    let mut blocks = Vec::with_capacity(lq.div_ceil(block));
-    for start in (0..lq).step_by(block) {
-        let rows = block.min(lq - start);
-        let q = q.narrow(2, start, rows)?.contiguous()?;
-        let mask = match &mask {
-            Some(mask) if mask.dim(2)? == lq => Some(mask.narrow(2, start, rows)?),
-            other => other.clone(),
-        };
-        blocks.push(attention_block(&q, &kt, &v, mask.as_ref())?);
-    }
-    Tensor::cat(&blocks, 2)
+    let mask = mask.map(|mask| mask.broadcast_as((b, h, lq, lk))).transpose()?;
+    let op = Attention { mask, scale };
+    q.contiguous()?.apply_op3_no_bwd(&k.contiguous()?, &v.contiguous()?, &op)
 }
 
-fn attention_block(q: &Tensor, kt: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
-    let scores = q.matmul(kt)?;
-    let scores = match mask {
-        Some(mask) => scores.broadcast_add(mask)?,
-        None => scores,
-    };
-    softmax_last_dim(&scores)?.matmul(v)
+struct Attention {
+    /// [B, H, Lq, Lk], broadcast and so with strides of 0.
+    mask: Option<Tensor>,
+    scale: f64,
 }
 
-/// e^(x − max x) / Σ e^(x − max x) over the last dimension, any shape. A row of only −∞ gives
-/// zeros.
-///
-/// # Errors
-/// `x` is a scalar or not f32, or its device has no twin.
-pub fn softmax_last_dim(x: &Tensor) -> Result<Tensor> {
-    x.contiguous()?.apply_op1_no_bwd(&Softmax)
-}
-
-struct Softmax;
-
-impl CustomOp1 for Softmax {
+impl CustomOp3 for Attention {
     fn name(&self) -> &'static str {
-        "softmax"
+        "attention"
     }
 
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x = f32_slice(storage, layout, self.name())?;
-        let Some(&n) = layout.dims().last() else {
-            bail!("softmax needs a dimension to sum over, the input is a scalar")
+    fn cpu_fwd(
+        &self,
+        q: &CpuStorage,
+        q_layout: &Layout,
+        k: &CpuStorage,
+        k_layout: &Layout,
+        v: &CpuStorage,
+        v_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (batch, heads, queries, head_dim) = q_layout.shape().dims4()?;
+        let (_, _, keys, value_dim) = v_layout.shape().dims4()?;
+        let sizes = cpu::Sizes { batch, heads, queries, keys, head_dim, value_dim };
+        let q = f32_slice(q, q_layout, self.name())?;
+        let k = f32_slice(k, k_layout, self.name())?;
+        let v = f32_slice(v, v_layout, self.name())?;
+        let guard = self.mask.as_ref().map(Tensor::storage_and_layout);
+        let mask = match &guard {
+            None => None,
+            Some((storage, layout)) => match (&**storage, layout.stride()) {
+                (Storage::Cpu(CpuStorage::F32(values)), &[b, h, q, k]) => {
+                    Some(cpu::Mask { values, start: layout.start_offset(), strides: [b, h, q, k] })
+                }
+                _ => bail!("attention: the mask must be f32 and on the device of the queries"),
+            },
         };
-        Ok((CpuStorage::F32(cpu::softmax(x, n)), layout.shape().clone()))
+        let y = cpu::attention(q, k, v, mask, self.scale as f32, sizes);
+        Ok((CpuStorage::F32(y), Shape::from((batch, heads, queries, value_dim))))
     }
 }
 
@@ -124,12 +100,10 @@ mod tests {
     #[test]
     fn blocks_of_queries_agree_with_the_whole() -> Result<()> {
         let dev = Device::Cpu;
-        // 2 · 2 · 2100 keys make blocks of 1997 queries, so 2100 queries are two blocks.
         let (b, h, l) = (2, 2, 2100);
         let q = Tensor::randn(0f32, 1., (b, h, l, 8), &dev)?;
         let k = Tensor::randn(0f32, 1., (b, h, l, 8), &dev)?;
         let v = Tensor::randn(0f32, 1., (b, h, l, 5), &dev)?;
-        assert!(SCORES_AT_ONCE / (b * h * l) < l);
         let causal: Vec<f32> =
             (0..l * l).map(|i| if i % l > i / l { f32::NEG_INFINITY } else { 0. }).collect();
         let causal = Tensor::from_vec(causal, (l, l), &dev)?;

@@ -184,10 +184,12 @@ impl Case {
         self.skipped.push(why);
     }
 
-    /// Says that an expected tensor is deliberately not compared.
-    pub fn not_covered(&mut self, name: &str) {
-        self.not_covered.push(name.to_owned());
-        self.seen.insert(name.to_owned());
+    /// Says that a part, and with it the expected tensors whose names begin with `prefix`, is not
+    /// covered.
+    pub fn not_covered(&mut self, prefix: &str) {
+        self.not_covered.push(prefix.trim_end_matches('.').to_owned());
+        let names = self.expected.keys().filter(|name| name.starts_with(prefix));
+        self.seen.extend(names.cloned());
     }
 
     /// The line of the case, or what is wrong.

@@ -83,24 +83,29 @@ fn run_all(wanted: &[String]) -> Result<usize> {
     folders.sort();
     ensure!(!folders.is_empty(), "{} holds no cases", root.display());
 
-    let mut failures = 0;
+    let (mut passed, mut failures, mut unknown) = (0, 0, 0);
     for folder in folders {
         let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if !wanted.is_empty() && !wanted.iter().any(|part| name.contains(part)) {
             continue;
         }
         let Some((_, parts)) = CASES.iter().find(|(case, _)| *case == name) else {
+            unknown += 1;
             println!("{name}: not covered");
             continue;
         };
         match run(&folder, parts) {
-            Ok(line) => println!("{name}: {line}"),
+            Ok(line) => {
+                passed += 1;
+                println!("{name}: {line}");
+            }
             Err(error) => {
                 failures += 1;
                 println!("{name}: FAILED: {error:#}");
             }
         }
     }
+    println!("golden: {passed} cases passed, {failures} failed, {unknown} not covered");
     Ok(failures)
 }
 
