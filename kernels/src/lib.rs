@@ -9,6 +9,7 @@
 pub mod activation;
 pub mod attention;
 pub mod conv2d;
+mod exponential;
 pub mod geglu;
 pub mod group_norm;
 pub mod layer_norm;

@@ -18,7 +18,7 @@ pub(crate) use cpu::gelu;
 /// # Errors
 /// `x` is not f32, or its device has no twin.
 pub fn silu(x: &Tensor) -> Result<Tensor> {
-    x.contiguous()?.apply_op1_no_bwd(&Activation { name: "silu", f: cpu::silu })
+    x.contiguous()?.apply_op1_no_bwd(&Activation::Silu)
 }
 
 /// x/2 (1 + erf(x/√2)), any shape.
@@ -26,7 +26,7 @@ pub fn silu(x: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// `x` is not f32, or its device has no twin.
 pub fn gelu_erf(x: &Tensor) -> Result<Tensor> {
-    x.contiguous()?.apply_op1_no_bwd(&Activation { name: "gelu_erf", f: cpu::gelu })
+    x.contiguous()?.apply_op1_no_bwd(&Activation::GeluErf)
 }
 
 /// x σ(1.702 x), any shape.
@@ -34,22 +34,32 @@ pub fn gelu_erf(x: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// `x` is not f32, or its device has no twin.
 pub fn quick_gelu(x: &Tensor) -> Result<Tensor> {
-    x.contiguous()?.apply_op1_no_bwd(&Activation { name: "quick_gelu", f: cpu::quick_gelu })
+    x.contiguous()?.apply_op1_no_bwd(&Activation::QuickGelu)
 }
 
-struct Activation {
-    name: &'static str,
-    f: fn(f32) -> f32,
+enum Activation {
+    Silu,
+    GeluErf,
+    QuickGelu,
 }
 
 impl CustomOp1 for Activation {
     fn name(&self) -> &'static str {
-        self.name
+        match self {
+            Activation::Silu => "silu",
+            Activation::GeluErf => "gelu_erf",
+            Activation::QuickGelu => "quick_gelu",
+        }
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x = f32_slice(storage, layout, self.name)?;
-        Ok((CpuStorage::F32(cpu::map(x, self.f)), layout.shape().clone()))
+        let x = f32_slice(storage, layout, self.name())?;
+        let y = match self {
+            Activation::Silu => cpu::map(x, cpu::silu),
+            Activation::GeluErf => cpu::map(x, cpu::gelu),
+            Activation::QuickGelu => cpu::map(x, cpu::quick_gelu),
+        };
+        Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
 }
 

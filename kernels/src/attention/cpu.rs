@@ -1,5 +1,7 @@
 use rayon::prelude::*;
 
+use crate::exponential::exp;
+
 /// q [B·H, Lq, D], k [B·H, Lk, D], v [B·H, Lk, Dv].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sizes {
@@ -115,15 +117,21 @@ fn product(
 
 /// Makes x to e^(x − max x) and returns the sum; a row of only −∞ to zeros.
 fn exponentials(x: &mut [f32]) -> f32 {
-    let max = x.iter().fold(f32::NEG_INFINITY, |max, &x| max.max(x));
-    if max == f32::NEG_INFINITY {
+    let max = x.iter().fold(f32::NEG_INFINITY, |max, &x| if x > max { x } else { max });
+    if max == f32::NEG_INFINITY && !x.iter().any(|x| x.is_nan()) {
         x.fill(0.0);
         return 0.0;
     }
-    let mut sum = 0f64;
     for x in x.iter_mut() {
-        *x = (*x - max).exp();
-        sum += f64::from(*x);
+        *x = exp(*x - max);
     }
-    sum as f32
+    // Eight sums at once, so that adding is vector code too.
+    let mut sums = [0f32; 8];
+    let (eights, rest) = x.as_chunks::<8>();
+    for eight in eights {
+        for (sum, x) in sums.iter_mut().zip(eight) {
+            *sum += x;
+        }
+    }
+    sums.iter().chain(rest).sum()
 }

@@ -129,6 +129,14 @@ mod tests {
     }
 
     #[test]
+    fn a_nan_is_not_hidden() -> Result<()> {
+        let t = |value: f32| Tensor::full(value, (1, 1, 3, 4), &Device::Cpu);
+        let y = attention(&t(f32::NAN)?, &t(1.)?, &t(1.)?, None, 0.5)?;
+        assert!(y.flatten_all()?.to_vec1::<f32>()?.iter().all(|y| y.is_nan()));
+        Ok(())
+    }
+
+    #[test]
     fn refuses_shapes_that_do_not_fit() -> Result<()> {
         let t =
             |l: usize, d: usize| Tensor::zeros((1, 1, l, d), candle_core::DType::F32, &Device::Cpu);

@@ -1,5 +1,7 @@
 use rayon::prelude::*;
 
+use crate::exponential::exp;
+
 /// `x` [B, C, pixels]; a task is one (sample, group), whose channels are contiguous.
 pub(super) fn group_norm(
     x: &[f32],
@@ -26,7 +28,7 @@ pub(super) fn group_norm(
             let (w, b) = (weight[first_channel + k], bias[first_channel + k]);
             for (y, &x) in y.iter_mut().zip(x) {
                 let normed = ((f64::from(x) - mean) * scale) as f32 * w + b;
-                *y = if silu { normed / (1.0 + (-normed).exp()) } else { normed };
+                *y = if silu { normed / (1.0 + exp(-normed)) } else { normed };
             }
         }
     });

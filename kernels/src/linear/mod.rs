@@ -1,30 +1,91 @@
 //! Linear layer: y = x Wᵀ + b.
 
-use candle_core::{Result, Tensor, bail};
+mod cpu;
+
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
+
+use crate::storage::f32_slice;
 
 /// y = x Wᵀ + b over the last dimension.
 ///
 /// `x` [..., in], `weight` [out, in], `bias` [out]; returns [..., out].
 ///
 /// # Errors
-/// The last dimension of `x` is not `in`, or the bias is not [out].
+/// The last dimension of `x` is not `in`, the bias is not [out], an input is not f32, or its device
+/// has no twin.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    let (out_features, in_features) = weight.dims2()?;
-    let mut shape = x.dims().to_vec();
-    match shape.last_mut() {
-        Some(last) if *last == in_features => *last = out_features,
-        _ => bail!(
-            "linear: the input {:?} does not end in the weight's {in_features} features",
-            x.shape()
-        ),
+    let (x, weight) = (x.contiguous()?, weight.contiguous()?);
+    match bias {
+        Some(bias) => x.apply_op3_no_bwd(&weight, &bias.contiguous()?, &Linear),
+        None => x.apply_op2_no_bwd(&weight, &Linear),
     }
-    // One large matrix product instead of one for each row of the batch.
-    let y = x.reshape(((), in_features))?.matmul(&weight.t()?)?;
-    let y = match bias {
-        Some(bias) => y.broadcast_add(bias)?,
-        None => y,
-    };
-    y.reshape(shape)
+}
+
+struct Linear;
+
+impl Linear {
+    fn forward(
+        &self,
+        (x, x_layout): (&CpuStorage, &Layout),
+        (weight, weight_layout): (&CpuStorage, &Layout),
+        bias: Option<(&CpuStorage, &Layout)>,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (output, input) = weight_layout.shape().dims2()?;
+        let mut shape = x_layout.dims().to_vec();
+        let rows = shape.iter().rev().skip(1).product();
+        match shape.last_mut() {
+            Some(last) if *last == input => *last = output,
+            _ => bail!("linear: the input {shape:?} does not end in the weight's {input} features"),
+        }
+        let bias = match bias {
+            Some((bias, layout)) if layout.dims() == [output] => {
+                Some(f32_slice(bias, layout, "linear")?)
+            }
+            Some((_, layout)) => bail!(
+                "linear: the bias {:?} is not one for each of {output} features",
+                layout.shape()
+            ),
+            None => None,
+        };
+        let x = f32_slice(x, x_layout, "linear")?;
+        let weight = f32_slice(weight, weight_layout, "linear")?;
+        let y = cpu::linear(x, weight, bias, (rows, input, output));
+        Ok((CpuStorage::F32(y), Shape::from(shape)))
+    }
+}
+
+impl CustomOp2 for Linear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        self.forward((x, x_layout), (weight, weight_layout), None)
+    }
+}
+
+impl CustomOp3 for Linear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+        bias: &CpuStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        self.forward((x, x_layout), (weight, weight_layout), Some((bias, bias_layout)))
+    }
 }
 
 #[cfg(test)]
@@ -44,10 +105,24 @@ mod tests {
     }
 
     #[test]
+    fn large_products_agree_with_candle_s() -> Result<()> {
+        let dev = Device::Cpu;
+        let x = Tensor::randn(0f32, 1., (2, 130, 70), &dev)?;
+        let w = Tensor::randn(0f32, 1., (90, 70), &dev)?;
+        let want = x.reshape((260, 70))?.matmul(&w.t()?)?.reshape((2, 130, 90))?;
+        let error = (linear(&x, &w, None)? - want)?.abs()?.flatten_all()?.max(0)?;
+        assert!(error.to_scalar::<f32>()? < 1e-4);
+        Ok(())
+    }
+
+    #[test]
     fn refuses_another_width() -> Result<()> {
         let x = Tensor::zeros((2, 3), candle_core::DType::F32, &Device::Cpu)?;
         let w = Tensor::zeros((5, 4), candle_core::DType::F32, &Device::Cpu)?;
         assert!(linear(&x, &w, None).is_err());
+        let w = Tensor::zeros((5, 3), candle_core::DType::F32, &Device::Cpu)?;
+        let b = Tensor::zeros(4, candle_core::DType::F32, &Device::Cpu)?;
+        assert!(linear(&x, &w, Some(&b)).is_err());
         Ok(())
     }
 }
