@@ -185,11 +185,11 @@ impl Folders {
         if name.is_empty() {
             return Err(PathError::Empty);
         }
-        if origin == Origin::CommandLine {
-            if let Ok(metadata) = fs::metadata(name) {
-                check_entry(name, entry, &metadata)?;
-                return Ok(absolute(Path::new(name)));
-            }
+        if origin == Origin::CommandLine
+            && let Ok(metadata) = fs::metadata(name)
+        {
+            check_entry(name, entry, &metadata)?;
+            return Ok(absolute(Path::new(name)));
         }
         let (plain, folder) = annotated(name, folder);
         let bases = self.bases(folder);

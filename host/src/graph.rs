@@ -250,7 +250,7 @@ fn link(items: &[Value]) -> Option<(String, u64)> {
         return None;
     };
     let whole =
-        |slot: f64| (slot >= 0.0 && slot <= 1e6 && slot.fract() == 0.0).then_some(slot as u64);
+        |slot: f64| ((0.0..=1e6).contains(&slot) && slot.fract() == 0.0).then_some(slot as u64);
     Some((id.clone(), slot.as_u64().or_else(|| slot.as_f64().and_then(whole))?))
 }
 

@@ -62,7 +62,8 @@ impl fmt::Display for NodeName {
 pub struct Problem {
     pub kind: Kind,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
-    pub node: Option<NodeName>,
+    // Boxed, as problems travel as the error of many small functions.
+    pub node: Option<Box<NodeName>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub input: Option<String>,
     /// A sentence without its full stop.
@@ -78,7 +79,7 @@ impl Problem {
     }
 
     pub fn at(mut self, node: NodeName) -> Self {
-        self.node = Some(node);
+        self.node = Some(Box::new(node));
         self
     }
 
