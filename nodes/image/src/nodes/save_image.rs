@@ -7,7 +7,7 @@ use node::{Context, Error, Image, Inputs, Node, Result, json, outputs};
 use super::pictures;
 use crate::encode::write_png;
 use crate::levels::to_levels;
-use crate::output_file::{Patterns, Series};
+use crate::output_file::{OutputError, Patterns, Series};
 
 /// Saves pictures as PNG files in the output folder, named prefix_00001_.png and counting on, with the workflow inside each: such a file
 /// can be run again and draws the same picture. The pictures are passed on.
@@ -69,7 +69,11 @@ pub(super) fn save_pictures(
 
     let now = chrono::Local::now().naive_local();
     let patterns = Patterns { width: shape.width, height: shape.height, now };
-    let mut series = Series::begin(Path::new(&root), &patterns.apply(prefix), shape.batch)?;
+    let series = Series::begin(Path::new(&root), &patterns.apply(prefix), shape.batch);
+    let mut series = series.map_err(|error| match error {
+        OutputError::Outside { .. } => Error::at("filename_prefix", error),
+        other => other.into(),
+    })?;
     let mut saved = Vec::new();
     for (picture, index) in values.chunks(shape.picture()).zip(cx.steps(shape.batch)) {
         let (index, levels) = (index?, to_levels(picture));
