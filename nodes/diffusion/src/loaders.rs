@@ -135,8 +135,7 @@ fn load_unet(folder: &Path, scheduler: &Path, device: &Device) -> Result<Model> 
     let schedule = match scheduler.is_file() {
         true => {
             let (text, file) = read(&scheduler)?;
-            let wrong = |error| Error::new(format!("{file} is not a scheduler's: {error}"));
-            serde_json::from_str(&text).map_err(wrong)?
+            SchedulerConfig::from_json(&text, &file)?
         }
         false => SchedulerConfig::default(),
     };

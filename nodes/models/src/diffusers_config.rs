@@ -84,12 +84,12 @@ impl<'a> Options<'a> {
         for (key, supported) in supported {
             let found = self.get_or(key, supported.clone())?;
             // 1 and 1.0 are the same option.
-            let same = match (found.as_f64(), supported.as_f64()) {
+            let is_supported = match (found.as_f64(), supported.as_f64()) {
                 (Some(found), Some(supported)) => found == supported,
-                _ => found == *supported,
+                // An option that is off (null) may also be written as false.
+                _ => found == *supported || supported.is_null() && found == Value::Bool(false),
             };
-            // An option that is off (null) may also be written as false.
-            if !same && !(supported.is_null() && found == Value::Bool(false)) {
+            if !is_supported {
                 return Err(self.unsupported(key, &format!("{supported}")));
             }
         }

@@ -41,11 +41,9 @@ impl Tiling {
 /// Spans of `tile` that cover 0..length, each overlapping the one before by `overlap` or, the last,
 /// by more.
 fn spans(length: usize, tile: usize, overlap: usize) -> Vec<Range<usize>> {
-    if length <= tile {
-        return vec![0..length];
-    }
+    let tile = tile.min(length);
     let mut spans: Vec<Range<usize>> =
-        (0..length - tile).step_by(tile - overlap).map(|start| start..start + tile).collect();
+        (0..length - tile).step_by(tile - overlap.min(tile - 1)).map(|i| i..i + tile).collect();
     spans.push(length - tile..length);
     spans
 }

@@ -278,3 +278,70 @@ fn check_residuals(residuals: &Residuals, skips: &[Tensor], mid: &Tensor) -> Res
         shapes(skips, mid)
     )))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{DType, Device};
+
+    fn tiny() -> Value {
+        json!({
+            "block_out_channels": [4, 8], "norm_num_groups": 2, "attention_head_dim": [1, 2],
+            "cross_attention_dim": 6, "layers_per_block": 1, "in_channels": 9,
+            "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+            "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+        })
+    }
+
+    fn zeros(shape: &[usize]) -> Tensor {
+        Tensor::zeros(shape, DType::F32, &Device::Cpu).expect("zeros")
+    }
+
+    #[test]
+    fn takes_any_number_of_channels_and_odd_sizes() -> Result<()> {
+        let unet = UNet::load(&Weights::recording(), &UNetConfig::from_value(&tiny(), "tiny")?)?;
+        let (x, context) = (zeros(&[2, 9, 5, 7]), zeros(&[2, 3, 6]));
+        let out = unet.forward(&x, &zeros(&[1]), &context, None)?;
+        assert_eq!(out.dims(), [2, 4, 5, 7]);
+        assert_eq!(unet.config().skip_channels(), [4, 4, 4, 8]);
+        Ok(())
+    }
+
+    #[test]
+    fn options_that_are_not_supported_are_named() {
+        for (key, value) in [
+            ("class_embed_type", json!("timestep")),
+            ("time_embedding_type", json!("fourier")),
+            ("down_block_types", json!(["AttnDownBlock2D", "DownBlock2D"])),
+            ("up_block_types", json!(["UpBlock2D"])),
+            ("block_out_channels", json!([4, 7])),
+            ("layers_per_block", json!(0)),
+            ("addition_embed_type", json!("text_time")),
+            ("some_new_option", json!("on")),
+        ] {
+            let mut json = tiny();
+            json[key] = value;
+            let error = UNetConfig::from_value(&json, "config.json").unwrap_err().to_string();
+            assert!(error.contains(key) && error.contains("config.json"), "{error}");
+        }
+    }
+
+    #[test]
+    fn inputs_that_do_not_fit_are_named() -> Result<()> {
+        let unet = UNet::load(&Weights::recording(), &UNetConfig::from_value(&tiny(), "tiny")?)?;
+        let (x, t, context) = (zeros(&[2, 9, 4, 4]), zeros(&[1]), zeros(&[2, 3, 6]));
+        let fails = |x: &Tensor, t: &Tensor, context: &Tensor, part: &str| {
+            let error = unet.forward(x, t, context, None).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        };
+        fails(&zeros(&[2, 4, 4, 4]), &t, &context, "latents");
+        fails(&zeros(&[2, 9, 0, 4]), &t, &context, "latents");
+        fails(&x, &t, &zeros(&[2, 3, 5]), "conditioning");
+        fails(&x, &t, &zeros(&[1, 3, 6]), "conditioning");
+        fails(&x, &zeros(&[3]), &context, "timesteps");
+        let residuals = Residuals { down: vec![], mid: zeros(&[2, 8, 2, 2]) };
+        let error = unet.forward(&x, &t, &context, Some(&residuals)).unwrap_err().to_string();
+        assert!(error.contains("ControlNet"), "{error}");
+        Ok(())
+    }
+}

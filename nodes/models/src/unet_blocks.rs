@@ -105,7 +105,7 @@ impl EncoderConfig {
                 ));
             }
         }
-        if channels[0] % 2 != 0 || channels[0] < 4 {
+        if !channels[0].is_multiple_of(2) || channels[0] < 4 {
             return Err(options.unsupported("block_out_channels", "an even first one, at least 4"));
         }
         let levels = (0..blocks)

@@ -9,7 +9,8 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use candle_core::{DType, Device, Shape, Tensor};
+use candle_core::{CpuStorage, DType, Device, Shape, Storage, Tensor};
+use rayon::prelude::*;
 use safetensors::tensor::{Dtype, Metadata, SafeTensorError, SafeTensors};
 
 use crate::error::{Error, Result};
@@ -285,8 +286,13 @@ impl Weights {
     }
 
     fn check_finite(&self, full: &str, tensor: &Tensor) -> Result<()> {
-        let values = tensor.flatten_all()?.to_vec1::<f32>()?;
-        match values.iter().position(|value| !value.is_finite()) {
+        let values = tensor.flatten_all()?.contiguous()?;
+        let (storage, layout) = values.storage_and_layout();
+        let values = match (&*storage, layout.contiguous_offsets()) {
+            (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) => &values[start..end],
+            _ => return Err(self.wrong_type(full, format!("{:?}", tensor.dtype()))),
+        };
+        match values.par_iter().position_first(|value| !value.is_finite()) {
             None => Ok(()),
             Some(index) => Err(Error::NotFinite {
                 file: self.store.origin.clone(),
