@@ -37,7 +37,11 @@ fn workflows_that_are_none() {
     check_file("empty.json", b"", &["empty"]);
     check_file("blank.json", b" \n ", &["empty"]);
     check_file("list.json", b"[1, 2]", &["object"]);
-    check_file("truncated.json", br#"{"1": {"class_type": "LoadImage", "inputs": {"ima"#, &["line 1"]);
+    check_file(
+        "truncated.json",
+        br#"{"1": {"class_type": "LoadImage", "inputs": {"ima"#,
+        &["line 1"],
+    );
     check_file("deep.json", "[".repeat(100_000).as_bytes(), &["deep"]);
     check_file("not_json.json", b"\xff\xfe\x00binary", &["UTF-8"]);
 }
@@ -59,9 +63,7 @@ fn a_workflow_of_100_megabytes() {
 
 #[test]
 fn a_workflow_in_a_circle() {
-    let node = |from: &str| {
-        json!({"class_type": "ImageInvert", "inputs": {"image": [from, 0]}, "_meta": {"title": "Turn"}})
-    };
+    let node = |from: &str| json!({"class_type": "ImageInvert", "inputs": {"image": [from, 0]}, "_meta": {"title": "Turn"}});
     let workflow = json!({
         "1": node("2"),
         "2": node("1"),
@@ -83,8 +85,16 @@ fn all_problems_of_a_workflow_at_once() {
         "6": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "c"}},
     });
     let run = Run::new("check").with_plugins().arg("-").stdin(workflow.to_string());
-    let sentences =
-        ["LoadImge", "LoadImage", "no-such-picture.png", "Scale", "bicubic", "width", "MASK", "images"];
+    let sentences = [
+        "LoadImge",
+        "LoadImage",
+        "no-such-picture.png",
+        "Scale",
+        "bicubic",
+        "width",
+        "MASK",
+        "images",
+    ];
     expect(run, 2, &sentences);
 }
 
@@ -106,7 +116,11 @@ fn load_and_save(picture: &Path, out: &Path) -> Run {
         "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "a"}},
     });
     let set = format!("Mine.image={}", picture.display());
-    Run::new("run").with_plugins().args(["-", "--set", &set, "--out"]).arg(out).stdin(workflow.to_string())
+    Run::new("run")
+        .with_plugins()
+        .args(["-", "--set", &set, "--out"])
+        .arg(out)
+        .stdin(workflow.to_string())
 }
 
 fn files_in(folder: &Path) -> Vec<PathBuf> {
@@ -210,8 +224,9 @@ fn vae(change: impl FnOnce(&mut Vec<(String, Vec<usize>, Vec<u8>)>)) -> tempfile
     let folder = models.path().join("vae/subject");
     fs::create_dir_all(&folder).expect("a folder");
     fs::write(folder.join("diffusion_pytorch_model.safetensors"), file).expect("weights");
-    let config: Value = serde_json::from_slice(&fs::read(golden.join("config.json")).expect("a file"))
-        .expect("the golden configuration");
+    let config: Value =
+        serde_json::from_slice(&fs::read(golden.join("config.json")).expect("a file"))
+            .expect("the golden configuration");
     fs::write(folder.join("config.json"), config["config"].to_string()).expect("a configuration");
     models
 }
@@ -277,7 +292,8 @@ fn damaged_weights_are_named() {
 #[test]
 fn a_missing_model_names_the_nearest() {
     let models = vae(|_| {});
-    let run = decode(models.path(), &models.path().join("out")).args(["--set", "1.vae_name=subjekt"]);
+    let run =
+        decode(models.path(), &models.path().join("out")).args(["--set", "1.vae_name=subjekt"]);
     expect(run, 2, &["subjekt", "subject", "vae_name"]);
 }
 

@@ -108,8 +108,11 @@ fn a_saved_picture_draws_itself_again() {
     if !bundled("sd") {
         return;
     }
-    let (first, second) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
-    run("text.json", first.path()).args(["--set", "Sampler.steps=3", "--seed", "11"]).expect_success();
+    let (first, second) =
+        (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+    run("text.json", first.path())
+        .args(["--set", "Sampler.steps=3", "--seed", "11"])
+        .expect_success();
     let saved = &pictures(first.path())[0];
     Run::new("run").with_plugins().arg(saved).arg("--out").arg(second.path()).expect_success();
     let again = &pictures(second.path())[0];
@@ -175,7 +178,11 @@ fn marks_and_pictures_must_be_equally_many() {
     }
     let out = tempfile::tempdir().expect("a folder");
     let more_marks = run("subject.json", out.path()).args(["--set", "Prompt.text=<i> and <i>"]);
-    more_marks.expect_code(3).stderr_contains("2 <i> marks").stderr_contains("1 picture").stderr_contains("Prompt");
+    more_marks
+        .expect_code(3)
+        .stderr_contains("2 <i> marks")
+        .stderr_contains("1 picture")
+        .stderr_contains("Prompt");
     let more_pictures = run("subject.json", out.path()).args(["--set", "Prompt.text=a monster"]);
     more_pictures.expect_code(3).stderr_contains("0 <i> marks").stderr_contains("Prompt");
 }
