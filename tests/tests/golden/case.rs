@@ -192,6 +192,11 @@ impl Case {
         self.seen.extend(names.cloned());
     }
 
+    /// Whether a file that may not be part of the repository is absent, and so nothing was compared.
+    pub fn is_skipped(&self) -> bool {
+        !self.skipped.is_empty() && self.comparisons.is_empty() && self.equal == 0
+    }
+
     /// The line of the case, or what is wrong.
     pub fn finish(self) -> Result<String> {
         for name in &self.skipped {

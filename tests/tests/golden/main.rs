@@ -83,7 +83,7 @@ fn run_all(wanted: &[String]) -> Result<usize> {
     folders.sort();
     ensure!(!folders.is_empty(), "{} holds no cases", root.display());
 
-    let (mut passed, mut failures, mut unknown) = (0, 0, 0);
+    let (mut passed, mut failures, mut skipped, mut unknown) = (0, 0, 0, 0);
     for folder in folders {
         let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if !wanted.is_empty() && !wanted.iter().any(|part| name.contains(part)) {
@@ -95,8 +95,8 @@ fn run_all(wanted: &[String]) -> Result<usize> {
             continue;
         };
         match run(&folder, parts) {
-            Ok(line) => {
-                passed += 1;
+            Ok((line, was_skipped)) => {
+                *(if was_skipped { &mut skipped } else { &mut passed }) += 1;
                 println!("{name}: {line}");
             }
             Err(error) => {
@@ -105,15 +105,19 @@ fn run_all(wanted: &[String]) -> Result<usize> {
             }
         }
     }
-    println!("golden: {passed} cases passed, {failures} failed, {unknown} not covered");
+    println!(
+        "golden: {passed} cases passed, {failures} failed, {skipped} skipped, {unknown} not covered"
+    );
     Ok(failures)
 }
 
-fn run(folder: &Path, parts: &[Part]) -> Result<String> {
+/// The line of a case, and whether it was skipped as a whole.
+fn run(folder: &Path, parts: &[Part]) -> Result<(String, bool)> {
     let mut case = Case::open(folder)?;
     for part in parts {
         let outcome = catch_unwind(AssertUnwindSafe(|| part(&mut case)));
         outcome.map_err(|_| anyhow!("a panic, see above"))??;
     }
-    case.finish()
+    let was_skipped = case.is_skipped();
+    Ok((case.finish()?, was_skipped))
 }
