@@ -345,7 +345,7 @@ mod tests {
         #[test]
         fn any_prefix_stays_inside(prefix in "[a-z./%:dyMü_]{0,24}") {
             let prefix = patterns().apply(&prefix);
-            if let Some(parts) = relative_parts(Path::new("/root/folder"), &prefix) {
+            if let Some(parts) = relative_parts(Path::new("/made/up"), &prefix) {
                 prop_assert!(parts.iter().all(|part| part != ".." && !part.contains('/')));
             }
         }
