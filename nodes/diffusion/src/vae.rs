@@ -13,10 +13,20 @@ pub struct VaeModel {
     pub bytes: usize,
 }
 
-/// The largest tile, in latent pixels: above 64 × 64 (a picture of 512 × 512) the activations of the last
-/// blocks would take gigabytes. The overlap hides the seams.
+/// The largest tile and its overlap, in latent pixels. What is larger is worked on in tiles, so that memory
+/// does not grow with the picture; the person is told, because tiles differ a little from the whole.
 const TILE: usize = 96;
 const OVERLAP: usize = 16;
+
+/// Says that a picture of `height` × `width` latent pixels is worked on in tiles, when it is.
+fn tell_of_tiles(cx: &Context, height: usize, width: usize) {
+    if height.max(width) > TILE {
+        cx.info(format!(
+            "the picture has {width} × {height} latent pixels and is worked on in tiles of {TILE}: it \
+             differs a little from the whole"
+        ));
+    }
+}
 
 impl Export for VaeModel {
     const TYPE: &'static str = "VAE";
@@ -25,9 +35,11 @@ impl Export for VaeModel {
 }
 
 impl interface::Autoencode for VaeModel {
-    fn decode(&self, _cx: &Context, latents: &Tensor) -> Result<Tensor> {
+    fn decode(&self, cx: &Context, latents: &Tensor) -> Result<Tensor> {
         let latents = import(latents, &self.device)?;
         let latents = (latents / self.vae.config().scaling_factor())?;
+        let (_, _, height, width) = latents.dims4()?;
+        tell_of_tiles(cx, height, width);
         let decoded = self.vae.decode_tiled(&latents, TILE, OVERLAP)?;
         let image = decoded.affine(0.5, 0.5)?.clamp(0f32, 1f32)?;
         export(&image.permute((0, 2, 3, 1))?)
@@ -36,6 +48,9 @@ impl interface::Autoencode for VaeModel {
     fn encode(&self, cx: &Context, image: &Tensor) -> Result<Tensor> {
         let image = import(image, &self.device)?;
         let image = self.crop(cx, &image)?.permute((0, 3, 1, 2))?.contiguous()?;
+        let (_, _, height, width) = image.dims4()?;
+        let factor = self.vae.config().factor();
+        tell_of_tiles(cx, height / factor, width / factor);
         let posterior = self.vae.encode_tiled(&image.affine(2.0, -1.0)?, TILE, OVERLAP)?;
         export(&(posterior.mode() * self.vae.config().scaling_factor())?)
     }
