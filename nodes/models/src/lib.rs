@@ -17,6 +17,7 @@ pub mod pil_resize;
 pub mod preprocess;
 pub mod python_json;
 pub mod randn;
+pub mod resident;
 mod resnet;
 pub mod samplers;
 pub mod sentencepiece;
@@ -29,4 +30,5 @@ pub mod vit;
 pub mod weights;
 
 pub use error::{Error, Result};
+pub use resident::Resident;
 pub use weights::Weights;
