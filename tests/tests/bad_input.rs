@@ -259,34 +259,35 @@ fn damaged_weights_are_named() {
     };
     let expect_failure = |models: tempfile::TempDir, sentences: &[&str]| {
         let out = models.path().join("out");
-        let finished = expect(decode(models.path(), &out), 3, sentences);
-        finished.stderr_contains("The VAE").stderr_contains("vae_name");
+        expect(decode(models.path(), &out), 3, sentences);
         assert!(files_in(&out).is_empty());
     };
+    // The header is read by the loader, the numbers by whoever first needs them.
+    let loader = ["The VAE", "vae_name"];
     let missing = vae(|tensors| tensors.retain(|tensor| tensor.0 != name));
-    expect_failure(missing, &[name, "no tensor", "nearest"]);
+    expect_failure(missing, &[loader[0], loader[1], name, "no tensor", "nearest"]);
 
     let extra = vae(|tensors| tensors.push(("decoder.surprise".into(), vec![1], vec![0; 4])));
-    expect_failure(extra, &["decoder.surprise"]);
+    expect_failure(extra, &[loader[0], loader[1], "decoder.surprise"]);
 
     let misshapen = vae(|tensors| {
         let i = find(tensors);
         let count = tensors[i].1.iter().product();
         tensors[i].1 = vec![count];
     });
-    expect_failure(misshapen, &[name, "shape"]);
+    expect_failure(misshapen, &[loader[0], loader[1], name, "shape"]);
 
     let nan = vae(|tensors| {
         let i = find(tensors);
         tensors[i].2[..4].copy_from_slice(&f32::NAN.to_le_bytes());
     });
-    expect_failure(nan, &[name, "NaN"]);
+    expect_failure(nan, &["VAEDecode", "diffusion_pytorch_model.safetensors", name, "NaN"]);
 
     let truncated = vae(|_| {});
     let path = truncated.path().join("vae/subject/diffusion_pytorch_model.safetensors");
     let bytes = fs::read(&path).expect("weights");
     fs::write(&path, &bytes[..bytes.len() - 100]).expect("fewer weights");
-    expect_failure(truncated, &["diffusion_pytorch_model.safetensors"]);
+    expect_failure(truncated, &[loader[0], loader[1], "diffusion_pytorch_model.safetensors"]);
 }
 
 #[test]

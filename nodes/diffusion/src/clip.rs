@@ -1,18 +1,48 @@
 //! The CLIP object: tokenizer and text transformer.
 
+use std::sync::Arc;
+
 use candle_core::Tensor as Candle;
-use kosmograph_models::clip_text::ClipText;
+use kosmograph_models::clip_text::{ClipText, ClipTextConfig};
 use kosmograph_models::clip_tokens::ClipTokenizer;
+use kosmograph_models::{Resident, Weights};
 use node::interface::{self, marker};
 use node::*;
 use node_candle::export;
 
-/// CLIP's text half behind "text_encoder/1".
+/// CLIP's text half behind "text_encoder/1". Its numbers are read when it is first called.
+#[derive(Clone)]
 pub struct ClipModel {
-    pub text: ClipText,
-    pub tokenizer: ClipTokenizer,
-    pub device: candle_core::Device,
-    pub bytes: usize,
+    text: Arc<Resident<ClipText>>,
+    config: ClipTextConfig,
+    tokenizer: Arc<ClipTokenizer>,
+    device: candle_core::Device,
+}
+
+impl ClipModel {
+    /// A text encoder of `weights` under transformers' names, on their device. The file's header is
+    /// checked against `config`.
+    ///
+    /// # Errors
+    /// The weights are of another model than `config` says, or the tokenizer has tokens that the
+    /// encoder does not know.
+    pub fn new(config: ClipTextConfig, tokenizer: ClipTokenizer, weights: Weights) -> Result<Self> {
+        let (symbols, rows) = (tokenizer.vocab_size(), config.vocab_size);
+        if symbols > rows {
+            return Err(Error::new(format!(
+                "the tokenizer has {symbols} tokens, but the text encoder of {} knows {rows}",
+                weights.origin()
+            )));
+        }
+        let device = weights.device().clone();
+        // An older transformers saved the row of position numbers too.
+        let tolerated = ["*position_ids"];
+        let text = {
+            let config = config.clone();
+            Resident::open(weights, &tolerated, move |weights| ClipText::load(&config, weights))?
+        };
+        Ok(Self { text: text.into(), config, tokenizer: tokenizer.into(), device })
+    }
 }
 
 impl Export for ClipModel {
@@ -23,7 +53,7 @@ impl Export for ClipModel {
 
 impl interface::EncodeText for ClipModel {
     fn encode_text(&self, cx: &Context, text: &str) -> Result<(Tensor, Option<Tensor>)> {
-        let length = self.text.max_length()?;
+        let length = self.config.max_position_embeddings;
         let tokens = self.tokenizer.tokens(text)?;
         // Two places are the start's and the end's.
         let room = length.saturating_sub(2);
@@ -33,20 +63,25 @@ impl interface::EncodeText for ClipModel {
         }
         let row = self.tokenizer.row(&tokens, length)?;
         let ids = Candle::from_vec(row, (1, length), &self.device)?;
-        let context = self.text.forward(&ids)?;
-        let pooled = self.text.pool(&ids, &context)?;
+        let text = self.text.get()?;
+        let context = text.forward(&ids)?;
+        let pooled = text.pool(&ids, &context)?;
         Ok((export(&context)?, Some(export(&pooled)?)))
     }
 }
 
 impl interface::Describe for ClipModel {
     fn describe(&self) -> serde_json::Value {
-        json!({"family": "clip", "layers": self.text.layers()})
+        let layers = self.config.num_hidden_layers;
+        json!({"family": "clip", "layers": layers, "bytes": self.text.bytes()})
     }
 }
 
 impl interface::Memory for ClipModel {
-    fn bytes(&self, _purge: bool) -> usize {
-        self.bytes
+    fn bytes(&self, purge: bool) -> usize {
+        if purge {
+            self.text.release();
+        }
+        self.text.held()
     }
 }

@@ -1,20 +1,21 @@
 //! The CONTROL_NET object.
 
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use candle_core::Tensor as Candle;
-use kosmograph_models::controlnet::ControlNet;
+use kosmograph_models::controlnet::{ControlNet, ControlNetConfig};
+use kosmograph_models::{Resident, Weights};
 use node::interface::{self, ControlCall, marker};
 use node::*;
 use node_candle::{export, import};
 
-/// A ControlNet behind "control/1".
+/// A ControlNet behind "control/1". Its numbers are read when it is first called.
 pub struct ControlNetModel {
-    pub control_net: ControlNet,
-    pub device: candle_core::Device,
-    pub bytes: usize,
+    control_net: Resident<ControlNet>,
+    config: ControlNetConfig,
+    device: candle_core::Device,
     /// The last hint and its embedding: a sampler asks with the same hint at every step.
-    pub embedded: Mutex<Option<(Tensor, Candle)>>,
+    embedded: Mutex<Option<(Tensor, Candle)>>,
 }
 
 impl Export for ControlNetModel {
@@ -29,7 +30,7 @@ impl interface::Control for ControlNetModel {
         let (x, timestep, context) =
             (import(&call.x)?, import(&call.timestep)?, import(&call.context)?);
         let hint = self.hint_rows(&self.embed(&call.hint)?, x.dim(0)?)?;
-        let residuals = self.control_net.forward(&x, &timestep, &context, &hint)?;
+        let residuals = self.control_net.get()?.forward(&x, &timestep, &context, &hint)?;
         let residuals = match call.guess {
             true => residuals.scaled_for_guess_mode(call.strength)?,
             false => residuals.scaled(call.strength)?,
@@ -39,13 +40,32 @@ impl interface::Control for ControlNetModel {
 }
 
 impl ControlNetModel {
+    /// A ControlNet of `weights` under diffusers' names, on their device. The file's header is
+    /// checked against `config`.
+    ///
+    /// # Errors
+    /// The weights are of another model than `config` says.
+    pub fn new(config: ControlNetConfig, weights: Weights) -> kosmograph_models::Result<Self> {
+        let device = weights.device().clone();
+        let control_net = {
+            let config = config.clone();
+            Resident::open(weights, &[], move |weights| ControlNet::load(weights, &config))?
+        };
+        Ok(Self { control_net, config, device, embedded: Mutex::default() })
+    }
+
+    fn embedded(&self) -> MutexGuard<'_, Option<(Tensor, Candle)>> {
+        self.embedded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The embedding of `hint`, kept while the same tensor is asked for.
     fn embed(&self, hint: &Tensor) -> Result<Candle> {
-        let mut embedded = self.embedded.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut embedded = self.embedded();
         match &*embedded {
             Some((known, embedding)) if known.is_same(hint) => Ok(embedding.clone()),
             _ => {
-                let embedding = self.control_net.embed_hint(&import(hint, &self.device)?)?;
+                let hint_here = import(hint, &self.device)?;
+                let embedding = self.control_net.get()?.embed_hint(&hint_here)?;
                 *embedded = Some((hint.clone(), embedding.clone()));
                 Ok(embedding)
             }
@@ -67,21 +87,26 @@ impl ControlNetModel {
 
 impl interface::Describe for ControlNetModel {
     fn describe(&self) -> serde_json::Value {
-        let config = self.control_net.config();
+        let config = &self.config;
         json!({
             "family": "stable-diffusion-1",
             "context_width": config.cross_attention_dim(),
             "hint_channels": config.conditioning_channels(),
             "hint_factor": config.hint_factor(),
+            "bytes": self.control_net.bytes(),
         })
     }
 }
 
 impl interface::Memory for ControlNetModel {
     fn bytes(&self, purge: bool) -> usize {
+        let mut embedded = self.embedded();
         if purge {
-            *self.embedded.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = None;
+            *embedded = None;
+            self.control_net.release();
         }
-        self.bytes
+        // The hint itself belongs to whoever made it.
+        let embedding = embedded.as_ref().map_or(0, |(_, embedding)| embedding.elem_count());
+        self.control_net.held() + embedding * size_of::<f32>()
     }
 }

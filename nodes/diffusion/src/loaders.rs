@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 use kosmograph_models::Weights;
-use kosmograph_models::clip_text::{ClipText, ClipTextConfig};
+use kosmograph_models::clip_text::ClipTextConfig;
 use kosmograph_models::clip_tokens::ClipTokenizer;
-use kosmograph_models::controlnet::{ControlNet as ControlNetwork, ControlNetConfig};
-use kosmograph_models::samplers::{Schedule, SchedulerConfig};
-use kosmograph_models::unet::{UNet, UNetConfig};
-use kosmograph_models::vae::{Vae as Autoencoder, VaeConfig};
+use kosmograph_models::controlnet::ControlNetConfig;
+use kosmograph_models::samplers::SchedulerConfig;
+use kosmograph_models::unet::UNetConfig;
+use kosmograph_models::vae::VaeConfig;
 use node::*;
 use node_candle::device;
 
@@ -140,20 +140,14 @@ fn load_unet(folder: &Path, scheduler: &Path, device: &Device) -> Result<Model> 
         false => SchedulerConfig::default(),
     };
     let weights = Weights::open(folder, device)?;
-    let unet = UNet::load(&weights, &config)?;
-    weights.finish(&[])?;
-    let (schedule, bytes) = (Schedule::new(&schedule)?, weights.loaded_bytes());
-    Ok(Model(Object::new(UNetModel { unet, schedule, device: device.clone(), bytes })))
+    Ok(Model(Object::new(UNetModel::new(config, &schedule, weights)?)))
 }
 
 fn load_vae(folder: &Path, device: &Device) -> Result<Vae> {
     let (text, file) = read(&folder.join("config.json"))?;
     let config = VaeConfig::from_json(&text, &file)?;
     let weights = Weights::open(folder, device)?;
-    let vae = Autoencoder::load(&weights, &config)?;
-    weights.finish(&[])?;
-    let bytes = weights.loaded_bytes();
-    Ok(Vae(Object::new(VaeModel { vae, device: device.clone(), bytes })))
+    Ok(Vae(Object::new(VaeModel::new(config, weights)?)))
 }
 
 fn load_clip(folder: &Path, tokenizer: &Path, device: &Device) -> Result<Clip> {
@@ -165,28 +159,14 @@ fn load_clip(folder: &Path, tokenizer: &Path, device: &Device) -> Result<Clip> {
         false => ClipTokenizer::clip()?,
     };
     let weights = Weights::open(folder, device)?;
-    let text = ClipText::load(&config, &weights)?;
-    // An older transformers saved the row of position numbers too.
-    weights.finish(&["*position_ids"])?;
-    let (symbols, rows) = (tokenizer.vocab_size(), config.vocab_size);
-    if symbols > rows {
-        return Err(Error::new(format!(
-            "the tokenizer has {symbols} tokens, but {file} says that the text encoder knows {rows}"
-        )));
-    }
-    let (device, bytes) = (device.clone(), weights.loaded_bytes());
-    Ok(Clip(Object::new(ClipModel { text, tokenizer, device, bytes })))
+    Ok(Clip(Object::new(ClipModel::new(config, tokenizer, weights)?)))
 }
 
 fn load_control_net(folder: &Path, device: &Device) -> Result<ControlNet> {
     let (text, file) = read(&folder.join("config.json"))?;
     let config = ControlNetConfig::from_json(&text, &file)?;
     let weights = Weights::open(folder, device)?;
-    let control_net = ControlNetwork::load(&weights, &config)?;
-    weights.finish(&[])?;
-    let (device, bytes) = (device.clone(), weights.loaded_bytes());
-    let embedded = None.into();
-    Ok(ControlNet(Object::new(ControlNetModel { control_net, device, bytes, embedded })))
+    Ok(ControlNet(Object::new(ControlNetModel::new(config, weights)?)))
 }
 
 /// A file's text, and its name for errors.

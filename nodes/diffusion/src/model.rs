@@ -1,17 +1,38 @@
 //! The MODEL object: a U-Net and the noise schedule it was trained on.
 
-use kosmograph_models::samplers::{Prediction, Schedule};
-use kosmograph_models::unet::{Residuals, UNet};
+use kosmograph_models::samplers::{Prediction, Schedule, SchedulerConfig};
+use kosmograph_models::unet::{Residuals, UNet, UNetConfig};
+use kosmograph_models::{Resident, Weights};
 use node::interface::{self, marker};
 use node::*;
 use node_candle::{export, import};
 
-/// A Stable Diffusion U-Net behind "denoiser/1".
+/// A Stable Diffusion U-Net behind "denoiser/1". Its numbers are read when it is first called.
 pub struct UNetModel {
-    pub unet: UNet,
-    pub schedule: Schedule,
-    pub device: candle_core::Device,
-    pub bytes: usize,
+    unet: Resident<UNet>,
+    config: UNetConfig,
+    schedule: Schedule,
+    device: candle_core::Device,
+}
+
+impl UNetModel {
+    /// A U-Net of `weights` under diffusers' names, on their device, and the schedule it was trained
+    /// on. The file's header is checked against `config`.
+    ///
+    /// # Errors
+    /// The weights are of another model than `config` says, or the schedule cannot be.
+    pub fn new(
+        config: UNetConfig,
+        scheduler: &SchedulerConfig,
+        weights: Weights,
+    ) -> kosmograph_models::Result<Self> {
+        let (schedule, device) = (Schedule::new(scheduler)?, weights.device().clone());
+        let unet = {
+            let config = config.clone();
+            Resident::open(weights, &[], move |weights| UNet::load(weights, &config))?
+        };
+        Ok(Self { unet, config, schedule, device })
+    }
 }
 
 impl Export for UNetModel {
@@ -36,13 +57,13 @@ impl interface::Denoise for UNetModel {
             .split_last()
             .map(|(mid, down)| Residuals { down: down.to_vec(), mid: mid.clone() });
         let (x, timestep, context) = (import(x)?, import(timestep)?, import(context)?);
-        export(&self.unet.forward(&x, &timestep, &context, residuals.as_ref())?)
+        export(&self.unet.get()?.forward(&x, &timestep, &context, residuals.as_ref())?)
     }
 }
 
 impl interface::Describe for UNetModel {
     fn describe(&self) -> serde_json::Value {
-        let config = self.unet.config();
+        let config = &self.config;
         let prediction = match self.schedule.prediction {
             Prediction::Epsilon => "epsilon",
             Prediction::VPrediction => "v_prediction",
@@ -56,12 +77,16 @@ impl interface::Describe for UNetModel {
             "context_width": config.cross_attention_dim(),
             "train_steps": self.schedule.train_steps(),
             "alphas_cumprod": self.schedule.alphas_cumprod,
+            "bytes": self.unet.bytes(),
         })
     }
 }
 
 impl interface::Memory for UNetModel {
-    fn bytes(&self, _purge: bool) -> usize {
-        self.bytes
+    fn bytes(&self, purge: bool) -> usize {
+        if purge {
+            self.unet.release();
+        }
+        self.unet.held()
     }
 }

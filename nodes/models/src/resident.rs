@@ -7,6 +7,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::Result;
+use crate::weights::Weights;
 
 /// A network `N` and how to read it.
 pub struct Resident<N> {
@@ -19,6 +20,20 @@ impl<N> Resident<N> {
     /// `bytes` is what the network takes in memory; `read` reads it, any number of times the same.
     pub fn new(bytes: usize, read: impl Fn() -> Result<N> + Send + Sync + 'static) -> Self {
         Self { read: Box::new(read), network: Mutex::new(None), bytes }
+    }
+
+    /// The network that `load` reads from `weights`, whose header is checked now: see
+    /// [`Weights::check`], also for `tolerated`.
+    ///
+    /// # Errors
+    /// The weights are not those of this network.
+    pub fn open(
+        weights: Weights,
+        tolerated: &[&str],
+        load: impl Fn(&Weights) -> Result<N> + Send + Sync + 'static,
+    ) -> Result<Self> {
+        let bytes = weights.check(&load, tolerated)?;
+        Ok(Self::new(bytes, move || load(&weights)))
     }
 
     /// The network, read now if it is not in memory.

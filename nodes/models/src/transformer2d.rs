@@ -145,8 +145,7 @@ impl Projection {
         let weight = if is_linear {
             weights.get("weight", (channels, channels))?
         } else {
-            let weight = weights.get("weight", (channels, channels, 1, 1))?;
-            weight.reshape((channels, channels))?
+            weights.get("weight", (channels, channels, 1, 1))?.squeeze(3)?.squeeze(2)?
         };
         Ok(Projection { weight, bias: weights.get("bias", channels)? })
     }

@@ -202,7 +202,7 @@ impl Projection {
     fn load(weights: &Weights, channels: usize) -> Result<Self> {
         let weight = match weights.shape("weight") {
             Some(shape) if shape.len() == 4 => {
-                weights.get("weight", (channels, channels, 1, 1))?.reshape((channels, channels))?
+                weights.get("weight", (channels, channels, 1, 1))?.squeeze(3)?.squeeze(2)?
             }
             _ => weights.get("weight", (channels, channels))?,
         };

@@ -4,14 +4,14 @@
 //! every value are checked before a model sees a tensor, and [`Weights::finish`] finds tensors that
 //! no part of the model asked for: together they prove that the file is this model's.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use candle_core::{CpuStorage, DType, Device, Shape, Storage, Tensor};
+use candle_core::{CpuStorage, DType, Device, Result as CandleResult, Shape, Storage, Tensor};
 use rayon::prelude::*;
-use safetensors::tensor::{Dtype, Metadata, SafeTensorError, SafeTensors};
+use safetensors::tensor::{Dtype, Metadata, SafeTensorError, SafeTensors, TensorInfo};
 
 use crate::error::{Error, Result};
 
@@ -40,9 +40,18 @@ pub struct Weights {
 struct Store {
     /// What errors call it: the file's path.
     origin: String,
-    source: Source,
-    /// Full names that were read.
-    read: Mutex<HashSet<String>>,
+    source: Arc<Source>,
+    reading: Reading,
+    /// Full names that were read, and the bytes that each takes in memory.
+    read: Mutex<HashMap<String, usize>>,
+}
+
+/// What it means to read a tensor.
+enum Reading {
+    /// Its numbers come into memory and are looked at.
+    Numbers,
+    /// Its name, shape and type are looked at; zeros that take no memory stand for the numbers.
+    Header,
 }
 
 enum Source {
@@ -109,8 +118,37 @@ impl Weights {
     }
 
     fn new(origin: String, source: Source, device: &Device) -> Weights {
-        let store = Arc::new(Store { origin, source, read: Mutex::new(HashSet::new()) });
-        Weights { store, prefix: String::new(), device: device.clone() }
+        let store = Store {
+            origin,
+            source: Arc::new(source),
+            reading: Reading::Numbers,
+            read: Mutex::default(),
+        };
+        Weights { store: Arc::new(store), prefix: String::new(), device: device.clone() }
+    }
+
+    /// Whether these are the weights of the model that `load` loads: every tensor it asks for is
+    /// there, in its shape and of a type that can be read, and no other but the `tolerated` ones
+    /// ([`Weights::finish`]). No numbers are read. Returns the bytes that the model will take.
+    ///
+    /// # Errors
+    /// What `load` and [`Weights::finish`] report.
+    pub fn check<N>(
+        &self,
+        load: impl FnOnce(&Weights) -> Result<N>,
+        tolerated: &[&str],
+    ) -> Result<usize> {
+        let store = Store {
+            origin: self.store.origin.clone(),
+            source: self.store.source.clone(),
+            reading: Reading::Header,
+            read: Mutex::default(),
+        };
+        let (prefix, device) = (self.prefix.clone(), self.device.clone());
+        let header = Weights { store: Arc::new(store), prefix, device };
+        load(&header)?;
+        header.finish(tolerated)?;
+        Ok(header.loaded_bytes())
     }
 
     /// The same weights, names taken from under `name` (a dotted path).
@@ -135,7 +173,7 @@ impl Weights {
     pub fn has(&self, name: &str) -> bool {
         let full = format!("{}{name}", self.prefix);
         let below = format!("{full}.");
-        match &self.store.source {
+        match &*self.store.source {
             Source::Files { file_of, .. } => {
                 file_of.contains_key(&full) || file_of.keys().any(|name| name.starts_with(&below))
             }
@@ -149,7 +187,7 @@ impl Weights {
     /// The shape of a tensor, if there is one of this name.
     pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
         let full = format!("{}{name}", self.prefix);
-        match &self.store.source {
+        match &*self.store.source {
             Source::Files { files, file_of } => {
                 let file = &files[*file_of.get(&full)?];
                 file.metadata.info(&full).map(|info| info.shape.clone())
@@ -178,40 +216,67 @@ impl Weights {
     pub fn get(&self, name: &str, shape: impl Into<Shape>) -> Result<Tensor> {
         let full = format!("{}{name}", self.prefix);
         let expected: Shape = shape.into();
-        let tensor = match &self.store.source {
-            Source::Recording(recorded) => {
-                lock(recorded).insert(full.clone(), expected.dims().to_vec());
-                return Ok(Tensor::zeros(1, DType::F32, &self.device)?.broadcast_as(expected)?);
+        let placeholder =
+            || Ok(Tensor::zeros(1, DType::F32, &self.device)?.broadcast_as(&expected)?);
+        if let Source::Recording(recorded) = &*self.store.source {
+            lock(recorded).insert(full, expected.dims().to_vec());
+            return placeholder();
+        }
+        let (found, dtype) = self.shape_and_type(&full)?;
+        self.check_shape(&full, &expected, &found)?;
+        let bytes = expected.elem_count() * size_of::<f32>();
+        let tensor = match self.store.reading {
+            Reading::Header => placeholder()?,
+            Reading::Numbers => {
+                let tensor = self.numbers(&full, dtype)?.to_dtype(DType::F32)?;
+                self.check_finite(&full, &tensor)?;
+                tensor.to_device(&self.device)?
             }
-            Source::Tensors(tensors) => {
-                let tensor = tensors.get(&full).ok_or_else(|| self.missing(&full))?;
-                self.check_shape(&full, &expected, tensor.dims())?;
-                if !tensor.dtype().is_float() {
-                    return Err(self.wrong_type(&full, format!("{:?}", tensor.dtype())));
-                }
-                tensor.to_device(&Device::Cpu)?
-            }
+        };
+        lock(&self.store.read).insert(full, bytes);
+        Ok(tensor)
+    }
+
+    /// The shape and the type of a tensor that can be read.
+    fn shape_and_type(&self, full: &str) -> Result<(Vec<usize>, DType)> {
+        match &*self.store.source {
             Source::Files { files, file_of } => {
-                let file = &files[*file_of.get(&full).ok_or_else(|| self.missing(&full))?];
-                let info = file.metadata.info(&full).ok_or_else(|| self.missing(&full))?;
-                self.check_shape(&full, &expected, &info.shape)?;
+                let file = &files[*file_of.get(full).ok_or_else(|| self.missing(full))?];
+                let info = file.metadata.info(full).ok_or_else(|| self.missing(full))?;
                 let dtype = match info.dtype {
                     Dtype::F16 => DType::F16,
                     Dtype::BF16 => DType::BF16,
                     Dtype::F32 => DType::F32,
                     Dtype::F64 => DType::F64,
-                    other => return Err(self.wrong_type(&full, format!("{other:?}"))),
+                    other => return Err(self.wrong_type(full, format!("{other:?}"))),
                 };
-                // `MappedFile::open` has checked the offsets against the file's length.
-                let (start, end) = info.data_offsets;
-                let bytes = &file.map[file.data_start + start..file.data_start + end];
-                Tensor::from_raw_buffer(bytes, dtype, &info.shape, &Device::Cpu)?
+                Ok((info.shape.clone(), dtype))
             }
-        };
-        let tensor = tensor.to_dtype(DType::F32)?;
-        self.check_finite(&full, &tensor)?;
-        lock(&self.store.read).insert(full);
-        Ok(tensor.to_device(&self.device)?)
+            Source::Tensors(tensors) => {
+                let tensor = tensors.get(full).ok_or_else(|| self.missing(full))?;
+                if !tensor.dtype().is_float() {
+                    return Err(self.wrong_type(full, format!("{:?}", tensor.dtype())));
+                }
+                Ok((tensor.dims().to_vec(), tensor.dtype()))
+            }
+            Source::Recording(_) => Err(self.missing(full)),
+        }
+    }
+
+    /// A tensor's numbers on the CPU, in the type `dtype` that they have in the file.
+    fn numbers(&self, full: &str, dtype: DType) -> Result<Tensor> {
+        match &*self.store.source {
+            Source::Files { files, file_of } => {
+                let file = &files[*file_of.get(full).ok_or_else(|| self.missing(full))?];
+                let info = file.metadata.info(full).ok_or_else(|| self.missing(full))?;
+                Ok(file.tensor(info, dtype)?)
+            }
+            Source::Tensors(tensors) => {
+                let tensor = tensors.get(full).ok_or_else(|| self.missing(full))?;
+                Ok(tensor.to_device(&Device::Cpu)?)
+            }
+            Source::Recording(_) => Err(self.missing(full)),
+        }
     }
 
     /// Ends the loading of a model: every tensor under this prefix must have been read, but for
@@ -223,7 +288,7 @@ impl Weights {
     pub fn finish(&self, tolerated: &[&str]) -> Result<()> {
         let unread: Vec<String> = {
             let read = lock(&self.store.read);
-            let is_unread = |name: &String| !read.contains(&format!("{}{name}", self.prefix));
+            let is_unread = |name: &String| !read.contains_key(&format!("{}{name}", self.prefix));
             let is_tolerated = |name: &String| tolerated.iter().any(|t| matches(t, name));
             self.names().into_iter().filter(|name| is_unread(name) && !is_tolerated(name)).collect()
         };
@@ -239,20 +304,15 @@ impl Weights {
         })
     }
 
-    /// The bytes that the tensors read so far take in memory, in f32.
+    /// The bytes that the tensors read so far, under this prefix, take in memory.
     pub fn loaded_bytes(&self) -> usize {
         let read = lock(&self.store.read);
-        let names = self.names().into_iter();
-        names
-            .filter(|name| read.contains(&format!("{}{name}", self.prefix)))
-            .filter_map(|name| self.shape(&name))
-            .map(|shape| shape.iter().product::<usize>() * size_of::<f32>())
-            .sum()
+        read.iter().filter(|(name, _)| name.starts_with(&self.prefix)).map(|(_, bytes)| bytes).sum()
     }
 
     /// What a [`Weights::recording`] was asked for: full names and shapes.
     pub fn recorded(&self) -> BTreeMap<String, Vec<usize>> {
-        match &self.store.source {
+        match &*self.store.source {
             Source::Recording(recorded) => lock(recorded).clone(),
             _ => BTreeMap::new(),
         }
@@ -306,7 +366,7 @@ impl Weights {
 
 impl Store {
     fn names(&self) -> Vec<&str> {
-        match &self.source {
+        match &*self.source {
             Source::Files { file_of, .. } => file_of.keys().map(String::as_str).collect(),
             Source::Tensors(tensors) => tensors.keys().map(String::as_str).collect(),
             Source::Recording(_) => Vec::new(),
@@ -330,6 +390,25 @@ impl MappedFile {
             return Err(broken("the tensors do not fill it to its end".to_owned()));
         }
         Ok(MappedFile { path: path.to_owned(), map, metadata, data_start })
+    }
+
+    /// A copy of a tensor. The pages it was read from are given back, so that a model in memory is
+    /// there once and not a second time as its file.
+    fn tensor(&self, info: &TensorInfo, dtype: DType) -> CandleResult<Tensor> {
+        // `open` has checked the offsets against the file's length.
+        let (start, end) = info.data_offsets;
+        let (start, length) = (self.data_start + start, end - start);
+        let bytes = &self.map[start..start + length];
+        let tensor = Tensor::from_raw_buffer(bytes, dtype, &info.shape, &Device::Cpu)?;
+        #[cfg(unix)]
+        {
+            // SAFETY: the map is shared and read only, so pages that are given back come again with the
+            // same bytes when they are looked at. Who cannot give them back has them still.
+            let _ = unsafe {
+                self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, length)
+            };
+        }
+        Ok(tensor)
     }
 }
 
@@ -532,6 +611,27 @@ mod tests {
         assert!(message(Weights::open(dir.path(), &Device::Cpu)).contains("`a` is not in"));
         write(index, br#"{"weight_map":{"a":"../a.safetensors"}}"#);
         assert!(message(Weights::open(dir.path(), &Device::Cpu)).contains("not a file beside it"));
+        Ok(())
+    }
+
+    #[test]
+    fn a_check_looks_at_the_header_alone() -> Result<()> {
+        let nan =
+            file_of(&[("a.w", Dtype::F16, &[2], vec![0xff; 4]), ("b", Dtype::I64, &[0], vec![])]);
+        let weights = open(&nan)?;
+        let load = |name: &'static str, length: usize| {
+            move |weights: &Weights| {
+                let tensor = weights.sub("a").get(name, length)?;
+                assert_eq!(tensor.to_vec1::<f32>()?, [0.0; 2]);
+                Ok(())
+            }
+        };
+        assert_eq!(weights.check(load("w", 2), &["b"])?, 8);
+        assert!(message(weights.check(load("w", 3), &["b"])).contains("[3]"));
+        assert!(message(weights.check(load("v", 2), &["b"])).contains("`a.v`"));
+        assert!(message(weights.check(load("w", 2), &[])).contains("`b`"));
+        assert!(message(weights.check(|weights| weights.get("b", 0), &["*"])).contains("I64"));
+        assert!(weights.loaded_bytes() == 0 && weights.get("a.w", 2).is_err());
         Ok(())
     }
 
