@@ -73,6 +73,8 @@ pub enum InputKind {
     Text {
         default: Option<String>,
         multiline: bool,
+        /// The kind of folder whose files the text may name, `embedding:NAME` for "embeddings".
+        mentions: Option<String>,
     },
     Boolean {
         default: Option<bool>,
@@ -254,6 +256,7 @@ struct RawInput {
     choices: Vec<String>,
     #[serde(default)]
     multiline: bool,
+    mentions: Option<String>,
     #[serde(default)]
     role: String,
     #[serde(default)]
@@ -350,7 +353,13 @@ fn parse_input(raw: RawInput) -> Result<InputDescriptor, String> {
         }
         (_, "INT") => int(&raw)?,
         (_, "FLOAT") => float(&raw)?,
-        (_, "STRING") => InputKind::Text { default: text(&raw.default)?, multiline: raw.multiline },
+        (_, "STRING") => {
+            if raw.mentions.as_ref().is_some_and(String::is_empty) {
+                return Err("mentions files of a folder without a name".into());
+            }
+            let (multiline, mentions) = (raw.multiline, raw.mentions.clone());
+            InputKind::Text { default: text(&raw.default)?, multiline, mentions }
+        }
         (_, "BOOLEAN") => match &raw.default {
             Value::Null => InputKind::Boolean { default: None },
             Value::Bool(default) => InputKind::Boolean { default: Some(*default) },
@@ -492,6 +501,7 @@ mod tests {
             (json!({"name": "a", "type": "FLOAT", "role": "seed"}), "seed of type FLOAT"),
             (json!({"name": "a", "type": "STRING", "role": "path"}), "without the folder"),
             (json!({"name": "a", "type": "BOOLEAN", "default": 1}), "true or false"),
+            (json!({"name": "a", "type": "STRING", "mentions": ""}), "without a name"),
         ] {
             let found = sentence(input);
             assert!(found.contains("liba.so: its descriptor is wrong"), "{found}");

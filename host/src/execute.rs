@@ -258,7 +258,7 @@ impl<R: Runner> Executor<R> {
             });
         }
         setting.listener.event(&Event::NodeStarted(&step.name));
-        let hooks = Hooks { name: &step.name, setting };
+        let hooks = Hooks { name: &step.name, inputs: &step.inputs, setting };
         let start = Instant::now();
         let run = || self.runner.run(step.library, step.node, &hooks, &inputs);
         let failed = |sentence: String| Stop::Failed { input: None, sentence };
@@ -325,7 +325,9 @@ fn value(literal: &Literal) -> Value {
         Literal::Integer(value) => Value::integer(*value),
         Literal::Natural(value) => Value::natural(*value),
         Literal::Number(value) => Value::number(*value),
-        Literal::Text(text) | Literal::Path { path: text, .. } => Value::string(text),
+        Literal::Text(text)
+        | Literal::Path { path: text, .. }
+        | Literal::TextWithFiles { text, .. } => Value::string(text),
     }
 }
 
@@ -337,7 +339,20 @@ fn panic_text(panic: &(dyn Any + Send)) -> &str {
 /// What one call is lent.
 struct Hooks<'a> {
     name: &'a NodeName,
+    inputs: &'a [Source],
     setting: Setting<'a>,
+}
+
+impl Hooks<'_> {
+    /// The path of a file that one of the step's texts mentions.
+    fn mentioned(&self, property: &str) -> Option<String> {
+        let files = self.inputs.iter().filter_map(|source| match source {
+            Source::Literal(Literal::TextWithFiles { files, .. }) => Some(files),
+            _ => None,
+        });
+        let mut files = files.flatten();
+        files.find(|file| file.property == property).map(|file| file.path.clone())
+    }
 }
 
 impl Call for Hooks<'_> {
@@ -367,6 +382,7 @@ impl Call for Hooks<'_> {
             "temp_directory" => path(&properties.temp_directory),
             "prompt" => Some(properties.prompt.clone()),
             "workflow" => properties.workflow.clone(),
+            name if name.starts_with("file:") => self.mentioned(name),
             _ => None,
         }
     }

@@ -68,6 +68,8 @@ const KINDS: &[&str] = &[
 
 /// Files that are offered as a model's name, by extension.
 const MODEL_FILES: &[&str] = &["safetensors", "sft", "ckpt", "pt", "pth", "bin"];
+/// What may be left out at the end of a name in a text, ComfyUI's order.
+const EXTENSIONS_LEFT_OUT: &[&str] = &["safetensors", "pt", "bin"];
 /// Files that are offered as a picture's name.
 const PICTURE_FILES: &[&str] = &["png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff"];
 
@@ -226,6 +228,21 @@ impl Folders {
             }
         }
         Err(wrong_entry.unwrap_or(PathError::Missing { name: name.to_owned(), searched }))
+    }
+
+    /// The file of `folder` that a text means by `name`: as [`Folders::resolve`], and the extension
+    /// may be left out.
+    ///
+    /// # Errors
+    /// [`PathError`], for the name as it is.
+    pub fn resolve_mention(&self, folder: &str, name: &str) -> Result<PathBuf, PathError> {
+        let find = |name: &str| self.resolve(folder, Entry::File, name, Origin::File);
+        let plain = find(name);
+        if plain.is_ok() {
+            return plain;
+        }
+        let with = |extension: &&str| find(&format!("{name}.{extension}")).ok();
+        EXTENSIONS_LEFT_OUT.iter().find_map(with).map_or(plain, Ok)
     }
 
     /// The names that [`Folders::resolve`] would find: files, and folders that hold a model's

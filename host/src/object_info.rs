@@ -68,7 +68,7 @@ fn input_info(input: &InputDescriptor, folders: &Folders) -> Value {
             put("step", step.map(Value::from));
             json!("FLOAT")
         }
-        InputKind::Text { default, multiline } => {
+        InputKind::Text { default, multiline, .. } => {
             put("default", default.clone().map(Value::from));
             put("multiline", Some(json!(multiline)));
             json!("STRING")

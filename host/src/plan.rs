@@ -9,9 +9,11 @@
 
 mod key;
 mod literal;
+mod mention;
 
 pub use key::Key;
 pub use literal::Literal;
+pub use mention::Mention;
 
 use crate::catalogue::{Catalogue, Class, InputDescriptor, InputKind, NodeDescriptor, types_fit};
 use crate::folders::{self, Entry, Folders, PathError};
@@ -322,6 +324,14 @@ impl<'a> Check<'a> {
                 _ => {
                     let (literal, odd) = literal::coerce(input, value)?;
                     self.warnings.extend(odd.map(|odd| odd.at(node.name()).input(&input.name)));
+                    let literal = match (&input.kind, literal) {
+                        (InputKind::Text { mentions: Some(folder), .. }, Literal::Text(text)) => {
+                            let place =
+                                |warning: Problem| warning.at(node.name()).input(&input.name);
+                            self.mentioned(folder, text, place)?
+                        }
+                        (_, literal) => literal,
+                    };
                     Ok(Source::Literal(literal))
                 }
             },
@@ -405,6 +415,13 @@ impl<'a> Check<'a> {
             }
             Err(error) => return Err(invalid(error)),
         };
+        let (path, identity) = self.identified(name, path)?;
+        Ok(Source::Literal(Literal::Path { path, identity }))
+    }
+
+    /// `path`, which is called `name`, as text, and its identity.
+    fn identified(&mut self, name: &str, path: PathBuf) -> Result<(String, [u8; 16]), Problem> {
+        let invalid = |error: PathError| Problem::new(Kind::InvalidPath, error.to_string());
         let identity = match self.identities.get(&path) {
             Some(&identity) => identity,
             None => {
@@ -417,7 +434,48 @@ impl<'a> Check<'a> {
             let message = format!("\"{name}\" lies in a folder whose name is not UTF-8");
             return Err(Problem::new(Kind::InvalidPath, message));
         };
-        Ok(Source::Literal(Literal::Path { path, identity }))
+        Ok((path, identity))
+    }
+
+    /// A text and the files of `folder` that it names. One that is not there is a warning, as in
+    /// ComfyUI, which draws the picture without it. Wherever the text comes from, the names in it
+    /// stay inside their folders: a prompt is not the place for paths.
+    fn mentioned(
+        &mut self,
+        folder: &str,
+        text: String,
+        place: impl Fn(Problem) -> Problem,
+    ) -> Result<Literal, Problem> {
+        let mut files: Vec<Mention> = Vec::new();
+        for names in mention::names(&text, folder) {
+            let before = files.len();
+            let mut missing = None;
+            for name in &names {
+                let path = match self.folders.resolve_mention(folder, name) {
+                    Ok(path) => path,
+                    Err(error) => {
+                        missing = Some((name, error));
+                        continue;
+                    }
+                };
+                let (path, identity) = self.identified(name, path)?;
+                files.push(Mention { property: format!("file:{folder}/{name}"), path, identity });
+            }
+            if let Some((name, error)) = missing.filter(|_| files.len() == before) {
+                let there = self.folders.names(folder, Entry::File);
+                let stems =
+                    there.iter().filter_map(|name| name.rsplit_once('.')).map(|(stem, _)| stem);
+                let stems: Vec<&str> = stems.collect();
+                let keyword = mention::keyword(folder);
+                let message = format!("{error}; the text is taken without this {keyword}");
+                let warning = Problem::new(Kind::ValueNotInList, message);
+                self.warnings.push(place(warning.nearest(name, stems)));
+            }
+        }
+        Ok(match files.is_empty() {
+            true => Literal::Text(text),
+            false => Literal::TextWithFiles { text, files },
+        })
     }
 }
 

@@ -235,7 +235,9 @@ typedef struct kg_context {
    *   "node"               the id of the node that runs
    *   "output_directory", "temp_directory"   absolute paths
    *   "prompt"             the workflow as it was run, API format
-   *   "workflow"           the editor's own graph, where the file carried one */
+   *   "workflow"           the editor's own graph, where the file carried one
+   *   "file:FOLDER/NAME"   the absolute path of the file that a text of this node mentions as NAME;
+   *                        see "mentions" */
   void (*property)(const struct kg_context *self, kg_str name, kg_str *value);
 
   /* Something an output node made: a JSON object such as
@@ -302,6 +304,12 @@ KG_EXPORT const kg_library *kosmograph_library_v1(void);
  *   "choices" (type COMBO: a list of strings), "multiline".
  *   Types of widgets: INT (KG_INT), FLOAT (KG_FLOAT), STRING and COMBO (KG_STRING), BOOLEAN (KG_BOOL).
  *   A "max" of an INT above 2^63 - 1 makes the input unsigned: read as.natural.
+ *   "mentions"      of a STRING: a folder, "embeddings", whose files the text may name in passing, by
+ *                   the folder's name without its s: "a cat, embedding:NAME". The host looks for NAME
+ *                   (it ends at white space; before one of , : ; ( ) [ ] { } < > | " a shorter one may
+ *                   be meant; .safetensors, .pt or .bin may be left out) in the text as it stands in
+ *                   the workflow, puts the files' identity into the cache key, and gives their paths as
+ *                   properties. A name that is not there is a warning.
  *   "role": "seed"  what --seed sets
  *           "path"  the value is a file's name; "folder" says where it is looked for ("checkpoints",
  *                   "input", …) and "entry" what it is ("file", "directory", "any"). The node receives

@@ -135,6 +135,25 @@ fn each_node_runs_once_in_order_and_outputs_are_told() {
 }
 
 #[test]
+fn a_node_is_told_where_the_files_are_that_its_text_mentions() {
+    use crate::plan::Mention;
+    let property = "file:embeddings/moody".to_owned();
+    let file = Mention { property, path: "/e/moody.pt".into(), identity: [0; 16] };
+    let text = Literal::TextWithFiles { text: "embedding:moody".into(), files: vec![file] };
+    let name = NodeName { id: "1".into(), title: None, class: "A".into() };
+    let (properties, heard) = (Properties::default(), Heard::default());
+    let setting = Setting {
+        properties: &properties,
+        listener: &heard,
+        cancel: &heard.cancel,
+        keep: Keep::Nothing,
+    };
+    let hooks = Hooks { name: &name, inputs: &[Source::Literal(text)], setting };
+    assert_eq!(hooks.property("file:embeddings/moody").as_deref(), Some("/e/moody.pt"));
+    assert_eq!(hooks.property("file:embeddings/other"), None);
+}
+
+#[test]
 fn failures_take_only_what_depends_on_them() {
     for (class, sentence) in [
         ("Fail", "it is odd"),

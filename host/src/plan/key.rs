@@ -105,6 +105,16 @@ impl Hash {
                 self.text(path);
                 self.bytes(identity);
             }
+            Literal::TextWithFiles { text, files } => {
+                self.bytes(b"m");
+                self.text(text);
+                self.bytes(&(files.len() as u64).to_le_bytes());
+                for file in files {
+                    self.text(&file.property);
+                    self.text(&file.path);
+                    self.bytes(&file.identity);
+                }
+            }
         }
     }
 }

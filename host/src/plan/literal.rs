@@ -4,6 +4,7 @@
 //! One thing is deliberately not Python's: the string "false" is false, and a string that says
 //! neither true nor false is an error, where `bool("false")` would be true.
 
+use super::Mention;
 use crate::catalogue::{InputDescriptor, InputKind};
 use crate::graph::json_kind;
 use crate::problem::{Kind, Problem};
@@ -22,6 +23,11 @@ pub enum Literal {
     Path {
         path: String,
         identity: [u8; 16],
+    },
+    /// A text, and the files it names that were found.
+    TextWithFiles {
+        text: String,
+        files: Vec<Mention>,
     },
 }
 

@@ -13,6 +13,7 @@ fn catalogue() -> Catalogue {
         {"name": "s", "type": "STRING", "default": ""},
         {"name": "b", "type": "BOOLEAN", "default": false},
         {"name": "how", "type": "COMBO", "choices": ["euler", "ddim"], "default": "euler"},
+        {"name": "prompt", "type": "STRING", "default": "", "mentions": "embeddings"},
         {"name": "any", "type": "*", "optional": true}]);
     let library = json!({"name": "test", "version": "1", "nodes": [
         {"class": "Load", "inputs": [
@@ -237,6 +238,46 @@ fn keys_say_what_a_result_depends_on() {
     let plan = plan(&twice).unwrap();
     assert_eq!(plan.steps()[1].same_as, Some(0), "the same work is done once");
     assert_eq!(plan.steps()[2].inputs[1], Source::Link { step: 0, slot: 0 });
+}
+
+#[test]
+fn files_that_a_text_mentions_are_found_and_part_of_the_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let embeddings = folder.path().join("embeddings");
+    std::fs::create_dir(&embeddings).unwrap();
+    std::fs::write(embeddings.join("moody.pt"), "1").unwrap();
+    let folders = Folders { models: vec![folder.path().into()], ..folders(Path::new("/nowhere")) };
+    let plan = |prompt: &str| {
+        let graph = json!({
+            "1": {"class_type": "Widgets", "inputs": {"prompt": prompt}},
+            "2": {"class_type": "Save", "inputs": {"image": ["1", 0]}}});
+        let graph = Graph::parse(&graph.to_string()).unwrap();
+        Plan::new(&graph, &catalogue(), &folders, "cpu").unwrap()
+    };
+    let files = |plan: &Plan| {
+        let files = plan.steps()[0].inputs.iter().find_map(|source| match source {
+            Source::Literal(Literal::TextWithFiles { files, .. }) => Some(files.clone()),
+            _ => None,
+        });
+        files.unwrap_or_default()
+    };
+    let one = plan("a cat, (embedding:moody:1.2), embedding:moody.pt");
+    let found = files(&one);
+    let names: Vec<&str> = found.iter().map(|file| file.property.as_str()).collect();
+    assert_eq!(names, ["file:embeddings/moody", "file:embeddings/moody.pt"]);
+    assert!(found.iter().all(|file| Path::new(&file.path) == embeddings.join("moody.pt")));
+    assert!(one.warnings().is_empty());
+
+    std::fs::write(embeddings.join("moody.pt"), "another one").unwrap();
+    let other = plan("a cat, (embedding:moody:1.2), embedding:moody.pt");
+    assert_ne!(one.steps()[0].key, other.steps()[0].key, "a replaced file is another text");
+
+    let missing = plan("embedding:mody, embedding:../moody");
+    assert!(files(&missing).is_empty());
+    let warnings: Vec<String> = missing.warnings().iter().map(Problem::to_string).collect();
+    assert!(warnings[0].contains("input \"prompt\": there is no \"mody\" in"), "{warnings:?}");
+    assert!(warnings[0].ends_with("did you mean \"moody\"?"), "{warnings:?}");
+    assert!(warnings[1].contains("leads out of the folders"), "{warnings:?}");
 }
 
 #[test]

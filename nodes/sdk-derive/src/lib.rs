@@ -4,7 +4,8 @@
 //!
 //! On the struct, `#[node(…)]`: `class = "KSampler"` (the struct's name otherwise), `category =
 //! "sampling"`, `output_node`, `impure`. On a field:
-//! - `#[widget(…)]`: `default`, `min`, `max`, `step`, `choices` (a list of strings), `multiline`, `seed`;
+//! - `#[widget(…)]`: `default`, `min`, `max`, `step`, `choices` (a list of strings), `multiline`, `seed`,
+//!   `mentions` (the folder whose files the text may name, "embeddings");
 //! - `#[file(…)]`: `folder = "checkpoints"`, `entry = "file" | "directory" | "any"`, `default`.
 //!
 //! Doc comments become the documentation of the node and its inputs.
@@ -102,7 +103,7 @@ fn declaration(field: &Field) -> syn::Result<Tokens> {
     }
     for attribute in &field.attrs {
         let keys: &[&str] = if attribute.path().is_ident("widget") {
-            &["default", "min", "max", "step", "choices"]
+            &["default", "min", "max", "step", "choices", "mentions"]
         } else if attribute.path().is_ident("file") {
             &["folder", "entry", "default"]
         } else {

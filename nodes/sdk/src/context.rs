@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::sync::Once;
 
 use kosmograph_abi as abi;
@@ -92,6 +93,13 @@ impl<'a> Context<'a> {
             Ok("") | Err(_) => None,
             Ok(text) => Some(text.to_owned()),
         }
+    }
+
+    /// The file of `folder` ("embeddings") that a text input of this node names `name`, where the input
+    /// declares `mentions = "embeddings"` and the file is there. The host finds it before the node runs:
+    /// only names that stand in the text of the workflow are known.
+    pub fn file(&self, folder: &str, name: &str) -> Option<PathBuf> {
+        self.property(&format!("file:{folder}/{name}")).map(PathBuf::from)
     }
 
     /// "cpu" or "cuda:0".

@@ -82,7 +82,22 @@ impl interface::Denoise for Doubler {
     }
 }
 
-node::library![AddNode, MakeDoubler];
+/// Takes a prompt.
+#[derive(Inputs)]
+struct Words {
+    #[widget(multiline, mentions = "embeddings")]
+    text: String,
+}
+
+impl Node for Words {
+    outputs![mask: Mask];
+
+    fn run(self, cx: &Context) -> Result<Mask> {
+        fail!("its file is {:?}", cx.file("embeddings", &self.text));
+    }
+}
+
+node::library![AddNode, MakeDoubler, Words];
 
 /// A host of the barest kind.
 #[repr(C)]
@@ -155,7 +170,14 @@ unsafe extern "C" fn host_fail(context: *const abi::Context, input: abi::Str, wh
         *host(context).failure.borrow_mut() = Some((text(input), text(what)));
     }
 }
-unsafe extern "C" fn host_property(_: *const abi::Context, _: abi::Str, _: *mut abi::Str) {}
+unsafe extern "C" fn host_property(_: *const abi::Context, name: abi::Str, value: *mut abi::Str) {
+    // SAFETY: borrowed text, and a place for the answer, during the call.
+    unsafe {
+        if name.as_bytes() == b"file:embeddings/moody" {
+            *value = abi::Str::new("/embeddings/moody.pt");
+        }
+    }
+}
 unsafe extern "C" fn host_output(_: *const abi::Context, _: abi::Str) {}
 
 // This host has no memory to lend; NULL says so (node.h), and no node here asks.
@@ -218,6 +240,8 @@ fn the_descriptor_says_what_the_struct_says() {
     assert_eq!(add["inputs"][4]["type"], "COMBO");
     assert_eq!(add["inputs"][6], json!({"name": "extra_2", "type": "IMAGE", "optional": true}));
     assert_eq!(add["outputs"][1], json!({"name": "mask", "type": "MASK"}));
+    let text = &json["nodes"][2]["inputs"][0];
+    assert_eq!((&text["multiline"], &text["mentions"]), (&json!(true), &json!("embeddings")));
 }
 
 #[test]
@@ -228,6 +252,15 @@ fn a_node_runs() {
     assert_eq!(outputs[0].as_tensor().unwrap().to_f32().unwrap(), [0.75; 12].as_slice());
     assert_eq!(outputs[1].as_tensor().unwrap().to_f32().unwrap(), [8.0; 4].as_slice());
     assert_eq!(*host.progress.borrow(), [(0, 3), (1, 3), (2, 3), (3, 3)]);
+}
+
+#[test]
+fn a_mentioned_file_is_asked_for_by_its_name() {
+    let host = Host::new(u64::MAX);
+    host.run(2, &[Value::string("moody")], 1);
+    assert_eq!(host.failure().1, "its file is Some(\"/embeddings/moody.pt\")");
+    host.run(2, &[Value::string("bright")], 1);
+    assert_eq!(host.failure().1, "its file is None");
 }
 
 #[test]
