@@ -5,14 +5,14 @@ mod cpu;
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
-use crate::storage::f32_slice;
+use crate::storage::{f32_slice, weight_slice};
 
-/// `x` [B, C, H, W], `weight` [O, C, kH, kW], `bias` [O];
+/// `x` [B, C, H, W], `weight` [O, C, kH, kW], f32 or kept in f16 or bf16, `bias` [O];
 /// returns [B, O, (H + 2·padding − kH)/stride + 1, (W + 2·padding − kW)/stride + 1].
 ///
 /// # Errors
 /// The channels differ, the padded input is smaller than the kernel, the stride is zero, an input
-/// is not f32, or its device has no twin.
+/// is of another type, or its device has no twin.
 pub fn conv2d(
     x: &Tensor,
     weight: &Tensor,
@@ -84,9 +84,9 @@ impl Conv2d {
             None => None,
         };
         let x = f32_slice(x.0, x.1, "conv2d")?;
-        let weight = f32_slice(weight.0, weight.1, "conv2d")?;
+        let weight = weight_slice(weight.0, weight.1, "conv2d")?;
         let shape = (sizes.batch, sizes.out_channels, sizes.out_height, sizes.out_width);
-        Ok((CpuStorage::F32(cpu::conv2d(x, weight, bias, sizes)), Shape::from(shape)))
+        Ok((CpuStorage::F32(cpu::conv2d(x, &weight, bias, sizes)), Shape::from(shape)))
     }
 }
 
@@ -194,6 +194,23 @@ mod tests {
         let x = Tensor::zeros((1, 1, 2, 2), DType::F32, &Device::Cpu)?;
         let w = Tensor::zeros((1, 1, 3, 3), DType::F32, &Device::Cpu)?;
         assert!(conv2d(&x, &w, None, 1, 0).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn a_half_weight_gives_what_its_widened_values_give() -> Result<()> {
+        let dev = Device::Cpu;
+        for (channels, out_channels, kernel, size) in [(3, 5, 3, 9), (70, 64, 3, 16), (8, 3, 1, 4)]
+        {
+            let x = Tensor::randn(0f32, 1., (2, channels, size, size), &dev)?;
+            let w = Tensor::randn(0f32, 1., (out_channels, channels, kernel, kernel), &dev)?;
+            for dtype in [DType::F16, DType::BF16] {
+                let w = w.to_dtype(dtype)?;
+                let widened = conv2d(&x, &w.to_dtype(DType::F32)?, None, 1, kernel / 2)?;
+                let found = conv2d(&x, &w, None, 1, kernel / 2)?.flatten_all()?.to_vec1::<f32>()?;
+                assert_eq!(found, widened.flatten_all()?.to_vec1::<f32>()?);
+            }
+        }
         Ok(())
     }
 }

@@ -4,14 +4,14 @@ mod cpu;
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
-use crate::storage::f32_slice;
+use crate::storage::{f32_slice, weight_slice};
 
 /// y = x Wᵀ + b over the last dimension.
 ///
-/// `x` [..., in], `weight` [out, in], `bias` [out]; returns [..., out].
+/// `x` [..., in], `weight` [out, in], f32 or kept in f16 or bf16, `bias` [out]; returns [..., out].
 ///
 /// # Errors
-/// The last dimension of `x` is not `in`, the bias is not [out], an input is not f32, or its device
+/// The last dimension of `x` is not `in`, the bias is not [out], an input is of another type, or its device
 /// has no twin.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let (x, weight) = (x.contiguous()?, weight.contiguous()?);
@@ -48,8 +48,8 @@ impl Linear {
             None => None,
         };
         let x = f32_slice(x, x_layout, "linear")?;
-        let weight = f32_slice(weight, weight_layout, "linear")?;
-        let y = cpu::linear(x, weight, bias, (rows, input, output));
+        let weight = weight_slice(weight, weight_layout, "linear")?;
+        let y = cpu::linear(x, &weight, bias, (rows, input, output));
         Ok((CpuStorage::F32(y), Shape::from(shape)))
     }
 }
@@ -91,7 +91,7 @@ impl CustomOp3 for Linear {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::Device;
+    use candle_core::{DType, Device};
 
     #[test]
     fn is_the_matrix_product_with_the_transpose() -> Result<()> {
@@ -117,12 +117,27 @@ mod tests {
 
     #[test]
     fn refuses_another_width() -> Result<()> {
-        let x = Tensor::zeros((2, 3), candle_core::DType::F32, &Device::Cpu)?;
-        let w = Tensor::zeros((5, 4), candle_core::DType::F32, &Device::Cpu)?;
+        let x = Tensor::zeros((2, 3), DType::F32, &Device::Cpu)?;
+        let w = Tensor::zeros((5, 4), DType::F32, &Device::Cpu)?;
         assert!(linear(&x, &w, None).is_err());
-        let w = Tensor::zeros((5, 3), candle_core::DType::F32, &Device::Cpu)?;
-        let b = Tensor::zeros(4, candle_core::DType::F32, &Device::Cpu)?;
+        let w = Tensor::zeros((5, 3), DType::F32, &Device::Cpu)?;
+        let b = Tensor::zeros(4, DType::F32, &Device::Cpu)?;
         assert!(linear(&x, &w, Some(&b)).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn a_half_weight_gives_what_its_widened_values_give() -> Result<()> {
+        let dev = Device::Cpu;
+        for (rows, input, output) in [(1, 40, 70_000), (3, 1, 1), (77, 64, 129), (300, 96, 130)] {
+            let x = Tensor::randn(0f32, 1., (rows, input), &dev)?;
+            let w = Tensor::randn(0f32, 1., (output, input), &dev)?;
+            for dtype in [DType::F16, DType::BF16] {
+                let w = w.to_dtype(dtype)?;
+                let want = linear(&x, &w.to_dtype(DType::F32)?, None)?.to_vec2::<f32>()?;
+                assert_eq!(linear(&x, &w, None)?.to_vec2::<f32>()?, want);
+            }
+        }
         Ok(())
     }
 }

@@ -18,14 +18,14 @@ impl Linear {
     /// `weight` [output, input] and `bias` [output].
     pub fn load(weights: &Weights, input: usize, output: usize) -> Result<Linear> {
         Ok(Linear {
-            weight: weights.get("weight", (output, input))?,
+            weight: weights.get_kept("weight", (output, input))?,
             bias: Some(weights.get("bias", output)?),
         })
     }
 
     /// `weight` [output, input] alone.
     pub fn load_without_bias(weights: &Weights, input: usize, output: usize) -> Result<Linear> {
-        Ok(Linear { weight: weights.get("weight", (output, input))?, bias: None })
+        Ok(Linear { weight: weights.get_kept("weight", (output, input))?, bias: None })
     }
 
     /// [..., input] → [..., output].

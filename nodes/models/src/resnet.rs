@@ -36,7 +36,7 @@ impl Conv2d {
         padding: usize,
     ) -> Result<Self> {
         Ok(Conv2d {
-            weight: weights.get("weight", (output, input, kernel, kernel))?,
+            weight: weights.get_kept("weight", (output, input, kernel, kernel))?,
             bias: weights.get("bias", output)?,
             stride,
             padding,

@@ -143,9 +143,9 @@ struct Projection {
 impl Projection {
     fn load(weights: &Weights, channels: usize, is_linear: bool) -> Result<Self> {
         let weight = if is_linear {
-            weights.get("weight", (channels, channels))?
+            weights.get_kept("weight", (channels, channels))?
         } else {
-            weights.get("weight", (channels, channels, 1, 1))?.squeeze(3)?.squeeze(2)?
+            weights.get_kept("weight", (channels, channels, 1, 1))?.squeeze(3)?.squeeze(2)?
         };
         Ok(Projection { weight, bias: weights.get("bias", channels)? })
     }

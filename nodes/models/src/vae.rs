@@ -202,9 +202,9 @@ impl Projection {
     fn load(weights: &Weights, channels: usize) -> Result<Self> {
         let weight = match weights.shape("weight") {
             Some(shape) if shape.len() == 4 => {
-                weights.get("weight", (channels, channels, 1, 1))?.squeeze(3)?.squeeze(2)?
+                weights.get_kept("weight", (channels, channels, 1, 1))?.squeeze(3)?.squeeze(2)?
             }
-            _ => weights.get("weight", (channels, channels))?,
+            _ => weights.get_kept("weight", (channels, channels))?,
         };
         Ok(Projection { weight, bias: weights.get("bias", channels)? })
     }

@@ -52,6 +52,10 @@ enum Reading {
     Numbers,
     /// Its name, shape and type are looked at; zeros that take no memory stand for the numbers.
     Header,
+    /// As `Numbers`, and the tensors are remembered.
+    Keeping(Mutex<HashMap<String, Tensor>>),
+    /// Its numbers were looked at before.
+    Again,
 }
 
 enum Source {
@@ -117,14 +121,48 @@ impl Weights {
         Weights::new("the recording".to_owned(), source, &Device::Cpu)
     }
 
+    /// Tensors that [`Weights::load_kept`] gave, some of them replaced by their like: the values are
+    /// not looked at again. `origin` is what errors call them.
+    pub fn from_kept(
+        origin: impl Into<String>,
+        tensors: HashMap<String, Tensor>,
+        device: &Device,
+    ) -> Weights {
+        Weights::from_tensors(origin, tensors, device).with(Reading::Again, "")
+    }
+
     fn new(origin: String, source: Source, device: &Device) -> Weights {
-        let store = Store {
-            origin,
-            source: Arc::new(source),
-            reading: Reading::Numbers,
-            read: Mutex::default(),
+        let (source, reading) = (Arc::new(source), Reading::Numbers);
+        let store = Arc::new(Store { origin, source, reading, read: Mutex::default() });
+        Weights { store, prefix: String::new(), device: device.clone() }
+    }
+
+    /// The same weights under the prefix `prefix`, to be read in another way and from the beginning.
+    fn with(&self, reading: Reading, prefix: &str) -> Weights {
+        let (origin, source) = (self.store.origin.clone(), self.store.source.clone());
+        let store = Arc::new(Store { origin, source, reading, read: Mutex::default() });
+        Weights { store, prefix: prefix.to_owned(), device: self.device.clone() }
+    }
+
+    /// What `load` loads, and the tensors that it holds then, by the names (under this prefix) that it
+    /// asked for: a variant that changes some of them can share the others.
+    ///
+    /// # Errors
+    /// What `load` reports.
+    pub fn load_kept<N>(
+        &self,
+        load: impl FnOnce(&Weights) -> Result<N>,
+    ) -> Result<(N, HashMap<String, Tensor>)> {
+        let keeping = self.with(Reading::Keeping(Mutex::default()), &self.prefix);
+        let network = load(&keeping)?;
+        let kept = match &keeping.store.reading {
+            Reading::Keeping(kept) => std::mem::take(&mut *lock(kept)),
+            _ => HashMap::new(),
         };
-        Weights { store: Arc::new(store), prefix: String::new(), device: device.clone() }
+        let own = |(name, tensor): (String, Tensor)| {
+            Some((name.strip_prefix(&self.prefix)?.to_owned(), tensor))
+        };
+        Ok((network, kept.into_iter().filter_map(own).collect()))
     }
 
     /// Whether these are the weights of the model that `load` loads: every tensor it asks for is
@@ -138,14 +176,7 @@ impl Weights {
         load: impl FnOnce(&Weights) -> Result<N>,
         tolerated: &[&str],
     ) -> Result<usize> {
-        let store = Store {
-            origin: self.store.origin.clone(),
-            source: self.store.source.clone(),
-            reading: Reading::Header,
-            read: Mutex::default(),
-        };
-        let (prefix, device) = (self.prefix.clone(), self.device.clone());
-        let header = Weights { store: Arc::new(store), prefix, device };
+        let header = self.with(Reading::Header, &self.prefix);
         load(&header)?;
         header.finish(tolerated)?;
         Ok(header.loaded_bytes())
@@ -214,25 +245,48 @@ impl Weights {
     /// # Errors
     /// There is no such tensor, its shape or its type is another, or a value is NaN or infinite.
     pub fn get(&self, name: &str, shape: impl Into<Shape>) -> Result<Tensor> {
+        self.read(name, shape.into(), |_| DType::F32)
+    }
+
+    /// [`Weights::get`] for the weight of a linear layer or a convolution: f16 and bf16 stay what
+    /// they are. The kernels widen such a weight when they use it, which is exact, so it costs half
+    /// the memory and no accuracy.
+    ///
+    /// # Errors
+    /// As [`Weights::get`].
+    pub fn get_kept(&self, name: &str, shape: impl Into<Shape>) -> Result<Tensor> {
+        self.read(name, shape.into(), |stored| match stored {
+            DType::F16 | DType::BF16 => stored,
+            _ => DType::F32,
+        })
+    }
+
+    fn read(&self, name: &str, expected: Shape, kept: fn(DType) -> DType) -> Result<Tensor> {
         let full = format!("{}{name}", self.prefix);
-        let expected: Shape = shape.into();
         let placeholder =
             || Ok(Tensor::zeros(1, DType::F32, &self.device)?.broadcast_as(&expected)?);
         if let Source::Recording(recorded) = &*self.store.source {
             lock(recorded).insert(full, expected.dims().to_vec());
             return placeholder();
         }
-        let (found, dtype) = self.shape_and_type(&full)?;
+        let (found, stored) = self.shape_and_type(&full)?;
         self.check_shape(&full, &expected, &found)?;
-        let bytes = expected.elem_count() * size_of::<f32>();
+        let kept = kept(stored);
+        let bytes = expected.elem_count() * kept.size_in_bytes();
         let tensor = match self.store.reading {
             Reading::Header => placeholder()?,
-            Reading::Numbers => {
-                let tensor = self.numbers(&full, dtype)?.to_dtype(DType::F32)?;
+            Reading::Again => {
+                self.numbers(&full, stored)?.to_dtype(kept)?.to_device(&self.device)?
+            }
+            Reading::Numbers | Reading::Keeping(_) => {
+                let tensor = self.numbers(&full, stored)?.to_dtype(kept)?;
                 self.check_finite(&full, &tensor)?;
                 tensor.to_device(&self.device)?
             }
         };
+        if let Reading::Keeping(kept) = &self.store.reading {
+            lock(kept).insert(full.clone(), tensor.clone());
+        }
         lock(&self.store.read).insert(full, bytes);
         Ok(tensor)
     }
@@ -263,7 +317,7 @@ impl Weights {
         }
     }
 
-    /// A tensor's numbers on the CPU, in the type `dtype` that they have in the file.
+    /// A tensor's numbers, in the type `dtype` that they have in the file.
     fn numbers(&self, full: &str, dtype: DType) -> Result<Tensor> {
         match &*self.store.source {
             Source::Files { files, file_of } => {
@@ -272,8 +326,7 @@ impl Weights {
                 Ok(file.tensor(info, dtype)?)
             }
             Source::Tensors(tensors) => {
-                let tensor = tensors.get(full).ok_or_else(|| self.missing(full))?;
-                Ok(tensor.to_device(&Device::Cpu)?)
+                Ok(tensors.get(full).ok_or_else(|| self.missing(full))?.clone())
             }
             Source::Recording(_) => Err(self.missing(full)),
         }
@@ -346,22 +399,39 @@ impl Weights {
     }
 
     fn check_finite(&self, full: &str, tensor: &Tensor) -> Result<()> {
-        let values = tensor.flatten_all()?.contiguous()?;
+        let values = tensor.to_device(&Device::Cpu)?.flatten_all()?.contiguous()?;
         let (storage, layout) = values.storage_and_layout();
-        let values = match (&*storage, layout.contiguous_offsets()) {
-            (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) => &values[start..end],
+        let Some((start, end)) = layout.contiguous_offsets() else {
+            return Err(self.wrong_type(full, format!("{layout:?}")));
+        };
+        let damaged = match &*storage {
+            Storage::Cpu(CpuStorage::F32(values)) => {
+                not_finite(&values[start..end], |value| *value)
+            }
+            Storage::Cpu(CpuStorage::F16(values)) => {
+                not_finite(&values[start..end], |value| value.to_f32())
+            }
+            Storage::Cpu(CpuStorage::BF16(values)) => {
+                not_finite(&values[start..end], |value| value.to_f32())
+            }
             _ => return Err(self.wrong_type(full, format!("{:?}", tensor.dtype()))),
         };
-        match values.par_iter().position_first(|value| !value.is_finite()) {
+        match damaged {
             None => Ok(()),
-            Some(index) => Err(Error::NotFinite {
+            Some((index, value)) => Err(Error::NotFinite {
                 file: self.store.origin.clone(),
                 name: full.to_owned(),
                 index,
-                value: values[index],
+                value,
             }),
         }
     }
+}
+
+/// The first value that is NaN or infinite, and its place.
+fn not_finite<T: Sync>(values: &[T], to_f32: fn(&T) -> f32) -> Option<(usize, f32)> {
+    let index = values.par_iter().position_first(|value| !to_f32(value).is_finite())?;
+    Some((index, to_f32(&values[index])))
 }
 
 impl Store {
@@ -542,6 +612,8 @@ mod tests {
         let block = weights.sub("block");
         assert_eq!(block.get("weight", (2, 2))?.to_vec2::<f32>()?, [[1., 2.], [3., 4.]]);
         assert_eq!(block.get("bias", 2)?.to_vec1::<f32>()?, [1., -2.]);
+        assert_eq!(block.get_kept("bias", 2)?.dtype(), DType::F16);
+        assert_eq!(block.get_kept("weight", (2, 2))?.dtype(), DType::F32);
         assert!(block.has("bias") && weights.has("block") && !weights.has("bias"));
         assert_eq!(block.names(), ["bias", "weight"]);
         weights.finish(&["position_ids"])?;
@@ -569,6 +641,15 @@ mod tests {
             let weights = open(&file_of(&[("w", Dtype::F32, &[3], f32s(&[0., bad, 0.]))]))?;
             let text = message(weights.get("w", 3));
             assert!(text.contains("`w`") && text.contains("number 1"), "{text}");
+        }
+        for (dtype, bits) in [(Dtype::F16, 0x7c00u16), (Dtype::BF16, 0xff80)] {
+            let halves = [0, 0, bits].iter().flat_map(|half| half.to_le_bytes()).collect();
+            let weights = open(&file_of(&[("w", dtype, &[3], halves)]))?;
+            let text = message(weights.get_kept("w", 3));
+            assert!(
+                text.contains("`w`") && text.contains("number 2 is") && text.contains("inf"),
+                "{text}"
+            );
         }
         Ok(())
     }
@@ -632,6 +713,20 @@ mod tests {
         assert!(message(weights.check(load("w", 2), &[])).contains("`b`"));
         assert!(message(weights.check(|weights| weights.get("b", 0), &["*"])).contains("I64"));
         assert!(weights.loaded_bytes() == 0 && weights.get("a.w", 2).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn kept_tensors_are_those_that_were_loaded() -> Result<()> {
+        let weights = open(&example())?.sub("block");
+        let load = |weights: &Weights| weights.get_kept("weight", (2, 2));
+        let (tensor, kept) = weights.load_kept(load)?;
+        assert!(kept.len() == 1 && kept["weight"].id() == tensor.id());
+        let nan = Tensor::new(&[[f32::NAN, 0.0], [0.0, 0.0]], &Device::Cpu)?;
+        let again = Weights::from_kept("kept", kept.clone(), &Device::Cpu);
+        assert_eq!(load(&again)?.id(), tensor.id());
+        let replaced = HashMap::from([("weight".to_owned(), nan.clone())]);
+        assert_eq!(load(&Weights::from_kept("kept", replaced, &Device::Cpu))?.id(), nan.id());
         Ok(())
     }
 
