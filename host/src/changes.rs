@@ -12,9 +12,9 @@ use thiserror::Error;
 pub enum ChangeError {
     #[error("--set {given}: NODE.INPUT=VALUE was expected")]
     Form { given: String },
-    #[error("--set {given}: no node has the id or title \"{name}\"{}", meant(.nearest))]
+    #[error("--set {given}: no node has the id, title or class \"{name}\"{}", meant(.nearest))]
     NoNode { given: String, name: String, nearest: Option<String> },
-    #[error("--set {given}: the title \"{title}\" belongs to the nodes {}; say which by its id", .ids.join(", "))]
+    #[error("--set {given}: \"{title}\" is the name of the nodes {}; say which by its id", .ids.join(", "))]
     Ambiguous { given: String, title: String, ids: Vec<String> },
     #[error("--set {given}: node {id} ({class}) has no input \"{input}\"{}", meant(.nearest))]
     NoInput { given: String, id: String, class: String, input: String, nearest: Option<String> },
@@ -30,7 +30,7 @@ fn meant(nearest: &Option<String>) -> String {
     nearest.as_ref().map_or(String::new(), |name| format!("; did you mean \"{name}\"?"))
 }
 
-/// Applies one `--set NODE.INPUT=VALUE`. NODE is an id or a title, VALUE is read as the input's
+/// Applies one `--set NODE.INPUT=VALUE`. NODE is an id, a title or a class, VALUE is read as the input's
 /// declared type. Where the class is unknown the value is JSON, or else text: the plan will say
 /// what is wrong with the class.
 ///
@@ -88,7 +88,12 @@ fn find_node(graph: &Graph, name: &str, given: &str) -> Result<Option<usize>, Ch
     let nodes = graph.nodes().iter().enumerate();
     let titled: Vec<usize> =
         nodes.filter(|(_, node)| node.title() == Some(name)).map(|(at, _)| at).collect();
-    match titled.as_slice() {
+    let named = match titled.is_empty() {
+        // Files of the editor have titles only where somebody gave one.
+        true => (0..graph.nodes().len()).filter(|&at| graph.nodes()[at].class == name).collect(),
+        false => titled,
+    };
+    match named.as_slice() {
         [] => Ok(None),
         [position] => Ok(Some(*position)),
         several => Err(ChangeError::Ambiguous {
@@ -252,7 +257,7 @@ mod tests {
             ("steps=3", "NODE.INPUT=VALUE was expected"),
             ("Sampler v15.steps=3", "did you mean \"Sampler v1.5\"?"),
             ("3.stepps=3", "node 3 (K) has no input \"stepps\"; did you mean \"steps\"?"),
-            ("Twice.steps=3", "belongs to the nodes 4, 5"),
+            ("Twice.steps=3", "is the name of the nodes 4, 5"),
             ("3.steps=2.5", "\"2.5\" is not a whole number"),
             ("3.cfg=inf", "is not a finite number"),
             ("3.on=maybe", "is not true or false"),

@@ -91,8 +91,8 @@ pub enum GraphError {
     )]
     NotAnObject { found: &'static str },
     #[error(
-        "this is the editor's format, which only the editor can run; save the workflow with \
-         Export (API) and run that file"
+        "this is the editor's format, in which values have no names; the API format was expected, \
+         which the editor writes with Export (API)"
     )]
     EditorFormat,
     #[error("{}", sentences(.0))]
@@ -107,26 +107,17 @@ impl Graph {
     /// Parses API-format JSON. Every malformed node is reported, not only the first.
     ///
     /// # Errors
-    /// [`GraphError`], each with where it is. Nesting is limited to serde_json's 128 levels; the
-    /// text's length is the caller's to limit (see [`crate::workflow_file`]).
+    /// [`GraphError`], as [`parse_object`]; the editor's own format is one.
     pub fn parse(text: &str) -> Result<Self, GraphError> {
-        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-        if text.trim_start().is_empty() {
-            return Err(GraphError::Empty);
-        }
-        let json = match parse_strict(text) {
-            Ok(json) => json,
-            // Pictures saved by ComfyUI may carry Python's NaN (in "is_changed"), which is no JSON.
-            Err(error) => match without_nan(text).map(|text| parse_strict(&text)) {
-                Some(Ok(json)) => json,
-                _ => return Err(error),
-            },
-        };
-        let object = match json {
-            Value::Object(object) => object,
-            other => return Err(GraphError::NotAnObject { found: json_kind(&other) }),
-        };
-        if object.get("nodes").is_some_and(Value::is_array) {
+        Self::from_object(parse_object(text)?)
+    }
+
+    /// As [`Graph::parse`], from what [`parse_object`] read.
+    ///
+    /// # Errors
+    /// As for [`Graph::parse`].
+    pub fn from_object(object: Map<String, Value>) -> Result<Self, GraphError> {
+        if is_editor_format(&object) {
             return Err(GraphError::EditorFormat);
         }
         let mut problems = Vec::new();
@@ -134,13 +125,22 @@ impl Graph {
         for (id, value) in object {
             match node(&id, value) {
                 Ok(node) => {
-                    graph.by_id.insert(id, graph.nodes.len());
-                    graph.nodes.push(node);
+                    graph.push(node);
                 }
                 Err(problem) => problems.push(problem),
             }
         }
         if problems.is_empty() { Ok(graph) } else { Err(GraphError::Nodes(problems)) }
+    }
+
+    /// Adds a node behind the others; false, and nothing is added, when its id is there already.
+    pub fn push(&mut self, node: Node) -> bool {
+        if self.by_id.contains_key(&node.id) {
+            return false;
+        }
+        self.by_id.insert(node.id.clone(), self.nodes.len());
+        self.nodes.push(node);
+        true
     }
 
     /// The workflow as API-format JSON, compact, nodes and inputs in their order: what a saved
@@ -185,6 +185,35 @@ impl Graph {
     pub fn inputs_mut(&mut self, position: usize) -> &mut Node {
         &mut self.nodes[position]
     }
+}
+
+/// The object that a workflow file is, in either format.
+///
+/// # Errors
+/// [`GraphError`], each with where it is. Nesting is limited to serde_json's 128 levels; the text's
+/// length is the caller's to limit (see [`crate::workflow_file`]).
+pub fn parse_object(text: &str) -> Result<Map<String, Value>, GraphError> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    if text.trim_start().is_empty() {
+        return Err(GraphError::Empty);
+    }
+    let json = match parse_strict(text) {
+        Ok(json) => json,
+        // Pictures saved by ComfyUI may carry Python's NaN (in "is_changed"), which is no JSON.
+        Err(error) => match without_nan(text).map(|text| parse_strict(&text)) {
+            Some(Ok(json)) => json,
+            _ => return Err(error),
+        },
+    };
+    match json {
+        Value::Object(object) => Ok(object),
+        other => Err(GraphError::NotAnObject { found: json_kind(&other) }),
+    }
+}
+
+/// Whether `object` is a workflow as the editor saves it, which [`crate::editor`] converts.
+pub fn is_editor_format(object: &Map<String, Value>) -> bool {
+    object.get("nodes").is_some_and(Value::is_array)
 }
 
 fn node(id: &str, value: Value) -> Result<Node, Problem> {

@@ -8,6 +8,7 @@ pub mod catalogue;
 pub mod changes;
 pub mod cli;
 pub mod conformance;
+pub mod editor;
 pub mod events;
 pub mod execute;
 pub mod folders;

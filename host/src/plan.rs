@@ -109,6 +109,13 @@ impl Plan {
         &self.warnings
     }
 
+    /// Puts `warnings` before those of the plan.
+    pub fn warned(mut self, mut warnings: Vec<Problem>) -> Self {
+        warnings.append(&mut self.warnings);
+        self.warnings = warnings;
+        self
+    }
+
     /// The positions of the steps that are run for what they do outside the graph.
     pub fn outputs(&self) -> impl Iterator<Item = usize> {
         let is_output = |(_, step): &(usize, &Step)| step.descriptor.output_node;

@@ -2,7 +2,7 @@
 //!
 //! A PNG saved by ComfyUI, or by our own SaveImage, holds the API-format workflow in the text chunk
 //! `prompt` and the editor's graph, where there was one, in `workflow`; so every picture can be
-//! drawn again.
+//! drawn again. `prompt` is what was run, seed and all, and is taken where there are both.
 
 use std::fs::File;
 use std::io::{BufReader, Cursor, Read};
@@ -16,7 +16,7 @@ pub const LONGEST: u64 = 64 << 20;
 /// A workflow's text and where it came from.
 #[derive(Debug)]
 pub struct WorkflowFile {
-    /// API-format JSON, not yet parsed.
+    /// JSON, not yet parsed: the API format, or the editor's where the file has nothing else.
     pub prompt: String,
     /// The editor's own graph, where the file carried one.
     pub editor: Option<String>,
@@ -42,13 +42,9 @@ pub enum ReadError {
     #[error("{path}: this PNG cannot be read: {reason}")]
     BrokenPng { path: String, reason: String },
     #[error(
-        "{path}: this PNG carries no workflow (it has no text chunk \"prompt\"); pictures that SaveImage wrote do"
+        "{path}: this PNG carries no workflow (it has no text chunk \"prompt\" or \"workflow\"); pictures that SaveImage wrote do"
     )]
     NoWorkflow { path: String },
-    #[error(
-        "{path}: this PNG carries the editor's graph but no workflow to run (no text chunk \"prompt\"); save one with Export (API)"
-    )]
-    EditorOnly { path: String },
 }
 
 impl WorkflowFile {
@@ -145,7 +141,7 @@ fn from_png(
     let editor = text_chunk(reader.info(), "workflow", name)?;
     match (prompt, editor) {
         (Some(prompt), editor) => Ok(WorkflowFile { prompt, editor, folder: None }),
-        (None, Some(_)) => Err(ReadError::EditorOnly { path: name.to_owned() }),
+        (None, Some(prompt)) => Ok(WorkflowFile { prompt, editor: None, folder: None }),
         (None, None) => Err(ReadError::NoWorkflow { path: name.to_owned() }),
     }
 }
@@ -221,6 +217,13 @@ mod tests {
     }
 
     #[test]
+    fn the_editors_graph_stands_in_for_a_missing_prompt() {
+        let editor =
+            png(|e| e.add_text_chunk("workflow".into(), "{\"nodes\": []}".into()).unwrap());
+        assert_eq!(read(&editor).unwrap().prompt, "{\"nodes\": []}");
+    }
+
+    #[test]
     fn a_text_chunk_behind_the_picture_is_found() {
         let mut bytes = Vec::new();
         let mut writer = {
@@ -238,8 +241,6 @@ mod tests {
     fn what_carries_none_is_named() {
         let sentence = |bytes: &[u8]| read(bytes).unwrap_err().to_string();
         assert!(sentence(&png(|_| ())).contains("carries no workflow"));
-        let editor = png(|e| e.add_text_chunk("workflow".into(), "{}".into()).unwrap());
-        assert!(sentence(&editor).contains("Export (API)"));
         assert!(sentence(b"\xff\xd8\xff\xe0").contains("JPEG"));
         assert!(sentence(b"abc\xff").contains("byte 3"));
         assert!(sentence(&png(|_| ())[..20]).contains("cannot be read"));

@@ -3,10 +3,11 @@
 use super::{Exit, refuse};
 use crate::args;
 use crate::changes::{Seeds, set, set_seed};
+use crate::editor::{Converted, Now, Texts, convert};
 use crate::events::{Event, Listener};
 use crate::execute::{Executor, Keep, Properties, Setting};
 use crate::folders::{Folders, Given};
-use crate::graph::Graph;
+use crate::graph::{Graph, is_editor_format, parse_object};
 use crate::libraries::Libraries;
 use crate::plan::{Plan, Refusal};
 use crate::problem::Problem;
@@ -15,11 +16,16 @@ use serde_json::json;
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 /// Everything that is read before a plan is made.
 struct Prepared {
     graph: Graph,
+    /// What the seed and the day complete, where the editor's format was converted.
+    texts: Texts,
+    /// What could not be converted; there need not be anything.
+    wrong: Refusal,
+    now: Now,
     /// The editor's own graph, where the file carried one.
     editor: Option<String>,
     folders: Folders,
@@ -38,7 +44,7 @@ fn prepare(workflow: &args::Workflow) -> Result<Prepared, Wrong> {
     let file = WorkflowFile::read(&workflow.path).map_err(as_kind("workflow"))?;
     let name = name(workflow);
     let in_file = |error| ("workflow", format!("{name}: {error}"));
-    let mut graph = Graph::parse(&file.prompt).map_err(in_file)?;
+    let object = parse_object(&file.prompt).map_err(in_file)?;
     let given = Given {
         models: &workflow.models,
         input: workflow.input.as_deref(),
@@ -59,6 +65,15 @@ fn prepare(workflow: &args::Workflow) -> Result<Prepared, Wrong> {
         );
         return Err(("arguments", sentence));
     }
+    let mut editor = file.editor;
+    let converted = match is_editor_format(&object) {
+        true => {
+            editor = Some(file.prompt);
+            convert(&object, catalogue)
+        }
+        false => Graph::from_object(object).map_err(in_file)?.into(),
+    };
+    let Converted { mut graph, texts, problems, warnings } = converted;
     for change in &workflow.set {
         set(&mut graph, catalogue, change).map_err(as_kind("arguments"))?;
     }
@@ -66,7 +81,9 @@ fn prepare(workflow: &args::Workflow) -> Result<Prepared, Wrong> {
         set_seed(&mut graph, catalogue, seeds.first()).map_err(as_kind("arguments"))?;
     }
     let device = workflow.device.0.clone();
-    Ok(Prepared { graph, editor: file.editor, folders, libraries, device, seeds: workflow.seed })
+    let (seeds, now) = (workflow.seed, Now::from(SystemTime::now()));
+    let wrong = Refusal { problems, warnings };
+    Ok(Prepared { graph, texts, wrong, now, editor, folders, libraries, device, seeds })
 }
 
 impl Prepared {
@@ -78,7 +95,19 @@ impl Prepared {
             // It found a seed to set when the first one was.
             let _ = set_seed(&mut graph, catalogue, seed);
         }
-        Plan::new(&graph, catalogue, &self.folders, &self.device).map(|plan| (plan, graph))
+        let mut warnings = self.wrong.warnings.clone();
+        warnings.extend(self.texts.apply(&mut graph, catalogue, seed, &self.now));
+        let planned = Plan::new(&graph, catalogue, &self.folders, &self.device);
+        let mut problems = self.wrong.problems.clone();
+        match planned {
+            Ok(plan) if problems.is_empty() => return Ok((plan.warned(warnings), graph)),
+            Ok(plan) => warnings.extend_from_slice(plan.warnings()),
+            Err(mut refusal) => {
+                problems.append(&mut refusal.problems);
+                warnings.append(&mut refusal.warnings);
+            }
+        }
+        Err(Refusal { problems, warnings })
     }
 
     /// The plan of the first seed, if the last one is valid, too.

@@ -1,0 +1,224 @@
+//! The editor's JSON as it stands in the file.
+//!
+//! Read with a light hand: keys that say how things look are passed over, and what is malformed is a
+//! problem of that node alone.
+
+use crate::graph::json_kind;
+use crate::problem::{Kind, NodeName, Problem};
+use serde_json::{Map, Value};
+use std::collections::HashMap;
+
+/// What the editor does with a node, litegraph's `mode`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mode {
+    Runs,
+    /// It and what it gives are left out.
+    Muted,
+    /// What comes in goes out, by type.
+    Bypassed,
+}
+
+#[derive(Debug)]
+pub(super) struct SavedInput {
+    pub own_name: String,
+    /// "*" where the file does not say.
+    pub type_name: String,
+    /// The number of a link, as text.
+    pub link: Option<String>,
+    /// The widget that this input stands in the place of.
+    pub widget: Option<String>,
+}
+
+impl SavedInput {
+    /// The class's name for this input.
+    pub fn name(&self) -> &str {
+        self.widget.as_deref().unwrap_or(&self.own_name)
+    }
+}
+
+/// `widgets_values`.
+#[derive(Debug)]
+pub(super) enum Values {
+    Listed(Vec<Value>),
+    Named(Map<String, Value>),
+}
+
+#[derive(Debug)]
+pub(super) struct SavedNode {
+    pub id: String,
+    pub class: String,
+    pub title: Option<String>,
+    pub mode: Mode,
+    pub inputs: Vec<SavedInput>,
+    pub outputs: usize,
+    pub values: Values,
+    pub properties: Map<String, Value>,
+}
+
+impl SavedNode {
+    /// The first of the values, where there is a list.
+    pub fn first_value(&self) -> Option<&Value> {
+        match &self.values {
+            Values::Listed(values) => values.first(),
+            Values::Named(_) => None,
+        }
+    }
+}
+
+/// From output `from_slot` of the node `from` to input `to_slot` of `to`.
+#[derive(Debug)]
+pub(super) struct SavedLink {
+    pub from: String,
+    pub from_slot: usize,
+    pub to: String,
+    pub to_slot: usize,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct SavedGraph {
+    pub nodes: Vec<SavedNode>,
+    /// By their number, as text.
+    pub links: HashMap<String, SavedLink>,
+}
+
+/// A subgraph: nodes of this type are copies of it.
+#[derive(Debug)]
+pub(super) struct Definition {
+    pub graph: SavedGraph,
+    /// The names of its inputs, in the order of the input node's outputs.
+    pub inputs: Vec<String>,
+    /// The ids that stand for its inputs and its outputs among its links.
+    pub input_node: String,
+    pub output_node: String,
+}
+
+/// A workflow as the editor saved it.
+#[derive(Debug)]
+pub(super) struct Saved {
+    pub graph: SavedGraph,
+    /// By the class name that their copies have.
+    pub definitions: HashMap<String, Definition>,
+}
+
+impl Saved {
+    pub fn read(object: &Map<String, Value>, problems: &mut Vec<Problem>) -> Self {
+        let mut definitions = HashMap::new();
+        let subgraphs = object.get("definitions").and_then(|all| all.get("subgraphs"));
+        for subgraph in subgraphs.and_then(Value::as_array).into_iter().flatten() {
+            let Some(object) = subgraph.as_object() else { continue };
+            let Some(id) = object.get("id").and_then(text) else { continue };
+            let end = |key: &str, usual: &str| {
+                let id = object.get(key).and_then(|node| node.get("id")).and_then(text);
+                id.unwrap_or_else(|| usual.to_owned())
+            };
+            let inputs = object.get("inputs").and_then(Value::as_array).into_iter().flatten();
+            let name = |input: &Value| input.get("name").and_then(text).unwrap_or_default();
+            let definition = Definition {
+                graph: graph(object, problems),
+                inputs: inputs.map(name).collect(),
+                input_node: end("inputNode", "-10"),
+                output_node: end("outputNode", "-20"),
+            };
+            definitions.insert(id, definition);
+        }
+        Self { graph: graph(object, problems), definitions }
+    }
+}
+
+fn graph(object: &Map<String, Value>, problems: &mut Vec<Problem>) -> SavedGraph {
+    let list = |key: &str| object.get(key).and_then(Value::as_array).into_iter().flatten();
+    let mut graph = SavedGraph::default();
+    for value in list("nodes") {
+        match node(value) {
+            Ok(node) => graph.nodes.push(node),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    // One that is malformed leads nowhere, which is said at the inputs that it feeds.
+    graph.links.extend(list("links").filter_map(link));
+    graph
+}
+
+/// An id or a link's number: files hold them as numbers and as strings.
+fn text(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        _ => None,
+    }
+}
+
+fn slot(value: &Value) -> Option<usize> {
+    let number = value.as_u64().or_else(|| value.as_str()?.parse().ok())?;
+    usize::try_from(number).ok()
+}
+
+fn link(value: &Value) -> Option<(String, SavedLink)> {
+    // [number, from, from slot, to, to slot, type], or an object with the same by name.
+    let part = |at: usize, key: &str| match value {
+        Value::Array(parts) => parts.get(at),
+        other => other.get(key),
+    };
+    let link = SavedLink {
+        from: part(1, "origin_id").and_then(text)?,
+        from_slot: part(2, "origin_slot").and_then(slot)?,
+        to: part(3, "target_id").and_then(text)?,
+        to_slot: part(4, "target_slot").and_then(slot)?,
+    };
+    Some((part(0, "id").and_then(text)?, link))
+}
+
+fn node(value: &Value) -> Result<SavedNode, Problem> {
+    let malformed = |id: &str, class: &str, message: String| {
+        let name = NodeName { id: id.to_owned(), title: None, class: class.to_owned() };
+        Problem::new(Kind::InvalidPrompt, message).at(name)
+    };
+    let Some(object) = value.as_object() else {
+        let message =
+            format!("is {}; an object with an id and a type was expected", json_kind(value));
+        return Err(malformed("?", "", message));
+    };
+    let class = object.get("type").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let Some(id) = object.get("id").and_then(text).filter(|id| !id.is_empty()) else {
+        return Err(malformed("?", &class, "has no id".to_owned()));
+    };
+    if class.is_empty() {
+        return Err(malformed(&id, "", "has no type, the name of its class".to_owned()));
+    }
+    let mode = match object.get("mode").and_then(Value::as_u64) {
+        Some(2) => Mode::Muted,
+        Some(4) => Mode::Bypassed,
+        _ => Mode::Runs,
+    };
+    let inputs = object.get("inputs").and_then(Value::as_array).into_iter().flatten();
+    let values = match object.get("widgets_values") {
+        Some(Value::Array(values)) => Values::Listed(values.clone()),
+        Some(Value::Object(values)) => Values::Named(values.clone()),
+        _ => Values::Listed(Vec::new()),
+    };
+    let title = object.get("title").and_then(Value::as_str).filter(|title| !title.is_empty());
+    Ok(SavedNode {
+        id,
+        class,
+        title: title.map(str::to_owned),
+        mode,
+        inputs: inputs.map(input).collect(),
+        outputs: object.get("outputs").and_then(Value::as_array).map_or(0, Vec::len),
+        values,
+        properties: object
+            .get("properties")
+            .and_then(Value::as_object)
+            .cloned()
+            .unwrap_or_default(),
+    })
+}
+
+fn input(value: &Value) -> SavedInput {
+    let string = |value: Option<&Value>| value.and_then(Value::as_str).map(str::to_owned);
+    SavedInput {
+        own_name: string(value.get("name")).unwrap_or_default(),
+        type_name: string(value.get("type")).unwrap_or_else(|| "*".to_owned()),
+        link: value.get("link").and_then(text),
+        widget: string(value.get("widget").and_then(|widget| widget.get("name"))),
+    }
+}
