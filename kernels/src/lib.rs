@@ -14,6 +14,7 @@ pub mod geglu;
 pub mod group_norm;
 pub mod layer_norm;
 pub mod linear;
+pub mod low_rank_update;
 mod storage;
 pub mod upsample_nearest2d;
 
@@ -24,4 +25,5 @@ pub use geglu::geglu;
 pub use group_norm::{group_norm, group_norm_silu};
 pub use layer_norm::layer_norm;
 pub use linear::linear;
+pub use low_rank_update::low_rank_update;
 pub use upsample_nearest2d::upsample_nearest2d;

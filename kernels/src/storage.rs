@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use candle_core::{CpuStorage, Layout, Result, bail};
 use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
 use rayon::prelude::*;
 
 /// The f32 values of a contiguous tensor.
@@ -28,32 +29,63 @@ pub(crate) fn f32_slice<'a>(
     }
 }
 
-/// Values that one task widens.
-const WIDENED_AT_ONCE: usize = 1 << 15;
+/// The values of a weight, which may be kept in half precision. Every f16 and every bf16 is an f32, so
+/// widening changes no value.
+#[derive(Clone, Copy)]
+pub(crate) enum WeightValues<'a> {
+    F32(&'a [f32]),
+    F16(&'a [f16]),
+    BF16(&'a [bf16]),
+}
 
-/// The values of a contiguous weight, which may be kept in half precision: such a weight is widened
-/// into a temporary, which changes no value, since every f16 and every bf16 is an f32.
-///
-/// # Errors
-/// The tensor is not contiguous, or is not f32, f16 or bf16.
-pub(crate) fn weight_slice<'a>(
-    storage: &'a CpuStorage,
-    layout: &Layout,
-    op: &str,
-) -> Result<Cow<'a, [f32]>> {
-    match (storage, layout.contiguous_offsets()) {
-        (CpuStorage::F16(values), Some((start, end))) => Ok(widen(&values[start..end]).into()),
-        (CpuStorage::BF16(values), Some((start, end))) => Ok(widen(&values[start..end]).into()),
-        _ => Ok(f32_slice(storage, layout, op)?.into()),
+impl<'a> WeightValues<'a> {
+    pub(crate) fn len(self) -> usize {
+        match self {
+            WeightValues::F32(values) => values.len(),
+            WeightValues::F16(values) => values.len(),
+            WeightValues::BF16(values) => values.len(),
+        }
+    }
+
+    /// Fills `wide` with the values from number `start` on.
+    pub(crate) fn widen_into(self, start: usize, wide: &mut [f32]) {
+        let end = start + wide.len();
+        match self {
+            WeightValues::F32(values) => wide.copy_from_slice(&values[start..end]),
+            WeightValues::F16(values) => values[start..end].convert_to_f32_slice(wide),
+            WeightValues::BF16(values) => values[start..end].convert_to_f32_slice(wide),
+        }
+    }
+
+    /// All values, those in half precision widened into a temporary.
+    pub(crate) fn widen(self) -> Cow<'a, [f32]> {
+        if let WeightValues::F32(values) = self {
+            return values.into();
+        }
+        let mut wide = vec![0f32; self.len()];
+        let blocks = wide.par_chunks_mut(WIDENED_AT_ONCE).enumerate();
+        blocks.for_each(|(block, wide)| self.widen_into(block * WIDENED_AT_ONCE, wide));
+        wide.into()
     }
 }
 
-fn widen<T: Sync>(halves: &[T]) -> Vec<f32>
-where
-    [T]: HalfFloatSliceExt,
-{
-    let mut wide = vec![0f32; halves.len()];
-    let blocks = wide.par_chunks_mut(WIDENED_AT_ONCE).zip(halves.par_chunks(WIDENED_AT_ONCE));
-    blocks.for_each(|(wide, halves)| halves.convert_to_f32_slice(wide));
-    wide
+/// Values that one task widens.
+const WIDENED_AT_ONCE: usize = 1 << 15;
+
+/// The values of a contiguous weight.
+///
+/// # Errors
+/// The tensor is not contiguous, or is not f32, f16 or bf16.
+pub(crate) fn weight_values<'a>(
+    storage: &'a CpuStorage,
+    layout: &Layout,
+    op: &str,
+) -> Result<WeightValues<'a>> {
+    match (storage, layout.contiguous_offsets()) {
+        (CpuStorage::F16(values), Some((start, end))) => Ok(WeightValues::F16(&values[start..end])),
+        (CpuStorage::BF16(values), Some((start, end))) => {
+            Ok(WeightValues::BF16(&values[start..end]))
+        }
+        _ => Ok(WeightValues::F32(f32_slice(storage, layout, op)?)),
+    }
 }

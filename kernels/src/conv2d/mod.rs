@@ -5,7 +5,7 @@ mod cpu;
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
-use crate::storage::{f32_slice, weight_slice};
+use crate::storage::{f32_slice, weight_values};
 
 /// `x` [B, C, H, W], `weight` [O, C, kH, kW], f32 or kept in f16 or bf16, `bias` [O];
 /// returns [B, O, (H + 2·padding − kH)/stride + 1, (W + 2·padding − kW)/stride + 1].
@@ -84,7 +84,7 @@ impl Conv2d {
             None => None,
         };
         let x = f32_slice(x.0, x.1, "conv2d")?;
-        let weight = weight_slice(weight.0, weight.1, "conv2d")?;
+        let weight = weight_values(weight.0, weight.1, "conv2d")?.widen();
         let shape = (sizes.batch, sizes.out_channels, sizes.out_height, sizes.out_width);
         Ok((CpuStorage::F32(cpu::conv2d(x, &weight, bias, sizes)), Shape::from(shape)))
     }

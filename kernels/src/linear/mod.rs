@@ -4,7 +4,7 @@ mod cpu;
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
-use crate::storage::{f32_slice, weight_slice};
+use crate::storage::{f32_slice, weight_values};
 
 /// y = x Wᵀ + b over the last dimension.
 ///
@@ -48,7 +48,7 @@ impl Linear {
             None => None,
         };
         let x = f32_slice(x, x_layout, "linear")?;
-        let weight = weight_slice(weight, weight_layout, "linear")?;
+        let weight = weight_values(weight, weight_layout, "linear")?.widen();
         let y = cpu::linear(x, &weight, bias, (rows, input, output));
         Ok((CpuStorage::F32(y), Shape::from(shape)))
     }

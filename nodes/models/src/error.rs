@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::clip_tokens::ClipTokensError;
 use crate::kosmos_tokens::KosmosTokensError;
+use crate::lora::LoraError;
 use crate::pil_resize::ResizeError;
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -70,6 +71,10 @@ pub enum Error {
     /// Kosmos-G's tokenizer could not be read, or a prompt not be laid out.
     #[error(transparent)]
     KosmosTokens(#[from] KosmosTokensError),
+
+    /// A LoRA could not be read or does not fit.
+    #[error(transparent)]
+    Lora(#[from] LoraError),
 
     /// A picture could not be resized.
     #[error(transparent)]

@@ -11,6 +11,7 @@ pub mod guidance;
 pub mod kosmos;
 pub mod kosmos_tokens;
 pub mod layers;
+pub mod lora;
 pub mod magneto;
 pub mod mllm;
 pub mod pil_resize;

@@ -291,6 +291,38 @@ impl Weights {
         Ok(tensor)
     }
 
+    /// The one number of the tensor `name`, of any type.
+    ///
+    /// # Errors
+    /// There is no such tensor, it holds more or fewer numbers than one, or NaN or an infinity.
+    pub fn number(&self, name: &str) -> Result<f64> {
+        let full = format!("{}{name}", self.prefix);
+        let shape = self.shape(name).ok_or_else(|| self.missing(&full))?;
+        if shape.iter().product::<usize>() != 1 {
+            return Err(Error::Shape {
+                file: self.store.origin.clone(),
+                name: full,
+                expected: Vec::new(),
+                found: shape,
+            });
+        }
+        if let Source::Files { files, file_of } = &*self.store.source {
+            let file = &files[*file_of.get(&full).ok_or_else(|| self.missing(&full))?];
+            let info = file.metadata.info(&full).ok_or_else(|| self.missing(&full))?;
+            let whole = match info.dtype {
+                Dtype::I64 => file.tensor(info, DType::I64)?.flatten_all()?.to_vec1::<i64>()?,
+                _ => return self.get(name, shape).and_then(|number| self.only(&number)),
+            };
+            lock(&self.store.read).insert(full, size_of::<i64>());
+            return Ok(whole.first().copied().unwrap_or(0) as f64);
+        }
+        self.only(&self.get(name, shape)?)
+    }
+
+    fn only(&self, number: &Tensor) -> Result<f64> {
+        Ok(f64::from(number.flatten_all()?.get(0)?.to_scalar::<f32>()?))
+    }
+
     /// The shape and the type of a tensor that can be read.
     fn shape_and_type(&self, full: &str) -> Result<(Vec<usize>, DType)> {
         match &*self.store.source {

@@ -11,6 +11,7 @@
 mod case;
 mod diffusion;
 mod kosmos;
+mod lora;
 mod sampling;
 mod text;
 
@@ -41,6 +42,7 @@ const CASES: &[(&str, &[Part])] = &[
     ("image_preprocess", &[kosmos::image_preprocess]),
     ("key_lists", &[text::key_lists, kosmos::key_lists, diffusion::key_lists]),
     ("kosmosg_encode_condition", &[kosmos::encode_condition]),
+    ("lora", &[lora::lora]),
     ("schedulers", &[sampling::schedulers]),
     ("schedulers_diffusers_0.21.4", &[sampling::schedulers]),
     ("tokens", &[kosmos::tokens]),

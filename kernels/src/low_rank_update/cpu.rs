@@ -1,0 +1,56 @@
+use rayon::prelude::*;
+
+use crate::storage::WeightValues;
+
+/// Values of y that one task makes: 256 KiB, what a second-level cache holds.
+const TASK_VALUES: usize = 1 << 16;
+
+/// y [rows, columns] = w + up [rows, rank] · down [rank, columns]. A task copies a few rows of w and
+/// adds the product while they are in the cache, so that w is read and y written once.
+pub(super) fn low_rank_update(
+    w: WeightValues,
+    up: &[f32],
+    down: &[f32],
+    (rows, columns, rank): (usize, usize, usize),
+) -> Vec<f32> {
+    assert!(w.len() == rows * columns && up.len() == rows * rank && down.len() == rank * columns);
+    let mut y = vec![0f32; rows * columns];
+    if y.is_empty() {
+        return y;
+    }
+    let block = (TASK_VALUES / columns).clamp(1, rows);
+    y.par_chunks_mut(block * columns).enumerate().for_each(|(task, y)| {
+        w.widen_into(task * block * columns, y);
+        if rank == 0 {
+            return;
+        }
+        let rows = y.len() / columns;
+        let up = &up[task * block * rank..][..rows * rank];
+        // SAFETY: y, up and down are whole and row by row, of the sizes asserted above; y is borrowed
+        // alone.
+        unsafe {
+            gemm::gemm(
+                rows,
+                columns,
+                rank,
+                y.as_mut_ptr(),
+                1,
+                columns as isize,
+                true,
+                up.as_ptr(),
+                1,
+                rank as isize,
+                down.as_ptr(),
+                1,
+                columns as isize,
+                1.0,
+                1.0,
+                false,
+                false,
+                false,
+                gemm::Parallelism::None,
+            );
+        }
+    });
+    y
+}

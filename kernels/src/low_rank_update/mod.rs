@@ -1,0 +1,89 @@
+//! A weight with a low-rank change added: Y = W + U D. This is what a LoRA does to a layer.
+
+mod cpu;
+
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+
+use crate::storage::{f32_slice, weight_values};
+
+/// Y = W + U D, in f32.
+///
+/// `weight` [out, in], f32 or kept in f16 or bf16, `up` [out, rank], `down` [rank, in]; returns
+/// [out, in].
+///
+/// # Errors
+/// The shapes do not fit each other, an input is of another type, or its device has no twin.
+pub fn low_rank_update(weight: &Tensor, up: &Tensor, down: &Tensor) -> Result<Tensor> {
+    weight.contiguous()?.apply_op3_no_bwd(&up.contiguous()?, &down.contiguous()?, &LowRankUpdate)
+}
+
+struct LowRankUpdate;
+
+impl CustomOp3 for LowRankUpdate {
+    fn name(&self) -> &'static str {
+        "low_rank_update"
+    }
+
+    fn cpu_fwd(
+        &self,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+        up: &CpuStorage,
+        up_layout: &Layout,
+        down: &CpuStorage,
+        down_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (output, input) = weight_layout.shape().dims2()?;
+        let (up_shape, down_shape) = (up_layout.shape().dims2()?, down_layout.shape().dims2()?);
+        let rank = up_shape.1;
+        if up_shape.0 != output || down_shape != (rank, input) {
+            bail!(
+                "low_rank_update: {up_shape:?} times {down_shape:?} is no change of a weight of \
+                 {output} × {input}"
+            )
+        }
+        let weight = weight_values(weight, weight_layout, "low_rank_update")?;
+        let up = f32_slice(up, up_layout, "low_rank_update")?;
+        let down = f32_slice(down, down_layout, "low_rank_update")?;
+        let y = cpu::low_rank_update(weight, up, down, (output, input, rank));
+        Ok((CpuStorage::F32(y), Shape::from((output, input))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{DType, Device};
+
+    #[test]
+    fn is_the_sum_with_the_product() -> Result<()> {
+        let dev = Device::Cpu;
+        let sizes = [(1, 1, 1), (2, 3, 2), (70, 1300, 16), (3, 70_000, 4), (129, 520, 0)];
+        for (output, input, rank) in sizes {
+            let up = Tensor::randn(0f32, 1., (output, rank), &dev)?;
+            let down = Tensor::randn(0f32, 1., (rank, input), &dev)?;
+            for dtype in [DType::F32, DType::F16, DType::BF16] {
+                let w = Tensor::randn(0f32, 1., (output, input), &dev)?.to_dtype(dtype)?;
+                let mut want = w.to_dtype(DType::F64)?;
+                if rank > 0 {
+                    let product = up.to_dtype(DType::F64)?.matmul(&down.to_dtype(DType::F64)?)?;
+                    want = (want + product)?;
+                }
+                let found = low_rank_update(&w, &up, &down)?.to_dtype(DType::F64)?;
+                let error = (found - want)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f64>()?;
+                assert!(error < 1e-5, "{error}");
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn refuses_shapes_that_do_not_fit() -> Result<()> {
+        let zeros = |shape| Tensor::zeros(shape, DType::F32, &Device::Cpu);
+        let w = zeros((3, 4))?;
+        assert!(low_rank_update(&w, &zeros((3, 2))?, &zeros((2, 5))?).is_err());
+        assert!(low_rank_update(&w, &zeros((2, 2))?, &zeros((2, 4))?).is_err());
+        assert!(low_rank_update(&w, &zeros((3, 2))?, &zeros((3, 4))?).is_err());
+        Ok(())
+    }
+}

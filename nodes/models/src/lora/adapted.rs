@@ -1,0 +1,190 @@
+//! A network with LoRAs on it.
+//!
+//! The base stays what it is. A network with LoRAs shares every tensor that they do not touch with
+//! the base, and has copies of those that they do. A copy is made from the base's own values, with all
+//! LoRAs at once, so that taking one off or changing its strength leaves no trace of it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Deref;
+use std::sync::Arc;
+
+use candle_core::{Result as CandleResult, Tensor};
+use kosmograph_kernels as kernels;
+use rayon::prelude::*;
+
+use super::{Layer, Layers, LoraError};
+use crate::error::{Error, Result};
+use crate::resident::Resident;
+use crate::weights::Weights;
+
+/// A network `N` and the LoRAs that are on it: none, or any number. Cloning is cheap, and a clone
+/// shares the network.
+pub struct Adapted<N> {
+    weights: Weights,
+    load: Arc<Load<N>>,
+    base: Arc<Resident<Loaded<N>>>,
+    /// By the name of the weight: what is added to it.
+    changes: Arc<BTreeMap<String, Vec<(Layer, f64)>>>,
+    /// The base itself, where there are no changes.
+    network: Arc<Resident<Loaded<N>>>,
+    /// As many as networks share the base.
+    sharers: Arc<()>,
+}
+
+type Load<N> = dyn Fn(&Weights) -> Result<N> + Send + Sync;
+
+/// A network in memory.
+pub struct Loaded<N> {
+    network: N,
+    /// The tensors of a base by name, for those that share them.
+    tensors: HashMap<String, Tensor>,
+    /// Whose tensors it shares.
+    _base: Option<Arc<Loaded<N>>>,
+}
+
+impl<N> Deref for Loaded<N> {
+    type Target = N;
+
+    fn deref(&self) -> &N {
+        &self.network
+    }
+}
+
+impl<N> Clone for Adapted<N> {
+    fn clone(&self) -> Self {
+        Self {
+            weights: self.weights.clone(),
+            load: self.load.clone(),
+            base: self.base.clone(),
+            changes: self.changes.clone(),
+            network: self.network.clone(),
+            sharers: self.sharers.clone(),
+        }
+    }
+}
+
+impl<N: Send + Sync + 'static> Adapted<N> {
+    /// The network that `load` reads from `weights`, without a LoRA. The header is checked now, also
+    /// for `tolerated` ([`Weights::check`]); the numbers are read with the first use.
+    ///
+    /// # Errors
+    /// The weights are not those of this network.
+    pub fn open(
+        weights: Weights,
+        tolerated: &[&str],
+        load: impl Fn(&Weights) -> Result<N> + Send + Sync + 'static,
+    ) -> Result<Self> {
+        let bytes = weights.check(&load, tolerated)?;
+        let load: Arc<Load<N>> = Arc::new(load);
+        let base = {
+            let (weights, load) = (weights.clone(), load.clone());
+            Arc::new(Resident::new(bytes, move || {
+                let (network, tensors) = weights.load_kept(&*load)?;
+                Ok(Loaded { network, tensors, _base: None })
+            }))
+        };
+        let (network, changes, sharers) = (base.clone(), Arc::default(), Arc::default());
+        Ok(Self { weights, load, base, changes, network, sharers })
+    }
+
+    /// The same with one LoRA more, at a strength that may be negative, and the layers that this
+    /// network has no place for. Nothing is computed before the first use.
+    ///
+    /// # Errors
+    /// A layer fits its place's name and not its shape, or the strength is not finite.
+    pub fn with(&self, layers: &Layers, strength: f64) -> Result<(Self, Vec<String>)> {
+        let mut changes = (*self.changes).clone();
+        let mut without_place = Vec::new();
+        for (module, layer) in layers {
+            let Some((name, shape)) = self.weight_of(module) else {
+                without_place.push(module.clone());
+                continue;
+            };
+            if !layer.fits(&shape) {
+                let (layer, lora) = (module.clone(), layer.shape());
+                return Err(LoraError::Misfit { layer, lora, model: shape }.into());
+            }
+            if !strength.is_finite() {
+                return Err(LoraError::Factor { layer: module.clone(), factor: strength }.into());
+            }
+            changes.entry(name).or_default().push((layer.clone(), strength));
+        }
+        let bytes = changes.keys().filter_map(|name| self.weights.shape(name));
+        let bytes = bytes.map(|shape| shape.iter().product::<usize>() * size_of::<f32>()).sum();
+        let changes = Arc::new(changes);
+        let network = {
+            let (weights, load) = (self.weights.clone(), self.load.clone());
+            let (base, changes) = (self.base.clone(), changes.clone());
+            Arc::new(Resident::new(bytes, move || {
+                let base = base.get()?;
+                let mut tensors = base.tensors.clone();
+                tensors.extend(changed(&base.tensors, &changes)?);
+                let tensors = Weights::from_kept(weights.origin(), tensors, weights.device());
+                let network = load(&tensors)?;
+                Ok(Loaded { network, tensors: HashMap::new(), _base: Some(base) })
+            }))
+        };
+        Ok((Self { changes, network, ..self.clone() }, without_place))
+    }
+
+    /// The network, made now if it is not in memory.
+    ///
+    /// # Errors
+    /// What reading the base reports.
+    pub fn get(&self) -> Result<Arc<Loaded<N>>> {
+        self.network.get()
+    }
+
+    /// Lets the network go, and the base where no other network with LoRAs is in memory.
+    pub fn release(&self) {
+        self.network.release();
+        self.base.release();
+    }
+
+    /// Bytes in memory now: the network's own, and of the base its share among all that share it.
+    pub fn held(&self) -> usize {
+        let own = if self.changes.is_empty() { 0 } else { self.network.held() };
+        own + self.base.held() / Arc::strong_count(&self.sharers)
+    }
+
+    /// Bytes when everything is in memory, the base with it.
+    pub fn bytes(&self) -> usize {
+        let own = if self.changes.is_empty() { 0 } else { self.network.bytes() };
+        own + self.base.bytes()
+    }
+
+    /// The name and the shape of a module's weight.
+    fn weight_of(&self, module: &str) -> Option<(String, Vec<usize>)> {
+        // transformers 5 leaves the first word of a text encoder's paths out.
+        [module, module.strip_prefix("text_model.").unwrap_or(module)].iter().find_map(|module| {
+            let name = format!("{module}.weight");
+            let shape = self.weights.shape(&name)?;
+            Some((name, shape))
+        })
+    }
+}
+
+/// The weights that `changes` names, with their changes added, f32.
+fn changed(
+    tensors: &HashMap<String, Tensor>,
+    changes: &BTreeMap<String, Vec<(Layer, f64)>>,
+) -> Result<HashMap<String, Tensor>> {
+    let change = |(name, changes): (&String, &Vec<(Layer, f64)>)| {
+        let weight = tensors.get(name).ok_or_else(|| {
+            Error::Input(format!("the LoRA changes `{name}`, which this network does not use"))
+        })?;
+        Ok((name.clone(), add(weight, changes)?))
+    };
+    changes.par_iter().map(change).collect()
+}
+
+/// `weight` + Σ strength · scale · up · down. Several products are one: the ups side by side times the
+/// downs below each other.
+fn add(weight: &Tensor, changes: &[(Layer, f64)]) -> CandleResult<Tensor> {
+    let pairs = changes.iter().map(|(layer, strength)| layer.matrices(*strength));
+    let (ups, downs): (Vec<_>, Vec<_>) =
+        pairs.collect::<CandleResult<Vec<_>>>()?.into_iter().unzip();
+    let (up, down) = (Tensor::cat(&ups, 1)?, Tensor::cat(&downs, 0)?);
+    let flat = weight.reshape((weight.dim(0)?, ()))?;
+    kernels::low_rank_update(&flat, &up, &down)?.reshape(weight.shape())
+}

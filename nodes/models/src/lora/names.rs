@@ -1,0 +1,353 @@
+//! What a tensor's name in a LoRA file says: which module it changes, and as what.
+//!
+//! The trainers differ. kohya's scripts write the module's path with underscores for its dots
+//! (`lora_unet_down_blocks_0_…_to_q.lora_down.weight`), PEFT and diffusers write the path itself, with
+//! `lora_A`/`lora_B` or `lora.down`/`lora.up`, and diffusers' attention processors hang the pair beside
+//! the module (`…attn1.processor.to_q_lora.down.weight`). All become one: the path as diffusers and
+//! transformers name the module in a checkpoint.
+
+use super::ldm;
+
+/// The network that a layer belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    UNet,
+    TextEncoder,
+}
+
+/// What a tensor is to its layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Role {
+    Up,
+    Down,
+    /// The core between the two, of a convolution that is decomposed after Tucker.
+    Mid,
+    Alpha,
+}
+
+/// Where a tensor belongs.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place {
+    pub(super) part: Part,
+    /// `down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q`.
+    pub(super) module: String,
+    pub(super) role: Role,
+}
+
+/// The ends of names, longest first, and what they mean.
+const ENDS: [(&str, Role); 15] = [
+    (".lora_linear_layer.down.weight", Role::Down),
+    (".lora_linear_layer.up.weight", Role::Up),
+    (".lora_down.weight", Role::Down),
+    (".lora.down.weight", Role::Down),
+    ("_lora.down.weight", Role::Down),
+    (".lora_mid.weight", Role::Mid),
+    (".lora_up.weight", Role::Up),
+    (".lora.up.weight", Role::Up),
+    ("_lora.up.weight", Role::Up),
+    (".lora_A.weight", Role::Down),
+    (".lora_B.weight", Role::Up),
+    ("_lora.alpha", Role::Alpha),
+    (".lora.alpha", Role::Alpha),
+    (".lora_A", Role::Down),
+    (".lora_B", Role::Up),
+];
+
+/// Where the tensor `name` belongs, if it is one of a LoRA for a Stable Diffusion of the first family.
+pub(super) fn place(name: &str) -> Option<Place> {
+    let (path, role) = role(name)?;
+    let (part, module) = module(&path)?;
+    Some(Place { part, module, role })
+}
+
+/// The path before the name's end, and what the end says.
+pub(super) fn role(name: &str) -> Option<(String, Role)> {
+    // PEFT may put its adapter's name between: `lora_A.default.weight`.
+    if let Some(path) = name.strip_suffix(".weight")
+        && let Some((path, adapter)) = path.rsplit_once('.')
+        && !["up", "down"].contains(&adapter)
+    {
+        for (end, role) in [(".lora_A", Role::Down), (".lora_B", Role::Up)] {
+            if let Some(path) = path.strip_suffix(end) {
+                return Some((path.to_owned(), role));
+            }
+        }
+    }
+    let known = ENDS.iter().find_map(|(end, role)| Some((name.strip_suffix(end)?, *role)));
+    let (path, role) = known.or_else(|| Some((name.strip_suffix(".alpha")?, Role::Alpha)))?;
+    Some((path.to_owned(), role))
+}
+
+/// The network and the path in it of a module that is called `path` in a LoRA file.
+fn module(path: &str) -> Option<(Part, String)> {
+    let mut path = path;
+    while let Some(rest) = path.strip_prefix("base_model.model.") {
+        path = rest;
+    }
+    if let Some(flat) = path.strip_prefix("lora_unet_") {
+        return Some((Part::UNet, unet_path(&with_dots(flat)?)?));
+    }
+    for prefix in ["lora_te_", "lora_te1_"] {
+        if let Some(flat) = path.strip_prefix(prefix) {
+            return Some((Part::TextEncoder, text_path(&with_dots(flat)?)?));
+        }
+    }
+    for prefix in
+        ["text_encoder.", "cond_stage_model.transformer.", "text_encoders.clip_l.transformer."]
+    {
+        if let Some(path) = path.strip_prefix(prefix) {
+            return Some((Part::TextEncoder, text_path(path)?));
+        }
+    }
+    if let Some(path) = text_path(path) {
+        return Some((Part::TextEncoder, path));
+    }
+    let path = ["unet.", "model.diffusion_model.", "diffusion_model."]
+        .iter()
+        .find_map(|prefix| path.strip_prefix(prefix))
+        .unwrap_or(path);
+    Some((Part::UNet, unet_path(path)?))
+}
+
+/// A module of a U-Net, with the names that diffusers has for it today.
+fn unet_path(path: &str) -> Option<String> {
+    let path = ldm::diffusers_path(path).unwrap_or_else(|| path.to_owned());
+    let begins =
+        ["down_blocks.", "mid_block.", "up_blocks.", "conv_in", "conv_out", "time_embedding."];
+    if !begins.iter().any(|begin| path.starts_with(begin)) {
+        return None;
+    }
+    let path = path.replace(".processor.", ".");
+    // A list of the projection and a dropout: the processors name the list.
+    Some(if path.ends_with(".to_out") { path + ".0" } else { path })
+}
+
+/// A module of CLIP's text encoder; transformers 5 leaves the first word of its path out.
+fn text_path(path: &str) -> Option<String> {
+    let path = path.strip_prefix("text_model.").unwrap_or(path);
+    if !path.starts_with("encoder.layers.") {
+        return None;
+    }
+    // The names of diffusers' attention processors, which it once wrote for the text encoder too.
+    let old_names =
+        [("to_q", "q_proj"), ("to_k", "k_proj"), ("to_v", "v_proj"), ("to_out", "out_proj")];
+    let renamed = old_names.iter().find_map(|(old, new)| {
+        Some(format!("{}.self_attn.{new}", path.strip_suffix(&format!(".self_attn.{old}"))?))
+    });
+    Some(format!("text_model.{}", renamed.as_deref().unwrap_or(path)))
+}
+
+/// The words of module paths that have underscores of their own, and those that another word begins
+/// with: the longer ones first.
+const WORDS: [&str; 58] = [
+    "transformer_blocks",
+    "skip_connection",
+    "time_embedding",
+    "conv_shortcut",
+    "time_emb_proj",
+    "conv_norm_out",
+    "output_blocks",
+    "middle_block",
+    "input_blocks",
+    "downsamplers",
+    "down_blocks",
+    "time_embed",
+    "emb_layers",
+    "out_layers",
+    "upsamplers",
+    "attentions",
+    "text_model",
+    "in_layers",
+    "group_norm",
+    "self_attn",
+    "up_blocks",
+    "mid_block",
+    "linear_1",
+    "linear_2",
+    "out_proj",
+    "proj_out",
+    "conv_out",
+    "resnets",
+    "proj_in",
+    "conv_in",
+    "encoder",
+    "layers",
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "to_out",
+    "conv1",
+    "conv2",
+    "attn1",
+    "attn2",
+    "norm1",
+    "norm2",
+    "norm3",
+    "conv",
+    "proj",
+    "to_q",
+    "to_k",
+    "to_v",
+    "mlp",
+    "fc1",
+    "fc2",
+    "net",
+    "out",
+    "ff",
+    "op",
+    "final_layer_norm",
+    "layer_norm1",
+    "layer_norm2",
+];
+
+/// `down_blocks_0_attentions_1_proj_in` → `down_blocks.0.attentions.1.proj_in`. Nothing where a word
+/// is not one of a Stable Diffusion's modules.
+fn with_dots(flat: &str) -> Option<String> {
+    let mut words: Vec<&str> = Vec::new();
+    let mut rest = flat;
+    loop {
+        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+        let length = match digits {
+            0 => {
+                let fits = |word: &&&str| {
+                    rest.strip_prefix(**word)
+                        .is_some_and(|rest| rest.is_empty() || rest.starts_with('_'))
+                };
+                // The longest one: `proj_in`, not `proj`.
+                WORDS.iter().filter(fits).map(|word| word.len()).max()?
+            }
+            digits => digits,
+        };
+        let (word, after) = rest.split_at(length);
+        words.push(word);
+        if after.is_empty() {
+            return Some(words.join("."));
+        }
+        rest = after.strip_prefix('_')?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn is(name: &str, part: Part, module: &str, role: Role) {
+        assert_eq!(place(name), Some(Place { part, module: module.to_owned(), role }), "{name}");
+    }
+
+    #[test]
+    fn every_naming_gives_the_module_s_path() {
+        let to_q = "down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q";
+        let flat = "lora_unet_down_blocks_0_attentions_1_transformer_blocks_0_attn1_to_q";
+        let beside = "down_blocks.0.attentions.1.transformer_blocks.0.attn1.processor.to_q_lora";
+        for (name, role) in [
+            (format!("{flat}.lora_up.weight"), Role::Up),
+            (format!("{flat}.lora_down.weight"), Role::Down),
+            (format!("{flat}.lora_mid.weight"), Role::Mid),
+            (format!("{flat}.alpha"), Role::Alpha),
+            (format!("unet.{to_q}.lora_A.weight"), Role::Down),
+            (format!("unet.{to_q}.lora_B.weight"), Role::Up),
+            (format!("base_model.model.{to_q}.lora_A.weight"), Role::Down),
+            (format!("base_model.model.unet.{to_q}.lora_B.default.weight"), Role::Up),
+            (format!("unet.{to_q}.lora.down.weight"), Role::Down),
+            (format!("{to_q}.lora.up.weight"), Role::Up),
+            (format!("unet.{to_q}.alpha"), Role::Alpha),
+            (format!("{beside}.down.weight"), Role::Down),
+            (format!("unet.{beside}.up.weight"), Role::Up),
+            (format!("unet.{beside}.alpha"), Role::Alpha),
+            (
+                "diffusion_model.input_blocks.2.1.transformer_blocks.0.attn1.to_q.lora_B.weight"
+                    .into(),
+                Role::Up,
+            ),
+            (
+                "lora_unet_input_blocks_2_1_transformer_blocks_0_attn1_to_q.alpha".into(),
+                Role::Alpha,
+            ),
+        ] {
+            is(&name, Part::UNet, to_q, role);
+        }
+    }
+
+    #[test]
+    fn a_text_encoder_s_names() {
+        let q_proj = "text_model.encoder.layers.3.self_attn.q_proj";
+        for name in [
+            "lora_te_text_model_encoder_layers_3_self_attn_q_proj.lora_up.weight",
+            "lora_te1_text_model_encoder_layers_3_self_attn_q_proj.lora_up.weight",
+            "text_encoder.text_model.encoder.layers.3.self_attn.q_proj.lora_B.weight",
+            "text_encoder.text_model.encoder.layers.3.self_attn.q_proj.lora_linear_layer.up.weight",
+            "text_encoder.text_model.encoder.layers.3.self_attn.q_proj.lora.up.weight",
+            "text_encoder.text_model.encoder.layers.3.self_attn.to_q_lora.up.weight",
+            "text_encoder.encoder.layers.3.self_attn.q_proj.lora_B.weight",
+            "base_model.model.text_model.encoder.layers.3.self_attn.q_proj.lora_B.weight",
+            "base_model.model.encoder.layers.3.self_attn.q_proj.lora_B.default.weight",
+        ] {
+            is(name, Part::TextEncoder, q_proj, Role::Up);
+        }
+        let fc1 = "text_model.encoder.layers.11.mlp.fc1";
+        let flat = "lora_te_text_model_encoder_layers_11_mlp_fc1.lora_down.weight";
+        is(flat, Part::TextEncoder, fc1, Role::Down);
+        let old = "text_encoder.text_model.encoder.layers.3.self_attn.to_out_lora.down.weight";
+        is(old, Part::TextEncoder, "text_model.encoder.layers.3.self_attn.out_proj", Role::Down);
+    }
+
+    #[test]
+    fn flat_names_are_cut_at_their_words() {
+        for path in [
+            "mid_block.attentions.0.transformer_blocks.0.ff.net.0.proj",
+            "mid_block.attentions.0.transformer_blocks.0.ff.net.2",
+            "mid_block.attentions.0.proj_in",
+            "up_blocks.1.attentions.2.proj_out",
+            "up_blocks.1.attentions.2.transformer_blocks.0.attn2.to_out.0",
+            "up_blocks.0.upsamplers.0.conv",
+            "down_blocks.2.downsamplers.0.conv",
+            "down_blocks.1.resnets.0.conv_shortcut",
+            "down_blocks.1.resnets.0.time_emb_proj",
+            "down_blocks.1.resnets.1.conv2",
+            "time_embedding.linear_1",
+            "conv_in",
+            "conv_out",
+        ] {
+            let flat = format!("lora_unet_{}.lora_up.weight", path.replace('.', "_"));
+            is(&flat, Part::UNet, path, Role::Up);
+        }
+    }
+
+    #[test]
+    fn processors_that_name_a_list_mean_its_projection() {
+        let to_out = "mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0";
+        for name in [
+            "mid_block.attentions.0.transformer_blocks.0.attn2.processor.to_out_lora.down.weight",
+            "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0.lora.down.weight",
+        ] {
+            is(name, Part::UNet, to_out, Role::Down);
+        }
+    }
+
+    #[test]
+    fn other_families_have_no_place() {
+        for name in [
+            "lora_te2_text_model_encoder_layers_3_self_attn_q_proj.lora_up.weight",
+            "text_encoder_2.text_model.encoder.layers.3.self_attn.q_proj.lora_B.weight",
+            "lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight",
+            "transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight",
+            "diffusion_model.blocks.0.self_attn.q.lora_A.weight",
+            "down_blocks.0.attentions.0.proj_in.weight",
+            "lora_unet_.lora_up.weight",
+            ".alpha",
+            "",
+        ] {
+            assert_eq!(place(name), None, "{name}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_name_has_a_place_or_none(name in "[a-z_.0-9]{0,40}(\\.lora_up\\.weight|\\.alpha|_lora.down.weight|)") {
+            let _ = place(&name);
+            let _ = place(&format!("lora_unet_{name}"));
+        }
+    }
+}
