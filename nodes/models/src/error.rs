@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use crate::clip_tokens::ClipTokensError;
 use crate::kosmos_tokens::KosmosTokensError;
 use crate::lora::LoraError;
+use crate::pickle::PickleError;
 use crate::pil_resize::ResizeError;
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -23,6 +24,10 @@ pub enum Error {
     /// The safetensors header, its offsets or the file's length contradict each other.
     #[error("{} is not a whole safetensors file: {problem}", path.display())]
     NotSafetensors { path: PathBuf, problem: String },
+
+    /// A torch file is damaged, or holds what is not read from it.
+    #[error("{} is not read as a torch checkpoint: {source}", path.display())]
+    NotTorch { path: PathBuf, source: PickleError },
 
     /// An index file names shards wrongly.
     #[error("{} is not a valid index of weight shards: {problem}", path.display())]

@@ -14,6 +14,7 @@ pub mod layers;
 pub mod lora;
 pub mod magneto;
 pub mod mllm;
+pub mod pickle;
 pub mod pil_resize;
 pub mod preprocess;
 pub mod python_json;
