@@ -1,0 +1,248 @@
+//! Writes models of random weights in the real shapes, to measure memory and time without a download.
+//!
+//! ```sh
+//! cargo run --release -p kosmograph-models --example random_weights -- sd15-diffusers OUT --dtype f16
+//! ```
+//!
+//! Every matrix is drawn so that what goes through it keeps its size (uniform, variance 1/fan-in),
+//! norms are 1, biases 0: what the network draws is noise, and finite.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Parser, ValueEnum};
+use half::f16;
+use kosmograph_models::Weights;
+use kosmograph_models::aligner::Reconstruction;
+use kosmograph_models::clip_text::{ClipText, ClipTextConfig};
+use kosmograph_models::controlnet::{ControlNet, ControlNetConfig};
+use kosmograph_models::kosmos::{KosmosConfig, KosmosG};
+use kosmograph_models::unet::{UNet, UNetConfig};
+use kosmograph_models::vae::{Vae, VaeConfig};
+use rayon::prelude::*;
+use serde_json::{Value, json};
+
+/// Writes a model of random weights in its real shape.
+#[derive(Parser)]
+struct Arguments {
+    kind: Kind,
+    /// The folder or file that is made
+    out: PathBuf,
+    #[arg(long, default_value = "f32")]
+    dtype: Dtype,
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Kind {
+    /// Stable Diffusion 1.5 as a diffusers folder
+    Sd15Diffusers,
+    /// A ControlNet for it, as a diffusers folder
+    Controlnet,
+    /// Kosmos-G's full size, as a folder for KosmosLoader; its tokenizer is the bundled model's
+    KosmosG,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Dtype {
+    F32,
+    F16,
+}
+
+fn main() -> Result<()> {
+    let Arguments { kind, out, dtype, seed } = Arguments::parse();
+    ensure!(!out.exists(), "{} is there already", out.display());
+    let write = |folder: &str, file: &str, config: &Value, shapes| -> Result<()> {
+        let folder = out.join(folder);
+        fs::create_dir_all(&folder)?;
+        fs::write(folder.join("config.json"), serde_json::to_string_pretty(config)?)?;
+        safetensors(&folder.join(file), &shapes, dtype, seed)
+    };
+    const DIFFUSERS: &str = "diffusion_pytorch_model.safetensors";
+    match kind {
+        Kind::Sd15Diffusers => {
+            write("unet", DIFFUSERS, &unet(), shapes_of_unet()?)?;
+            write("vae", DIFFUSERS, &vae(), shapes_of_vae()?)?;
+            write("text_encoder", "model.safetensors", &clip_text(), shapes_of_clip_text()?)?;
+            fs::write(out.join("model_index.json"), "{}")?;
+        }
+        Kind::Controlnet => write("", DIFFUSERS, &controlnet(), shapes_of_controlnet()?)?,
+        Kind::KosmosG => {
+            write("", "model.safetensors", &kosmos(), shapes_of_kosmos()?)?;
+            let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/tiny/kosmos");
+            for file in ["sentencepiece.bpe.model", "dict.txt"] {
+                fs::copy(bundled.join(file), out.join(file))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+type Shapes = BTreeMap<String, Vec<usize>>;
+
+fn shapes_of_unet() -> Result<Shapes> {
+    let weights = Weights::recording();
+    UNet::load(&weights, &UNetConfig::from_value(&unet(), "unet")?)?;
+    Ok(weights.recorded())
+}
+
+fn shapes_of_vae() -> Result<Shapes> {
+    let weights = Weights::recording();
+    Vae::load(&weights, &VaeConfig::from_value(&vae(), "vae")?)?;
+    Ok(weights.recorded())
+}
+
+fn shapes_of_clip_text() -> Result<Shapes> {
+    let weights = Weights::recording();
+    let config: ClipTextConfig = serde_json::from_value(clip_text())?;
+    ClipText::load(&config, &weights)?;
+    Ok(weights.recorded())
+}
+
+fn shapes_of_controlnet() -> Result<Shapes> {
+    let weights = Weights::recording();
+    let config = ControlNetConfig::from_json(&controlnet().to_string(), "controlnet")?;
+    ControlNet::load(&weights, &config)?;
+    Ok(weights.recorded())
+}
+
+fn shapes_of_kosmos() -> Result<Shapes> {
+    let weights = Weights::recording();
+    let config: KosmosConfig = serde_json::from_value(kosmos())?;
+    KosmosG::load(&config, &weights)?;
+    // A recording grants whatever is asked for: the half that only training needs is in it too.
+    let training = Weights::recording();
+    Reconstruction::load(&config.aligner, config.mllm.embed_dim, &training.sub("aligner"))?;
+    let training = training.recorded();
+    let mut shapes = weights.recorded();
+    shapes.retain(|name, _| !training.contains_key(name));
+    Ok(shapes)
+}
+
+fn unet() -> Value {
+    json!({
+        "_class_name": "UNet2DConditionModel",
+        "in_channels": 4, "out_channels": 4, "attention_head_dim": 8, "cross_attention_dim": 768,
+        "block_out_channels": [320, 640, 1280, 1280], "layers_per_block": 2,
+        "down_block_types":
+            ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+        "up_block_types":
+            ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+    })
+}
+
+fn controlnet() -> Value {
+    let mut config = unet();
+    config["_class_name"] = "ControlNetModel".into();
+    for key in ["out_channels", "up_block_types"] {
+        config.as_object_mut().map(|config| config.remove(key));
+    }
+    config["conditioning_embedding_out_channels"] = json!([16, 32, 96, 256]);
+    config
+}
+
+fn vae() -> Value {
+    json!({
+        "_class_name": "AutoencoderKL",
+        "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, "latent_channels": 4,
+        "down_block_types": vec!["DownEncoderBlock2D"; 4],
+        "up_block_types": vec!["UpDecoderBlock2D"; 4],
+        "norm_num_groups": 32, "scaling_factor": 0.18215,
+    })
+}
+
+fn clip_text() -> Value {
+    json!({
+        "vocab_size": 49408, "hidden_size": 768, "intermediate_size": 3072,
+        "num_hidden_layers": 12, "num_attention_heads": 12, "max_position_embeddings": 77,
+        "eos_token_id": 49407,
+    })
+}
+
+fn kosmos() -> Value {
+    json!({
+        "model_type": "kosmos-g",
+        "vision": {
+            "image_size": 224, "patch_size": 14, "width": 1024, "layers": 24, "heads": 16,
+            "mlp_ratio": 4.0,
+            "image_mean": [0.48145466, 0.4578275, 0.40821073],
+            "image_std": [0.26862954, 0.26130258, 0.27577711],
+        },
+        "connector": {"latent_query_num": 64, "heads": 32},
+        "mllm": {
+            "vocab_size": 64007, "embed_dim": 2048, "layers": 24, "heads": 32, "ffn_dim": 8192,
+            "layer_norm_eps": 1e-5,
+        },
+        "aligner": {
+            "dim": 768, "encoder_layers": 12, "decoder_layers": 12, "heads": 12, "ffn_dim": 3072,
+            "max_positions": 32768, "queries": 77, "layer_norm_eps": 1e-5,
+        },
+    })
+}
+
+/// Writes tensors of `shapes` one after the other: one is in memory at a time.
+fn safetensors(path: &Path, shapes: &Shapes, dtype: Dtype, seed: u64) -> Result<()> {
+    let (name_of_type, width) = match dtype {
+        Dtype::F32 => ("F32", 4),
+        Dtype::F16 => ("F16", 2),
+    };
+    let mut header = serde_json::Map::new();
+    let mut at = 0;
+    for (name, shape) in shapes {
+        let end = at + shape.iter().product::<usize>() * width;
+        let entry = json!({"dtype": name_of_type, "shape": shape, "data_offsets": [at, end]});
+        header.insert(name.clone(), entry);
+        at = end;
+    }
+    let mut header = serde_json::to_string(&header)?;
+    // The data begins at a multiple of 8.
+    header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
+    let file = File::create(path).with_context(|| path.display().to_string())?;
+    let mut file = BufWriter::new(file);
+    file.write_all(&(header.len() as u64).to_le_bytes())?;
+    file.write_all(header.as_bytes())?;
+    for (number, (name, shape)) in shapes.iter().enumerate() {
+        let values = values(name, shape, seed.wrapping_add(number as u64 + 1));
+        let bytes: Vec<u8> = match dtype {
+            Dtype::F32 => values.par_iter().flat_map_iter(|value| value.to_le_bytes()).collect(),
+            Dtype::F16 => values
+                .par_iter()
+                .flat_map_iter(|value| f16::from_f32(*value).to_le_bytes())
+                .collect(),
+        };
+        if bytes.len() != shape.iter().product::<usize>() * width {
+            bail!("{name} was written in another length than its header says");
+        }
+        file.write_all(&bytes)?;
+    }
+    file.flush()?;
+    Ok(())
+}
+
+fn values(name: &str, shape: &[usize], seed: u64) -> Vec<f32> {
+    let count: usize = shape.iter().product();
+    match shape.len() {
+        // Norms let through what comes, biases add nothing.
+        0 | 1 => vec![if name.ends_with("weight") { 1.0 } else { 0.0 }; count],
+        _ => {
+            let fan_in: usize = shape[1..].iter().product();
+            let reach = (3.0 / fan_in as f32).sqrt();
+            let value = |i: usize| {
+                let bits = mix(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(i as u64));
+                ((bits >> 40) as f32 / (1u64 << 23) as f32 - 1.0) * reach
+            };
+            (0..count).into_par_iter().map(value).collect()
+        }
+    }
+}
+
+/// The finaliser of SplitMix64 (Steele et al., OOPSLA 2014).
+fn mix(mut x: u64) -> u64 {
+    x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    x ^ (x >> 31)
+}
