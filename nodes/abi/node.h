@@ -178,6 +178,14 @@ struct kg_object {
  * "align/1" (KOSMOS): hidden states in CLIP's language.
  *     in   hidden_states TENSOR [B,T,D]; mask TENSOR [B,T] f32
  *     out  context TENSOR [B,77,D']
+ * "lora/1" (MODEL, CLIP): the same with a LoRA put on: W becomes W + strength · scale · up · down for the
+ *          weight W of every layer it names. The object itself stays what it is.
+ *     in   layers MAP of MAP {"up": TENSOR [O,R] or [O,R,1,1], "down": TENSOR [R,I] or [R,I,kH,kW], "mid"?:
+ *          TENSOR [R,R,kH,kW], between the two where down is 1 x 1, "scale": FLOAT}, by the modules' paths as
+ *          diffusers ("down_blocks.0.attentions.0.proj_in") and transformers
+ *          ("text_model.encoder.layers.0.self_attn.q_proj") name them; strength FLOAT, of any sign
+ *     out  OBJECT of the same type; LIST of STRING, the paths that it has no such module for. A layer that
+ *          fits by its path and not by its shape is an error.
  * "describe/1" (any): what the object is.
  *     in   nothing
  *     out  STRING, a JSON object. A MODEL gives "prediction" ("epsilon", "v_prediction", "sample"),

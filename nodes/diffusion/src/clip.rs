@@ -3,17 +3,20 @@
 use std::sync::Arc;
 
 use candle_core::Tensor as Candle;
+use kosmograph_models::Weights;
 use kosmograph_models::clip_text::{ClipText, ClipTextConfig};
 use kosmograph_models::clip_tokens::ClipTokenizer;
-use kosmograph_models::{Resident, Weights};
-use node::interface::{self, marker};
+use kosmograph_models::lora::Adapted;
+use node::interface::{self, LoraLayer, marker};
 use node::*;
 use node_candle::export;
+
+use crate::lora;
 
 /// CLIP's text half behind "text_encoder/1". Its numbers are read when it is first called.
 #[derive(Clone)]
 pub struct ClipModel {
-    text: Arc<Resident<ClipText>>,
+    text: Adapted<ClipText>,
     config: ClipTextConfig,
     tokenizer: Arc<ClipTokenizer>,
     device: candle_core::Device,
@@ -39,16 +42,16 @@ impl ClipModel {
         let tolerated = ["*position_ids"];
         let text = {
             let config = config.clone();
-            Resident::open(weights, &tolerated, move |weights| ClipText::load(&config, weights))?
+            Adapted::open(weights, &tolerated, move |weights| ClipText::load(&config, weights))?
         };
-        Ok(Self { text: text.into(), config, tokenizer: tokenizer.into(), device })
+        Ok(Self { text, config, tokenizer: tokenizer.into(), device })
     }
 }
 
 impl Export for ClipModel {
     const TYPE: &'static str = "CLIP";
     const INTERFACES: &'static [InterfaceEntry] =
-        interfaces![ClipModel: marker::TextEncoder, marker::Describe, marker::Memory];
+        interfaces![ClipModel: marker::TextEncoder, marker::Lora, marker::Describe, marker::Memory];
 }
 
 impl interface::EncodeText for ClipModel {
@@ -67,6 +70,18 @@ impl interface::EncodeText for ClipModel {
         let context = text.forward(&ids)?;
         let pooled = text.pool(&ids, &context)?;
         Ok((export(&context)?, Some(export(&pooled)?)))
+    }
+}
+
+impl interface::TakeLora for ClipModel {
+    fn with_lora(
+        &self,
+        _cx: &Context,
+        layers: &[LoraLayer],
+        strength: f64,
+    ) -> Result<(Object, Vec<String>)> {
+        let (text, absent) = self.text.with(&lora::layers(layers, &self.device)?, strength)?;
+        Ok((Object::new(Self { text, ..self.clone() }), absent))
     }
 }
 

@@ -10,6 +10,7 @@ mod control_net;
 mod hint;
 mod latent;
 mod loaders;
+mod lora;
 mod model;
 mod sample;
 mod sampling;
@@ -19,6 +20,7 @@ mod vae;
 use control::ControlNet;
 use latent::{EmptyLatentImage, VAEDecode, VAEEncode, VaeDecode};
 use loaders::{CLIPLoader, CheckpointLoaderSimple, ControlNetLoader, UNETLoader, VAELoader};
+use lora::{LoraLoader, LoraLoaderModelOnly};
 use sample::{KSampler, UNetSample};
 use text::CLIPTextEncode;
 
@@ -28,6 +30,8 @@ node::library![
     VAELoader,
     CLIPLoader,
     ControlNetLoader,
+    LoraLoader,
+    LoraLoaderModelOnly,
     CLIPTextEncode,
     EmptyLatentImage,
     KSampler,

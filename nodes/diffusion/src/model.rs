@@ -1,15 +1,18 @@
 //! The MODEL object: a U-Net and the noise schedule it was trained on.
 
+use kosmograph_models::Weights;
+use kosmograph_models::lora::Adapted;
 use kosmograph_models::samplers::{Prediction, Schedule, SchedulerConfig};
 use kosmograph_models::unet::{Residuals, UNet, UNetConfig};
-use kosmograph_models::{Resident, Weights};
-use node::interface::{self, marker};
+use node::interface::{self, LoraLayer, marker};
 use node::*;
 use node_candle::{export, import};
 
+use crate::lora;
+
 /// A Stable Diffusion U-Net behind "denoiser/1". Its numbers are read when it is first called.
 pub struct UNetModel {
-    unet: Resident<UNet>,
+    unet: Adapted<UNet>,
     config: UNetConfig,
     schedule: Schedule,
     device: candle_core::Device,
@@ -29,7 +32,7 @@ impl UNetModel {
         let (schedule, device) = (Schedule::new(scheduler)?, weights.device().clone());
         let unet = {
             let config = config.clone();
-            Resident::open(weights, &[], move |weights| UNet::load(weights, &config))?
+            Adapted::open(weights, &[], move |weights| UNet::load(weights, &config))?
         };
         Ok(Self { unet, config, schedule, device })
     }
@@ -38,7 +41,7 @@ impl UNetModel {
 impl Export for UNetModel {
     const TYPE: &'static str = "MODEL";
     const INTERFACES: &'static [InterfaceEntry] =
-        interfaces![UNetModel: marker::Denoiser, marker::Describe, marker::Memory];
+        interfaces![UNetModel: marker::Denoiser, marker::Lora, marker::Describe, marker::Memory];
 }
 
 impl interface::Denoise for UNetModel {
@@ -58,6 +61,20 @@ impl interface::Denoise for UNetModel {
             .map(|(mid, down)| Residuals { down: down.to_vec(), mid: mid.clone() });
         let (x, timestep, context) = (import(x)?, import(timestep)?, import(context)?);
         export(&self.unet.get()?.forward(&x, &timestep, &context, residuals.as_ref())?)
+    }
+}
+
+impl interface::TakeLora for UNetModel {
+    fn with_lora(
+        &self,
+        _cx: &Context,
+        layers: &[LoraLayer],
+        strength: f64,
+    ) -> Result<(Object, Vec<String>)> {
+        let (unet, absent) = self.unet.with(&lora::layers(layers, &self.device)?, strength)?;
+        let (config, schedule) = (self.config.clone(), self.schedule.clone());
+        let device = self.device.clone();
+        Ok((Object::new(Self { unet, config, schedule, device }), absent))
     }
 }
 

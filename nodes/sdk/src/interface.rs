@@ -42,6 +42,55 @@ pub trait EncodeText {
     fn encode_text(&self, cx: &Context<'_>, text: &str) -> Result<(Tensor, Option<Tensor>)>;
 }
 
+/// "lora/1", offered by a MODEL and a CLIP that can take a LoRA.
+pub trait TakeLora {
+    /// The same object with the LoRA put on, and the modules that it does not have.
+    fn with_lora(
+        &self,
+        cx: &Context<'_>,
+        layers: &[LoraLayer],
+        strength: f64,
+    ) -> Result<(Object, Vec<String>)>;
+}
+
+/// A layer of "lora/1": W becomes W + strength · scale · up · down.
+#[derive(Clone, Debug)]
+pub struct LoraLayer {
+    /// The path of the module that it changes.
+    pub module: String,
+    /// [O, R] or [O, R, 1, 1].
+    pub up: Tensor,
+    /// [R, I] or [R, I, kH, kW].
+    pub down: Tensor,
+    /// [R, R, kH, kW]; `down` is 1 × 1 then.
+    pub mid: Option<Tensor>,
+    pub scale: f64,
+}
+
+impl LoraLayer {
+    fn read(module: String, layer: &Value) -> Result<Self> {
+        let part = |key: &str| layer.get(key).unwrap_or(Value::NONE);
+        let tensor = |key: &str| part(key).as_tensor();
+        let (up, down, scale) = (tensor("up"), tensor("down"), part("scale").as_f64());
+        let (Some(up), Some(down), Some(scale)) = (up, down, scale) else {
+            return Err(Error::new(format!(
+                "layer \"{module}\" of the LoRA has no tensors \"up\" and \"down\" and no number \"scale\""
+            )));
+        };
+        Ok(Self { module, up, down, mid: tensor("mid"), scale })
+    }
+
+    fn into_value(self) -> Value {
+        let mut pairs = vec![
+            ("up", self.up.into_value()),
+            ("down", self.down.into_value()),
+            ("scale", self.scale.into()),
+        ];
+        pairs.extend(self.mid.map(|mid| ("mid", mid.into_value())));
+        Value::map(pairs)
+    }
+}
+
 /// "vae_decode/1" and "vae_encode/1", offered by a VAE.
 pub trait Autoencode {
     fn decode(&self, cx: &Context<'_>, latents: &Tensor) -> Result<Tensor>;
@@ -85,6 +134,7 @@ pub mod marker {
     pub struct Denoiser;
     pub struct ControlNet;
     pub struct TextEncoder;
+    pub struct Lora;
     pub struct VaeDecode;
     pub struct VaeEncode;
     pub struct ImageEncoder;
@@ -129,6 +179,17 @@ interface!(ControlNet, "control/1", 6, 1, Control, |object, cx, input| {
 interface!(TextEncoder, "text_encoder/1", 1, 2, EncodeText, |object, cx, input| {
     let (context, pooled) = object.encode_text(cx, text(input, 0, "text")?)?;
     Ok(vec![context.into_value(), pooled.map_or(Value::NONE, Tensor::into_value)])
+});
+interface!(Lora, "lora/1", 2, 2, TakeLora, |object, cx, input| {
+    let layers = input[0].as_map().ok_or_else(|| wrong(input, 0, "layers", "a map of layers"))?;
+    let layers: Vec<LoraLayer> = layers
+        .into_iter()
+        .map(|(module, layer)| LoraLayer::read(module, &layer))
+        .collect::<Result<_>>()?;
+    let strength = input[1].as_f64().ok_or_else(|| wrong(input, 1, "strength", "a number"))?;
+    let (with_lora, absent) = object.with_lora(cx, &layers, strength)?;
+    let absent = absent.into_iter().map(Value::string).collect();
+    Ok(vec![with_lora.into_value(), Value::list(absent)])
 });
 interface!(VaeDecode, "vae_decode/1", 1, 1, Autoencode, |object, cx, input| {
     Ok(vec![object.decode(cx, &tensor(input, 0, "latents")?)?.into_value()])
@@ -222,6 +283,28 @@ impl Object {
     pub fn encode_text(&self, cx: &Context<'_>, text: &str) -> Result<(Tensor, Option<Tensor>)> {
         let [context, pooled] = self.call(cx, "text_encoder/1", &[Value::string(text)])?;
         Ok((answer("text_encoder/1", context)?, pooled.as_tensor()))
+    }
+
+    /// "lora/1".
+    pub fn with_lora(
+        &self,
+        cx: &Context<'_>,
+        layers: Vec<LoraLayer>,
+        strength: f64,
+    ) -> Result<(Object, Vec<String>)> {
+        let layers = layers.into_iter().map(|layer| (layer.module.clone(), layer.into_value()));
+        let inputs = [Value::map(layers), strength.into()];
+        let [with_lora, absent] = self.call(cx, "lora/1", &inputs)?;
+        let same_type = |object: &Object| object.type_name() == self.type_name();
+        let with_lora = with_lora.as_object().filter(same_type).ok_or_else(|| {
+            Error::new(format!(
+                "\"lora/1\" of this {0} answered with something else than a {0}",
+                self.type_name()
+            ))
+        })?;
+        let absent = absent.as_list().unwrap_or_default();
+        let absent = absent.iter().filter_map(|path| path.as_str().map(str::to_owned)).collect();
+        Ok((with_lora, absent))
     }
 
     /// "vae_decode/1".

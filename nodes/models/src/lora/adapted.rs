@@ -141,9 +141,12 @@ impl<N: Send + Sync + 'static> Adapted<N> {
         self.base.release();
     }
 
-    /// Bytes in memory now: the network's own, and of the base its share among all that share it.
+    /// Bytes in memory now: of what several share, each has its part, so that the sum is right.
     pub fn held(&self) -> usize {
-        let own = if self.changes.is_empty() { 0 } else { self.network.held() };
+        let own = match self.changes.is_empty() {
+            true => 0,
+            false => self.network.held() / Arc::strong_count(&self.network),
+        };
         own + self.base.held() / Arc::strong_count(&self.sharers)
     }
 

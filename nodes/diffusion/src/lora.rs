@@ -1,0 +1,198 @@
+//! `LoraLoader` and `LoraLoaderModelOnly`: a LoRA put on a model, through "lora/1" of node.h.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+use kosmograph_models::lora::{Layer, Layers, Lora};
+use node::interface::LoraLayer;
+use node::*;
+use node_candle::{export, import};
+
+/// Puts a LoRA on a model and its text encoder. The model itself stays as it is; a strength of 0 leaves
+/// it without the LoRA, a negative one takes away what the LoRA would add.
+#[derive(Inputs)]
+#[node(category = "loaders")]
+pub struct LoraLoader {
+    /// The U-Net that is changed.
+    model: Model,
+    /// The text encoder that is changed.
+    clip: Clip,
+    /// The LoRA's file.
+    #[file(folder = "loras", entry = "file")]
+    lora_name: PathBuf,
+    /// How strongly the U-Net is changed.
+    #[widget(default = 1.0, min = -100.0, max = 100.0, step = 0.01)]
+    strength_model: f64,
+    /// How strongly the text encoder is changed.
+    #[widget(default = 1.0, min = -100.0, max = 100.0, step = 0.01)]
+    strength_clip: f64,
+}
+
+impl Node for LoraLoader {
+    outputs![MODEL: Model, CLIP: Clip];
+
+    fn run(self, cx: &Context) -> Result<(Model, Clip)> {
+        if (self.strength_model, self.strength_clip) == (0.0, 0.0) {
+            return Ok((self.model, self.clip));
+        }
+        let mut lora = Opened::open(&self.lora_name)?;
+        let model = lora.put_on_model(cx, self.model, self.strength_model)?;
+        let clip = lora.put_on_clip(cx, self.clip, self.strength_clip)?;
+        lora.tell(cx)?;
+        Ok((model, clip))
+    }
+}
+
+/// Puts a LoRA on a model alone, whatever the LoRA has for a text encoder.
+#[derive(Inputs)]
+#[node(category = "loaders")]
+pub struct LoraLoaderModelOnly {
+    /// The U-Net that is changed.
+    model: Model,
+    /// The LoRA's file.
+    #[file(folder = "loras", entry = "file")]
+    lora_name: PathBuf,
+    /// How strongly it is changed.
+    #[widget(default = 1.0, min = -100.0, max = 100.0, step = 0.01)]
+    strength_model: f64,
+}
+
+impl Node for LoraLoaderModelOnly {
+    outputs![MODEL: Model];
+
+    fn run(self, cx: &Context) -> Result<Model> {
+        if self.strength_model == 0.0 {
+            return Ok(self.model);
+        }
+        let mut lora = Opened::open(&self.lora_name)?;
+        if lora.lora.unet.is_empty() && !lora.lora.text_encoder.is_empty() {
+            let sentence = "has layers for the text encoder alone; LoraLoader puts them on";
+            return Err(Error::at("lora_name", format!("{} {sentence}", lora.file)));
+        }
+        let model = lora.put_on_model(cx, self.model, self.strength_model)?;
+        lora.tell(cx)?;
+        Ok(model)
+    }
+}
+
+/// A LoRA's file, and what became of its layers so far.
+struct Opened {
+    file: String,
+    lora: Lora,
+    placed: usize,
+    /// Layers that found no place.
+    absent: Vec<String>,
+}
+
+impl Opened {
+    fn open(path: &Path) -> Result<Self> {
+        let mut lora =
+            Lora::open(path).map_err(|error| Error::from(error).of_input("lora_name"))?;
+        let absent = std::mem::take(&mut lora.unknown);
+        Ok(Self { file: path.display().to_string(), lora, placed: 0, absent })
+    }
+
+    fn put_on_model(&mut self, cx: &Context, model: Model, strength: f64) -> Result<Model> {
+        let layers = std::mem::take(&mut self.lora.unet);
+        let put = self.put_on(cx, model.0, &layers, strength);
+        Ok(Model(put.map_err(|error| error.of_input("model"))?))
+    }
+
+    fn put_on_clip(&mut self, cx: &Context, clip: Clip, strength: f64) -> Result<Clip> {
+        let layers = std::mem::take(&mut self.lora.text_encoder);
+        let put = self.put_on(cx, clip.0, &layers, strength);
+        Ok(Clip(put.map_err(|error| error.of_input("clip"))?))
+    }
+
+    fn put_on(
+        &mut self,
+        cx: &Context,
+        object: Object,
+        layers: &Layers,
+        strength: f64,
+    ) -> Result<Object> {
+        if strength == 0.0 || layers.is_empty() {
+            return Ok(object);
+        }
+        if !object.offers("lora/1") {
+            return Err(Error::new(format!(
+                "this {} cannot take a LoRA: the library it comes from does not offer \"lora/1\"",
+                object.type_name()
+            )));
+        }
+        let (object, absent) =
+            object.with_lora(cx, across(layers)?, strength).map_err(|error| match error {
+                Error::Failed { sentence, .. } => {
+                    Error::at("lora_name", format!("{}: {sentence}{}", self.file, self.family()))
+                }
+                Error::Cancelled => Error::Cancelled,
+            })?;
+        self.placed += layers.len().saturating_sub(absent.len());
+        self.absent.extend(absent);
+        Ok(object)
+    }
+
+    /// What the file seems to be, as the end of a sentence.
+    fn family(&self) -> String {
+        match self.lora.family {
+            Some(family) => format!("; it seems to be a LoRA for {family}"),
+            None => String::new(),
+        }
+    }
+
+    /// Tells of layers that found no place.
+    ///
+    /// # Errors
+    /// None found one.
+    fn tell(&self, cx: &Context) -> Result<()> {
+        let Self { file, placed, absent, .. } = self;
+        if absent.is_empty() {
+            return Ok(());
+        }
+        let (count, family) = (absent.len(), self.family());
+        let examples: Vec<String> = absent.iter().take(3).map(|name| format!("`{name}`")).collect();
+        let examples = examples.join(", ");
+        if *placed == 0 {
+            return Err(Error::at(
+                "lora_name",
+                format!(
+                    "{file}: none of its {count} layers has a place in this model, {examples} and so \
+                     on{family}; one that was made for this model would be right"
+                ),
+            ));
+        }
+        cx.warn(format!(
+            "{file}: {count} of its {} layers have no place in this model, among them {examples}{family}",
+            placed + count
+        ));
+        Ok(())
+    }
+}
+
+/// Layers as they cross the boundary.
+fn across(layers: &Layers) -> Result<Vec<LoraLayer>> {
+    let layer = |(module, layer): (&String, &Layer)| {
+        Ok(LoraLayer {
+            module: module.clone(),
+            up: export(layer.up())?,
+            down: export(layer.down())?,
+            mid: layer.mid().map(export).transpose()?,
+            scale: layer.scale(),
+        })
+    };
+    layers.iter().map(layer).collect()
+}
+
+/// Layers that came across the boundary.
+///
+/// # Errors
+/// The shapes of one do not fit each other, or its scale is not finite.
+pub fn layers(layers: &[LoraLayer], device: &Device) -> Result<Layers> {
+    let layer = |layer: &LoraLayer| {
+        let (up, down) = (import(&layer.up, device)?, import(&layer.down, device)?);
+        let mid = layer.mid.as_ref().map(|mid| import(mid, device)).transpose()?;
+        let module = layer.module.clone();
+        Ok((module, Layer::new(&layer.module, up, down, mid, layer.scale)?))
+    };
+    layers.iter().map(layer).collect()
+}
