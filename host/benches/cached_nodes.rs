@@ -73,7 +73,13 @@ fn workflow(nodes: usize) -> String {
 }
 
 fn planned(text: &str, catalogue: &Catalogue) -> Plan {
-    let folders = Folders { models: vec![], input: vec![], output: "/o".into(), temp: "/t".into() };
+    let folders = Folders {
+        models: vec![],
+        input: vec![],
+        output: "/o".into(),
+        temp: "/t".into(),
+        ..Folders::default()
+    };
     let graph = Graph::parse(text).unwrap_or_else(|error| panic!("{error}"));
     Plan::new(&graph, catalogue, &folders, "cpu").unwrap_or_else(|error| panic!("{error:?}"))
 }

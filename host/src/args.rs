@@ -1,6 +1,7 @@
 //! The command line, as it is typed.
 
 use crate::changes::Seeds;
+use crate::execute::Budget;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -17,7 +18,11 @@ Where things are looked for:
                    then ../lib/kosmograph from there. Of two with one class the first is used.
   Models           --models, then KOSMOGRAPH_MODELS, then ./models, then ../models from the
                    workflow's folder, then models in the folders above the program. NAME is looked
-                   for in ROOT/checkpoints (or whatever kind it is), then in ROOT itself.
+                   for in ROOT/checkpoints (or whatever kind it is), then in ROOT itself. Of
+                   ComfyUI's own folder, models and input are taken.
+  More models      --extra-model-paths, and extra_model_paths.yaml beside a ROOT that is called
+                   models (but not beside the workflow's): a section's folders come before the
+                   ROOTs if it says is_default, or else after them.
   Input pictures   --input, or else ./input, then input beside the workflow, then the workflow's
                    folder. A workflow cannot reach files outside of these; --set can.
   Output           --out, or else ./output. Previews are written to ./temp.
@@ -52,6 +57,14 @@ pub enum Command {
 pub struct Run {
     #[command(flatten)]
     pub workflow: Workflow,
+    /// The most that models may take, 6G, 6.5GB or 75% of the memory there is: before each node
+    /// those that it does not use are let go, the least recently used first, and read again later
+    #[arg(long, value_name = "SIZE")]
+    pub memory_budget: Option<Budget>,
+    /// Recognise files by what is in them, not by size and time of change: every model is read
+    /// through, once more for each seed
+    #[arg(long)]
+    pub verify_files: bool,
     /// Show only errors
     #[arg(long, conflicts_with = "json")]
     pub quiet: bool,
@@ -81,9 +94,12 @@ pub struct Workflow {
     /// Where input pictures are
     #[arg(long, value_name = "DIR")]
     pub input: Option<PathBuf>,
-    /// A folder of models; may be given several times
+    /// A folder of models, or ComfyUI's own folder; may be given several times
     #[arg(long, value_name = "DIR")]
     pub models: Vec<PathBuf>,
+    /// A file as ComfyUI's extra_model_paths.yaml; may be given several times
+    #[arg(long, value_name = "FILE")]
+    pub extra_model_paths: Vec<PathBuf>,
     /// A folder of node libraries, or one library; may be given several times
     #[arg(long, value_name = "DIR")]
     pub plugins: Vec<PathBuf>,
@@ -105,9 +121,12 @@ pub struct Nodes {
     /// A folder of node libraries, or one library; may be given several times
     #[arg(long, value_name = "DIR")]
     pub plugins: Vec<PathBuf>,
-    /// A folder of models; may be given several times
+    /// A folder of models, or ComfyUI's own folder; may be given several times
     #[arg(long, value_name = "DIR")]
     pub models: Vec<PathBuf>,
+    /// A file as ComfyUI's extra_model_paths.yaml; may be given several times
+    #[arg(long, value_name = "FILE")]
+    pub extra_model_paths: Vec<PathBuf>,
     /// Where input pictures are
     #[arg(long, value_name = "DIR")]
     pub input: Option<PathBuf>,

@@ -36,7 +36,7 @@ pub fn main(arguments: Arguments) -> Exit {
     match arguments.command {
         Command::Run(run) => {
             let listener = listener(run.workflow.json, run.quiet);
-            run::run(&run.workflow, &*listener)
+            run::run(&run, &*listener)
         }
         Command::Check(check) => run::check(&check.workflow, &*listener(false, false)),
         Command::Nodes(nodes) => list::nodes(&nodes, &*listener(false, false)),

@@ -1,15 +1,20 @@
 //! Plan → outputs: the loop, the cache, progress, cancelling.
 //!
-//! Only what an output needs and the cache does not have is run, in the plan's order. A result is
-//! dropped after its last use, so memory holds the open ends of one branch; what the next run of a
-//! sweep will need is kept instead. A node that fails takes what depends on it with it; other
+//! Only what an output needs and the cache does not have is run, in the plan's order. Each value of a
+//! result is dropped after its own last use, so memory holds the open ends of one branch, and not the
+//! text encoder that came with a U-Net; what the next run of a sweep will need is kept instead. A node that fails takes what depends on it with it; other
 //! outputs are still made, and nothing that was written is lost.
+
+mod memory;
+
+pub use memory::Budget;
 
 use crate::events::{Event, Failure, Listener, files};
 use crate::plan::{Key, Literal, Plan, Source, Step};
 use crate::plugin::{Call, Library, LogLevel, NodeFailure};
 use crate::problem::NodeName;
 use crate::value::Value;
+use memory::Memory;
 use std::any::Any;
 use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -99,10 +104,16 @@ pub struct Outcome {
 pub struct Executor<R> {
     runner: R,
     results: HashMap<Key, Results>,
+    /// How many bytes objects may hold, where that is bounded.
+    budget: Option<u64>,
+    memory: Memory,
 }
 
 /// One value for each output of a node.
 type Results = Arc<[Value]>;
+
+/// The values of a step that are still to be used, by output.
+type Live = Vec<Option<Value>>;
 
 #[derive(Clone, Copy, PartialEq)]
 enum State {
@@ -115,7 +126,14 @@ enum State {
 
 impl<R: Runner> Executor<R> {
     pub fn new(runner: R) -> Self {
-        Self { runner, results: HashMap::new() }
+        Self { runner, results: HashMap::new(), budget: None, memory: Memory::default() }
+    }
+
+    /// Before each step lets go of objects until `bytes` are enough: the least recently used ones
+    /// that the step does not use, of those that offer "memory/1".
+    pub fn with_budget(mut self, bytes: Option<u64>) -> Self {
+        self.budget = bytes;
+        self
     }
 
     /// How many nodes' results are kept.
@@ -126,7 +144,8 @@ impl<R: Runner> Executor<R> {
     /// Runs `plan`. Failures are in the outcome and were told to the listener.
     pub fn run(&mut self, plan: &Plan, setting: Setting) -> Outcome {
         let steps = plan.steps();
-        let mut uses = vec![0usize; steps.len()];
+        let mut uses: Vec<Vec<usize>> =
+            steps.iter().map(|step| vec![0; step.descriptor.outputs.len()]).collect();
         let mut states = self.needed(plan, &mut uses);
         let wanted = match setting.keep {
             Keep::For(next) => common(plan, next),
@@ -138,7 +157,7 @@ impl<R: Runner> Executor<R> {
             let needed: HashSet<Key> = needed.map(|(step, _)| step.key).collect();
             self.results.retain(|key, _| needed.contains(key) || wanted.contains(key));
         }
-        let mut live: Vec<Option<Results>> = vec![None; steps.len()];
+        let mut live: Vec<Live> = vec![Live::new(); steps.len()];
         let mut outcome = Outcome::default();
         for (position, step) in steps.iter().enumerate() {
             if setting.cancel.load(Ordering::Relaxed) {
@@ -158,15 +177,13 @@ impl<R: Runner> Executor<R> {
             if let Some(results) = self.results.get(&step.key) {
                 outcome.cached += 1;
                 setting.listener.event(&Event::Cached(&step.name));
-                if uses[position] > 0 {
-                    live[position] = Some(results.clone());
-                }
+                live[position] = used(results, &uses[position]);
                 if !keeps {
                     self.results.remove(&step.key);
                 }
                 continue;
             }
-            if let Some(failed) = links(step).find_map(|from| match states[from] {
+            if let Some(failed) = links(step).find_map(|(from, _)| match states[from] {
                 State::Failed(cause) => Some(cause),
                 _ => None,
             }) {
@@ -176,12 +193,9 @@ impl<R: Runner> Executor<R> {
             } else {
                 match self.step(step, &live, setting) {
                     Ok(results) => {
-                        let results: Results = results.into();
+                        live[position] = used(&results, &uses[position]);
                         if keeps {
-                            self.results.insert(step.key, results.clone());
-                        }
-                        if uses[position] > 0 {
-                            live[position] = Some(results);
+                            self.results.insert(step.key, results.into());
                         }
                         outcome.executed += 1;
                     }
@@ -198,10 +212,11 @@ impl<R: Runner> Executor<R> {
                     }
                 }
             }
-            for from in links(step) {
-                uses[from] -= 1;
-                if uses[from] == 0 {
-                    live[from] = None;
+            for (from, slot) in links(step) {
+                uses[from][slot] -= 1;
+                // A step that failed has nothing there.
+                if let Some(value) = live[from].get_mut(slot).filter(|_| uses[from][slot] == 0) {
+                    *value = None;
                 }
             }
         }
@@ -211,8 +226,8 @@ impl<R: Runner> Executor<R> {
         outcome
     }
 
-    /// Which steps have to be there for the outputs, and how often their results will be read.
-    fn needed(&self, plan: &Plan, uses: &mut [usize]) -> Vec<State> {
+    /// Which steps have to be there for the outputs, and how often each of their results will be read.
+    fn needed(&self, plan: &Plan, uses: &mut [Vec<usize>]) -> Vec<State> {
         let steps = plan.steps();
         let mut states = vec![State::Unneeded; steps.len()];
         for position in plan.outputs() {
@@ -220,35 +235,31 @@ impl<R: Runner> Executor<R> {
         }
         for (position, step) in steps.iter().enumerate().rev() {
             if states[position] == State::Needed && !self.results.contains_key(&step.key) {
-                for from in links(step) {
+                for (from, slot) in links(step) {
                     states[from] = State::Needed;
-                    uses[from] += 1;
+                    uses[from][slot] += 1;
                 }
             }
         }
         // An output that is there need not be made again.
         for position in plan.outputs() {
-            if self.results.contains_key(&steps[position].key) && uses[position] == 0 {
+            let unused = uses[position].iter().all(|&uses| uses == 0);
+            if unused && self.results.contains_key(&steps[position].key) {
                 states[position] = State::Unneeded;
             }
         }
         states
     }
 
-    fn step(
-        &self,
-        step: &Step,
-        live: &[Option<Results>],
-        setting: Setting,
-    ) -> Result<Vec<Value>, Stop> {
+    fn step(&mut self, step: &Step, live: &[Live], setting: Setting) -> Result<Vec<Value>, Stop> {
         let mut inputs = Vec::with_capacity(step.inputs.len());
         for (source, input) in step.inputs.iter().zip(&step.descriptor.inputs) {
             inputs.push(match source {
                 Source::Absent => Value::none(),
                 Source::Literal(literal) => value(literal),
                 Source::Link { step: from, slot } => {
-                    let result = live[*from].as_ref().and_then(|results| results.get(*slot));
-                    result.cloned().ok_or_else(|| Stop::Failed {
+                    let value = live[*from].get(*slot).and_then(Option::as_ref);
+                    value.cloned().ok_or_else(|| Stop::Failed {
                         input: Some(input.name.clone()),
                         sentence: "the result it is linked to is gone; this is a mistake of the \
                                    host, please report it"
@@ -259,6 +270,13 @@ impl<R: Runner> Executor<R> {
         }
         setting.listener.event(&Event::NodeStarted(&step.name));
         let hooks = Hooks { name: &step.name, inputs: &step.inputs, setting };
+        if let Some(budget) = self.budget {
+            let kept = self.results.values().flat_map(|results| results.iter());
+            let live = live.iter().flatten().flatten().chain(kept);
+            if let Some(warning) = self.memory.make_room(budget, &inputs, live, &hooks) {
+                hooks.log(LogLevel::Warn, &warning);
+            }
+        }
         let start = Instant::now();
         let run = || self.runner.run(step.library, step.node, &hooks, &inputs);
         let failed = |sentence: String| Stop::Failed { input: None, sentence };
@@ -293,12 +311,18 @@ enum Stop {
     Failed { input: Option<String>, sentence: String },
 }
 
-/// The steps whose results `step` reads, once for each link.
-fn links(step: &Step) -> impl Iterator<Item = usize> {
+/// The step and the output that each link of `step` leads to.
+fn links(step: &Step) -> impl Iterator<Item = (usize, usize)> {
     step.inputs.iter().filter_map(|source| match source {
-        Source::Link { step, .. } => Some(*step),
+        Source::Link { step, slot } => Some((*step, *slot)),
         _ => None,
     })
+}
+
+/// Those of the results that will be used.
+fn used(results: &[Value], uses: &[usize]) -> Live {
+    let one = |(value, &uses): (&Value, &usize)| (uses > 0).then(|| value.clone());
+    results.iter().zip(uses).map(one).collect()
 }
 
 /// The results of `plan` that `next` would begin with: what it needs before anything new.
@@ -313,7 +337,7 @@ fn common(plan: &Plan, next: &Plan) -> HashSet<Key> {
         if needed[position] && there.contains(&step.key) {
             wanted.insert(step.key);
         } else if needed[position] {
-            links(step).for_each(|from| needed[from] = true);
+            links(step).for_each(|(from, _)| needed[from] = true);
         }
     }
     wanted

@@ -4,12 +4,18 @@
 //! `..`, no symbolic link that leads out. What the person types on the command line is the person's
 //! own and may be any path.
 
+mod extra_paths;
+mod identity;
+mod yaml;
+
+pub use extra_paths::{ExtraFolder, ExtraPathsError};
+pub use identity::{Identify, identity};
+
 use crate::graph::Origin;
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
-use std::time::UNIX_EPOCH;
 use thiserror::Error;
 
 /// What a path is wanted to be, the descriptor's `entry`.
@@ -78,21 +84,26 @@ const MOST_FILES: usize = 10_000;
 const DEEPEST: usize = 8;
 
 /// The folders of one run. All paths are absolute.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Folders {
     /// Models roots, the first ones first.
     pub models: Vec<PathBuf>,
+    /// Folders of one kind each, in the order of their files.
+    pub extra: Vec<ExtraFolder>,
     pub input: Vec<PathBuf>,
     /// Where output nodes write; it need not exist yet.
     pub output: PathBuf,
     /// Where previews are written; it need not exist yet.
     pub temp: PathBuf,
+    pub identify: Identify,
 }
 
 /// What the command line says about folders.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Given<'a> {
     pub models: &'a [PathBuf],
+    /// Files as ComfyUI's `extra_model_paths.yaml`.
+    pub extra_model_paths: &'a [PathBuf],
     pub input: Option<&'a Path>,
     pub output: Option<&'a Path>,
     /// The folder the workflow file is in.
@@ -104,10 +115,7 @@ pub struct Given<'a> {
 pub enum PathError {
     #[error("names no file")]
     Empty,
-    #[error(
-        "\"{name}\" leads out of the folders a workflow may read; put the file in {place}, or give \
-         its path on the command line with --set"
-    )]
+    #[error("\"{name}\" leads out of the folders a workflow may read; put the file in {place}")]
     Escapes { name: String, place: String },
     #[error("\"{name}\" is {found}; {wanted} is wanted", wanted = wanted.wanted())]
     WrongEntry { name: String, found: &'static str, wanted: Entry },
@@ -123,36 +131,47 @@ pub enum PathError {
     TooMany { path: String },
 }
 
-/// A folder the command line names that is not there.
+/// Why the folders of a run cannot be told.
 #[derive(Debug, Error)]
-#[error("{option} {path}: there is no such folder")]
-pub struct MissingFolder {
-    pub option: &'static str,
-    pub path: String,
+pub enum FoldersError {
+    #[error("{option} {path}: there is no such folder")]
+    Missing { option: &'static str, path: String },
+    #[error(transparent)]
+    ExtraPaths(#[from] ExtraPathsError),
 }
 
 impl Folders {
     /// The folders given, then those found: see `kosmograph run --help`.
     ///
     /// # Errors
-    /// A folder that was given and is not there; output folders are made when they are needed.
-    pub fn find(given: Given) -> Result<Self, MissingFolder> {
-        let mut models = Vec::new();
+    /// A folder that was given and is not there (output folders are made when they are needed), and
+    /// what is wrong with a file of model paths.
+    pub fn find(given: Given) -> Result<Self, FoldersError> {
+        let mut models = Models::default();
         for path in given.models {
-            models.push(existing("--models", path)?);
+            models.given("--models", path)?;
         }
         if let Some(paths) = std::env::var_os("KOSMOGRAPH_MODELS") {
             for path in std::env::split_paths(&paths).filter(|path| !path.as_os_str().is_empty()) {
-                models.push(existing("KOSMOGRAPH_MODELS", &path)?);
+                models.given("KOSMOGRAPH_MODELS", &path)?;
             }
         }
-        let mut likely = vec![PathBuf::from("models")];
-        likely.extend(given.workflow.map(|folder| folder.join("../models")));
-        if let Ok(program) = std::env::current_exe() {
-            likely.extend(program.ancestors().skip(1).map(|folder| folder.join("models")));
+        for file in given.extra_model_paths {
+            models.file(file)?;
         }
-        models.extend(likely.iter().filter(|path| path.is_dir()).map(|path| absolute(path)));
-        without_repeats(&mut models);
+        models.likely(Path::new("models"))?;
+        if let Some(folder) = given.workflow {
+            // A file of paths that comes with a workflow is a stranger's, as the workflow is.
+            let beside = folder.join("../models");
+            models.roots.extend(beside.is_dir().then(|| absolute(&beside)));
+        }
+        if let Ok(program) = std::env::current_exe() {
+            for folder in program.ancestors().skip(1) {
+                models.likely(&folder.join("models"))?;
+            }
+        }
+        let Models { mut roots, extra, input: of_bases, .. } = models;
+        without_repeats(&mut roots);
 
         let mut input = Vec::new();
         if let Some(path) = given.input {
@@ -160,12 +179,13 @@ impl Folders {
         } else {
             let beside = given.workflow.map(|folder| folder.join("input"));
             let likely = [Some("input".into()), beside, given.workflow.map(Path::to_owned)];
-            let found = likely.iter().flatten().filter(|path| path.is_dir());
-            input.extend(found.map(|path| absolute(path)));
+            let likely = of_bases.into_iter().chain(likely.into_iter().flatten());
+            input.extend(likely.filter(|path| path.is_dir()).map(|path| absolute(&path)));
             without_repeats(&mut input);
         }
         let output = absolute(given.output.unwrap_or(Path::new("output")));
-        Ok(Self { models, input, output, temp: absolute(Path::new("temp")) })
+        let (temp, identify) = (absolute(Path::new("temp")), Identify::default());
+        Ok(Self { models: roots, extra, input, output, temp, identify })
     }
 
     /// The absolute path of what is called `name` in the folders of kind `folder`.
@@ -279,7 +299,15 @@ impl Folders {
                     let kinds = kinds.iter().map(|kind| (root.clone(), root.join(kind)));
                     kinds.chain([itself(root)]).collect::<Vec<_>>()
                 };
-                self.models.iter().flat_map(of_root).collect()
+                let extra = |is_default: bool| {
+                    let of_kind = move |extra: &&ExtraFolder| extra.is_default == is_default;
+                    let extra = self.extra.iter().filter(of_kind);
+                    extra.filter(|extra| kinds.contains(&extra.kind.as_str()))
+                };
+                // ComfyUI puts each default before what is there, so the last one is the first.
+                let first = extra(true).rev().map(|extra| itself(&extra.path));
+                let last = extra(false).map(|extra| itself(&extra.path));
+                first.chain(self.models.iter().flat_map(of_root)).chain(last).collect()
             }
         };
         bases.retain(|(_, base)| base.is_dir());
@@ -287,11 +315,64 @@ impl Folders {
     }
 }
 
-fn existing(option: &'static str, path: &Path) -> Result<PathBuf, MissingFolder> {
+/// Where models are, while it is found out.
+#[derive(Default)]
+struct Models {
+    roots: Vec<PathBuf>,
+    extra: Vec<ExtraFolder>,
+    /// Folders of input pictures that belong to a root.
+    input: Vec<PathBuf>,
+    /// Files of model paths that were read.
+    files: Vec<PathBuf>,
+}
+
+impl Models {
+    /// What a person names: a folder of models, ComfyUI's own folder, or a file of model paths.
+    fn given(&mut self, option: &'static str, path: &Path) -> Result<(), FoldersError> {
+        let extension = path.extension().and_then(OsStr::to_str).unwrap_or_default();
+        if path.is_file() && ["yaml", "yml"].iter().any(|yaml| extension.eq_ignore_ascii_case(yaml))
+        {
+            return self.file(path);
+        }
+        let path = existing(option, path)?;
+        let inside = path.join("models");
+        if inside.is_dir() && !KINDS.iter().any(|kind| path.join(kind).is_dir()) {
+            self.input.push(path.join("input"));
+            return self.root(inside);
+        }
+        self.root(path)
+    }
+
+    fn likely(&mut self, path: &Path) -> Result<(), FoldersError> {
+        if path.is_dir() { self.root(absolute(path)) } else { Ok(()) }
+    }
+
+    /// A root, and the file of model paths that lies where ComfyUI has it: beside `models`.
+    fn root(&mut self, root: PathBuf) -> Result<(), FoldersError> {
+        let beside = root.parent().map(|base| base.join(extra_paths::FILE_NAME));
+        let is_models = root.file_name() == Some(OsStr::new("models"));
+        self.roots.push(root);
+        match beside.filter(|file| is_models && file.is_file()) {
+            Some(file) => self.file(&file),
+            None => Ok(()),
+        }
+    }
+
+    fn file(&mut self, file: &Path) -> Result<(), FoldersError> {
+        let real = file.canonicalize().unwrap_or_else(|_| file.to_owned());
+        if !self.files.contains(&real) {
+            self.extra.extend(extra_paths::read(file)?);
+            self.files.push(real);
+        }
+        Ok(())
+    }
+}
+
+fn existing(option: &'static str, path: &Path) -> Result<PathBuf, FoldersError> {
     if path.is_dir() {
         return Ok(absolute(path));
     }
-    Err(MissingFolder { option, path: path.display().to_string() })
+    Err(FoldersError::Missing { option, path: path.display().to_string() })
 }
 
 /// Fails only for an empty path or without a current directory, where the path itself is as good.
@@ -394,204 +475,5 @@ fn is_model_folder(path: &Path) -> bool {
     path.join("config.json").is_file() || path.join("model_index.json").is_file()
 }
 
-/// What tells one state of a file, or of a folder's files, from another: names, sizes and the time
-/// of the last change in nanoseconds. The contents are not read: a check has no time for gigabytes.
-///
-/// # Errors
-/// [`PathError::Io`], [`PathError::TooMany`].
-pub fn identity(path: &Path) -> Result<[u8; 16], PathError> {
-    let mut files = Vec::new();
-    list_files(path, "", 0, &mut files).map_err(|error| match error {
-        ListError::Io(source) => PathError::Io { path: path.display().to_string(), source },
-        ListError::TooMany => PathError::TooMany { path: path.display().to_string() },
-    })?;
-    files.sort();
-    let mut hasher = blake3::Hasher::new();
-    for (name, size, changed) in files {
-        hasher.update(&(name.len() as u64).to_le_bytes());
-        hasher.update(name.as_bytes());
-        hasher.update(&size.to_le_bytes());
-        hasher.update(&changed.to_le_bytes());
-    }
-    let mut identity = [0; 16];
-    hasher.finalize_xof().fill(&mut identity);
-    Ok(identity)
-}
-
-enum ListError {
-    Io(io::Error),
-    TooMany,
-}
-
-fn list_files(
-    path: &Path,
-    name: &str,
-    depth: usize,
-    files: &mut Vec<(String, u64, i128)>,
-) -> Result<(), ListError> {
-    let metadata = fs::metadata(path).map_err(ListError::Io)?;
-    if files.len() >= MOST_FILES || depth > DEEPEST {
-        return Err(ListError::TooMany);
-    }
-    if !metadata.is_dir() {
-        let changed = match metadata.modified().map_err(ListError::Io)?.duration_since(UNIX_EPOCH) {
-            Ok(after) => after.as_nanos() as i128,
-            Err(before) => -(before.duration().as_nanos() as i128),
-        };
-        files.push((name.to_owned(), metadata.len(), changed));
-        return Ok(());
-    }
-    for entry in fs::read_dir(path).map_err(ListError::Io)? {
-        let entry = entry.map_err(ListError::Io)?;
-        let name = format!("{name}/{}", entry.file_name().to_string_lossy());
-        match list_files(&entry.path(), &name, depth + 1, files) {
-            // A link to nowhere inside a model's folder is not the model's.
-            Err(ListError::Io(error)) if error.kind() == io::ErrorKind::NotFound => (),
-            other => other?,
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    struct Place {
-        folder: tempfile::TempDir,
-        folders: Folders,
-    }
-
-    fn place() -> Place {
-        let folder = tempfile::tempdir().unwrap();
-        let root = folder.path();
-        for path in ["models/checkpoints/sub", "models/clip", "models/tiny/sd/unet", "in", "out"] {
-            fs::create_dir_all(root.join(path)).unwrap();
-        }
-        for path in [
-            "models/checkpoints/sub/a.safetensors",
-            "models/clip/c.safetensors",
-            "models/tiny/sd/model_index.json",
-            "models/tiny/sd/unet/config.json",
-            "models/tiny/sd/unet/diffusion_pytorch_model.safetensors",
-            "in/cat.png",
-            "in/notes.txt",
-            "out/made.png",
-            "secret.png",
-        ] {
-            fs::write(root.join(path), path).unwrap();
-        }
-        let folders = Folders {
-            models: vec![root.join("models")],
-            input: vec![root.join("in")],
-            output: root.join("out"),
-            temp: root.join("temp"),
-        };
-        Place { folder, folders }
-    }
-
-    impl Place {
-        fn find(&self, folder: &str, name: &str) -> Result<String, String> {
-            let found = self.folders.resolve(folder, Entry::Any, name, Origin::File);
-            let inside = |path: PathBuf| {
-                path.strip_prefix(self.folder.path()).unwrap().display().to_string()
-            };
-            found.map(inside).map_err(|error| error.to_string())
-        }
-    }
-
-    #[test]
-    fn names_are_found_by_kind_alias_and_root() {
-        let place = place();
-        let found = |folder, name| place.find(folder, name).unwrap();
-        let a = "models/checkpoints/sub/a.safetensors";
-        assert_eq!(found("checkpoints", "sub/a.safetensors"), a);
-        assert_eq!(found("checkpoints", "sub\\a.safetensors"), a);
-        assert_eq!(found("text_encoders", "c.safetensors"), "models/clip/c.safetensors");
-        assert_eq!(found("clip", "c.safetensors"), "models/clip/c.safetensors");
-        assert_eq!(found("checkpoints", "tiny/sd"), "models/tiny/sd");
-        assert_eq!(found("input", "cat.png"), "in/cat.png");
-        assert_eq!(found("input", "made.png [output]"), "out/made.png");
-        let missing = place.find("input", "x.png [temp]").unwrap_err();
-        assert!(missing.contains("nothing was written there"), "{missing}");
-    }
-
-    #[test]
-    fn a_workflow_stays_inside_its_folders() {
-        let place = place();
-        let secret = place.folder.path().join("secret.png");
-        for name in
-            ["../secret.png", "a/../../secret.png", secret.to_str().unwrap(), "a\0b", "..\\x"]
-        {
-            let sentence = place.find("input", name).unwrap_err();
-            assert!(sentence.contains("leads out"), "{sentence}");
-        }
-        let given = place.folders.resolve(
-            "input",
-            Entry::File,
-            secret.to_str().unwrap(),
-            Origin::CommandLine,
-        );
-        assert_eq!(given.unwrap(), secret);
-    }
-
-    #[cfg(unix)]
-    #[test]
-    fn a_link_that_leads_out_is_refused() {
-        let place = place();
-        let root = place.folder.path();
-        std::os::unix::fs::symlink(root.join("secret.png"), root.join("in/link.png")).unwrap();
-        std::os::unix::fs::symlink(root.join("in/cat.png"), root.join("in/fine.png")).unwrap();
-        assert!(place.find("input", "link.png").unwrap_err().contains("leads out"));
-        assert_eq!(place.find("input", "fine.png").unwrap(), "in/fine.png");
-    }
-
-    #[test]
-    fn what_is_there_is_offered() {
-        let folders = place();
-        fs::create_dir(folders.folder.path().join("in/below")).unwrap();
-        fs::write(folders.folder.path().join("in/below/dog.png"), "").unwrap();
-        let names = |folder, entry| folders.folders.names(folder, entry);
-        assert_eq!(names("input", Entry::File), ["cat.png"]);
-        assert_eq!(
-            names("checkpoints", Entry::Any),
-            ["sub/a.safetensors", "tiny/sd", "tiny/sd/unet"]
-        );
-        assert_eq!(names("clip", Entry::File), ["c.safetensors"]);
-        assert_eq!(names("vae", Entry::Directory), ["tiny/sd", "tiny/sd/unet"]);
-    }
-
-    #[test]
-    fn a_file_for_a_folder_is_said() {
-        let place = place();
-        let found = place.folders.resolve("input", Entry::Directory, "cat.png", Origin::File);
-        assert_eq!(found.unwrap_err().to_string(), "\"cat.png\" is a file; a folder is wanted");
-        assert!(place.find("input", "dog.png").unwrap_err().contains("there is no \"dog.png\" in"));
-        assert_eq!(place.find("input", "").unwrap_err(), "names no file");
-    }
-
-    #[test]
-    fn a_changed_file_is_another() {
-        let place = place();
-        let file = place.folder.path().join("models/tiny/sd/unet/config.json");
-        let folder = place.folder.path().join("models/tiny/sd");
-        let before = (identity(&file).unwrap(), identity(&folder).unwrap());
-        assert_eq!(before, (identity(&file).unwrap(), identity(&folder).unwrap()));
-        fs::write(&file, "something else").unwrap();
-        assert_ne!(before.0, identity(&file).unwrap());
-        assert_ne!(before.1, identity(&folder).unwrap());
-        assert!(identity(Path::new("/nowhere/at/all")).is_err());
-    }
-
-    proptest! {
-        #[test]
-        fn whatever_is_found_is_inside(name in "[./\\\\a-c~ ]{0,12}|\\PC{0,12}") {
-            let place = place();
-            if let Ok(path) = place.folders.resolve("input", Entry::Any, &name, Origin::File) {
-                let root = place.folders.input[0].canonicalize().unwrap();
-                prop_assert!(path.canonicalize().unwrap().starts_with(root));
-            }
-        }
-    }
-}
+mod tests;

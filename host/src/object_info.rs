@@ -106,6 +106,7 @@ mod tests {
             input: vec![input],
             output: "/output".into(),
             temp: "/temp".into(),
+            ..Folders::default()
         };
         let mut catalogue = Catalogue::default();
         let library = json!({"name": "l", "version": "1", "nodes": [{

@@ -20,7 +20,7 @@ use crate::folders::{self, Entry, Folders, PathError};
 use crate::graph::{Graph, Input, Node, Origin};
 use crate::problem::{Kind, NodeName, Problem};
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// What a node is given at one of its inputs.
@@ -321,7 +321,9 @@ impl<'a> Check<'a> {
             }
             Some(Input::Literal { value, origin }) => match &input.kind {
                 InputKind::Path { folder, entry, .. } => match value.as_str() {
-                    Some(name) => self.path(folder, *entry, name, *origin),
+                    Some(name) => self
+                        .path(folder, *entry, name, *origin)
+                        .map_err(|problem| allowed_by_set(problem, node, input, name)),
                     None => {
                         let shown = literal::shown(value);
                         let message = format!("{shown} is not a file's name");
@@ -432,7 +434,7 @@ impl<'a> Check<'a> {
         let identity = match self.identities.get(&path) {
             Some(&identity) => identity,
             None => {
-                let identity = folders::identity(&path).map_err(invalid)?;
+                let identity = folders::identity(&path, self.folders.identify).map_err(invalid)?;
                 self.identities.insert(path.clone(), identity);
                 identity
             }
@@ -484,6 +486,30 @@ impl<'a> Check<'a> {
             false => Literal::TextWithFiles { text, files },
         })
     }
+}
+
+/// A path that leads out of its folder, but to a file: a picture drawn with `--set` carries the path
+/// that was given there, and says here how to give it again.
+fn allowed_by_set(
+    mut problem: Problem,
+    node: &Node,
+    input: &InputDescriptor,
+    name: &str,
+) -> Problem {
+    if problem.kind == Kind::InvalidPath
+        && Path::new(name).is_absolute()
+        && Path::new(name).exists()
+    {
+        let set = format!("{}.{}={name}", node.id, input.name);
+        // As a shell reads it, whatever stands in the name.
+        let plain = |c: char| c.is_alphanumeric() || "-_./=:".contains(c);
+        let set = match set.chars().all(plain) {
+            true => set,
+            false => format!("'{}'", set.replace('\'', r"'\''")),
+        };
+        problem.message.push_str(&format!("; to read it where it is, say so: --set {set}"));
+    }
+    problem
 }
 
 #[cfg(test)]

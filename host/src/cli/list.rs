@@ -14,7 +14,12 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 
 pub fn nodes(args: &args::Nodes, listener: &dyn Listener) -> Exit {
-    let given = Given { models: &args.models, input: args.input.as_deref(), ..Given::default() };
+    let given = Given {
+        models: &args.models,
+        extra_model_paths: &args.extra_model_paths,
+        input: args.input.as_deref(),
+        ..Given::default()
+    };
     let folders = match Folders::find(given) {
         Ok(folders) => folders,
         Err(error) => return refuse(listener, "arguments", &error),

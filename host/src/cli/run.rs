@@ -5,8 +5,8 @@ use crate::args;
 use crate::changes::{Seeds, set, set_seed};
 use crate::editor::{Converted, Now, Texts, convert};
 use crate::events::{Event, Listener};
-use crate::execute::{Executor, Keep, Properties, Setting};
-use crate::folders::{Folders, Given};
+use crate::execute::{Budget, Executor, Keep, Properties, Setting};
+use crate::folders::{Folders, Given, Identify};
 use crate::graph::{Graph, is_editor_format, parse_object};
 use crate::libraries::Libraries;
 use crate::plan::{Plan, Refusal};
@@ -47,6 +47,7 @@ fn prepare(workflow: &args::Workflow) -> Result<Prepared, Wrong> {
     let object = parse_object(&file.prompt).map_err(in_file)?;
     let given = Given {
         models: &workflow.models,
+        extra_model_paths: &workflow.extra_model_paths,
         input: workflow.input.as_deref(),
         output: workflow.out.as_deref(),
         workflow: file.folder.as_deref(),
@@ -138,11 +139,14 @@ fn tell(listener: &dyn Listener, refusal: &Refusal) {
     }
 }
 
-pub fn run(workflow: &args::Workflow, listener: &dyn Listener) -> Exit {
-    let prepared = match prepare(workflow) {
+pub fn run(args: &args::Run, listener: &dyn Listener) -> Exit {
+    let mut prepared = match prepare(&args.workflow) {
         Ok(prepared) => prepared,
         Err((kind, sentence)) => return refuse(listener, kind, &sentence),
     };
+    if args.verify_files {
+        prepared.folders.identify = Identify::Contents;
+    }
     prepared.tell_libraries(listener);
     let mut planned = match prepared.first_plan() {
         Ok(planned) => Some(planned),
@@ -160,7 +164,8 @@ pub fn run(workflow: &args::Workflow, listener: &dyn Listener) -> Exit {
         prompt: String::new(),
         workflow: prepared.editor.clone(),
     };
-    let mut executor = Executor::new(&prepared.libraries.loaded);
+    let budget = args.memory_budget.map(Budget::bytes);
+    let mut executor = Executor::new(&prepared.libraries.loaded).with_budget(budget);
     let mut seeds = prepared.seeds.into_iter().flat_map(Seeds::iter);
     let mut seed = seeds.next();
     let (mut executed, mut cached, mut failed) = (0, 0, 0);

@@ -357,7 +357,13 @@ fn what_cannot_be_converted_is_said_all_at_once() {
     );
     // An unknown class is the plan's to name.
     assert_eq!(graph.nodes().iter().filter(|node| node.class.contains("Strange")).count(), 1);
-    let folders = Folders { models: vec![], input: vec![], output: "/o".into(), temp: "/t".into() };
+    let folders = Folders {
+        models: vec![],
+        input: vec![],
+        output: "/o".into(),
+        temp: "/t".into(),
+        ..Folders::default()
+    };
     let Err(Refusal { problems, .. }) = Plan::new(&graph, &catalogue(), &folders, "cpu") else {
         panic!("the class is unknown")
     };

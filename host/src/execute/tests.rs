@@ -98,7 +98,13 @@ impl Heard {
 }
 
 fn plan(graph: &Json) -> Plan {
-    let folders = Folders { models: vec![], input: vec![], output: "/o".into(), temp: "/t".into() };
+    let folders = Folders {
+        models: vec![],
+        input: vec![],
+        output: "/o".into(),
+        temp: "/t".into(),
+        ..Folders::default()
+    };
     let graph = Graph::parse(&graph.to_string()).unwrap();
     Plan::new(&graph, &catalogue(), &folders, "cpu").unwrap()
 }
@@ -259,6 +265,66 @@ fn results_are_dropped_after_their_last_use() {
     Executor::new(&watch).run(&plan(&Json::Object(nodes)), setting);
     assert_eq!(watch.made.lock().unwrap().len(), 50);
     assert_eq!(*watch.most.lock().unwrap(), 1, "a chain needs one result at a time");
+}
+
+#[test]
+fn each_output_is_dropped_after_its_own_last_use() {
+    /// `Load` gives three things, as a checkpoint does; the others note which of them are alive.
+    #[derive(Default)]
+    struct Watch {
+        made: Mutex<Vec<Value>>,
+        alive: Mutex<Vec<Vec<usize>>>,
+    }
+    impl Runner for &Watch {
+        fn run(
+            &self,
+            _: usize,
+            node: u32,
+            _: &dyn Call,
+            _: &[Value],
+        ) -> Result<Vec<Value>, NodeFailure> {
+            let mut made = self.made.lock().unwrap();
+            let in_use =
+                |(at, value): (usize, &Value)| (value.references() != Some(1)).then_some(at);
+            self.alive.lock().unwrap().push(made.iter().enumerate().filter_map(in_use).collect());
+            if node != 0 {
+                return Ok(vec![Value::integer(1)]);
+            }
+            let values: Vec<Value> = ["model", "clip", "vae"].map(Value::string).into();
+            made.extend(values.iter().cloned());
+            Ok(values)
+        }
+    }
+    let output = |name: &str| json!({"name": name, "type": name});
+    let input = |name: &str| json!({"name": name, "type": name});
+    let library = json!({"name": "test", "version": "1", "nodes": [
+        {"class": "Load", "outputs": [output("MODEL"), output("CLIP"), output("VAE")]},
+        {"class": "Text", "inputs": [input("CLIP")], "outputs": [output("CONDITIONING")]},
+        {"class": "Sample", "inputs": [input("MODEL"), input("CONDITIONING")],
+         "outputs": [output("LATENT")]},
+        {"class": "Decode", "inputs": [input("VAE"), input("LATENT")], "outputs": [output("IMAGE")]},
+        {"class": "Save", "inputs": [input("IMAGE")], "outputs": [output("X")], "output_node": true}]});
+    let mut catalogue = Catalogue::default();
+    catalogue.add(Path::new("test"), &library).unwrap();
+    let graph = json!({
+        "1": {"class_type": "Load"},
+        "2": {"class_type": "Text", "inputs": {"CLIP": ["1", 1]}},
+        "3": {"class_type": "Sample", "inputs": {"MODEL": ["1", 0], "CONDITIONING": ["2", 0]}},
+        "4": {"class_type": "Decode", "inputs": {"VAE": ["1", 2], "LATENT": ["3", 0]}},
+        "5": {"class_type": "Save", "inputs": {"IMAGE": ["4", 0]}}});
+    let graph = Graph::parse(&graph.to_string()).unwrap();
+    let plan = Plan::new(&graph, &catalogue, &Folders::default(), "cpu").unwrap();
+    let alive = |keep: Keep| {
+        let (watch, heard, properties) =
+            (Watch::default(), Heard::default(), Properties::default());
+        let setting =
+            Setting { properties: &properties, listener: &heard, cancel: &heard.cancel, keep };
+        let outcome = Executor::new(&watch).run(&plan, setting);
+        assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
+        watch.alive.into_inner().unwrap()
+    };
+    assert_eq!(alive(Keep::Nothing), [vec![], vec![0, 1, 2], vec![0, 2], vec![2], vec![]]);
+    assert_eq!(alive(Keep::Everything)[4], [0, 1, 2]);
 }
 
 proptest! {

@@ -34,7 +34,7 @@ fn catalogue() -> Catalogue {
 
 fn folders(input: &Path) -> Folders {
     let (output, temp) = (input.join("output"), input.join("temp"));
-    Folders { models: vec![], input: vec![input.to_owned()], output, temp }
+    Folders { input: vec![input.to_owned()], output, temp, ..Folders::default() }
 }
 
 fn plan(graph: &Value) -> Result<Plan, Refusal> {
@@ -278,6 +278,25 @@ fn files_that_a_text_mentions_are_found_and_part_of_the_key() {
     assert!(warnings[0].contains("input \"prompt\": there is no \"mody\" in"), "{warnings:?}");
     assert!(warnings[0].ends_with("did you mean \"moody\"?"), "{warnings:?}");
     assert!(warnings[1].contains("leads out of the folders"), "{warnings:?}");
+}
+
+#[test]
+fn a_path_from_the_command_line_says_how_to_be_given_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (plain, odd) = (folder.path().join("a.png"), folder.path().join("it's b.png"));
+    std::fs::write(&plain, "").unwrap();
+    std::fs::write(&odd, "").unwrap();
+    let sentence = |path: &Path| {
+        wrong(&json!({
+            "3:1": {"class_type": "Load", "inputs": {"image": path}},
+            "2": {"class_type": "Save", "inputs": {"image": ["3:1", 0]}}}))
+        .remove(0)
+    };
+    let set = format!("; to read it where it is, say so: --set 3:1.image={}", plain.display());
+    assert!(sentence(&plain).ends_with(&set), "{}", sentence(&plain));
+    let set = format!("--set '3:1.image={}/it'\\''s b.png'", folder.path().display());
+    assert!(sentence(&odd).ends_with(&set), "{}", sentence(&odd));
+    assert!(!sentence(Path::new("/there/is/none.png")).contains("--set"));
 }
 
 #[test]

@@ -1,0 +1,205 @@
+//! `--memory-budget`: what objects hold is kept under a bound.
+//!
+//! A loader's object may take no memory until it is used, and may give it back and read it again:
+//! "memory/1" says how much it holds and lets it go, "describe/1" says as "bytes" what it holds when
+//! all of it is there. Before a step the host asks the objects that live results hold, and lets go of
+//! those that this step does not use, the least recently used first, until what is held and what the
+//! step's own objects still have to read fit. What was let go is read again when it is used next: a
+//! model that the page cache still has costs a copy, not a disk.
+//!
+//! Pictures and latents are not counted: they are small beside models, and nothing can let them go.
+
+use crate::plugin::{Call, call_interface, offers};
+use crate::value::Value;
+use serde_json::Value as Json;
+use std::collections::{HashMap, HashSet};
+use std::str::FromStr;
+
+const INTERFACE: &str = "memory/1";
+
+/// How many bytes objects may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Budget {
+    Bytes(u64),
+    /// Of the memory of this machine, or of the container the program runs in.
+    Percent(u64),
+}
+
+impl Budget {
+    pub fn bytes(self) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes,
+            Self::Percent(percent) => {
+                let mut system = sysinfo::System::new();
+                system.refresh_memory();
+                let limit = system.cgroup_limits().map(|limits| limits.total_memory);
+                let all = system.total_memory().min(limit.unwrap_or(u64::MAX));
+                all / 100 * percent
+            }
+        }
+    }
+}
+
+impl FromStr for Budget {
+    type Err = String;
+
+    /// A number and a unit: `B`, `K`, `M`, `G`, `T` and `KiB` … are powers of 1024, `kB`, `MB` … of
+    /// 1000, `%` is of all there is.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || {
+            "a budget is a number and a unit, 6G, 6GiB, 6.5GB (of 1000) or 75% of the memory there is"
+                .to_owned()
+        };
+        let text = text.trim();
+        let end = text.find(|c: char| c != '.' && !c.is_ascii_digit()).unwrap_or(text.len());
+        let (number, unit) = text.split_at(end);
+        let number: f64 = number.parse().map_err(|_| wrong())?;
+        let unit = unit.trim().to_ascii_lowercase();
+        if unit == "%" {
+            let percent = number.round();
+            return match (1.0..=100.0).contains(&percent) {
+                true => Ok(Self::Percent(percent as u64)),
+                false => Err(format!("{text} of the memory there is cannot be had")),
+            };
+        }
+        let (letter, rest) = unit.split_at(unit.chars().next().map_or(0, char::len_utf8));
+        let power = match letter {
+            "" | "b" if rest.is_empty() => 0,
+            "k" => 1,
+            "m" => 2,
+            "g" => 3,
+            "t" => 4,
+            _ => return Err(wrong()),
+        };
+        let base: f64 = match rest {
+            "" | "i" | "ib" => 1024.0,
+            "b" => 1000.0,
+            _ => return Err(wrong()),
+        };
+        let bytes = (number * base.powi(power)).round();
+        match (1.0..9e18).contains(&bytes) {
+            true => Ok(Self::Bytes(bytes as u64)),
+            false => Err(format!("{text} is not an amount of memory")),
+        }
+    }
+}
+
+/// What is known of the objects of a run.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    /// When each object that is alive was last used, by its identity.
+    used: HashMap<usize, u64>,
+    /// Steps so far.
+    clock: u64,
+    /// Sentences that were said already.
+    said: HashSet<String>,
+}
+
+/// An object that holds memory.
+struct Holder<'a> {
+    object: &'a Value,
+    identity: usize,
+    held: u64,
+}
+
+impl Memory {
+    /// Makes room for a step with these `inputs` among the `live` values, as far as it can be made.
+    /// Returns a warning where it cannot, once for each.
+    pub fn make_room<'a>(
+        &mut self,
+        budget: u64,
+        inputs: &'a [Value],
+        live: impl Iterator<Item = &'a Value>,
+        call: &dyn Call,
+    ) -> Option<String> {
+        self.clock += 1;
+        let needed: Vec<Holder> = holders(inputs.iter(), call);
+        let of_step: HashSet<usize> = needed.iter().map(|holder| holder.identity).collect();
+        let all = holders(inputs.iter().chain(live), call);
+        let alive: HashSet<usize> = all.iter().map(|holder| holder.identity).collect();
+        self.used.retain(|identity, _| alive.contains(identity));
+        for holder in &all {
+            let used = self.used.entry(holder.identity).or_insert(self.clock);
+            if of_step.contains(&holder.identity) {
+                *used = self.clock;
+            }
+        }
+        // What the step's objects hold when they are whole, and have not read yet.
+        let to_come = |holder: &Holder| whole(holder, call).saturating_sub(holder.held);
+        let to_come = needed.iter().map(to_come).fold(0, u64::saturating_add);
+        let mut held = all.iter().map(|holder| holder.held).fold(0, u64::saturating_add);
+        let mut idle: Vec<&Holder> = all
+            .iter()
+            .filter(|holder| holder.held > 0 && !of_step.contains(&holder.identity))
+            .collect();
+        idle.sort_by_key(|holder| self.used.get(&holder.identity));
+        for holder in idle {
+            if held.saturating_add(to_come) <= budget {
+                break;
+            }
+            // One that does not let go, or fails at it, holds what it held.
+            let left = bytes(holder.object, true, call).unwrap_or(holder.held);
+            held = held.saturating_sub(holder.held).saturating_add(left);
+            tracing::debug!(was = holder.held, left, "let go of an object to make room");
+        }
+        let wanted = held.saturating_add(to_come);
+        if wanted <= budget {
+            return None;
+        }
+        let sentence = format!(
+            "the models that this step uses and what cannot be let go take {}, more than the memory \
+             budget of {}; it goes on with more",
+            shown(wanted),
+            shown(budget)
+        );
+        self.said.insert(sentence.clone()).then_some(sentence)
+    }
+}
+
+/// Each object in `values`, and in the lists and maps there, that says what it holds.
+fn holders<'a>(values: impl Iterator<Item = &'a Value>, call: &dyn Call) -> Vec<Holder<'a>> {
+    let mut holders = Vec::new();
+    let mut seen = HashSet::new();
+    let mut open: Vec<&Value> = values.collect();
+    while let Some(value) = open.pop() {
+        let Some(identity) = value.identity().filter(|&identity| seen.insert(identity)) else {
+            continue;
+        };
+        open.extend(value.items());
+        open.extend(value.pairs().map(|(_, value)| value));
+        if offers(value, INTERFACE) {
+            let held = bytes(value, false, call).unwrap_or(0);
+            holders.push(Holder { object: value, identity, held });
+        }
+    }
+    holders
+}
+
+/// The bytes that an object holds, after it let go of what it can have again if `purge`.
+fn bytes(object: &Value, purge: bool, call: &dyn Call) -> Option<u64> {
+    let answer = call_interface(object, INTERFACE, call, &[Value::boolean(purge)], 1);
+    let answer = answer.inspect_err(|error| tracing::warn!("\"{INTERFACE}\": {error}")).ok()?;
+    answer.first()?.as_i64().map(|bytes| u64::try_from(bytes).unwrap_or(0))
+}
+
+/// The bytes of an object when all of it is there, as far as it says.
+fn whole(holder: &Holder, call: &dyn Call) -> u64 {
+    let describe = || {
+        let answer = call_interface(holder.object, "describe/1", call, &[], 1).ok()?;
+        let json: Json = serde_json::from_str(answer.first()?.as_str()?).ok()?;
+        json.get("bytes")?.as_u64()
+    };
+    describe().unwrap_or(holder.held)
+}
+
+/// An amount of memory, for a sentence.
+fn shown(bytes: u64) -> String {
+    match bytes {
+        0..0x10_0000 => format!("{bytes} B"),
+        0x10_0000..0x4000_0000 => format!("{:.0} MiB", bytes as f64 / f64::from(1 << 20)),
+        _ => format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30)),
+    }
+}
+
+#[cfg(test)]
+mod tests;
