@@ -3,7 +3,7 @@
 //! A causal pre-norm transformer with learned positions. Radford et al., arXiv 2103.00020; layers,
 //! names and configuration are those of transformers' `CLIPTextModel`.
 
-use candle_core::{DType, IndexOp, Tensor};
+use candle_core::{DType, Device, IndexOp, Tensor};
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
@@ -113,6 +113,15 @@ pub struct ClipText {
     eos_token_id: u32,
 }
 
+/// What [`ClipText::forward_embeddings`] gives, [B, T, C] each, behind the final layer norm.
+#[derive(Clone, Debug)]
+pub struct TextStates {
+    /// Of the layer that was asked for.
+    pub hidden: Tensor,
+    /// Of the last layer.
+    pub last: Tensor,
+}
+
 impl ClipText {
     /// Loads from weights whose names begin with `text_model.`, or (transformers 5) go without it.
     pub fn load(config: &ClipTextConfig, weights: &Weights) -> Result<ClipText> {
@@ -176,26 +185,69 @@ impl ClipText {
 
     /// [`Self::forward_skip`] without the final layer norm. [B, T, C].
     pub fn hidden_state(&self, ids: &Tensor, clip_skip: usize) -> Result<Tensor> {
+        self.check_skip(clip_skip)?;
+        let (mut x, mask) = self.positioned(&self.embed(ids)?)?;
+        for layer in &self.layers[..=self.layers.len() - clip_skip] {
+            x = layer.forward(&x, Some(&mask))?;
+        }
+        Ok(x)
+    }
+
+    /// The embedding of each token, without positions: `ids` [B, T] → [B, T, C] in f32.
+    ///
+    /// # Errors
+    /// An id is outside the vocabulary.
+    pub fn embed(&self, ids: &Tensor) -> Result<Tensor> {
+        Ok(embedding(&self.token_embedding, ids)?.to_dtype(DType::F32)?)
+    }
+
+    /// From embeddings [B, T, C] of tokens, or of anything that stands in their places, to the states
+    /// of the layer that `clip_skip` names and of the last one.
+    ///
+    /// # Errors
+    /// As [`Self::forward_skip`].
+    pub fn forward_embeddings(&self, embeddings: &Tensor, clip_skip: usize) -> Result<TextStates> {
+        self.check_skip(clip_skip)?;
+        let (mut x, mask) = self.positioned(embeddings)?;
+        let mut hidden = None;
+        for (index, layer) in self.layers.iter().enumerate() {
+            x = layer.forward(&x, Some(&mask))?;
+            if index == self.layers.len() - clip_skip {
+                hidden = Some(self.final_layer_norm.forward(&x)?);
+            }
+        }
+        let last = self.final_layer_norm.forward(&x)?;
+        Ok(TextStates { hidden: hidden.unwrap_or_else(|| last.clone()), last })
+    }
+
+    /// Where the weights are.
+    pub fn device(&self) -> &Device {
+        self.token_embedding.device()
+    }
+
+    fn check_skip(&self, clip_skip: usize) -> Result<()> {
         if !(1..=self.layers.len()).contains(&clip_skip) {
             return Err(Error::Input(format!(
                 "this CLIP has {} layers: a clip skip of 1 (the last) to {0} would be right, not {clip_skip}",
                 self.layers.len()
             )));
         }
-        let (_, length) = ids.dims2()?;
+        Ok(())
+    }
+
+    /// `embeddings` [B, T, C] with their positions added, and the mask that hides what comes later.
+    fn positioned(&self, embeddings: &Tensor) -> Result<(Tensor, Tensor)> {
+        let (_, length, _) = embeddings.dims3()?;
         let longest = self.max_length()?;
         if length > longest {
             return Err(Error::Input(format!(
                 "a row of {length} tokens is too long for this CLIP, which takes {longest}"
             )));
         }
-        let positions = self.position_embedding.narrow(0, 0, length)?;
-        let mut x = embedding(&self.token_embedding, ids)?.broadcast_add(&positions)?;
+        let positions = self.position_embedding.narrow(0, 0, length)?.to_dtype(DType::F32)?;
+        let x = embeddings.broadcast_add(&positions)?;
         let mask = causal_mask(length, x.device())?;
-        for layer in &self.layers[..=self.layers.len() - clip_skip] {
-            x = layer.forward(&x, Some(&mask))?;
-        }
-        Ok(x)
+        Ok((x, mask))
     }
 
     /// `pooler_output`: of each row of `last_hidden_state` [B, T, C] the vector at its first end
@@ -216,9 +268,8 @@ impl ClipText {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
-    use candle_core::Device;
     use std::collections::HashMap;
 
     fn config() -> ClipTextConfig {
@@ -230,7 +281,7 @@ mod tests {
     }
 
     /// A model with random weights; `rename` changes each tensor's name.
-    fn model(rename: fn(&str) -> String) -> Result<ClipText> {
+    pub(crate) fn model(rename: fn(&str) -> String) -> Result<ClipText> {
         let recording = Weights::recording();
         ClipText::load(&config(), &recording)?;
         let mut seed = 1u32;
@@ -266,6 +317,21 @@ mod tests {
         let (a, b) = (a.to_vec3::<f32>()?, b.to_vec3::<f32>()?);
         assert_eq!(a[0][..2], b[0][..2]);
         assert_ne!(a[0][2], b[0][2]);
+        Ok(())
+    }
+
+    #[test]
+    fn states_of_embeddings_are_those_of_their_tokens() -> Result<()> {
+        let model = model(str::to_owned)?;
+        let ids = ids(&[1, 2, 8])?;
+        for skip in [1, 2] {
+            let states = model.forward_embeddings(&model.embed(&ids)?, skip)?;
+            let hidden = model.forward_skip(&ids, skip)?.to_vec3::<f32>()?;
+            assert_eq!(states.hidden.to_vec3::<f32>()?, hidden);
+            let last = model.forward(&ids)?.to_vec3::<f32>()?;
+            assert_eq!(states.last.to_vec3::<f32>()?, last);
+        }
+        assert!(model.forward_embeddings(&model.embed(&ids)?, 3).is_err());
         Ok(())
     }
 

@@ -1,5 +1,8 @@
 pub mod aligner;
 pub mod charsmap;
+pub mod clip_prompt;
+pub mod clip_prompt_encode;
+pub mod clip_prompt_tokens;
 pub mod clip_text;
 pub mod clip_tokens;
 pub mod clip_vision;

@@ -91,6 +91,33 @@ impl LoraLayer {
     }
 }
 
+/// "text_layers/1", offered by a CLIP.
+pub trait TextLayers {
+    /// The CLIP that stops at `layer`, counted from the end: -1 is the last.
+    fn stop_at_layer(&self, cx: &Context<'_>, layer: i64) -> Result<Object>;
+}
+
+/// "clip_vision/1", offered by a CLIP_VISION.
+pub trait EncodeClipVision {
+    fn encode_clip_vision(
+        &self,
+        cx: &Context<'_>,
+        image: &Tensor,
+        crop: bool,
+    ) -> Result<ClipVisionTensors>;
+}
+
+/// What "clip_vision/1" gives.
+#[derive(Clone, Debug)]
+pub struct ClipVisionTensors {
+    /// [B, T, C].
+    pub last_hidden_state: Tensor,
+    /// [B, T, C].
+    pub penultimate_hidden_states: Tensor,
+    /// [B, P].
+    pub image_embeds: Tensor,
+}
+
 /// "vae_decode/1" and "vae_encode/1", offered by a VAE.
 pub trait Autoencode {
     fn decode(&self, cx: &Context<'_>, latents: &Tensor) -> Result<Tensor>;
@@ -135,6 +162,8 @@ pub mod marker {
     pub struct ControlNet;
     pub struct TextEncoder;
     pub struct Lora;
+    pub struct TextLayers;
+    pub struct ClipVision;
     pub struct VaeDecode;
     pub struct VaeEncode;
     pub struct ImageEncoder;
@@ -190,6 +219,17 @@ interface!(Lora, "lora/1", 2, 2, TakeLora, |object, cx, input| {
     let (with_lora, absent) = object.with_lora(cx, &layers, strength)?;
     let absent = absent.into_iter().map(Value::string).collect();
     Ok(vec![with_lora.into_value(), Value::list(absent)])
+});
+interface!(TextLayers, "text_layers/1", 1, 1, TextLayers, |object, cx, input| {
+    let layer = input[0].as_i64();
+    let layer = layer.ok_or_else(|| wrong(input, 0, "stop_at_clip_layer", "an integer"))?;
+    Ok(vec![object.stop_at_layer(cx, layer)?.into_value()])
+});
+interface!(ClipVision, "clip_vision/1", 2, 3, EncodeClipVision, |object, cx, input| {
+    let crop = input[1].as_bool().ok_or_else(|| wrong(input, 1, "crop", "a boolean"))?;
+    let found = object.encode_clip_vision(cx, &tensor(input, 0, "image")?, crop)?;
+    let tensors = [found.last_hidden_state, found.penultimate_hidden_states, found.image_embeds];
+    Ok(tensors.map(Tensor::into_value).into())
 });
 interface!(VaeDecode, "vae_decode/1", 1, 1, Autoencode, |object, cx, input| {
     Ok(vec![object.decode(cx, &tensor(input, 0, "latents")?)?.into_value()])
@@ -305,6 +345,33 @@ impl Object {
         let absent = absent.as_list().unwrap_or_default();
         let absent = absent.iter().filter_map(|path| path.as_str().map(str::to_owned)).collect();
         Ok((with_lora, absent))
+    }
+
+    /// "text_layers/1".
+    pub fn stop_at_layer(&self, cx: &Context<'_>, layer: i64) -> Result<Object> {
+        let [clip] = self.call(cx, "text_layers/1", &[layer.into()])?;
+        clip.as_object().ok_or_else(|| {
+            let kind = clip.kind_name();
+            Error::new(format!(
+                "\"text_layers/1\" answered with {kind} where node.h wants an object"
+            ))
+        })
+    }
+
+    /// "clip_vision/1".
+    pub fn encode_clip_vision(
+        &self,
+        cx: &Context<'_>,
+        image: Tensor,
+        crop: bool,
+    ) -> Result<ClipVisionTensors> {
+        const ID: &str = "clip_vision/1";
+        let [last, penultimate, embeds] = self.call(cx, ID, &[image.into_value(), crop.into()])?;
+        Ok(ClipVisionTensors {
+            last_hidden_state: answer(ID, last)?,
+            penultimate_hidden_states: answer(ID, penultimate)?,
+            image_embeds: answer(ID, embeds)?,
+        })
     }
 
     /// "vae_decode/1".

@@ -57,8 +57,8 @@ pub use input::{Class, Input, InputSpec, Inputs, Numbered, Reader, Single};
 pub use library::{Entry as NodeEntry, Family, Node, Outputs, RunFn};
 pub use object::{Entry as InterfaceEntry, Export, Interface, Object};
 pub use sockets::{
-    Clip, Conditioning, Control, ControlNet, HiddenStates, Image, ImageEncoder, ImageTokens,
-    Kosmos, Latent, Mask, Model, Socket, Vae,
+    Clip, ClipVision, ClipVisionOutput, Conditioning, Control, ControlNet, HiddenStates, Image,
+    ImageEncoder, ImageTokens, Kosmos, Latent, Mask, Model, Socket, Vae,
 };
 pub use tensor::Tensor;
 pub use value::Value;

@@ -122,6 +122,10 @@ object_socket! {
     Clip, "CLIP"
 }
 object_socket! {
+    /// CLIP's picture half: offers "clip_vision/1".
+    ClipVision, "CLIP_VISION"
+}
+object_socket! {
     /// An autoencoder: offers "vae_decode/1" and "vae_encode/1".
     Vae, "VAE"
 }
@@ -163,6 +167,11 @@ macro_rules! map_socket {
 map_socket! {
     /// Latents: a map with the f32 tensor "samples" [B, C, h, w]; what else it carries is passed on.
     Latent, "LATENT", "a map with the tensor \"samples\"", "samples"
+}
+map_socket! {
+    /// Pictures as CLIP sees them: a map of "last_hidden_state" [B, T, C], "penultimate_hidden_states"
+    /// [B, T, C] and "image_embeds" [B, P].
+    ClipVisionOutput, "CLIP_VISION_OUTPUT", "a map with the tensor \"image_embeds\"", "image_embeds"
 }
 map_socket! {
     /// A ControlNet with its hint and where it acts; chained by "previous".
