@@ -166,6 +166,12 @@ struct kg_object {
  * "text_encoder/1" (CLIP): text to what stands in the place of the cross-attention's context.
  *     in   text STRING
  *     out  context TENSOR [1,T,D]; pooled TENSOR [1,D] or NONE
+ * "text_layers/1" (CLIP): the same encoder ending at an earlier layer; the network is shared.
+ *     in   stop_at_clip_layer INT, -1 the last, -2 the one before it
+ *     out  OBJECT CLIP
+ * "clip_vision/1" (CLIP_VISION): pictures as CLIP sees them.
+ *     in   image TENSOR [B,H,W,C] in 0..1; crop BOOL (the middle square, else the whole, squeezed)
+ *     out  last_hidden_state, penultimate_hidden_states TENSOR [B,T,D]; image_embeds TENSOR [B,P]
  * "vae_decode/1", "vae_encode/1" (VAE)
  *     in   latents TENSOR [B,C,H,W], scaled as the denoiser wants them / image TENSOR [B,H,W,3] in 0..1
  *     out  image TENSOR [B,H,W,3] in 0..1 / latents TENSOR [B,C,H,W], scaled, the mode of the posterior
@@ -200,14 +206,18 @@ struct kg_object {
  *
  * IMAGE          TENSOR f32 [B,H,W,C] in 0..1, C = 1, 3 or 4
  * MASK           TENSOR f32 [B,H,W] in 0..1
- * LATENT         MAP {"samples": TENSOR f32 [B,C,h,w], …}; keys a node does not know it passes on
+ * LATENT         MAP {"samples": TENSOR f32 [B,C,h,w], "noise_mask"?: TENSOR f32, its first axis 1 or
+ *                B, "batch_index"?: LIST of INT, which pictures of a larger batch these are, …}; keys a
+ *                node does not know it passes on
  * CONDITIONING   LIST of MAP {"context": TENSOR f32 [1,T,D], "pooled"?, "control"?: LIST of
  *                CONTROL, …}; keys a node does not know it passes on
  * CONTROL        MAP {"control_net": OBJECT, "hint": TENSOR f32 [B,H,W,3], "strength": FLOAT,
  *                "start": FLOAT, "end": FLOAT, "previous"?: CONTROL}
  * IMAGE_TOKENS   TENSOR f32 [1,Q,D]
  * HIDDEN_STATES  MAP {"hidden_states": TENSOR f32 [1,T,D], "mask": TENSOR f32 [1,T]}
- * MODEL, CLIP, VAE, CONTROL_NET, KOSMOS, IMAGE_ENCODER   OBJECT
+ * CLIP_VISION_OUTPUT   MAP {"last_hidden_state", "penultimate_hidden_states": TENSOR f32 [B,T,D],
+ *                "image_embeds": TENSOR f32 [B,P]}
+ * MODEL, CLIP, CLIP_VISION, VAE, CONTROL_NET, KOSMOS, IMAGE_ENCODER   OBJECT
  * Any other name is the library's own. Two sockets fit when their names are equal or one is "*"; an
  * input that takes several types names them with commas, "KOSMOS,IMAGE_ENCODER".
  */

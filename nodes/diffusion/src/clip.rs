@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use candle_core::Tensor as Candle;
 use kosmograph_models::Weights;
+use kosmograph_models::clip_prompt_tokens::PromptRows;
 use kosmograph_models::clip_text::{ClipText, ClipTextConfig};
 use kosmograph_models::clip_tokens::ClipTokenizer;
 use kosmograph_models::lora::Adapted;
@@ -11,15 +11,19 @@ use node::interface::{self, LoraLayer, marker};
 use node::*;
 use node_candle::export;
 
+use crate::embedding::read_embedding;
 use crate::lora;
 
-/// CLIP's text half behind "text_encoder/1". Its numbers are read when it is first called.
+/// CLIP's text half behind "text_encoder/1". Its numbers are read when it is first called. A clone
+/// shares the network.
 #[derive(Clone)]
 pub struct ClipModel {
     text: Adapted<ClipText>,
     config: ClipTextConfig,
     tokenizer: Arc<ClipTokenizer>,
     device: candle_core::Device,
+    /// The layer that gives the context, counted from the last, which is 1.
+    clip_skip: usize,
 }
 
 impl ClipModel {
@@ -44,32 +48,53 @@ impl ClipModel {
             let config = config.clone();
             Adapted::open(weights, &tolerated, move |weights| ClipText::load(&config, weights))?
         };
-        Ok(Self { text, config, tokenizer: tokenizer.into(), device })
+        Ok(Self { text, config, tokenizer: tokenizer.into(), device, clip_skip: 1 })
     }
 }
 
 impl Export for ClipModel {
     const TYPE: &'static str = "CLIP";
-    const INTERFACES: &'static [InterfaceEntry] =
-        interfaces![ClipModel: marker::TextEncoder, marker::Lora, marker::Describe, marker::Memory];
+    const INTERFACES: &'static [InterfaceEntry] = interfaces![ClipModel:
+        marker::TextEncoder, marker::TextLayers, marker::Lora, marker::Describe, marker::Memory];
 }
 
 impl interface::EncodeText for ClipModel {
     fn encode_text(&self, cx: &Context, text: &str) -> Result<(Tensor, Option<Tensor>)> {
         let length = self.config.max_position_embeddings;
-        let tokens = self.tokenizer.tokens(text)?;
-        // Two places are the start's and the end's.
-        let room = length.saturating_sub(2);
-        if tokens.len() > room {
-            let count = tokens.len();
-            cx.warn(format!("the text has {count} tokens; CLIP reads the first {room} of them"));
+        let find = |name: &str| match cx.file("embeddings", name) {
+            Some(path) => read_embedding(&path, self.config.hidden_size).map(Some),
+            None => Ok(None),
+        };
+        let prompt = PromptRows::new(text, &self.tokenizer, length, find)?;
+        for name in &prompt.missing {
+            cx.warn(format!(
+                "there is no embedding \"{name}\" in the folder embeddings; it is left out"
+            ));
         }
-        let row = self.tokenizer.row(&tokens, length)?;
-        let ids = Candle::from_vec(row, (1, length), &self.device)?;
-        let text = self.text.get()?;
-        let context = text.forward(&ids)?;
-        let pooled = text.pool(&ids, &context)?;
-        Ok((export(&context)?, Some(export(&pooled)?)))
+        let encoded = self.text.get()?.encode_prompt(&prompt, &self.tokenizer, self.clip_skip)?;
+        Ok((export(&encoded.context)?, Some(export(&encoded.pooled)?)))
+    }
+}
+
+impl interface::TextLayers for ClipModel {
+    fn stop_at_layer(&self, cx: &Context, layer: i64) -> Result<Object> {
+        let layers = self.config.num_hidden_layers;
+        let skip = match layer.checked_neg().and_then(|skip| usize::try_from(skip).ok()) {
+            None | Some(0) => {
+                return Err(Error::new(format!(
+                    "layers are counted from the end, -1 is the last; {layer} is none"
+                )));
+            }
+            Some(skip) => skip,
+        };
+        let clip_skip = if skip <= layers {
+            skip
+        } else {
+            // As ComfyUI has it, whose input goes down to the 24 layers of larger encoders.
+            cx.warn(format!("this CLIP has {layers} layers, none is {layer}: it ends at the last"));
+            1
+        };
+        Ok(Object::new(Self { clip_skip, ..self.clone() }))
     }
 }
 

@@ -7,6 +7,7 @@
 mod clip;
 mod control;
 mod control_net;
+mod embedding;
 mod hint;
 mod latent;
 mod loaders;
@@ -22,7 +23,7 @@ use latent::{EmptyLatentImage, VAEDecode, VAEEncode, VaeDecode};
 use loaders::{CLIPLoader, CheckpointLoaderSimple, ControlNetLoader, UNETLoader, VAELoader};
 use lora::{LoraLoader, LoraLoaderModelOnly};
 use sample::{KSampler, UNetSample};
-use text::CLIPTextEncode;
+use text::{CLIPSetLastLayer, CLIPTextEncode};
 
 node::library![
     CheckpointLoaderSimple,
@@ -33,6 +34,7 @@ node::library![
     LoraLoader,
     LoraLoaderModelOnly,
     CLIPTextEncode,
+    CLIPSetLastLayer,
     EmptyLatentImage,
     KSampler,
     UNetSample,

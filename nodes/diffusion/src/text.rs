@@ -1,4 +1,4 @@
-//! Text to conditioning, by CLIP.
+//! Text to conditioning, by CLIP, and the layer it is taken from.
 
 use node::*;
 
@@ -6,8 +6,9 @@ use node::*;
 #[derive(Inputs)]
 #[node(category = "conditioning")]
 pub struct CLIPTextEncode {
-    /// What the picture should show.
-    #[widget(multiline, default = "")]
+    /// What the picture should show. (word:1.2) weighs a word, (word) by 1.1; embedding:NAME puts in a
+    /// textual inversion.
+    #[widget(multiline, default = "", mentions = "embeddings")]
     text: String,
     /// The text encoder.
     clip: Clip,
@@ -19,5 +20,24 @@ impl Node for CLIPTextEncode {
     fn run(self, cx: &Context) -> Result<Conditioning> {
         let (context, pooled) = self.clip.0.encode_text(cx, &self.text)?;
         Ok(Conditioning::new(context, pooled))
+    }
+}
+
+/// Takes the text's encoding from an earlier layer of CLIP than the last: "clip skip".
+#[derive(Inputs)]
+#[node(category = "conditioning")]
+pub struct CLIPSetLastLayer {
+    /// The text encoder.
+    clip: Clip,
+    /// The layer, counted from the end: -1 is the last, -2 the one before it.
+    #[widget(default = -1, min = -24, max = -1, step = 1)]
+    stop_at_clip_layer: i64,
+}
+
+impl Node for CLIPSetLastLayer {
+    outputs![CLIP: Clip];
+
+    fn run(self, cx: &Context) -> Result<Clip> {
+        self.clip.0.stop_at_layer(cx, self.stop_at_clip_layer).map(Clip)
     }
 }

@@ -4,26 +4,40 @@
 //! inputs and names that ComfyUI's workflows use. No tensor library is linked.
 
 pub mod batch;
+pub mod blur;
 pub mod canny;
 pub mod decode;
 pub mod encode;
+pub mod hint;
 pub mod interpolate;
 pub mod jpeg;
 pub mod lanczos;
 pub mod levels;
+pub mod mask;
 pub mod nodes;
+pub mod opencv_resize;
 pub mod outpaint;
 pub mod output_file;
 pub mod scale;
 pub mod shape;
 
 use nodes::canny::Canny;
+use nodes::hint_preprocessors::{
+    BinaryPreprocessor, CannyEdgePreprocessor, ScribblePreprocessor, ScribbleXDoGPreprocessor,
+    TilePreprocessor,
+};
 use nodes::image_batch::ImageBatch;
+use nodes::image_filter::{ImageBlur, ImageSharpen};
 use nodes::image_invert::ImageInvert;
 use nodes::image_pad_for_outpaint::ImagePadForOutpaint;
 use nodes::image_scale::ImageScale;
 use nodes::image_scale_by::ImageScaleBy;
+use nodes::image_size::{EmptyImage, ImageCrop, ImageScaleToTotalPixels};
 use nodes::load_image::LoadImage;
+use nodes::mask_convert::{
+    ImageToMask, InvertMask, LoadImageMask, MaskToImage, SolidMask, ThresholdMask,
+};
+use nodes::mask_edit::{CropMask, FeatherMask, GrowMask, MaskComposite};
 use nodes::preview_image::PreviewImage;
 use nodes::save_image::SaveImage;
 
@@ -36,5 +50,25 @@ node::library![
     ImageInvert,
     ImageBatch,
     ImagePadForOutpaint,
+    EmptyImage,
+    ImageCrop,
+    ImageScaleToTotalPixels,
+    ImageBlur,
+    ImageSharpen,
     Canny,
+    CannyEdgePreprocessor,
+    BinaryPreprocessor,
+    ScribblePreprocessor,
+    ScribbleXDoGPreprocessor,
+    TilePreprocessor,
+    LoadImageMask,
+    MaskToImage,
+    ImageToMask,
+    InvertMask,
+    ThresholdMask,
+    SolidMask,
+    GrowMask,
+    FeatherMask,
+    CropMask,
+    MaskComposite,
 ];

@@ -2,17 +2,22 @@
 
 use std::borrow::Cow;
 
-use node::{Error, Image, Result, Tensor};
+use node::{Error, Image, Mask, Result, Tensor};
 
 use crate::shape::Shape;
 
 pub mod canny;
+pub mod hint_preprocessors;
 pub mod image_batch;
+pub mod image_filter;
 pub mod image_invert;
 pub mod image_pad_for_outpaint;
 pub mod image_scale;
 pub mod image_scale_by;
+pub mod image_size;
 pub mod load_image;
+pub mod mask_convert;
+pub mod mask_edit;
 pub mod preview_image;
 pub mod save_image;
 
@@ -39,4 +44,17 @@ fn pictures(image: &Image) -> Result<(Shape, Cow<'_, [f32]>)> {
 
 fn image(shape: Shape, values: Vec<f32>) -> Result<Image> {
     Ok(Image(Tensor::from_f32(&shape.dims(), values)?))
+}
+
+/// The shape, with one channel, and values of masks.
+fn masks(mask: &Mask) -> Result<(Shape, Cow<'_, [f32]>)> {
+    let shape = mask.0.shape();
+    let [batch, height, width] = shape[..] else {
+        return Err(Error::new(format!("a MASK has three axes, but this one has {shape:?}")));
+    };
+    Ok((Shape { batch, height, width, channels: 1 }, mask.0.to_f32()?))
+}
+
+fn mask(shape: Shape, values: Vec<f32>) -> Result<Mask> {
+    Ok(Mask(Tensor::from_f32(&[shape.batch, shape.height, shape.width], values)?))
 }
