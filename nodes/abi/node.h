@@ -175,6 +175,10 @@ struct kg_object {
  * "vae_decode/1", "vae_encode/1" (VAE)
  *     in   latents TENSOR [B,C,H,W], scaled as the denoiser wants them / image TENSOR [B,H,W,3] in 0..1
  *     out  image TENSOR [B,H,W,3] in 0..1 / latents TENSOR [B,C,H,W], scaled, the mode of the posterior
+ * "vae_decode_tiled/1", "vae_encode_tiled/1" (VAE): the same in tiles that fade into each other, or
+ *     whole where a picture fits into half a tile.
+ *     in   as above; tile, overlap INT, in latent pixels, overlap less than half of tile
+ *     out  as above
  * "image_encoder/1" (KOSMOS, IMAGE_ENCODER): pictures to image tokens.
  *     in   image TENSOR [B,H,W,3] in 0..1
  *     out  tokens TENSOR [B,Q,D]

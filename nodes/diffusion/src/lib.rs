@@ -5,11 +5,17 @@
 //! well.
 
 mod clip;
+mod clip_vision;
 mod control;
 mod control_net;
 mod embedding;
 mod hint;
 mod latent;
+mod latent_batch;
+mod latent_compose;
+mod latent_resize;
+mod latent_size;
+mod latent_tiled;
 mod loaders;
 mod lora;
 mod model;
@@ -18,8 +24,13 @@ mod sampling;
 mod text;
 mod vae;
 
+use clip_vision::{CLIPVisionEncode, CLIPVisionLoader};
 use control::ControlNet;
 use latent::{EmptyLatentImage, VAEDecode, VAEEncode, VaeDecode};
+use latent_batch::{LatentFromBatch, RepeatLatentBatch};
+use latent_compose::{LatentComposite, LatentCrop, LatentFlip, LatentRotate};
+use latent_size::{LatentUpscale, LatentUpscaleBy};
+use latent_tiled::{VAEDecodeTiled, VAEEncodeTiled};
 use loaders::{CLIPLoader, CheckpointLoaderSimple, ControlNetLoader, UNETLoader, VAELoader};
 use lora::{LoraLoader, LoraLoaderModelOnly};
 use sample::{KSampler, UNetSample};
@@ -33,6 +44,8 @@ node::library![
     ControlNetLoader,
     LoraLoader,
     LoraLoaderModelOnly,
+    CLIPVisionLoader,
+    CLIPVisionEncode,
     CLIPTextEncode,
     CLIPSetLastLayer,
     EmptyLatentImage,
@@ -42,4 +55,14 @@ node::library![
     VAEDecode,
     VaeDecode,
     VAEEncode,
+    VAEDecodeTiled,
+    VAEEncodeTiled,
+    LatentUpscale,
+    LatentUpscaleBy,
+    LatentFromBatch,
+    RepeatLatentBatch,
+    LatentComposite,
+    LatentCrop,
+    LatentFlip,
+    LatentRotate,
 ];

@@ -2,6 +2,7 @@
 
 use candle_core::Tensor as Candle;
 use kosmograph_models::vae::{Vae as Autoencoder, VaeConfig};
+use kosmograph_models::vae_feathered::Feathering;
 use kosmograph_models::{Resident, Weights};
 use node::interface::{self, marker};
 use node::*;
@@ -15,47 +16,94 @@ pub struct VaeModel {
     device: candle_core::Device,
 }
 
-/// The largest tile and its overlap, in latent pixels. What is larger is worked on in tiles, so that memory
-/// does not grow with the picture; the person is told, because tiles differ a little from the whole.
+/// The tile and its overlap, in latent pixels. A picture that covers more than a tile is worked on in tiles,
+/// so that memory does not grow with it; the person is told, because tiles differ a little from the whole.
 const TILE: usize = 96;
 const OVERLAP: usize = 16;
 
-/// Says that a picture of `height` × `width` latent pixels is worked on in tiles, when it is.
-fn tell_of_tiles(cx: &Context, height: usize, width: usize) {
-    if height.max(width) > TILE {
-        cx.info(format!(
-            "the picture has {width} × {height} latent pixels and is worked on in tiles of {TILE}: it \
-             differs a little from the whole"
-        ));
+/// The tile for a picture of `height` × `width` latent pixels, the whole picture where that is small enough.
+fn tile(cx: &Context, height: usize, width: usize) -> usize {
+    if height * width <= TILE * TILE {
+        return height.max(width).max(OVERLAP + 1);
     }
+    cx.info(format!(
+        "the picture has {width} × {height} latent pixels and is worked on in tiles of {TILE}: it differs a \
+         little from the whole, which VAEDecodeTiled and VAEEncodeTiled give for a tile_size of twice the \
+         longer side"
+    ));
+    TILE
 }
 
 impl Export for VaeModel {
     const TYPE: &'static str = "VAE";
     const INTERFACES: &'static [InterfaceEntry] = interfaces![VaeModel:
-        marker::VaeDecode, marker::VaeEncode, marker::Describe, marker::Memory];
+        marker::VaeDecode, marker::VaeEncode, marker::VaeDecodeTiled, marker::VaeEncodeTiled,
+        marker::Describe, marker::Memory];
 }
 
 impl interface::Autoencode for VaeModel {
     fn decode(&self, cx: &Context, latents: &Tensor) -> Result<Tensor> {
-        let latents = import(latents, &self.device)?;
-        let latents = (latents / self.config.scaling_factor())?;
-        let (_, _, height, width) = latents.dims4()?;
-        tell_of_tiles(cx, height, width);
-        let decoded = self.vae.get()?.decode_tiled(&latents, TILE, OVERLAP)?;
-        let image = decoded.affine(0.5, 0.5)?.clamp(0f32, 1f32)?;
-        export(&image.permute((0, 2, 3, 1))?)
+        let latents = self.unscaled(latents)?;
+        let (batch, _, height, width) = latents.dims4()?;
+        let (tile, vae) = (tile(cx, height, width), self.vae.get()?);
+        // One by one, so that memory does not grow with their number.
+        let picture =
+            |i| self.picture(&vae.decode_tiled(&latents.narrow(0, i, 1)?, tile, OVERLAP)?);
+        let pictures = (0..batch).map(picture).collect::<Result<Vec<_>>>()?;
+        export(&Candle::cat(&pictures, 0)?)
     }
 
     fn encode(&self, cx: &Context, image: &Tensor) -> Result<Tensor> {
-        let image = import(image, &self.device)?;
-        let image = self.crop(cx, &image)?.permute((0, 3, 1, 2))?.contiguous()?;
-        let (_, _, height, width) = image.dims4()?;
+        let image = self.pixels(cx, image)?;
+        let (batch, _, height, width) = image.dims4()?;
         let factor = self.config.factor();
-        tell_of_tiles(cx, height / factor, width / factor);
-        let image = image.affine(2.0, -1.0)?;
-        let posterior = self.vae.get()?.encode_tiled(&image, TILE, OVERLAP)?;
-        export(&(posterior.mode() * self.config.scaling_factor())?)
+        let (tile, vae) = (tile(cx, height / factor, width / factor), self.vae.get()?);
+        let latent = |i| {
+            let posterior = vae.encode_tiled(&image.narrow(0, i, 1)?, tile, OVERLAP)?;
+            Ok((posterior.mode() * self.config.scaling_factor())?)
+        };
+        let latents = (0..batch).map(latent).collect::<Result<Vec<_>>>()?;
+        export(&Candle::cat(&latents, 0)?)
+    }
+}
+
+impl interface::AutoencodeTiled for VaeModel {
+    fn decode_tiled(
+        &self,
+        cx: &Context,
+        latents: &Tensor,
+        tile: usize,
+        overlap: usize,
+    ) -> Result<Tensor> {
+        let latents = self.unscaled(latents)?;
+        let feathering = Feathering { tile, overlap };
+        let decoded = self.vae.get()?.decode_feathered(&latents, feathering, &mut observe(cx));
+        export(&self.picture(&decoded.map_err(stopped)?)?)
+    }
+
+    fn encode_tiled(
+        &self,
+        cx: &Context,
+        image: &Tensor,
+        tile: usize,
+        overlap: usize,
+    ) -> Result<Tensor> {
+        let image = self.pixels(cx, image)?;
+        let feathering = Feathering { tile, overlap };
+        let encoded = self.vae.get()?.encode_feathered(&image, feathering, &mut observe(cx));
+        export(&(encoded.map_err(stopped)? * self.config.scaling_factor())?)
+    }
+}
+
+/// Reports the tiles that are done.
+fn observe(cx: &Context) -> impl FnMut(usize, usize) -> kosmograph_models::Result<()> {
+    move |done, count| cx.progress(done, count).map_err(|_| kosmograph_models::Error::Cancelled)
+}
+
+fn stopped(error: kosmograph_models::Error) -> Error {
+    match error {
+        kosmograph_models::Error::Cancelled => Error::Cancelled,
+        error => error.into(),
     }
 }
 
@@ -72,6 +120,23 @@ impl VaeModel {
             Resident::open(weights, &[], move |weights| Autoencoder::load(weights, &config))?
         };
         Ok(Self { vae, config, device })
+    }
+
+    /// Latents as the autoencoder has them, from those of the U-Net.
+    fn unscaled(&self, latents: &Tensor) -> Result<Candle> {
+        Ok((import(latents, &self.device)? / self.config.scaling_factor())?)
+    }
+
+    /// The autoencoder's picture [B, 3, H, W] in -1..1 as the boundary has it, [B, H, W, 3] in 0..1.
+    fn picture(&self, decoded: &Candle) -> Result<Candle> {
+        let image = decoded.affine(0.5, 0.5)?.clamp(0f32, 1f32)?;
+        Ok(image.permute((0, 2, 3, 1))?.contiguous()?)
+    }
+
+    /// A picture of the boundary as the autoencoder has it.
+    fn pixels(&self, cx: &Context, image: &Tensor) -> Result<Candle> {
+        let image = self.crop(cx, &import(image, &self.device)?)?;
+        Ok(image.permute((0, 3, 1, 2))?.contiguous()?.affine(2.0, -1.0)?)
     }
 
     /// The picture's middle, cut to whole latent pixels, its first three channels.

@@ -1,5 +1,6 @@
 pub mod aligner;
 pub mod charsmap;
+pub mod clip_pixels;
 pub mod clip_prompt;
 pub mod clip_prompt_encode;
 pub mod clip_prompt_tokens;
@@ -31,6 +32,7 @@ mod transformer2d;
 pub mod unet;
 mod unet_blocks;
 pub mod vae;
+pub mod vae_feathered;
 pub mod vit;
 pub mod weights;
 

@@ -124,6 +124,24 @@ pub trait Autoencode {
     fn encode(&self, cx: &Context<'_>, image: &Tensor) -> Result<Tensor>;
 }
 
+/// "vae_decode_tiled/1" and "vae_encode_tiled/1", offered by a VAE. Sizes are in latent pixels.
+pub trait AutoencodeTiled {
+    fn decode_tiled(
+        &self,
+        cx: &Context<'_>,
+        latents: &Tensor,
+        tile: usize,
+        overlap: usize,
+    ) -> Result<Tensor>;
+    fn encode_tiled(
+        &self,
+        cx: &Context<'_>,
+        image: &Tensor,
+        tile: usize,
+        overlap: usize,
+    ) -> Result<Tensor>;
+}
+
 /// "image_encoder/1", offered by a KOSMOS and an IMAGE_ENCODER.
 pub trait EncodeImage {
     fn encode_image(&self, cx: &Context<'_>, image: &Tensor) -> Result<Tensor>;
@@ -166,6 +184,8 @@ pub mod marker {
     pub struct ClipVision;
     pub struct VaeDecode;
     pub struct VaeEncode;
+    pub struct VaeDecodeTiled;
+    pub struct VaeEncodeTiled;
     pub struct ImageEncoder;
     pub struct Interleave;
     pub struct Align;
@@ -237,6 +257,16 @@ interface!(VaeDecode, "vae_decode/1", 1, 1, Autoencode, |object, cx, input| {
 interface!(VaeEncode, "vae_encode/1", 1, 1, Autoencode, |object, cx, input| {
     Ok(vec![object.encode(cx, &tensor(input, 0, "image")?)?.into_value()])
 });
+interface!(VaeDecodeTiled, "vae_decode_tiled/1", 3, 1, AutoencodeTiled, |object, cx, input| {
+    let (tile, overlap) = (size(input, 1, "tile")?, size(input, 2, "overlap")?);
+    let latents = tensor(input, 0, "latents")?;
+    Ok(vec![object.decode_tiled(cx, &latents, tile, overlap)?.into_value()])
+});
+interface!(VaeEncodeTiled, "vae_encode_tiled/1", 3, 1, AutoencodeTiled, |object, cx, input| {
+    let (tile, overlap) = (size(input, 1, "tile")?, size(input, 2, "overlap")?);
+    let image = tensor(input, 0, "image")?;
+    Ok(vec![object.encode_tiled(cx, &image, tile, overlap)?.into_value()])
+});
 interface!(ImageEncoder, "image_encoder/1", 1, 1, EncodeImage, |object, cx, input| {
     Ok(vec![object.encode_image(cx, &tensor(input, 0, "image")?)?.into_value()])
 });
@@ -275,6 +305,11 @@ fn tensors(input: &[Value], i: usize, name: &str) -> Result<Vec<Tensor>> {
 
 fn text<'v>(input: &'v [Value], i: usize, name: &str) -> Result<&'v str> {
     input[i].as_str().ok_or_else(|| wrong(input, i, name, "text in UTF-8"))
+}
+
+fn size(input: &[Value], i: usize, name: &str) -> Result<usize> {
+    let size = input[i].as_i64().and_then(|size| usize::try_from(size).ok());
+    size.ok_or_else(|| wrong(input, i, name, "an integer of 0 or more"))
 }
 
 fn list(tensors: Vec<Tensor>) -> Value {
@@ -384,6 +419,34 @@ impl Object {
     pub fn encode(&self, cx: &Context<'_>, image: Tensor) -> Result<Tensor> {
         let [latents] = self.call(cx, "vae_encode/1", &[image.into_value()])?;
         answer("vae_encode/1", latents)
+    }
+
+    /// "vae_decode_tiled/1".
+    pub fn decode_tiled(
+        &self,
+        cx: &Context<'_>,
+        latents: Tensor,
+        tile: usize,
+        overlap: usize,
+    ) -> Result<Tensor> {
+        const ID: &str = "vae_decode_tiled/1";
+        let inputs = [latents.into_value(), (tile as i64).into(), (overlap as i64).into()];
+        let [image] = self.call(cx, ID, &inputs)?;
+        answer(ID, image)
+    }
+
+    /// "vae_encode_tiled/1".
+    pub fn encode_tiled(
+        &self,
+        cx: &Context<'_>,
+        image: Tensor,
+        tile: usize,
+        overlap: usize,
+    ) -> Result<Tensor> {
+        const ID: &str = "vae_encode_tiled/1";
+        let inputs = [image.into_value(), (tile as i64).into(), (overlap as i64).into()];
+        let [latents] = self.call(cx, ID, &inputs)?;
+        answer(ID, latents)
     }
 
     /// "image_encoder/1".

@@ -1,0 +1,149 @@
+//! CLIP's picture half: the CLIP_VISION object, its loader and its encoder.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+use kosmograph_models::clip_pixels::clip_pixels;
+use kosmograph_models::clip_vision::{ClipVision as VisionTransformer, ClipVisionConfig};
+use kosmograph_models::{Resident, Weights};
+use node::interface::{self, ClipVisionTensors, marker};
+use node::*;
+use node_candle::{device, export, import};
+
+/// A vision transformer behind "clip_vision/1". Its numbers are read when it is first called.
+pub struct ClipVisionModel {
+    vision: Resident<VisionTransformer>,
+    config: ClipVisionConfig,
+    device: Device,
+}
+
+impl ClipVisionModel {
+    /// A vision transformer of `weights` under transformers' names, on their device. The file's header
+    /// is checked against `config`.
+    ///
+    /// # Errors
+    /// The weights are of another model than `config` says.
+    pub fn new(config: ClipVisionConfig, weights: Weights) -> kosmograph_models::Result<Self> {
+        let device = weights.device().clone();
+        // Files of a whole CLIP have its text half too.
+        let tolerated = ["*position_ids", "text_model.*", "text_projection.*", "logit_scale"];
+        let vision = {
+            let config = config.clone();
+            Resident::open(weights, &tolerated, move |weights| {
+                VisionTransformer::load(&config, weights)
+            })?
+        };
+        Ok(Self { vision, config, device })
+    }
+}
+
+impl Export for ClipVisionModel {
+    const TYPE: &'static str = "CLIP_VISION";
+    const INTERFACES: &'static [InterfaceEntry] =
+        interfaces![ClipVisionModel: marker::ClipVision, marker::Describe, marker::Memory];
+}
+
+impl interface::EncodeClipVision for ClipVisionModel {
+    fn encode_clip_vision(
+        &self,
+        _cx: &Context,
+        image: &Tensor,
+        crop: bool,
+    ) -> Result<ClipVisionTensors> {
+        let image = import(image, &self.device)?;
+        let pixels = clip_pixels(&image, self.config.image_size, crop)?.to_device(&self.device)?;
+        let states = self.vision.get()?.forward(&pixels)?;
+        Ok(ClipVisionTensors {
+            last_hidden_state: export(&states.last_hidden_state)?,
+            penultimate_hidden_states: export(&states.penultimate_hidden_states)?,
+            image_embeds: export(&states.image_embeds)?,
+        })
+    }
+}
+
+impl interface::Describe for ClipVisionModel {
+    fn describe(&self) -> serde_json::Value {
+        json!({
+            "family": "clip-vision",
+            "image_size": self.config.image_size,
+            "projection_dim": self.config.projection_dim,
+            "bytes": self.vision.bytes(),
+        })
+    }
+}
+
+impl interface::Memory for ClipVisionModel {
+    fn bytes(&self, purge: bool) -> usize {
+        if purge {
+            self.vision.release();
+        }
+        self.vision.held()
+    }
+}
+
+/// Loads CLIP's picture half: a file, or a folder with config.json and the weights.
+#[derive(Inputs)]
+#[node(category = "loaders")]
+pub struct CLIPVisionLoader {
+    /// The file or folder.
+    #[file(folder = "clip_vision", entry = "any")]
+    clip_name: PathBuf,
+}
+
+impl Node for CLIPVisionLoader {
+    outputs![CLIP_VISION: ClipVision];
+
+    fn run(self, cx: &Context) -> Result<ClipVision> {
+        let device = device(&cx.device())?;
+        let model = load(&self.clip_name, &device).map_err(|error| error.of_input("clip_name"))?;
+        Ok(ClipVision(Object::new(model)))
+    }
+}
+
+fn load(path: &Path, device: &Device) -> Result<ClipVisionModel> {
+    let weights = Weights::open(path, device)?;
+    let file = path.join("config.json");
+    let config = if file.is_file() {
+        let name = file.display().to_string();
+        let text = std::fs::read_to_string(&file)
+            .map_err(|error| Error::new(format!("{name} cannot be read: {error}")))?;
+        let json = kosmograph_models::python_json::parse(&text, &name)?;
+        // A whole CLIP keeps each half's configuration under a key of its own.
+        let mut vision = json.get("vision_config").unwrap_or(&json).clone();
+        if let (Some(keys), Some(dim)) = (vision.as_object_mut(), json.get("projection_dim")) {
+            keys.insert("projection_dim".to_owned(), dim.clone());
+        }
+        let wrong = |error| Error::new(format!("{name} is not a CLIP vision model's: {error}"));
+        serde_json::from_value(vision).map_err(wrong)?
+    } else {
+        ClipVisionConfig::from_weights(&weights)?
+    };
+    Ok(ClipVisionModel::new(config, weights)?)
+}
+
+/// Encodes pictures with CLIP's picture half.
+#[derive(Inputs)]
+#[node(category = "conditioning")]
+pub struct CLIPVisionEncode {
+    /// CLIP's picture half.
+    clip_vision: ClipVision,
+    /// What it looks at.
+    image: Image,
+    /// center takes the middle square, none squeezes the whole picture.
+    #[widget(default = "center", choices = ["center", "none"])]
+    crop: String,
+}
+
+impl Node for CLIPVisionEncode {
+    outputs![CLIP_VISION_OUTPUT: ClipVisionOutput];
+
+    fn run(self, cx: &Context) -> Result<ClipVisionOutput> {
+        let crop = self.crop == "center";
+        let found = self.clip_vision.0.encode_clip_vision(cx, self.image.0, crop)?;
+        Ok(ClipVisionOutput(Value::map([
+            ("last_hidden_state", found.last_hidden_state.into_value()),
+            ("penultimate_hidden_states", found.penultimate_hidden_states.into_value()),
+            ("image_embeds", found.image_embeds.into_value()),
+        ])))
+    }
+}
