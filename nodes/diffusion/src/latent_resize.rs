@@ -52,8 +52,10 @@ pub fn crop_center(
         y = margin(h - h * (old_aspect / aspect), old_height);
     }
     let cropped = [batch, channels, old_height - 2 * y, old_width - 2 * x];
-    let rows = values.chunks(old_width).enumerate().filter_map(|(i, row)| {
-        (y..old_height - y).contains(&(i % old_height)).then(|| &row[x..old_width - x])
+    let planes = values.chunks(old_height * old_width);
+    let rows = planes.flat_map(|plane| {
+        let rows = plane.chunks(old_width).skip(y).take(old_height - 2 * y);
+        rows.map(|row| &row[x..old_width - x])
     });
     (cropped, rows.flatten().copied().collect())
 }

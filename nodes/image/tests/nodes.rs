@@ -295,3 +295,75 @@ fn edges_are_white_on_black_and_thresholds_in_order() {
         Failure::Cancelled => panic!("it was not asked to stop"),
     }
 }
+
+#[test]
+fn masks_and_hints_have_their_shapes() {
+    let folder = tempfile::tempdir().unwrap();
+    let host = Host::new(folder.path());
+    let run = |class: &str, inputs: Vec<Value>| {
+        let made = host.run(class, inputs, 1);
+        values(&made.unwrap_or_else(|failure| panic!("{class}: {failure:?}"))[0])
+    };
+    let mask = || {
+        let values = (0..2 * 6 * 9).map(|i| i as f32 / 108.0).collect();
+        Tensor::from_f32(&[2, 6, 9], values).unwrap().into_value()
+    };
+    assert_eq!(run("MaskToImage", vec![mask()]).0, [2, 6, 9, 3]);
+    let (shape, red) = run("ImageToMask", vec![picture([1, 2, 3, 4]), string("red")]);
+    assert_eq!((shape, red[1]), (vec![1, 2, 3], values(&picture([1, 2, 3, 4])).1[4]));
+    match host.run("ImageToMask", vec![picture([1, 2, 3, 3]), string("alpha")], 1).unwrap_err() {
+        Failure::Failed { input, .. } => assert_eq!(input, "channel"),
+        Failure::Cancelled => panic!("it was not asked to stop"),
+    }
+    assert_eq!(run("InvertMask", vec![mask()]).1[0], 1.0);
+    let (_, hard) = run("ThresholdMask", vec![mask(), 0.5.into()]);
+    assert_eq!((hard[54], hard[55]), (0.0, 1.0), "a half is not above a half");
+    assert_eq!(
+        run("SolidMask", vec![0.25.into(), 3i64.into(), 2i64.into()]),
+        (vec![1, 2, 3], vec![0.25; 6])
+    );
+    assert_eq!(run("GrowMask", vec![mask(), (-2i64).into(), true.into()]).0, [2, 6, 9]);
+    let edges = [1i64, 2, 3, 4].map(Value::from);
+    assert_eq!(run("FeatherMask", [mask()].into_iter().chain(edges).collect()).0, [2, 6, 9]);
+    let rectangle = [7i64, 1, 512, 3].map(Value::from);
+    assert_eq!(run("CropMask", [mask()].into_iter().chain(rectangle).collect()).0, [2, 3, 2]);
+    let joined = vec![mask(), mask(), 4i64.into(), 5i64.into(), string("add")];
+    assert_eq!(run("MaskComposite", joined).0, [2, 6, 9]);
+
+    let rectangle = [4i64, 512, 7, 2].map(Value::from);
+    let cut = [picture([2, 6, 9, 3])].into_iter().chain(rectangle).collect();
+    assert_eq!(run("ImageCrop", cut).0, [2, 4, 2, 3]);
+    let (shape, colour) =
+        run("EmptyImage", vec![3i64.into(), 2i64.into(), 2i64.into(), 0xff_80_00i64.into()]);
+    assert_eq!((shape, &colour[3..6]), (vec![2, 2, 3, 3], &[1.0, 128.0 / 255.0, 0.0][..]));
+    let total = vec![picture([1, 30, 60, 3]), string("bilinear"), 0.01.into(), 16i64.into()];
+    assert_eq!(run("ImageScaleToTotalPixels", total).0, [1, 80, 144, 3]);
+    assert_eq!(
+        run("ImageBlur", vec![picture([2, 6, 9, 4]), 31i64.into(), 1.0.into()]).0,
+        [2, 6, 9, 4]
+    );
+    let sharpened = vec![picture([1, 6, 9, 1]), 1i64.into(), 1.0.into(), 1.0.into()];
+    assert_eq!(run("ImageSharpen", sharpened).0, [1, 6, 9, 1]);
+
+    for channels in [1, 3, 4] {
+        let source = || picture([2, 40, 60, channels]);
+        let wide = vec![2, 64, 96, 3];
+        assert_eq!(run("BinaryPreprocessor", vec![source(), 100i64.into(), 64i64.into()]).0, wide);
+        assert_eq!(run("ScribblePreprocessor", vec![source(), 64i64.into()]).0, wide);
+        assert_eq!(
+            run("Scribble_XDoG_Preprocessor", vec![source(), 32i64.into(), 64i64.into()]).0,
+            wide
+        );
+        let edges = vec![source(), 100i64.into(), 200i64.into(), 64i64.into()];
+        assert_eq!(run("CannyEdgePreprocessor", edges).0, wide);
+        let tile = vec![source(), 3i64.into(), 512i64.into()];
+        assert_eq!(run("TilePreprocessor", tile).0, [2, 64, 64, 3]);
+    }
+
+    let grey_alpha = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/pictures/rgba.png");
+    let file = || string(grey_alpha.to_str().unwrap());
+    let loaded = host.run("LoadImage", vec![file()], 2).unwrap();
+    assert_eq!(run("LoadImageMask", vec![file(), string("alpha")]), values(&loaded[1]));
+    let green = values(&loaded[0]).1[1];
+    assert_eq!(run("LoadImageMask", vec![file(), string("green")]).1[0], green);
+}

@@ -145,10 +145,9 @@ fn feathered(
 
 /// Where tiles begin and end along an axis: every `tile - overlap`, the last one as long as is left.
 fn spans(length: usize, tile: usize, overlap: usize) -> Vec<Range<usize>> {
-    if length <= tile {
-        return vec![0..length];
-    }
-    let starts = (0..length - overlap).step_by(tile - overlap);
+    // What fits into a tile is one, wherever the next would begin.
+    let end = if length <= tile { 1 } else { length - overlap };
+    let starts = (0..end).step_by(tile - overlap);
     starts.map(|start| start..(start + tile).min(length)).collect()
 }
 
@@ -244,7 +243,7 @@ mod tests {
 
     #[test]
     fn spans_are_comfyuis() {
-        assert_eq!(spans(64, 64, 16), [0..64]);
+        assert_eq!((spans(64, 64, 16).len(), spans(64, 64, 16)[0].clone()), (1, 0..64));
         assert_eq!(spans(65, 64, 16), [0..64, 48..65]);
         assert_eq!(spans(112, 64, 16), [0..64, 48..112]);
         assert_eq!(spans(113, 64, 16), [0..64, 48..112, 96..113]);
