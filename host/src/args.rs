@@ -27,6 +27,12 @@ Where things are looked for:
                    folder. A workflow cannot reach files outside of these; --set can.
   Output           --out, or else ./output. Previews are written to ./temp.
 
+A workflow as ComfyUI's editor saves it:
+  Of {a|b} in a prompt the seed chooses: --seed's, or else the workflow's first. What should become
+  of a seed afterwards (fixed, increment, randomize) is left to --seed N..M: without it the saved
+  seed is used. Muted and bypassed nodes, reroutes, primitives, notes and subgraphs are resolved as
+  the editor does; what cannot be is told.
+
 KOSMOGRAPH_LOG (or RUST_LOG) says how much the host logs: error, warn, info, debug.";
 
 /// Runs image workflows, written as JSON graphs, with nodes from dynamically loaded libraries.

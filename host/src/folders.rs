@@ -274,7 +274,9 @@ impl Folders {
         let mut names = Vec::new();
         let mut left = MOST_FILES;
         for (root, base) in self.bases(folder) {
-            let walk = Walk { entry, files, deepest, skip: if root == base { KINDS } else { &[] } };
+            // Kinds have folders of their own in a root of models, and in no other folder.
+            let is_root = root == base && self.models.contains(&root);
+            let walk = Walk { entry, files, deepest, skip: if is_root { KINDS } else { &[] } };
             walk.folder(&base, "", 0, &mut names, &mut left);
         }
         names.sort();

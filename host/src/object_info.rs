@@ -71,6 +71,8 @@ fn input_info(input: &InputDescriptor, folders: &Folders) -> Value {
         InputKind::Text { default, multiline, .. } => {
             put("default", default.clone().map(Value::from));
             put("multiline", Some(json!(multiline)));
+            // The editor then chooses among {a|b}, as `run` does for what the editor saved.
+            put("dynamicPrompts", multiline.then(|| json!(true)));
             json!("STRING")
         }
         InputKind::Boolean { default } => {
@@ -115,6 +117,7 @@ mod tests {
                 {"name": "image", "type": "STRING", "role": "path", "folder": "input", "entry": "file"},
                 {"name": "seed", "type": "INT", "default": 0, "min": 0, "max": u64::MAX, "role": "seed"},
                 {"name": "how", "type": "COMBO", "choices": ["a", "b"], "default": "b"},
+                {"name": "text", "type": "STRING", "multiline": true},
                 {"name": "mask", "type": "MASK", "optional": true, "doc": "Where."}],
             "outputs": [{"name": "image", "type": "IMAGE"}]}]});
         catalogue.add(Path::new("l.so"), &library).unwrap();
@@ -127,9 +130,10 @@ mod tests {
                         "image": [["cat.png"], {"image_upload": true}],
                         "seed": ["INT", {"default": 0, "min": 0, "max": u64::MAX,
                             "control_after_generate": true}],
-                        "how": [["a", "b"], {"default": "b"}]},
+                        "how": [["a", "b"], {"default": "b"}],
+                        "text": ["STRING", {"multiline": true, "dynamicPrompts": true}]},
                     "optional": {"mask": ["MASK", {"tooltip": "Where."}]}},
-                "input_order": {"required": ["image", "seed", "how"], "optional": ["mask"]},
+                "input_order": {"required": ["image", "seed", "how", "text"], "optional": ["mask"]},
                 "output": ["IMAGE"], "output_is_list": [false], "output_name": ["image"],
                 "name": "A", "display_name": "A", "description": "Does.",
                 "python_module": "custom_nodes.l", "category": "image", "output_node": true}})

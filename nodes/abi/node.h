@@ -201,7 +201,8 @@ struct kg_object {
  *     out  STRING, a JSON object. A MODEL gives "prediction" ("epsilon", "v_prediction", "sample"),
  *          "in_channels", "out_channels", "context_width", "train_steps" and "alphas_cumprod" (a
  *          list of that many numbers), a VAE "latent_channels", "downscale" and "scaling_factor".
- * "memory/1" (any): what it costs.
+ *          One that offers "memory/1" gives "bytes", what that will say when all of it is in memory.
+ * "memory/1" (any): what it costs. Objects that share memory each count their part of it.
  *     in   purge BOOL: give back what can be had again
  *     out  INT, bytes held after that
  */
