@@ -29,6 +29,20 @@ pub enum Error {
     #[error("{} is not read as a torch checkpoint: {source}", path.display())]
     NotTorch { path: PathBuf, source: PickleError },
 
+    /// A file that is something else than a model which this program runs.
+    #[error("{} cannot be used here: {what}", path.display())]
+    NotThisKind { path: PathBuf, what: String },
+
+    /// A file that is a model, but not the one that is wanted.
+    #[error("{} is {kind}: there is no part in it that is {what}", path.display())]
+    HasNo { path: PathBuf, kind: &'static str, what: &'static str },
+
+    /// A tensor whose shape says nothing about the model.
+    #[error(
+        "tensor `{name}` of {file} has the shape {found:?}, where one of {axes} axes is wanted"
+    )]
+    Axes { file: String, name: String, axes: usize, found: Vec<usize> },
+
     /// An index file names shards wrongly.
     #[error("{} is not a valid index of weight shards: {problem}", path.display())]
     Index { path: PathBuf, problem: String },

@@ -1,5 +1,6 @@
 pub mod aligner;
 pub mod charsmap;
+pub mod checkpoint;
 pub mod clip_pixels;
 pub mod clip_prompt;
 pub mod clip_prompt_encode;

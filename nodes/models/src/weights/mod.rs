@@ -1,31 +1,20 @@
-//! Weights by name: a view of one or several memory-mapped safetensors files.
+//! Weights by name: a view of memory-mapped files, whatever they call their tensors.
 //!
 //! Files come from strangers. The header's offsets, every shape, the type and the finiteness of
 //! every value are checked before a model sees a tensor, and [`Weights::finish`] finds tensors that
 //! no part of the model asked for: together they prove that the file is this model's.
 
+mod source;
+
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use candle_core::{CpuStorage, DType, Device, Result as CandleResult, Shape, Storage, Tensor};
+use candle_core::{CpuStorage, DType, Device, Shape, Storage, Tensor};
 use rayon::prelude::*;
-use safetensors::tensor::{Dtype, Metadata, SafeTensorError, SafeTensors, TensorInfo};
 
 use crate::error::{Error, Result};
-
-/// The file names a folder's weights are looked for under, the first that exists.
-const FOLDER_NAMES: [&str; 8] = [
-    "diffusion_pytorch_model.safetensors",
-    "diffusion_pytorch_model.safetensors.index.json",
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "diffusion_pytorch_model.fp16.safetensors",
-    "diffusion_pytorch_model.fp16.safetensors.index.json",
-    "model.fp16.safetensors",
-    "model.fp16.safetensors.index.json",
-];
+use source::Source;
 
 /// Named tensors, seen from a prefix: `weights.sub("down_blocks.0")` is the same weights with every
 /// name under `down_blocks.0.`. Cloning is cheap.
@@ -58,28 +47,11 @@ enum Reading {
     Again,
 }
 
-enum Source {
-    Files {
-        files: Vec<MappedFile>,
-        file_of: HashMap<String, usize>,
-    },
-    Tensors(HashMap<String, Tensor>),
-    /// Every tensor exists, in the shape it is asked for.
-    Recording(Mutex<BTreeMap<String, Vec<usize>>>),
-}
-
-struct MappedFile {
-    path: PathBuf,
-    map: memmap2::Mmap,
-    metadata: Metadata,
-    /// Where the tensors' bytes begin.
-    data_start: usize,
-}
-
 impl Weights {
-    /// Opens a `.safetensors` file, a `.safetensors.index.json` with its shards beside it, or a
-    /// folder with one of these under the names that diffusers and transformers give them. Tensors
-    /// will be read onto `device`.
+    /// Opens a `.safetensors` file, a `.safetensors.index.json` with its shards beside it, a file of
+    /// `torch.save` (see [`crate::pickle`]), or a folder with one of these under the names that
+    /// diffusers and transformers give them. What a file is shows in its first bytes, not in its
+    /// name. Tensors will be read onto `device`.
     ///
     /// The files are mapped, not read; they must not change while the weights are in use.
     ///
@@ -87,22 +59,22 @@ impl Weights {
     /// A file cannot be opened; a header is damaged, or disagrees with the file's length; a folder
     /// holds no weights; an index names a file outside its folder, or a tensor that its shard lacks.
     pub fn open(path: &Path, device: &Device) -> Result<Weights> {
-        if path.is_dir() {
-            for name in FOLDER_NAMES {
-                let file = path.join(name);
-                if file.is_file() {
-                    return Weights::open(&file, device);
-                }
-            }
-            return Err(Error::NoWeights {
-                folder: path.to_owned(),
-                tried: FOLDER_NAMES.join(", "),
-            });
-        }
-        let is_index = path.extension().is_some_and(|extension| extension == "json");
-        let (files, file_of) = if is_index { open_index(path)? } else { open_one(path)? };
-        let source = Source::Files { files, file_of };
-        Ok(Weights::new(path.display().to_string(), source, device))
+        Ok(Weights::new(path.display().to_string(), Source::open(path)?, device))
+    }
+
+    /// The same tensors under other names: `names` leads from each new name to the one that stands in
+    /// the file, without this prefix. Tensors that it does not lead to are not there any more. Errors
+    /// call a tensor what the file calls it.
+    pub fn renamed(&self, names: impl IntoIterator<Item = (String, String)>) -> Weights {
+        let full = |(new, old): (String, String)| (new, format!("{}{old}", self.prefix));
+        let names = names.into_iter().map(full).collect();
+        let source = Source::Renamed { source: self.store.source.clone(), names };
+        Weights::new(self.store.origin.clone(), source, &self.device)
+    }
+
+    /// What the header of a safetensors file says under `key` of its metadata.
+    pub fn metadata(&self, key: &str) -> Option<&str> {
+        self.store.source.metadata(key)
     }
 
     /// Weights that are in memory already; `origin` is what errors call them.
@@ -203,28 +175,15 @@ impl Weights {
     /// Is there a tensor of this name, or any below it when it is a dotted path?
     pub fn has(&self, name: &str) -> bool {
         let full = format!("{}{name}", self.prefix);
-        let below = format!("{full}.");
-        match &*self.store.source {
-            Source::Files { file_of, .. } => {
-                file_of.contains_key(&full) || file_of.keys().any(|name| name.starts_with(&below))
-            }
-            Source::Tensors(tensors) => {
-                tensors.contains_key(&full) || tensors.keys().any(|name| name.starts_with(&below))
-            }
-            Source::Recording(_) => true,
-        }
+        self.store.source.has(&full)
     }
 
     /// The shape of a tensor, if there is one of this name.
     pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
         let full = format!("{}{name}", self.prefix);
         match &*self.store.source {
-            Source::Files { files, file_of } => {
-                let file = &files[*file_of.get(&full)?];
-                file.metadata.info(&full).map(|info| info.shape.clone())
-            }
-            Source::Tensors(tensors) => tensors.get(&full).map(|tensor| tensor.dims().to_vec()),
             Source::Recording(recorded) => lock(recorded).get(&full).cloned(),
+            source => source.stored(&full).map(|stored| stored.shape),
         }
     }
 
@@ -232,6 +191,7 @@ impl Weights {
     pub fn names(&self) -> Vec<String> {
         let mut names: Vec<String> = self
             .store
+            .source
             .names()
             .into_iter()
             .filter_map(|name| name.strip_prefix(&self.prefix).map(str::to_owned))
@@ -306,13 +266,9 @@ impl Weights {
                 found: shape,
             });
         }
-        if let Source::Files { files, file_of } = &*self.store.source {
-            let file = &files[*file_of.get(&full).ok_or_else(|| self.missing(&full))?];
-            let info = file.metadata.info(&full).ok_or_else(|| self.missing(&full))?;
-            let whole = match info.dtype {
-                Dtype::I64 => file.tensor(info, DType::I64)?.flatten_all()?.to_vec1::<i64>()?,
-                _ => return self.get(name, shape).and_then(|number| self.only(&number)),
-            };
+        let stored = self.store.source.stored(&full).ok_or_else(|| self.missing(&full))?;
+        if stored.dtype == Ok(DType::I64) {
+            let whole = self.numbers(&full, DType::I64)?.flatten_all()?.to_vec1::<i64>()?;
             lock(&self.store.read).insert(full, size_of::<i64>());
             return Ok(whole.first().copied().unwrap_or(0) as f64);
         }
@@ -325,42 +281,19 @@ impl Weights {
 
     /// The shape and the type of a tensor that can be read.
     fn shape_and_type(&self, full: &str) -> Result<(Vec<usize>, DType)> {
-        match &*self.store.source {
-            Source::Files { files, file_of } => {
-                let file = &files[*file_of.get(full).ok_or_else(|| self.missing(full))?];
-                let info = file.metadata.info(full).ok_or_else(|| self.missing(full))?;
-                let dtype = match info.dtype {
-                    Dtype::F16 => DType::F16,
-                    Dtype::BF16 => DType::BF16,
-                    Dtype::F32 => DType::F32,
-                    Dtype::F64 => DType::F64,
-                    other => return Err(self.wrong_type(full, format!("{other:?}"))),
-                };
-                Ok((info.shape.clone(), dtype))
-            }
-            Source::Tensors(tensors) => {
-                let tensor = tensors.get(full).ok_or_else(|| self.missing(full))?;
-                if !tensor.dtype().is_float() {
-                    return Err(self.wrong_type(full, format!("{:?}", tensor.dtype())));
-                }
-                Ok((tensor.dims().to_vec(), tensor.dtype()))
-            }
-            Source::Recording(_) => Err(self.missing(full)),
+        let stored = self.store.source.stored(full).ok_or_else(|| self.missing(full))?;
+        match stored.dtype {
+            Ok(dtype) if dtype.is_float() => Ok((stored.shape, dtype)),
+            Ok(dtype) => Err(self.wrong_type(full, format!("{dtype:?}"))),
+            Err(other) => Err(self.wrong_type(full, other)),
         }
     }
 
     /// A tensor's numbers, in the type `dtype` that they have in the file.
     fn numbers(&self, full: &str, dtype: DType) -> Result<Tensor> {
-        match &*self.store.source {
-            Source::Files { files, file_of } => {
-                let file = &files[*file_of.get(full).ok_or_else(|| self.missing(full))?];
-                let info = file.metadata.info(full).ok_or_else(|| self.missing(full))?;
-                Ok(file.tensor(info, dtype)?)
-            }
-            Source::Tensors(tensors) => {
-                Ok(tensors.get(full).ok_or_else(|| self.missing(full))?.clone())
-            }
-            Source::Recording(_) => Err(self.missing(full)),
+        match self.store.source.tensor(full, dtype)? {
+            Some(tensor) => Ok(tensor),
+            None => Err(self.missing(full)),
         }
     }
 
@@ -380,8 +313,11 @@ impl Weights {
         if unread.is_empty() {
             return Ok(());
         }
-        let sample: Vec<String> =
-            unread.iter().take(5).map(|name| format!("`{}{name}`", self.prefix)).collect();
+        let own = |name: &String| {
+            let full = format!("{}{name}", self.prefix);
+            format!("`{}`", self.store.source.own_name(&full))
+        };
+        let sample: Vec<String> = unread.iter().take(5).map(own).collect();
         Err(Error::UnusedTensors {
             file: self.store.origin.clone(),
             count: unread.len(),
@@ -404,14 +340,15 @@ impl Weights {
     }
 
     fn missing(&self, full: &str) -> Error {
-        let nearest = self
-            .store
+        let source = &self.store.source;
+        let nearest = source
             .names()
             .into_iter()
             .map(|name| (strsim::jaro_winkler(full, name), name))
             .max_by(|a, b| a.0.total_cmp(&b.0).then_with(|| b.1.cmp(a.1)))
-            .map(|(_, name)| name.to_owned());
-        Error::MissingTensor { file: self.store.origin.clone(), name: full.to_owned(), nearest }
+            .map(|(_, name)| source.own_name(name).to_owned());
+        let name = source.own_name(full).to_owned();
+        Error::MissingTensor { file: self.store.origin.clone(), name, nearest }
     }
 
     fn check_shape(&self, full: &str, expected: &Shape, found: &[usize]) -> Result<()> {
@@ -420,14 +357,15 @@ impl Weights {
         }
         Err(Error::Shape {
             file: self.store.origin.clone(),
-            name: full.to_owned(),
+            name: self.store.source.own_name(full).to_owned(),
             expected: expected.dims().to_vec(),
             found: found.to_vec(),
         })
     }
 
     fn wrong_type(&self, full: &str, found: String) -> Error {
-        Error::DType { file: self.store.origin.clone(), name: full.to_owned(), found }
+        let name = self.store.source.own_name(full).to_owned();
+        Error::DType { file: self.store.origin.clone(), name, found }
     }
 
     fn check_finite(&self, full: &str, tensor: &Tensor) -> Result<()> {
@@ -452,7 +390,7 @@ impl Weights {
             None => Ok(()),
             Some((index, value)) => Err(Error::NotFinite {
                 file: self.store.origin.clone(),
-                name: full.to_owned(),
+                name: self.store.source.own_name(full).to_owned(),
                 index,
                 value,
             }),
@@ -464,118 +402,6 @@ impl Weights {
 fn not_finite<T: Sync>(values: &[T], to_f32: fn(&T) -> f32) -> Option<(usize, f32)> {
     let index = values.par_iter().position_first(|value| !to_f32(value).is_finite())?;
     Some((index, to_f32(&values[index])))
-}
-
-impl Store {
-    fn names(&self) -> Vec<&str> {
-        match &*self.source {
-            Source::Files { file_of, .. } => file_of.keys().map(String::as_str).collect(),
-            Source::Tensors(tensors) => tensors.keys().map(String::as_str).collect(),
-            Source::Recording(_) => Vec::new(),
-        }
-    }
-}
-
-impl MappedFile {
-    fn open(path: &Path) -> Result<MappedFile> {
-        let io = |source| Error::Io { path: path.to_owned(), source };
-        let file = File::open(path).map_err(io)?;
-        // SAFETY: the map is read only, and `Weights::open` says that the file must not change
-        // while it is in use. Bytes are only ever read as numbers, for which any bits are valid.
-        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io)?;
-        let broken = |problem| Error::NotSafetensors { path: path.to_owned(), problem };
-        let (header, metadata) =
-            SafeTensors::read_metadata(&map).map_err(|error| broken(explain(&error, map.len())))?;
-        // The length field and the header come before the data.
-        let data_start = 8 + header;
-        if data_start + metadata.data_len() != map.len() {
-            return Err(broken("the tensors do not fill it to its end".to_owned()));
-        }
-        Ok(MappedFile { path: path.to_owned(), map, metadata, data_start })
-    }
-
-    /// A copy of a tensor. The pages it was read from are given back, so that a model in memory is
-    /// there once and not a second time as its file.
-    fn tensor(&self, info: &TensorInfo, dtype: DType) -> CandleResult<Tensor> {
-        // `open` has checked the offsets against the file's length.
-        let (start, end) = info.data_offsets;
-        let (start, length) = (self.data_start + start, end - start);
-        let bytes = &self.map[start..start + length];
-        let tensor = Tensor::from_raw_buffer(bytes, dtype, &info.shape, &Device::Cpu)?;
-        #[cfg(unix)]
-        {
-            // SAFETY: the map is shared and read only, so pages that are given back come again with the
-            // same bytes when they are looked at. Who cannot give them back has them still.
-            let _ = unsafe {
-                self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, length)
-            };
-        }
-        Ok(tensor)
-    }
-}
-
-fn open_one(path: &Path) -> Result<(Vec<MappedFile>, HashMap<String, usize>)> {
-    let file = MappedFile::open(path)?;
-    let file_of = file.metadata.offset_keys().into_iter().map(|name| (name, 0)).collect();
-    Ok((vec![file], file_of))
-}
-
-#[derive(serde::Deserialize)]
-struct Index {
-    weight_map: BTreeMap<String, String>,
-}
-
-fn open_index(path: &Path) -> Result<(Vec<MappedFile>, HashMap<String, usize>)> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| Error::Io { path: path.to_owned(), source })?;
-    let broken = |problem| Error::Index { path: path.to_owned(), problem };
-    let index: Index = serde_json::from_str(&text).map_err(|error| broken(error.to_string()))?;
-    let folder = path.parent().unwrap_or(Path::new(""));
-    let mut files: Vec<MappedFile> = Vec::new();
-    let mut file_of = HashMap::new();
-    for (name, shard) in index.weight_map {
-        let is_plain = Path::new(&shard).file_name().is_some_and(|file| file == shard.as_str());
-        if !is_plain {
-            return Err(broken(format!(
-                "`{name}` is said to be in `{shard}`, not a file beside it"
-            )));
-        }
-        let shard = folder.join(shard);
-        let position = match files.iter().position(|file| file.path == shard) {
-            Some(position) => position,
-            None => {
-                files.push(MappedFile::open(&shard)?);
-                files.len() - 1
-            }
-        };
-        if files[position].metadata.info(&name).is_none() {
-            return Err(broken(format!("`{name}` is not in {}", shard.display())));
-        }
-        file_of.insert(name, position);
-    }
-    Ok((files, file_of))
-}
-
-fn explain(error: &SafeTensorError, length: usize) -> String {
-    use SafeTensorError as E;
-    match error {
-        E::HeaderTooSmall => format!("it has {length} bytes, fewer than a header's length field"),
-        E::InvalidHeaderLength => {
-            format!("its header says it is longer than the file's {length} bytes: truncated")
-        }
-        E::HeaderTooLarge => "its header says it is longer than 100 MB".to_owned(),
-        E::InvalidHeader(_) => "its header is not text".to_owned(),
-        E::InvalidHeaderDeserialization(error) => format!("its header is not valid JSON: {error}"),
-        E::InvalidOffset(name) => {
-            format!("tensor `{name}` overlaps another, or leaves a gap before it")
-        }
-        E::TensorInvalidInfo => "a tensor's offsets do not fit its shape and type".to_owned(),
-        E::MetadataIncompleteBuffer => {
-            format!("the tensors need another length than the file's {length} bytes: truncated")
-        }
-        E::ValidationOverflow => "a tensor's shape is impossibly large".to_owned(),
-        other => other.to_string(),
-    }
 }
 
 /// Is `name` what `pattern` stands for? A `*` is any run of characters.
@@ -599,7 +425,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use safetensors::tensor::TensorView;
+    use safetensors::tensor::{Dtype, TensorView};
 
     fn file_of(tensors: &[(&str, Dtype, &[usize], Vec<u8>)]) -> Vec<u8> {
         let views: Vec<(&str, TensorView)> = tensors
