@@ -31,13 +31,16 @@ use latent_batch::{LatentFromBatch, RepeatLatentBatch};
 use latent_compose::{LatentComposite, LatentCrop, LatentFlip, LatentRotate};
 use latent_size::{LatentUpscale, LatentUpscaleBy};
 use latent_tiled::{VAEDecodeTiled, VAEEncodeTiled};
-use loaders::{CLIPLoader, CheckpointLoaderSimple, ControlNetLoader, UNETLoader, VAELoader};
+use loaders::{
+    CLIPLoader, CheckpointLoaderSimple, ControlNetLoader, DiffusersLoader, UNETLoader, VAELoader,
+};
 use lora::{LoraLoader, LoraLoaderModelOnly};
 use sample::{KSampler, UNetSample};
 use text::{CLIPSetLastLayer, CLIPTextEncode};
 
 node::library![
     CheckpointLoaderSimple,
+    DiffusersLoader,
     UNETLoader,
     VAELoader,
     CLIPLoader,

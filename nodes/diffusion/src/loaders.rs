@@ -1,15 +1,12 @@
-//! Loaders: folders in the diffusers layout (config.json beside safetensors) to objects.
+//! Loaders: checkpoints and their parts, in folders or single files of any kind, to objects.
+//!
+//! What a file is shows in its tensors, so a loader of one part takes a whole checkpoint as well, and
+//! says so.
 
 use std::path::{Path, PathBuf};
 
-use candle_core::Device;
-use kosmograph_models::Weights;
-use kosmograph_models::clip_text::ClipTextConfig;
+use kosmograph_models::checkpoint::Checkpoint;
 use kosmograph_models::clip_tokens::ClipTokenizer;
-use kosmograph_models::controlnet::ControlNetConfig;
-use kosmograph_models::samplers::SchedulerConfig;
-use kosmograph_models::unet::UNetConfig;
-use kosmograph_models::vae::VaeConfig;
 use node::*;
 use node_candle::device;
 
@@ -18,13 +15,13 @@ use crate::control_net::ControlNetModel;
 use crate::model::UNetModel;
 use crate::vae::VaeModel;
 
-/// Loads a whole Stable Diffusion checkpoint from a folder in the diffusers layout: unet, text_encoder,
-/// tokenizer, vae, scheduler.
+/// Loads a whole Stable Diffusion checkpoint: one file, or a folder in the diffusers layout (unet,
+/// text_encoder, tokenizer, vae, scheduler).
 #[derive(Inputs)]
 #[node(category = "loaders")]
 pub struct CheckpointLoaderSimple {
-    /// The folder, which holds model_index.json.
-    #[file(folder = "checkpoints", entry = "directory")]
+    /// The file or folder.
+    #[file(folder = "checkpoints", entry = "any")]
     ckpt_name: PathBuf,
 }
 
@@ -32,25 +29,44 @@ impl Node for CheckpointLoaderSimple {
     outputs![MODEL: Model, CLIP: Clip, VAE: Vae];
 
     fn run(self, cx: &Context) -> Result<(Model, Clip, Vae)> {
-        let (folder, device) = (&self.ckpt_name, device(&cx.device())?);
-        let load = || {
-            let model = load_unet(&folder.join("unet"), &folder.join("scheduler"), &device)?;
-            let clip = load_clip(&folder.join("text_encoder"), &folder.join("tokenizer"), &device)?;
-            Ok((model, clip, load_vae(&folder.join("vae"), &device)?))
-        };
-        load().map_err(|error: Error| error.of_input("ckpt_name"))
+        load_all(cx, &self.ckpt_name).map_err(|error| error.of_input("ckpt_name"))
     }
 }
 
+/// Loads a whole Stable Diffusion checkpoint from a folder in the diffusers layout.
+#[derive(Inputs)]
+#[node(category = "advanced/loaders/deprecated")]
+pub struct DiffusersLoader {
+    /// The folder, which holds model_index.json.
+    #[file(folder = "diffusers", entry = "directory")]
+    model_path: PathBuf,
+}
+
+impl Node for DiffusersLoader {
+    outputs![MODEL: Model, CLIP: Clip, VAE: Vae];
+
+    fn run(self, cx: &Context) -> Result<(Model, Clip, Vae)> {
+        load_all(cx, &self.model_path).map_err(|error| error.of_input("model_path"))
+    }
+}
+
+fn load_all(cx: &Context, path: &Path) -> Result<(Model, Clip, Vae)> {
+    let checkpoint = Checkpoint::open(path, &device(&cx.device())?)?;
+    Ok((unet(&checkpoint)?, clip(&checkpoint)?, vae(&checkpoint)?))
+}
+
+/// The types that ComfyUI keeps a U-Net's weights in.
+const WEIGHT_DTYPES: &[&str] = &["default", "fp8_e4m3fn", "fp8_e4m3fn_fast", "fp8_e5m2"];
+
 /// Loads a U-Net alone: a DreamBooth or other variant to swap in.
 #[derive(Inputs)]
-#[node(category = "loaders")]
+#[node(category = "advanced/loaders")]
 pub struct UNETLoader {
-    /// The folder with config.json and the weights.
-    #[file(folder = "diffusion_models", entry = "directory")]
+    /// The file, or the folder with config.json and the weights.
+    #[file(folder = "diffusion_models", entry = "any")]
     unet_name: PathBuf,
-    /// The type the weights are kept in.
-    #[widget(choices = ["default"], default = "default")]
+    /// The type the weights are kept in: "default" is the file's own.
+    #[widget(choices = WEIGHT_DTYPES, default = "default")]
     weight_dtype: Option<String>,
 }
 
@@ -58,11 +74,18 @@ impl Node for UNETLoader {
     outputs![MODEL: Model];
 
     fn run(self, cx: &Context) -> Result<Model> {
-        // "default" is the one choice: the weights' own type on disk, f32 in memory.
-        let _ = self.weight_dtype;
-        let scheduler = self.unet_name.with_file_name("scheduler");
-        load_unet(&self.unet_name, &scheduler, &device(&cx.device())?)
-            .map_err(|error| error.of_input("unet_name"))
+        let dtype = self.weight_dtype.as_deref().unwrap_or("default");
+        if dtype != "default" {
+            return Err(Error::at(
+                "weight_dtype",
+                format!(
+                    "weights are not kept in {dtype}, which would change the picture; \"default\" \
+                     keeps them as the file has them"
+                ),
+            ));
+        }
+        let load = || unet(&open(cx, &self.unet_name, "U-Net")?);
+        load().map_err(|error| error.of_input("unet_name"))
     }
 }
 
@@ -70,8 +93,8 @@ impl Node for UNETLoader {
 #[derive(Inputs)]
 #[node(category = "loaders")]
 pub struct VAELoader {
-    /// The folder with config.json and the weights.
-    #[file(folder = "vae", entry = "directory")]
+    /// The file, or the folder with config.json and the weights.
+    #[file(folder = "vae", entry = "any")]
     vae_name: PathBuf,
 }
 
@@ -79,20 +102,25 @@ impl Node for VAELoader {
     outputs![VAE: Vae];
 
     fn run(self, cx: &Context) -> Result<Vae> {
-        load_vae(&self.vae_name, &device(&cx.device())?).map_err(|error| error.of_input("vae_name"))
+        let load = || vae(&open(cx, &self.vae_name, "VAE")?);
+        load().map_err(|error| error.of_input("vae_name"))
     }
 }
 
-/// Loads CLIP's text encoder alone; the tokenizer is the folder "tokenizer" beside or in it, or CLIP's own.
+/// Loads CLIP's text encoder alone. A folder's tokenizer is the folder "tokenizer" in it or beside it; else
+/// it is CLIP's own.
 #[derive(Inputs)]
-#[node(category = "loaders")]
+#[node(category = "advanced/loaders")]
 pub struct CLIPLoader {
-    /// The folder with config.json and the weights.
-    #[file(folder = "text_encoders", entry = "directory")]
+    /// The file, or the folder with config.json and the weights.
+    #[file(folder = "text_encoders", entry = "any")]
     clip_name: PathBuf,
     /// The family of models that it encodes for.
     #[widget(choices = ["stable_diffusion"], default = "stable_diffusion")]
-    r#type: Option<String>,
+    r#type: String,
+    /// Where it computes: "default" is where everything does.
+    #[widget(choices = ["default", "cpu"], default = "default")]
+    device: Option<String>,
 }
 
 impl Node for CLIPLoader {
@@ -101,11 +129,18 @@ impl Node for CLIPLoader {
     fn run(self, cx: &Context) -> Result<Clip> {
         // One family is supported, and its choice changes nothing.
         let _ = self.r#type;
-        let inside = self.clip_name.join("tokenizer");
-        let beside = self.clip_name.with_file_name("tokenizer");
-        let tokenizer = if inside.is_dir() { inside } else { beside };
-        load_clip(&self.clip_name, &tokenizer, &device(&cx.device())?)
-            .map_err(|error| error.of_input("clip_name"))
+        if self.device.as_deref() == Some("cpu") && cx.device() != "cpu" {
+            return Err(Error::at(
+                "device",
+                format!(
+                    "a text encoder on the CPU beside a run on {} is not supported; \"default\" \
+                     would be right",
+                    cx.device()
+                ),
+            ));
+        }
+        let load = || clip(&open(cx, &self.clip_name, "text encoder")?);
+        load().map_err(|error| error.of_input("clip_name"))
     }
 }
 
@@ -113,8 +148,8 @@ impl Node for CLIPLoader {
 #[derive(Inputs)]
 #[node(category = "loaders")]
 pub struct ControlNetLoader {
-    /// The folder with config.json and the weights.
-    #[file(folder = "controlnet", entry = "directory")]
+    /// The file, or the folder with config.json and the weights.
+    #[file(folder = "controlnet", entry = "any")]
     control_net_name: PathBuf,
 }
 
@@ -122,60 +157,39 @@ impl Node for ControlNetLoader {
     outputs![CONTROL_NET: ControlNet];
 
     fn run(self, cx: &Context) -> Result<ControlNet> {
-        load_control_net(&self.control_net_name, &device(&cx.device())?)
-            .map_err(|error| error.of_input("control_net_name"))
+        let load = || {
+            let checkpoint = Checkpoint::open(&self.control_net_name, &device(&cx.device())?)?;
+            let (config, weights) = checkpoint.control_net()?;
+            Ok(ControlNet(Object::new(ControlNetModel::new(config, weights)?)))
+        };
+        load().map_err(|error: Error| error.of_input("control_net_name"))
     }
 }
 
-fn load_unet(folder: &Path, scheduler: &Path, device: &Device) -> Result<Model> {
-    let (text, file) = read(&folder.join("config.json"))?;
-    let config = UNetConfig::from_json(&text, &file)?;
-    // A U-Net that stands alone was trained on Stable Diffusion 1.5's schedule.
-    let scheduler = scheduler.join("scheduler_config.json");
-    let schedule = match scheduler.is_file() {
-        true => {
-            let (text, file) = read(&scheduler)?;
-            SchedulerConfig::from_json(&text, &file)?
-        }
-        false => SchedulerConfig::default(),
-    };
-    let weights = Weights::open(folder, device)?;
-    Ok(Model(Object::new(UNetModel::new(config, &schedule, weights)?)))
+/// Opens what a loader of one part was given.
+fn open(cx: &Context, path: &Path, part: &str) -> Result<Checkpoint> {
+    let checkpoint = Checkpoint::open(path, &device(&cx.device())?)?;
+    if checkpoint.is_whole() {
+        cx.info(format!("{} is a whole checkpoint; its {part} is taken", path.display()));
+    }
+    Ok(checkpoint)
 }
 
-fn load_vae(folder: &Path, device: &Device) -> Result<Vae> {
-    let (text, file) = read(&folder.join("config.json"))?;
-    let config = VaeConfig::from_json(&text, &file)?;
-    let weights = Weights::open(folder, device)?;
-    Ok(Vae(Object::new(VaeModel::new(config, weights)?)))
+fn unet(checkpoint: &Checkpoint) -> Result<Model> {
+    let (config, scheduler, weights) = checkpoint.unet()?;
+    Ok(Model(Object::new(UNetModel::new(config, &scheduler, weights)?)))
 }
 
-fn load_clip(folder: &Path, tokenizer: &Path, device: &Device) -> Result<Clip> {
-    let (text, file) = read(&folder.join("config.json"))?;
-    let wrong = |error| Error::new(format!("{file} is not a CLIP text encoder's: {error}"));
-    let config: ClipTextConfig = serde_json::from_str(&text).map_err(wrong)?;
-    let tokenizer = match tokenizer.is_dir() {
-        true => ClipTokenizer::read(tokenizer)?,
-        false => ClipTokenizer::clip()?,
+fn clip(checkpoint: &Checkpoint) -> Result<Clip> {
+    let (config, weights) = checkpoint.clip_text()?;
+    let tokenizer = match checkpoint.tokenizer() {
+        Some(folder) => ClipTokenizer::read(&folder)?,
+        None => ClipTokenizer::clip()?,
     };
-    let weights = Weights::open(folder, device)?;
     Ok(Clip(Object::new(ClipModel::new(config, tokenizer, weights)?)))
 }
 
-fn load_control_net(folder: &Path, device: &Device) -> Result<ControlNet> {
-    let (text, file) = read(&folder.join("config.json"))?;
-    let config = ControlNetConfig::from_json(&text, &file)?;
-    let weights = Weights::open(folder, device)?;
-    Ok(ControlNet(Object::new(ControlNetModel::new(config, weights)?)))
-}
-
-/// A file's text, and its name for errors.
-fn read(path: &Path) -> Result<(String, String)> {
-    let text = std::fs::read_to_string(path).map_err(|error| {
-        Error::new(format!(
-            "{} cannot be read: {error}; a folder in the diffusers layout would be right",
-            path.display()
-        ))
-    })?;
-    Ok((text, path.display().to_string()))
+fn vae(checkpoint: &Checkpoint) -> Result<Vae> {
+    let (config, weights) = checkpoint.vae()?;
+    Ok(Vae(Object::new(VaeModel::new(config, weights)?)))
 }

@@ -82,6 +82,14 @@ impl Checkpoint {
         }
     }
 
+    /// Is it a checkpoint of several models, of which a loader of one takes its own?
+    pub fn is_whole(&self) -> bool {
+        match &self.file {
+            None => self.path.join("unet").is_dir(),
+            Some((_, naming)) => *naming == Naming::Checkpoint,
+        }
+    }
+
     /// The U-Net: its configuration, the noise schedule it was trained on, and its weights.
     ///
     /// # Errors

@@ -531,6 +531,15 @@ mod tests {
         let huge = r#"{"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,8]}}"#;
         assert!(open(&with_header(huge, 8)).is_err());
         assert!(message(open(&u64::MAX.to_le_bytes())).contains("100 MB"));
+        // A header of 100 MB is announced where there is none: nothing of that size is made.
+        assert!(open(&[&100_000_000u64.to_le_bytes()[..], &[b'{'; 64]].concat()).is_err());
+        for offsets in ["[-8,0]", "[0,-8]", "[8,0]", "[9223372036854775808,9223372036854775816]"] {
+            let header =
+                format!(r#"{{"a":{{"dtype":"F32","shape":[2],"data_offsets":{offsets}}}}}"#);
+            assert!(open(&with_header(&header, 8)).is_err(), "{offsets}");
+        }
+        let twice = r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"a":{"dtype":"F32","shape":[2],"data_offsets":[8,16]}}"#;
+        assert!(open(&with_header(twice, 16)).is_err());
     }
 
     #[test]
