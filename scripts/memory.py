@@ -24,26 +24,26 @@ TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "re
 # What is measured: the weights it needs, the workflow, what is set in it, and the bound in GB (10^9 bytes).
 CASES = {
     "sd15-f32": (
-        [("sd15-diffusers", "f32", "checkpoints/sd15-f32")],
+        [("sd15", "f32", "checkpoints/sd15-f32.safetensors")],
         "text.json",
-        ["Checkpoint.ckpt_name=sd15-f32", "Size.width=512", "Size.height=512"],
+        ["Checkpoint.ckpt_name=sd15-f32.safetensors", "Size.width=512", "Size.height=512"],
         5.0,
     ),
     "sd15-f16": (
-        [("sd15-diffusers", "f16", "checkpoints/sd15-f16")],
+        [("sd15", "f16", "checkpoints/sd15-f16.safetensors")],
         "text.json",
-        ["Checkpoint.ckpt_name=sd15-f16", "Size.width=512", "Size.height=512"],
+        ["Checkpoint.ckpt_name=sd15-f16.safetensors", "Size.width=512", "Size.height=512"],
         None,
     ),
     "kosmos-g": (
         [
             ("kosmos-g", "f32", "kosmos/kosmos-g"),
-            ("sd15-diffusers", "f32", "checkpoints/sd15-f32"),
+            ("sd15", "f32", "checkpoints/sd15-f32.safetensors"),
         ],
         "two_subjects.json",
         [
             "Kosmos-G.kosmos_name=kosmos-g",
-            "Checkpoint.ckpt_name=sd15-f32",
+            "Checkpoint.ckpt_name=sd15-f32.safetensors",
             "Size.width=512",
             "Size.height=512",
         ],

@@ -1,7 +1,7 @@
 //! Writes models of random weights in the real shapes, to measure memory and time without a download.
 //!
 //! ```sh
-//! cargo run --release -p kosmograph-models --example random_weights -- sd15-diffusers OUT --dtype f16
+//! cargo run --release -p kosmograph-models --example random_weights -- sd15 OUT.safetensors --dtype f16
 //! ```
 //!
 //! Every matrix is drawn so that what goes through it keeps its size (uniform, variance 1/fan-in),
@@ -18,7 +18,6 @@ use half::f16;
 use kosmograph_models::Weights;
 use kosmograph_models::aligner::Reconstruction;
 use kosmograph_models::clip_text::{ClipText, ClipTextConfig};
-use kosmograph_models::controlnet::{ControlNet, ControlNetConfig};
 use kosmograph_models::kosmos::{KosmosConfig, KosmosG};
 use kosmograph_models::unet::{UNet, UNetConfig};
 use kosmograph_models::vae::{Vae, VaeConfig};
@@ -39,10 +38,18 @@ struct Arguments {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Kind {
+    /// Stable Diffusion 1.5 as one file
+    Sd15,
+    /// Its inpainting variant, whose U-Net has nine input channels, as one file
+    Sd15Inpaint,
     /// Stable Diffusion 1.5 as a diffusers folder
     Sd15Diffusers,
-    /// A ControlNet for it, as a diffusers folder
+    /// Its autoencoder, as one file
+    Vae,
+    /// A ControlNet for it, as one file
     Controlnet,
+    /// A LoRA for its U-Net's and text encoder's attention in kohya's naming, rank 16, as one file
+    Lora,
     /// Kosmos-G's full size, as a folder for KosmosLoader; its tokenizer is the bundled model's
     KosmosG,
 }
@@ -56,23 +63,47 @@ enum Dtype {
 fn main() -> Result<()> {
     let Arguments { kind, out, dtype, seed } = Arguments::parse();
     ensure!(!out.exists(), "{} is there already", out.display());
-    let write = |folder: &str, file: &str, config: &Value, shapes| -> Result<()> {
+    let write = |path: &Path, shapes: &Shapes| safetensors(path, shapes, dtype, seed);
+    let write_folder = |folder: &str, file: &str, config: &Value, shapes| -> Result<()> {
         let folder = out.join(folder);
         fs::create_dir_all(&folder)?;
         fs::write(folder.join("config.json"), serde_json::to_string_pretty(config)?)?;
-        safetensors(&folder.join(file), &shapes, dtype, seed)
+        write(&folder.join(file), &shapes)
     };
     const DIFFUSERS: &str = "diffusion_pytorch_model.safetensors";
+    if let Some(folder) = out.parent() {
+        fs::create_dir_all(folder)?;
+    }
     match kind {
+        Kind::Sd15 => write(&out, &listed("sd15_ldm_single_file.json")?)?,
+        Kind::Sd15Inpaint => {
+            let mut shapes = listed("sd15_ldm_single_file.json")?;
+            let conv_in = "model.diffusion_model.input_blocks.0.0.weight".to_owned();
+            shapes.insert(conv_in, vec![320, 9, 3, 3]);
+            write(&out, &shapes)?;
+        }
         Kind::Sd15Diffusers => {
-            write("unet", DIFFUSERS, &unet(), shapes_of_unet()?)?;
-            write("vae", DIFFUSERS, &vae(), shapes_of_vae()?)?;
-            write("text_encoder", "model.safetensors", &clip_text(), shapes_of_clip_text()?)?;
+            write_folder("unet", DIFFUSERS, &unet(), shapes_of_unet()?)?;
+            write_folder("vae", DIFFUSERS, &vae(), shapes_of_vae()?)?;
+            write_folder(
+                "text_encoder",
+                "model.safetensors",
+                &clip_text(),
+                shapes_of_clip_text()?,
+            )?;
             fs::write(out.join("model_index.json"), "{}")?;
         }
-        Kind::Controlnet => write("", DIFFUSERS, &controlnet(), shapes_of_controlnet()?)?,
+        Kind::Vae => {
+            let shapes = listed("sd15_ldm_single_file.json")?.into_iter();
+            let own = |(name, shape): (String, Vec<usize>)| {
+                Some((name.strip_prefix("first_stage_model.")?.to_owned(), shape))
+            };
+            write(&out, &shapes.filter_map(own).collect())?;
+        }
+        Kind::Controlnet => write(&out, &listed("controlnet_ldm.json")?)?,
+        Kind::Lora => write(&out, &lora()?)?,
         Kind::KosmosG => {
-            write("", "model.safetensors", &kosmos(), shapes_of_kosmos()?)?;
+            write_folder("", "model.safetensors", &kosmos(), shapes_of_kosmos()?)?;
             let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/tiny/kosmos");
             for file in ["sentencepiece.bpe.model", "dict.txt"] {
                 fs::copy(bundled.join(file), out.join(file))?;
@@ -103,11 +134,36 @@ fn shapes_of_clip_text() -> Result<Shapes> {
     Ok(weights.recorded())
 }
 
-fn shapes_of_controlnet() -> Result<Shapes> {
-    let weights = Weights::recording();
-    let config = ControlNetConfig::from_json(&controlnet().to_string(), "controlnet")?;
-    ControlNet::load(&weights, &config)?;
-    Ok(weights.recorded())
+/// The names and shapes of a real file, from the lists that the tests compare with.
+fn listed(name: &str) -> Result<Shapes> {
+    let lists = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/key_lists");
+    let text = fs::read_to_string(lists.join(name)).with_context(|| name.to_owned())?;
+    let list: BTreeMap<String, Value> = serde_json::from_str(&text)?;
+    let shape = |(name, entry): (String, Value)| {
+        Ok((name, serde_json::from_value(entry["shape"].clone())?))
+    };
+    list.into_iter().map(shape).collect()
+}
+
+/// Down and up matrices for every linear layer of the attention and feed-forward blocks.
+fn lora() -> Result<Shapes> {
+    const RANK: usize = 16;
+    let mut shapes = Shapes::new();
+    let networks = [("lora_unet_", shapes_of_unet()?), ("lora_te_", shapes_of_clip_text()?)];
+    for (prefix, network) in networks {
+        for (name, shape) in network {
+            let Some(module) = name.strip_suffix(".weight") else { continue };
+            let is_adapted =
+                module.contains("attn") || module.contains(".ff.") || module.contains(".mlp.");
+            if let ([output, input], true) = (&shape[..], is_adapted) {
+                let module = format!("{prefix}{}", module.replace('.', "_"));
+                shapes.insert(format!("{module}.lora_down.weight"), vec![RANK, *input]);
+                shapes.insert(format!("{module}.lora_up.weight"), vec![*output, RANK]);
+                shapes.insert(format!("{module}.alpha"), vec![]);
+            }
+        }
+    }
+    Ok(shapes)
 }
 
 fn shapes_of_kosmos() -> Result<Shapes> {
@@ -133,16 +189,6 @@ fn unet() -> Value {
         "up_block_types":
             ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
     })
-}
-
-fn controlnet() -> Value {
-    let mut config = unet();
-    config["_class_name"] = "ControlNetModel".into();
-    for key in ["out_channels", "up_block_types"] {
-        config.as_object_mut().map(|config| config.remove(key));
-    }
-    config["conditioning_embedding_out_channels"] = json!([16, 32, 96, 256]);
-    config
 }
 
 fn vae() -> Value {
@@ -226,8 +272,10 @@ fn safetensors(path: &Path, shapes: &Shapes, dtype: Dtype, seed: u64) -> Result<
 fn values(name: &str, shape: &[usize], seed: u64) -> Vec<f32> {
     let count: usize = shape.iter().product();
     match shape.len() {
+        // A LoRA's alpha: a sixteenth of its rank keeps it a small change.
+        0 => vec![1.0],
         // Norms let through what comes, biases add nothing.
-        0 | 1 => vec![if name.ends_with("weight") { 1.0 } else { 0.0 }; count],
+        1 => vec![if name.ends_with("weight") { 1.0 } else { 0.0 }; count],
         _ => {
             let fan_in: usize = shape[1..].iter().product();
             let reach = (3.0 / fan_in as f32).sqrt();
