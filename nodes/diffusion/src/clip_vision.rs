@@ -1,8 +1,9 @@
 //! CLIP's picture half: the CLIP_VISION object, its loader and its encoder.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use candle_core::Device;
+use kosmograph_models::checkpoint::Checkpoint;
 use kosmograph_models::clip_pixels::clip_pixels;
 use kosmograph_models::clip_vision::{ClipVision as VisionTransformer, ClipVisionConfig};
 use kosmograph_models::{Resident, Weights};
@@ -25,13 +26,9 @@ impl ClipVisionModel {
     /// The weights are of another model than `config` says.
     pub fn new(config: ClipVisionConfig, weights: Weights) -> kosmograph_models::Result<Self> {
         let device = weights.device().clone();
-        // Files of a whole CLIP have its text half too.
-        let tolerated = ["*position_ids", "text_model.*", "text_projection.*", "logit_scale"];
         let vision = {
             let config = config.clone();
-            Resident::open(weights, &tolerated, move |weights| {
-                VisionTransformer::load(&config, weights)
-            })?
+            Resident::open(weights, &[], move |weights| VisionTransformer::load(&config, weights))?
         };
         Ok(Self { vision, config, device })
     }
@@ -94,31 +91,13 @@ impl Node for CLIPVisionLoader {
     outputs![CLIP_VISION: ClipVision];
 
     fn run(self, cx: &Context) -> Result<ClipVision> {
-        let device = device(&cx.device())?;
-        let model = load(&self.clip_name, &device).map_err(|error| error.of_input("clip_name"))?;
-        Ok(ClipVision(Object::new(model)))
+        let load = || {
+            let checkpoint = Checkpoint::open(&self.clip_name, &device(&cx.device())?)?;
+            let (config, weights) = checkpoint.clip_vision()?;
+            Ok(ClipVision(Object::new(ClipVisionModel::new(config, weights)?)))
+        };
+        load().map_err(|error: Error| error.of_input("clip_name"))
     }
-}
-
-fn load(path: &Path, device: &Device) -> Result<ClipVisionModel> {
-    let weights = Weights::open(path, device)?;
-    let file = path.join("config.json");
-    let config = if file.is_file() {
-        let name = file.display().to_string();
-        let text = std::fs::read_to_string(&file)
-            .map_err(|error| Error::new(format!("{name} cannot be read: {error}")))?;
-        let json = kosmograph_models::python_json::parse(&text, &name)?;
-        // A whole CLIP keeps each half's configuration under a key of its own.
-        let mut vision = json.get("vision_config").unwrap_or(&json).clone();
-        if let (Some(keys), Some(dim)) = (vision.as_object_mut(), json.get("projection_dim")) {
-            keys.insert("projection_dim".to_owned(), dim.clone());
-        }
-        let wrong = |error| Error::new(format!("{name} is not a CLIP vision model's: {error}"));
-        serde_json::from_value(vision).map_err(wrong)?
-    } else {
-        ClipVisionConfig::from_weights(&weights)?
-    };
-    Ok(ClipVisionModel::new(config, weights)?)
 }
 
 /// Encodes pictures with CLIP's picture half.

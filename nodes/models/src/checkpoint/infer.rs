@@ -126,34 +126,6 @@ pub(super) fn clip_text(weights: &Weights) -> Result<Value> {
     with_header(config, weights, "text_encoder")
 }
 
-/// `weights` with `vision_model.`.
-pub(super) fn clip_vision(weights: &Weights) -> Result<Value> {
-    let model = weights.sub("vision_model");
-    let patches = shape(&model, "embeddings.patch_embedding.weight", 4)?;
-    let mlp = shape(&model, "encoder.layers.0.mlp.fc1.weight", 2)?;
-    // One position for each patch of a square picture, and one for the class.
-    let positions = shape(&model, "embeddings.position_embedding.weight", 2)?[0];
-    let side = positions.saturating_sub(1).isqrt();
-    let width = patches[0];
-    // OpenCLIP's larger ones have other heads and the exact GELU.
-    let (head, act) = match width {
-        1280 => (80, "gelu"),
-        1664 => (104, "gelu"),
-        _ => (64, "quick_gelu"),
-    };
-    let config = json!({
-        "hidden_size": width,
-        "intermediate_size": mlp[0],
-        "num_hidden_layers": count(&model, "encoder.layers"),
-        "num_attention_heads": (width / head).max(1),
-        "image_size": side * patches[3],
-        "patch_size": patches[3],
-        "projection_dim": shape(weights, "visual_projection.weight", 2)?[0],
-        "hidden_act": act,
-    });
-    with_header(config, weights, "image_encoder")
-}
-
 /// How many numbered modules there are below `name`.
 fn count(weights: &Weights, name: &str) -> usize {
     (0..).take_while(|i| weights.has(&format!("{name}.{i}"))).count()

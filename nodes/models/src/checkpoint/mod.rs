@@ -212,7 +212,7 @@ impl Checkpoint {
             return Err(self.has_no("a CLIP vision encoder"));
         }
         let vision = picture_half(weights);
-        Ok((deserialized(infer::clip_vision(&vision)?, &self.shapes())?, vision))
+        Ok((ClipVisionConfig::from_weights(&vision)?, vision))
     }
 
     /// The ControlNet: its configuration and weights.
