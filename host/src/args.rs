@@ -57,6 +57,9 @@ pub enum Command {
     Plugins(Plugins),
     /// Test whether a node library keeps the rules of the boundary
     CheckPlugin(CheckPlugin),
+    /// Make of a checkpoint what the loaders read: Kosmos-G's to a folder, a torch file to safetensors
+    #[command(after_help = EXIT_CODES)]
+    Convert(Convert),
 }
 
 #[derive(Debug, Args)]
@@ -145,6 +148,25 @@ pub struct Plugins {
     /// A folder of node libraries, or one library; may be given several times
     #[arg(long, value_name = "DIR")]
     pub plugins: Vec<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct Convert {
+    /// The checkpoint: .pt, .pth, .ckpt or .bin; nothing in it is executed
+    #[arg(value_name = "IN")]
+    pub input: PathBuf,
+    /// The result, where nothing is yet: a folder for Kosmos-G, a file NAME.safetensors for others
+    #[arg(value_name = "OUT")]
+    pub output: PathBuf,
+    /// The folder with Kosmos-G's sentencepiece.bpe.model and dict.txt [default: beside IN, or data there]
+    #[arg(long, value_name = "FOLDER")]
+    pub tokenizer: Option<PathBuf>,
+    /// A folder of node libraries, or one library; may be given several times
+    #[arg(long, value_name = "DIR")]
+    pub plugins: Vec<PathBuf>,
+    /// Show only errors
+    #[arg(long)]
+    pub quiet: bool,
 }
 
 #[derive(Debug, Args)]

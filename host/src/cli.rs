@@ -1,5 +1,6 @@
 //! Arguments → exit code.
 
+mod convert;
 mod list;
 mod run;
 
@@ -41,6 +42,7 @@ pub fn main(arguments: Arguments) -> Exit {
         Command::Check(check) => run::check(&check.workflow, &*listener(false, false)),
         Command::Nodes(nodes) => list::nodes(&nodes, &*listener(false, false)),
         Command::Plugins(plugins) => list::plugins(&plugins, &*listener(false, false)),
+        Command::Convert(convert) => convert::convert(&convert, &*listener(false, convert.quiet)),
         Command::CheckPlugin(check) => list::check_plugin(&check, &*listener(false, false)),
     }
 }

@@ -118,16 +118,31 @@ impl Library {
 
     /// Calls the extension "panic/1", which panics inside; `None` when the library does not offer it.
     pub fn panic_inside(&self, call: &dyn Call) -> Option<Result<Vec<Value>, NodeFailure>> {
+        self.call_extension("panic/1", call, &[], 0)
+    }
+
+    /// Calls an extension that is a kg_interface, by its name in node.h; `None` when the library does
+    /// not offer it.
+    pub fn call_extension(
+        &self,
+        id: &str,
+        call: &dyn Call,
+        inputs: &[Value],
+        n_outputs: usize,
+    ) -> Option<Result<Vec<Value>, NodeFailure>> {
         // SAFETY: node.h: `extension` takes borrowed text.
-        let interface = unsafe { (self.extension?)(abi::Str::new("panic/1")) };
-        // SAFETY: node.h: "panic/1" is a kg_interface that lives as long as the process.
+        let interface = unsafe { (self.extension?)(abi::Str::new(id)) };
+        // SAFETY: node.h: the extensions that are called are each a kg_interface that lives as long as
+        // the process.
         let interface = unsafe { call::read_interface(interface.cast()) }?;
+        let who = format!("\"{id}\"");
         Some(match interface {
-            // SAFETY: as above; its self is NULL.
-            Ok(function) => invoke("\"panic/1\"", call, 0, &[], |context, outputs| unsafe {
-                function(std::ptr::null_mut(), context, std::ptr::null(), 0, outputs, 0)
+            // SAFETY: as above; its self is NULL. Inputs and outputs are what node.h says for the call.
+            Ok(function) => invoke(&who, call, n_outputs, &[], |context, outputs| unsafe {
+                let values = inputs.as_ptr().cast();
+                function(std::ptr::null_mut(), context, values, inputs.len(), outputs, n_outputs)
             }),
-            Err(why) => Err(NodeFailure::failed(format!("its extension \"panic/1\" {why}"))),
+            Err(why) => Err(NodeFailure::failed(format!("its extension {who} {why}"))),
         })
     }
 }

@@ -153,7 +153,10 @@ impl Listener for Terminal {
                 self.say(&format!("error: {failure}"));
             }
             Event::Problem(problem) => self.say(&format!("error: {problem}")),
-            Event::Refused { message, .. } => self.say(&format!("error: {message}")),
+            Event::Refused { message, .. } => {
+                self.end();
+                self.say(&format!("error: {message}"));
+            }
             Event::Warning(problem) => self.say_unless_quiet(&format!("warning: {problem}")),
             Event::Log { level, node, message } => {
                 let from = node.map_or(String::new(), |node| format!("{node}: "));

@@ -297,7 +297,14 @@ typedef struct kg_library {
 
   /* Optional features by name, or NULL. May be NULL itself.
    *   "panic/1"   a kg_interface (self is NULL) that panics inside, for the conformance test:
-   *               it must come back as KG_ERROR */
+   *               it must come back as KG_ERROR
+   *   "convert/1" a kg_interface (self is NULL) that makes of a file what the library's nodes, or
+   *               other programs, read; what `kosmograph convert` calls.
+   *     in   input STRING, the file's absolute path; output STRING, an absolute path where nothing
+   *          is yet; options STRING, a JSON object: "tokenizer", a folder's absolute path
+   *     out  STRING, a JSON object: "kind" (what it made), "output" (its path), "tensors" (how
+   *          many), "notes" (a list of sentences); or NONE when `input` is of no kind that the
+   *          library converts. `output` appears when it is whole, or not at all. */
   const void *(*extension)(kg_str id);
 } kg_library;
 

@@ -5,6 +5,7 @@
 
 mod build;
 mod run;
+pub mod torch;
 
 pub use build::{
     build_c, build_c_text, c_compiler, kosmograph, node_library, plugins_dir, repository,

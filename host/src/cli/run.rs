@@ -210,7 +210,7 @@ pub fn run(args: &args::Run, listener: &dyn Listener) -> Exit {
 }
 
 /// A flag that the first Ctrl-C, or a request to terminate, sets; the second one ends the program.
-fn cancelled_by_ctrl_c() -> Arc<AtomicBool> {
+pub(super) fn cancelled_by_ctrl_c() -> Arc<AtomicBool> {
     let cancel = Arc::new(AtomicBool::new(false));
     let flag = cancel.clone();
     let handler = move || {

@@ -69,6 +69,23 @@ fn check_library(path: &Path, folder: &Path, log: &mut Log) {
             Some(result) => refused(&result, None).map(|()| None),
         }
     });
+    log.check_or_skip("library: what it converts is a file of its kind", |log| {
+        log.doing("asked to convert a picture (\"convert/1\")");
+        let output = folder.join("converted");
+        let paths = [Value::string(&picture), Value::string(&output.display().to_string())];
+        let inputs = [paths[0].clone(), paths[1].clone(), Value::string("{}")];
+        match library.call_extension("convert/1", &host, &inputs, 1) {
+            None => return Ok(Some("it does not offer \"convert/1\"".to_owned())),
+            Some(Err(failure)) if failure.is_broken_rule() => return Err(failure.to_string()),
+            Some(_) => (),
+        }
+        if output.exists() {
+            return Err("it made something of a picture".to_owned());
+        }
+        log.doing("asked to convert with too few inputs");
+        let result = library.call_extension("convert/1", &host, &paths, 1);
+        result.map_or(Ok(()), |result| refused(&result, None)).map(|()| None)
+    });
     for (index, node) in nodes.iter().enumerate() {
         Subject::new(&library, index, node, &host, &picture).check(log);
     }

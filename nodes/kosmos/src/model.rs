@@ -9,6 +9,7 @@ use node::*;
 use node_candle::{device, export, import};
 
 /// Loads Kosmos-G from a folder: config.json, model.safetensors, sentencepiece.bpe.model, dict.txt.
+/// `kosmograph convert` makes one of the authors' checkpoint.
 #[derive(Inputs)]
 #[node(category = "loaders")]
 pub struct KosmosLoader {
@@ -102,12 +103,16 @@ impl interface::Describe for KosmosModel {
             "image_tokens": self.0.model.image_tokens(),
             "hidden_width": config.mllm.embed_dim,
             "context_width": config.aligner.dim,
+            "bytes": self.0.model.bytes(),
         })
     }
 }
 
 impl interface::Memory for KosmosModel {
-    fn bytes(&self, _purge: bool) -> usize {
-        self.0.bytes
+    fn bytes(&self, purge: bool) -> usize {
+        if purge {
+            self.0.model.release();
+        }
+        self.0.model.held()
     }
 }

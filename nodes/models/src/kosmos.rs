@@ -7,6 +7,7 @@
 //! A folder holds `config.json`, `model.safetensors`, `sentencepiece.bpe.model` and `dict.txt`.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
@@ -17,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::kosmos_tokens::{KosmosTokenizer, PAD};
 use crate::mllm::{ImageTokens, Mllm, MllmConfig};
 use crate::preprocess::PictureTransform;
+use crate::resident::Resident;
 use crate::vit::{Vit, VitConfig};
 use crate::weights::Weights;
 
@@ -60,39 +62,72 @@ const TOLERATED: [&str; 8] = [
     "vae.*",
 ];
 
-/// The model.
-#[derive(Clone, Debug)]
-pub struct KosmosG {
+/// Pictures to image tokens: the vision transformer and the connector.
+struct Vision {
     img_model: Vit,
     img_connector: Connector,
-    gpt_model: Mllm,
-    aligner: Aligner,
-    reconstruction: Option<Reconstruction>,
+}
+
+impl Vision {
+    fn load(config: &KosmosConfig, weights: &Weights) -> Result<Vision> {
+        let (vision, dim) = (&config.vision.vit, config.mllm.embed_dim);
+        let connector = weights.sub("img_connector");
+        Ok(Vision {
+            img_model: Vit::load(vision, &weights.sub("img_model.visual"))?,
+            img_connector: Connector::load(&config.connector, vision.width, dim, &connector)?,
+        })
+    }
+}
+
+/// The model, in parts that come into memory when they are first used: whoever reads text alone
+/// never has the vision transformer.
+pub struct KosmosG {
+    vision: Resident<Vision>,
+    gpt_model: Resident<Mllm>,
+    aligner: Resident<Aligner>,
+    reconstruction: Option<Resident<Reconstruction>>,
     image_tokens: usize,
 }
 
 impl KosmosG {
-    /// Loads the tensors of a checkpoint. Its unused buffers are left alone; the reconstruction
-    /// half is loaded where it is there.
+    /// The model of a checkpoint's tensors, whose names and shapes are checked now and whose numbers
+    /// are read when they are first needed. Its unused buffers are left alone; the reconstruction half
+    /// is there where the checkpoint has it.
+    ///
+    /// # Errors
+    /// A tensor is missing, has another shape, or is none of this model's.
     pub fn load(config: &KosmosConfig, weights: &Weights) -> Result<KosmosG> {
-        let (vision, dim) = (&config.vision.vit, config.mllm.embed_dim);
-        let aligner = weights.sub("aligner");
-        let connector = weights.sub("img_connector");
-        let reconstruction = if Reconstruction::is_in(&aligner) {
-            Some(Reconstruction::load(&config.aligner, dim, &aligner)?)
-        } else {
-            None
+        let vision = |config: &KosmosConfig, weights: &Weights| Vision::load(config, weights);
+        let gpt_model = |config: &KosmosConfig, weights: &Weights| {
+            Mllm::load(&config.mllm, &weights.sub("gpt_model.decoder"))
         };
-        let model = KosmosG {
-            img_model: Vit::load(vision, &weights.sub("img_model.visual"))?,
-            img_connector: Connector::load(&config.connector, vision.width, dim, &connector)?,
-            gpt_model: Mllm::load(&config.mllm, &weights.sub("gpt_model.decoder"))?,
-            aligner: Aligner::load(&config.aligner, dim, &aligner)?,
-            reconstruction,
+        let aligner = |config: &KosmosConfig, weights: &Weights| {
+            Aligner::load(&config.aligner, config.mllm.embed_dim, &weights.sub("aligner"))
+        };
+        let reconstruction = |config: &KosmosConfig, weights: &Weights| {
+            Reconstruction::load(&config.aligner, config.mllm.embed_dim, &weights.sub("aligner"))
+        };
+        let both_halves = Reconstruction::is_in(&weights.sub("aligner"));
+        let whole = |weights: &Weights| {
+            vision(config, weights)?;
+            gpt_model(config, weights)?;
+            aligner(config, weights)?;
+            if both_halves {
+                reconstruction(config, weights)?;
+            }
+            Ok(())
+        };
+        weights.check(whole, &TOLERATED)?;
+        Ok(KosmosG {
+            vision: part(config, weights, vision)?,
+            gpt_model: part(config, weights, gpt_model)?,
+            aligner: part(config, weights, aligner)?,
+            reconstruction: match both_halves {
+                true => Some(part(config, weights, reconstruction)?),
+                false => None,
+            },
             image_tokens: config.connector.latent_query_num,
-        };
-        weights.finish(&TOLERATED)?;
-        Ok(model)
+        })
     }
 
     /// How many tokens a picture becomes, Q.
@@ -101,18 +136,43 @@ impl KosmosG {
     }
 
     /// The aligner's reconstruction half, where the checkpoint has it.
-    pub fn reconstruction(&self) -> Option<&Reconstruction> {
-        self.reconstruction.as_ref()
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn reconstruction(&self) -> Result<Option<Arc<Reconstruction>>> {
+        self.reconstruction.as_ref().map(Resident::get).transpose()
+    }
+
+    /// Bytes in memory now.
+    pub fn held(&self) -> usize {
+        let back = self.reconstruction.as_ref().map_or(0, Resident::held);
+        self.vision.held() + self.gpt_model.held() + self.aligner.held() + back
+    }
+
+    /// Bytes in memory when all that makes a condition is there.
+    pub fn bytes(&self) -> usize {
+        self.vision.bytes() + self.gpt_model.bytes() + self.aligner.bytes()
+    }
+
+    /// Lets every part go, to be read again when it is needed.
+    pub fn release(&self) {
+        self.vision.release();
+        self.gpt_model.release();
+        self.aligner.release();
+        if let Some(reconstruction) = &self.reconstruction {
+            reconstruction.release();
+        }
     }
 
     /// N pictures as normalised pixels [N, 3, S, S] → their image tokens [N, Q, C].
     pub fn encode_images(&self, pixels: &Tensor) -> Result<Tensor> {
-        self.img_connector.forward(&self.img_model.features(pixels)?)
+        let vision = self.vision.get()?;
+        vision.img_connector.forward(&vision.img_model.features(pixels)?)
     }
 
     /// Prompts [B, T] with their image tokens → hidden states [B, T, C].
     pub fn encode_tokens(&self, tokens: &Tensor, images: Option<&ImageTokens>) -> Result<Tensor> {
-        self.gpt_model.forward(tokens, images)
+        self.gpt_model.get()?.forward(tokens, images)
     }
 
     /// Hidden states [B, T, C] of the prompts `tokens` [B, T] → the condition [B, 77, D].
@@ -124,7 +184,7 @@ impl KosmosG {
     /// [`Self::align`] with `padding` [B, T], nonzero where the aligner is not to look.
     pub fn align_masked(&self, hidden: &Tensor, padding: &Tensor) -> Result<Tensor> {
         let any = padding.to_dtype(DType::U32)?.sum_all()?.to_scalar::<u32>()? > 0;
-        self.aligner.forward(hidden, any.then_some(padding))
+        self.aligner.get()?.forward(hidden, any.then_some(padding))
     }
 
     /// Everything at once, as the authors' `encode_condition`: prompts [B, T], image tokens, the
@@ -148,6 +208,22 @@ impl KosmosG {
     }
 }
 
+/// A part of the model, read with `load` when it is first needed. The whole file was checked before.
+fn part<N>(
+    config: &KosmosConfig,
+    weights: &Weights,
+    load: impl Fn(&KosmosConfig, &Weights) -> Result<N> + Send + Sync + 'static,
+) -> Result<Resident<N>> {
+    let config = config.clone();
+    Resident::open(weights.clone(), &["*"], move |weights| load(&config, weights))
+}
+
+impl std::fmt::Debug for KosmosG {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "KosmosG({} of {} bytes in memory)", self.held(), self.bytes())
+    }
+}
+
 /// A Kosmos folder: the model, and what turns text and pictures into its inputs.
 #[derive(Debug)]
 pub struct Kosmos {
@@ -155,14 +231,12 @@ pub struct Kosmos {
     pub tokenizer: KosmosTokenizer,
     pub transform: PictureTransform,
     pub config: KosmosConfig,
-    /// What the weights take in memory.
-    pub bytes: usize,
     device: Device,
 }
 
 impl Kosmos {
-    /// Reads a folder with `config.json`, `model.safetensors`, `sentencepiece.bpe.model` and
-    /// `dict.txt`; the weights go to `device`.
+    /// Opens a folder with `config.json`, `model.safetensors` (or its shards and their index),
+    /// `sentencepiece.bpe.model` and `dict.txt`; the weights go to `device` when they are needed.
     ///
     /// # Errors
     /// A file is missing or damaged, the weights do not fit the configuration, or the dictionary
@@ -182,15 +256,14 @@ impl Kosmos {
                 "mllm.vocab_size is {rows}, but dict.txt and the special symbols are {symbols} together"
             )));
         }
-        let weights = Weights::open(&folder.join("model.safetensors"), device)?;
+        let weights = Weights::open(folder, device)?;
         let model = KosmosG::load(&config, &weights)?;
         let transform = PictureTransform {
             size: config.vision.vit.image_size,
             mean: config.vision.image_mean,
             std: config.vision.image_std,
         };
-        let bytes = weights.loaded_bytes();
-        Ok(Kosmos { model, tokenizer, transform, config, bytes, device: device.clone() })
+        Ok(Kosmos { model, tokenizer, transform, config, device: device.clone() })
     }
 
     /// Where the weights are.
@@ -309,7 +382,8 @@ mod tests {
         let buffer = Tensor::zeros(4, DType::F32, &Device::Cpu)?;
         tensors.insert("gpt_model.decoder.self_attn_sope.scale".to_owned(), buffer);
         let kosmos = read(&folder(&tensors))?;
-        assert!(kosmos.model.reconstruction().is_none());
+        assert!(kosmos.model.reconstruction()?.is_none());
+        assert_eq!(kosmos.model.held(), 0);
 
         let pictures = Tensor::rand(0f32, 1.0, (2, 5, 6, 3), &Device::Cpu)?;
         let image_tokens = kosmos.encode_images(&pictures)?;
@@ -320,6 +394,25 @@ mod tests {
         assert_eq!(kosmos.model.align(&hidden, &tokens)?.dims(), [1, 5, 4]);
         let (tokens, hidden) = kosmos.negative("")?;
         assert_eq!((tokens.dims(), hidden.dims()), (&[1, 1][..], &[1, 1, 8][..]));
+        Ok(())
+    }
+
+    #[test]
+    fn parts_come_into_memory_when_they_are_used_and_go_when_told() -> Result<()> {
+        let kosmos = read(&folder(&tensors()?))?;
+        let model = &kosmos.model;
+        let (tokens, hidden) = kosmos.interleave("a dog", None)?;
+        let language = model.held();
+        assert!(language > 0 && language < model.bytes());
+        let condition = model.align(&hidden, &tokens)?.flatten_all()?.to_vec1::<f32>()?;
+        kosmos.encode_images(&Tensor::rand(0f32, 1.0, (1, 4, 4, 3), &Device::Cpu)?)?;
+        let numbers: usize = tensors()?.values().map(Tensor::elem_count).sum();
+        assert_eq!((model.held(), model.bytes()), (4 * numbers, 4 * numbers));
+        model.release();
+        assert_eq!(model.held(), 0);
+        let (tokens, hidden) = kosmos.interleave("a dog", None)?;
+        let again = model.align(&hidden, &tokens)?.flatten_all()?.to_vec1::<f32>()?;
+        assert_eq!(again, condition);
         Ok(())
     }
 

@@ -147,7 +147,7 @@ pub fn l2_normalize(x: &Tensor) -> CandleResult<Tensor> {
     x.broadcast_div(&norm.maximum(1e-12)?)
 }
 
-/// Rows of an embedding table [V, C] for `ids` [B, T]: [B, T, C].
+/// Rows of an embedding table [V, C] for `ids` [B, T], in f32 whatever the table is kept in: [B, T, C].
 ///
 /// # Errors
 /// An id has no row.
@@ -160,5 +160,6 @@ pub fn embedding(table: &Tensor, ids: &Tensor) -> Result<Tensor> {
             "token {id} has no embedding: the table has {rows} rows"
         )));
     }
-    Ok(table.index_select(&ids, 0)?.reshape((batch, length, dim))?)
+    let rows = table.index_select(&ids, 0)?.to_dtype(DType::F32)?;
+    Ok(rows.reshape((batch, length, dim))?)
 }

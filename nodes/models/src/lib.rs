@@ -10,6 +10,7 @@ pub mod clip_tokens;
 pub mod clip_vision;
 pub mod connector;
 pub mod controlnet;
+pub mod convert;
 mod diffusers_config;
 pub mod error;
 pub mod guidance;

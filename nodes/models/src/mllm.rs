@@ -62,7 +62,7 @@ impl Mllm {
         };
         let load = |index: usize| SelfLayer::load(&weights.sub(format!("layers.{index}")), layer);
         Ok(Mllm {
-            embed_tokens: weights.get("embed_tokens.weight", (config.vocab_size, dim))?,
+            embed_tokens: weights.get_kept("embed_tokens.weight", (config.vocab_size, dim))?,
             layers: (0..config.layers).map(load).collect::<Result<_>>()?,
             layer_norm: LayerNorm::load(&weights.sub("layer_norm"), dim, config.layer_norm_eps)?,
         })

@@ -54,7 +54,9 @@ mod value;
 pub use context::Context;
 pub use error::{Error, Result};
 pub use input::{Class, Input, InputSpec, Inputs, Numbered, Reader, Single};
-pub use library::{Entry as NodeEntry, Family, Node, Outputs, RunFn};
+pub use library::{
+    Convert, Entry as NodeEntry, Family, Node, Outputs, RunFn, converting_extension, extension,
+};
 pub use object::{Entry as InterfaceEntry, Export, Interface, Object};
 pub use sockets::{
     Clip, ClipVision, ClipVisionOutput, Conditioning, Control, ControlNet, HiddenStates, Image,

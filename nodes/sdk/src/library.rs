@@ -1,6 +1,7 @@
 //! [`Node`], its outputs, and the library made of nodes.
 
 use std::ffi::c_void;
+use std::path::Path;
 use std::sync::OnceLock;
 
 use kosmograph_abi as abi;
@@ -135,6 +136,7 @@ impl Family {
         version: &str,
         nodes: &'static [Entry],
         run: RunFn,
+        extension: ExtensionFn,
     ) -> *const abi::Library {
         let family = cell.get_or_init(|| {
             let specs: Vec<Vec<InputSpec>> = nodes.iter().map(|node| (node.specs)()).collect();
@@ -207,7 +209,83 @@ pub type RunFn = unsafe extern "C" fn(
     usize,
 ) -> abi::Status;
 
-unsafe extern "C" fn extension(id: abi::Str) -> *const c_void {
+/// The type of `kg_library.extension`.
+pub type ExtensionFn = unsafe extern "C" fn(abi::Str) -> *const c_void;
+
+/// "convert/1": what a library makes of a file that its nodes cannot read as it is.
+pub trait Convert {
+    /// Makes `output`, where nothing is yet, of the file `input`; both paths are absolute. `options`
+    /// is an object, "tokenizer" a folder in it. Returns what node.h says of "convert/1", or `None`
+    /// when the file is of no kind that the library converts.
+    ///
+    /// # Errors
+    /// One sentence; nothing is left at `output` then.
+    fn convert(
+        cx: &Context<'_>,
+        input: &Path,
+        output: &Path,
+        options: &Json,
+    ) -> Result<Option<Json>>;
+}
+
+/// The extensions of a library that converts.
+///
+/// # Safety
+/// `id` is borrowed text, as node.h says.
+pub unsafe extern "C" fn converting_extension<C: Convert>(id: abi::Str) -> *const c_void {
+    // SAFETY: node.h: borrowed text.
+    match unsafe { id.as_bytes() } {
+        b"convert/1" => (&raw const *Conversion::<C>::TABLE).cast(),
+        // SAFETY: as above.
+        _ => unsafe { extension(id) },
+    }
+}
+
+struct Conversion<C>(std::marker::PhantomData<C>);
+
+impl<C: Convert> Conversion<C> {
+    const TABLE: &'static abi::Interface = &abi::Interface {
+        size: size_of::<abi::Interface>() as u32,
+        reserved: 0,
+        call: convert::<C>,
+    };
+}
+
+unsafe extern "C" fn convert<C: Convert>(
+    _object: *mut abi::Object,
+    context: *const abi::Context,
+    inputs: *const abi::Value,
+    n_inputs: usize,
+    outputs: *mut abi::Value,
+    n_outputs: usize,
+) -> abi::Status {
+    let body = |cx: &Context<'_>| {
+        if (n_inputs, n_outputs) != (3, 1) {
+            return Err(Error::new(format!(
+                "convert/1 has 3 inputs and 1 output, but {n_inputs} and {n_outputs} were given"
+            )));
+        }
+        // SAFETY: node.h: `inputs` are `n_inputs` values, borrowed for the call.
+        let inputs = unsafe { borrow_values(inputs, n_inputs) };
+        let text = |i: usize| {
+            let text = inputs.get(i).and_then(Value::as_str);
+            text.ok_or_else(|| Error::new("convert/1 takes three strings"))
+        };
+        let options = serde_json::from_str(text(2)?)?;
+        let made = C::convert(cx, Path::new(text(0)?), Path::new(text(1)?), &options)?;
+        let made = made.map_or(Value::NONE, |json| Value::string(json.to_string()));
+        // SAFETY: node.h: `outputs` has room for `n_outputs` values.
+        unsafe { write_values(vec![made], outputs, n_outputs) }
+    };
+    // SAFETY: node.h: the context is valid for the call.
+    unsafe { guard(context, body) }
+}
+
+/// The extensions of every library.
+///
+/// # Safety
+/// `id` is borrowed text, as node.h says.
+pub unsafe extern "C" fn extension(id: abi::Str) -> *const c_void {
     static PANIC: abi::Interface = abi::Interface {
         size: size_of::<abi::Interface>() as u32,
         reserved: 0,
@@ -234,9 +312,17 @@ unsafe extern "C" fn panic_inside(
 }
 
 /// Makes a node library of the crate: `node::library![ImageInvert, ImageScale];`, once, at its root.
+/// One that also converts files ([`Convert`](crate::Convert)) says with what:
+/// `node::library![Loader; convert: Checkpoints];`.
 #[macro_export]
 macro_rules! library {
     ($($node:ty),+ $(,)?) => {
+        $crate::library!(@with $crate::extension; $($node),+);
+    };
+    ($($node:ty),+ $(,)?; convert: $convert:ty) => {
+        $crate::library!(@with $crate::converting_extension::<$convert>; $($node),+);
+    };
+    (@with $extension:expr; $($node:ty),+) => {
         #[doc(hidden)]
         mod kosmograph_library {
             use super::*;
@@ -266,7 +352,7 @@ macro_rules! library {
             pub extern "C" fn kosmograph_library_v1() -> *const abi::Library {
                 let (name, version) = (env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
                 let described = ::std::panic::catch_unwind(|| {
-                    $crate::Family::get(&FAMILY, name, version, NODES, run)
+                    $crate::Family::get(&FAMILY, name, version, NODES, run, $extension)
                 });
                 described.unwrap_or(::std::ptr::null())
             }

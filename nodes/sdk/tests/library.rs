@@ -97,7 +97,25 @@ impl Node for Words {
     }
 }
 
-node::library![AddNode, MakeDoubler, Words];
+/// Converts files whose names end in .old, to nothing.
+struct Renamer;
+
+impl Convert for Renamer {
+    fn convert(
+        cx: &Context<'_>,
+        input: &std::path::Path,
+        output: &std::path::Path,
+        options: &serde_json::Value,
+    ) -> Result<Option<serde_json::Value>> {
+        if input.extension().is_none_or(|extension| extension != "old") {
+            return Ok(None);
+        }
+        cx.progress(1, 1)?;
+        Ok(Some(json!({"kind": options["tokenizer"], "output": output})))
+    }
+}
+
+node::library![AddNode, MakeDoubler, Words; convert: Renamer];
 
 /// A host of the barest kind.
 #[repr(C)]
@@ -346,6 +364,35 @@ fn the_panic_extension_is_contained() {
     };
     assert_eq!(status, abi::ERROR);
     assert!(host.failure().1.contains("as the conformance test asked"));
+}
+
+#[test]
+fn the_convert_extension_answers_as_node_h_says() {
+    let library = kosmograph_library::kosmograph_library_v1();
+    let convert = |host: &Host, inputs: &[&str]| {
+        let inputs: Vec<Value> = inputs.iter().map(|text| Value::string(*text)).collect();
+        let inputs: Vec<abi::Value> = inputs.iter().map(|value| *value.as_raw()).collect();
+        let mut output = abi::Value::NONE;
+        // SAFETY: the table obeys node.h, and so do these arguments, but for their number.
+        unsafe {
+            let extension = (*library).extension.unwrap();
+            let interface: *const c_void = extension(abi::Str::new("convert/1"));
+            let call = (*interface.cast::<abi::Interface>()).call;
+            let (none, context) = (std::ptr::null_mut(), &raw const host.context);
+            let status = call(none, context, inputs.as_ptr(), inputs.len(), &mut output, 1);
+            (status, Value::from_raw(output))
+        }
+    };
+    let host = Host::new(u64::MAX);
+    let (status, made) = convert(&host, &["/a.old", "/b", r#"{"tokenizer": "/t"}"#]);
+    let made: serde_json::Value = serde_json::from_str(made.as_str().unwrap()).unwrap();
+    assert_eq!((status, made), (abi::OK, json!({"kind": "/t", "output": "/b"})));
+    let (status, made) = convert(&host, &["/a.new", "/b", "{}"]);
+    assert_eq!((status, made.as_str()), (abi::OK, None));
+    assert_eq!(convert(&Host::new(1), &["/a.old", "/b", "{}"]).0, abi::CANCELLED);
+    assert_eq!(convert(&host, &["/a.old", "/b"]).0, abi::ERROR);
+    assert!(host.failure().1.contains("3 inputs and 1 output"));
+    assert_eq!(convert(&host, &["/a.old", "/b", "no JSON"]).0, abi::ERROR);
 }
 
 #[test]
