@@ -161,7 +161,8 @@ struct kg_object {
  *     out  prediction TENSOR [B,C',H,W], of the kind that "describe/1" names
  * "control/1" (CONTROL_NET): the residuals that a ControlNet adds.
  *     in   x, timestep, context as above; hint TENSOR [B,3,8H,8W] in 0..1; strength FLOAT;
- *          guess BOOL (residuals grow with depth, none for the unconditional half)
+ *          guess BOOL (residuals grow with depth; such a call has the rows of the conditional half alone).
+ *          A hint may have fewer rows than x, b that divide its B: row i takes hint i mod b
  *     out  residuals LIST of TENSOR, as above
  * "text_encoder/1" (CLIP): text to what stands in the place of the cross-attention's context.
  *     in   text STRING
@@ -211,18 +212,34 @@ struct kg_object {
  *
  * IMAGE          TENSOR f32 [B,H,W,C] in 0..1, C = 1, 3 or 4
  * MASK           TENSOR f32 [B,H,W] in 0..1
- * LATENT         MAP {"samples": TENSOR f32 [B,C,h,w], "noise_mask"?: TENSOR f32, its first axis 1 or
- *                B, "batch_index"?: LIST of INT, which pictures of a larger batch these are, …}; keys a
+ * LATENT         MAP {"samples": TENSOR f32 [B,C,h,w], "noise_mask"?: TENSOR f32 [B,H,W] of any size (B
+ *                may be 1), 1 where a sampler may change the samples and 0 where they stay,
+ *                "batch_index"?: LIST of INT, which pictures of a larger batch these are, …}; keys a
  *                node does not know it passes on
- * CONDITIONING   LIST of MAP {"context": TENSOR f32 [1,T,D], "pooled"?, "control"?: LIST of
- *                CONTROL, …}; keys a node does not know it passes on
+ * CONDITIONING   LIST of MAP {"context": TENSOR f32 [1,T,D], "pooled"?: TENSOR f32 [1,D], …}, see
+ *                below; keys a node does not know it passes on
  * CONTROL        MAP {"control_net": OBJECT, "hint": TENSOR f32 [B,H,W,3], "strength": FLOAT,
- *                "start": FLOAT, "end": FLOAT, "previous"?: CONTROL}
+ *                "start": FLOAT, "end": FLOAT, "guess"?: BOOL, "previous"?: CONTROL}
  * IMAGE_TOKENS   TENSOR f32 [1,Q,D]
  * HIDDEN_STATES  MAP {"hidden_states": TENSOR f32 [1,T,D], "mask": TENSOR f32 [1,T]}
  * CLIP_VISION_OUTPUT   MAP {"last_hidden_state", "penultimate_hidden_states": TENSOR f32 [B,T,D],
  *                "image_embeds": TENSOR f32 [B,P]}
  * MODEL, CLIP, CLIP_VISION, VAE, CONTROL_NET, KOSMOS, IMAGE_ENCODER   OBJECT
+ *
+ * An entry of a CONDITIONING may say where, when and how much it counts. A sampler takes, for each latent
+ * pixel, the mean over the entries that reach it, weighted by strength, by mask and, at the inner edges
+ * of an area without mask, by a ramp over 8 latent pixels. Where none reaches, the picture is taken to be 0.
+ *   "control"        LIST of CONTROL, which act together
+ *   "control_covers_negative"   BOOL: entries of the negative that have no control take these
+ *   "strength"       FLOAT, 1 when absent
+ *   "area"           LIST of height, width, y, x: INT in latent pixels, or FLOAT in 0..1 of the picture
+ *   "mask"           TENSOR f32 [B,H,W] of any size; "mask_strength" FLOAT, 1 when absent
+ *   "area_from_mask" BOOL: the area is the smallest that holds the mask
+ *   "start", "end"   FLOAT, where in the schedule it counts: 0 the noisiest, 1 the end; as in a CONTROL
+ *   "concat_latent"  TENSOR f32 [B,C,h,w], "concat_mask" TENSOR f32 [B,H,W]: what the further input
+ *                    channels of an inpainting U-Net (mask, latent) or of an edit U-Net (latent) take,
+ *                    as the network wants it
+ *
  * Any other name is the library's own. Two sockets fit when their names are equal or one is "*"; an
  * input that takes several types names them with commas, "KOSMOS,IMAGE_ENCODER".
  */

@@ -1,4 +1,5 @@
-//! `ControlNet`: a control network and its hint, ready for the sampler.
+//! A control network and its hint, ready for the sampler: as a CONTROL of its own, `ControlNet`, or
+//! written into conditionings, as ComfyUI's nodes do.
 
 use node::*;
 
@@ -21,6 +22,10 @@ pub struct ControlNet {
     end: f64,
     /// Another one that acts too.
     previous: Option<Control>,
+    /// Guess mode: the control is seen by the conditional half alone, weakly at first and fully in the
+    /// deepest layers, so that a picture follows the hint with little text, or none.
+    #[widget(default = false)]
+    guess: bool,
 }
 
 impl Node for ControlNet {
@@ -33,11 +38,99 @@ impl Node for ControlNet {
                 format!("the control starts at {} but ends at {}", self.start, self.end),
             ));
         }
-        let (_, _, _, channels) = self.image.dims();
-        if channels != 3 {
-            return Err(Error::at("image", format!("a hint has 3 channels, this has {channels}")));
+        check_hint(&self.image)?;
+        let Self { control_net, image, strength, start, end, previous, guess } = self;
+        let control = Control::new(control_net, image, strength, start, end, previous);
+        Ok(if guess { control.with_guess(true) } else { control })
+    }
+}
+
+/// Steers a conditioning by a hint picture. The negative that it is sampled with is steered too, unless it
+/// has controls of its own.
+#[derive(Inputs)]
+#[node(category = "conditioning/controlnet")]
+pub struct ControlNetApply {
+    /// What is steered.
+    conditioning: Conditioning,
+    /// The control network.
+    control_net: node::ControlNet,
+    /// The hint it was trained on: outlines, depth, a pose …
+    image: Image,
+    /// How strongly it steers.
+    #[widget(default = 1.0, min = 0.0, max = 10.0, step = 0.01)]
+    strength: f64,
+}
+
+impl Node for ControlNetApply {
+    outputs![CONDITIONING: Conditioning];
+
+    fn run(self, _cx: &Context) -> Result<Conditioning> {
+        if self.strength == 0.0 {
+            return Ok(self.conditioning);
         }
-        let Self { control_net, image, strength, start, end, previous } = self;
-        Ok(Control::new(control_net, image, strength, start, end, previous))
+        check_hint(&self.image)?;
+        let control = Control::new(self.control_net, self.image, self.strength, 0.0, 1.0, None);
+        let covering = |entry: Value| {
+            with_control(&entry, &control).with("control_covers_negative", true.into())
+        };
+        Ok(self.conditioning.map_entries(covering))
+    }
+}
+
+/// Steers both conditionings by a hint picture, within a part of the schedule.
+#[derive(Inputs)]
+#[node(category = "conditioning/controlnet")]
+pub struct ControlNetApplyAdvanced {
+    /// What is steered.
+    positive: Conditioning,
+    /// What is steered with it.
+    negative: Conditioning,
+    /// The control network.
+    control_net: node::ControlNet,
+    /// The hint it was trained on: outlines, depth, a pose …
+    image: Image,
+    /// How strongly it steers.
+    #[widget(default = 1.0, min = 0.0, max = 10.0, step = 0.01)]
+    strength: f64,
+    /// Where in the schedule it begins: 0 the noisiest step, 1 the end.
+    #[widget(default = 0.0, min = 0.0, max = 1.0, step = 0.001)]
+    start_percent: f64,
+    /// Where in the schedule it ends.
+    #[widget(default = 1.0, min = 0.0, max = 1.0, step = 0.001)]
+    end_percent: f64,
+    /// Only networks that read latents need it; those of Stable Diffusion 1.5 read the picture.
+    #[expect(dead_code, reason = "saved workflows may link it")]
+    vae: Option<Vae>,
+}
+
+impl Node for ControlNetApplyAdvanced {
+    outputs![positive: Conditioning, negative: Conditioning];
+
+    fn run(self, _cx: &Context) -> Result<(Conditioning, Conditioning)> {
+        if self.strength == 0.0 {
+            return Ok((self.positive, self.negative));
+        }
+        check_hint(&self.image)?;
+        let (start, end) = (self.start_percent, self.end_percent);
+        let control = Control::new(self.control_net, self.image, self.strength, start, end, None);
+        let both = |entry: Value| {
+            with_control(&entry, &control).with("control_covers_negative", false.into())
+        };
+        Ok((self.positive.map_entries(both), self.negative.map_entries(both)))
+    }
+}
+
+/// An entry with one more control.
+fn with_control(entry: &Value, control: &Control) -> Value {
+    let mut controls = entry.get("control").and_then(|list| list.as_list()).unwrap_or_default();
+    controls.push(control.0.clone());
+    entry.with("control", Value::list(controls))
+}
+
+fn check_hint(image: &Image) -> Result<()> {
+    let (_, _, _, channels) = image.dims();
+    match channels {
+        3 | 4 => Ok(()),
+        _ => Err(Error::at("image", format!("a hint has 3 channels, this has {channels}"))),
     }
 }

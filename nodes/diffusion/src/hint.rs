@@ -5,11 +5,14 @@ use node::{Error, Image, Result, Tensor};
 /// A hint [B, H, W, 3] as [rows, 3, height, width]: its middle at the aspect of the target, scaled to the
 /// nearest pixel, as ComfyUI does ("nearest-exact", centre crop), so that thin lines stay hard.
 ///
-/// `rows` is the latents' batch; the hint is repeated, or one is given for every row. Guidance doubles the
-/// rows later; a hint of one row serves any number.
+/// `rows` is the latents' batch. One hint serves any number; fewer serve them in turn where they divide
+/// `rows`, and of more the first are taken. Guidance doubles the rows later.
 pub fn hint_for(hint: &Image, rows: usize, height: usize, width: usize) -> Result<Tensor> {
     let (batch, from_height, from_width, channels) = hint.dims();
-    if batch != 1 && batch != rows {
+    if channels < 3 {
+        return Err(Error::at("control", format!("a hint has 3 channels, this has {channels}")));
+    }
+    if batch < rows && !rows.is_multiple_of(batch) {
         return Err(Error::at(
             "control",
             format!(
@@ -19,8 +22,9 @@ pub fn hint_for(hint: &Image, rows: usize, height: usize, width: usize) -> Resul
     }
     let pixels = hint.0.to_f32()?;
     // The largest part of the hint that has the target's aspect, around its middle.
-    let (part_height, part_width) = crop(from_height, from_width, height, width);
-    let (top, left) = ((from_height - part_height) / 2, (from_width - part_width) / 2);
+    let (top, left) = margins(from_height, from_width, height, width);
+    let (part_height, part_width) = (from_height - 2 * top, from_width - 2 * left);
+    let batch = batch.min(rows);
     let mut values = Vec::with_capacity(batch * 3 * height * width);
     for b in 0..batch {
         for channel in 0..3 {
@@ -38,13 +42,17 @@ pub fn hint_for(hint: &Image, rows: usize, height: usize, width: usize) -> Resul
     Tensor::from_f32(&[batch, 3, height, width], values)
 }
 
-fn crop(from_height: usize, from_width: usize, height: usize, width: usize) -> (usize, usize) {
-    match (from_width * height).cmp(&(from_height * width)) {
-        // Wider than wanted: columns go; higher: rows go.
-        std::cmp::Ordering::Greater => (from_height, (from_height * width / height).max(1)),
-        std::cmp::Ordering::Less => ((from_width * height / width).max(1), from_width),
-        std::cmp::Ordering::Equal => (from_height, from_width),
-    }
+/// How many pixels go above and below, and on the left and right, for the proportions `height` : `width`.
+fn margins(from_height: usize, from_width: usize, height: usize, width: usize) -> (usize, usize) {
+    let (h, w) = (from_height as f64, from_width as f64);
+    let (from_aspect, aspect) = (w / h, width as f64 / height as f64);
+    let margin = |excess: f64, side: usize| {
+        ((excess / 2.0).round_ties_even().max(0.0) as usize).min((side - 1) / 2)
+    };
+    (
+        margin(h - h * (from_aspect / aspect), from_height),
+        margin(w - w * (aspect / from_aspect), from_width),
+    )
 }
 
 /// The source of target pixel `i` of `to`: the one under its centre.

@@ -6,10 +6,13 @@
 
 mod clip;
 mod clip_vision;
+mod conditioning;
+mod conditioning_area;
 mod control;
 mod control_net;
 mod embedding;
 mod hint;
+mod inpaint;
 mod latent;
 mod latent_batch;
 mod latent_compose;
@@ -25,7 +28,17 @@ mod text;
 mod vae;
 
 use clip_vision::{CLIPVisionEncode, CLIPVisionLoader};
-use control::ControlNet;
+use conditioning::{
+    ConditioningAverage, ConditioningCombine, ConditioningConcat, ConditioningZeroOut,
+};
+use conditioning_area::{
+    ConditioningSetArea, ConditioningSetAreaPercentage, ConditioningSetAreaStrength,
+    ConditioningSetMask, ConditioningSetTimestepRange,
+};
+use control::{ControlNet, ControlNetApply, ControlNetApplyAdvanced};
+use inpaint::{
+    InpaintModelConditioning, InstructPixToPixConditioning, SetLatentNoiseMask, VAEEncodeForInpaint,
+};
 use latent::{EmptyLatentImage, VAEDecode, VAEEncode, VaeDecode};
 use latent_batch::{LatentFromBatch, RepeatLatentBatch};
 use latent_compose::{LatentComposite, LatentCrop, LatentFlip, LatentRotate};
@@ -35,7 +48,7 @@ use loaders::{
     CLIPLoader, CheckpointLoaderSimple, ControlNetLoader, DiffusersLoader, UNETLoader, VAELoader,
 };
 use lora::{LoraLoader, LoraLoaderModelOnly};
-use sample::{KSampler, UNetSample};
+use sample::{KSampler, KSamplerAdvanced, UNetSample};
 use text::{CLIPSetLastLayer, CLIPTextEncode};
 
 node::library![
@@ -52,9 +65,25 @@ node::library![
     CLIPTextEncode,
     CLIPSetLastLayer,
     EmptyLatentImage,
+    ConditioningCombine,
+    ConditioningAverage,
+    ConditioningConcat,
+    ConditioningSetArea,
+    ConditioningSetAreaPercentage,
+    ConditioningSetAreaStrength,
+    ConditioningSetMask,
+    ConditioningSetTimestepRange,
+    ConditioningZeroOut,
     KSampler,
+    KSamplerAdvanced,
     UNetSample,
     ControlNet,
+    ControlNetApply,
+    ControlNetApplyAdvanced,
+    SetLatentNoiseMask,
+    VAEEncodeForInpaint,
+    InpaintModelConditioning,
+    InstructPixToPixConditioning,
     VAEDecode,
     VaeDecode,
     VAEEncode,

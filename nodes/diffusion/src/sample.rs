@@ -3,7 +3,7 @@
 use kosmograph_models::samplers::sigmas;
 use node::*;
 
-use crate::sampling::{KOSMOS_SAMPLERS, Method, SAMPLERS, Sampling};
+use crate::sampling::{Draw, Method, Noise, SAMPLERS, Sampling, Span, kosmos_samplers};
 
 /// Denoises latents step by step, steered by two conditionings: ComfyUI's sampler.
 #[derive(Inputs)]
@@ -47,11 +47,82 @@ impl Node for KSampler {
             positive: self.positive,
             negative: self.negative,
             latent: self.latent_image,
-            seed: self.seed,
+            latent_input: "latent_image",
+            noise: Noise { seed: self.seed, draw: Draw::Batch, add: true },
             steps: self.steps as usize,
             cfg: self.cfg,
             method,
-            denoise: self.denoise,
+            span: Span::Denoise(self.denoise),
+            control: None,
+        }
+        .run(cx)
+    }
+}
+
+/// As KSampler, over a part of the schedule: a sampling can be left at one step and taken up by another
+/// sampler.
+#[derive(Inputs)]
+#[node(category = "sampling")]
+pub struct KSamplerAdvanced {
+    /// What denoises.
+    model: Model,
+    /// Whether noise is added first; latents that come with leftover noise need none.
+    #[widget(choices = ["enable", "disable"], default = "enable")]
+    add_noise: String,
+    /// What the noise is drawn from; the same seed gives the same noise as in ComfyUI on the CPU.
+    #[widget(seed, default = 0)]
+    noise_seed: u64,
+    /// Steps of the whole schedule.
+    #[widget(default = 20, min = 1, max = 10000)]
+    steps: i64,
+    /// Guidance: how much more the positive conditioning counts than the negative; 1 is none.
+    #[widget(default = 8.0, min = 0.0, max = 100.0, step = 0.1)]
+    cfg: f64,
+    /// How each step is taken.
+    #[widget(choices = SAMPLERS, default = "euler")]
+    sampler_name: String,
+    /// How the noise falls over the steps.
+    #[widget(choices = sigmas::NAMES, default = "normal")]
+    scheduler: String,
+    /// What the picture should show.
+    positive: Conditioning,
+    /// What it should not.
+    negative: Conditioning,
+    /// What is denoised.
+    latent_image: Latent,
+    /// The first step that is taken.
+    #[widget(default = 0, min = 0, max = 10000)]
+    start_at_step: i64,
+    /// The first step that is not.
+    #[widget(default = 10000, min = 0, max = 10000)]
+    end_at_step: i64,
+    /// Whether the noise that is left at the end stays; disabled, the last step takes all of it away.
+    #[widget(choices = ["disable", "enable"], default = "disable")]
+    return_with_leftover_noise: String,
+}
+
+impl Node for KSamplerAdvanced {
+    outputs![LATENT: Latent];
+
+    fn run(self, cx: &Context) -> Result<Latent> {
+        let method = Method::Sigmas { sampler: self.sampler_name, scheduler: self.scheduler };
+        let span = Span::Steps {
+            start: self.start_at_step as usize,
+            end: self.end_at_step as usize,
+            leftover_noise: self.return_with_leftover_noise == "enable",
+        };
+        let add = self.add_noise == "enable";
+        Sampling {
+            model: self.model,
+            positive: self.positive,
+            negative: self.negative,
+            latent: self.latent_image,
+            latent_input: "latent_image",
+            noise: Noise { seed: self.noise_seed, draw: Draw::Batch, add },
+            steps: self.steps as usize,
+            cfg: self.cfg,
+            method,
+            span,
             control: None,
         }
         .run(cx)
@@ -82,7 +153,7 @@ pub struct UNetSample {
     cfg: f64,
     /// How each step is taken. dpms, pndm and ddim are Kosmos-G's own and bring their timesteps: dpms ends
     /// as diffusers 0.21.4 does, dpms_zero as today's.
-    #[widget(choices = KOSMOS_SAMPLERS, default = "dpms")]
+    #[widget(choices = kosmos_samplers(), default = "dpms")]
     sampler: String,
     /// How the noise falls over the steps. dpms knows normal and karras; pndm and ddim normal alone.
     #[widget(choices = sigmas::NAMES, default = "normal")]
@@ -92,6 +163,10 @@ pub struct UNetSample {
     denoise: f64,
     /// ControlNets that steer too.
     control: Option<Control>,
+    /// How the noise of several pictures is drawn: at once for the whole batch, or, per item, for picture i
+    /// what the seed + i gives a single one.
+    #[widget(choices = Draw::NAMES, default = "batch")]
+    noise: String,
 }
 
 impl Node for UNetSample {
@@ -121,11 +196,12 @@ impl Node for UNetSample {
             positive: self.positive,
             negative: self.negative,
             latent: self.latent,
-            seed: self.seed,
+            latent_input: "latent",
+            noise: Noise { seed: self.seed, draw: Draw::named(&self.noise), add: true },
             steps: self.steps as usize,
             cfg: self.cfg,
             method,
-            denoise: self.denoise,
+            span: Span::Denoise(self.denoise),
             control: self.control,
         }
         .run(cx)

@@ -79,6 +79,14 @@ tensor_socket! {
     ImageTokens, "IMAGE_TOKENS", "[1, Q, D]"
 }
 
+impl Mask {
+    /// (B, H, W).
+    pub fn dims(&self) -> (usize, usize, usize) {
+        let shape = self.0.shape();
+        (shape[0], shape[1], shape[2])
+    }
+}
+
 impl Image {
     /// (B, H, W, C).
     pub fn dims(&self) -> (usize, usize, usize, usize) {
@@ -206,6 +214,32 @@ impl Latent {
     pub fn with_samples(&self, samples: Tensor) -> Self {
         Self(self.0.with("samples", samples.into_value()))
     }
+
+    /// Where a sampler may change the samples: [B, H, W] of any size, 1 where it may, 0 where they stay.
+    pub fn noise_mask(&self) -> Result<Option<Mask>> {
+        let Some(value) = self.0.get("noise_mask") else { return Ok(None) };
+        Mask::from_value(value)
+            .map(Some)
+            .map_err(|error| Error::new(format!("LATENT: \"noise_mask\": {error}")))
+    }
+
+    /// The same with another noise mask.
+    pub fn with_noise_mask(&self, mask: Mask) -> Self {
+        Self(self.0.with("noise_mask", mask.into_value()))
+    }
+
+    /// Which of a batch's pictures each latent was, when the latents were taken out of one.
+    pub fn batch_index(&self) -> Result<Option<Vec<i64>>> {
+        let Some(value) = self.0.get("batch_index") else { return Ok(None) };
+        let items = value.as_list().unwrap_or_default();
+        let indices = items.iter().map(Value::as_i64).collect::<Option<Vec<i64>>>();
+        match indices.filter(|indices| !indices.is_empty()) {
+            Some(indices) => Ok(Some(indices)),
+            None => Err(Error::new(format!(
+                "LATENT: \"batch_index\" should be a list of integers, but it is {value:?}"
+            ))),
+        }
+    }
 }
 
 impl HiddenStates {
@@ -266,6 +300,16 @@ impl Control {
     /// Where it stops to act.
     pub fn end(&self) -> f64 {
         self.number("end", 1.0)
+    }
+
+    /// Whether it sees the conditional half alone, with residuals that grow with depth.
+    pub fn guess(&self) -> bool {
+        self.0.get("guess").and_then(|value| value.as_bool()).unwrap_or(false)
+    }
+
+    /// The same in guess mode, or out of it.
+    pub fn with_guess(&self, guess: bool) -> Self {
+        Self(self.0.with("guess", guess.into()))
     }
 
     fn number(&self, key: &str, default: f64) -> f64 {

@@ -167,6 +167,14 @@ impl Value {
         self.as_map()?.into_iter().find_map(|(name, value)| (name == key).then_some(value))
     }
 
+    /// Whether both are references to one string, list, map, tensor or object.
+    pub fn is_same(&self, other: &Value) -> bool {
+        // SAFETY: every payload is 64 bits, and any bits are an integer; of a counted kind they are its
+        // address.
+        let bits = |value: &Value| unsafe { value.0.payload.natural };
+        self.0.is_counted() && self.kind() == other.kind() && bits(self) == bits(other)
+    }
+
     /// A map with `key` set to `value`, everything else as it is in `self`.
     pub fn with(&self, key: &str, value: Value) -> Value {
         let mut pairs = self.as_map().unwrap_or_default();

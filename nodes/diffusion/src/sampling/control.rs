@@ -1,0 +1,145 @@
+//! The ControlNets of a sampling: each with its hint, strength and range, called through "control/1".
+
+use std::cell::RefCell;
+
+use candle_core::Tensor as Candle;
+use kosmograph_models::samplers::Schedule;
+use node::interface::ControlCall;
+use node::*;
+use node_candle::{export, import};
+
+use super::entry::Range;
+use crate::hint::hint_for;
+
+/// All of a sampling, each once, however many entries of the conditionings name it.
+pub struct Controls {
+    controls: Vec<Active>,
+    /// Latents at once: hints are given for one picture, or for each.
+    batch: usize,
+}
+
+struct Active {
+    /// The CONTROL that it was made of.
+    value: Value,
+    control_net: node::ControlNet,
+    hint: Image,
+    strength: f64,
+    range: Range,
+    guess: bool,
+    /// The hint at the sizes that were asked for: [b, 3, 8H, 8W] in 0..1. The same tensor at every step, so
+    /// that the network may keep what it makes of it.
+    scaled: RefCell<Vec<Tensor>>,
+}
+
+impl Controls {
+    pub fn new(batch: usize) -> Self {
+        Self { controls: Vec::new(), batch }
+    }
+
+    /// The places of what an entry's "control" names.
+    pub fn of_entry(&mut self, entry: &Value, schedule: &Schedule) -> Result<Vec<usize>> {
+        let Some(list) = entry.get("control") else { return Ok(Vec::new()) };
+        let Some(items) = list.as_list() else {
+            return Err(Error::new(format!(
+                "\"control\" of a conditioning is a list of CONTROL, but it is {list:?}"
+            )));
+        };
+        let mut places = Vec::new();
+        for item in items {
+            places.extend(self.add(Some(<Control as Socket>::from_value(item)?), schedule)?);
+        }
+        Ok(places)
+    }
+
+    /// The places of a CONTROL and those before it. One of strength 0 has none.
+    pub fn add(&mut self, control: Option<Control>, schedule: &Schedule) -> Result<Vec<usize>> {
+        let mut places = Vec::new();
+        let mut next = control;
+        while let Some(control) = next {
+            next = control.previous()?;
+            if control.strength() == 0.0 {
+                continue;
+            }
+            let known = self.controls.iter().position(|active| active.value.is_same(&control.0));
+            let place = match known {
+                Some(place) => place,
+                None => {
+                    self.controls.push(Active {
+                        control_net: control.control_net()?,
+                        hint: control.hint()?,
+                        strength: control.strength(),
+                        range: Range::new(schedule, control.start(), control.end()),
+                        guess: control.guess(),
+                        scaled: RefCell::default(),
+                        value: control.0,
+                    });
+                    self.controls.len() - 1
+                }
+            };
+            places.push(place);
+        }
+        Ok(places)
+    }
+
+    /// Those of `places` that act at σ on the conditional half, or on the other: in guess mode a ControlNet
+    /// sees the conditional half alone.
+    pub fn acting(&self, places: &[usize], sigma: f64, conditional: bool) -> Vec<usize> {
+        let acts = |place: &&usize| {
+            let active = &self.controls[**place];
+            active.range.holds(sigma) && (conditional || !active.guess)
+        };
+        places.iter().filter(acts).copied().collect()
+    }
+
+    /// The sum of what the ControlNets at `places` return, the middle's residual last.
+    pub fn residuals(
+        &self,
+        cx: &Context<'_>,
+        places: &[usize],
+        (x, timestep, context): (&Candle, &Tensor, &Tensor),
+    ) -> Result<Vec<Tensor>> {
+        let (_, _, height, width) = x.dims4()?;
+        let exported = export(x)?;
+        let mut sum: Vec<Candle> = Vec::new();
+        for active in places.iter().map(|&place| &self.controls[place]) {
+            let call = ControlCall {
+                x: exported.clone(),
+                timestep: timestep.clone(),
+                context: context.clone(),
+                hint: active.hint_at(self.batch, height * 8, width * 8)?,
+                strength: active.strength,
+                guess: active.guess,
+            };
+            let added = active.control_net.0.control(cx, call)?;
+            let added = added.iter().map(|tensor| import(tensor, x.device()));
+            let added: Vec<Candle> = added.collect::<Result<_>>()?;
+            let shapes = |tensors: &[Candle]| {
+                tensors.iter().map(|tensor| tensor.dims().to_vec()).collect::<Vec<_>>()
+            };
+            sum = if sum.is_empty() {
+                added
+            } else if shapes(&sum) == shapes(&added) {
+                sum.iter().zip(&added).map(|(a, b)| a + b).collect::<Result<_, _>>()?
+            } else {
+                return Err(Error::at(
+                    "control",
+                    "the ControlNets are of different families and cannot act together",
+                ));
+            };
+        }
+        sum.iter().map(export).collect()
+    }
+}
+
+impl Active {
+    fn hint_at(&self, batch: usize, height: usize, width: usize) -> Result<Tensor> {
+        let mut scaled = self.scaled.borrow_mut();
+        let known = scaled.iter().find(|hint| hint.shape()[2..] == [height, width]);
+        if let Some(hint) = known {
+            return Ok(hint.clone());
+        }
+        let hint = hint_for(&self.hint, batch, height, width)?;
+        scaled.push(hint.clone());
+        Ok(hint)
+    }
+}

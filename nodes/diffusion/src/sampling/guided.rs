@@ -1,0 +1,218 @@
+//! The denoiser under guidance: what it says for every entry of both conditionings, put together.
+//!
+//! Each side is the mean over its entries, weighted for each latent pixel; guidance then goes from the
+//! negative's mean past the positive's: uncond + cfg · (cond - uncond) (Ho & Salimans, arXiv 2207.12598).
+//! Both are sums whose weights add up to one, so that it makes no difference whether they are taken of the
+//! network's output, as here, or of x₀, as in ComfyUI.
+
+use std::cell::RefCell;
+
+use candle_core::Tensor as Candle;
+use kosmograph_models::guidance::guide;
+use kosmograph_models::samplers::{Prediction, Schedule};
+use node::*;
+use node_candle::{export, import};
+
+use super::control::Controls;
+use super::entry::{Area, Entry, Weight, part};
+
+/// Entries in one call of the denoiser, as many as plain guidance has: more would save little time on a CPU
+/// and cost memory.
+const ENTRIES_AT_ONCE: usize = 2;
+
+/// A denoiser with all that steers it.
+pub struct Guided<'a> {
+    pub cx: &'a Context<'a>,
+    pub model: &'a Object,
+    pub schedule: &'a Schedule,
+    pub positive: Vec<Entry>,
+    pub negative: Vec<Entry>,
+    pub cfg: f64,
+    pub controls: Controls,
+    /// Why a call across the boundary failed: candle's error type has no place for it.
+    pub failure: RefCell<Option<Error>>,
+}
+
+/// One entry that counts at this noise level.
+struct Part<'a> {
+    entry: &'a Entry,
+    /// 0 of the positive, 1 of the negative.
+    side: usize,
+    controls: Vec<usize>,
+}
+
+impl Part<'_> {
+    /// Whether both can be asked for in one call. Contexts of different lengths are asked for apart: ComfyUI
+    /// repeats them to a common length, which changes nothing, since every key of the attention is repeated
+    /// equally often and the softmax divides by their number.
+    fn goes_with(&self, other: &Part<'_>) -> bool {
+        let size = |area: Option<Area>| area.map(|area| (area.height, area.width));
+        let extra = |entry: &Entry| entry.extra.is_some();
+        self.entry.context.dims()[1..] == other.entry.context.dims()[1..]
+            && size(self.entry.area) == size(other.entry.area)
+            && self.controls == other.controls
+            && extra(self.entry) == extra(other.entry)
+    }
+}
+
+impl Guided<'_> {
+    /// The network's guided output for x [B, C, H, W] in VP at `timestep`, whose noise level is σ.
+    pub fn predict(&self, x: &Candle, timestep: f64, sigma: f64) -> candle_core::Result<Candle> {
+        let timestep = timestep.clamp(0.0, (self.schedule.train_steps() - 1) as f64);
+        self.guided(x, timestep, sigma).map_err(|error| self.leave(error))
+    }
+
+    /// Leaves `error` where the sampling finds it; candle's own error only unwinds the sampler.
+    pub fn leave(&self, error: Error) -> candle_core::Error {
+        let sentence = error.to_string();
+        *self.failure.borrow_mut() = Some(error);
+        candle_core::Error::Msg(sentence)
+    }
+
+    fn guided(&self, x: &Candle, timestep: f64, sigma: f64) -> Result<Candle> {
+        // Without guidance the unconditional half is not asked for.
+        let unguided = (self.cfg - 1.0).abs() <= 1e-9;
+        let mut parts = Vec::new();
+        // The negative's rows come first, as in diffusers.
+        if !unguided {
+            parts.extend(self.parts(&self.negative, 1, sigma));
+        }
+        parts.extend(self.parts(&self.positive, 0, sigma));
+        let mut outputs: [Vec<(&Entry, Candle)>; 2] = Default::default();
+        while !parts.is_empty() {
+            let (mut together, mut apart) = (Vec::<Part<'_>>::new(), Vec::new());
+            for part in parts {
+                let fits = together.len() < ENTRIES_AT_ONCE
+                    && together.first().is_none_or(|first| first.goes_with(&part));
+                if fits { together.push(part) } else { apart.push(part) }
+            }
+            parts = apart;
+            let output = self.output(x, &together, timestep)?;
+            let batch = x.dim(0)?;
+            for (i, part) in together.into_iter().enumerate() {
+                let rows = output.narrow(0, i * batch, batch)?;
+                outputs[part.side].push((part.entry, rows));
+            }
+        }
+        let cond = self.mean(x, &outputs[0], sigma)?;
+        if unguided {
+            return Ok(cond);
+        }
+        Ok(guide(&self.mean(x, &outputs[1], sigma)?, &cond, self.cfg)?)
+    }
+
+    fn parts<'e>(
+        &'e self,
+        entries: &'e [Entry],
+        side: usize,
+        sigma: f64,
+    ) -> impl Iterator<Item = Part<'e>> {
+        entries.iter().filter(move |entry| entry.range.holds(sigma)).map(move |entry| {
+            let controls = self.controls.acting(&entry.controls, sigma, side == 0);
+            Part { entry, side, controls }
+        })
+    }
+
+    /// The network's output for the rows of all `parts`, one after the other.
+    fn output(&self, x: &Candle, parts: &[Part<'_>], timestep: f64) -> Result<Candle> {
+        let batch = x.dim(0)?;
+        let (mut rows, mut extra, mut contexts) = (Vec::new(), Vec::new(), Vec::new());
+        for Part { entry, .. } in parts {
+            let cut = |tensor: &Candle| match &entry.area {
+                Some(area) => part(tensor, area),
+                None => Ok(tensor.clone()),
+            };
+            rows.push(cut(x)?);
+            contexts.push(repeat(&entry.context, batch)?);
+            extra.extend(entry.extra.as_ref().map(cut).transpose()?);
+        }
+        let (rows, contexts) = (Candle::cat(&rows, 0)?, export(&Candle::cat(&contexts, 0)?)?);
+        let timesteps = Candle::full(timestep as f32, rows.dim(0)?, x.device())?;
+        let timesteps = export(&timesteps)?;
+        // Parts that go together have the same controls. These see the latents alone.
+        let controls = parts.first().map_or(&[][..], |part| &part.controls);
+        let seen = (&rows, &timesteps, &contexts);
+        let residuals = self.controls.residuals(self.cx, controls, seen)?;
+        let input = match extra.is_empty() {
+            true => rows.clone(),
+            false => Candle::cat(&[rows.clone(), Candle::cat(&extra, 0)?], 1)?,
+        };
+        let output =
+            self.model.denoise(self.cx, export(&input)?, timesteps, contexts, residuals)?;
+        let shape = output.shape();
+        if shape != rows.dims() {
+            return Err(Error::at(
+                "model",
+                format!("the denoiser answered {shape:?} for latents of {:?}", rows.dims()),
+            ));
+        }
+        import(&output, x.device())
+    }
+
+    /// The weighted mean over one side's entries. Where none counts, the network is taken to say that x₀ is
+    /// 0, as ComfyUI has it.
+    fn mean(&self, x: &Candle, outputs: &[(&Entry, Candle)], sigma: f64) -> Result<Candle> {
+        if let [(Entry { area: None, weight: Weight::Even(weight), .. }, output)] = outputs
+            && *weight > 0.0
+        {
+            return Ok(output.clone());
+        }
+        let (_, _, height, width) = x.dims4()?;
+        let nothing = self.says_zero(x, sigma)?;
+        let mut sum = x.zeros_like()?;
+        let mut total = Candle::zeros((1, 1, height, width), x.dtype(), x.device())?;
+        for (entry, output) in outputs {
+            let (weight, output) = match &entry.weight {
+                Weight::Even(weight) => {
+                    let (_, _, height, width) = output.dims4()?;
+                    let shape = (1, 1, height, width);
+                    let even = Candle::full(*weight as f32, shape, x.device())?;
+                    (even, (output * *weight)?)
+                }
+                Weight::Each(weight) => (weight.clone(), output.broadcast_mul(weight)?),
+            };
+            let in_place = |tensor: Candle| match &entry.area {
+                None => Ok(tensor),
+                Some(area) => tensor
+                    .pad_with_zeros(2, area.y, height - area.y - area.height)?
+                    .pad_with_zeros(3, area.x, width - area.x - area.width),
+            };
+            sum = (sum + in_place(output)?)?;
+            total = total.broadcast_add(&in_place(weight)?)?;
+        }
+        let covered = total.ne(0f32)?.to_dtype(x.dtype())?;
+        let uncovered = (1.0 - &covered)?;
+        // Not to divide by the zeros, which `uncovered` takes the place of.
+        let mean = sum.broadcast_div(&(total + &uncovered)?)?;
+        Ok((mean.broadcast_mul(&covered)? + nothing.broadcast_mul(&uncovered)?)?)
+    }
+
+    /// What the network would say at x (VP) if x₀ were 0.
+    fn says_zero(&self, x: &Candle, sigma: f64) -> Result<Candle> {
+        Ok(output_for_x0(self.schedule, x, &x.zeros_like()?, sigma)?)
+    }
+}
+
+/// What a network says at x (VP) of noise level σ (VE) that believes in x₀.
+pub fn output_for_x0(
+    schedule: &Schedule,
+    x: &Candle,
+    x0: &Candle,
+    sigma: f64,
+) -> candle_core::Result<Candle> {
+    let alpha = 1.0 / (sigma * sigma + 1.0).sqrt();
+    let sigma = sigma * alpha;
+    match schedule.prediction {
+        Prediction::Epsilon => (x / sigma)? - (x0 * (alpha / sigma))?,
+        Prediction::VPrediction => (x * (alpha / sigma))? - (x0 / sigma)?,
+        Prediction::Sample => Ok(x0.clone()),
+    }
+}
+
+/// A context [1 or B, T, D] for `rows` rows.
+fn repeat(context: &Candle, rows: usize) -> candle_core::Result<Candle> {
+    match context.dim(0)? {
+        1 => context.repeat((rows, 1, 1)),
+        _ => Ok(context.clone()),
+    }
+}

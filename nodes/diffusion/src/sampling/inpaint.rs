@@ -1,0 +1,44 @@
+//! Sampling inside a mask: outside it the latents are, at every noise level, the given ones with that much
+//! noise, and in the end the given ones to the last bit (ComfyUI's noise mask; Lugmayr et al., arXiv
+//! 2201.09865, without its resampling).
+
+use candle_core::{Device, Result as CandleResult, Tensor as Candle};
+use node::*;
+use node_candle::import;
+
+use super::entry::rows_for;
+use super::resize::bilinear;
+
+/// Where sampling may change the latents.
+pub struct NoiseMask {
+    /// [1 or B, 1, H, W], 1 where it may.
+    pub mask: Candle,
+    /// 1 - mask.
+    rest: Candle,
+}
+
+impl NoiseMask {
+    /// The noise mask of a LATENT, scaled to its samples.
+    ///
+    /// # Errors
+    /// It is no mask, or one of another batch.
+    pub fn of(latent: &Latent, device: &Device) -> Result<Option<Self>> {
+        let Some(mask) = latent.noise_mask()? else { return Ok(None) };
+        let shape = latent.samples()?.shape();
+        let mask = import(&mask.0, device)?.unsqueeze(1)?;
+        let mask = rows_for(&bilinear(&mask, shape[2], shape[3])?, shape[0], "noise mask")?;
+        let rest = (1.0 - &mask)?;
+        Ok(Some(Self { mask, rest }))
+    }
+
+    /// `inside` where the mask is 1, `outside` where it is 0, between them in between.
+    pub fn mix(&self, inside: &Candle, outside: &Candle) -> CandleResult<Candle> {
+        inside.broadcast_mul(&self.mask)? + outside.broadcast_mul(&self.rest)?
+    }
+
+    /// `samples`, but `latents` to the last bit where the mask is 0: for samplers that end above σ = 0.
+    pub fn restore(&self, samples: &Candle, latents: &Candle) -> CandleResult<Candle> {
+        let kept = self.mask.eq(0f32)?.broadcast_as(samples.shape())?;
+        kept.where_cond(latents, samples)
+    }
+}

@@ -1,0 +1,387 @@
+//! The path that every sampler node takes: conditioning, guidance and controls around a denoiser, noise
+//! from a seed, a sampler of [`kosmograph_models::samplers`] in the middle.
+//!
+//! The denoiser and the ControlNets are called through their interfaces, whichever library they come from.
+//! [`entry`] says where and when each part of a conditioning counts, [`guided`] asks the denoiser for all
+//! of them, [`inpaint`] keeps what lies outside a mask, [`extra`] feeds U-Nets of more input channels.
+
+mod control;
+mod entry;
+mod extra;
+mod guided;
+mod inpaint;
+mod noise;
+mod resize;
+
+use std::cell::RefCell;
+
+use candle_core::{DType, Device, Tensor as Candle};
+use kosmograph_models::samplers::{self, Ending, Prediction, Schedule, Step, sigmas};
+use node::*;
+use node_candle::{device, export, import};
+
+use control::Controls;
+use entry::{Frame, both_sides};
+use extra::Extra;
+use guided::{Guided, output_for_x0};
+use inpaint::NoiseMask;
+pub use noise::Draw;
+use noise::Seeded;
+pub use resize::bilinear;
+
+/// Samplers by ComfyUI's names, over the noise levels of a scheduler.
+pub const SAMPLERS: &[&str] = &["euler", "euler_ancestral", "dpmpp_2m", "ddim"];
+
+/// The published Kosmos-G's samplers, which bring their own timesteps (`dpms` ends at σ of timestep 0 as
+/// diffusers 0.21.4 does, `dpms_zero` at σ = 0 as today's), then ComfyUI's. The one name that both have is
+/// Kosmos-G's.
+pub fn kosmos_samplers() -> Vec<&'static str> {
+    let own = ["dpms", "dpms_zero", "pndm", "ddim"];
+    own.into_iter().chain(SAMPLERS.iter().copied().filter(|name| !own.contains(name))).collect()
+}
+
+/// What a sampler node was given.
+pub struct Sampling {
+    pub model: Model,
+    pub positive: Conditioning,
+    pub negative: Conditioning,
+    pub latent: Latent,
+    /// What the node calls its `latent`.
+    pub latent_input: &'static str,
+    pub noise: Noise,
+    pub steps: usize,
+    pub cfg: f64,
+    pub method: Method,
+    pub span: Span,
+    pub control: Option<Control>,
+}
+
+/// What is added to the latents before the first step.
+pub struct Noise {
+    pub seed: u64,
+    pub draw: Draw,
+    /// Whether the latents get any: they have theirs already when a sampling is taken up again.
+    pub add: bool,
+}
+
+/// How x is integrated.
+pub enum Method {
+    /// In the space of the training timesteps, VP.
+    Timesteps { sampler: String, karras: bool },
+    /// Over noise levels σ, VE: ComfyUI's way.
+    Sigmas { sampler: String, scheduler: String },
+}
+
+/// Which part of the schedule is run.
+#[derive(Clone, Copy, Debug)]
+pub enum Span {
+    /// The last so much of it, as many steps as are asked for: ComfyUI's `denoise`, 0..1.
+    Denoise(f64),
+    /// The steps from `start` to `end` of it; to σ = 0, unless the noise that is left is to stay.
+    Steps { start: usize, end: usize, leftover_noise: bool },
+}
+
+impl Sampling {
+    /// Samples; the result is the given LATENT with other samples.
+    pub fn run(self, cx: &Context) -> Result<Latent> {
+        let device = device(&cx.device())?;
+        let described = Described::of(cx, &self.model)?;
+        let latents = described.fit(import(&self.latent.samples()?, &device)?);
+        let latents = latents.map_err(|error| error.of_input(self.latent_input))?;
+        if matches!(self.span, Span::Denoise(denoise) if denoise <= 0.0) {
+            return Ok(self.latent);
+        }
+        let latent = self.latent.with_samples(export(&latents)?);
+        let at_latent = |error: Error| error.of_input(self.latent_input);
+        let noise = Seeded::new(self.noise.seed, self.noise.draw, &latent, &device);
+        let noise = noise.map_err(at_latent)?;
+        let mask = NoiseMask::of(&latent, &device).map_err(at_latent)?;
+        let guided = self.guided(cx, &described, &latents, mask.as_ref())?;
+        let first = match self.noise.add {
+            true => noise.first()?,
+            false => latents.zeros_like()?,
+        };
+        let run = Run { guided: &guided, latents: &latents, noise: &noise, first, mask };
+        let sampled = match &self.method {
+            Method::Timesteps { sampler, karras } => self.by_timesteps(&run, sampler, *karras),
+            Method::Sigmas { sampler, scheduler } => self.by_sigmas(&run, sampler, scheduler),
+        };
+        // What the denoiser or the host said goes before what the sampler made of it.
+        match (sampled, guided.failure.into_inner()) {
+            (Ok(samples), None) => Ok(latent.with_samples(export(&samples)?)),
+            (_, Some(failure)) => Err(failure),
+            (Err(error), None) => Err(error),
+        }
+    }
+
+    /// The denoiser with all that steers it.
+    fn guided<'a>(
+        &'a self,
+        cx: &'a Context<'a>,
+        described: &'a Described,
+        latents: &Candle,
+        mask: Option<&NoiseMask>,
+    ) -> Result<Guided<'a>> {
+        let dims = latents.dims4()?;
+        let in_channels = described.in_channels.unwrap_or(dims.1);
+        let extra = Extra::of_channels(in_channels, latents, mask.map(|mask| &mask.mask))?;
+        let schedule = &described.schedule;
+        let frame = Frame {
+            device: latents.device(),
+            schedule,
+            dims,
+            context_width: described.context_width,
+            extra: &extra,
+        };
+        let mut controls = Controls::new(dims.0);
+        let (mut positive, mut negative) =
+            both_sides(&frame, &self.positive, &self.negative, &mut controls)?;
+        // The node's own control acts wherever anything does.
+        let everywhere = controls.add(self.control.clone(), schedule);
+        let everywhere = everywhere.map_err(|error| error.of_input("control"))?;
+        for entry in positive.iter_mut().chain(&mut negative) {
+            entry.controls.extend(&everywhere);
+        }
+        Ok(Guided {
+            cx,
+            model: &self.model.0,
+            schedule,
+            positive,
+            negative,
+            cfg: self.cfg,
+            controls,
+            failure: RefCell::new(None),
+        })
+    }
+
+    /// How many steps the whole schedule would have, of which the last `steps` are taken.
+    fn total_steps(&self) -> usize {
+        match self.span {
+            Span::Denoise(denoise) if denoise <= 0.9999 => (self.steps as f64 / denoise) as usize,
+            _ => self.steps,
+        }
+    }
+
+    fn by_timesteps(&self, run: &Run<'_>, sampler: &str, karras: bool) -> Result<Candle> {
+        let schedule = run.guided.schedule;
+        let total = self.total_steps();
+        if total > schedule.train_steps() {
+            return Err(Error::at(
+                "steps",
+                format!(
+                    "{total} steps are more than the {} timesteps that the model knows; fewer steps, \
+                     or a larger denoise, would be right",
+                    schedule.train_steps()
+                ),
+            ));
+        }
+        run.guided.cx.progress(0, self.steps)?;
+        let stride = schedule.train_steps() / total;
+        let last = |timesteps: Vec<usize>| timesteps[timesteps.len() - self.steps..].to_vec();
+        // The sample at the first timestep: pure noise when the whole schedule is run, as diffusers does.
+        let start = |timestep: usize| -> Result<Candle> {
+            if total == self.steps {
+                return Ok(run.first.clone());
+            }
+            Ok(schedule.add_noise(run.latents, &run.first, timestep)?)
+        };
+        let mut observe = |step: Step<'_>| run.report(step);
+        let mut model = |x: &Candle, t: f64| run.output(x, t);
+        let samples = match sampler {
+            "ddim" => {
+                let timesteps = last(samplers::ddim_timesteps(schedule, total));
+                let x = start(timesteps[0])?;
+                samplers::ddim(schedule, &timesteps, stride, x, &mut model, &mut observe)?
+            }
+            "pndm" => {
+                let mut timesteps = last(samplers::ddim_timesteps(schedule, total));
+                let x = start(timesteps[0])?;
+                samplers::repeat_second(&mut timesteps);
+                samplers::pndm(schedule, &timesteps, stride, x, &mut model, &mut observe)?
+            }
+            _ => {
+                let ending = if sampler == "dpms" { Ending::SigmaMin } else { Ending::Zero };
+                let mut levels = match (karras, ending) {
+                    (false, _) => at_timesteps(schedule, samplers::dpm_timesteps(schedule, total)),
+                    (true, Ending::Zero) => samplers::dpm_timesteps_karras(schedule, total),
+                    (true, Ending::SigmaMin) => {
+                        let levels = samplers::dpm_timesteps_karras(schedule, total);
+                        let mut timesteps: Vec<usize> =
+                            levels.iter().map(|level| level.0).collect();
+                        timesteps.dedup();
+                        at_timesteps(schedule, timesteps)
+                    }
+                };
+                levels.drain(..levels.len().saturating_sub(self.steps));
+                let x = start(levels[0].0)?;
+                samplers::dpm_solver(schedule, &levels, ending, x, &mut model, &mut observe)?
+            }
+        };
+        match &run.mask {
+            Some(mask) => Ok(mask.restore(&samples, run.latents)?),
+            None => Ok(samples),
+        }
+    }
+
+    fn by_sigmas(&self, run: &Run<'_>, sampler: &str, scheduler: &str) -> Result<Candle> {
+        let schedule = run.guided.schedule;
+        let levels = self.levels(schedule, sampler, scheduler)?;
+        let (Some(&first), true) = (levels.first(), levels.len() > 1) else {
+            return Ok(run.latents.clone());
+        };
+        run.guided.cx.progress(0, levels.len() - 1)?;
+        // At the top of the schedule the noise is what √(σ²+1) makes of it, as in training (ComfyUI).
+        let whole = first >= schedule.sigma_max() * (1.0 - 1e-5);
+        let scale = if whole { (1.0 + first * first).sqrt() } else { first };
+        let x = (run.latents + (&run.first * scale)?)?;
+        // ComfyUI's ddim is euler; what lies outside a mask has noise of its own there.
+        let outside = match sampler {
+            "ddim" => run.noise.reseeded(self.noise.seed.wrapping_add(1)).first()?,
+            _ => run.first.clone(),
+        };
+        let mut observe = |step: Step<'_>| run.report(step);
+        let mut model = |x: &Candle, sigma: f64| run.denoised(x, sigma, &outside);
+        let mut noise = run.noise.of_steps();
+        Ok(match sampler {
+            "euler" | "ddim" => samplers::euler(&levels, x, &mut model, &mut observe)?,
+            "dpmpp_2m" => samplers::dpmpp_2m(&levels, x, &mut model, &mut observe)?,
+            "euler_ancestral" => {
+                let mut unit = || noise.unit();
+                samplers::euler_ancestral(&levels, x, &mut model, &mut unit, &mut observe)?
+            }
+            other => return Err(Error::new(format!("there is no sampler \"{other}\""))),
+        })
+    }
+
+    /// The noise levels to run over; one or none when there is nothing to do.
+    fn levels(&self, schedule: &Schedule, sampler: &str, scheduler: &str) -> Result<Vec<f64>> {
+        // These ask the denoiser at two levels a step, and ComfyUI lets them skip the last but one.
+        let skips = matches!(sampler, "dpm_2" | "dpm_2_ancestral" | "uni_pc" | "uni_pc_bh2");
+        let total = self.total_steps() + usize::from(skips);
+        let mut levels = sigmas::by_name(scheduler, schedule, total).ok_or_else(|| {
+            Error::at("scheduler", format!("there is no scheduler \"{scheduler}\""))
+        })?;
+        if skips && levels.len() > 2 {
+            levels.remove(levels.len() - 2);
+        }
+        match self.span {
+            Span::Denoise(denoise) if denoise <= 0.9999 => {
+                levels.drain(..levels.len().saturating_sub(self.steps + 1));
+            }
+            Span::Denoise(_) => {}
+            Span::Steps { start, end, leftover_noise } => {
+                if end + 1 < levels.len() {
+                    levels.truncate(end + 1);
+                    if !leftover_noise {
+                        levels[end] = 0.0;
+                    }
+                }
+                levels.drain(..start.min(levels.len() - 1));
+            }
+        }
+        Ok(levels)
+    }
+}
+
+/// A sampling under way.
+struct Run<'a> {
+    guided: &'a Guided<'a>,
+    /// [B, C, H, W], as they were given.
+    latents: &'a Candle,
+    noise: &'a Seeded,
+    /// What was added to them, of unit variance, or zeros.
+    first: Candle,
+    mask: Option<NoiseMask>,
+}
+
+impl Run<'_> {
+    /// The network's guided output at x in VP.
+    fn output(&self, x: &Candle, timestep: f64) -> candle_core::Result<Candle> {
+        let schedule = self.guided.schedule;
+        let sigma = schedule.sigma(timestep);
+        let Some(mask) = &self.mask else { return self.guided.predict(x, timestep, sigma) };
+        let alpha = 1.0 / (sigma * sigma + 1.0).sqrt();
+        let known = ((self.latents * alpha)? + (&self.first * (sigma * alpha))?)?;
+        let x = mask.mix(x, &known)?;
+        let output = self.guided.predict(&x, timestep, sigma)?;
+        mask.mix(&output, &output_for_x0(schedule, &x, self.latents, sigma)?)
+    }
+
+    /// x₀ at x in VE, where σ · `outside` is the noise outside the mask.
+    fn denoised(&self, x: &Candle, sigma: f64, outside: &Candle) -> candle_core::Result<Candle> {
+        let mut network = |x: &Candle, timestep| self.guided.predict(x, timestep, sigma);
+        let schedule = self.guided.schedule;
+        let Some(mask) = &self.mask else { return schedule.denoised(x, sigma, &mut network) };
+        let x = mask.mix(x, &(self.latents + (outside * sigma)?)?)?;
+        mask.mix(&schedule.denoised(&x, sigma, &mut network)?, self.latents)
+    }
+
+    /// Tells the host of a step. The samplers know candle's errors alone, so the wish to stop is left where
+    /// [`Sampling::run`] finds it.
+    fn report(&self, step: Step<'_>) -> candle_core::Result<()> {
+        let told = self.guided.cx.progress(step.done, step.steps);
+        told.map_err(|error| self.guided.leave(error))
+    }
+}
+
+/// σ of each timestep beside it.
+fn at_timesteps(schedule: &Schedule, timesteps: Vec<usize>) -> Vec<(usize, f64)> {
+    timesteps.into_iter().map(|t| (t, schedule.sigma_at(t))).collect()
+}
+
+/// What a MODEL says of itself, "describe/1".
+struct Described {
+    schedule: Schedule,
+    in_channels: Option<usize>,
+    /// The latents'.
+    out_channels: Option<usize>,
+    context_width: Option<usize>,
+}
+
+impl Described {
+    fn of(cx: &Context<'_>, model: &Model) -> Result<Self> {
+        let json = model.0.describe(cx).map_err(|error| error.of_input("model"))?;
+        let number = |key: &str| json[key].as_u64().and_then(|number| usize::try_from(number).ok());
+        let numbers = json["alphas_cumprod"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let alphas_cumprod = numbers.iter().filter_map(serde_json::Value::as_f64).collect();
+        let prediction = match json["prediction"].as_str() {
+            Some("epsilon") => Prediction::Epsilon,
+            Some("v_prediction") => Prediction::VPrediction,
+            Some("sample") => Prediction::Sample,
+            other => {
+                return Err(Error::at(
+                    "model",
+                    format!(
+                        "the model predicts {other:?}; epsilon, v_prediction or sample is known"
+                    ),
+                ));
+            }
+        };
+        let schedule = Schedule::from_alphas_cumprod(alphas_cumprod, prediction)
+            .map_err(|error| Error::from(error).of_input("model"))?;
+        Ok(Self {
+            schedule,
+            in_channels: number("in_channels"),
+            out_channels: number("out_channels"),
+            context_width: number("context_width"),
+        })
+    }
+
+    /// The latents with the model's channels. Empty ones have no picture to lose and take as many as the
+    /// model wants.
+    fn fit(&self, latents: Candle) -> Result<Candle> {
+        let (batch, channels, height, width) = latents.dims4()?;
+        let Some(wanted) = self.out_channels.filter(|wanted| *wanted != channels) else {
+            return Ok(latents);
+        };
+        let empty = latents.abs()?.sum_all()?.to_scalar::<f32>()? == 0.0;
+        if empty && wanted <= 64 {
+            let shape = (batch, wanted, height, width);
+            return Ok(Candle::zeros(shape, DType::F32, &Device::Cpu)?.to_device(latents.device())?);
+        }
+        Err(Error::new(format!(
+            "the latents have {channels} channels, but the model denoises {wanted}: they were made for \
+             another family of models"
+        )))
+    }
+}

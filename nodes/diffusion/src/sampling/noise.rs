@@ -1,0 +1,120 @@
+//! The noise of a sampling, from its seed.
+
+use candle_core::{Device, Tensor as Candle};
+use kosmograph_models::randn::Generator;
+use node::*;
+
+/// How noise is drawn for several pictures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Draw {
+    /// One torch `randn` over the whole batch: ComfyUI's, and diffusers' with one generator.
+    Batch,
+    /// Picture i has the noise that seed + i gives a single one.
+    PerItem,
+}
+
+impl Draw {
+    pub const NAMES: [&'static str; 2] = ["batch", "per item"];
+
+    pub fn named(name: &str) -> Self {
+        if name == "per item" { Self::PerItem } else { Self::Batch }
+    }
+}
+
+/// The last place in a batch that noise is drawn for: all before it are drawn too.
+const LAST_PLACE: i64 = 1 << 20;
+
+/// Unit noise for latents [B, C, H, W].
+#[derive(Clone)]
+pub struct Seeded {
+    seed: u64,
+    draw: Draw,
+    /// The place that each latent had in its batch, where it was taken out of one.
+    places: Option<Vec<usize>>,
+    dims: [usize; 4],
+    device: Device,
+}
+
+impl Seeded {
+    /// # Errors
+    /// The latents' "batch_index" is not one place for each of them.
+    pub fn new(seed: u64, draw: Draw, latent: &Latent, device: &Device) -> Result<Self> {
+        let shape = latent.samples()?.shape();
+        let dims = [shape[0], shape[1], shape[2], shape[3]];
+        let places = latent.batch_index()?.map(|places| {
+            let inside = places.iter().all(|place| (0..=LAST_PLACE).contains(place));
+            if places.len() != dims[0] || !inside {
+                return Err(Error::new(format!(
+                    "LATENT: \"batch_index\" gives {} places for {} latents; one for each, from 0 to \
+                     {LAST_PLACE}, would be right",
+                    places.len(),
+                    dims[0]
+                )));
+            }
+            Ok(places.into_iter().map(|place| place as usize).collect())
+        });
+        Ok(Self { seed, draw, places: places.transpose()?, dims, device: device.clone() })
+    }
+
+    /// The same from another seed.
+    pub fn reseeded(&self, seed: u64) -> Self {
+        Self { seed, ..self.clone() }
+    }
+
+    /// The noise that sampling begins with.
+    pub fn first(&self) -> Result<Candle> {
+        let item: usize = self.dims[1..].iter().product();
+        let values = match (self.draw, &self.places) {
+            (Draw::Batch, None) => Generator::new(self.seed).randn(self.dims[0] * item),
+            (Draw::Batch, Some(places)) => {
+                // As ComfyUI: drawn one by one, in the order of the whole batch.
+                let mut generator = Generator::new(self.seed);
+                let last = places.iter().copied().max().unwrap_or(0);
+                let mut values = vec![0f32; self.dims[0] * item];
+                for place in 0..=last {
+                    let noise = generator.randn(item);
+                    for (i, _) in places.iter().enumerate().filter(|(_, at)| **at == place) {
+                        values[i * item..][..item].copy_from_slice(&noise);
+                    }
+                }
+                values
+            }
+            (Draw::PerItem, _) => {
+                let seeds = self.item_seeds();
+                seeds.into_iter().flat_map(|seed| Generator::new(seed).randn(item)).collect()
+            }
+        };
+        Ok(Candle::from_vec(values, &self.dims[..], &self.device)?)
+    }
+
+    fn item_seeds(&self) -> Vec<u64> {
+        let place = |i: usize| self.places.as_ref().map_or(i, |places| places[i]) as u64;
+        (0..self.dims[0]).map(|i| self.seed.wrapping_add(place(i))).collect()
+    }
+
+    /// The noise of the steps. ComfyUI seeds a generator of its own for it, one further on.
+    pub fn of_steps(&self) -> StepNoise {
+        let seeds = match self.draw {
+            Draw::Batch => vec![self.seed],
+            Draw::PerItem => self.item_seeds(),
+        };
+        let generators = seeds.into_iter().map(|seed| Generator::new(seed.wrapping_add(1)));
+        StepNoise { generators: generators.collect(), dims: self.dims, device: self.device.clone() }
+    }
+}
+
+/// Fresh noise for each step, from one generator or one for each picture.
+pub struct StepNoise {
+    generators: Vec<Generator>,
+    dims: [usize; 4],
+    device: Device,
+}
+
+impl StepNoise {
+    /// N(0, 1) of the latents' shape.
+    pub fn unit(&mut self) -> candle_core::Result<Candle> {
+        let count: usize = self.dims.iter().product::<usize>() / self.generators.len().max(1);
+        let values = self.generators.iter_mut().flat_map(|generator| generator.randn(count));
+        Candle::from_vec(values.collect::<Vec<f32>>(), &self.dims[..], &self.device)
+    }
+}
