@@ -257,8 +257,6 @@ fn a_sampler_of_another_library_draws_from_the_denoisers_distribution() {
     let model = denoisers.run(1, &Quiet, &[Value::number(mean), Value::number(deviation)]).unwrap();
     let samplers = Library::load(&node_library("kosmograph-diffusion")).unwrap();
     let nodes = samplers.descriptor["nodes"].as_array().unwrap();
-    let number = nodes.iter().position(|node| node["class"] == "UNetSample").unwrap();
-    let node = &nodes[number];
 
     let entry = |value: f32| {
         let context = Value::tensor_f32(&[1, 77, 768], &vec![value; 77 * 768]).unwrap();
@@ -266,16 +264,20 @@ fn a_sampler_of_another_library_draws_from_the_denoisers_distribution() {
     };
     let samples = Value::tensor_f32(&[1, 4, 64, 64], &vec![0.0; 4 * 64 * 64]).unwrap();
     let latent = Value::map(vec![("samples".to_owned(), samples)]);
-    for sampler in ["dpms", "ddim", "euler", "euler_ancestral"] {
+    let own = ["dpms", "ddim", "euler", "euler_ancestral"].map(|sampler| ("UNetSample", sampler));
+    for (class, sampler) in own.into_iter().chain([("KSampler", "euler")]) {
+        let number = nodes.iter().position(|node| node["class"] == class).unwrap();
+        let node = &nodes[number];
         let value = |input: &serde_json::Value| match input["name"].as_str().unwrap() {
             "model" => model[0].clone(),
             "positive" => entry(0.5),
             "negative" => entry(0.0),
-            "latent" => latent.clone(),
+            "latent" | "latent_image" => latent.clone(),
             "seed" => Value::natural(7),
             "steps" => Value::integer(200),
             "cfg" => Value::number(3.0),
-            "sampler" => Value::string(sampler),
+            "sampler" | "sampler_name" => Value::string(sampler),
+            "noise" => Value::string("batch"),
             "scheduler" => Value::string("normal"),
             "denoise" => Value::number(1.0),
             _ => Value::NONE,

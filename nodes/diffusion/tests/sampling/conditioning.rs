@@ -59,7 +59,15 @@ fn several_entries_are_averaged_by_their_strength() {
 fn an_area_rises_over_its_inner_edges() {
     // 8 latent pixels from (4, 0): x rises and falls over 8 / 4 = 2 of them; the upper edge is the picture's.
     let part = area(says(9.0), [32, 0, 64, 64], 2.0);
-    let edge = |i: usize, last: usize| if i < 2 { (i + 1) as f32 / 2.0 } else if last < 2 { (last + 1) as f32 / 2.0 } else { 1.0 };
+    let edge = |i: usize, last: usize| {
+        if i < 2 {
+            (i + 1) as f32 / 2.0
+        } else if last < 2 {
+            (last + 1) as f32 / 2.0
+        } else {
+            1.0
+        }
+    };
     let weight = |y: usize, x: usize| match (4..12).contains(&x) && y < 8 {
         true => 2.0 * edge(x - 4, 11 - x) * if y >= 6 { (8 - y) as f32 / 2.0 } else { 1.0 },
         false => 0.0,
@@ -117,10 +125,12 @@ fn a_mask_weighs_each_pixel() {
                 ("set_cond_area", Value::string(bounds)),
             ],
         );
-        let weight = |x: usize| 2.0 * match x {
-            0..7 => 1.0,
-            7 => 0.5,
-            _ => 0.0,
+        let weight = |x: usize| {
+            2.0 * match x {
+                0..7 => 1.0,
+                7 => 0.5,
+                _ => 0.0,
+            }
         };
         let expected = grid(|_, x| (1.0 + 9.0 * weight(x)) / (1.0 + weight(x)));
         close(&plane(combine(says(1.0), masked), says(0.0), 1.0), &expected, 1e-4);
@@ -130,8 +140,7 @@ fn a_mask_weighs_each_pixel() {
 #[test]
 fn a_range_counts_in_its_part_of_the_schedule() {
     let range = |start: f64, end: f64, number: f32| {
-        let inputs =
-            [("conditioning", says(number)), ("start", start.into()), ("end", end.into())];
+        let inputs = [("conditioning", says(number)), ("start", start.into()), ("end", end.into())];
         one("ConditioningSetTimestepRange", &inputs)
     };
     // The last step decides what a believer ends at.
@@ -183,5 +192,8 @@ fn conditions_of_different_families_are_not_mixed() {
     let wide = Value::list(vec![Value::map([("context", tensor(&[1, 3, 5], vec![0.0; 15]))])]);
     let inputs = [("conditioning_to", says(1.0)), ("conditioning_from", wide)];
     let error = run("ConditioningAverage", &inputs).unwrap_err();
-    assert!(error.starts_with("conditioning_from: ") && error.contains("5 numbers wide"), "{error}");
+    assert!(
+        error.starts_with("conditioning_from: ") && error.contains("5 numbers wide"),
+        "{error}"
+    );
 }

@@ -75,7 +75,8 @@ pub fn run(class: &str, inputs: &[(&str, Value)]) -> Result<Vec<Value>, String> 
     // SAFETY: the library obeys node.h.
     let library = unsafe { &*kosmograph_library_v1() };
     // SAFETY: as above.
-    let descriptor: Json = serde_json::from_slice(unsafe { library.descriptor.as_bytes() }).unwrap();
+    let descriptor: Json =
+        serde_json::from_slice(unsafe { library.descriptor.as_bytes() }).unwrap();
     let nodes = descriptor["nodes"].as_array().unwrap();
     let number = nodes.iter().position(|node| node["class"] == class).expect(class);
     let mut given: HashMap<&str, Value> = inputs.iter().cloned().collect();

@@ -30,7 +30,13 @@ fn empty(batch: usize, height: usize, width: usize) -> Value {
 }
 
 /// KSampler by euler over few steps.
-fn sample(model: Value, positive: Value, negative: Value, latent: Value, more: &[(&str, Value)]) -> Value {
+fn sample(
+    model: Value,
+    positive: Value,
+    negative: Value,
+    latent: Value,
+    more: &[(&str, Value)],
+) -> Value {
     let mut inputs = vec![
         ("model", model),
         ("positive", positive),

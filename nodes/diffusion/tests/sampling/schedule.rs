@@ -32,11 +32,8 @@ fn a_sampling_that_is_taken_up_again_is_the_whole_one() {
         let resumed = advanced(left, "disable", (k, 10000), "disable");
         close(&samples(&resumed), &samples(&whole), 1e-5);
     }
-    let inputs = [
-        ("seed", Value::from(7i64)),
-        ("steps", Value::from(12i64)),
-        ("cfg", Value::from(2.0)),
-    ];
+    let inputs =
+        [("seed", Value::from(7i64)), ("steps", Value::from(12i64)), ("cfg", Value::from(2.0))];
     let plain = sample(gaussian(), says(0.7), says(-0.2), empty(2, 4, 4), &inputs);
     assert_eq!(samples(&plain), samples(&whole));
 }
@@ -55,10 +52,16 @@ fn without_leftover_noise_the_last_step_ends_at_zero() {
 fn nothing_to_do_gives_the_latents_back() {
     let latent = Value::map([("samples", tensor(&[1, 4, 1, 1], vec![1.0, 2.0, 3.0, 4.0]))]);
     for range in [(12, 10000), (5, 5), (9, 3), (0, 0)] {
-        assert_eq!(samples(&advanced(latent.clone(), "enable", range, "enable")), [1.0, 2.0, 3.0, 4.0]);
+        assert_eq!(
+            samples(&advanced(latent.clone(), "enable", range, "enable")),
+            [1.0, 2.0, 3.0, 4.0]
+        );
     }
     let inputs = [("denoise", Value::from(0.0))];
-    assert_eq!(samples(&sample(gaussian(), says(0.0), says(0.0), latent, &inputs)), [1.0, 2.0, 3.0, 4.0]);
+    assert_eq!(
+        samples(&sample(gaussian(), says(0.0), says(0.0), latent, &inputs)),
+        [1.0, 2.0, 3.0, 4.0]
+    );
 }
 
 #[test]
