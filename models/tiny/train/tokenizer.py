@@ -1,33 +1,18 @@
 """The two tokenizers: CLIP's byte-pair files with one token a word, and a sentencepiece unigram model with a fairseq dict.txt.
 usage: tokenizer.py WORK"""
-import json, os, random, sys
+import json
+import os
+import random
+
+import numpy as np
+import torch
+
+import data
+import grammar
+import stage
 import world
 
-WORDS = None
-
-
-def grammar_words():
-    texts = list(instructions()) + [world.caption(s) for s in scenes(400)]
-    texts += ["a picture of a drawing of the plain", "a pencil sketch of a photo bad ugly blurry nice cute happy funny little big two monsters one with no without it its same"]
-    return sorted({w for t in texts for w in t.lower().split() if w.isalpha()})
-
-
-def scenes(n, seed=0):
-    import numpy as np
-    rng = np.random.default_rng(seed)
-    for _ in range(n):
-        yield world.random_scene(rng)
-
-
-def instructions():
-    for bg in range(12):
-        yield f"a picture of {world.where(bg)}"
-    for a in world.ACCESSORIES[1:]:
-        for verb in ("wearing", "with"):
-            yield f"{verb} {a if a == 'horns' else world.article(a)}"
-    for c in world.CNAMES:
-        yield f"in {c}"
-    yield "and and wearing"
+SPECIAL = "zwx"  # one token that no caption says: the DreamBooth U-Net's name for its monster
 
 
 def bytes_to_unicode():
@@ -42,7 +27,7 @@ def clip_files(folder):
     os.makedirs(folder, exist_ok=True)
     base = bytes_to_unicode()
     vocab, merges = base + [c + "</w>" for c in base], []
-    for word in sorted(grammar_words(), key=len):
+    for word in sorted([*grammar.words(), SPECIAL], key=len):
         parts = list(word[:-1]) + [word[-1] + "</w>"]
         while len(parts) > 1:  # use merges that exist, best rank first; otherwise add one from the left
             pairs = list(zip(parts, parts[1:]))
@@ -73,7 +58,6 @@ class Clip:
         self.v = json.load(open(f"{folder}/vocab.json")); self.bos, self.eos = self.v["<|startoftext|>"], self.v["<|endoftext|>"]
 
     def __call__(self, texts, length=77):
-        import torch
         rows = [[self.bos] + [self.v[w + "</w>"] for w in t.split()][: length - 2] for t in texts]
         return torch.tensor([r + [self.eos] * (length - len(r)) for r in rows])
 
@@ -82,7 +66,11 @@ def sentencepiece_files(folder):
     import sentencepiece as spm
     os.makedirs(folder, exist_ok=True)
     r = random.Random(3)
-    lines = [world.caption(s, r) for s in scenes(3000, 5)] + list(instructions()) * 20 + [" ".join(grammar_words())] * 3
+    rng, lines = np.random.default_rng(5), []
+    for k in range(4000):
+        scene = world.random_scene(rng)
+        lines.append(grammar.instruction(scene, [[*m, b] for m, b in data.portraits_of(scene, rng)], r)[0].replace("<i>", " ") if k % 2 else grammar.caption(scene, r))
+    lines += [" ".join(grammar.words())] * 20
     lines += ["abcdefghijklmnopqrstuvwxyz 0123456789 .,;:!?'\"()-", " ".join("abcdefghijklmnopqrstuvwxyz0123456789.,;:!?'-")] * 3
     open(f"{folder}/corpus.txt", "w").write("\n".join(lines))
     spm.SentencePieceTrainer.train(input=f"{folder}/corpus.txt", model_prefix=f"{folder}/spm", vocab_size=400, hard_vocab_limit=False, model_type="unigram",
@@ -91,10 +79,10 @@ def sentencepiece_files(folder):
     from sentencepiece import sentencepiece_model_pb2 as pb  # every word of the grammar becomes one piece as well
     model = pb.ModelProto.FromString(open(f"{folder}/sentencepiece.bpe.model", "rb").read())
     have = {p.piece for p in model.pieces}
-    for word in grammar_words():
-        if "\u2581" + word not in have: model.pieces.add(piece="\u2581" + word, score=-6.0)
+    for word in grammar.words():
+        if "\u2581" + word not in have: model.pieces.add(piece="\u2581" + word, score=-1.0)
     for p in model.pieces:
-        if p.piece[1:] in grammar_words(): p.score = max(p.score, -6.0)
+        if p.piece[1:] in grammar.words(): p.score = max(p.score, -1.0)
     model.trainer_spec.vocab_size = len(model.pieces)
     open(f"{folder}/sentencepiece.bpe.model", "wb").write(model.SerializeToString())
     sp = spm.SentencePieceProcessor(model_file=f"{folder}/sentencepiece.bpe.model")
@@ -130,6 +118,7 @@ class Kosmos:
 
 
 if __name__ == "__main__":
-    work = sys.argv[1]
-    print("clip vocabulary", clip_files(f"{work}/sd/tokenizer"), "words", len(grammar_words()))
-    print("sentencepiece", sentencepiece_files(f"{work}/kosmos"))
+    work = stage.arguments().work
+    if not os.path.exists(f"{work}/kosmos/dict.txt"):
+        print("clip vocabulary", clip_files(f"{work}/sd/tokenizer"), "words", len(grammar.words()))
+        print("sentencepiece", sentencepiece_files(f"{work}/kosmos"))

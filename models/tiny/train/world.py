@@ -1,5 +1,8 @@
-"""The picture world: little monsters, drawn with distance fields at 128x128, and the captions that go with them."""
-import os, random, sys
+"""The picture world: little monsters, drawn with distance fields at 128x128.
+
+A monster is five numbers (shape, colour, pattern, eyes, accessory), a scene is [[one or two monsters], background]. What
+has to be read after a VAE with f = 8 is drawn big: eyes, and what they wear. 15 % of the (shape, colour, pattern)
+combinations are held out: no stage ever sees one."""
 import numpy as np
 
 SIZE = 128
@@ -91,7 +94,7 @@ def body_distance(shape, x, y, r):
     if shape == 4:
         t = np.linspace(0, 2 * np.pi, 28, endpoint=False)
         h = np.stack([16 * np.sin(t) ** 3, -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)) - 2.5], 1) / 15.5
-        return poly_distance(x, y, h * r) - r * .06, -r * .76, -r * .04
+        return poly_distance(x, y, h * r) - r * .06, -r * .76, r * .06
     if shape == 5:
         a = np.arctan2(y, x)
         return np.hypot(x, y) - r * (.92 + .10 * np.abs(np.sin(4 * a)) ** .7), -r, 0
@@ -100,8 +103,8 @@ def body_distance(shape, x, y, r):
         top = np.where(y < -r * .2, np.hypot(x, y + r * .2) - w, np.abs(x) - w)
         wave = r * .78 + r * .16 * np.abs(((x / w * 2.5 + 8) % 2) - 1)
         return np.maximum(top, (y - wave) * .75), -r * .98, -r * .16
-    w = r * .56
-    return np.hypot(x, np.maximum(np.abs(y) - r * .58, 0)) - w, -r * 1.14, -r * .22
+    w = r * .6
+    return np.hypot(x, np.maximum(np.abs(y) - r * .48, 0)) - w, -r * 1.08, -r * .2
 
 
 def background(name, rng):
@@ -168,53 +171,53 @@ def monster(c, m, cx, cy, r, rng):
     gx, gy = rng.uniform(-.07, .07, 2) * r
     if eyes == 3:
         for q in (-1, 1):
-            ex = fx + q * r * .27; sl = c.box(ex, fy, r * .3)
-            dd = np.maximum(np.abs(np.hypot(X[sl] - ex, Y[sl] - fy + r * .1) - r * .19) - r * .045 - .6, -(Y[sl] - fy + r * .06))
+            ex = fx + q * r * .3; sl = c.box(ex, fy, r * .4)
+            dd = np.maximum(np.abs(np.hypot(X[sl] - ex, Y[sl] - fy + r * .14) - r * .23) - r * .06 - .6, -(Y[sl] - fy + r * .1))
             c.paint(sl, dd, ink)
     else:
-        spots = {0: [(0, -.06, .36)], 1: [(-.27, -.06, .26), (.27, -.06, .26)], 2: [(-.42, .0, .205), (0, -.17, .205), (.42, .0, .205)]}[eyes]
-        if shape == 7 and eyes == 2:
-            spots = [(-.3, .05, .18), (0, -.22, .18), (.3, .05, .18)]
+        spots = {0: [(0, -.12, .44)], 1: [(-.31, -.09, .31), (.31, -.09, .31)], 2: [(-.45, -.02, .24), (0, -.25, .24), (.45, -.02, .24)]}[eyes]
+        if shape == 7:
+            spots = {0: [(0, -.1, .4)], 1: [(-.27, -.06, .27), (.27, -.06, .27)], 2: [(-.31, .04, .2), (0, -.3, .2), (.31, .04, .2)]}[eyes]
         for px, py, e in spots:
             ex, ey, e = fx + px * r, fy + py * r, e * r
             c.oval(ex, ey, e + 1.1, e + 1.1, ink); c.oval(ex, ey, e, e, (255, 255, 255))
             c.oval(ex + gx, ey + gy, e * .56, e * .56, ink); c.oval(ex + gx - e * .2, ey + gy - e * .2, e * .2, e * .2, (255, 255, 255))
-    sl = c.box(fx, fy + r * .36, r * .3)
-    c.paint(sl, np.maximum(np.abs(np.hypot(X[sl] - fx, Y[sl] - fy - r * .26) - r * .17) - r * .03 - .5, -(Y[sl] - fy - r * .32)), ink)
+    sl = c.box(fx, fy + r * .42, r * .3)
+    c.paint(sl, np.maximum(np.abs(np.hypot(X[sl] - fx, Y[sl] - fy - r * .32) - r * .17) - r * .035 - .5, -(Y[sl] - fy - r * .38)), ink)
     # accessory
-    ty, name = cy + top * ay, ACCESSORIES[acc]
+    ty, name, a = cy + top * ay, ACCESSORIES[acc], r * 1.22
     if name == "crown":
-        w, h, b = r * .46, r * .52, ty + r * .16
+        w, h, b = a * .46, a * .52, ty + r * .16
         c.poly([(cx - w, b), (cx - w * 1.12, b - h), (cx - w * .5, b - h * .55), (cx, b - h * 1.15), (cx + w * .5, b - h * .55), (cx + w * 1.12, b - h), (cx + w, b)], (255, 206, 40), (128, 84, 10))
         for q, col in ((-.55, (226, 50, 70)), (0, (60, 120, 230)), (.55, (226, 50, 70))):
-            c.oval(cx + q * w, b - h * .22, r * .075, r * .075, col)
+            c.oval(cx + q * w, b - h * .22, a * .085, a * .085, col)
     elif name == "hat":
         b = ty + r * .1
-        c.rect(cx - r * .38, b - r * .62, cx + r * .38, b, (36, 32, 44)); c.rect(cx - r * .38, b - r * .22, cx + r * .38, b - r * .05, (214, 44, 60)); c.rect(cx - r * .66, b - r * .07, cx + r * .66, b + r * .07, (36, 32, 44))
+        c.rect(cx - a * .38, b - a * .6, cx + a * .38, b, (36, 32, 44)); c.rect(cx - a * .38, b - a * .25, cx + a * .38, b - a * .05, (214, 44, 60)); c.rect(cx - a * .66, b - a * .07, cx + a * .66, b + a * .07, (36, 32, 44))
     elif name == "bow":
-        b = ty + r * .0
+        b = ty
         for q in (-1, 1):
-            c.oval(cx + q * r * .3, b, r * .29, r * .25, (150, 16, 84)); c.oval(cx + q * r * .3, b, r * .29 - 1.5, r * .25 - 1.5, (255, 66, 150))
-        c.oval(cx, b, r * .16, r * .16, (150, 16, 84)); c.oval(cx, b, r * .16 - 1.3, r * .16 - 1.3, (255, 120, 184))
+            c.oval(cx + q * a * .32, b, a * .32, a * .27, (150, 16, 84)); c.oval(cx + q * a * .32, b, a * .32 - 1.5, a * .27 - 1.5, (255, 66, 150))
+        c.oval(cx, b, a * .16, a * .16, (150, 16, 84)); c.oval(cx, b, a * .16 - 1.3, a * .16 - 1.3, (255, 120, 184))
     elif name == "scarf":
-        b, w = cy + r * (.62 if shape != 4 else .4), r * {2: .86, 3: .62, 4: .6, 7: .6}.get(shape, .78)
-        c.rect(cx - w - 1, b - r * .15, cx + w + 1, b + r * .17, (130, 16, 24)); c.rect(cx + w * .22, b, cx + w * .22 + r * .34, b + r * .56, (130, 16, 24))
-        c.rect(cx - w, b - r * .12, cx + w, b + r * .14, (232, 40, 48)); c.rect(cx + w * .22 + 1, b, cx + w * .22 + r * .34 - 1, b + r * .52, (232, 40, 48))
+        b, w = cy + r * (.66 if shape != 4 else .46), r * {2: .9, 3: .66, 4: .62, 7: .64}.get(shape, .82)
+        c.rect(cx - w - 1, b - r * .19, cx + w + 1, b + r * .21, (130, 16, 24)); c.rect(cx + w * .16, b, cx + w * .16 + r * .42, b + r * .6, (130, 16, 24))
+        c.rect(cx - w, b - r * .16, cx + w, b + r * .18, (232, 40, 48)); c.rect(cx + w * .16 + 1, b, cx + w * .16 + r * .42 - 1, b + r * .57, (232, 40, 48))
         for q in np.arange(-.85, .9, .34):
-            c.rect(cx + q * w - r * .05, b - r * .12, cx + q * w + r * .05, b + r * .14, (255, 244, 240))
-        c.rect(cx + w * .22 + 1, b + r * .32, cx + w * .22 + r * .34 - 1, b + r * .42, (255, 244, 240))
+            c.rect(cx + q * w - r * .06, b - r * .16, cx + q * w + r * .06, b + r * .18, (255, 244, 240))
+        c.rect(cx + w * .16 + 1, b + r * .36, cx + w * .16 + r * .42 - 1, b + r * .48, (255, 244, 240))
     elif name == "horns":
         b = ty + r * .22
         for q in (-1, 1):
-            x = cx + q * r * (.34 if shape in (2, 3, 7) else .46)
-            c.poly([(x - r * .17, b + r * .06), (x + q * r * .22, b - r * .62), (x + r * .17, b + r * .06)], (250, 230, 176), (120, 88, 50))
+            x = cx + q * r * (.36 if shape in (2, 3, 7) else .48)
+            c.poly([(x - a * .19, b + r * .06), (x + q * a * .24, b - a * .62), (x + a * .19, b + r * .06)], (250, 230, 176), (120, 88, 50))
     elif name == "flower":
-        x, b = cx + r * .22, ty + r * .1
-        c.oval(x, b, r * .40, r * .40, (120, 120, 140), .35)
+        x, b = cx + r * (.3 if shape == 7 else .42), ty - r * (0 if shape == 4 else .06)
+        c.oval(x, b, a * .42, a * .42, (120, 120, 140), .35)
         for k in range(5):
             t = k * 2 * np.pi / 5 - np.pi / 2
-            c.oval(x + np.cos(t) * r * .23, b + np.sin(t) * r * .23, r * .17, r * .17, (255, 255, 255))
-        c.oval(x, b, r * .15, r * .15, (252, 196, 30))
+            c.oval(x + np.cos(t) * a * .24, b + np.sin(t) * a * .24, a * .18, a * .18, (255, 255, 255))
+        c.oval(x, b, a * .16, a * .16, (252, 196, 30))
     return fx, fy, r
 
 
@@ -225,7 +228,7 @@ def random_monster(rng, held=False):
             return m
 
 
-def random_scene(rng, pair=0.2, held=False):
+def random_scene(rng, pair=0.3, held=False):
     """[monsters, background]: one or two monsters and a background number."""
     n = 2 if rng.random() < pair else 1
     return [[random_monster(rng, held) for _ in range(n)], int(rng.integers(12) if rng.random() < .6 else 8 + rng.integers(4))]
@@ -235,55 +238,16 @@ def draw(scene, rng):
     c = background(BGS[scene[1]], rng)
     j = lambda a: rng.uniform(-a, a)
     if len(scene[0]) == 1:
-        boxes = [monster(c, scene[0][0], 64 + j(4), 72 + j(3), 35 * (1 + j(.07)), rng)]
+        boxes = [monster(c, scene[0][0], 64 + j(4), 77 + j(3), 35.5 * (1 + j(.06)), rng)]
     else:
-        boxes = [monster(c, m, x + j(2), 78 + j(3), 24.5 * (1 + j(.05)), rng) for m, x in zip(scene[0], (34, 94))]
+        boxes = [monster(c, m, x + j(1.5), 80 + j(3), 27 * (1 + j(.04)), rng) for m, x in zip(scene[0], (33, 95))]
     return np.clip(c.a + .5, 0, 255).astype(np.uint8), boxes
 
 
-def sketch(picture):
-    """The same picture as a pencil sketch: outlines and a little tone on paper."""
-    p = picture.astype(np.float32); g = p.mean(-1)
-    e = np.zeros_like(g)
-    for ch in range(3):
-        gy, gx = np.gradient(p[..., ch]); e = np.maximum(e, np.hypot(gx, gy))
-    tone = 244 - np.clip(e * 3.2, 0, 190) - (255 - g) * .22
-    return np.clip(tone[..., None] * np.array((1, .985, .94)), 0, 255).astype(np.uint8)
-
-
-def article(words):
-    return ("an " if words[0] in "aeiou" else "a ") + words
-
-
-def where(bg, r=random):
-    name = BGS[bg]
-    return SCENES[name] if name in SCENES else f"on a {name} background" if name != "orange" else "on an orange background"
-
-
-def describe(m, r=None):
-    shape, colour, pattern, eyes, acc = m
-    words = [CNAMES[colour]] + ([] if pattern == 0 else [PATTERNS[pattern]]) + [SHAPES[shape], "monster"]
-    parts = [EYES[eyes]] + ([] if acc == 0 else [article(ACCESSORIES[acc]) if ACCESSORIES[acc] != "horns" else "horns"])
-    if r is not None:  # free wording: parts may be left out
-        if pattern == 0 and r.random() < .25: words.insert(1, "plain")
-        if r.random() < .15: parts = parts[1:]
-        r.shuffle(parts)
-    return article(" ".join(words)) + (" with " + " and ".join(parts) if parts else "")
-
-
-def caption(scene, r=None):
-    """The canonical caption, or with a random.Random a free variation of it."""
-    text = " and ".join(describe(m, r) for m in scene[0])
-    if r is None or r.random() < .9:
-        text += " " + where(scene[1])
-    if r is not None and r.random() < .1:
-        text = r.choice(["a picture of ", "a drawing of "]) + text
-    return text
-
-
 def pack(scene):
+    """A scene as a row of eleven numbers."""
     ms = scene[0] + [[-1] * 5] * (2 - len(scene[0]))
-    return ms[0] + ms[1] + [scene[1]]
+    return [*ms[0], *ms[1], scene[1]]
 
 
 def unpack(row):
@@ -291,33 +255,12 @@ def unpack(row):
     return [[row[:5]] + ([row[5:10]] if row[5] >= 0 else []), row[10]]
 
 
-def build(folder, n, seed=1):
-    """Draws n scenes into <folder>/pictures.npy, scenes.npy, faces.npy (x, y, radius of each face)."""
-    from multiprocessing import Pool
-    os.makedirs(folder, exist_ok=True)
-    out = np.lib.format.open_memmap(f"{folder}/pictures.npy", "w+", np.uint8, (n, SIZE, SIZE, 3))
-    rows, faces = np.zeros((n, 11), np.int16), np.zeros((n, 2, 3), np.float32)
-    with Pool(2) as pool:
-        for i, (p, row, f) in enumerate(pool.imap(_one, ((seed, i) for i in range(n)), 64)):
-            out[i] = p; rows[i] = row; faces[i, :len(f)] = f
-    np.save(f"{folder}/scenes.npy", rows); np.save(f"{folder}/faces.npy", faces)
-
-
-def _one(k):
-    rng = np.random.default_rng(k)
-    s = random_scene(rng)
-    p, f = draw(s, rng)
-    return p, pack(s), f
-
-
 def sheet(pictures, columns, path):
+    """Writes the pictures as one contact sheet."""
     from PIL import Image
+    size = len(pictures[0])
     rows = (len(pictures) + columns - 1) // columns
-    im = Image.new("RGB", (columns * SIZE, rows * SIZE))
+    im = Image.new("RGB", (columns * size, rows * size))
     for i, p in enumerate(pictures):
-        im.paste(Image.fromarray(np.asarray(p)), (i % columns * SIZE, i // columns * SIZE))
+        im.paste(Image.fromarray(np.asarray(p)), (i % columns * size, i // columns * size))
     im.save(path)
-
-
-if __name__ == "__main__":
-    build(sys.argv[1], int(sys.argv[2]))

@@ -1,0 +1,95 @@
+"""A LoRA for each look, in three namings: pencil as kohya's scripts write it, neon as PEFT, pixel as diffusers before PEFT.
+usage: lora.py WORK [--budget cpu]
+
+Rank 4 on the attention's and the feed-forward's linear layers. It learns from captions that do not mention the look: with the LoRA on,
+everything has it."""
+import random
+
+import numpy as np
+import torch
+import torch.nn as nn
+
+import classifier
+import grammar
+import stage
+import styles
+import text_to_picture
+import world
+
+RANK, ALPHA = 4, 4
+NAMING = {
+    "pencil": lambda path, part: f"lora_unet_{path.replace('.', '_')}.lora_{part}.weight",
+    "neon": lambda path, part: f"unet.{path}.lora_{'A' if part == 'down' else 'B'}.weight",
+    "pixel": lambda path, part: f"unet.{path}.lora.{part}.weight",
+}
+
+
+class Pair(nn.Module):
+    """What a LoRA adds to one linear layer: up(down(x)) alpha / rank."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.down, self.up = nn.Linear(linear.in_features, RANK, bias=False), nn.Linear(RANK, linear.out_features, bias=False)
+        nn.init.normal_(self.down.weight, std=1 / RANK)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x):
+        return self.up(self.down(x)) * (ALPHA / RANK)
+
+
+def attach(unet):
+    """Hangs a pair on each linear layer of the transformers; answers the pairs by path, "__" for the dots."""
+    pairs = nn.ModuleDict()
+    for path, m in unet.named_modules():
+        if isinstance(m, nn.Linear) and "transformer_blocks" in path:
+            pair = pairs[path.replace(".", "__")] = Pair(m)
+            m.register_forward_hook(lambda m, inputs, out, pair=pair: out + pair(inputs[0]))
+    return pairs
+
+
+def named(pairs, look):
+    """The tensors as the look's naming writes them."""
+    out = {}
+    for key, pair in pairs.items():
+        path = key.replace("__", ".")
+        out |= {NAMING[look](path, part): getattr(pair, part).weight for part in ("down", "up")}
+        if look == "pencil":
+            out[NAMING[look](path, "down").removesuffix(".lora_down.weight") + ".alpha"] = torch.tensor(float(ALPHA))
+    return out
+
+
+def main():
+    args = stage.arguments()
+    for number, (look, style) in enumerate(styles.STYLES.items()):
+        if stage.finished(args, f"lora-{look}"):
+            continue
+        torch.manual_seed(9 + number)
+        trained = text_to_picture.Trained(args)
+        limit = {"gpu": 8192, "cpu": 768, "smoke": 16}[args.budget]
+        z = text_to_picture.latents(args, style, f"latents-{look}", limit)
+        scenes = [world.unpack(r) for r in np.load(f"{args.work}/data/scenes.npy")[:limit]]
+        pairs = attach(trained.unet).to(args.device)
+        s = stage.Stage(args, f"lora-{look}", {"lora": pairs}, 2e-3, average=.99)
+
+        def step(s):
+            rng, r = s.rng(), random.Random(s.step)
+            index = rng.integers(len(z), size=s.batch)
+            return text_to_picture.noise_loss(trained.unet, z[torch.from_numpy(index).to(z.device)], trained.encode([grammar.written(scenes[k], r) for k in index]))
+
+        s.train(step)
+        s.finish(validate(args, trained, look))
+
+
+@torch.no_grad()
+def validate(args, trained, look):
+    n = {"gpu": 128, "cpu": 24, "smoke": 2}[args.budget]
+    rng = np.random.default_rng(91)
+    scenes = [world.random_scene(rng, 0, held=True) for _ in range(n)]
+    drawn = trained.draw([grammar.caption(s) for s in scenes])
+    world.sheet(drawn[:16], min(8, n), f"{args.work}/lora-{look}.png")
+    answers = classifier.read(classifier.load(f"{args.work}/classifier.safetensors", args.device), drawn)
+    return {"look": float(np.mean([a["look"] == look for a in answers])), **classifier.agreement(answers, scenes)}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""Tests of the pipeline that learn nothing: python tests.py (under a minute). That every stage runs: ./all.sh WORK OUT smoke."""
+import argparse
+import random
+import tempfile
+import unittest
+
+import numpy as np
+import torch
+
+import data
+import grammar
+import stage
+import tokenizer
+import world
+
+
+def arguments(work, **more):
+    import os
+    for folder in ("checkpoints", "log"):
+        os.makedirs(f"{work}/{folder}", exist_ok=True)
+    return argparse.Namespace(work=work, budget="smoke", device="cpu", steps=12, batch=4, threads=1, **more)
+
+
+class World(unittest.TestCase):
+    def test_held_out_combinations_are_fifteen_percent_and_never_drawn(self):
+        every = [[s, c, p, 0, 0] for s in range(8) for c in range(9) for p in range(4)]
+        self.assertEqual(sum(map(world.held_out, every)), int(.15 * len(every)))
+        rng = np.random.default_rng(0)
+        for _ in range(3000):
+            scene = world.random_scene(rng)
+            subjects = data.portraits_of(scene, rng)
+            for m in [*scene[0], *(m for m, _ in subjects)]:
+                self.assertFalse(world.held_out(m))
+
+    def test_a_third_of_the_scenes_or_a_little_less_are_pairs(self):
+        rng = np.random.default_rng(1)
+        share = np.mean([len(world.random_scene(rng)[0]) == 2 for _ in range(4000)])
+        self.assertAlmostEqual(share, .3, delta=.03)
+
+    def test_rows_keep_scenes(self):
+        rng = np.random.default_rng(2)
+        for _ in range(200):
+            scene = world.random_scene(rng)
+            self.assertEqual(world.unpack(world.pack(scene)), scene)
+
+    def test_each_attribute_changes_the_picture(self):
+        base = [3, 1, 1, 1, 0]
+        draw = lambda m, b=0: world.draw([[m], b], np.random.default_rng(5))[0].astype(int)
+        for at, n in enumerate((8, 9, 4, 4, 7)):
+            other = [*base]
+            other[at] = (other[at] + 1) % n
+            self.assertGreater((abs(draw(other) - draw(base)).max(-1) > 40).mean(), .004, at)
+        self.assertGreater(abs(draw(base, 3) - draw(base)).mean(), 5)
+
+
+class Grammar(unittest.TestCase):
+    def test_captions_tell_scenes_apart(self):
+        rng, seen = np.random.default_rng(3), {}
+        for _ in range(3000):
+            scene = world.random_scene(rng)
+            text = grammar.caption(scene)
+            self.assertEqual(seen.setdefault(text, scene), scene)
+
+    def test_a_wrong_caption_is_wrong_in_one_thing_and_of_no_held_out_monster(self):
+        import clip
+        rng, r = np.random.default_rng(7), random.Random(7)
+        for _ in range(500):
+            scene = world.random_scene(rng)
+            for which in range(len(clip.WRONG)):
+                other = clip.wrong(scene, which, r)
+                differ = sum(a != b for m, o in zip(scene[0], other[0]) for a, b in zip(m, o)) + (other[1] != scene[1])
+                self.assertEqual(differ, 1)
+                self.assertFalse(any(map(world.held_out, other[0])))
+
+    def test_an_instruction_says_exactly_what_differs(self):
+        rng, r = np.random.default_rng(4), random.Random(4)
+        for _ in range(3000):
+            scene = world.random_scene(rng)
+            subjects = [[*m, b] for m, b in data.portraits_of(scene, rng)]
+            text, shown = grammar.instruction(scene, subjects, r)
+            self.assertEqual(text.count("<i>"), len(shown))
+            self.assertLessEqual(max(shown), len(subjects) - 1)
+            if len(scene[0]) == 2:
+                continue
+            (m,), portrait = scene[0], subjects[0]
+            wanted = grammar.accessory(m[4]) if m[4] else None
+            if portrait[4] != m[4]:
+                self.assertIn(wanted or "without " + grammar.accessory(portrait[4]), text)
+            if len(subjects) == 1:
+                self.assertEqual(portrait[1] != m[1], f"<i> in {world.CNAMES[m[1]]}" in text)
+                self.assertEqual([portrait[0], *portrait[2:4]], [m[0], *m[2:4]], "what is not said stays")
+            else:
+                self.assertEqual((portrait[0], portrait[3], subjects[1][1:3]), (m[0], m[3], m[1:3]))
+            if portrait[5] != scene[1]:
+                self.assertIn(grammar.where(scene[1]), text)
+
+
+class Tokenizers(unittest.TestCase):
+    def test_every_word_is_one_token_in_both(self):
+        with tempfile.TemporaryDirectory() as work:
+            tokenizer.clip_files(f"{work}/sd/tokenizer")
+            tokenizer.sentencepiece_files(f"{work}/kosmos")
+            clip, kosmos = tokenizer.Clip(f"{work}/sd/tokenizer"), tokenizer.Kosmos(f"{work}/kosmos")
+            from transformers import CLIPTokenizer
+            published = CLIPTokenizer.from_pretrained(f"{work}/sd/tokenizer")
+            rng, r = np.random.default_rng(6), random.Random(6)
+            for k in range(300):
+                scene = world.random_scene(rng)
+                text = grammar.written(scene, r)
+                self.assertEqual(clip([text])[0].tolist(), published(text, padding="max_length", max_length=77)["input_ids"])
+                self.assertEqual(len(kosmos.text(text)), len(text.split()))
+                self.assertNotIn(3, kosmos.text(text), "an unknown word")
+                prompt, shown = grammar.instruction(scene, [[*m, b] for m, b in data.portraits_of(scene, rng)], r)
+                ids, mask = kosmos(prompt)
+                self.assertEqual((len(ids), sum(mask)), (len(mask), 16 * len(shown)))
+            self.assertEqual(len(clip([f"a {tokenizer.SPECIAL} monster"], 6)[0].unique()), 5)
+
+
+class Stages(unittest.TestCase):
+    def run_stage(self, work, halts=()):
+        """The weights after twelve steps; the stage is stopped before each step of halts and started again."""
+        while True:
+            torch.manual_seed(0)
+            net = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.LayerNorm(8), torch.nn.Linear(8, 3))
+            s = stage.Stage(arguments(work), "vae", {"net": net}, 1e-2)
+            pending = [h for h in halts if h > s.step]
+
+            def loss(s):
+                x = torch.from_numpy(s.rng().standard_normal((4, 6)).astype(np.float32))
+                s.stop = bool(pending) and s.step + 1 == pending[0]
+                return (net(x + torch.randn_like(x) * .1) ** 2).mean()
+            try:
+                s.train(loss)
+            except SystemExit:
+                continue
+            return s, torch.cat([p.detach().flatten() for p in net.parameters()])
+
+    def test_a_stopped_stage_goes_on_as_if_it_had_not_stopped(self):
+        with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
+            (_, through), (stopped, resumed) = self.run_stage(one), self.run_stage(two, halts=(3, 7))
+            self.assertEqual(stopped.step, 12)
+            self.assertTrue(torch.equal(through, resumed))
+
+    def test_a_finished_stage_keeps_its_averages(self):
+        with tempfile.TemporaryDirectory() as work:
+            s, averages = self.run_stage(work)
+            s.finish({"psnr": 1.0})
+            args = arguments(work)
+            self.assertTrue(stage.finished(args, "vae"))
+            self.assertTrue(torch.equal(stage.weights(args, "vae", "net")["0.weight"].flatten(), averages[:48]))
+            self.assertEqual(stage.figures(args, "vae"), {"psnr": 1.0})
+
+
+class Loras(unittest.TestCase):
+    def test_each_naming_names_every_pair_and_a_new_lora_changes_nothing(self):
+        import lora
+        import text_to_picture
+        torch.manual_seed(1)
+        unet = text_to_picture.make_unet((16, 24)).eval()
+        x, t, c = torch.randn(1, 4, 16, 16), torch.tensor([5]), torch.randn(1, 77, 128)
+        with torch.no_grad():
+            before = unet(x, t, c).sample
+            pairs = lora.attach(unet)
+            self.assertTrue(torch.equal(before, unet(x, t, c).sample))
+            for p in pairs.values():
+                torch.nn.init.normal_(p.up.weight)
+            self.assertFalse(torch.allclose(before, unet(x, t, c).sample))
+        linear = {k for k, m in unet.named_modules() if isinstance(m, torch.nn.Linear) and "transformer_blocks" in k}
+        self.assertEqual({k.replace("__", ".") for k in pairs}, linear)
+        for look, tensors in (("pencil", 3), ("neon", 2), ("pixel", 2)):
+            self.assertEqual(len(lora.named(pairs, look)), tensors * len(linear), look)
+
+
+class Judge(unittest.TestCase):
+    def test_agreement_counts_what_is_right(self):
+        import classifier
+        scenes = [[[[0, 1, 2, 3, 4]], 5], [[[0, 1, 2, 3, 4], [5, 1, 1, 1, 1]], 6]]
+        said = [{"two": False, "background": 5, "monsters": [[0, 1, 2, 0, 4]]}, {"two": True, "background": 0, "monsters": [[0, 0, 0, 0, 0], [5, 0, 0, 0, 0]]}]
+        self.assertEqual(classifier.agreement(said, scenes), {"shape": 1, "colour": 1, "pattern": 1, "eyes": 0, "accessory": 1, "background": .5, "pair": 1})
+
+    def test_outlines_two_pixels_off_still_agree(self):
+        import controlnet
+        a, b, c = (np.zeros((128, 128), np.uint8) for _ in range(3))
+        a[40, 20:100], b[41, 20:100], c[90, 20:100] = 255, 255, 255
+        self.assertEqual(controlnet.agreement(a, a), 1)
+        self.assertGreater(controlnet.agreement(a, b), .6)
+        self.assertEqual(controlnet.agreement(a, c), 0)
+
+
+if __name__ == "__main__":
+    unittest.main()
