@@ -5,10 +5,10 @@ use std::path::Path;
 use candle_core::{Device, Tensor as Candle};
 use kosmograph_models::{Error, Result, Weights};
 
-/// The vectors [n, `width`] of the textual inversion in the file `path`.
+/// The vectors [n, `width`] of the textual inversion in the file `path`, a file of torch or safetensors.
 ///
-/// Files of trainers for one encoder hold one tensor, under any name; those for SDXL hold one for each
-/// of its encoders, of which "clip_l" is Stable Diffusion 1.5's.
+/// The paper's code and A1111 keep them under "string_to_param", trainers for SDXL under "clip_l" beside
+/// those for its other encoder, the rest in one tensor of any name.
 ///
 /// # Errors
 /// The file cannot be read, or holds no tensor of vectors of that width.
@@ -18,7 +18,15 @@ pub fn read_embedding(path: &Path, width: usize) -> Result<Candle> {
         Err(Error::Input(format!("{} is no embedding for this CLIP: {what}", path.display())))
     };
     let names = weights.names();
-    let name = names.iter().find(|name| *name == "clip_l").or(names.first());
+    let fits = |name: &&String| {
+        weights.shape(name).is_some_and(|shape| shape.len() <= 2 && shape.last() == Some(&width))
+    };
+    let name = names
+        .iter()
+        .find(|name| name.starts_with("string_to_param."))
+        .or_else(|| names.iter().find(|name| *name == "clip_l"))
+        .or_else(|| names.iter().find(fits))
+        .or(names.first());
     let Some(name) = name else { return wrong("it holds no tensor".to_owned()) };
     let shape = weights.shape(name).unwrap_or_default();
     let (count, found) = match shape[..] {
@@ -35,4 +43,19 @@ pub fn read_embedding(path: &Path, width: usize) -> Result<Candle> {
         ));
     }
     Ok(weights.get(name, shape)?.reshape((count, width))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_torch_is_read() -> Result<()> {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/embedding.pt");
+        let vectors = read_embedding(&file, 4)?;
+        assert_eq!(vectors.to_vec2::<f32>()?, [[0.0, 0.25, 0.5, 0.75], [1.0, 1.25, 1.5, 1.75]]);
+        let other = read_embedding(&file, 768).unwrap_err().to_string();
+        assert!(other.contains("4 numbers, those of the encoder 768"), "{other}");
+        Ok(())
+    }
 }
