@@ -84,6 +84,8 @@ def sentencepiece_files(folder):
     for p in model.pieces:
         if p.piece[1:] in grammar.words(): p.score = max(p.score, -1.0)
     model.trainer_spec.vocab_size = len(model.pieces)
+    for name in ("input", "model_prefix"):  # where it was trained is nobody's business
+        model.trainer_spec.ClearField(name)
     open(f"{folder}/sentencepiece.bpe.model", "wb").write(model.SerializeToString())
     sp = spm.SentencePieceProcessor(model_file=f"{folder}/sentencepiece.bpe.model")
     n = sp.get_piece_size()
