@@ -238,6 +238,31 @@ fn hostile_checkpoints_are_refused_by_the_program() -> Result<()> {
             .stderr_contains(&format!("`{module}.{name}`"))
             .stderr_contains("evil.ckpt");
         assert!(!out.exists() && !witness.exists());
+
+        // As somebody's VAE in a workflow.
+        let models = folder.path().join("models");
+        std::fs::create_dir_all(models.join("vae"))?;
+        std::fs::copy(&file, models.join("vae/evil.ckpt"))?;
+        let workflow = json!({
+            "1": {"class_type": "VAELoader", "inputs": {"vae_name": "evil.ckpt"}},
+            "2": {"class_type": "EmptyLatentImage",
+                "inputs": {"width": 64, "height": 64, "batch_size": 1}},
+            "3": {"class_type": "VAEDecode", "inputs": {"samples": ["2", 0], "vae": ["1", 0]}},
+            "4": {"class_type": "SaveImage",
+                "inputs": {"images": ["3", 0], "filename_prefix": "x"}},
+        });
+        Run::new("run")
+            .with_plugins()
+            .arg("-")
+            .arg("--models")
+            .arg(&models)
+            .arg("--out")
+            .arg(folder.path().join("pictures"))
+            .stdin(workflow.to_string())
+            .expect_code(3)
+            .stderr_contains(&format!("`{module}.{name}`"))
+            .stderr_contains("vae_name");
+        assert!(!witness.exists());
     }
     let whole = std::fs::read(repository().join("nodes/models/tests/fixtures/torch/zip.pt"))?;
     let file = folder.path().join("short.ckpt");
@@ -287,6 +312,10 @@ fn the_released_checkpoints_are_read_in_their_real_size() -> Result<()> {
         assert_eq!((vit.image_size, vit.patch_size, vit.layers, vit.heads), (224, 14, 24, 16));
         assert_eq!((config.aligner.heads, config.aligner.max_positions), (12, 32768));
         assert_eq!((config.connector.heads, config.connector.latent_query_num), (32, 64));
+
+        // As it is, the file is this model and nothing else, and none of its numbers is read.
+        let weights = Weights::open(&path, &Device::Cpu)?.sub("model");
+        assert_eq!(KosmosG::load(&config, &weights)?.held(), 0);
 
         // What is kept is what the model asks for, name by name.
         let asked = Weights::recording();

@@ -165,7 +165,8 @@ fn find_directory(bytes: &[u8]) -> Result<Directory, PickleError> {
     let start = usize::try_from(offset).map_err(|_| outside())?;
     let stop = usize::try_from(length).ok().and_then(|length| start.checked_add(length));
     let stop = stop.filter(|stop| *stop <= directory_end).ok_or_else(outside)?;
-    let most = (stop - start) / ENTRY;
+    // Each has a header of its own as well: what is kept of them is never more than the file.
+    let most = ((stop - start) / ENTRY).min(bytes.len() / (LOCAL + ENTRY));
     let entries = usize::try_from(entries).ok().filter(|entries| *entries <= most);
     let entries = entries.ok_or_else(|| {
         broken(format!("it claims {} members, its directory has room for {most}", found.0))
