@@ -191,3 +191,99 @@ fn add(weight: &Tensor, changes: &[(Layer, f64)]) -> CandleResult<Tensor> {
     let flat = weight.reshape((weight.dim(0)?, ()))?;
     kernels::low_rank_update(&flat, &up, &down)?.reshape(weight.shape())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{DType, Device};
+
+    fn filled(shape: &[usize], value: f64) -> Tensor {
+        Tensor::full(value as f32, shape, &Device::Cpu).expect("a tensor")
+    }
+
+    /// Two linear layers.
+    fn pair(weights: &Weights) -> Result<[Tensor; 2]> {
+        Ok([weights.get_kept("a.weight", (3, 4))?, weights.get_kept("b.weight", (5, 2, 1, 1))?])
+    }
+
+    fn adapted(dtype: DType) -> Result<Adapted<[Tensor; 2]>> {
+        let tensor = |shape: &[usize]| filled(shape, 0.125).to_dtype(dtype);
+        let tensors =
+            [("a.weight".into(), tensor(&[3, 4])?), ("b.weight".into(), tensor(&[5, 2, 1, 1])?)];
+        Adapted::open(Weights::from_tensors("w", tensors.into(), &Device::Cpu), &[], pair)
+    }
+
+    fn layers(module: &str, output: usize, input: usize, scale: f64) -> Result<Layers> {
+        let (up, down) = (filled(&[output, 2], 0.5), filled(&[2, input], 0.25));
+        Ok(Layers::from([(module.to_owned(), Layer::new(module, up, down, None, scale)?)]))
+    }
+
+    fn value(tensor: &Tensor) -> Result<f32> {
+        let values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        assert!(values.iter().all(|value| *value == values[0]));
+        Ok(values[0])
+    }
+
+    #[test]
+    fn a_lora_is_added_and_shares_the_rest() -> Result<()> {
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            let base = adapted(dtype)?;
+            let (once, none) = base.with(&layers("a", 3, 4, 0.5)?, -2.0)?;
+            let (twice, some) = once.with(&layers("b", 5, 2, 1.0)?, 1.0)?;
+            let (both, _) = twice.with(&layers("a", 3, 4, 1.0)?, 1.0)?;
+            let (_, elsewhere) = base.with(&layers("c", 3, 4, 1.0)?, 1.0)?;
+            assert!(none.is_empty() && some.is_empty() && elsewhere == ["c"]);
+            // 0.125 and the product's 2 · 0.5 · 0.25.
+            let of = |adapted: &Adapted<[Tensor; 2]>| -> Result<(f32, f32)> {
+                let network = adapted.get()?;
+                Ok((value(&network[0])?, value(&network[1])?))
+            };
+            assert_eq!(of(&twice)?, (-0.125, 0.375));
+            assert_eq!(of(&both)?, (0.125, 0.375));
+            assert_eq!(of(&once)?, (-0.125, 0.125));
+            assert_eq!(of(&base)?, (0.125, 0.125));
+            assert_eq!(once.get()?[1].id(), base.get()?[1].id());
+            assert_eq!(base.get()?[0].dtype(), dtype);
+            assert_eq!(once.get()?[0].dtype(), DType::F32);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn memory_is_shared_among_those_that_share_it() -> Result<()> {
+        let base = adapted(DType::F32)?;
+        let (whole, change) = ((12 + 10) * 4, 12 * 4);
+        let (changed, _) = base.with(&layers("a", 3, 4, 1.0)?, 1.0)?;
+        assert_eq!((base.held(), changed.held(), changed.bytes()), (0, 0, whole + change));
+        changed.get()?;
+        assert_eq!((base.held(), changed.held()), (whole / 2, change + whole / 2));
+        // Let go while the other shares it: it is there still.
+        base.release();
+        assert_eq!(base.held(), whole / 2);
+        drop(base);
+        assert_eq!(changed.held(), change + whole);
+        let before = value(&changed.get()?[0])?;
+        changed.release();
+        assert_eq!(changed.held(), 0);
+        assert_eq!(value(&changed.get()?[0])?, before);
+        Ok(())
+    }
+
+    #[test]
+    fn a_lora_of_another_model_is_named() -> Result<()> {
+        let base = adapted(DType::F32)?;
+        for (layers, parts) in [
+            (layers("a", 3, 5, 1.0)?, ["[3, 5]", "[3, 4]"]),
+            (layers("b", 4, 2, 1.0)?, ["[4, 2]", "[5, 2, 1, 1]"]),
+        ] {
+            let error = base.with(&layers, 1.0).err().expect("no error").to_string();
+            assert!(
+                error.contains("another model") && parts.iter().all(|p| error.contains(p)),
+                "{error}"
+            );
+        }
+        let error = base.with(&layers("a", 3, 4, 1.0)?, f64::NAN).err().expect("no error");
+        assert!(error.to_string().contains("NaN"), "{error}");
+        Ok(())
+    }
+}

@@ -10,182 +10,25 @@
 //! on it.
 
 mod adapted;
+mod error;
 mod family;
+mod layer;
 mod ldm;
 mod names;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::{Device, Result as CandleResult, Tensor};
+use candle_core::Device;
 
 use crate::error::{Error, Result};
 use crate::weights::Weights;
-use names::{Place, Role};
+use names::{Part, Place, Role};
 
-pub use adapted::Adapted;
+pub use adapted::{Adapted, Loaded};
+pub use error::LoraError;
 pub use family::Family;
-pub use names::Part;
-
-/// What is wrong with a LoRA.
-#[derive(Debug, thiserror::Error)]
-pub enum LoraError {
-    /// Which file it is about.
-    #[error("{file}: {problem}")]
-    InFile { file: String, problem: Box<LoraError> },
-
-    /// Another kind of adapter than a product of two small matrices.
-    #[error(
-        "this is a {kind}, as its tensor `{name}` shows, and {kind} is not supported; a LoRA or a LoCon \
-         would be right"
-    )]
-    Kind { kind: &'static str, name: String },
-
-    /// No name in the file is one of a LoRA's.
-    #[error(
-        "this is no LoRA{}: it has no tensors such as `….lora_down.weight` and `….lora_up.weight`",
-        first_name(first)
-    )]
-    NotALora { first: Option<String> },
-
-    /// A layer has one matrix and not the other.
-    #[error("layer `{layer}` has no {missing} weight: the file is not whole")]
-    Incomplete { layer: String, missing: &'static str },
-
-    /// Two names of the file mean the same tensor of a layer.
-    #[error("`{second}` says once more what layer `{layer}` has already")]
-    Twice { layer: String, second: String },
-
-    /// A product over nothing.
-    #[error("layer `{layer}` has rank 0: it is damaged")]
-    RankZero { layer: String },
-
-    /// The matrices do not fit each other.
-    #[error(
-        "layer `{layer}` is damaged: its down weight {down:?} and its up weight {up:?} are no pair of \
-         [rank, in] and [out, rank]"
-    )]
-    Pair { layer: String, up: Vec<usize>, down: Vec<usize> },
-
-    /// The core of a decomposed convolution does not fit.
-    #[error("layer `{layer}` is damaged: its middle weight {mid:?} does not fit rank {rank}")]
-    Mid { layer: String, mid: Vec<usize>, rank: usize },
-
-    /// The scale or the strength is no number to multiply with.
-    #[error("layer `{layer}` is multiplied by {factor}: a finite number is wanted")]
-    Factor { layer: String, factor: f64 },
-
-    /// A layer changes a weight of another shape.
-    #[error(
-        "layer `{layer}` of the LoRA changes a weight of {lora:?}, but this model's is {model:?}: the \
-         LoRA was made for another model"
-    )]
-    Misfit { layer: String, lora: Vec<usize>, model: Vec<usize> },
-}
-
-fn first_name(name: &Option<String>) -> String {
-    name.as_ref().map_or_else(String::new, |name| format!(" (its first tensor is `{name}`)"))
-}
-
-/// One layer's change.
-#[derive(Clone, Debug)]
-pub struct Layer {
-    up: Tensor,
-    down: Tensor,
-    mid: Option<Tensor>,
-    scale: f64,
-}
-
-impl Layer {
-    /// `up` [out, rank] and `down` [rank, in], or of a convolution [out, rank, 1, 1] and
-    /// [rank, in, kH, kW], or [rank, in, 1, 1] with the core `mid` [rank, rank, kH, kW] between them;
-    /// all f32. `scale` is alpha / rank, or 1. `module` is what errors call the layer.
-    ///
-    /// # Errors
-    /// The shapes do not fit each other, the rank is 0, or the scale is not finite.
-    pub fn new(
-        module: &str,
-        up: Tensor,
-        down: Tensor,
-        mid: Option<Tensor>,
-        scale: f64,
-    ) -> std::result::Result<Layer, LoraError> {
-        let layer = || module.to_owned();
-        let (up_shape, down_shape) = (up.dims(), down.dims());
-        let has_axes = matches!(up_shape, [_, _] | [_, _, 1, 1])
-            && matches!(down_shape, [_, _] | [_, _, _, _]);
-        if !has_axes || up_shape[1] != down_shape[0] {
-            let (up, down) = (up_shape.to_vec(), down_shape.to_vec());
-            return Err(LoraError::Pair { layer: layer(), up, down });
-        }
-        let rank = down_shape[0];
-        if up.elem_count() == 0 || down.elem_count() == 0 {
-            return Err(LoraError::RankZero { layer: layer() });
-        }
-        if let Some(mid) = &mid {
-            let fits = matches!(mid.dims(), [a, b, height, width]
-                if (*a, *b) == (rank, rank) && *height > 0 && *width > 0);
-            if !fits || down_shape[2..].iter().any(|length| *length != 1) {
-                return Err(LoraError::Mid { layer: layer(), mid: mid.dims().to_vec(), rank });
-            }
-        }
-        if !scale.is_finite() {
-            return Err(LoraError::Factor { layer: layer(), factor: scale });
-        }
-        Ok(Layer { up, down, mid, scale })
-    }
-
-    pub fn up(&self) -> &Tensor {
-        &self.up
-    }
-
-    pub fn down(&self) -> &Tensor {
-        &self.down
-    }
-
-    pub fn mid(&self) -> Option<&Tensor> {
-        self.mid.as_ref()
-    }
-
-    pub fn scale(&self) -> f64 {
-        self.scale
-    }
-
-    /// The shape of the weight that it changes, as far as it tells: a linear layer's may be stored as
-    /// a 1 × 1 convolution's, or the other way round.
-    pub fn shape(&self) -> Vec<usize> {
-        let down = self.down.dims();
-        let kernel = self.mid.as_ref().map_or(&down[2..], |mid| &mid.dims()[2..]);
-        [&[self.up.dims()[0], down[1]], kernel].concat()
-    }
-
-    /// Does it change a weight of this shape?
-    fn fits(&self, weight: &[usize]) -> bool {
-        let without_ones = |shape: &[usize]| {
-            let kernel: usize = shape.iter().skip(2).product();
-            (shape.first().copied(), shape.get(1).copied(), kernel)
-        };
-        without_ones(&self.shape()) == without_ones(weight)
-    }
-
-    /// Up [out, rank] times the scale, and down [rank, in · kH · kW].
-    fn matrices(&self, strength: f64) -> CandleResult<(Tensor, Tensor)> {
-        let rank = self.down.dim(0)?;
-        let up = (self.up.reshape(((), rank))? * (strength * self.scale))?;
-        let down = match &self.mid {
-            None => self.down.reshape((rank, ()))?,
-            Some(mid) => {
-                // Σ_b mid[a, b, y, x] down[b, i] for all (a, i, y, x).
-                let (_, _, height, width) = mid.dims4()?;
-                let core = mid.permute((0, 2, 3, 1))?.reshape((rank * height * width, rank))?;
-                let product = core.matmul(&self.down.reshape((rank, ()))?)?;
-                let product = product.reshape((rank, height, width, ()))?;
-                product.permute((0, 3, 1, 2))?.reshape((rank, ()))?
-            }
-        };
-        Ok((up, down))
-    }
-}
+pub use layer::Layer;
 
 /// Layers by their module's path, as diffusers and transformers name it.
 pub type Layers = BTreeMap<String, Layer>;
@@ -299,7 +142,7 @@ impl Lora {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::DType;
+    use candle_core::Tensor;
     use proptest::prelude::*;
     use std::collections::HashMap;
 
@@ -348,28 +191,6 @@ mod tests {
         let path = dir.path().join("a.safetensors");
         candle_core::safetensors::save(&HashMap::from([up, down, alpha]), &path)?;
         assert_eq!(Lora::open(&path)?.unet[PATH].scale(), 1.5);
-        Ok(())
-    }
-
-    #[test]
-    fn a_decomposed_convolution_is_its_product() -> Result<()> {
-        let random = |shape: &[usize]| Tensor::randn(0f32, 1.0, shape, &Device::Cpu);
-        let (up, down, mid) =
-            (random(&[5, 2, 1, 1])?, random(&[2, 3, 1, 1])?, random(&[2, 2, 3, 3])?);
-        let layer = Layer::new("conv", up.clone(), down.clone(), Some(mid.clone()), 0.5)?;
-        assert!(
-            layer.shape() == [5, 3, 3, 3] && layer.fits(&[5, 3, 3, 3]) && !layer.fits(&[5, 27])
-        );
-        let (left, right) = layer.matrices(2.0)?;
-        let found = left.matmul(&right)?.reshape((5, 3, 3, 3))?;
-        // Position by position: up · mid[.., .., y, x] · down.
-        for (y, x) in (0..3).flat_map(|y| (0..3).map(move |x| (y, x))) {
-            let core = mid.narrow(2, y, 1)?.narrow(3, x, 1)?.reshape((2, 2))?;
-            let want = up.reshape((5, 2))?.matmul(&core)?.matmul(&down.reshape((2, 3))?)?;
-            let got = found.narrow(2, y, 1)?.narrow(3, x, 1)?.reshape((5, 3))?;
-            let error = (got - want)?.abs()?.max_all()?.to_scalar::<f32>()?;
-            assert!(error < 1e-5, "{error}");
-        }
         Ok(())
     }
 
@@ -480,92 +301,6 @@ mod tests {
             ])?;
             assert_eq!(lora.family, Some(family), "{module}");
         }
-        Ok(())
-    }
-
-    /// Two linear layers.
-    fn pair(weights: &Weights) -> Result<[Tensor; 2]> {
-        Ok([weights.get_kept("a.weight", (3, 4))?, weights.get_kept("b.weight", (5, 2, 1, 1))?])
-    }
-
-    fn adapted(dtype: DType) -> Result<Adapted<[Tensor; 2]>> {
-        let tensor = |shape: &[usize]| filled(shape, 0.125).to_dtype(dtype);
-        let tensors =
-            [("a.weight".into(), tensor(&[3, 4])?), ("b.weight".into(), tensor(&[5, 2, 1, 1])?)];
-        Adapted::open(Weights::from_tensors("w", tensors.into(), &Device::Cpu), &[], pair)
-    }
-
-    fn layers(module: &str, output: usize, input: usize, scale: f64) -> Result<Layers> {
-        let (up, down) = (filled(&[output, 2], 0.5), filled(&[2, input], 0.25));
-        Ok(Layers::from([(module.to_owned(), Layer::new(module, up, down, None, scale)?)]))
-    }
-
-    fn value(tensor: &Tensor) -> Result<f32> {
-        let values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-        assert!(values.iter().all(|value| *value == values[0]));
-        Ok(values[0])
-    }
-
-    #[test]
-    fn a_lora_is_added_and_shares_the_rest() -> Result<()> {
-        for dtype in [DType::F32, DType::F16, DType::BF16] {
-            let base = adapted(dtype)?;
-            let (once, none) = base.with(&layers("a", 3, 4, 0.5)?, -2.0)?;
-            let (twice, some) = once.with(&layers("b", 5, 2, 1.0)?, 1.0)?;
-            let (both, _) = twice.with(&layers("a", 3, 4, 1.0)?, 1.0)?;
-            let (_, elsewhere) = base.with(&layers("c", 3, 4, 1.0)?, 1.0)?;
-            assert!(none.is_empty() && some.is_empty() && elsewhere == ["c"]);
-            // 0.125 and the product's 2 · 0.5 · 0.25.
-            let of = |adapted: &Adapted<[Tensor; 2]>| -> Result<(f32, f32)> {
-                let network = adapted.get()?;
-                Ok((value(&network[0])?, value(&network[1])?))
-            };
-            assert_eq!(of(&twice)?, (-0.125, 0.375));
-            assert_eq!(of(&both)?, (0.125, 0.375));
-            assert_eq!(of(&once)?, (-0.125, 0.125));
-            assert_eq!(of(&base)?, (0.125, 0.125));
-            assert_eq!(once.get()?[1].id(), base.get()?[1].id());
-            assert_eq!(base.get()?[0].dtype(), dtype);
-            assert_eq!(once.get()?[0].dtype(), DType::F32);
-        }
-        Ok(())
-    }
-
-    #[test]
-    fn memory_is_shared_among_those_that_share_it() -> Result<()> {
-        let base = adapted(DType::F32)?;
-        let (whole, change) = ((12 + 10) * 4, 12 * 4);
-        let (changed, _) = base.with(&layers("a", 3, 4, 1.0)?, 1.0)?;
-        assert_eq!((base.held(), changed.held(), changed.bytes()), (0, 0, whole + change));
-        changed.get()?;
-        assert_eq!((base.held(), changed.held()), (whole / 2, change + whole / 2));
-        // Let go while the other shares it: it is there still.
-        base.release();
-        assert_eq!(base.held(), whole / 2);
-        drop(base);
-        assert_eq!(changed.held(), change + whole);
-        let before = value(&changed.get()?[0])?;
-        changed.release();
-        assert_eq!(changed.held(), 0);
-        assert_eq!(value(&changed.get()?[0])?, before);
-        Ok(())
-    }
-
-    #[test]
-    fn a_lora_of_another_model_is_named() -> Result<()> {
-        let base = adapted(DType::F32)?;
-        for (layers, parts) in [
-            (layers("a", 3, 5, 1.0)?, ["[3, 5]", "[3, 4]"]),
-            (layers("b", 4, 2, 1.0)?, ["[4, 2]", "[5, 2, 1, 1]"]),
-        ] {
-            let error = base.with(&layers, 1.0).err().expect("no error").to_string();
-            assert!(
-                error.contains("another model") && parts.iter().all(|p| error.contains(p)),
-                "{error}"
-            );
-        }
-        let error = base.with(&layers("a", 3, 4, 1.0)?, f64::NAN).err().expect("no error");
-        assert!(error.to_string().contains("NaN"), "{error}");
         Ok(())
     }
 
