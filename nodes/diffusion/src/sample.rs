@@ -1,9 +1,9 @@
 //! The sampler nodes.
 
-use kosmograph_models::samplers::sigmas;
+use kosmograph_models::samplers::{self, sigmas};
 use node::*;
 
-use crate::sampling::{Draw, Method, Noise, SAMPLERS, Sampling, Span, kosmos_samplers};
+use crate::sampling::{Draw, Method, Noise, Sampling, Span, kosmos_samplers};
 
 /// Denoises latents step by step, steered by two conditionings: ComfyUI's sampler.
 #[derive(Inputs)]
@@ -21,7 +21,7 @@ pub struct KSampler {
     #[widget(default = 8.0, min = 0.0, max = 100.0, step = 0.1)]
     cfg: f64,
     /// How each step is taken.
-    #[widget(choices = SAMPLERS, default = "euler")]
+    #[widget(choices = samplers::NAMES, default = "euler")]
     sampler_name: String,
     /// How the noise falls over the steps.
     #[widget(choices = sigmas::NAMES, default = "normal")]
@@ -79,7 +79,7 @@ pub struct KSamplerAdvanced {
     #[widget(default = 8.0, min = 0.0, max = 100.0, step = 0.1)]
     cfg: f64,
     /// How each step is taken.
-    #[widget(choices = SAMPLERS, default = "euler")]
+    #[widget(choices = samplers::NAMES, default = "euler")]
     sampler_name: String,
     /// How the noise falls over the steps.
     #[widget(choices = sigmas::NAMES, default = "normal")]

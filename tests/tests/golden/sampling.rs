@@ -7,7 +7,9 @@ use candle_core::{DType, Device, Result as CandleResult, Tensor};
 use kosmograph_models::controlnet::ControlNet;
 use kosmograph_models::guidance::{guide, guided};
 use kosmograph_models::randn::Generator;
-use kosmograph_models::samplers::{self, Ending, Schedule, SchedulerConfig, Step, diffusers};
+use kosmograph_models::samplers::{
+    self, Ending, Noise, Schedule, SchedulerConfig, Step, diffusers,
+};
 use kosmograph_models::unet::UNet;
 use kosmograph_models::vae::Vae;
 use serde_json::Value;
@@ -118,6 +120,24 @@ fn closed_form(x: &Tensor, t: f64) -> CandleResult<Tensor> {
     (x.sin()? * 0.3)? + 0.1 * t / 1000.0
 }
 
+/// The noises of the case, one after the other.
+struct Recorded<'a> {
+    case: &'a Case,
+    drawn: usize,
+}
+
+impl Noise for Recorded<'_> {
+    fn unit(&mut self) -> CandleResult<Tensor> {
+        let message = |error: anyhow::Error| candle_core::Error::Msg(error.to_string());
+        self.drawn += 1;
+        self.case.input("noises").map_err(message)?.get(self.drawn - 1)
+    }
+
+    fn between(&mut self, _sigma: f64, _next: f64) -> CandleResult<Tensor> {
+        self.unit()
+    }
+}
+
 /// Runs the sampler that `scheduler` names; None where there is none for it.
 fn sample_with(case: &Case, scheduler: &Scheduler) -> Result<Option<Sampled>> {
     let config: SchedulerConfig = serde_json::from_value(Value::Object(scheduler.options.clone()))?;
@@ -134,13 +154,7 @@ fn sample_with(case: &Case, scheduler: &Scheduler) -> Result<Option<Sampled>> {
         Ok(())
     };
     let mut model = |x: &Tensor, t: f64| closed_form(x, t);
-    let mut drawn = 0;
-    let mut noise = || {
-        drawn += 1;
-        let noises =
-            case.input("noises").map_err(|error| candle_core::Error::Msg(error.to_string()));
-        noises?.get(drawn - 1)
-    };
+    let mut noise = Recorded { case, drawn: 0 };
     let integers = |timesteps: &[usize]| timesteps.iter().map(|&t| t as f64).collect::<Vec<_>>();
 
     let (timesteps, sigmas, init_noise_sigma) = match scheduler.class {
@@ -162,7 +176,7 @@ fn sample_with(case: &Case, scheduler: &Scheduler) -> Result<Option<Sampled>> {
                         eta,
                         x,
                         &mut model,
-                        &mut noise,
+                        &mut || noise.unit(),
                         &mut observe,
                     )?;
                 }
@@ -179,9 +193,11 @@ fn sample_with(case: &Case, scheduler: &Scheduler) -> Result<Option<Sampled>> {
         }
         "DPMSolverMultistepScheduler" => {
             let algorithm = scheduler.text("algorithm_type").unwrap_or("dpmsolver++");
-            if algorithm != "dpmsolver++" {
-                return Ok(None);
-            }
+            let is_sde = match algorithm {
+                "dpmsolver++" => false,
+                "sde-dpmsolver++" => true,
+                _ => return Ok(None),
+            };
             let ending = match scheduler.text("final_sigmas_type") {
                 _ if scheduler.is_old => Ending::SigmaMin,
                 Some("sigma_min") => Ending::SigmaMin,
@@ -190,7 +206,14 @@ fn sample_with(case: &Case, scheduler: &Scheduler) -> Result<Option<Sampled>> {
             let karras = scheduler.is("use_karras_sigmas");
             let (levels, sigmas) = dpm_levels(&schedule, scheduler, ending, karras, offset)?;
             let x = x_t.clone();
-            samplers::dpm_solver(&schedule, &levels, ending, x, &mut model, &mut observe)?;
+            let (model, observe) = (&mut model, &mut observe);
+            match is_sde {
+                true => {
+                    let noise = &mut noise;
+                    samplers::dpm_solver_sde(&schedule, &levels, ending, x, model, noise, observe)?
+                }
+                false => samplers::dpm_solver(&schedule, &levels, ending, x, model, observe)?,
+            };
             (levels.iter().map(|level| level.0 as f64).collect(), sigmas, 1.0)
         }
         class @ ("EulerDiscreteScheduler" | "EulerAncestralDiscreteScheduler") => {
@@ -219,10 +242,43 @@ fn sample_with(case: &Case, scheduler: &Scheduler) -> Result<Option<Sampled>> {
                     samplers::euler(&sigmas, x, &mut denoiser, &mut observe)?
                 }
                 _ => {
-                    samplers::euler_ancestral(&sigmas, x, &mut denoiser, &mut noise, &mut observe)?
+                    let (model, observe) = (&mut denoiser, &mut observe);
+                    samplers::euler_ancestral(&sigmas, 1.0, x, model, &mut noise, observe)?
                 }
             };
             (levels.iter().map(|level| level.0).collect(), sigmas, init)
+        }
+        "UniPCMultistepScheduler" => {
+            let ending = match scheduler.text("final_sigmas_type") {
+                Some("sigma_min") => Ending::SigmaMin,
+                _ => Ending::Zero,
+            };
+            let variant = match scheduler.text("solver_type") {
+                Some("bh1") => samplers::Variant::Bh1,
+                _ => samplers::Variant::Bh2,
+            };
+            let order = scheduler.options.get("solver_order").and_then(Value::as_u64).unwrap_or(2);
+            let karras = scheduler.is("use_karras_sigmas");
+            let (levels, sigmas) = dpm_levels(&schedule, scheduler, ending, karras, offset)?;
+            samplers::uni_pc_by_timesteps(
+                &schedule,
+                &levels,
+                ending,
+                variant,
+                order as usize,
+                x_t.clone(),
+                &mut model,
+                &mut observe,
+            )?;
+            (levels.iter().map(|level| level.0 as f64).collect(), sigmas, 1.0)
+        }
+        "LCMScheduler" => {
+            let original = scheduler.options.get("original_inference_steps");
+            let original = original.and_then(Value::as_u64).unwrap_or(50) as usize;
+            let t = samplers::lcm_timesteps(&schedule, original, steps)?;
+            let (model, observe) = (&mut model, &mut observe);
+            samplers::lcm_by_timesteps(&schedule, &t, x_t.clone(), model, &mut noise, observe)?;
+            (integers(&t), Vec::new(), 1.0)
         }
         _ => return Ok(None),
     };

@@ -29,15 +29,13 @@ pub use noise::Draw;
 use noise::Seeded;
 pub use resize::bilinear;
 
-/// Samplers by ComfyUI's names, over the noise levels of a scheduler.
-pub const SAMPLERS: &[&str] = &["euler", "euler_ancestral", "dpmpp_2m", "ddim"];
-
 /// The published Kosmos-G's samplers, which bring their own timesteps (`dpms` ends at σ of timestep 0 as
 /// diffusers 0.21.4 does, `dpms_zero` at σ = 0 as today's), then ComfyUI's. The one name that both have is
 /// Kosmos-G's.
 pub fn kosmos_samplers() -> Vec<&'static str> {
     let own = ["dpms", "dpms_zero", "pndm", "ddim"];
-    own.into_iter().chain(SAMPLERS.iter().copied().filter(|name| !own.contains(name))).collect()
+    let comfyui = samplers::NAMES.iter().copied().filter(|name| !own.contains(name));
+    own.into_iter().chain(comfyui).collect()
 }
 
 /// What a sampler node was given.
@@ -241,29 +239,23 @@ impl Sampling {
         };
         let mut observe = |step: Step<'_>| run.report(step);
         let mut model = |x: &Candle, sigma: f64| run.denoised(x, sigma, &outside);
-        let mut noise = run.noise.of_steps();
-        Ok(match sampler {
-            "euler" | "ddim" => samplers::euler(&levels, x, &mut model, &mut observe)?,
-            "dpmpp_2m" => samplers::dpmpp_2m(&levels, x, &mut model, &mut observe)?,
-            "euler_ancestral" => {
-                let mut unit = || noise.unit();
-                samplers::euler_ancestral(&levels, x, &mut model, &mut unit, &mut observe)?
-            }
-            other => return Err(Error::new(format!("there is no sampler \"{other}\""))),
-        })
+        let mut noise = run.noise.of_steps(&x, &levels)?;
+        let (model, observe) = (&mut model, &mut observe);
+        let samples = samplers::sample(sampler, schedule, &levels, x, model, &mut noise, observe)?;
+        match &run.mask {
+            // Multistep samplers carry a little of the way into the end.
+            Some(mask) if levels.last() == Some(&0.0) => Ok(mask.restore(&samples, run.latents)?),
+            _ => Ok(samples),
+        }
     }
 
     /// The noise levels to run over; one or none when there is nothing to do.
     fn levels(&self, schedule: &Schedule, sampler: &str, scheduler: &str) -> Result<Vec<f64>> {
-        // These ask the denoiser at two levels a step, and ComfyUI lets them skip the last but one.
-        let skips = matches!(sampler, "dpm_2" | "dpm_2_ancestral" | "uni_pc" | "uni_pc_bh2");
-        let total = self.total_steps() + usize::from(skips);
-        let mut levels = sigmas::by_name(scheduler, schedule, total).ok_or_else(|| {
+        let total = self.total_steps();
+        let levels = sigmas::for_sampler(sampler, scheduler, schedule, total);
+        let mut levels = levels.filter(|levels| !levels.is_empty()).ok_or_else(|| {
             Error::at("scheduler", format!("there is no scheduler \"{scheduler}\""))
         })?;
-        if skips && levels.len() > 2 {
-            levels.remove(levels.len() - 2);
-        }
         match self.span {
             Span::Denoise(denoise) if denoise <= 0.9999 => {
                 levels.drain(..levels.len().saturating_sub(self.steps + 1));

@@ -2,6 +2,7 @@
 
 use candle_core::{Device, Tensor as Candle};
 use kosmograph_models::randn::Generator;
+use kosmograph_models::samplers::{Noise, TorchNoise};
 use node::*;
 
 /// How noise is drawn for several pictures.
@@ -92,29 +93,28 @@ impl Seeded {
         (0..self.dims[0]).map(|i| self.seed.wrapping_add(place(i))).collect()
     }
 
-    /// The noise of the steps. ComfyUI seeds a generator of its own for it, one further on.
-    pub fn of_steps(&self) -> StepNoise {
-        let seeds = match self.draw {
-            Draw::Batch => vec![self.seed],
-            Draw::PerItem => self.item_seeds(),
-        };
-        let generators = seeds.into_iter().map(|seed| Generator::new(seed.wrapping_add(1)));
-        StepNoise { generators: generators.collect(), dims: self.dims, device: self.device.clone() }
+    /// The noise of the steps, for latents like `x` sampled over `sigmas`.
+    pub fn of_steps(&self, x: &Candle, sigmas: &[f64]) -> Result<StepNoise> {
+        if self.draw == Draw::Batch {
+            return Ok(StepNoise(vec![TorchNoise::new(self.seed, x, sigmas)]));
+        }
+        let item = |(i, seed)| Ok(TorchNoise::new(seed, &x.narrow(0, i, 1)?, sigmas));
+        let items = self.item_seeds().into_iter().enumerate().map(item);
+        items.collect::<Result<_>>().map(StepNoise)
     }
 }
 
-/// Fresh noise for each step, from one generator or one for each picture.
-pub struct StepNoise {
-    generators: Vec<Generator>,
-    dims: [usize; 4],
-    device: Device,
-}
+/// Fresh noise for each step: one torch generator's for the whole batch, or one's for each picture.
+pub struct StepNoise(Vec<TorchNoise>);
 
-impl StepNoise {
-    /// N(0, 1) of the latents' shape.
-    pub fn unit(&mut self) -> candle_core::Result<Candle> {
-        let count: usize = self.dims.iter().product::<usize>() / self.generators.len().max(1);
-        let values = self.generators.iter_mut().flat_map(|generator| generator.randn(count));
-        Candle::from_vec(values.collect::<Vec<f32>>(), &self.dims[..], &self.device)
+impl Noise for StepNoise {
+    fn unit(&mut self) -> candle_core::Result<Candle> {
+        let items: Vec<Candle> = self.0.iter_mut().map(Noise::unit).collect::<Result<_, _>>()?;
+        Candle::cat(&items, 0)
+    }
+
+    fn between(&mut self, sigma: f64, next: f64) -> candle_core::Result<Candle> {
+        let items = self.0.iter_mut().map(|item| item.between(sigma, next));
+        Candle::cat(&items.collect::<Result<Vec<_>, _>>()?, 0)
     }
 }

@@ -3,7 +3,7 @@
 
 use candle_core::{Result, Tensor};
 
-use super::{Observe, Step, combine};
+use super::{Denoiser, Observe, Step, combine};
 
 /// `model(x, σ)` gives x₀ for x [B, C, H, W]; `sigmas` fall and end where the sample should be.
 ///
@@ -12,7 +12,7 @@ use super::{Observe, Step, combine};
 pub fn dpmpp_2m(
     sigmas: &[f64],
     mut x: Tensor,
-    model: &mut dyn FnMut(&Tensor, f64) -> Result<Tensor>,
+    model: &mut Denoiser<'_>,
     observe: &mut Observe<'_>,
 ) -> Result<Tensor> {
     let steps = sigmas.len().saturating_sub(1);

@@ -3,7 +3,7 @@
 
 use candle_core::{Result, Tensor};
 
-use super::{Observe, Step, combine};
+use super::{Denoiser, Noise, Observe, Step, ancestral_step, combine};
 
 /// `model(x, σ)` gives x₀ for x [B, C, H, W]; `sigmas` fall and end where the sample should be.
 ///
@@ -12,7 +12,7 @@ use super::{Observe, Step, combine};
 pub fn euler(
     sigmas: &[f64],
     mut x: Tensor,
-    model: &mut dyn FnMut(&Tensor, f64) -> Result<Tensor>,
+    model: &mut Denoiser<'_>,
     observe: &mut Observe<'_>,
 ) -> Result<Tensor> {
     let steps = sigmas.len().saturating_sub(1);
@@ -26,28 +26,25 @@ pub fn euler(
     Ok(x)
 }
 
-/// As [`euler`], with fresh noise after each step: `noise()` gives unit noise of x's shape.
+/// As [`euler`], each step down to σ_down and up again with fresh noise; `eta` scales it.
 ///
 /// # Errors
 /// What `model`, `noise` and `observe` report.
 pub fn euler_ancestral(
     sigmas: &[f64],
+    eta: f64,
     mut x: Tensor,
-    model: &mut dyn FnMut(&Tensor, f64) -> Result<Tensor>,
-    noise: &mut dyn FnMut() -> Result<Tensor>,
+    model: &mut Denoiser<'_>,
+    noise: &mut dyn Noise,
     observe: &mut Observe<'_>,
 ) -> Result<Tensor> {
     let steps = sigmas.len().saturating_sub(1);
     for (i, pair) in sigmas.windows(2).enumerate() {
-        let (sigma, next) = (pair[0], pair[1]);
-        let x0 = model(&x, sigma)?;
-        // Down to σ_down without noise, then up to σ' with it: σ'² = σ_down² + σ_up².
-        let variance = next * next;
-        let up = (variance * (sigma * sigma - variance) / (sigma * sigma)).sqrt();
-        let down = (variance - up * up).sqrt();
-        x = combine(&[(down / sigma, &x), (1.0 - down / sigma, &x0)])?;
-        if next > 0.0 {
-            x = combine(&[(1.0, &x), (up, &noise()?)])?;
+        let x0 = model(&x, pair[0])?;
+        let (down, up) = ancestral_step(pair[0], pair[1], eta);
+        x = combine(&[(down / pair[0], &x), (1.0 - down / pair[0], &x0)])?;
+        if up > 0.0 {
+            x = combine(&[(1.0, &x), (up, &noise.unit()?)])?;
         }
         observe(Step { done: i + 1, steps, x: &x, x0: &x0 })?;
     }

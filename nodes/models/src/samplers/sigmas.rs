@@ -3,12 +3,45 @@
 use super::Schedule;
 
 /// The names that [`by_name`] knows.
-pub const NAMES: &[&str] =
-    &["normal", "karras", "exponential", "sgm_uniform", "simple", "ddim_uniform"];
+pub const NAMES: &[&str] = &[
+    "simple",
+    "sgm_uniform",
+    "karras",
+    "exponential",
+    "ddim_uniform",
+    "beta",
+    "normal",
+    "linear_quadratic",
+    "kl_optimal",
+];
 
-/// The noise levels of `steps` steps: steps + 1 values (one or two more or less for "ddim_uniform").
-/// None for an unknown name.
+/// The noise levels that ComfyUI gives to a sampler: [`by_name`]'s, but for dpm_2, dpm_2_ancestral, uni_pc
+/// and uni_pc_bh2 those of one step more without the last above 0.
+pub fn for_sampler(
+    sampler: &str,
+    scheduler: &str,
+    schedule: &Schedule,
+    steps: usize,
+) -> Option<Vec<f64>> {
+    if !super::discards_penultimate_sigma(sampler) {
+        return by_name(scheduler, schedule, steps);
+    }
+    let mut sigmas = by_name(scheduler, schedule, steps + 1)?;
+    if sigmas.len() > 2 {
+        sigmas.remove(sigmas.len() - 2);
+    }
+    Some(sigmas)
+}
+
+/// The noise levels of `steps` steps: steps + 1 values (one or two more or less for "ddim_uniform", fewer
+/// for "beta" where timesteps coincide). No steps have no levels. None for an unknown name.
 pub fn by_name(name: &str, schedule: &Schedule, steps: usize) -> Option<Vec<f64>> {
+    if !NAMES.contains(&name) {
+        return None;
+    }
+    if steps == 0 {
+        return Some(Vec::new());
+    }
     let (min, max) = (schedule.sigma_min(), schedule.sigma_max());
     let mut sigmas = match name {
         "normal" => spaced_by_timestep(schedule, steps, steps),
@@ -17,6 +50,9 @@ pub fn by_name(name: &str, schedule: &Schedule, steps: usize) -> Option<Vec<f64>
         "exponential" => exponential_between(min, max, steps),
         "simple" => simple(schedule, steps),
         "ddim_uniform" => ddim_uniform(schedule, steps),
+        "beta" => beta(schedule, steps),
+        "linear_quadratic" => linear_quadratic(max, steps),
+        "kl_optimal" => kl_optimal(min, max, steps),
         _ => return None,
     };
     sigmas.push(0.0);
@@ -58,6 +94,79 @@ fn ddim_uniform(schedule: &Schedule, steps: usize) -> Vec<f64> {
         (1..schedule.train_steps()).step_by(stride).map(|t| schedule.sigma_at(t)).collect();
     sigmas.reverse();
     sigmas
+}
+
+/// Training timesteps at the quantiles of the beta distribution with α = β = 0.6 (Lee et al., arXiv
+/// 2407.12173, section 4.1): denser at both ends. A timestep that comes twice is taken once.
+fn beta(schedule: &Schedule, steps: usize) -> Vec<f64> {
+    let last = (schedule.train_steps() - 1) as f64;
+    let timestep = |i: usize| {
+        let quantile = beta_quantile(1.0 - i as f64 / steps as f64);
+        (quantile * last).round_ties_even() as usize
+    };
+    let mut timesteps: Vec<usize> = (0..steps).map(timestep).collect();
+    timesteps.dedup();
+    timesteps.into_iter().map(|t| schedule.sigma_at(t)).collect()
+}
+
+/// The x in 0..=1 up to which the beta distribution with α = β = 0.6 has the probability `p`.
+fn beta_quantile(p: f64) -> f64 {
+    // The distribution is symmetric, so that the half where x is small, and exact, is enough.
+    if p > 0.5 {
+        return 1.0 - beta_quantile(1.0 - p);
+    }
+    let (mut low, mut high) = (0.0, 0.5);
+    for _ in 0..100 {
+        let middle = 0.5 * (low + high);
+        if beta_distribution(middle) < p { low = middle } else { high = middle }
+    }
+    0.5 * (low + high)
+}
+
+/// The probability below x ≤ ½, by the hypergeometric series of the incomplete beta function
+/// (Abramowitz & Stegun 26.5.4), over its value at ½, which is a half.
+fn beta_distribution(x: f64) -> f64 {
+    const A: f64 = 0.6;
+    let series = |x: f64| {
+        let (mut term, mut sum) = (1.0, 1.0);
+        for n in 0..200 {
+            term *= (2.0 * A + n as f64) / (A + 1.0 + n as f64) * x;
+            sum += term;
+        }
+        (x * (1.0 - x)).powf(A) * sum
+    };
+    0.5 * series(x) / series(0.5)
+}
+
+/// Falls from `max` linearly to 1 - 0.025 of it in the first half of the steps, then quadratically to 0
+/// (Polyak et al., arXiv 2410.13720, section 3.4.2).
+fn linear_quadratic(max: f64, steps: usize) -> Vec<f64> {
+    const THRESHOLD: f64 = 0.025;
+    if steps == 1 {
+        return vec![max];
+    }
+    let (linear, all) = ((steps / 2) as f64, steps as f64);
+    let quadratic = all - linear;
+    let difference = linear - THRESHOLD * all;
+    let (a, b) = (
+        difference / (linear * quadratic * quadratic),
+        THRESHOLD / linear - 2.0 * difference / (quadratic * quadratic),
+    );
+    let fallen = |i: usize| {
+        let i = i as f64;
+        if i < linear { i * THRESHOLD / linear } else { a * (i * i + linear * linear) + b * i }
+    };
+    (0..steps).map(|i| (1.0 - fallen(i)) * max).collect()
+}
+
+/// Equally far apart in arctan σ (Sabour et al., arXiv 2404.14507, theorem 3.1).
+fn kl_optimal(min: f64, max: f64, steps: usize) -> Vec<f64> {
+    let gaps = steps.saturating_sub(1).max(1) as f64;
+    let level = |i: usize| {
+        let share = i as f64 / gaps;
+        (share * min.atan() + (1.0 - share) * max.atan()).tan()
+    };
+    (0..steps).map(level).collect()
 }
 
 #[cfg(test)]

@@ -1,0 +1,144 @@
+//! DPM-Solver++ for the diffusion SDE (Lu et al., arXiv 2211.01095, section 4.3), as k-diffusion has it, in
+//! VE: single-step with the middle at r = ½, and multistep of second and third order.
+
+use candle_core::{Result, Tensor};
+
+use super::{Denoiser, Noise, Observe, Step, ancestral_step, combine};
+
+/// The single-step solver. `sigmas` fall and end where the sample should be; `eta` scales the noise. Two
+/// evaluations a step, one for a step to σ = 0.
+///
+/// # Errors
+/// What `model`, `noise` and `observe` report.
+pub fn dpmpp_sde(
+    sigmas: &[f64],
+    eta: f64,
+    mut x: Tensor,
+    model: &mut Denoiser<'_>,
+    noise: &mut dyn Noise,
+    observe: &mut Observe<'_>,
+) -> Result<Tensor> {
+    let steps = sigmas.len().saturating_sub(1);
+    for (i, pair) in sigmas.windows(2).enumerate() {
+        let (sigma, next) = (pair[0], pair[1]);
+        let x0 = model(&x, sigma)?;
+        x = if next > 0.0 {
+            // Both halves start from x: their noises are increments of one Brownian motion.
+            let middle = (sigma * next).sqrt();
+            let (down, up) = ancestral_step(sigma, middle, eta);
+            let mut halfway = combine(&[(down / sigma, &x), (1.0 - down / sigma, &x0)])?;
+            if up > 0.0 {
+                halfway = combine(&[(1.0, &halfway), (up, &noise.between(sigma, middle)?)])?;
+            }
+            let x0_there = model(&halfway, middle)?;
+            let (down, up) = ancestral_step(sigma, next, eta);
+            // With r = ½ the first evaluation has the weight 1 - 1/(2r) = 0.
+            let x = combine(&[(down / sigma, &x), (1.0 - down / sigma, &x0_there)])?;
+            match up > 0.0 {
+                true => combine(&[(1.0, &x), (up, &noise.between(sigma, next)?)])?,
+                false => x,
+            }
+        } else {
+            x0.clone()
+        };
+        observe(Step { done: i + 1, steps, x: &x, x0: &x0 })?;
+    }
+    Ok(x)
+}
+
+/// The multistep solver of second order, midpoint.
+///
+/// # Errors
+/// What `model`, `noise` and `observe` report.
+pub fn dpmpp_2m_sde(
+    sigmas: &[f64],
+    eta: f64,
+    mut x: Tensor,
+    model: &mut Denoiser<'_>,
+    noise: &mut dyn Noise,
+    observe: &mut Observe<'_>,
+) -> Result<Tensor> {
+    let steps = sigmas.len().saturating_sub(1);
+    // The previous x₀ and the step in λ that led here.
+    let mut previous: Option<(Tensor, f64)> = None;
+    for (i, pair) in sigmas.windows(2).enumerate() {
+        let (sigma, next) = (pair[0], pair[1]);
+        let x0 = model(&x, sigma)?;
+        let h = (sigma / next).ln();
+        x = if next > 0.0 {
+            let grow = -(-h * (eta + 1.0)).exp_m1();
+            let mut terms = vec![(next / sigma * (-h * eta).exp(), &x), (grow, &x0)];
+            if let Some((x1, h_last)) = &previous {
+                let slope = 0.5 * grow * h / h_last;
+                terms.extend([(slope, &x0), (-slope, x1)]);
+            }
+            noised(combine(&terms)?, sigma, next, eta, noise)?
+        } else {
+            x0.clone()
+        };
+        observe(Step { done: i + 1, steps, x: &x, x0: &x0 })?;
+        previous = Some((x0, h));
+    }
+    Ok(x)
+}
+
+/// The multistep solver of third order.
+///
+/// # Errors
+/// What `model`, `noise` and `observe` report.
+pub fn dpmpp_3m_sde(
+    sigmas: &[f64],
+    eta: f64,
+    mut x: Tensor,
+    model: &mut Denoiser<'_>,
+    noise: &mut dyn Noise,
+    observe: &mut Observe<'_>,
+) -> Result<Tensor> {
+    let steps = sigmas.len().saturating_sub(1);
+    // The previous values of x₀ and the steps in λ after them, newest first.
+    let mut previous: Vec<(Tensor, f64)> = Vec::with_capacity(2);
+    for (i, pair) in sigmas.windows(2).enumerate() {
+        let (sigma, next) = (pair[0], pair[1]);
+        let x0 = model(&x, sigma)?;
+        let h = (sigma / next).ln();
+        x = if next > 0.0 {
+            let h_eta = h * (eta + 1.0);
+            let first =
+                combine(&[(next / sigma * (-h * eta).exp(), &x), (-(-h_eta).exp_m1(), &x0)])?;
+            let phi_2 = (-h_eta).exp_m1() / h_eta + 1.0;
+            let corrected = match &previous[..] {
+                [] => first,
+                [(x1, h_1)] => {
+                    let slope = phi_2 * h / h_1;
+                    combine(&[(1.0, &first), (slope, &x0), (-slope, x1)])?
+                }
+                [(x1, h_1), (x2, h_2), ..] => {
+                    let (r0, r1) = (h_1 / h, h_2 / h);
+                    let phi_3 = phi_2 / h_eta - 0.5;
+                    // Divided differences of x₀ in λ.
+                    let d_0 = combine(&[(1.0 / r0, &x0), (-1.0 / r0, x1)])?;
+                    let d_1 = combine(&[(1.0 / r1, x1), (-1.0 / r1, x2)])?;
+                    let bend = (phi_2 * r0 - phi_3) / (r0 + r1);
+                    combine(&[(1.0, &first), (phi_2 + bend, &d_0), (-bend, &d_1)])?
+                }
+            };
+            noised(corrected, sigma, next, eta, noise)?
+        } else {
+            x0.clone()
+        };
+        observe(Step { done: i + 1, steps, x: &x, x0: &x0 })?;
+        previous.truncate(1);
+        previous.insert(0, (x0, h));
+    }
+    Ok(x)
+}
+
+/// The SDE's noise on the way from σ to `next`: of variance σ'² (1 - e^(-2ηh)).
+fn noised(x: Tensor, sigma: f64, next: f64, eta: f64, noise: &mut dyn Noise) -> Result<Tensor> {
+    let h = (sigma / next).ln();
+    let scale = next * (-(-2.0 * h * eta).exp_m1()).max(0.0).sqrt();
+    match scale > 0.0 {
+        true => combine(&[(1.0, &x), (scale, &noise.between(sigma, next)?)]),
+        false => Ok(x),
+    }
+}
