@@ -93,6 +93,19 @@ fn swap() {
     }
 }
 
+/// One graph in which CLIP is swapped for Kosmos-G and Kosmos-G for CLIP, and both are mixed.
+#[test]
+fn encoders() {
+    if bundled("sd") && bundled("kosmos") {
+        let out = tempfile::tempdir().expect("a folder");
+        run("encoders.json", out.path()).expect_success();
+        let made: Vec<_> = pictures(out.path()).iter().map(|path| pixels(path)).collect();
+        assert_eq!(made.len(), 3);
+        assert!(made.iter().all(|picture| spread(picture) > 10.0), "a flat picture");
+        assert!(made[0] != made[1] && made[1] != made[2] && made[0] != made[2]);
+    }
+}
+
 #[test]
 fn every_workflow_passes_check() {
     for entry in fs::read_dir(repository().join("workflows")).expect("the workflows") {
