@@ -150,10 +150,12 @@ impl<N: Send + Sync + 'static> Adapted<N> {
         own + self.base.held() / Arc::strong_count(&self.sharers)
     }
 
-    /// Bytes when everything is in memory, the base with it.
+    /// What [`Adapted::held`] says when everything is in memory: of a base that is there already, the
+    /// part that this one has of it, so that the difference of the two is what is still to be read.
     pub fn bytes(&self) -> usize {
         let own = if self.changes.is_empty() { 0 } else { self.network.bytes() };
-        own + self.base.bytes()
+        let sharers = if self.base.held() > 0 { Arc::strong_count(&self.sharers) } else { 1 };
+        own + self.base.bytes() / sharers
     }
 
     /// The name and the shape of a module's weight.
