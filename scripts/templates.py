@@ -7,6 +7,12 @@ nine workflows, and runs `kosmograph check` on each. They may lack model files a
     cargo build --release --workspace
     scripts/templates.py [FOLDER]
 
+With --run WEIGHTS the missing files are made, of random numbers in the real shapes (about 6 GB in WEIGHTS, made once), every
+workflow must then pass `check`, and is run: one step a sampler and small pictures, since random weights draw noise.
+
+    cargo build --release --workspace && cargo build --release -p kosmograph-models --example random_weights
+    scripts/templates.py --run WEIGHTS
+
 FOLDER keeps the workflows (a temporary one where none is given); the test `templates` reads them from there:
 KOSMOGRAPH_TEMPLATES=FOLDER cargo test --release -p kosmograph-tests --test templates
 """
@@ -18,6 +24,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -62,25 +69,93 @@ def check(kosmograph, workflow, arguments):
     return missing, wrong + report["warnings"]
 
 
+# The kind of random weights that stands in for what an input names, and the folder it lies in.
+KINDS = {
+    "ckpt_name": ("sd15", "checkpoints"),
+    "vae_name": ("vae", "vae"),
+    "control_net_name": ("controlnet", "controlnet"),
+    "lora_name": ("lora", "loras"),
+}
+
+
+def provide(weights, name, missing):
+    """Makes the file that `missing` names: a link to random weights of its kind, or a picture of this repository."""
+    file = missing["message"].split('"')[1]
+    if missing["input"] not in KINDS:
+        path = weights / "input" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes((ROOT / "workflows" / "input" / "monster-1.png").read_bytes())
+        return
+    kind, folder = KINDS[missing["input"]]
+    if kind == "sd15" and "inpaint" in name:
+        kind = "sd15-inpaint"
+    random = weights / "random" / f"{kind}.safetensors"
+    if not random.exists():
+        print(f"making {random.name} …", file=sys.stderr)
+        maker = TARGET / "examples" / "random_weights"
+        subprocess.run([maker, kind, random, "--dtype", "f16"], check=True)
+    path = weights / folder / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        os.link(random, path)
+
+
+def small(workflow):
+    """Settings that make a run short: one step, small latents."""
+    settings = []
+    for node in json.loads(workflow.read_text())["nodes"]:
+        sizes = {"EmptyLatentImage": 256, "LatentUpscale": 320}
+        if node["type"] == "KSampler":
+            settings.append(f"{node['id']}.steps=1")
+        if node["type"] in sizes:
+            settings += [f"{node['id']}.{side}={sizes[node['type']]}" for side in ("width", "height")]
+    return [part for setting in settings for part in ("--set", setting)]
+
+
+def run(kosmograph, workflow, weights, arguments):
+    """Runs a workflow whose files are there, and says what came of it. Returns whether something did."""
+    start = time.monotonic()
+    command = [kosmograph, "run", workflow, "--quiet", "--out", weights / "output" / workflow.stem]
+    answer = subprocess.run([*command, *small(workflow), *arguments], stdout=subprocess.PIPE, check=False, text=True)
+    pictures = answer.stdout.split()
+    print(f"    run: exit code {answer.returncode}, {len(pictures)} pictures, {time.monotonic() - start:.0f} s")
+    return answer.returncode == 0 and bool(pictures)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=pathlib.Path, help="where the workflows are kept")
     parser.add_argument("--kosmograph", type=pathlib.Path, default=TARGET / "kosmograph")
     parser.add_argument("--models", action="append", default=[], help="handed on to kosmograph")
+    parser.add_argument("--run", type=pathlib.Path, metavar="WEIGHTS", help="make the missing files there, and run")
     arguments = parser.parse_args()
     handed_on = [part for models in arguments.models for part in ("--models", models)]
+    weights = arguments.run
+    if weights:
+        for part in ("random", "input"):
+            (weights / part).mkdir(parents=True, exist_ok=True)
+        handed_on += ["--models", weights, "--input", weights / "input"]
     failed = False
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or pathlib.Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         fetch(folder)
         for name in TEMPLATES:
-            missing, wrong = check(arguments.kosmograph, folder / f"{name}.json", handed_on)
+            workflow = folder / f"{name}.json"
+            missing, wrong = check(arguments.kosmograph, workflow, handed_on)
             files = sorted({one["message"].split('"')[1] for one in missing})
             print(f"{name}: {'WRONG' if wrong else 'ok'}; files that are missing: {', '.join(files) or 'none'}")
             for one in wrong:
                 failed = True
                 print(f"    node {one.get('node')} ({one.get('class')}) {one.get('input', '')}: {one['message']}")
+            if weights and not wrong:
+                for one in missing:
+                    provide(weights, name, one)
+                missing, wrong = check(arguments.kosmograph, workflow, handed_on)
+                for one in missing + wrong:
+                    print(f"    still: {one['message']}")
+                if missing or wrong or not run(arguments.kosmograph, workflow, weights, handed_on):
+                    failed = True
     return 1 if failed else 0
 
 
