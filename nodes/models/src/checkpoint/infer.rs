@@ -33,12 +33,12 @@ pub(super) fn with_header(mut inferred: Value, weights: &Weights, part: &str) ->
 fn encoder(weights: &Weights) -> Result<Value> {
     let mut channels = Vec::new();
     let (mut types, mut layers, mut transformers) = (Vec::new(), Vec::new(), Vec::new());
-    while let Some(shape) =
-        weights.shape(&format!("down_blocks.{}.resnets.0.conv1.weight", channels.len()))
+    while let Some(output) =
+        output_channels(weights, &format!("down_blocks.{}.resnets.0.conv1.weight", channels.len()))?
     {
         let level = weights.sub(format!("down_blocks.{}", channels.len()));
         let attends = level.has("attentions.0");
-        channels.push(shape[0]);
+        channels.push(output);
         layers.push(count(&level, "resnets"));
         transformers.push(count(&level, "attentions.0.transformer_blocks").max(1));
         types.push(if attends { "CrossAttnDownBlock2D" } else { "DownBlock2D" });
@@ -76,8 +76,10 @@ pub(super) fn control_net(weights: &Weights) -> Result<Value> {
     let hint = weights.sub("controlnet_cond_embedding");
     let first = shape(&hint, "conv_in.weight", 4)?;
     let mut channels = vec![first[0]];
-    while let Some(shape) = hint.shape(&format!("blocks.{}.weight", 2 * channels.len() - 1)) {
-        channels.push(shape[0]);
+    while let Some(output) =
+        output_channels(&hint, &format!("blocks.{}.weight", 2 * channels.len() - 1))?
+    {
+        channels.push(output);
     }
     config["conditioning_channels"] = first[1].into();
     config["conditioning_embedding_out_channels"] = channels.into();
@@ -86,10 +88,11 @@ pub(super) fn control_net(weights: &Weights) -> Result<Value> {
 
 pub(super) fn vae(weights: &Weights) -> Result<Value> {
     let mut channels = Vec::new();
-    while let Some(shape) =
-        weights.shape(&format!("encoder.down_blocks.{}.resnets.0.conv1.weight", channels.len()))
-    {
-        channels.push(shape[0]);
+    while let Some(output) = output_channels(
+        weights,
+        &format!("encoder.down_blocks.{}.resnets.0.conv1.weight", channels.len()),
+    )? {
+        channels.push(output);
     }
     let levels = channels.len();
     let config = json!({
@@ -129,6 +132,14 @@ pub(super) fn clip_text(weights: &Weights) -> Result<Value> {
 /// How many numbered modules there are below `name`.
 fn count(weights: &Weights, name: &str) -> usize {
     (0..).take_while(|i| weights.has(&format!("{name}.{i}"))).count()
+}
+
+/// The output channels of a convolution, if there is one of this name.
+fn output_channels(weights: &Weights, name: &str) -> Result<Option<usize>> {
+    match weights.shape(name) {
+        Some(_) => Ok(Some(shape(weights, name, 4)?[0])),
+        None => Ok(None),
+    }
 }
 
 /// The shape of a tensor that has `axes` axes, none of them empty.

@@ -29,7 +29,8 @@ impl Rows {
             Some(block) => block.checked_sub(1)?,
             None => last?,
         };
-        (layers > 0).then_some(Rows { layers })
+        // The names are a stranger's: the count of the expanding half, one more, must be a number too.
+        (layers > 0 && layers < usize::MAX).then_some(Rows { layers })
     }
 
     /// diffusers' name for a tensor of the U-Net.

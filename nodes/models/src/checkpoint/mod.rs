@@ -110,10 +110,11 @@ impl Checkpoint {
             Naming::LdmUNet | Naming::UNet => weights.clone(),
             _ => return Err(self.has_no("a U-Net")),
         };
-        let names = unet.names();
+        // The mark of what the network predicts stands beside its tensors where it is alone in its file.
+        let names: Vec<String> = unet.names().into_iter().filter(|name| name != "v_pred").collect();
         let rows = Rows::of(names.iter().map(String::as_str));
         let unet = match (naming, rows) {
-            (Naming::UNet, _) => unet,
+            (Naming::UNet, _) => unet.renamed(names.into_iter().map(|name| (name.clone(), name))),
             (_, Some(rows)) => unet.renamed(
                 names.into_iter().map(|old| (rows.unet(&old).unwrap_or_else(|| old.clone()), old)),
             ),

@@ -293,6 +293,52 @@ fn what_the_network_predicts_is_found() -> Result<()> {
 }
 
 #[test]
+fn a_mark_beside_a_u_net_alone_is_none_of_its_tensors() -> Result<()> {
+    use crate::samplers::Prediction;
+    for prefix in ["", "model.diffusion_model."] {
+        let mut unet: Shapes = match prefix {
+            "" => shapes("sd15_unet_diffusers.json"),
+            _ => shapes("sd15_ldm_single_file.json")
+                .into_iter()
+                .filter_map(|(name, shape)| Some((name.strip_prefix(prefix)?.to_owned(), shape)))
+                .collect(),
+        };
+        unet.insert("v_pred".to_owned(), vec![]);
+        let (_file, checkpoint) = open(&unet)?;
+        check_unet(&checkpoint)?;
+        assert_eq!(checkpoint.unet()?.1.prediction_type, Prediction::VPrediction);
+    }
+    Ok(())
+}
+
+#[test]
+fn hostile_names_and_shapes_are_errors() {
+    let refused = |names: &[(&str, &[usize])]| {
+        let (_file, checkpoint) = open(&list(names)).expect("a file of a known kind");
+        let parts = [
+            checkpoint.unet().err().map(|error| error.to_string()),
+            checkpoint.vae().err().map(|error| error.to_string()),
+            checkpoint.control_net().err().map(|error| error.to_string()),
+        ];
+        assert!(parts.iter().all(Option::is_some), "{parts:?}");
+        parts.into_iter().flatten().collect::<String>()
+    };
+    // Numbers of blocks at the end of what can be counted.
+    for last in [usize::MAX, usize::MAX - 1] {
+        refused(&[(&format!("input_blocks.{last}.0.weight"), &[1]), ("input_blocks.5.0.x", &[1])]);
+        refused(&[(&format!("encoder.down.{last}.block.0.conv1.weight"), &[1])]);
+    }
+    // A scalar has no channels.
+    let scalar: &[usize] = &[];
+    for name in
+        ["down_blocks.0.resnets.0.conv1.weight", "encoder.down_blocks.0.resnets.0.conv1.weight"]
+    {
+        let said = refused(&[(name, scalar)]);
+        assert!(said.contains(name), "{said}");
+    }
+}
+
+#[test]
 fn the_header_says_what_shapes_do_not() -> Result<()> {
     let shapes = shapes("sd15_unet_diffusers.json");
     let config = r#"{"unet": {"norm_num_groups": 7}}"#;

@@ -115,6 +115,10 @@ fn beta_quantile(p: f64) -> f64 {
     if p > 0.5 {
         return 1.0 - beta_quantile(1.0 - p);
     }
+    // The middle to the last bit: 499.5 of 999 is rounded to the even neighbour above.
+    if p == 0.5 {
+        return 0.5;
+    }
     let (mut low, mut high) = (0.0, 0.5);
     for _ in 0..100 {
         let middle = 0.5 * (low + high);

@@ -1,0 +1,388 @@
+//! The samplers against two judges: the numbers that ComfyUI's own code gives for a closed-form denoiser
+//! and recorded noises (`data/samplers.json`, in f64), and problems whose solution is known.
+//!
+//! `data/make_samplers.py` makes the numbers.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::{DType, Device, Error, Result, Tensor};
+use kosmograph_models::randn::Generator;
+use kosmograph_models::samplers::noise::{initial, initial_per_item};
+use kosmograph_models::samplers::{
+    self, BrownianTree, NAMES, Noise, PerItemNoise, Schedule, SchedulerConfig, Step, TorchNoise,
+    Variant, sigmas,
+};
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+struct Reference {
+    x: Vec<f64>,
+    noises: Vec<Vec<f64>>,
+    schedules: BTreeMap<String, Vec<f64>>,
+    samplers: BTreeMap<String, Sampled>,
+    brownian: BTreeMap<String, Vec<Increment>>,
+    sigmas: BTreeMap<String, Vec<f64>>,
+}
+
+#[derive(Deserialize)]
+struct Sampled {
+    draws: usize,
+    x: Vec<f64>,
+}
+
+#[derive(Deserialize)]
+struct Increment {
+    sigma: f64,
+    next: f64,
+    values: Vec<f32>,
+}
+
+fn reference() -> Reference {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/samplers.json");
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+fn schedule() -> Schedule {
+    Schedule::new(&SchedulerConfig::default()).unwrap()
+}
+
+/// The noises of the reference, one after the other.
+struct Recorded<'a> {
+    noises: &'a [Vec<f64>],
+    drawn: usize,
+}
+
+impl Noise for Recorded<'_> {
+    fn unit(&mut self) -> Result<Tensor> {
+        self.drawn += 1;
+        let values = self.noises[self.drawn - 1].clone();
+        Tensor::from_vec(values, (2, 1, 4, 4), &Device::Cpu)
+    }
+
+    fn between(&mut self, _sigma: f64, _next: f64) -> Result<Tensor> {
+        self.unit()
+    }
+}
+
+#[test]
+fn every_sampler_has_comfyuis_values() {
+    let reference = reference();
+    let schedule = schedule();
+    let mut compared = 0;
+    for (name, expected) in &reference.samplers {
+        let (sampler, levels) = name.split_once('.').unwrap();
+        let x = Tensor::from_vec(reference.x.clone(), (2, 1, 4, 4), &Device::Cpu).unwrap();
+        let mut noise = Recorded { noises: &reference.noises, drawn: 0 };
+        let mut model = |x: &Tensor, sigma: f64| {
+            let bounded = ((x / (1.0 + sigma))?.tanh()? * 0.8)?;
+            bounded + (x * (0.3 / (1.0 + sigma * sigma)))?
+        };
+        let sigmas = &reference.schedules[levels];
+        let observe = &mut |_: Step<'_>| Ok(());
+        let found =
+            samplers::sample(sampler, &schedule, sigmas, x, &mut model, &mut noise, observe);
+        let found = found.unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
+        let size = expected.x.iter().fold(0f64, |size, x| size.max(x.abs()));
+        // DEIS's coefficients and LMS's integrals are made in f32 there.
+        let bound = if matches!(sampler, "deis" | "lms") { 1e-4 } else { 1e-6 };
+        for (found, expected) in found.iter().zip(&expected.x) {
+            assert!((found - expected).abs() <= bound * size, "{name}: {found} for {expected}");
+        }
+        assert_eq!(noise.drawn, expected.draws, "{name}");
+        compared += 1;
+    }
+    assert!(compared >= 80, "{compared}");
+}
+
+#[test]
+fn every_schedule_has_comfyuis_values() {
+    let schedule = schedule();
+    for (name, expected) in &reference().sigmas {
+        let (scheduler, steps) = name.split_once('.').unwrap();
+        let found = sigmas::by_name(scheduler, &schedule, steps.parse().unwrap()).unwrap();
+        assert_eq!(found.len(), expected.len(), "{name}: {found:?}");
+        for (found, expected) in found.iter().zip(expected) {
+            // Both are made in f32 there; ᾱ near 1 shows it.
+            assert!((found - expected).abs() <= 2e-5 * expected, "{name}: {found} for {expected}");
+        }
+    }
+}
+
+#[test]
+fn the_brownian_tree_is_torchsdes() {
+    for (seed, increments) in reference().brownian {
+        let tree = BrownianTree::new(0.029_167_5, 14.614_642, 64, seed.parse().unwrap());
+        for Increment { sigma, next, values } in increments {
+            let found = tree.between(sigma, next);
+            assert_eq!(found[..values.len()], values, "seed {seed}, from {sigma} to {next}");
+        }
+    }
+}
+
+/// x₀ for data of N(0.5, 0.7²), and the end of the probability-flow ODE from (x, σ).
+const MEAN: f64 = 0.5;
+const DEVIATION: f64 = 0.7;
+
+fn gaussian(x: &Tensor, sigma: f64) -> Result<Tensor> {
+    let (data, noise) = (DEVIATION * DEVIATION, sigma * sigma);
+    x.affine(data / (data + noise), noise * MEAN / (data + noise))
+}
+
+fn flow(x: f64, sigma: f64, end: f64) -> f64 {
+    let spread = |sigma: f64| DEVIATION.hypot(sigma);
+    MEAN + (x - MEAN) * spread(end) / spread(sigma)
+}
+
+/// No noise: for samplers with η = 0.
+struct Silence;
+
+impl Noise for Silence {
+    fn unit(&mut self) -> Result<Tensor> {
+        Err(Error::Msg("no noise is to be drawn".to_owned()))
+    }
+
+    fn between(&mut self, _sigma: f64, _next: f64) -> Result<Tensor> {
+        self.unit()
+    }
+}
+
+type Method = fn(&[f64], Tensor) -> Result<Tensor>;
+
+fn quiet(_: Step<'_>) -> Result<()> {
+    Ok(())
+}
+
+/// The error at the end of `steps` steps, even in log σ: from so high that the first steps, of lower
+/// order, see next to nothing of the data.
+fn error_of(method: Method, steps: usize) -> f64 {
+    let (high, low) = (1e4f64, 0.1f64);
+    let level = |i: usize| high * (low / high).powf(i as f64 / steps as f64);
+    let sigmas: Vec<f64> = (0..=steps).map(level).collect();
+    let start = MEAN + 1.3 * high;
+    let x = Tensor::full(start, (1, 1, 1, 1), &Device::Cpu).unwrap();
+    let end = method(&sigmas, x).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
+    (end[0] - flow(start, sigmas[0], sigmas[steps])).abs()
+}
+
+#[test]
+fn deterministic_samplers_converge_at_their_order() {
+    let methods: &[(&str, f64, Method)] = &[
+        ("euler", 1.0, |s, x| samplers::euler(s, x, &mut gaussian, &mut quiet)),
+        ("heun", 2.0, |s, x| samplers::heun(s, x, &mut gaussian, &mut quiet)),
+        ("dpm_2", 2.0, |s, x| samplers::dpm_2(s, x, &mut gaussian, &mut quiet)),
+        ("lms", 4.0, |s, x| samplers::lms(s, x, &mut gaussian, &mut quiet)),
+        ("dpmpp_2m", 2.0, |s, x| samplers::dpmpp_2m(s, x, &mut gaussian, &mut quiet)),
+        ("deis", 3.0, |s, x| samplers::deis(s, x, &mut gaussian, &mut quiet)),
+        // Its last step is of first order and uncorrected, which decides.
+        ("uni_pc", 2.0, |s, x| samplers::uni_pc(s, Variant::Bh1, x, &mut gaussian, &mut quiet)),
+        ("uni_pc_bh2", 2.0, |s, x| samplers::uni_pc(s, Variant::Bh2, x, &mut gaussian, &mut quiet)),
+        ("euler_ancestral, η = 0", 1.0, |s, x| {
+            samplers::euler_ancestral(s, 0.0, x, &mut gaussian, &mut Silence, &mut quiet)
+        }),
+        ("dpm_2_ancestral, η = 0", 2.0, |s, x| {
+            samplers::dpm_2_ancestral(s, 0.0, x, &mut gaussian, &mut Silence, &mut quiet)
+        }),
+        ("dpmpp_2s_ancestral, η = 0", 2.0, |s, x| {
+            samplers::dpmpp_2s_ancestral(s, 0.0, x, &mut gaussian, &mut Silence, &mut quiet)
+        }),
+        ("dpmpp_sde, η = 0", 2.0, |s, x| {
+            samplers::dpmpp_sde(s, 0.0, x, &mut gaussian, &mut Silence, &mut quiet)
+        }),
+        ("dpmpp_2m_sde, η = 0", 2.0, |s, x| {
+            samplers::dpmpp_2m_sde(s, 0.0, x, &mut gaussian, &mut Silence, &mut quiet)
+        }),
+        // Two is what ComfyUI's formula has, with whose values this one's are compared above.
+        ("dpmpp_3m_sde, η = 0", 2.0, |s, x| {
+            samplers::dpmpp_3m_sde(s, 0.0, x, &mut gaussian, &mut Silence, &mut quiet)
+        }),
+    ];
+    let mut wrong = Vec::new();
+    for (name, order, method) in methods {
+        let (coarse, fine) = (error_of(*method, 160), error_of(*method, 320));
+        let measured = (coarse / fine).log2();
+        println!("{name}: order {measured:.2}, error {fine:.2e} in 320 steps");
+        if measured < order - 0.3 || measured > order + 1.3 {
+            wrong.push(format!("{name}: {measured:.2} for {order}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:?}");
+}
+
+#[test]
+fn ipndm_is_lms_on_even_levels() {
+    let sigmas: Vec<f64> = (0..=12).map(|i| 5.0 - 0.4 * i as f64).collect();
+    let x = Tensor::full(3f64, (1, 1, 1, 1), &Device::Cpu).unwrap();
+    let a = samplers::lms(&sigmas, x.clone(), &mut gaussian, &mut quiet).unwrap();
+    let b = samplers::ipndm(&sigmas, x, &mut gaussian, &mut quiet).unwrap();
+    let distance = (a - b).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap()[0];
+    assert!(distance.abs() < 1e-12, "{distance}");
+}
+
+/// Mean and variance of what `sampler` makes of 20,000 values over Karras' levels.
+fn moments(sampler: &str, steps: usize) -> (f64, f64) {
+    let schedule = schedule();
+    let levels = sigmas::by_name("karras", &schedule, steps).unwrap();
+    let noise = Tensor::from_vec(Generator::new(5).randn(20_000), (20_000, 1, 1, 1), &Device::Cpu);
+    let x = noise.unwrap().affine(DEVIATION.hypot(levels[0]), MEAN).unwrap();
+    let mut noise = TorchNoise::new(9, &x, &levels);
+    let x = samplers::sample(sampler, &schedule, &levels, x, &mut gaussian, &mut noise, &mut quiet);
+    let x = x.unwrap().to_dtype(DType::F64).unwrap().flatten_all().unwrap();
+    let x = x.to_vec1::<f64>().unwrap();
+    let mean = x.iter().sum::<f64>() / x.len() as f64;
+    (mean, x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / x.len() as f64)
+}
+
+#[test]
+fn stochastic_samplers_end_in_the_datas_distribution() {
+    let names = [
+        // Of first order: what is missing in the variance falls with the steps' length.
+        ("euler_ancestral", 240),
+        ("dpm_2_ancestral", 60),
+        ("dpmpp_2s_ancestral", 60),
+        ("dpmpp_sde", 60),
+        ("dpmpp_2m_sde", 60),
+        ("dpmpp_3m_sde", 60),
+        ("ddpm", 240),
+    ];
+    const BOUND: f64 = 0.04;
+    let mut wrong = Vec::new();
+    for (name, steps) in names {
+        let (mean, variance) = moments(name, steps);
+        let relative = variance / (DEVIATION * DEVIATION) - 1.0;
+        println!("{name}: mean {mean:.4}, variance {variance:.4}");
+        if (mean - MEAN).abs() > 0.02 || relative.abs() > BOUND {
+            wrong.push(format!("{name}: mean {mean}, variance off by {relative}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:?}");
+}
+
+#[test]
+fn lcm_has_the_variance_of_its_recursion() {
+    let levels = sigmas::by_name("karras", &schedule(), 6).unwrap();
+    let data = DEVIATION * DEVIATION;
+    // x₀ shrinks towards the mean by the data's share; then comes the next level's noise.
+    let mut expected = data + levels[0] * levels[0];
+    for pair in levels.windows(2) {
+        expected = expected * (data / (data + pair[0] * pair[0])).powi(2) + pair[1] * pair[1];
+    }
+    let (mean, variance) = moments("lcm", 6);
+    assert!((mean - MEAN).abs() < 0.02, "{mean}");
+    assert!((variance / expected - 1.0).abs() < 0.04, "{variance} for {expected}");
+}
+
+#[test]
+fn short_and_partial_schedules_are_run() {
+    let schedule = schedule();
+    let x = Tensor::full(2f32, (2, 1, 2, 2), &Device::Cpu).unwrap();
+    for name in NAMES {
+        for levels in [
+            &[][..],
+            &[5.0],
+            &[5.0, 0.0],
+            &[5.0, 2.0, 0.0],
+            &[5.0, 2.0],
+            &[5.0, 2.0, 1.0, 0.6],
+            &[2.0, 1.0, 0.6, 0.3, 0.1, 0.0],
+            &[2.0, 1.0, 1.0, 1.0, 0.5, 0.5, 0.0],
+        ] {
+            let mut noise = TorchNoise::new(3, &x, levels);
+            let told = Cell::new(0);
+            let end = samplers::sample(
+                name,
+                &schedule,
+                levels,
+                x.clone(),
+                &mut gaussian,
+                &mut noise,
+                &mut |step| {
+                    told.set(told.get() + 1);
+                    assert_eq!(step.done, told.get());
+                    Ok(())
+                },
+            );
+            let end = end.unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            assert!(end.iter().all(|x| x.is_finite()), "{name} {levels:?}: {end:?}");
+            if levels.len() < 2 {
+                assert_eq!(end, [2.0; 8], "{name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn nan_from_the_model_is_no_panic_and_errors_end_the_sampling() {
+    let schedule = schedule();
+    let x = Tensor::full(2f32, (1, 1, 4, 4), &Device::Cpu).unwrap();
+    let levels = [5.0, 2.0, 1.0, 0.5, 0.1, 0.0];
+    for name in NAMES {
+        let mut noise = TorchNoise::new(3, &x, &levels);
+        let mut nan = |x: &Tensor, _: f64| x * f64::NAN;
+        let run = |model: &mut samplers::Denoiser<'_>,
+                   noise: &mut TorchNoise,
+                   observe: &mut samplers::Observe<'_>| {
+            samplers::sample(name, &schedule, &levels, x.clone(), model, noise, observe)
+        };
+        run(&mut nan, &mut noise, &mut quiet).unwrap();
+        let mut stop = |step: Step<'_>| match step.done {
+            2 => Err(Error::Msg("cancelled".to_owned())),
+            _ => Ok(()),
+        };
+        let error = run(&mut gaussian, &mut noise, &mut stop).unwrap_err();
+        assert!(error.to_string().contains("cancelled"), "{name}: {error}");
+        let mut broken = |_: &Tensor, _: f64| Err(Error::Msg("no model".to_owned()));
+        let error = run(&mut broken, &mut noise, &mut quiet).unwrap_err();
+        assert!(error.to_string().contains("no model"), "{name}: {error}");
+    }
+}
+
+#[test]
+fn what_is_no_schedule_or_no_sampler_is_refused() {
+    let schedule = schedule();
+    let run = |name: &str, levels: &[f64]| {
+        let x = Tensor::full(2f32, (1, 1, 4, 4), &Device::Cpu).unwrap();
+        let mut noise = TorchNoise::new(3, &x, levels);
+        samplers::sample(name, &schedule, levels, x, &mut gaussian, &mut noise, &mut quiet)
+    };
+    for levels in [&[1.0, 2.0][..], &[1.0, -1.0], &[f64::NAN, 0.0], &[f64::INFINITY, 1.0]] {
+        let error = run("euler", levels).unwrap_err().to_string();
+        assert!(error.contains("must fall"), "{error}");
+    }
+    let error = run("euler_b", &[1.0, 0.0]).unwrap_err().to_string();
+    assert!(error.contains("euler_b") && error.contains("uni_pc_bh2"), "{error}");
+}
+
+#[test]
+fn an_item_has_the_noise_that_it_has_alone() {
+    let x = Tensor::zeros((3, 4, 2, 2), DType::F32, &Device::Cpu).unwrap();
+    let levels = [14.0, 3.0, 0.5, 0.0];
+    let values = |x: Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let mut batch = PerItemNoise::new(7, &x, &levels).unwrap();
+    let (units, increments) = (batch.unit().unwrap(), batch.between(levels[0], levels[1]).unwrap());
+    let first = initial_per_item(7, &x).unwrap();
+    for i in 0..3 {
+        let item = x.narrow(0, i, 1).unwrap();
+        let mut alone = TorchNoise::new(7 + i as u64, &item, &levels);
+        assert_eq!(values(units.get(i).unwrap()), values(alone.unit().unwrap()));
+        let alone = alone.between(levels[0], levels[1]).unwrap();
+        assert_eq!(values(increments.get(i).unwrap()), values(alone));
+        let alone = initial(7 + i as u64, &item).unwrap();
+        assert_eq!(values(first.get(i).unwrap()), values(alone));
+    }
+}
+
+#[test]
+fn increments_of_the_tree_add_up() {
+    let tree = BrownianTree::new(0.03, 14.6, 32, 11);
+    let increment = |a: f64, b: f64| -> Vec<f64> {
+        let root = f64::from((a as f32 - b as f32).abs()).sqrt();
+        tree.between(a, b).into_iter().map(|w| f64::from(w) * root).collect()
+    };
+    let (whole, first, second) = (increment(9.0, 2.0), increment(9.0, 4.5), increment(4.5, 2.0));
+    for i in 0..32 {
+        assert!((whole[i] - first[i] - second[i]).abs() < 1e-5);
+        assert_eq!(increment(2.0, 9.0)[i], -whole[i]);
+    }
+}
