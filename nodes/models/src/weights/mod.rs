@@ -260,7 +260,7 @@ impl Weights {
         let shape = self.shape(name).ok_or_else(|| self.missing(&full))?;
         if shape.iter().product::<usize>() != 1 {
             return Err(Error::Shape {
-                file: self.store.origin.clone(),
+                file: self.file(&full),
                 name: full,
                 expected: Vec::new(),
                 found: shape,
@@ -339,6 +339,14 @@ impl Weights {
         }
     }
 
+    /// The file that holds a tensor: one of several, where these weights are a folder or shards.
+    fn file(&self, full: &str) -> String {
+        match self.store.source.file(full) {
+            Some(path) => path.display().to_string(),
+            None => self.store.origin.clone(),
+        }
+    }
+
     fn missing(&self, full: &str) -> Error {
         let source = &self.store.source;
         let nearest = source
@@ -356,7 +364,7 @@ impl Weights {
             return Ok(());
         }
         Err(Error::Shape {
-            file: self.store.origin.clone(),
+            file: self.file(full),
             name: self.store.source.own_name(full).to_owned(),
             expected: expected.dims().to_vec(),
             found: found.to_vec(),
@@ -365,7 +373,7 @@ impl Weights {
 
     fn wrong_type(&self, full: &str, found: String) -> Error {
         let name = self.store.source.own_name(full).to_owned();
-        Error::DType { file: self.store.origin.clone(), name, found }
+        Error::DType { file: self.file(full), name, found }
     }
 
     fn check_finite(&self, full: &str, tensor: &Tensor) -> Result<()> {
@@ -389,7 +397,7 @@ impl Weights {
         match damaged {
             None => Ok(()),
             Some((index, value)) => Err(Error::NotFinite {
-                file: self.store.origin.clone(),
+                file: self.file(full),
                 name: self.store.source.own_name(full).to_owned(),
                 index,
                 value,
@@ -555,6 +563,8 @@ mod tests {
         let weights = Weights::open(dir.path(), &Device::Cpu)?;
         assert_eq!(weights.get("b", 1)?.to_vec1::<f32>()?, [2.]);
         assert_eq!(weights.names(), ["a", "b"]);
+        assert!(message(weights.get("b", 2)).contains("b.safetensors"));
+        assert!(message(weights.get("c", 2)).contains("has no tensor `c`"));
         write(index, br#"{"weight_map":{"a":"b.safetensors"}}"#);
         assert!(message(Weights::open(dir.path(), &Device::Cpu)).contains("`a` is not in"));
         write(index, br#"{"weight_map":{"a":"../a.safetensors"}}"#);

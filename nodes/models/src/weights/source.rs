@@ -113,6 +113,16 @@ impl Source {
         }
     }
 
+    /// The mapped file that a tensor lies in.
+    pub(super) fn file(&self, name: &str) -> Option<&Path> {
+        match self {
+            Source::Files { files, file_of } => Some(&files[*file_of.get(name)?].path),
+            Source::Renamed { source, names } => source.file(names.get(name)?),
+            Source::Torch(file) => Some(file.path()),
+            Source::Tensors(_) | Source::Recording(_) => None,
+        }
+    }
+
     pub(super) fn stored(&self, name: &str) -> Option<Stored> {
         match self {
             Source::Files { files, file_of } => {
