@@ -68,7 +68,14 @@ fn original_names(
     for (diffusers, ldm) in pairs(&mapping) {
         let module = |name: &str| name.strip_suffix(".weight").map(|name| name.replace('.', "_"));
         if let (Some(diffusers), Some(ldm)) = (module(diffusers), ldm.strip_suffix(".weight")) {
-            flat.insert(diffusers, ldm.strip_prefix("model.diffusion_model.").unwrap_or(ldm));
+            let ldm = ldm.strip_prefix("model.diffusion_model.").unwrap_or(ldm);
+            // This U-Net's channels change where SD 1.5's stay, so it has shortcuts that the mapping lacks.
+            if let (Some(of), Some(block)) =
+                (diffusers.strip_suffix("_conv1"), ldm.strip_suffix(".in_layers.2"))
+            {
+                flat.insert(format!("{of}_conv_shortcut"), format!("{block}.skip_connection"));
+            }
+            flat.insert(diffusers, ldm.to_owned());
         }
     }
     let kind = name.trim_end_matches(".scale1.0");
