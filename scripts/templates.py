@@ -115,9 +115,12 @@ def small(workflow):
 def run(kosmograph, workflow, weights, arguments):
     """Runs a workflow whose files are there, and says what came of it. Returns whether something did."""
     start = time.monotonic()
-    command = [kosmograph, "run", workflow, "--quiet", "--out", weights / "output" / workflow.stem]
-    answer = subprocess.run([*command, *small(workflow), *arguments], stdout=subprocess.PIPE, check=False, text=True)
-    pictures = answer.stdout.split()
+    command = [kosmograph, "run", workflow, "--out", weights / "output" / workflow.stem]
+    answer = subprocess.run([*command, *small(workflow), *arguments], capture_output=True, check=False, text=True)
+    # The paths of the pictures, one a line.
+    pictures = answer.stdout.splitlines()
+    if answer.returncode != 0:
+        print(answer.stderr, file=sys.stderr)
     print(f"    run: exit code {answer.returncode}, {len(pictures)} pictures, {time.monotonic() - start:.0f} s")
     return answer.returncode == 0 and bool(pictures)
 

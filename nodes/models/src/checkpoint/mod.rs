@@ -13,6 +13,7 @@ mod tests;
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
+use saphyr_parser::{Event, Parser};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
@@ -290,10 +291,22 @@ impl Checkpoint {
             let what = "it was trained to a signal-to-noise ratio of zero (the mark `ztsnr`), a schedule that is not supported";
             return Err(not_for_us(&self.path, what.to_owned()));
         }
+        let beside = self.path.with_extension("yaml");
+        let parameterization = parameterization(&beside)?;
+        if let Some(found) =
+            parameterization.as_ref().filter(|it| !matches!(it.as_str(), "v" | "eps"))
+        {
+            return Err(Error::UnsupportedConfig {
+                file: beside.display().to_string(),
+                key: "parameterization".to_owned(),
+                found: format!("`{found}`"),
+                supported: "`eps` and `v`".to_owned(),
+            });
+        }
         let stated = weights.metadata("modelspec.prediction_type");
         let is_v = matches!(stated, Some("v" | "v_prediction"))
             || weights.shape("v_pred").is_some()
-            || says_v(&self.path.with_extension("yaml"));
+            || parameterization.as_deref() == Some("v");
         let prediction = if is_v { "v_prediction" } else { "epsilon" };
         let config =
             infer::with_header(json!({"prediction_type": prediction}), weights, "scheduler")?;
@@ -310,11 +323,27 @@ impl Checkpoint {
     }
 }
 
-/// Does the original code's configuration say that the network predicts v?
-fn says_v(yaml: &Path) -> bool {
-    let Ok(text) = std::fs::read_to_string(yaml) else { return false };
-    let value = |line: &str| Some(line.trim().strip_prefix("parameterization:")?.trim().to_owned());
-    text.lines().filter_map(value).any(|value| value.trim_matches(['"', '\'']) == "v")
+/// What the original code's configuration calls the network's prediction, where it says so. The file's
+/// one other key that matters here, the U-Net's shape, is read off the weights.
+fn parameterization(yaml: &Path) -> Result<Option<String>> {
+    if !yaml.is_file() {
+        return Ok(None);
+    }
+    let text = std::fs::read_to_string(yaml)
+        .map_err(|source| Error::Io { path: yaml.to_owned(), source })?;
+    let mut is_value = false;
+    for event in Parser::new_from_str(&text) {
+        let (event, _) = event.map_err(|error| Error::Config {
+            file: yaml.display().to_string(),
+            problem: format!("line {}: {}", error.marker().line(), error.info()),
+        })?;
+        match event {
+            Event::Scalar(value, ..) if is_value => return Ok(Some(value.into_owned())),
+            Event::Scalar(key, ..) => is_value = key == "parameterization",
+            _ => is_value = false,
+        }
+    }
+    Ok(None)
 }
 
 /// The model within a training checkpoint of torch, which keeps it under `state_dict`.

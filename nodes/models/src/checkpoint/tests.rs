@@ -274,12 +274,18 @@ fn what_the_network_predicts_is_found() -> Result<()> {
     };
     let plain = sparse(&shapes, &[]);
     assert_eq!(prediction(&plain)?, Prediction::Epsilon);
-    fs::write(
-        plain.folder.path().join("some name.yaml"),
-        "model:\n  params:\n    parameterization: \"v\"\n",
-    )
-    .expect("written");
-    assert_eq!(prediction(&plain)?, Prediction::VPrediction);
+    let beside = |value: &str| {
+        let text =
+            format!("model:\n  params:\n    parameterization: {value}\n    timesteps: 1000\n");
+        fs::write(plain.folder.path().join("some name.yaml"), text).expect("written");
+        prediction(&plain)
+    };
+    for v in ["v", "\"v\"", "'v'  # velocity"] {
+        assert_eq!(beside(v)?, Prediction::VPrediction, "{v}");
+    }
+    assert_eq!(beside("\"eps\"")?, Prediction::Epsilon);
+    assert!(beside("x0").is_err_and(|e| e.to_string().contains("`x0`")));
+    assert!(beside("[").is_err_and(|e| e.to_string().contains("some name.yaml")));
     assert_eq!(
         prediction(&sparse(&shapes, &[("modelspec.prediction_type", "v")]))?,
         Prediction::VPrediction
