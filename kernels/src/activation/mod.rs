@@ -9,6 +9,7 @@ mod cpu;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
+use crate::profile::Span;
 use crate::storage::f32_slice;
 
 pub(crate) use cpu::gelu;
@@ -54,6 +55,7 @@ impl CustomOp1 for Activation {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = f32_slice(storage, layout, self.name())?;
+        let _span = Span::new(self.name(), 0);
         let y = match self {
             Activation::Silu => cpu::map(x, cpu::silu),
             Activation::GeluErf => cpu::map(x, cpu::gelu),

@@ -1,8 +1,12 @@
 use rayon::prelude::*;
 
 use crate::exponential::exp;
+use crate::gemm::tile::tile;
+use crate::gemm::{Columns, Plain, Shared, Start, Transposed};
+use crate::simd::{Isa, Kernel, Vector};
+use crate::storage::WeightValues;
 
-/// q [B·H, Lq, D], k [B·H, Lk, D], v [B·H, Lk, Dv].
+/// q [B, H, Lq, D], k [B, H, Lk, D], v [B, H, Lk, Dv].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sizes {
     pub(super) batch: usize,
@@ -13,6 +17,23 @@ pub(super) struct Sizes {
     pub(super) value_dim: usize,
 }
 
+/// [B, H, L, D] somewhere in memory, the values of a row one after the other.
+#[derive(Clone, Copy)]
+pub(super) struct Heads<'a> {
+    pub(super) values: &'a [f32],
+    pub(super) start: usize,
+    /// Of B, H and L.
+    pub(super) strides: [usize; 3],
+}
+
+impl<'a> Heads<'a> {
+    /// The values from row `row` of a head on, and how far its rows are apart.
+    fn rows(self, batch: usize, head: usize, row: usize) -> (&'a [f32], usize) {
+        let [b, h, l] = self.strides;
+        (&self.values[self.start + batch * b + head * h + row * l..], l)
+    }
+}
+
 /// An additive mask seen as [B, H, Lq, Lk]; the stride of a broadcast dimension is 0.
 #[derive(Clone, Copy)]
 pub(super) struct Mask<'a> {
@@ -21,117 +42,222 @@ pub(super) struct Mask<'a> {
     pub(super) strides: [usize; 4],
 }
 
-/// Scores of one task: 1 MiB, what a second-level cache holds.
-const SCORES: usize = 1 << 18;
-/// Queries that a task has at most.
-const MAX_QUERIES: usize = 128;
+/// Queries of a task: whole register tiles on every instruction set.
+const QUERIES: usize = 48;
+/// Keys whose scores a task has at once: 48 KiB, which a second-level cache holds beside the keys.
+const KEYS: usize = 256;
 
-/// A task is one head and a block of its queries: scores, softmax and the sum of values, all of it
-/// while the scores are in the cache. The division by Σ e^… comes last, on the smaller matrix.
+/// Returns [B, Lq, H, Dv].
 pub(super) fn attention(
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
+    isa: Isa,
+    q: Heads,
+    k: Heads,
+    v: Heads,
     mask: Option<Mask>,
     scale: f32,
     s: Sizes,
 ) -> Vec<f32> {
-    let mut y = vec![0f32; s.batch * s.heads * s.queries * s.value_dim];
-    if y.is_empty() || s.keys == 0 || s.head_dim == 0 {
-        return y;
+    let values = s.batch * s.heads * s.queries * s.value_dim;
+    if values == 0 || s.keys == 0 || s.head_dim == 0 {
+        return vec![0f32; values];
     }
-    let block = (SCORES / s.keys).clamp(1, MAX_QUERIES).min(s.queries);
-    // Blocks of y by head, so that no block has queries of two heads.
-    let mut blocks: Vec<(usize, usize, &mut [f32])> = Vec::new();
-    for (head, y) in y.chunks_exact_mut(s.queries * s.value_dim).enumerate() {
-        for (i, y) in y.chunks_mut(block * s.value_dim).enumerate() {
-            blocks.push((head, i * block, y));
-        }
-    }
-    blocks.into_par_iter().for_each_init(Vec::new, |scores, (head, first, y)| {
-        let rows = y.len() / s.value_dim;
-        let q = &q[(head * s.queries + first) * s.head_dim..][..rows * s.head_dim];
-        let k = &k[head * s.keys * s.head_dim..][..s.keys * s.head_dim];
-        let v = &v[head * s.keys * s.value_dim..][..s.keys * s.value_dim];
-        scores.clear();
-        scores.resize(rows * s.keys, 0f32);
-        product(scores, q, k, (rows, s.keys, s.head_dim), (1, s.head_dim), scale);
-        let mut sums = [0f32; MAX_QUERIES];
-        for (row, scores) in scores.chunks_exact_mut(s.keys).enumerate() {
-            if let Some(mask) = &mask {
-                let at = [head / s.heads, head % s.heads, first + row];
-                let start: usize = at.iter().zip(mask.strides).map(|(i, stride)| i * stride).sum();
-                for (j, score) in scores.iter_mut().enumerate() {
-                    *score += mask.values[mask.start + start + j * mask.strides[3]];
-                }
-            }
-            sums[row] = exponentials(scores);
-        }
-        product(y, scores, v, (rows, s.value_dim, s.keys), (s.value_dim, 1), 1.0);
-        for (y, sum) in y.chunks_exact_mut(s.value_dim).zip(sums) {
-            // A row in which everything is masked attends to nothing.
-            let scale = if sum == 0.0 { 0.0 } else { 1.0 / sum };
-            y.iter_mut().for_each(|y| *y *= scale);
-        }
+    let width = isa.tile_width();
+    // Panels of one head: of kᵀ [D, keys], as many columns as there are keys, and of v [keys, Dv].
+    let k_size = s.keys.next_multiple_of(width) * s.head_dim;
+    let v_size = s.value_dim.next_multiple_of(width) * s.keys;
+    let mut packed = vec![0f32; s.batch * s.heads * (k_size + v_size)];
+    packed.par_chunks_mut(k_size + v_size).enumerate().for_each(|(head, packed)| {
+        let (batch, head) = (head / s.heads, head % s.heads);
+        let (packed_k, packed_v) = packed.split_at_mut(k_size);
+        let (k, v) = (k.rows(batch, head, 0), v.rows(batch, head, 0));
+        isa.run(Pack { k, v, scale, s, packed_k, packed_v });
     });
+    let mut y: Vec<f32> = Vec::with_capacity(values);
+    let to = Shared(y.as_mut_ptr());
+    let blocks = s.queries.div_ceil(QUERIES);
+    (0..s.batch * s.heads * blocks).into_par_iter().for_each_init(Vec::new, |scores, task| {
+        let (head, first) = (task / blocks, task % blocks * QUERIES);
+        let (packed_k, packed_v) =
+            packed[head * (k_size + v_size)..][..k_size + v_size].split_at(k_size);
+        let (batch, head) = (head / s.heads, head % s.heads);
+        isa.run(Block { q, packed_k, packed_v, mask, s, batch, head, first, y: to, scores });
+    });
+    // SAFETY: the blocks are all queries of all heads, and each wrote its rows.
+    unsafe { y.set_len(values) };
     y
 }
 
-/// c = scale · a b, with c [m, n] and a [m, k] row by row, and the element (i, j) of b [k, n] at
-/// i · b_strides.0 + j · b_strides.1.
-fn product(
-    c: &mut [f32],
-    a: &[f32],
-    b: &[f32],
-    (m, n, k): (usize, usize, usize),
-    b_strides: (usize, usize),
+/// The panels of one head. The scale goes to the keys.
+struct Pack<'a> {
+    k: (&'a [f32], usize),
+    v: (&'a [f32], usize),
     scale: f32,
-) {
-    assert!(c.len() == m * n && a.len() == m * k && b.len() == k * n);
-    // SAFETY: the slices have the sizes asserted above, and b's strides are those of one order of
-    // its k · n values or the other; c is borrowed alone.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            c.as_mut_ptr(),
-            1,
-            n as isize,
-            false,
-            a.as_ptr(),
-            1,
-            k as isize,
-            b.as_ptr(),
-            b_strides.1 as isize,
-            b_strides.0 as isize,
-            0.0,
-            scale,
-            false,
-            false,
-            false,
-            gemm::Parallelism::None,
-        );
+    s: Sizes,
+    packed_k: &'a mut [f32],
+    packed_v: &'a mut [f32],
+}
+
+impl Kernel for Pack<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Vector>(self) {
+        let Pack { k, v, scale, s, packed_k, packed_v } = self;
+        let width = 2 * V::LANES;
+        let columns = Transposed { values: WeightValues::F32(k.0), k: k.1 };
+        for (i, panel) in packed_k.chunks_exact_mut(width * s.head_dim).enumerate() {
+            let keys = i * width..s.keys.min((i + 1) * width);
+            columns.pack::<V>(0..s.head_dim, keys, width, panel);
+            panel.iter_mut().for_each(|value| *value *= scale);
+        }
+        let columns = Plain { values: v.0, stride: v.1 };
+        for (i, panel) in packed_v.chunks_exact_mut(width * s.keys).enumerate() {
+            let values = i * width..s.value_dim.min((i + 1) * width);
+            columns.pack::<V>(0..s.keys, values, width, panel);
+        }
     }
 }
 
-/// Makes x to e^(x − max x) and returns the sum; a row of only −∞ to zeros.
-fn exponentials(x: &mut [f32]) -> f32 {
-    let max = x.iter().fold(f32::NEG_INFINITY, |max, &x| if x > max { x } else { max });
-    if max == f32::NEG_INFINITY && !x.iter().any(|x| x.is_nan()) {
-        x.fill(0.0);
-        return 0.0;
-    }
-    for x in x.iter_mut() {
-        *x = exp(*x - max);
-    }
-    // Eight sums at once, so that adding is vector code too.
-    let mut sums = [0f32; 8];
-    let (eights, rest) = x.as_chunks::<8>();
-    for eight in eights {
-        for (sum, x) in sums.iter_mut().zip(eight) {
-            *sum += x;
+/// Some queries of one head, over all keys (Dao et al., FlashAttention, arXiv 2205.14135, algorithm 1): a
+/// block of keys at a time, with the largest score of each row so far. Where a block has a larger one, what is
+/// summed already is scaled down to it. The division by Σ e^… comes last.
+struct Block<'a> {
+    q: Heads<'a>,
+    packed_k: &'a [f32],
+    packed_v: &'a [f32],
+    mask: Option<Mask<'a>>,
+    s: Sizes,
+    batch: usize,
+    head: usize,
+    /// The first query.
+    first: usize,
+    y: Shared,
+    scores: &'a mut Vec<f32>,
+}
+
+impl Kernel for Block<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Vector>(self) {
+        let Block { q, packed_k, packed_v, mask, s, batch, head, first, y, scores } = self;
+        let width = 2 * V::LANES;
+        let queries = QUERIES.min(s.queries - first);
+        let (q, q_stride) = q.rows(batch, head, first);
+        assert!(q.len() >= (queries - 1) * q_stride + s.head_dim);
+        // Rows of the output are those of all heads side by side.
+        let y_stride = s.heads * s.value_dim;
+        let y = y.at((batch * s.queries + first) * y_stride + head * s.value_dim);
+        let y_row = |row: usize| {
+            // SAFETY: the block's rows of this head, which no other task has; the first block of keys has
+            // written them.
+            unsafe { std::slice::from_raw_parts_mut(y.wrapping_add(row * y_stride), s.value_dim) }
+        };
+        scores.resize(QUERIES * KEYS, 0.0);
+        let mut largest = [f32::NEG_INFINITY; QUERIES];
+        let mut sums = [0f32; QUERIES];
+        for key in (0..s.keys).step_by(KEYS) {
+            let keys = KEYS.min(s.keys - key);
+            for row in (0..queries).step_by(V::TILE_ROWS) {
+                let rows = V::TILE_ROWS.min(queries - row);
+                for column in (0..keys).step_by(width) {
+                    let panel = &packed_k[(key + column) * s.head_dim..][..width * s.head_dim];
+                    let columns = width.min(keys - column);
+                    // SAFETY: the rows of q by the assert; the scores have QUERIES · KEYS values; the processor
+                    // has V, or this would not run.
+                    unsafe {
+                        tile::<V>(
+                            (rows, columns, s.head_dim),
+                            q.as_ptr().add(row * q_stride),
+                            q_stride,
+                            panel.as_ptr(),
+                            scores.as_mut_ptr().add(row * KEYS + column),
+                            KEYS,
+                            Start::Zero,
+                        );
+                    }
+                }
+            }
+            for (row, scores) in scores.chunks_exact_mut(KEYS).take(queries).enumerate() {
+                let scores = &mut scores[..keys];
+                if let Some(mask) = &mask {
+                    let at = [batch, head, first + row, key];
+                    let start: usize =
+                        at.iter().zip(mask.strides).map(|(i, stride)| i * stride).sum();
+                    for (j, score) in scores.iter_mut().enumerate() {
+                        *score += mask.values[mask.start + start + j * mask.strides[3]];
+                    }
+                }
+                let max = largest[row].max(max(scores));
+                // Where everything was masked so far there is nothing to scale, and 0 is as good a maximum.
+                let finite = if max == f32::NEG_INFINITY { 0.0 } else { max };
+                let sum = exponentials(scores, finite);
+                if key > 0 && max != largest[row] {
+                    let down = exp(largest[row] - finite);
+                    sums[row] *= down;
+                    y_row(row).iter_mut().for_each(|y| *y *= down);
+                }
+                largest[row] = max;
+                sums[row] += sum;
+            }
+            let start = if key == 0 { Start::Zero } else { Start::Itself };
+            for (i, panel) in packed_v.chunks_exact(width * s.keys).enumerate() {
+                let columns = width.min(s.value_dim - i * width);
+                let panel = &panel[key * width..][..keys * width];
+                for row in (0..queries).step_by(V::TILE_ROWS) {
+                    let rows = V::TILE_ROWS.min(queries - row);
+                    // SAFETY: as above; y's rows have value_dim values, of which these are columns.
+                    unsafe {
+                        tile::<V>(
+                            (rows, columns, keys),
+                            scores.as_ptr().add(row * KEYS),
+                            KEYS,
+                            panel.as_ptr(),
+                            y.wrapping_add(row * y_stride + i * width),
+                            y_stride,
+                            start,
+                        );
+                    }
+                }
+            }
+        }
+        for (row, sum) in sums.iter().enumerate().take(queries) {
+            // A row in which everything is masked attends to nothing.
+            let scale = if *sum == 0.0 { 0.0 } else { 1.0 / sum };
+            y_row(row).iter_mut().for_each(|y| *y *= scale);
         }
     }
-    sums.iter().chain(rest).sum()
+}
+
+/// Independent lanes of a reduction, so that it is vector code.
+const LANES: usize = 16;
+
+#[inline(always)]
+fn max(x: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (whole, rest) = x.as_chunks::<LANES>();
+    for values in whole {
+        for (lane, value) in lanes.iter_mut().zip(values) {
+            *lane = larger(*lane, *value);
+        }
+    }
+    lanes.into_iter().chain(rest.iter().copied()).fold(f32::NEG_INFINITY, larger)
+}
+
+/// Makes x to e^(x − max) and returns the sum.
+#[inline(always)]
+fn exponentials(x: &mut [f32], max: f32) -> f32 {
+    let mut sums = [0f32; LANES];
+    let (whole, rest) = x.as_chunks_mut::<LANES>();
+    for values in whole {
+        for (sum, value) in sums.iter_mut().zip(values) {
+            *value = exp(*value - max);
+            *sum += *value;
+        }
+    }
+    for value in rest.iter_mut() {
+        *value = exp(*value - max);
+    }
+    sums.iter().chain(rest.iter()).sum()
 }

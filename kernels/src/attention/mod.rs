@@ -8,7 +8,8 @@ mod cpu;
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Storage, Tensor, bail};
 
-use crate::storage::f32_slice;
+use crate::profile::Span;
+use crate::simd::Isa;
 
 /// `q` [B, H, Lq, D], `k` [B, H, Lk, D], `v` [B, H, Lk, Dv]; returns [B, H, Lq, Dv].
 ///
@@ -38,7 +39,26 @@ pub fn attention(
     }
     let mask = mask.map(|mask| mask.broadcast_as((b, h, lq, lk))).transpose()?;
     let op = Attention { mask, scale };
-    q.contiguous()?.apply_op3_no_bwd(&k.contiguous()?, &v.contiguous()?, &op)
+    let (q, k, v) = (whole_rows(q)?, whole_rows(k)?, whole_rows(v)?);
+    // The heads of a position lie side by side in what comes out, as the projection after it takes them.
+    q.apply_op3_no_bwd(&k, &v, &op)?.transpose(1, 2)
+}
+
+/// `x` as it is where the values of its rows are side by side, as they are in heads split off a projection.
+fn whole_rows(x: &Tensor) -> Result<Tensor> {
+    match x.stride().last() {
+        Some(1) => Ok(x.clone()),
+        _ => x.contiguous(),
+    }
+}
+
+fn heads<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<cpu::Heads<'a>> {
+    match (storage, layout.stride()) {
+        (CpuStorage::F32(values), &[b, h, l, 1]) => {
+            Ok(cpu::Heads { values, start: layout.start_offset(), strides: [b, h, l] })
+        }
+        _ => bail!("attention computes in f32, in rows; an input is another"),
+    }
 }
 
 struct Attention {
@@ -61,12 +81,10 @@ impl CustomOp3 for Attention {
         v: &CpuStorage,
         v_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (batch, heads, queries, head_dim) = q_layout.shape().dims4()?;
+        let (batch, heads_count, queries, head_dim) = q_layout.shape().dims4()?;
         let (_, _, keys, value_dim) = v_layout.shape().dims4()?;
-        let sizes = cpu::Sizes { batch, heads, queries, keys, head_dim, value_dim };
-        let q = f32_slice(q, q_layout, self.name())?;
-        let k = f32_slice(k, k_layout, self.name())?;
-        let v = f32_slice(v, v_layout, self.name())?;
+        let sizes = cpu::Sizes { batch, heads: heads_count, queries, keys, head_dim, value_dim };
+        let (q, k, v) = (heads(q, q_layout)?, heads(k, k_layout)?, heads(v, v_layout)?);
         let guard = self.mask.as_ref().map(Tensor::storage_and_layout);
         let mask = match &guard {
             None => None,
@@ -77,8 +95,11 @@ impl CustomOp3 for Attention {
                 _ => bail!("attention: the mask must be f32 and on the device of the queries"),
             },
         };
-        let y = cpu::attention(q, k, v, mask, self.scale as f32, sizes);
-        Ok((CpuStorage::F32(y), Shape::from((batch, heads, queries, value_dim))))
+        let name = if keys > 128 { "attention, over 128 keys" } else { "attention, to 128 keys" };
+        let operations = 2 * batch * heads_count * queries * keys * (head_dim + value_dim);
+        let _span = Span::new(name, operations);
+        let y = cpu::attention(Isa::get()?, q, k, v, mask, self.scale as f32, sizes);
+        Ok((CpuStorage::F32(y), Shape::from((batch, queries, heads_count, value_dim))))
     }
 }
 

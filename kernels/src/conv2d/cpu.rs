@@ -16,6 +16,22 @@ pub(super) struct Sizes {
     pub(super) out_width: usize,
 }
 
+impl Sizes {
+    /// What a profile calls it.
+    pub(super) fn name(self) -> &'static str {
+        match (self.kernel_h, self.kernel_w, self.stride) {
+            (3, 3, 1) => "conv2d 3x3",
+            (1, 1, 1) => "conv2d 1x1",
+            _ => "conv2d, others",
+        }
+    }
+
+    pub(super) fn operations(self) -> usize {
+        let outputs = self.batch * self.out_channels * self.out_height * self.out_width;
+        2 * outputs * self.channels * self.kernel_h * self.kernel_w
+    }
+}
+
 /// Values of the patch matrix of one task: 1 MiB, what a second-level cache holds.
 const PATCH_VALUES: usize = 1 << 18;
 /// Pixels that a task has at least, so that reading the weights pays.

@@ -2,9 +2,12 @@
 //! y\[o\] = Σ_c w\[o, c\] ⋆ x\[c\] + b\[o\], zero padding, no groups, no dilation.
 
 mod cpu;
+mod winograd;
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
+use crate::profile::Span;
+use crate::simd::Isa;
 use crate::storage::{f32_slice, weight_values};
 
 /// `x` [B, C, H, W], `weight` [O, C, kH, kW], f32 or kept in f16 or bf16, `bias` [O];
@@ -84,9 +87,15 @@ impl Conv2d {
             None => None,
         };
         let x = f32_slice(x.0, x.1, "conv2d")?;
-        let weight = weight_values(weight.0, weight.1, "conv2d")?.widen();
+        let weight = weight_values(weight.0, weight.1, "conv2d")?;
         let shape = (sizes.batch, sizes.out_channels, sizes.out_height, sizes.out_width);
-        Ok((CpuStorage::F32(cpu::conv2d(x, &weight, bias, sizes)), Shape::from(shape)))
+        let _span = Span::new(sizes.name(), sizes.operations());
+        let y = if winograd::pays(sizes) {
+            winograd::conv2d(Isa::get()?, x, weight, bias, sizes)
+        } else {
+            cpu::conv2d(x, &weight.widen(), bias, sizes)
+        };
+        Ok((CpuStorage::F32(y), Shape::from(shape)))
     }
 }
 

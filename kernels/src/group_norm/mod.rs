@@ -8,6 +8,7 @@ mod cpu;
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
+use crate::profile::Span;
 use crate::storage::f32_slice;
 
 /// `x` [B, C, ...], `weight` [C], `bias` [C]; returns the shape of `x`.
@@ -82,6 +83,7 @@ impl CustomOp3 for GroupNorm {
         let weight = f32_slice(weight, weight_layout, self.name())?;
         let bias = f32_slice(bias, bias_layout, self.name())?;
         let pixels = shape.dims()[2..].iter().product();
+        let _span = Span::new(self.name(), 0);
         let y = cpu::group_norm(x, weight, bias, self.groups, pixels, self.eps, self.silu);
         Ok((CpuStorage::F32(y), shape.clone()))
     }

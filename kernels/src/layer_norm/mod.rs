@@ -5,6 +5,7 @@ mod cpu;
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
+use crate::profile::Span;
 use crate::storage::f32_slice;
 
 /// `x` [..., n], `weight` [n], `bias` [n]; returns the shape of `x`.
@@ -45,6 +46,7 @@ impl CustomOp3 for LayerNorm {
         let x = f32_slice(x, x_layout, self.name())?;
         let weight = f32_slice(weight, weight_layout, self.name())?;
         let bias = f32_slice(bias, bias_layout, self.name())?;
+        let _span = Span::new(self.name(), 0);
         Ok((CpuStorage::F32(cpu::layer_norm(x, weight, bias, self.eps)), shape.clone()))
     }
 }

@@ -4,6 +4,8 @@ mod cpu;
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
+use crate::profile::Span;
+use crate::simd::Isa;
 use crate::storage::{f32_slice, weight_values};
 
 /// y = x Wᵀ + b over the last dimension.
@@ -48,8 +50,9 @@ impl Linear {
             None => None,
         };
         let x = f32_slice(x, x_layout, "linear")?;
-        let weight = weight_values(weight, weight_layout, "linear")?.widen();
-        let y = cpu::linear(x, &weight, bias, (rows, input, output));
+        let weight = weight_values(weight, weight_layout, "linear")?;
+        let _span = Span::new("linear", 2 * rows * input * output);
+        let y = cpu::linear(Isa::get()?, x, weight, bias, (rows, input, output));
         Ok((CpuStorage::F32(y), Shape::from(shape)))
     }
 }

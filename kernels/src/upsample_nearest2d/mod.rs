@@ -5,6 +5,7 @@ mod cpu;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
+use crate::profile::Span;
 use crate::storage::f32_slice;
 
 /// `x` [B, C, h, w] → [B, C, height, width]. Any size is allowed, smaller too.
@@ -31,6 +32,7 @@ impl CustomOp1 for UpsampleNearest2d {
             bail!("upsample_nearest2d: a size is zero: {h}×{w} to {}×{}", self.height, self.width)
         }
         let x = f32_slice(storage, layout, self.name())?;
+        let _span = Span::new(self.name(), 0);
         let y = cpu::upsample_nearest2d(x, (h, w), (self.height, self.width));
         Ok((CpuStorage::F32(y), Shape::from((b, c, self.height, self.width))))
     }

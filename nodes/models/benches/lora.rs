@@ -14,42 +14,18 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use criterion::{Criterion, criterion_group, criterion_main};
-use kosmograph_models::clip_text::{ClipText, ClipTextConfig};
+use kosmograph_models::Weights;
+use kosmograph_models::clip_text::ClipText;
 use kosmograph_models::lora::{Adapted, Lora};
-use kosmograph_models::unet::{UNet, UNetConfig};
-use kosmograph_models::{Result, Weights};
-use rayon::prelude::*;
-use serde_json::json;
+use kosmograph_models::unet::UNet;
+
+mod full_size;
+
+use full_size::{processor, random, weights};
 
 const RANK: usize = 16;
-
-/// Values within ±`size`, cheap to make and without zeros or denormals.
-fn random(shape: &[usize], size: f32) -> Tensor {
-    let mut values = vec![0f32; shape.iter().product()];
-    values.par_chunks_mut(1 << 16).enumerate().for_each(|(chunk, values)| {
-        let mut state = chunk as u32 ^ 0x9e37_79b9;
-        for value in values {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            *value = ((state >> 8) as f32 / (1 << 23) as f32 - 1.0) * size;
-        }
-    });
-    Tensor::from_vec(values, shape, &Device::Cpu).expect("a tensor")
-}
-
-/// Random weights of what `load` loads, in memory.
-fn weights<N>(load: impl Fn(&Weights) -> Result<N>) -> Weights {
-    let recording = Weights::recording();
-    load(&recording).expect("the shapes");
-    let tensor = |(name, shape): (String, Vec<usize>)| {
-        let fan_in: usize = shape.iter().skip(1).product();
-        let tensor = random(&shape, (fan_in as f32).powf(-0.5));
-        (name, tensor)
-    };
-    let tensors = recording.recorded().into_iter().map(tensor).collect();
-    Weights::from_tensors("random weights", tensors, &Device::Cpu)
-}
 
 /// The tensors of a kohya LoRA for the matrices of `weights` that `takes` takes.
 fn lora(weights: &Weights, prefix: &str, takes: fn(&str) -> bool) -> HashMap<String, Tensor> {
@@ -86,29 +62,15 @@ fn put_on(
     (unet, clip)
 }
 
-/// Processor time of this process so far, user and system, in seconds: what other work on the machine
-/// does not change. Nothing where the system does not tell.
-fn processor() -> [f64; 2] {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let fields: Vec<f64> = stat.split_whitespace().filter_map(|field| field.parse().ok()).collect();
-    // Without the name and the state, which are no numbers: fields 14 and 15, in hundredths.
-    [11, 12].map(|field| fields.get(field).map_or(0.0, |ticks| ticks / 100.0))
-}
-
 fn bench(criterion: &mut Criterion) {
-    let config = UNetConfig::from_value(&json!({"cross_attention_dim": 768}), "SD 1.5's");
-    let config = config.expect("a configuration");
+    let config = full_size::unet();
     let load_unet = move |weights: &Weights| UNet::load(weights, &config);
-    let text: ClipTextConfig = serde_json::from_value(json!({
-        "vocab_size": 49408, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
-        "num_attention_heads": 12, "max_position_embeddings": 77,
-    }))
-    .expect("a configuration");
+    let text = full_size::clip_text();
     let load_clip = move |weights: &Weights| ClipText::load(&text, weights);
 
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("lora.safetensors");
-    let (unet, clip) = (weights(&load_unet), weights(&load_clip));
+    let (unet, clip) = (weights(&load_unet, DType::F32), weights(&load_clip, DType::F32));
     let mut tensors = lora(&unet, "lora_unet_", |module| {
         module.contains("attentions") && !module.contains("norm")
     });

@@ -1,0 +1,210 @@
+//! Matrix products C = A B (+ what C begins with), the part that linear layers, convolutions and
+//! attention share.
+//!
+//! The loops are those of Goto and van de Geijn (Anatomy of High-Performance Matrix Multiplication, 2008):
+//! a panel of B, as many columns as two vectors have lanes, stays in the first-level cache while the rows
+//! of A, from the second level, go over it; a tile of C stays in registers. B is packed by who owns it
+//! ([`Columns`]): a transposed weight, the patches of a picture, values in half precision.
+
+mod columns;
+pub(crate) mod tile;
+
+use rayon::prelude::*;
+
+pub(crate) use columns::{Plain, Transposed};
+
+use crate::simd::{Isa, Kernel, Vector};
+use tile::tile;
+
+/// Rows of B that are packed at once: a panel of them and a strip of A fit a first-level cache of 32 KiB.
+pub(crate) const K_BLOCK: usize = 320;
+/// Columns of B that are packed at once: with K_BLOCK rows, half a second-level cache of 512 KiB.
+const N_BLOCK: usize = 192;
+
+/// The matrix B [k, n], which can write its columns in the order the tiles read them.
+pub(crate) trait Columns: Sync {
+    /// Writes the rows `k` of the columns `n` to `panel`: row after row, each `width` values, of which those
+    /// past `n` are zero. `n` is at most `width` long and begins at a multiple of it.
+    ///
+    /// To be `#[inline(always)]`.
+    fn pack<V: Vector>(
+        &self,
+        k: std::ops::Range<usize>,
+        n: std::ops::Range<usize>,
+        width: usize,
+        panel: &mut [f32],
+    );
+}
+
+/// What C holds before the product is added.
+#[derive(Clone, Copy)]
+pub(crate) enum Start<'a> {
+    Zero,
+    /// One value for each row.
+    Rows(&'a [f32]),
+    /// One value for each column.
+    Columns(&'a [f32]),
+    /// What is in it.
+    Itself,
+}
+
+/// A block of C = A B for one thread.
+///
+/// A [m, k] is row by row, `a_stride` apart, C [m, n] likewise, `c_stride` apart.
+pub(crate) struct Product<'a, B> {
+    pub(crate) m: usize,
+    pub(crate) k: usize,
+    /// The columns of B, which go to the columns 0.. of `c`.
+    pub(crate) n: std::ops::Range<usize>,
+    pub(crate) a: *const f32,
+    pub(crate) a_stride: usize,
+    pub(crate) b: &'a B,
+    pub(crate) c: *mut f32,
+    pub(crate) c_stride: usize,
+    /// For [`Start::Columns`], the values of all of B's columns.
+    pub(crate) start: Start<'a>,
+    /// For the packed block of B; it keeps its size between calls.
+    pub(crate) scratch: &'a mut Vec<f32>,
+}
+
+impl<B: Columns> Product<'_, B> {
+    /// # Safety
+    /// `a` leads to m rows of k values, `c` to m rows of n.len() values which nobody else reads or writes
+    /// meanwhile.
+    pub(crate) unsafe fn compute(self, isa: Isa) {
+        isa.run(self);
+    }
+}
+
+impl<B: Columns> Kernel for Product<'_, B> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Vector>(self) {
+        let width = 2 * V::LANES;
+        let Product { m, k, n, a, a_stride, b, c, c_stride, start, scratch } = self;
+        let first = n.start;
+        let k_block = k.div_ceil(k.div_ceil(K_BLOCK).max(1)).max(1);
+        scratch.resize(scratch.len().max(k_block * N_BLOCK), 0.0);
+        for j in n.clone().step_by(N_BLOCK) {
+            let j_end = n.end.min(j + N_BLOCK);
+            for p in (0..k.max(1)).step_by(k_block) {
+                let p_end = k.min(p + k_block);
+                let depth = p_end - p;
+                for (i, panel) in
+                    (j..j_end).step_by(width).zip(scratch.chunks_mut(depth.max(1) * width))
+                {
+                    b.pack::<V>(p..p_end, i..j_end.min(i + width), width, panel);
+                }
+                for row in (0..m).step_by(V::TILE_ROWS) {
+                    let rows = V::TILE_ROWS.min(m - row);
+                    for (column, panel) in
+                        (j..j_end).step_by(width).zip(scratch.chunks(depth.max(1) * width))
+                    {
+                        let columns = width.min(j_end - column);
+                        let start = match start {
+                            _ if p > 0 => Start::Itself,
+                            Start::Rows(values) => Start::Rows(&values[row..row + rows]),
+                            Start::Columns(values) => {
+                                Start::Columns(&values[column..column + columns])
+                            }
+                            other => other,
+                        };
+                        // SAFETY: row + rows ≤ m and p + depth ≤ k, so the rows of A are there; the
+                        // columns are within `n`, so the tile lies within C; the panel was packed
+                        // above; the processor has V, or it would not run.
+                        unsafe {
+                            tile::<V>(
+                                (rows, columns, depth),
+                                a.add(row * a_stride + p),
+                                a_stride,
+                                panel.as_ptr(),
+                                c.add(row * c_stride + column - first),
+                                c_stride,
+                                start,
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// C [m, n] = start + A [m, k] B [k, n] on all threads, all of C's rows one after the other.
+pub(crate) fn product(
+    isa: Isa,
+    (m, k, n): (usize, usize, usize),
+    a: &[f32],
+    b: &impl Columns,
+    start: Start,
+) -> Vec<f32> {
+    assert!(a.len() == m * k);
+    let mut c: Vec<f32> = Vec::with_capacity(m * n);
+    let to = Shared(c.as_mut_ptr());
+    let blocks = blocks(m, n);
+    // A small product is done before the threads are woken.
+    let tasks = if m * n * k < 100_000 { blocks.len() } else { 1 };
+    blocks.into_par_iter().with_min_len(tasks).for_each_init(
+        Vec::new,
+        |scratch, (rows, columns)| {
+            let start = match start {
+                Start::Rows(values) => Start::Rows(&values[rows.clone()]),
+                other => other,
+            };
+            let block = Product {
+                m: rows.len(),
+                k,
+                a: a[rows.start * k..].as_ptr(),
+                a_stride: k,
+                b,
+                c: to.at(rows.start * n + columns.start),
+                c_stride: n,
+                n: columns,
+                start,
+                scratch,
+            };
+            // SAFETY: the rows of A are there, by the assert; the blocks part C among them, which was
+            // reserved whole and is not read before it is written, since the start is not `Itself`.
+            unsafe { block.compute(isa) }
+        },
+    );
+    // SAFETY: the blocks are all of C, and each was written.
+    unsafe { c.set_len(m * n) };
+    c
+}
+
+/// Parts an m × n matrix into blocks for the threads, two or more for each: by columns first, since each
+/// block packs its columns of B.
+fn blocks(m: usize, n: usize) -> Vec<(std::ops::Range<usize>, std::ops::Range<usize>)> {
+    let wanted = match rayon::current_num_threads() {
+        1 => 1,
+        threads => 2 * threads,
+    };
+    let columns = n.div_ceil(wanted).next_multiple_of(COLUMN_STEP);
+    let by_columns = n.div_ceil(columns.max(1)).max(1);
+    let rows = m.div_ceil(wanted.div_ceil(by_columns)).next_multiple_of(ROW_STEP);
+    let parts =
+        |of: usize, step: usize| (0..of).step_by(step.max(1)).map(move |i| i..of.min(i + step));
+    parts(m, rows)
+        .flat_map(|rows| parts(n, columns).map(move |columns| (rows.clone(), columns)))
+        .collect()
+}
+
+/// Whole tiles on every instruction set.
+const COLUMN_STEP: usize = 32;
+const ROW_STEP: usize = 12;
+
+/// The start of a matrix that several threads write to, each its own part.
+#[derive(Clone, Copy)]
+pub(crate) struct Shared(pub(crate) *mut f32);
+// SAFETY: who writes through it says why no other thread does so there.
+unsafe impl Send for Shared {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    pub(crate) fn at(self, offset: usize) -> *mut f32 {
+        self.0.wrapping_add(offset)
+    }
+}

@@ -1,0 +1,138 @@
+//! The innermost loop of the product: a tile of C in registers.
+
+use super::Start;
+use crate::simd::Vector;
+
+/// The most rows and columns a tile has.
+const MAX_ROWS: usize = 12;
+const MAX_WIDTH: usize = 32;
+
+/// C [rows, columns] = start + A [rows, depth] · panel [depth, 2 · LANES].
+///
+/// # Safety
+/// 1 ≤ rows ≤ TILE_ROWS and 1 ≤ columns ≤ 2 · LANES; A's rows are there, `a_stride` apart, the panel is whole, and
+/// C's rows, `c_stride` apart, can be written (and read, where the start is `Itself`).
+#[inline(always)]
+pub(crate) unsafe fn tile<V: Vector>(
+    (rows, columns, depth): (usize, usize, usize),
+    a: *const f32,
+    a_stride: usize,
+    panel: *const f32,
+    c: *mut f32,
+    c_stride: usize,
+    start: Start,
+) {
+    // Else the compiler computes it anew in every turn of the loop over it, from what it was made of.
+    let depth = std::hint::black_box(depth);
+    const { assert!(V::TILE_ROWS <= MAX_ROWS && 2 * V::LANES <= MAX_WIDTH) };
+    let width = 2 * V::LANES;
+    // A tile that is not one vector or two wide is computed beside C.
+    let mut aside = [0f32; MAX_ROWS * MAX_WIDTH];
+    let whole = columns == width || columns == V::LANES;
+    let (to, to_stride) = if whole { (c, c_stride) } else { (aside.as_mut_ptr(), width) };
+    for row in 0..rows {
+        for column in 0..if whole { 0 } else { columns } {
+            if let Start::Itself = start {
+                // SAFETY: within the tile, and within `aside`.
+                unsafe { *to.add(row * to_stride + column) = *c.add(row * c_stride + column) };
+            }
+        }
+    }
+    // The values that every row begins with, as wide as the tile.
+    let mut by_column = [0f32; MAX_WIDTH];
+    if let Start::Columns(values) = start {
+        by_column[..columns].copy_from_slice(&values[..columns]);
+    }
+    let by_row = match start {
+        Start::Rows(values) => values,
+        _ => &[],
+    };
+    let begin =
+        Begin { by_row, by_column: by_column.as_ptr(), itself: matches!(start, Start::Itself) };
+    // SAFETY: the caller's, and `aside` holds a tile.
+    unsafe {
+        macro_rules! of_rows {
+            ($($rows:literal)*) => {
+                match rows {
+                    $($rows if $rows <= V::TILE_ROWS => {
+                        if columns <= V::LANES {
+                            rows_of_tile::<V, $rows, 1>(depth, a, a_stride, panel, to, to_stride, begin);
+                        } else {
+                            rows_of_tile::<V, $rows, 2>(depth, a, a_stride, panel, to, to_stride, begin);
+                        }
+                    })*
+                    _ => (),
+                }
+            };
+        }
+        of_rows!(1 2 3 4 5 6 7 8 9 10 11 12);
+        if !whole {
+            for row in 0..rows {
+                std::ptr::copy_nonoverlapping(
+                    aside.as_ptr().add(row * width),
+                    c.add(row * c_stride),
+                    columns,
+                );
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Begin<'a> {
+    by_row: &'a [f32],
+    by_column: *const f32,
+    itself: bool,
+}
+
+/// # Safety
+/// As [`tile`], all columns of one vector or two.
+#[inline(always)]
+unsafe fn rows_of_tile<V: Vector, const ROWS: usize, const VECTORS: usize>(
+    depth: usize,
+    a: *const f32,
+    a_stride: usize,
+    panel: *const f32,
+    c: *mut f32,
+    c_stride: usize,
+    begin: Begin,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        let mut sums = [[V::splat(0.0); VECTORS]; ROWS];
+        let rows: [*const f32; ROWS] = std::array::from_fn(|row| a.add(row * a_stride));
+        let mut step = |p: usize| {
+            let b: [V; VECTORS] =
+                std::array::from_fn(|i| V::load(panel.add((2 * p + i) * V::LANES)));
+            for (row, sums) in rows.iter().zip(&mut sums) {
+                let a = V::splat(*row.add(p));
+                for (sum, b) in sums.iter_mut().zip(b) {
+                    *sum = a.mul_add(b, *sum);
+                }
+            }
+        };
+        let mut p = 0;
+        while p + 4 <= depth {
+            step(p);
+            step(p + 1);
+            step(p + 2);
+            step(p + 3);
+            p += 4;
+        }
+        while p < depth {
+            step(p);
+            p += 1;
+        }
+        for (row, sums) in sums.iter().enumerate() {
+            for (half, sum) in sums.iter().enumerate() {
+                let c = c.add(row * c_stride + half * V::LANES);
+                let start = match begin {
+                    Begin { itself: true, .. } => V::load(c),
+                    Begin { by_row: &[], by_column, .. } => V::load(by_column.add(half * V::LANES)),
+                    Begin { by_row, .. } => V::splat(*by_row.get_unchecked(row)),
+                };
+                start.add(*sum).store(c);
+            }
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! How long each kernel took and how many operations it had, for benchmarks. Off unless asked for.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// What the calls of one kernel came to.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Calls {
+    pub count: usize,
+    pub time: Duration,
+    /// Floating-point operations of the definition: a multiplication and an addition are two.
+    pub operations: u64,
+}
+
+static ENABLED: AtomicBool = AtomicBool::new(false);
+static CALLS: Mutex<BTreeMap<&'static str, Calls>> = Mutex::new(BTreeMap::new());
+
+/// What `run` called, by kernel. For one thread at a time: calls of others meanwhile are counted too.
+pub fn profile<T>(run: impl FnOnce() -> T) -> (T, BTreeMap<&'static str, Calls>) {
+    calls().clear();
+    ENABLED.store(true, Ordering::Relaxed);
+    let result = run();
+    ENABLED.store(false, Ordering::Relaxed);
+    (result, std::mem::take(&mut *calls()))
+}
+
+fn calls() -> std::sync::MutexGuard<'static, BTreeMap<&'static str, Calls>> {
+    CALLS.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Counts a call from here to the end of its scope.
+pub(crate) struct Span {
+    name: &'static str,
+    operations: u64,
+    start: Option<Instant>,
+}
+
+impl Span {
+    pub(crate) fn new(name: &'static str, operations: usize) -> Span {
+        let start = ENABLED.load(Ordering::Relaxed).then(Instant::now);
+        Span { name, operations: operations as u64, start }
+    }
+}
+
+impl Drop for Span {
+    fn drop(&mut self) {
+        if let Some(start) = self.start {
+            let mut calls = calls();
+            let entry = calls.entry(self.name).or_default();
+            entry.count += 1;
+            entry.time += start.elapsed();
+            entry.operations += self.operations;
+        }
+    }
+}

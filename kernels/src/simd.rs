@@ -1,0 +1,305 @@
+//! Vectors of f32 and the instruction sets that have them, chosen when the program runs.
+//!
+//! A kernel is written once, for any [`Vector`], and compiled for each instruction set; [`Isa::run`]
+//! picks the widest that the processor has. `KOSMOGRAPH_ISA` (avx512, avx2 or portable) forces one, so
+//! that every path can be tested on one machine.
+
+use std::sync::OnceLock;
+
+use candle_core::{Error, Result};
+
+/// An instruction set that this processor has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isa {
+    /// AVX-512 F: 32 registers of 16 values.
+    Avx512,
+    /// AVX2 and FMA: 16 registers of 8 values.
+    Avx2,
+    /// What the compiler makes of arrays of 4 values for the processor family's common denominator.
+    Portable,
+}
+
+impl Isa {
+    /// The widest that the processor has, or the one that `KOSMOGRAPH_ISA` names.
+    ///
+    /// # Errors
+    /// `KOSMOGRAPH_ISA` names none, or one that the processor lacks.
+    pub fn get() -> Result<Isa> {
+        static CHOSEN: OnceLock<std::result::Result<Isa, String>> = OnceLock::new();
+        let chosen = CHOSEN.get_or_init(|| match std::env::var("KOSMOGRAPH_ISA") {
+            Ok(name) if !name.is_empty() => Isa::named(&name),
+            _ => Ok(Isa::available()[0]),
+        });
+        chosen.clone().map_err(Error::msg)
+    }
+
+    /// Those that this processor has, the widest first.
+    pub fn available() -> Vec<Isa> {
+        let mut available = vec![Isa::Portable];
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            available.insert(0, Isa::Avx2);
+            if is_x86_feature_detected!("avx512f") {
+                available.insert(0, Isa::Avx512);
+            }
+        }
+        available
+    }
+
+    /// Columns of a register tile, and so of a packed panel.
+    pub(crate) fn tile_width(self) -> usize {
+        match self {
+            Isa::Avx512 => 32,
+            Isa::Avx2 => 16,
+            Isa::Portable => 8,
+        }
+    }
+
+    fn named(name: &str) -> std::result::Result<Isa, String> {
+        let isa = match name {
+            "avx512" => Isa::Avx512,
+            "avx2" => Isa::Avx2,
+            "portable" => Isa::Portable,
+            _ => return Err(format!("KOSMOGRAPH_ISA is {name:?}, not avx512, avx2 or portable")),
+        };
+        if Isa::available().contains(&isa) {
+            Ok(isa)
+        } else {
+            Err(format!("KOSMOGRAPH_ISA is {name}, which this processor does not have"))
+        }
+    }
+
+    /// Runs what is compiled for this instruction set. `run` of the kernel, and what it calls, must be
+    /// `#[inline(always)]`, or they are compiled without it.
+    #[inline]
+    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the value `Isa::Avx512` is only made where the processor has it.
+            Isa::Avx512 => unsafe { x86::avx512(kernel) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Isa::Avx2 => unsafe { x86::avx2(kernel) },
+            _ => kernel.run::<Quad>(),
+        }
+    }
+}
+
+/// What is compiled once for each instruction set.
+pub(crate) trait Kernel {
+    type Output;
+
+    fn run<V: Vector>(self) -> Self::Output;
+}
+
+/// Some values of f32 in one register.
+///
+/// # Safety
+/// All functions: the processor has the instruction set (they are called from within [`Isa::run`]);
+/// pointers lead to [`Vector::LANES`] values.
+pub(crate) trait Vector: Copy {
+    const LANES: usize;
+    /// Rows of a tile of two vectors' width whose sums, with two vectors and a value, fill the registers.
+    const TILE_ROWS: usize;
+
+    unsafe fn load(from: *const f32) -> Self;
+    unsafe fn store(self, to: *mut f32);
+    unsafe fn splat(value: f32) -> Self;
+    /// self · b + c, rounded once where the instruction set can.
+    unsafe fn mul_add(self, b: Self, c: Self) -> Self;
+    unsafe fn add(self, other: Self) -> Self;
+    unsafe fn sub(self, other: Self) -> Self;
+    unsafe fn mul(self, other: Self) -> Self;
+
+    /// Turns LANES rows of LANES values, `from_stride` apart, to LANES columns: the value j of row i goes
+    /// to `to[j · to_stride + i]`.
+    #[inline(always)]
+    unsafe fn transpose(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+        for i in 0..Self::LANES {
+            for j in 0..Self::LANES {
+                // SAFETY: the caller's rows and columns.
+                unsafe { *to.add(j * to_stride + i) = *from.add(i * from_stride + j) };
+            }
+        }
+    }
+}
+
+/// Four values, for any processor.
+#[derive(Clone, Copy)]
+pub(crate) struct Quad([f32; 4]);
+
+impl Quad {
+    #[inline(always)]
+    fn zip(self, other: Quad, f: impl Fn(f32, f32) -> f32) -> Quad {
+        let ([a, b, c, d], [e, g, h, i]) = (self.0, other.0);
+        Quad([f(a, e), f(b, g), f(c, h), f(d, i)])
+    }
+}
+
+impl Vector for Quad {
+    const LANES: usize = 4;
+    const TILE_ROWS: usize = 4;
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Quad {
+        // SAFETY: the trait's.
+        Quad(unsafe { from.cast::<[f32; 4]>().read_unaligned() })
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the trait's.
+        unsafe { to.cast::<[f32; 4]>().write_unaligned(self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Quad {
+        Quad([value; 4])
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(self, b: Quad, c: Quad) -> Quad {
+        self.zip(b, |a, b| a * b).zip(c, |ab, c| ab + c)
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, other: Quad) -> Quad {
+        self.zip(other, |a, b| a + b)
+    }
+
+    #[inline(always)]
+    unsafe fn sub(self, other: Quad) -> Quad {
+        self.zip(other, |a, b| a - b)
+    }
+
+    #[inline(always)]
+    unsafe fn mul(self, other: Quad) -> Quad {
+        self.zip(other, |a, b| a * b)
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::{Kernel, Vector};
+
+    #[target_feature(enable = "avx512f,avx2,fma")]
+    pub(super) unsafe fn avx512<K: Kernel>(kernel: K) -> K::Output {
+        kernel.run::<__m512>()
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) unsafe fn avx2<K: Kernel>(kernel: K) -> K::Output {
+        kernel.run::<__m256>()
+    }
+
+    /// The same for both: the trait's names, and the intrinsics'.
+    macro_rules! vector {
+        ($vector:ty, $lanes:literal, $rows:literal, $load:ident, $store:ident, $splat:ident,
+         $mul_add:ident, $add:ident, $sub:ident, $mul:ident; $($own:tt)*) => {
+            // SAFETY, of every call in here: the trait's: the processor has the instructions, and the
+            // pointers lead to the values.
+            impl Vector for $vector {
+                const LANES: usize = $lanes;
+                const TILE_ROWS: usize = $rows;
+
+                #[inline(always)]
+                unsafe fn load(from: *const f32) -> Self {
+                    unsafe { $load(from) }
+                }
+
+                #[inline(always)]
+                unsafe fn store(self, to: *mut f32) {
+                    unsafe { $store(to, self) }
+                }
+
+                #[inline(always)]
+                unsafe fn splat(value: f32) -> Self {
+                    unsafe { $splat(value) }
+                }
+
+                #[inline(always)]
+                unsafe fn mul_add(self, b: Self, c: Self) -> Self {
+                    unsafe { $mul_add(self, b, c) }
+                }
+
+                #[inline(always)]
+                unsafe fn add(self, other: Self) -> Self {
+                    unsafe { $add(self, other) }
+                }
+
+                #[inline(always)]
+                unsafe fn sub(self, other: Self) -> Self {
+                    unsafe { $sub(self, other) }
+                }
+
+                #[inline(always)]
+                unsafe fn mul(self, other: Self) -> Self {
+                    unsafe { $mul(self, other) }
+                }
+
+                $($own)*
+            }
+        };
+    }
+
+    vector! {
+        __m256, 8, 6, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_set1_ps,
+        _mm256_fmadd_ps, _mm256_add_ps, _mm256_sub_ps, _mm256_mul_ps;
+
+        #[inline(always)]
+        unsafe fn transpose(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+            unsafe { transpose_8x8(from, from_stride, to, to_stride) }
+        }
+    }
+
+    vector! {
+        __m512, 16, 12, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_set1_ps,
+        _mm512_fmadd_ps, _mm512_add_ps, _mm512_sub_ps, _mm512_mul_ps;
+
+        #[inline(always)]
+        unsafe fn transpose(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+            // Four blocks of the half's.
+            for (i, j) in [(0, 0), (0, 8), (8, 0), (8, 8)] {
+                unsafe {
+                    transpose_8x8(
+                        from.add(i * from_stride + j),
+                        from_stride,
+                        to.add(j * to_stride + i),
+                        to_stride,
+                    );
+                }
+            }
+        }
+    }
+
+    /// Pairs, then pairs of pairs, then halves.
+    ///
+    /// # Safety
+    /// As [`Vector::transpose`], for 8 lanes.
+    #[inline(always)]
+    unsafe fn transpose_8x8(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+        // SAFETY: the caller's.
+        unsafe {
+            let row = |i: usize| _mm256_loadu_ps(from.add(i * from_stride));
+            let mut quads = [_mm256_setzero_ps(); 8];
+            for half in 0..2 {
+                let [a, b, c, d] = std::array::from_fn(|i| row(4 * half + i));
+                let (ab, cd) = (_mm256_unpacklo_ps(a, b), _mm256_unpacklo_ps(c, d));
+                quads[4 * half] = _mm256_shuffle_ps::<0x44>(ab, cd);
+                quads[4 * half + 1] = _mm256_shuffle_ps::<0xee>(ab, cd);
+                let (ab, cd) = (_mm256_unpackhi_ps(a, b), _mm256_unpackhi_ps(c, d));
+                quads[4 * half + 2] = _mm256_shuffle_ps::<0x44>(ab, cd);
+                quads[4 * half + 3] = _mm256_shuffle_ps::<0xee>(ab, cd);
+            }
+            for j in 0..4 {
+                let (low, high) = (quads[j], quads[4 + j]);
+                let column = _mm256_permute2f128_ps::<0x20>(low, high);
+                _mm256_storeu_ps(to.add(j * to_stride), column);
+                let column = _mm256_permute2f128_ps::<0x31>(low, high);
+                _mm256_storeu_ps(to.add((4 + j) * to_stride), column);
+            }
+        }
+    }
+}

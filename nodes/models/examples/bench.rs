@@ -1,0 +1,183 @@
+//! Times one part of a picture on random weights in the real shapes: seconds, GFLOPS and peak memory.
+//!
+//! ```sh
+//! cargo run --release -p kosmograph-models --example bench -- unet --latent 64 --batch 2 --repeat 3
+//! ```
+//!
+//! A first call, not counted, warms up. GFLOPS are the operations of the definition (a multiplication and an
+//! addition are two) in a second, whatever the kernels save of them.
+
+#[path = "../benches/full_size/mod.rs"]
+mod full_size;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use candle_core::{DType, Device, Tensor};
+use clap::{Parser, ValueEnum};
+use full_size::{random, weights};
+use kosmograph_kernels::profile::{Calls, profile};
+use kosmograph_models::clip_text::ClipText;
+use kosmograph_models::mllm::Mllm;
+use kosmograph_models::unet::UNet;
+use kosmograph_models::vae::Vae;
+
+/// Times one part of a picture on random weights in the real shapes
+#[derive(Parser)]
+struct Arguments {
+    part: Part,
+    /// Sides of the latents; a picture's are eight times as long
+    #[arg(long, default_value_t = 64)]
+    latent: usize,
+    /// Rows of the batch; guidance takes two
+    #[arg(long, default_value_t = 2)]
+    batch: usize,
+    /// Tokens of the prompt, pictures included (mllm)
+    #[arg(long, default_value_t = 160)]
+    tokens: usize,
+    /// What the weights are kept in; activations are f32
+    #[arg(long, default_value = "f32")]
+    dtype: Dtype,
+    /// Threads; as many as there are processors where it is not given
+    #[arg(long)]
+    threads: Option<usize>,
+    #[arg(long, default_value_t = 3)]
+    repeat: usize,
+    /// Print first what each kernel took of the call that warms up
+    #[arg(long)]
+    profile: bool,
+    /// Print the figures as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum, Debug)]
+enum Part {
+    /// One call of the U-Net
+    Unet,
+    /// One call of the VAE's decoder on the whole latents
+    VaeDecode,
+    /// Kosmos-G's language model over a prompt, one row
+    Mllm,
+    /// CLIP's text encoder over 77 tokens
+    Clip,
+}
+
+#[derive(Clone, Copy, ValueEnum, Debug)]
+enum Dtype {
+    F32,
+    F16,
+    Bf16,
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    if let Some(threads) = arguments.threads {
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+    }
+    let dtype = match arguments.dtype {
+        Dtype::F32 => DType::F32,
+        Dtype::F16 => DType::F16,
+        Dtype::Bf16 => DType::BF16,
+    };
+    let (side, batch) = (arguments.latent, arguments.batch);
+    let latents = random(&[batch, 4, side, side], 1.0);
+    let run: Box<dyn Fn() -> Result<Tensor>> = match arguments.part {
+        Part::Unet => {
+            let config = full_size::unet();
+            let load = |weights: &_| UNet::load(weights, &config);
+            let unet = load(&weights(load, dtype))?;
+            let context = random(&[batch, 77, 768], 1.0);
+            let timestep = Tensor::new(&[500f32], &Device::Cpu)?;
+            Box::new(move || Ok(unet.forward(&latents, &timestep, &context, None)?))
+        }
+        Part::VaeDecode => {
+            let config = full_size::vae();
+            let load = |weights: &_| Vae::load(weights, &config);
+            let vae = load(&weights(load, dtype))?;
+            Box::new(move || Ok(vae.decode(&latents)?))
+        }
+        Part::Mllm => {
+            let config = full_size::mllm();
+            let load = |weights: &_| Mllm::load(&config, weights);
+            let mllm = load(&weights(load, dtype))?;
+            let ids = (0..arguments.tokens as u32).map(|i| 100 + i).collect();
+            let tokens = Tensor::from_vec(ids, (1, arguments.tokens), &Device::Cpu)?;
+            Box::new(move || Ok(mllm.forward(&tokens, None)?))
+        }
+        Part::Clip => {
+            let config = full_size::clip_text();
+            let load = |weights: &_| ClipText::load(&config, weights);
+            let clip = load(&weights(load, dtype))?;
+            let ids = (0..77).map(|i| 100 + i as u32).collect::<Vec<_>>().repeat(batch);
+            let ids = Tensor::from_vec(ids, (batch, 77), &Device::Cpu)?;
+            Box::new(move || Ok(clip.forward(&ids)?))
+        }
+    };
+    let start = Instant::now();
+    let (result, calls) = profile(&run);
+    result?;
+    let warm_up = start.elapsed();
+    let operations: u64 = calls.values().map(|calls| calls.operations).sum();
+    if arguments.profile {
+        print_profile(&calls, warm_up);
+    }
+    let mut seconds = Vec::new();
+    for _ in 0..arguments.repeat.max(1) {
+        let start = Instant::now();
+        run()?;
+        seconds.push(start.elapsed().as_secs_f64());
+    }
+    let mut sorted = seconds.clone();
+    sorted.sort_by(f64::total_cmp);
+    let median = sorted[sorted.len() / 2];
+    let gflops = operations as f64 / median / 1e9;
+    let peak = peak_bytes().context("the system does not tell the peak memory")? as f64 / 1e9;
+    if arguments.json {
+        let figures = serde_json::json!({
+            "part": format!("{:?}", arguments.part), "latent": side, "batch": batch,
+            "dtype": format!("{:?}", arguments.dtype), "threads": rayon::current_num_threads(),
+            "seconds": seconds, "median": median, "gflop": operations as f64 / 1e9,
+            "gflops": gflops, "peak_gb": peak,
+        });
+        println!("{figures}");
+    } else {
+        let each: Vec<String> = seconds.iter().map(|seconds| format!("{seconds:.3}")).collect();
+        println!(
+            "{:?}: {} s, median {median:.3} s; {:.0} GFLOP, {gflops:.0} GFLOPS; peak {peak:.2} GB",
+            arguments.part,
+            each.join(" "),
+            operations as f64 / 1e9,
+        );
+    }
+    Ok(())
+}
+
+fn print_profile(calls: &BTreeMap<&str, Calls>, all: Duration) {
+    println!("{:<26} {:>6} {:>9} {:>6} {:>7}", "kernel", "calls", "seconds", "share", "GFLOPS");
+    let mut rest = all;
+    let row = |name: &str, count: usize, time: Duration, operations: u64| {
+        let seconds = time.as_secs_f64();
+        let share = 100.0 * seconds / all.as_secs_f64();
+        let gflops = match operations {
+            0 => "-".to_owned(),
+            operations => format!("{:.0}", operations as f64 / seconds / 1e9),
+        };
+        println!("{name:<26} {count:>6} {seconds:>9.3} {share:>5.1}% {gflops:>7}");
+    };
+    let mut sorted: Vec<_> = calls.iter().collect();
+    sorted.sort_by_key(|(_, calls)| std::cmp::Reverse(calls.time));
+    for (name, calls) in sorted {
+        row(name, calls.count, calls.time, calls.operations);
+        rest = rest.saturating_sub(calls.time);
+    }
+    row("candle's own operations", 0, rest, 0);
+}
+
+/// The largest resident size of this process so far, in bytes (Linux).
+fn peak_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}
