@@ -1,11 +1,8 @@
 //! Plain slices out of candle's CPU storage, for the CPU twins.
 
-use std::borrow::Cow;
-
 use candle_core::{CpuStorage, Layout, Result, bail};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
-use rayon::prelude::*;
 
 /// The f32 values of a contiguous tensor.
 ///
@@ -56,21 +53,7 @@ impl<'a> WeightValues<'a> {
             WeightValues::BF16(values) => values[start..end].convert_to_f32_slice(wide),
         }
     }
-
-    /// All values, those in half precision widened into a temporary.
-    pub(crate) fn widen(self) -> Cow<'a, [f32]> {
-        if let WeightValues::F32(values) = self {
-            return values.into();
-        }
-        let mut wide = vec![0f32; self.len()];
-        let blocks = wide.par_chunks_mut(WIDENED_AT_ONCE).enumerate();
-        blocks.for_each(|(block, wide)| self.widen_into(block * WIDENED_AT_ONCE, wide));
-        wide.into()
-    }
 }
-
-/// Values that one task widens.
-const WIDENED_AT_ONCE: usize = 1 << 15;
 
 /// The values of a contiguous weight.
 ///

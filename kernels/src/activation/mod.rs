@@ -10,6 +10,7 @@ mod cpu;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
 use crate::profile::Span;
+use crate::simd::Isa;
 use crate::storage::f32_slice;
 
 pub(crate) use cpu::gelu;
@@ -55,11 +56,12 @@ impl CustomOp1 for Activation {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = f32_slice(storage, layout, self.name())?;
+        let isa = Isa::get()?;
         let _span = Span::new(self.name(), 0);
         let y = match self {
-            Activation::Silu => cpu::map(x, cpu::silu),
-            Activation::GeluErf => cpu::map(x, cpu::gelu),
-            Activation::QuickGelu => cpu::map(x, cpu::quick_gelu),
+            Activation::Silu => cpu::map(isa, x, cpu::silu),
+            Activation::GeluErf => cpu::map(isa, x, cpu::gelu),
+            Activation::QuickGelu => cpu::map(isa, x, cpu::quick_gelu),
         };
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }

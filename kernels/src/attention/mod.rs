@@ -150,6 +150,41 @@ mod tests {
     }
 
     #[test]
+    fn heads_split_off_a_projection_are_taken_where_they_lie() -> Result<()> {
+        let dev = Device::Cpu;
+        let none = Tensor::zeros((1, 1), candle_core::DType::F32, &dev)?;
+        // The head widths of Stable Diffusion and Kosmos-G, and keys that do not fill a block.
+        for (heads, width, queries, keys) in
+            [(8, 40, 70, 300), (4, 64, 49, 257), (2, 80, 5, 77), (3, 160, 100, 64)]
+        {
+            let split = |length: usize| -> Result<Tensor> {
+                let x = Tensor::randn(0f32, 1., (2, length, heads * width), &dev)?;
+                x.reshape((2, length, heads, width))?.transpose(1, 2)
+            };
+            let (q, k, v) = (split(queries)?, split(keys)?, split(keys)?);
+            let got = attention(&q, &k, &v, None, 0.1)?;
+            assert_eq!(got.dims(), [2, heads, queries, width]);
+            assert!(got.transpose(1, 2)?.is_contiguous());
+            let [q, k, v] = [q.contiguous()?, k.contiguous()?, v.contiguous()?];
+            assert!(max_difference(&got, &plain(&q, &k, &v, &none, 0.1)?)? < 1e-5);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn keys_may_be_hidden_until_a_later_block() -> Result<()> {
+        let dev = Device::Cpu;
+        let q = Tensor::randn(0f32, 1., (1, 2, 7, 16), &dev)?;
+        let k = Tensor::randn(0f32, 1., (1, 2, 600, 16), &dev)?;
+        let mask: Vec<f32> =
+            (0..600).map(|i| if i < 520 { f32::NEG_INFINITY } else { 0. }).collect();
+        let mask = Tensor::from_vec(mask, (1, 600), &dev)?;
+        let got = attention(&q, &k, &k, Some(&mask), 0.25)?;
+        assert!(max_difference(&got, &plain(&q, &k, &k, &mask, 0.25)?)? < 1e-5);
+        Ok(())
+    }
+
+    #[test]
     fn a_nan_is_not_hidden() -> Result<()> {
         let t = |value: f32| Tensor::full(value, (1, 1, 3, 4), &Device::Cpu);
         let y = attention(&t(f32::NAN)?, &t(1.)?, &t(1.)?, None, 0.5)?;

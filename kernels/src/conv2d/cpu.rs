@@ -1,4 +1,10 @@
+use std::ops::Range;
+
 use rayon::prelude::*;
+
+use crate::gemm::{Columns, Product, Shared, Start};
+use crate::simd::{Isa, Vector};
+use crate::storage::WeightValues;
 
 /// The sizes of one convolution: x [B, C, H, W] and w [O, C, kH, kW] to y [B, O, oH, oW].
 #[derive(Clone, Copy, Debug)]
@@ -32,117 +38,149 @@ impl Sizes {
     }
 }
 
-/// Values of the patch matrix of one task: 1 MiB, what a second-level cache holds.
-const PATCH_VALUES: usize = 1 << 18;
-/// Pixels that a task has at least, so that reading the weights pays.
-const MIN_PIXELS: usize = 128;
+/// Columns of a task: some panels, and few enough that its part of the output stays in a cache.
+const COLUMNS: usize = 192;
+/// Rows of a task.
+const ROWS: usize = 192;
 
-/// The output's start, for tasks that write to parts of it.
-#[derive(Clone, Copy)]
-struct Output(*mut f32);
-// SAFETY: tasks write through the pointer only where no other task does: see `conv2d`.
-unsafe impl Send for Output {}
-// SAFETY: as for `Send`.
-unsafe impl Sync for Output {}
-
-impl Output {
-    fn at(self, offset: usize) -> *mut f32 {
-        self.0.wrapping_add(offset)
-    }
-}
-
-/// y = w ⋆ x + bias, as products of the weights [O, K] with matrices of patches [K, pixels],
-/// K = C·kH·kW. A task is a few rows of one sample's output; its patches stay in the cache.
-pub(super) fn conv2d(x: &[f32], w: &[f32], bias: Option<&[f32]>, s: Sizes) -> Vec<f32> {
+/// y = w ⋆ x + bias, as the product of the weights [O, K] with the patches [K, pixels of all samples],
+/// K = C·kH·kW. The patches are made panel by panel, where the product takes them from, and never whole.
+pub(super) fn conv2d(
+    isa: Isa,
+    x: &[f32],
+    w: WeightValues,
+    bias: Option<&[f32]>,
+    s: Sizes,
+) -> Vec<f32> {
     let plane = s.out_height * s.out_width;
+    let pixels = s.batch * plane;
     let k = s.channels * s.kernel_h * s.kernel_w;
-    let mut y = match bias {
-        Some(bias) => {
-            let sample = bias.iter().flat_map(|&b| std::iter::repeat_n(b, plane));
-            let sample: Vec<f32> = sample.collect();
-            sample.repeat(s.batch)
-        }
-        None => vec![0f32; s.batch * s.out_channels * plane],
-    };
-    if y.is_empty() || k == 0 {
-        return y;
-    }
-    let pixels = (PATCH_VALUES / k).max(MIN_PIXELS);
-    let rows = (pixels / s.out_width).clamp(1, s.out_height);
-    let bands = s.out_height.div_ceil(rows);
-    let output = Output(y.as_mut_ptr());
-    (0..s.batch * bands).into_par_iter().for_each_init(Vec::new, |patches, task| {
-        let (sample, band) = (task / bands, task % bands);
-        let first_row = band * rows;
-        let rows = rows.min(s.out_height - first_row);
-        let pixels = rows * s.out_width;
-        let x = &x[sample * s.channels * s.height * s.width..][..s.channels * s.height * s.width];
-        patches.clear();
-        patches.resize(k * pixels, 0f32);
-        fill_patches(patches, x, first_row, rows, s);
-        let y = output.at(sample * s.out_channels * plane + first_row * s.out_width);
-        // SAFETY: w is [O, K] and `patches` [K, pixels], both whole and row by row. y is O rows of
-        // `pixels` values, `plane` apart, within the output: the band's part of every channel of
-        // the sample, which no other task has. The output outlives the loop.
-        unsafe {
-            gemm::gemm(
-                s.out_channels,
-                pixels,
-                k,
-                y,
-                1,
-                plane as isize,
-                true,
-                w.as_ptr(),
-                1,
-                k as isize,
-                patches.as_ptr(),
-                1,
-                pixels as isize,
-                1.0,
-                1.0,
-                false,
-                false,
-                false,
-                gemm::Parallelism::None,
-            );
+    assert!(x.len() == s.batch * s.channels * s.height * s.width && w.len() == s.out_channels * k);
+    assert!(bias.is_none_or(|bias| bias.len() == s.out_channels));
+    let mut y: Vec<f32> = Vec::with_capacity(pixels * s.out_channels);
+    let to = Shared(y.as_mut_ptr());
+    let patches = Patches { x, s };
+    let columns = pixels.min(COLUMNS);
+    let rows = s.out_channels.min(ROWS);
+    // Blocks of the same rows follow each other: what is read of the weights is then in a cache.
+    let blocks_of_columns = pixels.div_ceil(columns.max(1));
+    let tasks = s.out_channels.div_ceil(rows.max(1)) * blocks_of_columns;
+    (0..tasks).into_par_iter().for_each_init(Scratch::default, |scratch, task| {
+        let (row, column) = (task / blocks_of_columns * rows, task % blocks_of_columns * columns);
+        let rows = row..s.out_channels.min(row + rows);
+        let columns = column..pixels.min(column + columns);
+        let Scratch { wide, panels, block } = scratch;
+        let weights = match w {
+            WeightValues::F32(values) => &values[rows.start * k..rows.end * k],
+            half => {
+                wide.resize(rows.len() * k, 0.0);
+                half.widen_into(rows.start * k, wide);
+                &wide[..]
+            }
+        };
+        block.resize(rows.len() * columns.len(), 0.0);
+        let product = Product {
+            m: rows.len(),
+            k,
+            n: columns.clone(),
+            a: weights.as_ptr(),
+            a_stride: k,
+            b: &patches,
+            c: block.as_mut_ptr(),
+            c_stride: columns.len(),
+            start: bias.map_or(Start::Zero, |bias| Start::Rows(&bias[rows.clone()])),
+            scratch: panels,
+        };
+        // SAFETY: the weights are rows of k values, the block has a value for each row and column, and both
+        // are this task's alone.
+        unsafe { product.compute(isa) };
+        for (row, values) in rows.zip(block.chunks_exact(columns.len())) {
+            let mut at = columns.start;
+            while at < columns.end {
+                let (sample, pixel) = (at / plane, at % plane);
+                let length = (plane - pixel).min(columns.end - at);
+                let values = &values[at - columns.start..][..length];
+                // SAFETY: these pixels of this channel, within the output that was reserved, and no other
+                // task's.
+                unsafe {
+                    let to = to.at((sample * s.out_channels + row) * plane + pixel);
+                    std::ptr::copy_nonoverlapping(values.as_ptr(), to, length);
+                }
+                at += length;
+            }
         }
     });
+    // SAFETY: the tasks are all channels and pixels, and each was written.
+    unsafe { y.set_len(pixels * s.out_channels) };
     y
 }
 
-/// Row (c, ky, kx) of `patches` [K, pixels] is what the weight (c, ky, kx) is multiplied with at
-/// each pixel of the output's rows `first_row`..`first_row + rows`; zeros are there already.
-fn fill_patches(patches: &mut [f32], x: &[f32], first_row: usize, rows: usize, s: Sizes) {
-    let pixels = rows * s.out_width;
-    for (i, patch) in patches.chunks_exact_mut(pixels).enumerate() {
-        let (kx, ky) = (i % s.kernel_w, i / s.kernel_w % s.kernel_h);
-        let channel = i / (s.kernel_w * s.kernel_h);
-        let plane = &x[channel * s.height * s.width..][..s.height * s.width];
-        // The columns of the output whose source column lies within x.
-        let first = s.padding.saturating_sub(kx).div_ceil(s.stride);
-        let end = (s.width + s.padding).saturating_sub(kx).div_ceil(s.stride).min(s.out_width);
-        if first >= end {
-            continue;
+#[derive(Default)]
+struct Scratch {
+    /// The weights of some rows, where they are kept in half precision.
+    wide: Vec<f32>,
+    /// The packed patches.
+    panels: Vec<f32>,
+    /// Some rows and columns of the output.
+    block: Vec<f32>,
+}
+
+/// What each weight (c, ky, kx) is multiplied with at each pixel of the output of each sample, [K, pixels].
+struct Patches<'a> {
+    x: &'a [f32],
+    s: Sizes,
+}
+
+/// Pixels of a panel that lie in one row of the output.
+#[derive(Clone, Copy, Default)]
+struct Run {
+    sample: usize,
+    row: usize,
+    column: usize,
+    /// The first one's place in the panel, and how many.
+    at: usize,
+    length: usize,
+}
+
+/// The most columns of a panel, and so the most runs.
+const MAX_WIDTH: usize = 32;
+
+impl Columns for Patches<'_> {
+    #[inline(always)]
+    fn pack<V: Vector>(&self, k: Range<usize>, n: Range<usize>, width: usize, panel: &mut [f32]) {
+        let s = self.s;
+        let mut runs = [Run::default(); MAX_WIDTH];
+        let mut count = 0;
+        let mut at = n.start;
+        while at < n.end {
+            let (row, column) = (at / s.out_width, at % s.out_width);
+            let length = (s.out_width - column).min(n.end - at);
+            let (sample, row) = (row / s.out_height, row % s.out_height);
+            runs[count] = Run { sample, row, column, at: at - n.start, length };
+            count += 1;
+            at += length;
         }
-        for (row, patch) in patch.chunks_exact_mut(s.out_width).enumerate() {
-            let Some(source_row) = ((first_row + row) * s.stride + ky).checked_sub(s.padding)
-            else {
-                continue;
-            };
-            if source_row >= s.height {
-                continue;
-            }
-            let source = &plane[source_row * s.width..][..s.width];
-            let start = first * s.stride + kx - s.padding;
-            let patch = &mut patch[first..end];
-            if s.stride == 1 {
-                patch.copy_from_slice(&source[start..start + patch.len()]);
-            } else {
-                for (value, &source) in
-                    patch.iter_mut().zip(source[start..].iter().step_by(s.stride))
-                {
-                    *value = source;
+        for (k, panel) in k.zip(panel.chunks_exact_mut(width)) {
+            let (kx, ky) = (k % s.kernel_w, k / s.kernel_w % s.kernel_h);
+            let channel = k / (s.kernel_w * s.kernel_h);
+            panel[n.len()..].fill(0.0);
+            for run in &runs[..count] {
+                let panel = &mut panel[run.at..run.at + run.length];
+                let row = (run.row * s.stride + ky).wrapping_sub(s.padding);
+                if row >= s.height {
+                    panel.fill(0.0);
+                    continue;
+                }
+                let row = ((run.sample * s.channels + channel) * s.height + row) * s.width;
+                let row = &self.x[row..row + s.width];
+                let first = (run.column * s.stride + kx).wrapping_sub(s.padding);
+                if s.stride == 1 && first < s.width && first + run.length <= s.width {
+                    panel.copy_from_slice(&row[first..first + run.length]);
+                    continue;
+                }
+                for (i, value) in panel.iter_mut().enumerate() {
+                    let column = first.wrapping_add(i * s.stride);
+                    *value = row.get(column).copied().unwrap_or(0.0);
                 }
             }
         }

@@ -2,10 +2,13 @@
 //! 4 × 4 outputs takes 36 multiplications for each pair of channels instead of 144.
 //!
 //! Y = Aᵀ [(G g Gᵀ) ⊙ (Bᵀ d B)] A for each tile d [6, 6] of the input; summed over channels, the ⊙ is 36
-//! matrix products U_ξ [O, C] · V_ξ [C, tiles]. The interpolation points are 0, ±1, ±2 and ∞.
+//! matrix products U_ξ [O, C] · V_ξ [C, tiles]. The interpolation points are 0, ±1/√2, ±√2 and
+//! ∞: with the usual 0, ±1, ±2 and ∞ the matrices hold larger numbers, and the error is larger (kernels/README.md).
 //!
 //! V of a group of tiles is made once and shared; U, nine numbers made to 36, would be four times the weights and
 //! is made anew for each group, a few output channels at a time, by the thread that uses it.
+
+use std::f32::consts::{FRAC_1_SQRT_2, SQRT_2};
 
 use rayon::prelude::*;
 
@@ -82,7 +85,7 @@ pub(super) fn conv2d(
     let most = (GROUP_VALUES / (POINTS * s.channels) / width).max(2) * width;
     let groups = tiles.count.div_ceil(most);
     let per_group = tiles.count.div_ceil(groups).next_multiple_of(width);
-    let mut v = vec![0f32; POINTS * s.channels * per_group];
+    let mut v: Vec<f32> = Vec::with_capacity(POINTS * s.channels * per_group);
     for first in (0..tiles.count).step_by(per_group) {
         let group = first..tiles.count.min(first + per_group);
         let padded = group.len().next_multiple_of(width);
@@ -91,6 +94,8 @@ pub(super) fn conv2d(
             let group = group.clone();
             isa.run(TransformInput { x, s, tiles, group, padded, channel, v: v_at, scratch });
         });
+        // SAFETY: every channel has written its values of every point and tile of the group.
+        unsafe { v.set_len(POINTS * s.channels * padded) };
         let channels = s.out_channels.div_ceil(2 * rayon::current_num_threads());
         let channels = channels.next_multiple_of(12).min(CHANNELS);
         let blocks = (0..s.out_channels).into_par_iter().step_by(channels);
@@ -399,19 +404,19 @@ unsafe fn input_transform<V: Vector>(d: [V; 6]) -> [V; 6] {
     // SAFETY: the caller's.
     unsafe {
         let [d0, d1, d2, d3, d4, d5] = d;
-        let (two, four, five) = (V::splat(2.0), V::splat(4.0), V::splat(-5.0));
         // The even and the odd part of each pair of opposite points.
-        let even_1 = d4.sub(d2.mul(four));
-        let odd_1 = d3.sub(d1.mul(four));
-        let even_2 = d4.sub(d2);
-        let odd_2 = d3.sub(d1).mul(two);
+        let even_1 = d2.mul_add(V::splat(-2.0), d4);
+        let odd_1 = d3.mul_add(V::splat(FRAC_1_SQRT_2), d1.mul(V::splat(-SQRT_2)));
+        let even_2 = d2.mul_add(V::splat(-0.5), d4);
+        let odd_2 = d3.mul_add(V::splat(SQRT_2), d1.mul(V::splat(-FRAC_1_SQRT_2)));
+        let middle = V::splat(-2.5);
         [
-            d0.mul_add(four, d2.mul_add(five, d4)),
+            d2.mul_add(middle, d0.add(d4)),
             even_1.add(odd_1),
             even_1.sub(odd_1),
             even_2.add(odd_2),
             even_2.sub(odd_2),
-            d1.mul_add(four, d3.mul_add(five, d5)),
+            d3.mul_add(middle, d1.add(d5)),
         ]
     }
 }
@@ -422,19 +427,11 @@ unsafe fn weight_transform<V: Vector>(g: [V; 3]) -> [V; 6] {
     // SAFETY: the caller's.
     unsafe {
         let [g0, g1, g2] = g;
-        let sixth = V::splat(-1.0 / 6.0);
-        let even_1 = g0.add(g2).mul(sixth);
-        let odd_1 = g1.mul(sixth);
-        let even_2 = g0.mul_add(V::splat(1.0 / 24.0), g2.mul(V::splat(1.0 / 6.0)));
-        let odd_2 = g1.mul(V::splat(1.0 / 12.0));
-        [
-            g0.mul(V::splat(0.25)),
-            even_1.add(odd_1),
-            even_1.sub(odd_1),
-            even_2.add(odd_2),
-            even_2.sub(odd_2),
-            g2,
-        ]
+        let even_1 = g0.mul_add(V::splat(-2.0 / 3.0), g2.mul(V::splat(-1.0 / 3.0)));
+        let odd_1 = g1.mul(V::splat(-SQRT_2 / 3.0));
+        let even_2 = g0.mul_add(V::splat(1.0 / 6.0), g2.mul(V::splat(1.0 / 3.0)));
+        let odd_2 = g1.mul(V::splat(SQRT_2 / 6.0));
+        [g0, even_1.add(odd_1), even_1.sub(odd_1), even_2.add(odd_2), even_2.sub(odd_2), g2]
     }
 }
 
@@ -448,9 +445,9 @@ unsafe fn output_transform<V: Vector>(m: [V; 6]) -> [V; 4] {
         let (even_2, odd_2) = (m3.add(m4), m3.sub(m4));
         [
             m0.add(even_1).add(even_2),
-            odd_2.mul_add(V::splat(2.0), odd_1),
-            even_2.mul_add(V::splat(4.0), even_1),
-            odd_2.mul_add(V::splat(8.0), odd_1).add(m5),
+            odd_1.mul_add(V::splat(FRAC_1_SQRT_2), odd_2.mul(V::splat(SQRT_2))),
+            even_1.mul_add(V::splat(0.5), even_2.mul(V::splat(2.0))),
+            odd_1.mul_add(V::splat(SQRT_2 / 4.0), odd_2.mul_add(V::splat(2.0 * SQRT_2), m5)),
         ]
     }
 }

@@ -1,19 +1,35 @@
 use rayon::prelude::*;
 
 use crate::activation::gelu;
+use crate::simd::{Isa, Kernel, Vector};
 
 /// `x` rows of 2n, returns rows of n.
-pub(super) fn geglu(x: &[f32], n: usize) -> Vec<f32> {
+pub(super) fn geglu(isa: Isa, x: &[f32], n: usize) -> Vec<f32> {
     let mut y = vec![0f32; x.len() / 2];
     // Several rows a task where rows are short.
-    let rows = (4096 / n).max(1);
-    y.par_chunks_mut(rows * n).zip(x.par_chunks(rows * 2 * n)).for_each(|(y, x)| {
+    let rows = (8192 / n).max(1);
+    let tasks = y.par_chunks_mut(rows * n).zip(x.par_chunks(rows * 2 * n));
+    tasks.for_each(|(y, x)| isa.run(Rows { x, y, n }));
+    y
+}
+
+struct Rows<'a> {
+    x: &'a [f32],
+    y: &'a mut [f32],
+    n: usize,
+}
+
+impl Kernel for Rows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Vector>(self) {
+        let Rows { x, y, n } = self;
         for (y, x) in y.chunks_exact_mut(n).zip(x.chunks_exact(2 * n)) {
             let (h, g) = x.split_at(n);
             for ((y, &h), &g) in y.iter_mut().zip(h).zip(g) {
                 *y = h * gelu(g);
             }
         }
-    });
-    y
+    }
 }

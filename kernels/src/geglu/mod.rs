@@ -6,6 +6,7 @@ mod cpu;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
 use crate::profile::Span;
+use crate::simd::Isa;
 use crate::storage::f32_slice;
 
 /// `x` [..., 2n] → [..., n].
@@ -34,7 +35,7 @@ impl CustomOp1 for Geglu {
             _ => bail!("geglu splits the last dimension into halves, the input is {shape:?}"),
         };
         let _span = Span::new(self.name(), 0);
-        Ok((CpuStorage::F32(cpu::geglu(x, n)), Shape::from(shape)))
+        Ok((CpuStorage::F32(cpu::geglu(Isa::get()?, x, n)), Shape::from(shape)))
     }
 }
 

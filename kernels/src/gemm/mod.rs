@@ -208,3 +208,94 @@ impl Shared {
         self.0.wrapping_add(offset)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use half::{bf16, f16};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::storage::WeightValues;
+
+    /// Values of ±1 that are exact in half precision too.
+    fn values(count: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(2_654_435_761) | 1;
+        let next = |_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as f32 / 128.0 - 1.0
+        };
+        (0..count).map(next).collect()
+    }
+
+    /// start + A Bᵀ in f64, and Σ |a b|, which the error is measured by.
+    fn direct(
+        a: &[f32],
+        w: &[f32],
+        k: usize,
+        start: impl Fn(usize, usize) -> f32,
+    ) -> Vec<(f64, f64)> {
+        let mut c = Vec::new();
+        for (i, a) in a.chunks_exact(k).enumerate() {
+            for (j, w) in w.chunks_exact(k).enumerate() {
+                let products = a.iter().zip(w).map(|(a, w)| f64::from(*a) * f64::from(*w));
+                let sum: f64 = products.clone().sum();
+                let size: f64 = products.map(f64::abs).sum();
+                let start = f64::from(start(i, j));
+                c.push((sum + start, size + start.abs()));
+            }
+        }
+        c
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(60))]
+
+        #[test]
+        fn agrees_with_the_definition_on_every_instruction_set(
+            m in 1usize..40, k in 1usize..700, n in 1usize..250, seed in any::<u32>(), kind in 0usize..3,
+        ) {
+            let (a, w) = (values(m * k, seed), values(n * k, !seed));
+            let (by_row, by_column) = (values(m, seed ^ 7), values(n, seed ^ 9));
+            let half: Vec<f16> = w.iter().map(|w| f16::from_f32(*w)).collect();
+            let brain: Vec<bf16> = w.iter().map(|w| bf16::from_f32(*w)).collect();
+            let start = [Start::Zero, Start::Rows(&by_row), Start::Columns(&by_column)][kind];
+            let want = direct(&a, &w, k, |i, j| [0.0, by_row[i], by_column[j]][kind]);
+            let mut plain = vec![0f32; k * n];
+            for (i, value) in w.iter().enumerate() {
+                plain[i % k * n + i / k] = *value;
+            }
+            for isa in Isa::available() {
+                let weights = [WeightValues::F32(&w), WeightValues::F16(&half), WeightValues::BF16(&brain)];
+                let mut found: Vec<Vec<f32>> = weights
+                    .iter()
+                    .map(|values| product(isa, (m, k, n), &a, &Transposed { values: *values, k }, start))
+                    .collect();
+                found.push(product(isa, (m, k, n), &a, &Plain { values: &plain, stride: n }, start));
+                for found in found {
+                    prop_assert_eq!(found.len(), want.len());
+                    for (found, (want, size)) in found.iter().zip(&want) {
+                        let error = (f64::from(*found) - want).abs();
+                        prop_assert!(error <= 1e-6 * size, "{found} is not {want} on {isa:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_times_something() {
+        for isa in Isa::available() {
+            let b = Plain { values: &[], stride: 3 };
+            assert_eq!(
+                product(isa, (2, 0, 3), &[], &b, Start::Columns(&[1., 2., 3.])),
+                [1., 2., 3., 1., 2., 3.]
+            );
+            assert!(
+                product(isa, (0, 4, 3), &[], &Plain { values: &[0.; 12], stride: 3 }, Start::Zero)
+                    .is_empty()
+            );
+            let none = Transposed { values: WeightValues::F32(&[]), k: 4 };
+            assert!(product(isa, (2, 4, 0), &[0.; 8], &none, Start::Zero).is_empty());
+        }
+    }
+}

@@ -1,36 +1,65 @@
 use rayon::prelude::*;
 
 use crate::exponential::exp;
+use crate::moments::mean_and_variance;
+use crate::simd::{Isa, Kernel, Vector};
+
+/// What is the same for every group.
+#[derive(Clone, Copy)]
+pub(super) struct Parameters<'a> {
+    pub(super) weight: &'a [f32],
+    pub(super) bias: &'a [f32],
+    pub(super) groups: usize,
+    pub(super) eps: f64,
+    pub(super) silu: bool,
+}
 
 /// `x` [B, C, pixels]; a task is one (sample, group), whose channels are contiguous.
-pub(super) fn group_norm(
-    x: &[f32],
-    weight: &[f32],
-    bias: &[f32],
-    groups: usize,
-    pixels: usize,
-    eps: f64,
-    silu: bool,
-) -> Vec<f32> {
+pub(super) fn group_norm(isa: Isa, x: &[f32], pixels: usize, parameters: Parameters) -> Vec<f32> {
     let mut y = vec![0f32; x.len()];
-    let per_group = weight.len() / groups;
-    let n = per_group * pixels;
+    let n = parameters.weight.len() / parameters.groups * pixels;
     if n == 0 {
         return y;
     }
     y.par_chunks_mut(n).zip(x.par_chunks(n)).enumerate().for_each(|(i, (y, x))| {
-        let first_channel = (i % groups) * per_group;
-        // f64 sums and two passes: the result is then as exact as f32 can hold.
-        let mean = x.iter().map(|&x| f64::from(x)).sum::<f64>() / n as f64;
-        let var = x.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / n as f64;
-        let scale = 1.0 / (var + eps).sqrt();
-        for (k, (y, x)) in y.chunks_exact_mut(pixels).zip(x.chunks_exact(pixels)).enumerate() {
-            let (w, b) = (weight[first_channel + k], bias[first_channel + k]);
-            for (y, &x) in y.iter_mut().zip(x) {
-                let normed = ((f64::from(x) - mean) * scale) as f32 * w + b;
-                *y = if silu { normed / (1.0 + exp(-normed)) } else { normed };
-            }
-        }
+        isa.run(Group { x, y, group: i % parameters.groups, pixels, parameters });
     });
     y
+}
+
+struct Group<'a> {
+    x: &'a [f32],
+    y: &'a mut [f32],
+    group: usize,
+    pixels: usize,
+    parameters: Parameters<'a>,
+}
+
+impl Kernel for Group<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Vector>(self) {
+        let Group { x, y, group, pixels, parameters } = self;
+        let Parameters { weight, bias, groups, eps, silu } = parameters;
+        let channel = group * (weight.len() / groups);
+        let (mean, variance) = mean_and_variance(x);
+        let scale = 1.0 / (variance + eps).sqrt();
+        let channels = weight[channel..].iter().zip(&bias[channel..]);
+        for ((y, x), (&w, &b)) in
+            y.chunks_exact_mut(pixels).zip(x.chunks_exact(pixels)).zip(channels)
+        {
+            let normed = |x: f32| ((f64::from(x) - mean) * scale) as f32 * w + b;
+            if silu {
+                for (y, &x) in y.iter_mut().zip(x) {
+                    let normed = normed(x);
+                    *y = normed / (1.0 + exp(-normed));
+                }
+            } else {
+                for (y, &x) in y.iter_mut().zip(x) {
+                    *y = normed(x);
+                }
+            }
+        }
+    }
 }

@@ -9,6 +9,7 @@ mod cpu;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
 use crate::profile::Span;
+use crate::simd::Isa;
 use crate::storage::f32_slice;
 
 /// `x` [B, C, ...], `weight` [C], `bias` [C]; returns the shape of `x`.
@@ -84,7 +85,9 @@ impl CustomOp3 for GroupNorm {
         let bias = f32_slice(bias, bias_layout, self.name())?;
         let pixels = shape.dims()[2..].iter().product();
         let _span = Span::new(self.name(), 0);
-        let y = cpu::group_norm(x, weight, bias, self.groups, pixels, self.eps, self.silu);
+        let GroupNorm { groups, eps, silu } = *self;
+        let parameters = cpu::Parameters { weight, bias, groups, eps, silu };
+        let y = cpu::group_norm(Isa::get()?, x, pixels, parameters);
         Ok((CpuStorage::F32(y), shape.clone()))
     }
 }

@@ -1,20 +1,39 @@
 use rayon::prelude::*;
 
-pub(super) fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f64) -> Vec<f32> {
+use crate::moments::mean_and_variance;
+use crate::simd::{Isa, Kernel, Vector};
+
+pub(super) fn layer_norm(isa: Isa, x: &[f32], weight: &[f32], bias: &[f32], eps: f64) -> Vec<f32> {
     let n = weight.len();
     let mut y = vec![0f32; x.len()];
     // Several rows a task where rows are short.
     let rows = (8192 / n).max(1);
-    y.par_chunks_mut(rows * n).zip(x.par_chunks(rows * n)).for_each(|(y, x)| {
+    let tasks = y.par_chunks_mut(rows * n).zip(x.par_chunks(rows * n));
+    tasks.for_each(|(y, x)| isa.run(Rows { x, y, weight, bias, eps }));
+    y
+}
+
+struct Rows<'a> {
+    x: &'a [f32],
+    y: &'a mut [f32],
+    weight: &'a [f32],
+    bias: &'a [f32],
+    eps: f64,
+}
+
+impl Kernel for Rows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Vector>(self) {
+        let Rows { x, y, weight, bias, eps } = self;
+        let n = weight.len();
         for (y, x) in y.chunks_exact_mut(n).zip(x.chunks_exact(n)) {
-            // f64 sums and two passes: the result is then as exact as f32 can hold.
-            let mean = x.iter().map(|&x| f64::from(x)).sum::<f64>() / n as f64;
-            let var = x.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / n as f64;
-            let scale = 1.0 / (var + eps).sqrt();
+            let (mean, variance) = mean_and_variance(x);
+            let scale = 1.0 / (variance + eps).sqrt();
             for (((y, &x), &w), &b) in y.iter_mut().zip(x).zip(weight).zip(bias) {
                 *y = ((f64::from(x) - mean) * scale) as f32 * w + b;
             }
         }
-    });
-    y
+    }
 }

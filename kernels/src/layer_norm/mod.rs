@@ -6,6 +6,7 @@ mod cpu;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
 use crate::profile::Span;
+use crate::simd::Isa;
 use crate::storage::f32_slice;
 
 /// `x` [..., n], `weight` [n], `bias` [n]; returns the shape of `x`.
@@ -47,7 +48,10 @@ impl CustomOp3 for LayerNorm {
         let weight = f32_slice(weight, weight_layout, self.name())?;
         let bias = f32_slice(bias, bias_layout, self.name())?;
         let _span = Span::new(self.name(), 0);
-        Ok((CpuStorage::F32(cpu::layer_norm(x, weight, bias, self.eps)), shape.clone()))
+        Ok((
+            CpuStorage::F32(cpu::layer_norm(Isa::get()?, x, weight, bias, self.eps)),
+            shape.clone(),
+        ))
     }
 }
 
