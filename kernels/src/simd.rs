@@ -1,8 +1,8 @@
 //! Vectors of f32 and the instruction sets that have them, chosen when the program runs.
 //!
 //! A kernel is written once, for any [`Vector`], and compiled for each instruction set; [`Isa::run`]
-//! picks the widest that the processor has. `KOSMOGRAPH_ISA` (avx512, avx2 or portable) forces one, so
-//! that every path can be tested on one machine.
+//! picks the widest that the processor has. `KOSMOGRAPH_ISA` (avx512, avx2, portable or portable16) forces
+//! one, so that every path can be tested on one machine.
 
 use std::sync::OnceLock;
 
@@ -17,6 +17,9 @@ pub enum Isa {
     Avx2,
     /// What the compiler makes of arrays of 4 values for the processor family's common denominator.
     Portable,
+    /// Arrays of 16 values, in the tiles that AVX-512 has: slow, and there to test their sizes on a
+    /// processor without it. Never chosen unless it is asked for.
+    Portable16,
 }
 
 impl Isa {
@@ -35,7 +38,7 @@ impl Isa {
 
     /// Those that this processor has, the widest first.
     pub fn available() -> Vec<Isa> {
-        let mut available = vec![Isa::Portable];
+        let mut available = vec![Isa::Portable, Isa::Portable16];
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
             available.insert(0, Isa::Avx2);
@@ -49,7 +52,7 @@ impl Isa {
     /// Columns of a register tile, and so of a packed panel.
     pub(crate) fn tile_width(self) -> usize {
         match self {
-            Isa::Avx512 => 32,
+            Isa::Avx512 | Isa::Portable16 => 32,
             Isa::Avx2 => 16,
             Isa::Portable => 8,
         }
@@ -60,7 +63,12 @@ impl Isa {
             "avx512" => Isa::Avx512,
             "avx2" => Isa::Avx2,
             "portable" => Isa::Portable,
-            _ => return Err(format!("KOSMOGRAPH_ISA is {name:?}, not avx512, avx2 or portable")),
+            "portable16" => Isa::Portable16,
+            _ => {
+                return Err(format!(
+                    "KOSMOGRAPH_ISA is {name:?}; avx512, avx2, portable or portable16 would be right"
+                ));
+            }
         };
         if Isa::available().contains(&isa) {
             Ok(isa)
@@ -80,7 +88,8 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Isa::Avx2 => unsafe { x86::avx2(kernel) },
-            _ => kernel.run::<Quad>(),
+            Isa::Portable16 => kernel.run::<Lanes<16, 12>>(),
+            _ => kernel.run::<Lanes<4, 4>>(),
         }
     }
 }
@@ -124,56 +133,58 @@ pub(crate) trait Vector: Copy {
     }
 }
 
-/// Four values, for any processor.
+/// Some values, for any processor, and the rows of a tile.
 #[derive(Clone, Copy)]
-pub(crate) struct Quad([f32; 4]);
+pub(crate) struct Lanes<const COUNT: usize, const ROWS: usize>([f32; COUNT]);
 
-impl Quad {
+impl<const COUNT: usize, const ROWS: usize> Lanes<COUNT, ROWS> {
     #[inline(always)]
-    fn zip(self, other: Quad, f: impl Fn(f32, f32) -> f32) -> Quad {
-        let ([a, b, c, d], [e, g, h, i]) = (self.0, other.0);
-        Quad([f(a, e), f(b, g), f(c, h), f(d, i)])
+    fn zip(mut self, other: Self, f: impl Fn(f32, f32) -> f32) -> Self {
+        for (a, b) in self.0.iter_mut().zip(other.0) {
+            *a = f(*a, b);
+        }
+        self
     }
 }
 
-impl Vector for Quad {
-    const LANES: usize = 4;
-    const TILE_ROWS: usize = 4;
+impl<const COUNT: usize, const ROWS: usize> Vector for Lanes<COUNT, ROWS> {
+    const LANES: usize = COUNT;
+    const TILE_ROWS: usize = ROWS;
 
     #[inline(always)]
-    unsafe fn load(from: *const f32) -> Quad {
+    unsafe fn load(from: *const f32) -> Self {
         // SAFETY: the trait's.
-        Quad(unsafe { from.cast::<[f32; 4]>().read_unaligned() })
+        Lanes(unsafe { from.cast::<[f32; COUNT]>().read_unaligned() })
     }
 
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         // SAFETY: the trait's.
-        unsafe { to.cast::<[f32; 4]>().write_unaligned(self.0) }
+        unsafe { to.cast::<[f32; COUNT]>().write_unaligned(self.0) }
     }
 
     #[inline(always)]
-    unsafe fn splat(value: f32) -> Quad {
-        Quad([value; 4])
+    unsafe fn splat(value: f32) -> Self {
+        Lanes([value; COUNT])
     }
 
     #[inline(always)]
-    unsafe fn mul_add(self, b: Quad, c: Quad) -> Quad {
+    unsafe fn mul_add(self, b: Self, c: Self) -> Self {
         self.zip(b, |a, b| a * b).zip(c, |ab, c| ab + c)
     }
 
     #[inline(always)]
-    unsafe fn add(self, other: Quad) -> Quad {
+    unsafe fn add(self, other: Self) -> Self {
         self.zip(other, |a, b| a + b)
     }
 
     #[inline(always)]
-    unsafe fn sub(self, other: Quad) -> Quad {
+    unsafe fn sub(self, other: Self) -> Self {
         self.zip(other, |a, b| a - b)
     }
 
     #[inline(always)]
-    unsafe fn mul(self, other: Quad) -> Quad {
+    unsafe fn mul(self, other: Self) -> Self {
         self.zip(other, |a, b| a * b)
     }
 }
@@ -301,5 +312,43 @@ mod x86 {
                 _mm256_storeu_ps(to.add((4 + j) * to_stride), column);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_instruction_sets() {
+        assert_eq!(Isa::named("portable"), Ok(Isa::Portable));
+        let error = Isa::named("sse9").expect_err("there is none");
+        assert!(error.contains("sse9") && error.contains("avx2"), "{error}");
+        if !Isa::available().contains(&Isa::Avx512) {
+            assert!(Isa::named("avx512").is_err_and(|error| error.contains("does not have")));
+        }
+    }
+
+    /// Transposes of a matrix that is larger than the block, at every instruction set's width.
+    #[test]
+    fn a_transpose_turns_rows_to_columns() {
+        struct Turn;
+        impl Kernel for Turn {
+            type Output = ();
+
+            #[inline(always)]
+            fn run<V: Vector>(self) {
+                let from: Vec<f32> = (0..V::LANES * 40).map(|i| i as f32).collect();
+                let mut to = vec![-1f32; V::LANES * 37];
+                // SAFETY: LANES rows of 40 values, and LANES rows of 37 to write to.
+                unsafe { V::transpose(from.as_ptr(), 40, to.as_mut_ptr(), 37) };
+                for (at, value) in to.iter().enumerate() {
+                    let (j, i) = (at / 37, at % 37);
+                    let want = if i < V::LANES { (i * 40 + j) as f32 } else { -1.0 };
+                    assert_eq!(*value, want);
+                }
+            }
+        }
+        Isa::available().into_iter().for_each(|isa| isa.run(Turn));
     }
 }

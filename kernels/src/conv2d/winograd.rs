@@ -8,6 +8,9 @@
 //! V of a group of tiles is made once and shared; U, nine numbers made to 36, would be four times the weights and
 //! is made anew for each group, a few output channels at a time, by the thread that uses it.
 
+#![expect(clippy::needless_range_loop, reason = "the index is the second of two")]
+
+use std::array::from_fn;
 use std::f32::consts::{FRAC_1_SQRT_2, SQRT_2};
 
 use rayon::prelude::*;
@@ -169,18 +172,15 @@ impl Kernel for TransformInput<'_> {
             // SAFETY: d has `padded` values for each point, and `tile + LANES` is at most that; V has
             // padded / width panels for each point, and no other task writes this channel's values.
             unsafe {
-                let mut t = [[V::splat(0.0); 6]; 6];
-                for c in 0..6 {
-                    let column = std::array::from_fn(|r| {
+                let mut columns = [[V::splat(0.0); 6]; 6];
+                for (c, column) in columns.iter_mut().enumerate() {
+                    *column = input_transform(from_fn(|r| {
                         V::load(d.as_ptr().add((6 * r + c) * padded + tile))
-                    });
-                    let column = input_transform(column);
-                    for r in 0..6 {
-                        t[r][c] = column[r];
-                    }
+                    }));
                 }
-                for (r, row) in t.into_iter().enumerate() {
-                    for (c, value) in input_transform(row).into_iter().enumerate() {
+                for r in 0..6 {
+                    let row = input_transform(from_fn(|c| columns[c][r]));
+                    for (c, value) in row.into_iter().enumerate() {
                         let point = (6 * r + c) * (padded / width) + panel;
                         value.store(v.at(point * panel_size + channel * width + lane));
                     }
@@ -306,16 +306,15 @@ fn transform_weights<V: Vector>(weights: &[f32], channels: usize, u: &mut [f32],
         // SAFETY: `apart` has nine vectors; where a vector is whole, `u` has room for it at every point, by the
         // assert.
         unsafe {
-            let mut t = [[V::splat(0.0); 3]; 6];
-            for c in 0..3 {
-                let column =
-                    std::array::from_fn(|r| V::load(apart.as_ptr().add((3 * r + c) * V::LANES)));
-                for (r, value) in weight_transform(column).into_iter().enumerate() {
-                    t[r][c] = value;
-                }
+            let mut columns = [[V::splat(0.0); 6]; 3];
+            for (c, column) in columns.iter_mut().enumerate() {
+                *column = weight_transform(from_fn(|r| {
+                    V::load(apart.as_ptr().add((3 * r + c) * V::LANES))
+                }));
             }
-            for (r, row) in t.into_iter().enumerate() {
-                for (c, value) in weight_transform(row).into_iter().enumerate() {
+            for r in 0..6 {
+                let row = weight_transform(from_fn(|c| columns[c][r]));
+                for (c, value) in row.into_iter().enumerate() {
                     let to = u.as_mut_ptr().add((6 * r + c) * stride + first);
                     if count == V::LANES {
                         value.store(to);
@@ -353,16 +352,15 @@ fn transform_output<V: Vector>(
         // SAFETY: tile + LANES ≤ columns, so the asserts make room for each point's vector, in `m` and in
         // `out`.
         unsafe {
-            let mut t = [[V::splat(0.0); 6]; 4];
-            for c in 0..6 {
-                let column =
-                    std::array::from_fn(|r| V::load(m.as_ptr().add((6 * r + c) * stride + tile)));
-                for (r, value) in output_transform(column).into_iter().enumerate() {
-                    t[r][c] = value;
-                }
+            let mut columns = [[V::splat(0.0); 4]; 6];
+            for (c, column) in columns.iter_mut().enumerate() {
+                *column = output_transform(from_fn(|r| {
+                    V::load(m.as_ptr().add((6 * r + c) * stride + tile))
+                }));
             }
-            for (r, row) in t.into_iter().enumerate() {
-                for (c, value) in output_transform(row).into_iter().enumerate() {
+            for r in 0..4 {
+                let row = output_transform(from_fn(|c| columns[c][r]));
+                for (c, value) in row.into_iter().enumerate() {
                     let value = value.add(V::splat(bias));
                     value.store(out.as_mut_ptr().add((4 * r + c) * TILES_AT_ONCE + tile));
                 }

@@ -1,13 +1,17 @@
 use rayon::prelude::*;
 
+use crate::gemm::{Plain, Product, Start};
+use crate::simd::Isa;
 use crate::storage::WeightValues;
 
-/// Values of y that one task makes: 256 KiB, what a second-level cache holds.
-const TASK_VALUES: usize = 1 << 16;
+/// Values of y that one task makes: what a second-level cache holds, and enough rows that packing `down` for
+/// them pays.
+const TASK_VALUES: usize = 1 << 17;
 
 /// y [rows, columns] = w + up [rows, rank] · down [rank, columns]. A task copies a few rows of w and
 /// adds the product while they are in the cache, so that w is read and y written once.
 pub(super) fn low_rank_update(
+    isa: Isa,
     w: WeightValues,
     up: &[f32],
     down: &[f32],
@@ -19,39 +23,26 @@ pub(super) fn low_rank_update(
         return y;
     }
     ask_for_huge_pages(&mut y);
+    let down = Plain { values: down, stride: columns };
     let block = (TASK_VALUES / columns).clamp(1, rows);
-    y.par_chunks_mut(block * columns).enumerate().for_each(|(task, y)| {
+    let tasks = y.par_chunks_mut(block * columns).enumerate();
+    tasks.for_each_init(Vec::new, |scratch, (task, y)| {
         w.widen_into(task * block * columns, y);
-        if rank == 0 {
-            return;
-        }
         let rows = y.len() / columns;
-        let up = &up[task * block * rank..][..rows * rank];
-        // SAFETY: y, up and down are whole and row by row, of the sizes asserted above; y is borrowed
-        // alone.
-        unsafe {
-            gemm::gemm(
-                rows,
-                columns,
-                rank,
-                y.as_mut_ptr(),
-                1,
-                columns as isize,
-                true,
-                up.as_ptr(),
-                1,
-                rank as isize,
-                down.as_ptr(),
-                1,
-                columns as isize,
-                1.0,
-                1.0,
-                false,
-                false,
-                false,
-                gemm::Parallelism::None,
-            );
-        }
+        let product = Product {
+            m: rows,
+            k: rank,
+            n: 0..columns,
+            a: up[task * block * rank..][..rows * rank].as_ptr(),
+            a_stride: rank,
+            b: &down,
+            c: y.as_mut_ptr(),
+            c_stride: columns,
+            start: Start::Itself,
+            scratch,
+        };
+        // SAFETY: y and `up` are whole rows, of the sizes asserted above; y is borrowed alone.
+        unsafe { product.compute(isa) };
     });
     y
 }

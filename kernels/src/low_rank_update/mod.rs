@@ -4,6 +4,7 @@ mod cpu;
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
+use crate::simd::Isa;
 use crate::storage::{f32_slice, weight_values};
 
 /// Y = W + U D, in f32.
@@ -45,7 +46,7 @@ impl CustomOp3 for LowRankUpdate {
         let weight = weight_values(weight, weight_layout, "low_rank_update")?;
         let up = f32_slice(up, up_layout, "low_rank_update")?;
         let down = f32_slice(down, down_layout, "low_rank_update")?;
-        let y = cpu::low_rank_update(weight, up, down, (output, input, rank));
+        let y = cpu::low_rank_update(Isa::get()?, weight, up, down, (output, input, rank));
         Ok((CpuStorage::F32(y), Shape::from((output, input))))
     }
 }
