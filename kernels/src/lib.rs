@@ -16,6 +16,7 @@ pub mod group_norm;
 pub mod layer_norm;
 pub mod linear;
 pub mod low_rank_update;
+mod memory;
 mod moments;
 pub mod profile;
 mod simd;

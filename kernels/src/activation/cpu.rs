@@ -1,13 +1,14 @@
 use rayon::prelude::*;
 
 use crate::exponential::{erf, exp};
+use crate::memory;
 use crate::simd::{Isa, Kernel, Vector};
 
 /// Values for one task: enough that handing it out costs nothing beside the work.
 const CHUNK: usize = 8192;
 
 pub(super) fn map(isa: Isa, x: &[f32], f: impl Fn(f32) -> f32 + Sync) -> Vec<f32> {
-    let mut y = vec![0f32; x.len()];
+    let mut y = memory::zeros(x.len());
     y.par_chunks_mut(CHUNK)
         .zip(x.par_chunks(CHUNK))
         .for_each(|(y, x)| isa.run(Map { x, y, f: &f }));

@@ -3,6 +3,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::gemm::{Columns, Product, Shared, Start};
+use crate::memory;
 use crate::simd::{Isa, Vector};
 use crate::storage::WeightValues;
 
@@ -57,7 +58,7 @@ pub(super) fn conv2d(
     let k = s.channels * s.kernel_h * s.kernel_w;
     assert!(x.len() == s.batch * s.channels * s.height * s.width && w.len() == s.out_channels * k);
     assert!(bias.is_none_or(|bias| bias.len() == s.out_channels));
-    let mut y: Vec<f32> = Vec::with_capacity(pixels * s.out_channels);
+    let mut y = memory::reserve(pixels * s.out_channels);
     let to = Shared(y.as_mut_ptr());
     let patches = Patches { x, s };
     let columns = pixels.min(COLUMNS);

@@ -18,6 +18,7 @@ use rayon::prelude::*;
 use super::cpu::Sizes;
 use crate::gemm::tile::tile;
 use crate::gemm::{K_BLOCK, Shared, Start};
+use crate::memory;
 use crate::simd::{Isa, Kernel, Vector};
 use crate::storage::WeightValues;
 
@@ -82,13 +83,13 @@ pub(super) fn conv2d(
     assert!(bias.is_none_or(|bias| bias.len() == s.out_channels));
     let tiles = Tiles::of(s);
     let values = s.batch * s.out_channels * s.out_height * s.out_width;
-    let mut y: Vec<f32> = Vec::with_capacity(values);
+    let mut y = memory::reserve(values);
     let to = Shared(y.as_mut_ptr());
     let width = isa.tile_width();
     let most = (GROUP_VALUES / (POINTS * s.channels) / width).max(2) * width;
     let groups = tiles.count.div_ceil(most);
     let per_group = tiles.count.div_ceil(groups).next_multiple_of(width);
-    let mut v: Vec<f32> = Vec::with_capacity(POINTS * s.channels * per_group);
+    let mut v = memory::reserve(POINTS * s.channels * per_group);
     for first in (0..tiles.count).step_by(per_group) {
         let group = first..tiles.count.min(first + per_group);
         let padded = group.len().next_multiple_of(width);

@@ -1,11 +1,12 @@
 use rayon::prelude::*;
 
 use crate::activation::gelu;
+use crate::memory;
 use crate::simd::{Isa, Kernel, Vector};
 
 /// `x` rows of 2n, returns rows of n.
 pub(super) fn geglu(isa: Isa, x: &[f32], n: usize) -> Vec<f32> {
-    let mut y = vec![0f32; x.len() / 2];
+    let mut y = memory::zeros(x.len() / 2);
     // Several rows a task where rows are short.
     let rows = (8192 / n).max(1);
     let tasks = y.par_chunks_mut(rows * n).zip(x.par_chunks(rows * 2 * n));

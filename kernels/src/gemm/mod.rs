@@ -13,6 +13,7 @@ use rayon::prelude::*;
 
 pub(crate) use columns::{Plain, Transposed};
 
+use crate::memory;
 use crate::simd::{Isa, Kernel, Vector};
 use tile::tile;
 
@@ -140,7 +141,7 @@ pub(crate) fn product(
     start: Start,
 ) -> Vec<f32> {
     assert!(a.len() == m * k);
-    let mut c: Vec<f32> = Vec::with_capacity(m * n);
+    let mut c = memory::reserve(m * n);
     let to = Shared(c.as_mut_ptr());
     let blocks = blocks(m, n);
     // A small product is done before the threads are woken.

@@ -1,6 +1,7 @@
 use rayon::prelude::*;
 
 use crate::exponential::exp;
+use crate::memory;
 use crate::moments::mean_and_variance;
 use crate::simd::{Isa, Kernel, Vector};
 
@@ -16,7 +17,7 @@ pub(super) struct Parameters<'a> {
 
 /// `x` [B, C, pixels]; a task is one (sample, group), whose channels are contiguous.
 pub(super) fn group_norm(isa: Isa, x: &[f32], pixels: usize, parameters: Parameters) -> Vec<f32> {
-    let mut y = vec![0f32; x.len()];
+    let mut y = memory::zeros(x.len());
     let n = parameters.weight.len() / parameters.groups * pixels;
     if n == 0 {
         return y;

@@ -1,11 +1,12 @@
 use rayon::prelude::*;
 
+use crate::memory;
 use crate::moments::mean_and_variance;
 use crate::simd::{Isa, Kernel, Vector};
 
 pub(super) fn layer_norm(isa: Isa, x: &[f32], weight: &[f32], bias: &[f32], eps: f64) -> Vec<f32> {
     let n = weight.len();
-    let mut y = vec![0f32; x.len()];
+    let mut y = memory::zeros(x.len());
     // Several rows a task where rows are short.
     let rows = (8192 / n).max(1);
     let tasks = y.par_chunks_mut(rows * n).zip(x.par_chunks(rows * n));

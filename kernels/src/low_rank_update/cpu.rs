@@ -1,6 +1,7 @@
 use rayon::prelude::*;
 
 use crate::gemm::{Plain, Product, Start};
+use crate::memory;
 use crate::simd::Isa;
 use crate::storage::WeightValues;
 
@@ -18,11 +19,10 @@ pub(super) fn low_rank_update(
     (rows, columns, rank): (usize, usize, usize),
 ) -> Vec<f32> {
     assert!(w.len() == rows * columns && up.len() == rows * rank && down.len() == rank * columns);
-    let mut y = vec![0f32; rows * columns];
+    let mut y = memory::zeros(rows * columns);
     if y.is_empty() {
         return y;
     }
-    ask_for_huge_pages(&mut y);
     let down = Plain { values: down, stride: columns };
     let block = (TASK_VALUES / columns).clamp(1, rows);
     let tasks = y.par_chunks_mut(block * columns).enumerate();
@@ -46,22 +46,3 @@ pub(super) fn low_rank_update(
     });
     y
 }
-
-/// Asks the system for large pages under `values`. A LoRA on a whole network fills a gigabyte that was not
-/// there before, and with small pages more than half of the time goes into their faults. A system that
-/// has none gives small ones; nothing else changes.
-#[cfg(target_os = "linux")]
-fn ask_for_huge_pages(values: &mut [f32]) {
-    const PAGE: usize = 2 << 20;
-    let range = values.as_mut_ptr_range();
-    let start = (range.start as usize).next_multiple_of(PAGE);
-    let end = range.end as usize / PAGE * PAGE;
-    if start < end {
-        // SAFETY: the range lies within `values`, which are borrowed alone; the advice changes how the
-        // memory is paged and not what is in it, so its failure does not matter.
-        unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_HUGEPAGE) };
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn ask_for_huge_pages(_values: &mut [f32]) {}

@@ -1,5 +1,7 @@
 use rayon::prelude::*;
 
+use crate::memory;
+
 /// `x` planes of h × w, returns planes of height × width.
 pub(super) fn upsample_nearest2d(
     x: &[f32],
@@ -7,7 +9,7 @@ pub(super) fn upsample_nearest2d(
     (height, width): (usize, usize),
 ) -> Vec<f32> {
     let columns: Vec<usize> = (0..width).map(|x| x * w / width).collect();
-    let mut y = vec![0f32; x.len() / (h * w) * height * width];
+    let mut y = memory::zeros(x.len() / (h * w) * height * width);
     y.par_chunks_mut(height * width).zip(x.par_chunks(h * w)).for_each(|(y, x)| {
         for (row, y) in y.chunks_exact_mut(width).enumerate() {
             let x = &x[row * h / height * w..][..w];

@@ -1,0 +1,83 @@
+"""One part of a picture in PyTorch on random weights: peers.py runs this in another Python.
+
+Prints the seconds of each call after one that warms up, and the largest resident size.
+"""
+
+import json
+import resource
+import sys
+import time
+
+import torch
+
+part, latent, batch, threads, repeat = sys.argv[1], *map(int, sys.argv[2:6])
+torch.set_num_threads(threads)
+torch.manual_seed(0)
+
+
+def unet():
+    from diffusers import UNet2DConditionModel
+
+    network = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8).eval()
+    x, context = torch.randn(batch, 4, latent, latent), torch.randn(batch, 77, 768)
+    return lambda: network(x, 500, context)
+
+
+def vae_decode():
+    from diffusers import AutoencoderKL
+
+    network = AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        block_out_channels=[128, 256, 512, 512],
+        layers_per_block=2,
+    ).eval()
+    x = torch.randn(batch, 4, latent, latent)
+    return lambda: network.decode(x)
+
+
+class Layer(torch.nn.Module):
+    """A layer of Kosmos-G's language model (Magneto: norms within attention and feed-forward too)."""
+
+    def __init__(self, width=2048, heads=32, hidden=8192):
+        super().__init__()
+        self.heads = heads
+        linear, norm = torch.nn.Linear, torch.nn.LayerNorm
+        self.q, self.k, self.v, self.out = (linear(width, width) for _ in range(4))
+        self.norm_1, self.norm_2, self.inner = norm(width), norm(width), norm(width)
+        self.fc_1, self.fc_2, self.norm_3 = linear(width, hidden), linear(hidden, width), norm(hidden)
+
+    def forward(self, x):
+        h = self.norm_1(x)
+        split = lambda y: y.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        attend = torch.nn.functional.scaled_dot_product_attention
+        h = attend(split(self.q(h)), split(self.k(h)), split(self.v(h)), is_causal=True)
+        x = x + self.out(self.inner(h.transpose(1, 2).flatten(2)))
+        return x + self.fc_2(self.norm_3(torch.nn.functional.gelu(self.fc_1(self.norm_2(x)))))
+
+
+def mllm():
+    network = torch.nn.Sequential(*(Layer() for _ in range(24)), torch.nn.LayerNorm(2048)).eval()
+    x = torch.randn(1, 160, 2048)
+    return lambda: network(x)
+
+
+def clip():
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    config = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12, num_hidden_layers=12)
+    network = CLIPTextModel(config).eval()
+    ids = torch.arange(100, 177).repeat(batch, 1)
+    return lambda: network(ids)
+
+
+with torch.no_grad():
+    run = {"unet": unet, "vae-decode": vae_decode, "mllm": mllm, "clip": clip}[part]()
+    run()
+    seconds = []
+    for _ in range(repeat):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+print(json.dumps({"seconds": seconds, "peak_gb": peak}))
