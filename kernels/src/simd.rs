@@ -33,7 +33,7 @@ impl Isa {
             Ok(name) if !name.is_empty() => Isa::named(&name),
             _ => Ok(Isa::available()[0]),
         });
-        chosen.clone().map_err(Error::msg)
+        chosen.clone().map_err(Error::Msg)
     }
 
     /// Those that this processor has, the widest first.

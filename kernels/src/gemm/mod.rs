@@ -47,6 +47,11 @@ pub(crate) enum Start<'a> {
     Columns(&'a [f32]),
     /// What is in it.
     Itself,
+    /// Another matrix's rows, `stride` apart.
+    Matrix {
+        values: &'a [f32],
+        stride: usize,
+    },
 }
 
 /// A block of C = A B for one thread.
@@ -71,7 +76,7 @@ pub(crate) struct Product<'a, B> {
 impl<B: Columns> Product<'_, B> {
     /// # Safety
     /// `a` leads to m rows of k values, `c` to m rows of n.len() values which nobody else reads or writes
-    /// meanwhile.
+    /// meanwhile; a [`Start::Matrix`] to as many.
     pub(crate) unsafe fn compute(self, isa: Isa) {
         isa.run(self);
     }
@@ -109,6 +114,10 @@ impl<B: Columns> Kernel for Product<'_, B> {
                             Start::Columns(values) => {
                                 Start::Columns(&values[column..column + columns])
                             }
+                            Start::Matrix { values, stride } => Start::Matrix {
+                                values: &values[row * stride + column - first..],
+                                stride,
+                            },
                             other => other,
                         };
                         // SAFETY: row + rows ≤ m and p + depth ≤ k, so the rows of A are there; the

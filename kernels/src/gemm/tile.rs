@@ -1,5 +1,7 @@
 //! The innermost loop of the product: a tile of C in registers.
 
+use std::mem::MaybeUninit;
+
 use super::Start;
 use crate::simd::Vector;
 
@@ -7,11 +9,13 @@ use crate::simd::Vector;
 const MAX_ROWS: usize = 12;
 const MAX_WIDTH: usize = 32;
 
+static ZEROS: [f32; MAX_WIDTH] = [0.0; MAX_WIDTH];
+
 /// C [rows, columns] = start + A [rows, depth] · panel [depth, 2 · LANES].
 ///
 /// # Safety
 /// 1 ≤ rows ≤ TILE_ROWS and 1 ≤ columns ≤ 2 · LANES; A's rows are there, `a_stride` apart, the panel is whole, and
-/// C's rows, `c_stride` apart, can be written (and read, where the start is `Itself`).
+/// C's rows, `c_stride` apart, can be written; what the start leads to can be read.
 #[inline(always)]
 pub(crate) unsafe fn tile<V: Vector>(
     (rows, columns, depth): (usize, usize, usize),
@@ -26,29 +30,32 @@ pub(crate) unsafe fn tile<V: Vector>(
     let depth = std::hint::black_box(depth);
     const { assert!(V::TILE_ROWS <= MAX_ROWS && 2 * V::LANES <= MAX_WIDTH) };
     let width = 2 * V::LANES;
-    // A tile that is not one vector or two wide is computed beside C.
-    let mut aside = [0f32; MAX_ROWS * MAX_WIDTH];
+    let by_row = match start {
+        Start::Rows(values) => Some(values),
+        _ => None,
+    };
+    let (from, from_stride) = match start {
+        Start::Zero | Start::Rows(_) => (ZEROS.as_ptr(), 0),
+        Start::Columns(values) => (values.as_ptr(), 0),
+        Start::Itself => (c.cast_const(), c_stride),
+        Start::Matrix { values, stride } => (values.as_ptr(), stride),
+    };
+    // A tile that is not one vector or two wide is computed beside C, from what it starts with, widened.
     let whole = columns == width || columns == V::LANES;
-    let (to, to_stride) = if whole { (c, c_stride) } else { (aside.as_mut_ptr(), width) };
-    for row in 0..rows {
-        for column in 0..if whole { 0 } else { columns } {
-            if let Start::Itself = start {
-                // SAFETY: within the tile, and within `aside`.
-                unsafe { *to.add(row * to_stride + column) = *c.add(row * c_stride + column) };
+    let mut aside = MaybeUninit::<[f32; MAX_ROWS * MAX_WIDTH]>::uninit();
+    let (begin, to, to_stride) = if whole {
+        (Begin { by_row, from, from_stride }, c, c_stride)
+    } else {
+        let aside = aside.write([0.0; MAX_ROWS * MAX_WIDTH]).as_mut_ptr();
+        for row in 0..rows {
+            // SAFETY: the start has this row's columns, and `aside` a row as wide as the tile.
+            unsafe {
+                let from = from.add(row * from_stride);
+                std::ptr::copy_nonoverlapping(from, aside.add(row * width), columns);
             }
         }
-    }
-    // The values that every row begins with, as wide as the tile.
-    let mut by_column = [0f32; MAX_WIDTH];
-    if let Start::Columns(values) = start {
-        by_column[..columns].copy_from_slice(&values[..columns]);
-    }
-    let by_row = match start {
-        Start::Rows(values) => values,
-        _ => &[],
+        (Begin { by_row, from: aside.cast_const(), from_stride: width }, aside, width)
     };
-    let begin =
-        Begin { by_row, by_column: by_column.as_ptr(), itself: matches!(start, Start::Itself) };
     // SAFETY: the caller's, and `aside` holds a tile.
     unsafe {
         macro_rules! of_rows {
@@ -68,11 +75,7 @@ pub(crate) unsafe fn tile<V: Vector>(
         of_rows!(1 2 3 4 5 6 7 8 9 10 11 12);
         if !whole {
             for row in 0..rows {
-                std::ptr::copy_nonoverlapping(
-                    aside.as_ptr().add(row * width),
-                    c.add(row * c_stride),
-                    columns,
-                );
+                std::ptr::copy_nonoverlapping(to.add(row * width), c.add(row * c_stride), columns);
             }
         }
     }
@@ -80,9 +83,10 @@ pub(crate) unsafe fn tile<V: Vector>(
 
 #[derive(Clone, Copy)]
 struct Begin<'a> {
-    by_row: &'a [f32],
-    by_column: *const f32,
-    itself: bool,
+    by_row: Option<&'a [f32]>,
+    /// Rows as wide as the tile, where the values are not by row.
+    from: *const f32,
+    from_stride: usize,
 }
 
 /// # Safety
@@ -126,10 +130,9 @@ unsafe fn rows_of_tile<V: Vector, const ROWS: usize, const VECTORS: usize>(
         for (row, sums) in sums.iter().enumerate() {
             for (half, sum) in sums.iter().enumerate() {
                 let c = c.add(row * c_stride + half * V::LANES);
-                let start = match begin {
-                    Begin { itself: true, .. } => V::load(c),
-                    Begin { by_row: &[], by_column, .. } => V::load(by_column.add(half * V::LANES)),
-                    Begin { by_row, .. } => V::splat(*by_row.get_unchecked(row)),
+                let start = match begin.by_row {
+                    Some(values) => V::splat(*values.get_unchecked(row)),
+                    None => V::load(begin.from.add(row * begin.from_stride + half * V::LANES)),
                 };
                 start.add(*sum).store(c);
             }

@@ -9,8 +9,8 @@ use crate::storage::WeightValues;
 /// them pays.
 const TASK_VALUES: usize = 1 << 17;
 
-/// y [rows, columns] = w + up [rows, rank] · down [rank, columns]. A task copies a few rows of w and
-/// adds the product while they are in the cache, so that w is read and y written once.
+/// y [rows, columns] = w + up [rows, rank] · down [rank, columns]. A task is some rows of w, which
+/// the product begins with, so that w is read and y written once.
 pub(super) fn low_rank_update(
     isa: Isa,
     w: WeightValues,
@@ -27,8 +27,16 @@ pub(super) fn low_rank_update(
     let block = (TASK_VALUES / columns).clamp(1, rows);
     let tasks = y.par_chunks_mut(block * columns).enumerate();
     tasks.for_each_init(Vec::new, |scratch, (task, y)| {
-        w.widen_into(task * block * columns, y);
         let rows = y.len() / columns;
+        let start = match w {
+            WeightValues::F32(w) => {
+                Start::Matrix { values: &w[task * block * columns..][..y.len()], stride: columns }
+            }
+            half => {
+                half.widen_into(task * block * columns, y);
+                Start::Itself
+            }
+        };
         let product = Product {
             m: rows,
             k: rank,
@@ -38,10 +46,10 @@ pub(super) fn low_rank_update(
             b: &down,
             c: y.as_mut_ptr(),
             c_stride: columns,
-            start: Start::Itself,
+            start,
             scratch,
         };
-        // SAFETY: y and `up` are whole rows, of the sizes asserted above; y is borrowed alone.
+        // SAFETY: y, `up` and w are whole rows, of the sizes asserted above; y is borrowed alone.
         unsafe { product.compute(isa) };
     });
     y
