@@ -9,6 +9,8 @@
 pub mod activation;
 pub mod attention;
 pub mod conv2d;
+#[cfg(any(feature = "cuda", test))]
+mod cuda;
 mod exponential;
 pub mod geglu;
 mod gemm;

@@ -6,7 +6,11 @@
 //! - QuickGELU of CLIP: x σ(1.702 x)
 
 mod cpu;
+#[cfg(any(feature = "cuda", test))]
+mod cuda;
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
 use crate::profile::Span;
@@ -39,14 +43,15 @@ pub fn quick_gelu(x: &Tensor) -> Result<Tensor> {
     x.contiguous()?.apply_op1_no_bwd(&Activation::QuickGelu)
 }
 
+#[derive(Clone, Copy)]
 enum Activation {
     Silu,
     GeluErf,
     QuickGelu,
 }
 
-impl CustomOp1 for Activation {
-    fn name(&self) -> &'static str {
+impl Activation {
+    fn function(self) -> &'static str {
         match self {
             Activation::Silu => "silu",
             Activation::GeluErf => "gelu_erf",
@@ -54,16 +59,35 @@ impl CustomOp1 for Activation {
         }
     }
 
+    fn on_cpu(self, isa: Isa, x: &[f32]) -> Vec<f32> {
+        match self {
+            Activation::Silu => cpu::map(isa, x, cpu::silu),
+            Activation::GeluErf => cpu::map(isa, x, cpu::gelu),
+            Activation::QuickGelu => cpu::map(isa, x, cpu::quick_gelu),
+        }
+    }
+}
+
+impl CustomOp1 for Activation {
+    fn name(&self) -> &'static str {
+        self.function()
+    }
+
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = f32_slice(storage, layout, self.name())?;
         let isa = Isa::get()?;
         let _span = Span::new(self.name(), 0);
-        let y = match self {
-            Activation::Silu => cpu::map(isa, x, cpu::silu),
-            Activation::GeluErf => cpu::map(isa, x, cpu::gelu),
-            Activation::QuickGelu => cpu::map(isa, x, cpu::quick_gelu),
-        };
-        Ok((CpuStorage::F32(y), layout.shape().clone()))
+        Ok((CpuStorage::F32(self.on_cpu(isa, x)), layout.shape().clone()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        use crate::cuda::device;
+        let (number_type, values) =
+            (device::number_type(x, self.name())?, layout.shape().elem_count());
+        let plan = cuda::plan(*self, number_type, values);
+        let x = device::Input::new(x, layout, self.name())?;
+        Ok((device::run(&plan, &[x], (number_type, values))?, layout.shape().clone()))
     }
 }
 

@@ -5,7 +5,11 @@
 //! head of a 64 × 64 latent) is never whole in memory.
 
 mod cpu;
+#[cfg(any(feature = "cuda", test))]
+mod cuda;
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Storage, Tensor, bail};
 
 use crate::profile::Span;
@@ -100,6 +104,58 @@ impl CustomOp3 for Attention {
         let _span = Span::new(name, operations);
         let y = cpu::attention(Isa::get()?, q, k, v, mask, self.scale as f32, sizes);
         Ok((CpuStorage::F32(y), Shape::from((batch, queries, heads_count, value_dim))))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        q: &CudaStorage,
+        q_layout: &Layout,
+        k: &CudaStorage,
+        k_layout: &Layout,
+        v: &CudaStorage,
+        v_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        use crate::cuda::{Type, device};
+        let (batch, heads, queries, head_dim) = q_layout.shape().dims4()?;
+        let (_, _, keys, value_dim) = v_layout.shape().dims4()?;
+        let sizes = cpu::Sizes { batch, heads, queries, keys, head_dim, value_dim };
+        let number_type = device::number_type(q, self.name())?;
+        let mut strides = [[0; 3]; 3];
+        for (strides, layout) in strides.iter_mut().zip([q_layout, k_layout, v_layout]) {
+            let &[b, h, l, 1] = layout.stride() else {
+                bail!("attention computes in rows, and the layout of an input is {layout:?}")
+            };
+            *strides = [b, h, l];
+        }
+        for other in [k, v] {
+            if device::number_type(other, self.name())? != number_type {
+                bail!("attention: the keys or values are not of the queries' number type")
+            }
+        }
+        let mut inputs = vec![
+            device::Input::strided(q, q_layout),
+            device::Input::strided(k, k_layout),
+            device::Input::strided(v, v_layout),
+        ];
+        let guard = self.mask.as_ref().map(Tensor::storage_and_layout);
+        let mask = match &guard {
+            None => None,
+            Some((storage, layout)) => match (&**storage, layout.stride()) {
+                (Storage::Cuda(mask), &[b, h, q, k])
+                    if device::number_type(mask, self.name())? == Type::F32 =>
+                {
+                    inputs.push(device::Input::strided(mask, layout));
+                    Some([b, h, q, k])
+                }
+                _ => bail!("attention: the mask must be f32 and on the device of the queries"),
+            },
+        };
+        let aligned = inputs[1].is_aligned() && inputs[2].is_aligned();
+        let strides = cuda::Strides { heads: strides, mask, aligned };
+        let plan = cuda::plan(number_type, sizes, strides, self.scale as f32)?;
+        let shape = Shape::from((batch, queries, heads, value_dim));
+        Ok((device::run(&plan, &inputs, (number_type, shape.elem_count()))?, shape))
     }
 }
 

@@ -2,8 +2,12 @@
 //! y\[o\] = Σ_c w\[o, c\] ⋆ x\[c\] + b\[o\], zero padding, no groups, no dilation.
 
 mod cpu;
+#[cfg(any(feature = "cuda", test))]
+mod cuda;
 mod winograd;
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
 use crate::profile::Span;
@@ -37,12 +41,20 @@ struct Conv2d {
 }
 
 impl Conv2d {
-    fn sizes(&self, x: &Layout, weight: &Layout) -> Result<cpu::Sizes> {
+    fn sizes(&self, x: &Layout, weight: &Layout, bias: Option<&Layout>) -> Result<cpu::Sizes> {
         let (batch, channels, height, width) = x.shape().dims4()?;
         let (out_channels, weight_channels, kernel_h, kernel_w) = weight.shape().dims4()?;
         let Conv2d { stride, padding } = *self;
         if channels != weight_channels {
             bail!("conv2d: the input has {channels} channels, the weight takes {weight_channels}")
+        }
+        if let Some(bias) = bias
+            && bias.dims() != [out_channels]
+        {
+            bail!(
+                "conv2d: the bias {:?} is not one for each of {out_channels} channels",
+                bias.shape()
+            )
         }
         if stride == 0 || kernel_h == 0 || kernel_w == 0 {
             bail!("conv2d: a stride of {stride} and a kernel of {kernel_h}×{kernel_w}")
@@ -74,18 +86,8 @@ impl Conv2d {
         weight: (&CpuStorage, &Layout),
         bias: Option<(&CpuStorage, &Layout)>,
     ) -> Result<(CpuStorage, Shape)> {
-        let sizes = self.sizes(x.1, weight.1)?;
-        let bias = match bias {
-            Some((bias, layout)) if layout.dims() == [sizes.out_channels] => {
-                Some(f32_slice(bias, layout, "conv2d")?)
-            }
-            Some((_, layout)) => bail!(
-                "conv2d: the bias {:?} is not one for each of {} channels",
-                layout.shape(),
-                sizes.out_channels
-            ),
-            None => None,
-        };
+        let sizes = self.sizes(x.1, weight.1, bias.map(|(_, layout)| layout))?;
+        let bias = bias.map(|(bias, layout)| f32_slice(bias, layout, "conv2d")).transpose()?;
         let x = f32_slice(x.0, x.1, "conv2d")?;
         let weight = weight_values(weight.0, weight.1, "conv2d")?;
         let shape = (sizes.batch, sizes.out_channels, sizes.out_height, sizes.out_width);
@@ -96,6 +98,27 @@ impl Conv2d {
             cpu::conv2d(Isa::get()?, x, weight, bias, sizes)
         };
         Ok((CpuStorage::F32(y), Shape::from(shape)))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn on_gpu(
+        &self,
+        x: (&CudaStorage, &Layout),
+        weight: (&CudaStorage, &Layout),
+        bias: Option<(&CudaStorage, &Layout)>,
+    ) -> Result<(CudaStorage, Shape)> {
+        use crate::cuda::{Type, device};
+        let number_type = device::number_type(x.0, "conv2d")?;
+        let sizes = self.sizes(x.1, weight.1, bias.map(|(_, layout)| layout))?;
+        let shape = (sizes.batch, sizes.out_channels, sizes.out_height, sizes.out_width);
+        let shape = Shape::from(shape);
+        let weight = device::Input::weight(weight.0, weight.1, number_type, "conv2d")?;
+        let plan = cuda::plan(number_type, sizes, bias.is_some(), weight.is_aligned())?;
+        let mut inputs = vec![device::Input::new(x.0, x.1, "conv2d")?, weight];
+        if let Some((bias, layout)) = bias {
+            inputs.push(device::Input::weight(bias, layout, Type::F32, "conv2d")?);
+        }
+        Ok((device::run(&plan, &inputs, (number_type, shape.elem_count()))?, shape))
     }
 }
 
@@ -112,6 +135,17 @@ impl CustomOp2 for Conv2d {
         weight_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         self.forward((x, x_layout), (weight, weight_layout), None)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        weight: &CudaStorage,
+        weight_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        self.on_gpu((x, x_layout), (weight, weight_layout), None)
     }
 }
 
@@ -130,6 +164,19 @@ impl CustomOp3 for Conv2d {
         bias_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         self.forward((x, x_layout), (weight, weight_layout), Some((bias, bias_layout)))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        weight: &CudaStorage,
+        weight_layout: &Layout,
+        bias: &CudaStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        self.on_gpu((x, x_layout), (weight, weight_layout), Some((bias, bias_layout)))
     }
 }
 
@@ -190,7 +237,7 @@ mod tests {
             let bias = Tensor::randn(0f32, 1., out_channels, &dev)?.to_vec1::<f32>()?;
             let want = direct(&x, &weight, 1, 1)?;
             let op = Conv2d { stride: 1, padding: 1 };
-            let sizes = op.sizes(x.layout(), weight.layout())?;
+            let sizes = op.sizes(x.layout(), weight.layout(), None)?;
             assert!(winograd::pays(sizes));
             let values = |tensor: &Tensor| tensor.flatten_all()?.to_vec1::<f32>();
             let (x, weight) = (values(&x)?, values(&weight)?);

@@ -2,7 +2,11 @@
 //! the last dimension, y = h · GELU(g). GELU is the exact, erf one.
 
 mod cpu;
+#[cfg(any(feature = "cuda", test))]
+mod cuda;
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
 use crate::profile::Span;
@@ -19,6 +23,19 @@ pub fn geglu(x: &Tensor) -> Result<Tensor> {
 
 struct Geglu;
 
+/// The output's shape, and its last dimension.
+fn halved(layout: &Layout) -> Result<(Shape, usize)> {
+    let mut shape = layout.dims().to_vec();
+    match shape.last_mut() {
+        Some(last) if *last > 0 && *last % 2 == 0 => {
+            *last /= 2;
+            let n = *last;
+            Ok((Shape::from(shape), n))
+        }
+        _ => bail!("geglu splits the last dimension into halves, the input is {shape:?}"),
+    }
+}
+
 impl CustomOp1 for Geglu {
     fn name(&self) -> &'static str {
         "geglu"
@@ -26,16 +43,20 @@ impl CustomOp1 for Geglu {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = f32_slice(storage, layout, self.name())?;
-        let mut shape = layout.dims().to_vec();
-        let n = match shape.last_mut() {
-            Some(last) if *last > 0 && *last % 2 == 0 => {
-                *last /= 2;
-                *last
-            }
-            _ => bail!("geglu splits the last dimension into halves, the input is {shape:?}"),
-        };
+        let (shape, n) = halved(layout)?;
         let _span = Span::new(self.name(), 0);
-        Ok((CpuStorage::F32(cpu::geglu(Isa::get()?, x, n)), Shape::from(shape)))
+        Ok((CpuStorage::F32(cpu::geglu(Isa::get()?, x, n)), shape))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        use crate::cuda::device;
+        let number_type = device::number_type(x, self.name())?;
+        let (shape, n) = halved(layout)?;
+        let values = shape.elem_count();
+        let plan = cuda::plan(number_type, values / n, n);
+        let x = device::Input::new(x, layout, self.name())?;
+        Ok((device::run(&plan, &[x], (number_type, values))?, shape))
     }
 }
 

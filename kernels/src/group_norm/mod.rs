@@ -5,7 +5,11 @@
 //! A U-Net's ResNet blocks apply SiLU to every result, so both are one pass over the memory.
 
 mod cpu;
+#[cfg(any(feature = "cuda", test))]
+mod cuda;
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
 use crate::profile::Span;
@@ -66,29 +70,58 @@ impl CustomOp3 for GroupNorm {
         bias_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let shape = x_layout.shape();
-        let channels = weight_layout.shape().elem_count();
-        if shape.rank() < 2
-            || shape.dims()[1] != channels
-            || bias_layout.shape().elem_count() != channels
-        {
-            bail!(
-                "group_norm: the input {shape:?} and the bias {:?} do not have the weight's \
-                 {channels} channels",
-                bias_layout.shape()
-            )
-        }
-        if self.groups == 0 || !channels.is_multiple_of(self.groups) || channels == 0 {
-            bail!("group_norm: {channels} channels cannot be cut into {} groups", self.groups)
-        }
+        let (_, pixels) = self.sizes(shape, weight_layout, bias_layout)?;
         let x = f32_slice(x, x_layout, self.name())?;
         let weight = f32_slice(weight, weight_layout, self.name())?;
         let bias = f32_slice(bias, bias_layout, self.name())?;
-        let pixels = shape.dims()[2..].iter().product();
         let _span = Span::new(self.name(), 0);
         let GroupNorm { groups, eps, silu } = *self;
         let parameters = cpu::Parameters { weight, bias, groups, eps, silu };
         let y = cpu::group_norm(Isa::get()?, x, pixels, parameters);
         Ok((CpuStorage::F32(y), shape.clone()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        weight: &CudaStorage,
+        weight_layout: &Layout,
+        bias: &CudaStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        use crate::cuda::{Type, device};
+        let (name, shape) = (self.name(), x_layout.shape());
+        let number_type = device::number_type(x, name)?;
+        let (channels, pixels) = self.sizes(shape, weight_layout, bias_layout)?;
+        let sizes = cuda::Sizes { batch: shape.dims()[0], channels, pixels, groups: self.groups };
+        let plan = cuda::plan(number_type, sizes, self.eps, self.silu)?;
+        let inputs = [
+            device::Input::new(x, x_layout, name)?,
+            device::Input::weight(weight, weight_layout, Type::F32, name)?,
+            device::Input::weight(bias, bias_layout, Type::F32, name)?,
+        ];
+        Ok((device::run(&plan, &inputs, (number_type, shape.elem_count()))?, shape.clone()))
+    }
+}
+
+impl GroupNorm {
+    /// Channels, and values of one of them.
+    fn sizes(&self, shape: &Shape, weight: &Layout, bias: &Layout) -> Result<(usize, usize)> {
+        let channels = weight.shape().elem_count();
+        if shape.rank() < 2 || shape.dims()[1] != channels || bias.shape().elem_count() != channels
+        {
+            bail!(
+                "group_norm: the input {shape:?} and the bias {:?} do not have the weight's \
+                 {channels} channels",
+                bias.shape()
+            )
+        }
+        if self.groups == 0 || !channels.is_multiple_of(self.groups) || channels == 0 {
+            bail!("group_norm: {channels} channels cannot be cut into {} groups", self.groups)
+        }
+        Ok((channels, shape.dims()[2..].iter().product()))
     }
 }
 

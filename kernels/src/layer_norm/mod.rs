@@ -2,7 +2,11 @@
 //! y = (x − mean) / √(var + ε) · w + b, var the biased variance.
 
 mod cpu;
+#[cfg(any(feature = "cuda", test))]
+mod cuda;
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
 use crate::profile::Span;
@@ -36,14 +40,7 @@ impl CustomOp3 for LayerNorm {
         bias_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let shape = x_layout.shape();
-        let n = weight_layout.shape().elem_count();
-        if n == 0 || shape.dims().last() != Some(&n) || bias_layout.shape().elem_count() != n {
-            bail!(
-                "layer_norm: the input {shape:?} does not end in the weight's {n} values, or the \
-                 bias {:?} differs from it",
-                bias_layout.shape()
-            )
-        }
+        width(shape, weight_layout, bias_layout)?;
         let x = f32_slice(x, x_layout, self.name())?;
         let weight = f32_slice(weight, weight_layout, self.name())?;
         let bias = f32_slice(bias, bias_layout, self.name())?;
@@ -53,6 +50,43 @@ impl CustomOp3 for LayerNorm {
             shape.clone(),
         ))
     }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        weight: &CudaStorage,
+        weight_layout: &Layout,
+        bias: &CudaStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        use crate::cuda::{Type, device};
+        let (name, shape) = (self.name(), x_layout.shape());
+        let number_type = device::number_type(x, name)?;
+        let n = width(shape, weight_layout, bias_layout)?;
+        let values = shape.elem_count();
+        let plan = cuda::plan(number_type, values / n, n, self.eps)?;
+        let inputs = [
+            device::Input::new(x, x_layout, name)?,
+            device::Input::weight(weight, weight_layout, Type::F32, name)?,
+            device::Input::weight(bias, bias_layout, Type::F32, name)?,
+        ];
+        Ok((device::run(&plan, &inputs, (number_type, values))?, shape.clone()))
+    }
+}
+
+/// The last dimension of the input, which weight and bias have too.
+fn width(shape: &Shape, weight: &Layout, bias: &Layout) -> Result<usize> {
+    let n = weight.shape().elem_count();
+    if n == 0 || shape.dims().last() != Some(&n) || bias.shape().elem_count() != n {
+        bail!(
+            "layer_norm: the input {shape:?} does not end in the weight's {n} values, or the bias \
+             {:?} differs from it",
+            bias.shape()
+        )
+    }
+    Ok(n)
 }
 
 #[cfg(test)]

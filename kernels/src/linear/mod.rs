@@ -1,7 +1,11 @@
 //! Linear layer: y = x Wᵀ + b.
 
 mod cpu;
+#[cfg(any(feature = "cuda", test))]
+mod cuda;
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
 use crate::profile::Span;
@@ -32,29 +36,63 @@ impl Linear {
         (weight, weight_layout): (&CpuStorage, &Layout),
         bias: Option<(&CpuStorage, &Layout)>,
     ) -> Result<(CpuStorage, Shape)> {
-        let (output, input) = weight_layout.shape().dims2()?;
-        let mut shape = x_layout.dims().to_vec();
-        let rows = shape.iter().rev().skip(1).product();
-        match shape.last_mut() {
-            Some(last) if *last == input => *last = output,
-            _ => bail!("linear: the input {shape:?} does not end in the weight's {input} features"),
-        }
-        let bias = match bias {
-            Some((bias, layout)) if layout.dims() == [output] => {
-                Some(f32_slice(bias, layout, "linear")?)
-            }
-            Some((_, layout)) => bail!(
-                "linear: the bias {:?} is not one for each of {output} features",
-                layout.shape()
-            ),
-            None => None,
-        };
+        let (shape, sizes) = sizes(x_layout, weight_layout, bias.map(|(_, layout)| layout))?;
+        let bias = bias.map(|(bias, layout)| f32_slice(bias, layout, "linear")).transpose()?;
         let x = f32_slice(x, x_layout, "linear")?;
         let weight = weight_values(weight, weight_layout, "linear")?;
+        let (rows, input, output) = sizes;
         let _span = Span::new("linear", 2 * rows * input * output);
-        let y = cpu::linear(Isa::get()?, x, weight, bias, (rows, input, output));
-        Ok((CpuStorage::F32(y), Shape::from(shape)))
+        Ok((CpuStorage::F32(cpu::linear(Isa::get()?, x, weight, bias, sizes)), shape))
     }
+
+    /// The product is cuBLAS's, with f32 sums; the bias is a kernel of ours.
+    #[cfg(feature = "cuda")]
+    fn on_gpu(
+        &self,
+        (x, x_layout): (&CudaStorage, &Layout),
+        weight: (&CudaStorage, &Layout),
+        bias: Option<(&CudaStorage, &Layout)>,
+    ) -> Result<(CudaStorage, Shape)> {
+        use crate::cuda::{Type, device};
+        use candle_core::backend::BackendStorage;
+        let number_type = device::number_type(x, "linear")?;
+        let (shape, (rows, input, output)) =
+            sizes(x_layout, weight.1, bias.map(|(_, layout)| layout))?;
+        let weight = device::Input::weight(weight.0, weight.1, number_type, "linear")?;
+        let rows_layout = Layout::contiguous_with_offset((1, rows, input), x_layout.start_offset());
+        let transposed = Shape::from((1, input, output));
+        let transposed = Layout::new(transposed, vec![input * output, 1, input], weight.start());
+        let y = x.matmul(weight.storage(), (1, rows, output, input), &rows_layout, &transposed)?;
+        let Some((bias, bias_layout)) = bias else { return Ok((y, shape)) };
+        let plan = cuda::plan(number_type, rows, output)?;
+        let layout = Layout::contiguous((rows, output));
+        let inputs = [
+            device::Input::new(&y, &layout, "linear")?,
+            device::Input::weight(bias, bias_layout, Type::F32, "linear")?,
+        ];
+        Ok((device::run(&plan, &inputs, (number_type, rows * output))?, shape))
+    }
+}
+
+/// The output's shape, and (rows, input, output).
+fn sizes(
+    x: &Layout,
+    weight: &Layout,
+    bias: Option<&Layout>,
+) -> Result<(Shape, (usize, usize, usize))> {
+    let (output, input) = weight.shape().dims2()?;
+    let mut shape = x.dims().to_vec();
+    let rows = shape.iter().rev().skip(1).product();
+    match shape.last_mut() {
+        Some(last) if *last == input => *last = output,
+        _ => bail!("linear: the input {shape:?} does not end in the weight's {input} features"),
+    }
+    if let Some(bias) = bias
+        && bias.dims() != [output]
+    {
+        bail!("linear: the bias {:?} is not one for each of {output} features", bias.shape())
+    }
+    Ok((Shape::from(shape), (rows, input, output)))
 }
 
 impl CustomOp2 for Linear {
@@ -70,6 +108,17 @@ impl CustomOp2 for Linear {
         weight_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         self.forward((x, x_layout), (weight, weight_layout), None)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        weight: &CudaStorage,
+        weight_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        self.on_gpu((x, x_layout), (weight, weight_layout), None)
     }
 }
 
@@ -88,6 +137,19 @@ impl CustomOp3 for Linear {
         bias_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         self.forward((x, x_layout), (weight, weight_layout), Some((bias, bias_layout)))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        weight: &CudaStorage,
+        weight_layout: &Layout,
+        bias: &CudaStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        self.on_gpu((x, x_layout), (weight, weight_layout), Some((bias, bias_layout)))
     }
 }
 

@@ -1,16 +1,21 @@
 //! A weight with a low-rank change added: Y = W + U D. This is what a LoRA does to a layer.
 
 mod cpu;
+#[cfg(any(feature = "cuda", test))]
+mod cuda;
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
 use crate::simd::Isa;
 use crate::storage::{f32_slice, weight_values};
 
-/// Y = W + U D, in f32.
+/// Y = W + U D, computed in f32.
 ///
 /// `weight` [out, in], f32 or kept in f16 or bf16, `up` [out, rank], `down` [rank, in]; returns
-/// [out, in].
+/// [out, in], in f32 on the CPU, where activations are f32, and in the weight's type on a GPU, where
+/// they have that type.
 ///
 /// # Errors
 /// The shapes do not fit each other, an input is of another type, or its device has no twin.
@@ -34,21 +39,50 @@ impl CustomOp3 for LowRankUpdate {
         down: &CpuStorage,
         down_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (output, input) = weight_layout.shape().dims2()?;
-        let (up_shape, down_shape) = (up_layout.shape().dims2()?, down_layout.shape().dims2()?);
-        let rank = up_shape.1;
-        if up_shape.0 != output || down_shape != (rank, input) {
-            bail!(
-                "low_rank_update: {up_shape:?} times {down_shape:?} is no change of a weight of \
-                 {output} × {input}"
-            )
-        }
+        let (output, input, rank) = sizes(weight_layout, up_layout, down_layout)?;
         let weight = weight_values(weight, weight_layout, "low_rank_update")?;
         let up = f32_slice(up, up_layout, "low_rank_update")?;
         let down = f32_slice(down, down_layout, "low_rank_update")?;
         let y = cpu::low_rank_update(Isa::get()?, weight, up, down, (output, input, rank));
         Ok((CpuStorage::F32(y), Shape::from((output, input))))
     }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        weight: &CudaStorage,
+        weight_layout: &Layout,
+        up: &CudaStorage,
+        up_layout: &Layout,
+        down: &CudaStorage,
+        down_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        use crate::cuda::{Type, device};
+        let name = self.name();
+        let number_type = device::number_type(weight, name)?;
+        let sizes @ (output, input, _) = sizes(weight_layout, up_layout, down_layout)?;
+        let plan = cuda::plan(number_type, sizes)?;
+        let inputs = [
+            device::Input::new(weight, weight_layout, name)?,
+            device::Input::weight(up, up_layout, Type::F32, name)?,
+            device::Input::weight(down, down_layout, Type::F32, name)?,
+        ];
+        let y = device::run(&plan, &inputs, (number_type, output * input))?;
+        Ok((y, Shape::from((output, input))))
+    }
+}
+
+/// (output, input, rank)
+fn sizes(weight: &Layout, up: &Layout, down: &Layout) -> Result<(usize, usize, usize)> {
+    let (output, input) = weight.shape().dims2()?;
+    let (up, down) = (up.shape().dims2()?, down.shape().dims2()?);
+    let rank = up.1;
+    if up.0 != output || down != (rank, input) {
+        bail!(
+            "low_rank_update: {up:?} times {down:?} is no change of a weight of {output} × {input}"
+        )
+    }
+    Ok((output, input, rank))
 }
 
 #[cfg(test)]

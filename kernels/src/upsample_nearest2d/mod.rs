@@ -2,7 +2,11 @@
 //! (y, x) of the result is the source pixel (⌊y · h/H⌋, ⌊x · w/W⌋).
 
 mod cpu;
+#[cfg(any(feature = "cuda", test))]
+mod cuda;
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
 use crate::profile::Span;
@@ -27,14 +31,32 @@ impl CustomOp1 for UpsampleNearest2d {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (b, c, h, w) = layout.shape().dims4()?;
-        if h == 0 || w == 0 || self.height == 0 || self.width == 0 {
-            bail!("upsample_nearest2d: a size is zero: {h}×{w} to {}×{}", self.height, self.width)
-        }
+        let (b, c, h, w) = self.sizes(layout)?;
         let x = f32_slice(storage, layout, self.name())?;
         let _span = Span::new(self.name(), 0);
         let y = cpu::upsample_nearest2d(x, (h, w), (self.height, self.width));
         Ok((CpuStorage::F32(y), Shape::from((b, c, self.height, self.width))))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        use crate::cuda::device;
+        let number_type = device::number_type(x, self.name())?;
+        let (b, c, h, w) = self.sizes(layout)?;
+        let shape = Shape::from((b, c, self.height, self.width));
+        let plan = cuda::plan(number_type, b * c, (h, w), (self.height, self.width))?;
+        let x = device::Input::new(x, layout, self.name())?;
+        Ok((device::run(&plan, &[x], (number_type, shape.elem_count()))?, shape))
+    }
+}
+
+impl UpsampleNearest2d {
+    fn sizes(&self, layout: &Layout) -> Result<(usize, usize, usize, usize)> {
+        let (b, c, h, w) = layout.shape().dims4()?;
+        if h == 0 || w == 0 || self.height == 0 || self.width == 0 {
+            bail!("upsample_nearest2d: a size is zero: {h}×{w} to {}×{}", self.height, self.width)
+        }
+        Ok((b, c, h, w))
     }
 }
 

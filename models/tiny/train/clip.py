@@ -2,7 +2,7 @@
 usage: clip.py WORK [--budget cpu]
 
 The contrastive loss over the batch, both ways, as CLIP's; and because few of a batch's captions differ in the eyes alone,
-each picture has six captions more that are wrong in one thing. The ViT then sees for Kosmos-G, and the text encoder goes on
+each picture has captions more that are wrong in one thing each. The ViT then sees for Kosmos-G, and the text encoder goes on
 with the U-Net (text_to_picture.py)."""
 import random
 
@@ -21,6 +21,7 @@ from tokenizer import Clip
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 VISION = {"image_size": data.VIT, "patch_size": 8, "width": 128, "layers": 4, "heads": 4, "mlp_ratio": 4.0, "image_mean": list(MEAN), "image_std": list(STD)}
+CLOSE = 3  # captions of a picture that are wrong in one thing, of the six kinds
 WRONG = [("shape", 0, 8), ("colour", 1, 9), ("pattern", 2, 4), ("eyes", 3, 4), ("accessory", 4, 7), ("background", 5, 12)]
 
 
@@ -102,7 +103,7 @@ def main():
                 seen.append(world.unpack(scenes[k]))
                 xs[-1] = data.small(small[k][None])[0]
         captions = [grammar.caption(q, r if r.random() < .5 else None) for q in seen]
-        others = [grammar.caption(wrong(q, w, r)) for q in seen for w in range(len(WRONG))]
+        others = [grammar.caption(wrong(q, w, r)) for q in seen for w in r.sample(range(len(WRONG)), CLOSE)]
         exact = [grammar.caption(q) for q in seen]
         return np.stack(xs), tok(captions, 32), tok(exact, 32), tok(others, 32), rng.integers(1 << 30)
 
@@ -116,9 +117,9 @@ def main():
         scale = projections.logit_scale.clamp(max=np.log(100)).exp()
         logits, same = scale * v @ t.T, torch.arange(len(v), device=d)
         loss = (F.cross_entropy(logits, same) + F.cross_entropy(logits.T, same)) / 2
-        every = torch.cat([read(exact)[:, None], read(others).view(len(v), len(WRONG), -1)], 1)
+        every = torch.cat([read(exact)[:, None], read(others).view(len(v), CLOSE, -1)], 1)
         near = scale * (every @ v[..., None])[..., 0]
-        return loss + F.cross_entropy(near, torch.zeros_like(same)), {"right of 7": (near.argmax(1) == 0).float().mean()}
+        return loss + F.cross_entropy(near, torch.zeros_like(same)), {f"right of {1 + CLOSE}": (near.argmax(1) == 0).float().mean()}
 
     s.train(step)
     s.finish(validate(args, *modules.values(), tok))

@@ -4,7 +4,7 @@
 //! Zhang et al., "Adding Conditional Control to Text-to-Image Diffusion Models", arXiv 2302.05543;
 //! computed as diffusers' `ControlNetModel` does.
 
-use candle_core::{Result as CandleResult, Tensor};
+use candle_core::{DType, Result as CandleResult, Tensor};
 use kosmograph_kernels as kernels;
 use serde_json::{Value, json};
 
@@ -201,6 +201,7 @@ impl ControlNet {
                 Tensor::cat(&planes, 1)?
             }
         };
+        let hint = hint.to_dtype(self.encoder.activations())?;
         Ok(self.controlnet_cond_embedding.forward(&hint)?)
     }
 
@@ -235,14 +236,18 @@ impl ControlNet {
                 )));
             }
         };
+        let activations = self.encoder.activations();
+        let (x, context) = (&x.to_dtype(activations)?, &context.to_dtype(activations)?);
+        let hint = hint.to_dtype(activations)?;
         let Encoded { skips, mid, .. } =
             self.encoder.forward(x, timesteps, context, Some(&hint), &mut |_, _| {})?;
         let down = self
             .controlnet_down_blocks
             .iter()
             .zip(&skips)
-            .map(|(block, skip)| block.forward(skip))
+            .map(|(block, skip)| block.forward(skip)?.to_dtype(DType::F32))
             .collect::<CandleResult<_>>()?;
-        Ok(Residuals { down, mid: self.controlnet_mid_block.forward(&mid)? })
+        let mid = self.controlnet_mid_block.forward(&mid)?.to_dtype(DType::F32)?;
+        Ok(Residuals { down, mid })
     }
 }

@@ -1,7 +1,7 @@
 //! The convolutional half of Stable Diffusion's networks, as U-Net, ControlNet and VAE share it:
 //! ResNet blocks and the resampling between levels. Field names are diffusers' checkpoint names.
 
-use candle_core::{Result as CandleResult, Tensor};
+use candle_core::{DType, Result as CandleResult, Tensor};
 use kosmograph_kernels as kernels;
 
 use crate::error::Result;
@@ -41,6 +41,12 @@ impl Conv2d {
             stride,
             padding,
         })
+    }
+
+    /// The number type of the activations of a network that begins with this layer: f32 on the CPU,
+    /// whose kernels compute in nothing else, and the weights' own on a GPU. Sums are f32 on both.
+    pub(crate) fn activations(&self) -> DType {
+        if self.weight.device().is_cpu() { DType::F32 } else { self.weight.dtype() }
     }
 
     /// [B, input, H, W] → [B, output, H', W'].

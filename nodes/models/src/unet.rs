@@ -5,7 +5,7 @@
 //! 2112.10752; computed as diffusers' `UNet2DConditionModel` does, and configured by its
 //! `config.json`: any number of levels, channels, heads and input channels.
 
-use candle_core::{Result as CandleResult, Tensor};
+use candle_core::{DType, Result as CandleResult, Tensor};
 use serde_json::{Value, json};
 
 use crate::diffusers_config::Options;
@@ -209,7 +209,7 @@ impl UNet {
         &self.config
     }
 
-    /// The prediction [B, out_channels, H, W] for `x` [B, in_channels, H, W] at `timesteps`
+    /// The prediction [B, out_channels, H, W], in f32, for `x` [B, in_channels, H, W] at `timesteps`
     /// ([1] for all, or [B]; integers or f32, 0 ≤ t < the schedule's training steps) with `context`
     /// [B, T, cross_attention_dim]. H and W may be any size.
     ///
@@ -240,15 +240,17 @@ impl UNet {
         probe: &mut Probe,
     ) -> Result<Tensor> {
         self.encoder.config().check(x, timesteps, context)?;
+        let activations = self.encoder.activations();
+        let (x, context) = (&x.to_dtype(activations)?, &context.to_dtype(activations)?);
         let Encoded { mut skips, mid, temb } =
             self.encoder.forward(x, timesteps, context, None, probe)?;
         let mut hidden_states = mid;
         if let Some(residuals) = residuals {
             check_residuals(residuals, &skips, &hidden_states)?;
             for (skip, residual) in skips.iter_mut().zip(&residuals.down) {
-                *skip = (&*skip + residual)?;
+                *skip = (&*skip + residual.to_dtype(activations)?)?;
             }
-            hidden_states = (hidden_states + &residuals.mid)?;
+            hidden_states = (hidden_states + residuals.mid.to_dtype(activations)?)?;
         }
         probe("mid", &hidden_states);
         for (i, block) in self.up_blocks.iter().enumerate() {
@@ -256,7 +258,7 @@ impl UNet {
             probe(&format!("up{i}"), &hidden_states);
         }
         let hidden_states = self.conv_norm_out.forward_silu(&hidden_states)?;
-        Ok(self.conv_out.forward(&hidden_states)?)
+        Ok(self.conv_out.forward(&hidden_states)?.to_dtype(DType::F32)?)
     }
 }
 
@@ -282,7 +284,7 @@ fn check_residuals(residuals: &Residuals, skips: &[Tensor], mid: &Tensor) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{DType, Device};
+    use candle_core::Device;
 
     fn tiny() -> Value {
         json!({

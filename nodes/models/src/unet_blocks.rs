@@ -320,8 +320,14 @@ impl Encoder {
         &self.config
     }
 
+    /// The number type of the activations.
+    pub(crate) fn activations(&self) -> DType {
+        self.conv_in.activations()
+    }
+
     /// `x` [B, in_channels, H, W], `timesteps` [1] or [B], `context` [B, T, D]; `hint`
-    /// [B, C₀, H, W] is added to what `conv_in` makes of x (ControlNet).
+    /// [B, C₀, H, W] is added to what `conv_in` makes of x (ControlNet). x, context and hint in the
+    /// type of the activations.
     pub(crate) fn forward(
         &self,
         x: &Tensor,
@@ -336,6 +342,7 @@ impl Encoder {
             time_proj(&timesteps, self.config.levels[0].channels, flip_sin_to_cos, freq_shift)?;
         probe("time_proj", &time_features);
         let TimestepEmbedding { linear_1, linear_2 } = &self.time_embedding;
+        let time_features = time_features.to_dtype(self.activations())?;
         let temb = linear_2.forward(&kernels::silu(&linear_1.forward(&time_features)?)?)?;
         probe("time_embedding", &temb);
         let temb = kernels::silu(&temb)?;

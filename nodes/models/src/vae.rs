@@ -3,7 +3,7 @@
 //! Rombach et al., arXiv 2112.10752, §3.1; computed as diffusers' `AutoencoderKL` does. Latents
 //! here are the autoencoder's own; a U-Net sees them times [`VaeConfig::scaling_factor`].
 
-use candle_core::{Result as CandleResult, Tensor};
+use candle_core::{DType, Result as CandleResult, Tensor};
 use kosmograph_kernels as kernels;
 use serde_json::{Value, json};
 
@@ -463,18 +463,22 @@ impl Vae {
     }
 
     fn moments(&self, image: &Tensor) -> CandleResult<Tensor> {
-        let moments = self.encoder.forward(image)?;
-        match &self.quant_conv {
-            Some(quant_conv) => quant_conv.forward(&moments),
-            None => Ok(moments),
-        }
+        let image = image.to_dtype(self.encoder.conv_in.activations())?;
+        let moments = self.encoder.forward(&image)?;
+        let moments = match &self.quant_conv {
+            Some(quant_conv) => quant_conv.forward(&moments)?,
+            None => moments,
+        };
+        moments.to_dtype(DType::F32)
     }
 
     fn picture(&self, latents: &Tensor) -> CandleResult<Tensor> {
-        match &self.post_quant_conv {
-            Some(post_quant_conv) => self.decoder.forward(&post_quant_conv.forward(latents)?),
-            None => self.decoder.forward(latents),
-        }
+        let latents = latents.to_dtype(self.decoder.conv_in.activations())?;
+        let picture = match &self.post_quant_conv {
+            Some(post_quant_conv) => self.decoder.forward(&post_quant_conv.forward(&latents)?)?,
+            None => self.decoder.forward(&latents)?,
+        };
+        picture.to_dtype(DType::F32)
     }
 
     fn check_image(&self, image: &Tensor) -> Result<()> {
