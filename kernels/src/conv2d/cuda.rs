@@ -167,7 +167,7 @@ mod tests {
             let case = Case::new(number_type, sizes(1, (24, 20), (6, 6), (3, 1, 1)));
             let plan = plan_of(64, number_type, case.s, true, true).expect("small");
             let want = case.want(true);
-            let texts = on_cpu::without_a_barrier("conv2d");
+            let texts = on_cpu::without_a_barrier("conv2d", number_type);
             // Two of block_sum, two of each path.
             assert_eq!(texts.len(), 6);
             let of_path = if number_type == Type::F16 { &texts[2..4] } else { &texts[4..] };

@@ -114,7 +114,7 @@ mod tests {
         let case = Case::new(Type::F32, sizes);
         let plan = pieces_of(64, Type::F32, sizes, 1e-5, false).expect("small");
         let want = case.want(false);
-        let texts = on_cpu::without_a_barrier("group_norm");
+        let texts = on_cpu::without_a_barrier("group_norm", Type::F32);
         assert_eq!(texts.len(), 2, "block_sum has two barriers");
         for text in texts {
             let wrong = (0..8).any(|seed| {

@@ -66,7 +66,7 @@ mod tests {
         let want =
             cpu::low_rank_update(Isa::Portable, WeightValues::F32(&weight), &up, &down, sizes);
         let plan = plan(Type::F32, sizes).expect("small");
-        let texts = on_cpu::without_a_barrier("low_rank_update");
+        let texts = on_cpu::without_a_barrier("low_rank_update", Type::F32);
         // The first two are block_sum's, which this kernel does not call.
         assert_eq!(texts.len(), 4);
         for text in &texts[2..] {

@@ -29,50 +29,79 @@ pub(crate) fn source(kernel: &str) -> String {
         .replace("#include \"../cuda/device.cuh\"", &common)
 }
 
-/// `kernel.cu` as a library with an entry for each of `functions`.
-fn compile(text: &str, functions: &[&str]) -> Library {
+/// The texts of a kernel with one `__syncthreads();` of it left out, each by itself; entries of one type alone.
+pub(crate) fn without_a_barrier(kernel: &str, number_type: Type) -> Vec<String> {
+    let text = of_type(&source(kernel), number_type);
+    text.match_indices("__syncthreads();")
+        .map(|(at, barrier)| format!("{};{}", &text[..at], &text[at + barrier.len()..]))
+        .collect()
+}
+
+/// The text with entry points of one type alone, which are compiled sooner.
+pub(crate) fn of_type(text: &str, number_type: Type) -> String {
+    const F32: &str = "M(f32, float)";
+    const F16: &str = "M(f16, __half)";
+    const BF16: &str = "M(bf16, __nv_bfloat16)";
+    let (all, halves) = match number_type {
+        Type::F32 => (F32, ""),
+        Type::F16 => (F16, F16),
+        Type::BF16 => (BF16, BF16),
+    };
+    let text = text.replace(
+        &format!("FOR_EACH_TYPE(M) {F32} {F16} {BF16}\n#"),
+        &format!("FOR_EACH_TYPE(M) {all}\n#"),
+    );
+    text.replace(
+        &format!("FOR_EACH_HALF_TYPE(M) {F16} {BF16}\n"),
+        &format!("FOR_EACH_HALF_TYPE(M) {halves}\n"),
+    )
+}
+
+fn compiler() -> Command {
+    let mut compiler = Command::new(std::env::var("CXX").unwrap_or_else(|_| "c++".into()));
+    compiler.args(["-std=c++17", "-DCUDA_ON_CPU", "-w", "-I"]).arg(sources().join("cuda/on_cpu"));
+    compiler
+}
+
+fn run_compiler(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// `kernel.cu` as a library with an entry for each of its entry points.
+fn compile(text: &str) -> Library {
     let folder = tempfile::tempdir().expect("a folder");
     let (source, library) = (folder.path().join("kernel.cpp"), folder.path().join("kernel.so"));
-    let entries: String =
-        functions.iter().map(|name| format!("CUDA_ON_CPU_ENTRY({name})\n")).collect();
+    std::fs::write(&source, text).expect("a source written");
+    let expanded = run_compiler(compiler().args(["-E", "-P"]).arg(&source));
+    let names =
+        expanded.split("extern \"C\" void ").skip(1).filter_map(|rest| rest.split('(').next());
+    let entries: String = names.map(|name| format!("CUDA_ON_CPU_ENTRY({name})\n")).collect();
     std::fs::write(&source, format!("{text}\n{entries}")).expect("a source written");
-    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
-    let output = Command::new(&compiler)
-        // Nothing of one library may be taken for the same name of another: tests run side by side.
-        .args(["-fvisibility=hidden", "-fno-gnu-unique"])
-        .args([
-            "-std=c++17",
-            "-O1",
-            "-march=native",
-            "-fPIC",
-            "-shared",
-            "-DCUDA_ON_CPU",
-            "-w",
-            "-I",
-        ])
-        .arg(sources().join("cuda/on_cpu"))
-        .arg(&source)
-        .arg("-o")
-        .arg(&library)
-        .output()
-        .unwrap_or_else(|error| panic!("{compiler}: {error}"));
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    run_compiler(
+        compiler()
+            // Nothing of one library may be taken for the same name of another: tests run side by side.
+            .args(["-fvisibility=hidden", "-fno-gnu-unique"])
+            .args(["-O1", "-march=native", "-fPIC", "-shared"])
+            .arg(&source)
+            .arg("-o")
+            .arg(&library),
+    );
     // SAFETY: the library was just made of our own source, and loading it runs nothing.
     unsafe { Library::new(&library) }.expect("the library loads")
 }
 
-/// The plan's kernel, compiled once for each set of entries and kept. One test at a time is in a library: what
-/// a block shares is static there.
-fn library(text: &str, plan: &Plan) -> &'static Mutex<Library> {
-    static LIBRARIES: OnceLock<Mutex<HashMap<(String, String), &'static Mutex<Library>>>> =
-        OnceLock::new();
-    let functions: Vec<&str> = plan.launches.iter().map(|launch| &*launch.function).collect();
-    let key = (text.to_owned(), functions.join(" "));
-    let mut libraries =
-        LIBRARIES.get_or_init(Default::default).lock().unwrap_or_else(PoisonError::into_inner);
-    libraries
-        .entry(key)
-        .or_insert_with(|| Box::leak(Box::new(Mutex::new(compile(text, &functions)))))
+/// A kernel compiled, once and kept. One test at a time is in a library: what a block shares is static there.
+fn library(text: &str) -> &'static Mutex<Library> {
+    type Slot = OnceLock<Mutex<Library>>;
+    static LIBRARIES: OnceLock<Mutex<HashMap<String, &'static Slot>>> = OnceLock::new();
+    let slot = {
+        let mut libraries =
+            LIBRARIES.get_or_init(Default::default).lock().unwrap_or_else(PoisonError::into_inner);
+        *libraries.entry(text.to_owned()).or_insert_with(|| Box::leak(Box::new(Slot::new())))
+    };
+    slot.get_or_init(|| Mutex::new(compile(text)))
 }
 
 /// An input: values of a number type, or f32 whatever the activations are.
@@ -180,7 +209,7 @@ pub(crate) fn run_source(
         .collect();
     let mut output = Guarded::new(if number_type == Type::F32 { 4 } else { 2 }, values);
     let mut scratch = Guarded::new(4, plan.scratch);
-    let library = library(text, plan).lock().unwrap_or_else(PoisonError::into_inner);
+    let library = library(text).lock().unwrap_or_else(PoisonError::into_inner);
     for launch in &plan.launches {
         let bytes: Vec<[u8; 8]> = launch
             .arguments
@@ -268,11 +297,3 @@ pub(crate) fn is_wrong(found: &Found, want: &[f32], bound: f32) -> bool {
 }
 
 pub(crate) const TYPES: [Type; 3] = [Type::F32, Type::F16, Type::BF16];
-
-/// The kernel's texts with one `__syncthreads();` of it left out, each by itself.
-pub(crate) fn without_a_barrier(kernel: &str) -> Vec<String> {
-    let text = source(kernel);
-    text.match_indices("__syncthreads();")
-        .map(|(at, barrier)| format!("{};{}", &text[..at], &text[at + barrier.len()..]))
-        .collect()
-}
