@@ -1,10 +1,10 @@
 //! The operators of the models, one folder for each: the formula and the public function in
-//! `mod.rs`, the CPU twin in `cpu.rs`.
+//! `mod.rs`, the CPU twin in `cpu.rs`, the CUDA twin in `kernel.cu`, its launches in `cuda.rs`.
 //!
 //! Models call only these functions and plain tensor algebra (add, reshape, concatenate), so an
-//! operator can get a faster twin without a model noticing. All operators compute in f32 and
-//! accumulate in f32 or better. An operator without a twin for the device of its input says so in
-//! an error; nothing moves silently to another device or precision.
+//! operator can get a faster twin without a model noticing. Activations are f32 on the CPU, and f32,
+//! f16 or bf16 on a GPU (feature `cuda`); both sum in f32 or better. An input of another type or
+//! device is an error; nothing moves silently to another device or precision.
 
 pub mod activation;
 pub mod attention;

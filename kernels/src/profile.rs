@@ -1,4 +1,5 @@
-//! How long each kernel took and how many operations it had, for benchmarks. Off unless asked for.
+//! How long each kernel took and how many operations it had, for benchmarks. Off unless asked for. On a GPU the time is
+//! that of asking for the work.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;

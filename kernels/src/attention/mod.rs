@@ -65,6 +65,12 @@ fn heads<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<cpu::Heads<'a>>
     }
 }
 
+fn span(s: cpu::Sizes) -> Span {
+    let name = if s.keys > 128 { "attention, over 128 keys" } else { "attention, to 128 keys" };
+    let operations = 2 * s.batch * s.heads * s.queries * s.keys * (s.head_dim + s.value_dim);
+    Span::new(name, operations)
+}
+
 struct Attention {
     /// [B, H, Lq, Lk], broadcast and so with strides of 0.
     mask: Option<Tensor>,
@@ -99,9 +105,7 @@ impl CustomOp3 for Attention {
                 _ => bail!("attention: the mask must be f32 and on the device of the queries"),
             },
         };
-        let name = if keys > 128 { "attention, over 128 keys" } else { "attention, to 128 keys" };
-        let operations = 2 * batch * heads_count * queries * keys * (head_dim + value_dim);
-        let _span = Span::new(name, operations);
+        let _span = span(sizes);
         let y = cpu::attention(Isa::get()?, q, k, v, mask, self.scale as f32, sizes);
         Ok((CpuStorage::F32(y), Shape::from((batch, queries, heads_count, value_dim))))
     }
@@ -120,6 +124,7 @@ impl CustomOp3 for Attention {
         let (batch, heads, queries, head_dim) = q_layout.shape().dims4()?;
         let (_, _, keys, value_dim) = v_layout.shape().dims4()?;
         let sizes = cpu::Sizes { batch, heads, queries, keys, head_dim, value_dim };
+        let _span = span(sizes);
         let number_type = device::number_type(q, self.name())?;
         let mut strides = [[0; 3]; 3];
         for (strides, layout) in strides.iter_mut().zip([q_layout, k_layout, v_layout]) {

@@ -112,6 +112,7 @@ impl Conv2d {
         let sizes = self.sizes(x.1, weight.1, bias.map(|(_, layout)| layout))?;
         let shape = (sizes.batch, sizes.out_channels, sizes.out_height, sizes.out_width);
         let shape = Shape::from(shape);
+        let _span = Span::new(sizes.name(), sizes.operations());
         let weight = device::Input::weight(weight.0, weight.1, number_type, "conv2d")?;
         let plan = cuda::plan(number_type, sizes, bias.is_some(), weight.is_aligned())?;
         let mut inputs = vec![device::Input::new(x.0, x.1, "conv2d")?, weight];

@@ -58,6 +58,7 @@ impl Linear {
         let number_type = device::number_type(x, "linear")?;
         let (shape, (rows, input, output)) =
             sizes(x_layout, weight.1, bias.map(|(_, layout)| layout))?;
+        let _span = Span::new("linear", 2 * rows * input * output);
         let weight = device::Input::weight(weight.0, weight.1, number_type, "linear")?;
         let rows_layout = Layout::contiguous_with_offset((1, rows, input), x_layout.start_offset());
         let transposed = Shape::from((1, input, output));

@@ -70,7 +70,10 @@ fn bench(criterion: &mut Criterion) {
 
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("lora.safetensors");
-    let (unet, clip) = (weights(&load_unet, DType::F32), weights(&load_clip, DType::F32));
+    let (unet, clip) = (
+        weights(&load_unet, DType::F32, &Device::Cpu),
+        weights(&load_clip, DType::F32, &Device::Cpu),
+    );
     let mut tensors = lora(&unet, "lora_unet_", |module| {
         module.contains("attentions") && !module.contains("norm")
     });

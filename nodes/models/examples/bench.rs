@@ -36,9 +36,12 @@ struct Arguments {
     /// Tokens of the prompt, pictures included (mllm)
     #[arg(long, default_value_t = 160)]
     tokens: usize,
-    /// What the weights are kept in; activations are f32
+    /// What the weights are kept in; activations are f32 on the CPU, and of this type in a U-Net or VAE on a GPU
     #[arg(long, default_value = "f32")]
     dtype: Dtype,
+    /// cpu, or cuda:N in a build with the feature `cuda`
+    #[arg(long, default_value = "cpu", value_parser = device)]
+    device: Device,
     /// Threads; as many as there are processors where it is not given
     #[arg(long)]
     threads: Option<usize>,
@@ -71,6 +74,14 @@ enum Dtype {
     Bf16,
 }
 
+fn device(name: &str) -> Result<Device, String> {
+    match name.strip_prefix("cuda:").map(str::parse) {
+        Some(Ok(number)) => Device::new_cuda(number).map_err(|error| error.to_string()),
+        _ if name == "cpu" => Ok(Device::Cpu),
+        _ => Err("a device is cpu or cuda:N".into()),
+    }
+}
+
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     if let Some(threads) = arguments.threads {
@@ -82,42 +93,44 @@ fn main() -> Result<()> {
         Dtype::Bf16 => DType::BF16,
     };
     let (side, batch) = (arguments.latent, arguments.batch);
-    let latents = random(&[batch, 4, side, side], 1.0);
+    let device = &arguments.device;
+    let latents = random(&[batch, 4, side, side], 1.0).to_device(device)?;
     let run: Box<dyn Fn() -> Result<Tensor>> = match arguments.part {
         Part::Unet => {
             let config = full_size::unet();
             let load = |weights: &_| UNet::load(weights, &config);
-            let unet = load(&weights(load, dtype))?;
-            let context = random(&[batch, 77, 768], 1.0);
-            let timestep = Tensor::new(&[500f32], &Device::Cpu)?;
+            let unet = load(&weights(load, dtype, device))?;
+            let context = random(&[batch, 77, 768], 1.0).to_device(device)?;
+            let timestep = Tensor::new(&[500f32], device)?;
             Box::new(move || Ok(unet.forward(&latents, &timestep, &context, None)?))
         }
         Part::VaeDecode => {
             let config = full_size::vae();
             let load = |weights: &_| Vae::load(weights, &config);
-            let vae = load(&weights(load, dtype))?;
+            let vae = load(&weights(load, dtype, device))?;
             Box::new(move || Ok(vae.decode(&latents)?))
         }
         Part::Mllm => {
             let config = full_size::mllm();
             let load = |weights: &_| Mllm::load(&config, weights);
-            let mllm = load(&weights(load, dtype))?;
+            let mllm = load(&weights(load, dtype, device))?;
             let ids = (0..arguments.tokens as u32).map(|i| 100 + i).collect();
-            let tokens = Tensor::from_vec(ids, (1, arguments.tokens), &Device::Cpu)?;
+            let tokens = Tensor::from_vec(ids, (1, arguments.tokens), device)?;
             Box::new(move || Ok(mllm.forward(&tokens, None)?))
         }
         Part::Clip => {
             let config = full_size::clip_text();
             let load = |weights: &_| ClipText::load(&config, weights);
-            let clip = load(&weights(load, dtype))?;
+            let clip = load(&weights(load, dtype, device))?;
             let ids = (0..77).map(|i| 100 + i as u32).collect::<Vec<_>>().repeat(batch);
-            let ids = Tensor::from_vec(ids, (batch, 77), &Device::Cpu)?;
+            let ids = Tensor::from_vec(ids, (batch, 77), device)?;
             Box::new(move || Ok(clip.forward(&ids)?))
         }
     };
     let start = Instant::now();
     let (result, calls) = profile(&run);
     result?;
+    device.synchronize()?;
     let warm_up = start.elapsed();
     let operations: u64 = calls.values().map(|calls| calls.operations).sum();
     if arguments.profile {
@@ -127,6 +140,8 @@ fn main() -> Result<()> {
     for _ in 0..arguments.repeat.max(1) {
         let start = Instant::now();
         run()?;
+        // On a GPU a call only asks for the work.
+        device.synchronize()?;
         seconds.push(start.elapsed().as_secs_f64());
     }
     let mut sorted = seconds.clone();
@@ -138,7 +153,7 @@ fn main() -> Result<()> {
         let figures = serde_json::json!({
             "part": format!("{:?}", arguments.part), "latent": side, "batch": batch,
             "dtype": format!("{:?}", arguments.dtype), "threads": rayon::current_num_threads(),
-            "seconds": seconds, "median": median, "gflop": operations as f64 / 1e9,
+            "device": format!("{:?}", device.location()), "seconds": seconds, "median": median, "gflop": operations as f64 / 1e9,
             "gflops": gflops, "peak_gb": peak,
         });
         println!("{figures}");

@@ -55,8 +55,8 @@ pub fn random(shape: &[usize], size: f32) -> Tensor {
     Tensor::from_vec(values, shape, &Device::Cpu).expect("a tensor")
 }
 
-/// Random weights of what `load` loads, in memory, in the type `dtype`.
-pub fn weights<N>(load: impl Fn(&Weights) -> Result<N>, dtype: DType) -> Weights {
+/// Random weights of what `load` loads, in memory, in the type `dtype`; a network of them is on `device`.
+pub fn weights<N>(load: impl Fn(&Weights) -> Result<N>, dtype: DType, device: &Device) -> Weights {
     let recording = Weights::recording();
     load(&recording).expect("the shapes");
     let tensor = |(name, shape): (String, Vec<usize>)| {
@@ -66,7 +66,7 @@ pub fn weights<N>(load: impl Fn(&Weights) -> Result<N>, dtype: DType) -> Weights
         (name, tensor)
     };
     let tensors = recording.recorded().into_iter().map(tensor).collect();
-    Weights::from_tensors("random weights", tensors, &Device::Cpu)
+    Weights::from_tensors("random weights", tensors, device)
 }
 
 /// Processor time of this process so far, user and system, in seconds: what other work on the machine
