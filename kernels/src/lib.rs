@@ -2,9 +2,10 @@
 //! `mod.rs`, the CPU twin in `cpu.rs`, the CUDA twin in `kernel.cu`, its launches in `cuda.rs`.
 //!
 //! Models call only these functions and plain tensor algebra (add, reshape, concatenate), so an
-//! operator can get a faster twin without a model noticing. Activations are f32 on the CPU, and f32,
-//! f16 or bf16 on a GPU (feature `cuda`); both sum in f32 or better. An input of another type or
-//! device is an error; nothing moves silently to another device or precision.
+//! operator can get a faster twin without a model noticing. Activations are f32, f16 or bf16 on the
+//! CPU and on a GPU (feature `cuda`), and the result has their type; all is computed in f32. (The CPU
+//! widens and rounds around the kernel: that is for comparisons, not for speed.) An input of another
+//! type is an error; nothing moves silently to another device or precision.
 
 pub mod activation;
 pub mod attention;

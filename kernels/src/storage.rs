@@ -1,8 +1,19 @@
 //! Plain slices out of candle's CPU storage, for the CPU twins.
 
-use candle_core::{CpuStorage, Layout, Result, bail};
+use candle_core::{CpuStorage, DType, Layout, Result, Tensor, bail};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
+
+/// `run` on activations as the CPU twins take them: f16 and bf16 are widened, and the result is rounded to their
+/// type, which is what a CUDA twin does in its registers.
+pub(crate) fn in_f32(x: &Tensor, run: impl FnOnce(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+    match x.dtype() {
+        dtype @ (DType::F16 | DType::BF16) if x.device().is_cpu() => {
+            run(&x.to_dtype(DType::F32)?)?.to_dtype(dtype)
+        }
+        _ => run(x),
+    }
+}
 
 /// The f32 values of a contiguous tensor.
 ///

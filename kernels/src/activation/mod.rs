@@ -15,32 +15,32 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
 use crate::profile::Span;
 use crate::simd::Isa;
-use crate::storage::f32_slice;
+use crate::storage::{f32_slice, in_f32};
 
 pub(crate) use cpu::gelu;
 
 /// x / (1 + e⁻ˣ), any shape.
 ///
 /// # Errors
-/// `x` is not f32, or its device has no twin.
+/// `x` is not f32, f16 or bf16, or its device has no twin.
 pub fn silu(x: &Tensor) -> Result<Tensor> {
-    x.contiguous()?.apply_op1_no_bwd(&Activation::Silu)
+    in_f32(&x.contiguous()?, |x| x.apply_op1_no_bwd(&Activation::Silu))
 }
 
 /// x/2 (1 + erf(x/√2)), any shape.
 ///
 /// # Errors
-/// `x` is not f32, or its device has no twin.
+/// `x` is not f32, f16 or bf16, or its device has no twin.
 pub fn gelu_erf(x: &Tensor) -> Result<Tensor> {
-    x.contiguous()?.apply_op1_no_bwd(&Activation::GeluErf)
+    in_f32(&x.contiguous()?, |x| x.apply_op1_no_bwd(&Activation::GeluErf))
 }
 
 /// x σ(1.702 x), any shape.
 ///
 /// # Errors
-/// `x` is not f32, or its device has no twin.
+/// `x` is not f32, f16 or bf16, or its device has no twin.
 pub fn quick_gelu(x: &Tensor) -> Result<Tensor> {
-    x.contiguous()?.apply_op1_no_bwd(&Activation::QuickGelu)
+    in_f32(&x.contiguous()?, |x| x.apply_op1_no_bwd(&Activation::QuickGelu))
 }
 
 #[derive(Clone, Copy)]

@@ -10,7 +10,7 @@ mod cuda;
 
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Storage, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor, bail};
 
 use crate::profile::Span;
 use crate::simd::Isa;
@@ -22,7 +22,8 @@ use crate::simd::Isa;
 /// 1/√D.
 ///
 /// # Errors
-/// Shapes that do not fit together, an input that is not f32, or a device without a twin.
+/// Shapes or types that do not fit together, an input of another type than f32, f16 and bf16, or a
+/// device without a twin.
 pub fn attention(
     q: &Tensor,
     k: &Tensor,
@@ -40,6 +41,15 @@ pub fn attention(
             k.shape(),
             v.shape()
         )
+    }
+    let dtype = q.dtype();
+    if k.dtype() != dtype || v.dtype() != dtype {
+        bail!("attention: q is {dtype:?}, k {:?} and v {:?}", k.dtype(), v.dtype())
+    }
+    if q.device().is_cpu() && matches!(dtype, DType::F16 | DType::BF16) {
+        // As `in_f32` does for one input.
+        let [q, k, v] = [q, k, v].map(|x| x.to_dtype(DType::F32));
+        return attention(&q?, &k?, &v?, mask, scale)?.to_dtype(dtype);
     }
     let mask = mask.map(|mask| mask.broadcast_as((b, h, lq, lk))).transpose()?;
     let op = Attention { mask, scale };
@@ -132,11 +142,6 @@ impl CustomOp3 for Attention {
                 bail!("attention computes in rows, and the layout of an input is {layout:?}")
             };
             *strides = [b, h, l];
-        }
-        for other in [k, v] {
-            if device::number_type(other, self.name())? != number_type {
-                bail!("attention: the keys or values are not of the queries' number type")
-            }
         }
         let mut inputs = vec![
             device::Input::strided(q, q_layout),

@@ -12,7 +12,7 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tenso
 
 use crate::profile::Span;
 use crate::simd::Isa;
-use crate::storage::{f32_slice, weight_values};
+use crate::storage::{f32_slice, in_f32, weight_values};
 
 /// `x` [B, C, H, W], `weight` [O, C, kH, kW], f32 or kept in f16 or bf16, `bias` [O];
 /// returns [B, O, (H + 2·padding − kH)/stride + 1, (W + 2·padding − kW)/stride + 1].
@@ -29,10 +29,11 @@ pub fn conv2d(
 ) -> Result<Tensor> {
     let (x, weight) = (x.contiguous()?, weight.contiguous()?);
     let op = Conv2d { stride, padding };
-    match bias {
-        Some(bias) => x.apply_op3_no_bwd(&weight, &bias.contiguous()?, &op),
+    let bias = bias.map(Tensor::contiguous).transpose()?;
+    in_f32(&x, |x| match &bias {
+        Some(bias) => x.apply_op3_no_bwd(&weight, bias, &op),
         None => x.apply_op2_no_bwd(&weight, &op),
-    }
+    })
 }
 
 struct Conv2d {

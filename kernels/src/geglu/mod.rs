@@ -11,14 +11,14 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
 use crate::profile::Span;
 use crate::simd::Isa;
-use crate::storage::f32_slice;
+use crate::storage::{f32_slice, in_f32};
 
 /// `x` [..., 2n] → [..., n].
 ///
 /// # Errors
-/// The last dimension is odd, `x` is not f32, or its device has no twin.
+/// The last dimension is odd, `x` is not f32, f16 or bf16, or its device has no twin.
 pub fn geglu(x: &Tensor) -> Result<Tensor> {
-    x.contiguous()?.apply_op1_no_bwd(&Geglu)
+    in_f32(&x.contiguous()?, |x| x.apply_op1_no_bwd(&Geglu))
 }
 
 struct Geglu;

@@ -14,12 +14,12 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
 use crate::profile::Span;
 use crate::simd::Isa;
-use crate::storage::f32_slice;
+use crate::storage::{f32_slice, in_f32};
 
 /// `x` [B, C, ...], `weight` [C], `bias` [C]; returns the shape of `x`.
 ///
 /// # Errors
-/// C is not a multiple of `groups` or not the weight's length, an input is not f32, or its device
+/// C is not a multiple of `groups` or not the weight's length, an input is of another type, or its device
 /// has no twin.
 pub fn group_norm(
     x: &Tensor,
@@ -46,7 +46,8 @@ pub fn group_norm_silu(
 }
 
 fn apply(x: &Tensor, weight: &Tensor, bias: &Tensor, op: GroupNorm) -> Result<Tensor> {
-    x.contiguous()?.apply_op3_no_bwd(&weight.contiguous()?, &bias.contiguous()?, &op)
+    let (weight, bias) = (weight.contiguous()?, bias.contiguous()?);
+    in_f32(&x.contiguous()?, |x| x.apply_op3_no_bwd(&weight, &bias, &op))
 }
 
 struct GroupNorm {

@@ -11,14 +11,15 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
 use crate::profile::Span;
 use crate::simd::Isa;
-use crate::storage::f32_slice;
+use crate::storage::{f32_slice, in_f32};
 
 /// `x` [..., n], `weight` [n], `bias` [n]; returns the shape of `x`.
 ///
 /// # Errors
-/// The last dimension of `x` is not n, an input is not f32, or its device has no twin.
+/// The last dimension of `x` is not n, an input is of another type, or its device has no twin.
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
-    x.contiguous()?.apply_op3_no_bwd(&weight.contiguous()?, &bias.contiguous()?, &LayerNorm { eps })
+    let (weight, bias) = (weight.contiguous()?, bias.contiguous()?);
+    in_f32(&x.contiguous()?, |x| x.apply_op3_no_bwd(&weight, &bias, &LayerNorm { eps }))
 }
 
 struct LayerNorm {

@@ -10,7 +10,7 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tenso
 
 use crate::profile::Span;
 use crate::simd::Isa;
-use crate::storage::{f32_slice, weight_values};
+use crate::storage::{f32_slice, in_f32, weight_values};
 
 /// y = x Wᵀ + b over the last dimension.
 ///
@@ -21,10 +21,11 @@ use crate::storage::{f32_slice, weight_values};
 /// has no twin.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let (x, weight) = (x.contiguous()?, weight.contiguous()?);
-    match bias {
-        Some(bias) => x.apply_op3_no_bwd(&weight, &bias.contiguous()?, &Linear),
+    let bias = bias.map(Tensor::contiguous).transpose()?;
+    in_f32(&x, |x| match &bias {
+        Some(bias) => x.apply_op3_no_bwd(&weight, bias, &Linear),
         None => x.apply_op2_no_bwd(&weight, &Linear),
-    }
+    })
 }
 
 struct Linear;

@@ -10,14 +10,14 @@ use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
 use crate::profile::Span;
-use crate::storage::f32_slice;
+use crate::storage::{f32_slice, in_f32};
 
 /// `x` [B, C, h, w] → [B, C, height, width]. Any size is allowed, smaller too.
 ///
 /// # Errors
-/// `x` has not four dimensions, a size is zero, `x` is not f32, or its device has no twin.
+/// `x` has not four dimensions, a size is zero, `x` is not f32, f16 or bf16, or its device has no twin.
 pub fn upsample_nearest2d(x: &Tensor, height: usize, width: usize) -> Result<Tensor> {
-    x.contiguous()?.apply_op1_no_bwd(&UpsampleNearest2d { height, width })
+    in_f32(&x.contiguous()?, |x| x.apply_op1_no_bwd(&UpsampleNearest2d { height, width }))
 }
 
 struct UpsampleNearest2d {

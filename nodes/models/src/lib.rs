@@ -14,6 +14,8 @@ pub mod convert;
 mod diffusers_config;
 pub mod error;
 pub mod guidance;
+#[cfg(test)]
+mod half_precision_tests;
 pub mod kosmos;
 pub mod kosmos_tokens;
 pub mod layers;

@@ -46,6 +46,10 @@ impl Conv2d {
     /// The number type of the activations of a network that begins with this layer: f32 on the CPU,
     /// whose kernels compute in nothing else, and the weights' own on a GPU. Sums are f32 on both.
     pub(crate) fn activations(&self) -> DType {
+        #[cfg(test)]
+        if half_precision::is_asked_for() {
+            return self.weight.dtype();
+        }
         if self.weight.device().is_cpu() { DType::F32 } else { self.weight.dtype() }
     }
 
@@ -165,5 +169,25 @@ impl Upsample2D {
     /// [B, C, H, W] → [B, C, height, width].
     pub(crate) fn forward(&self, x: &Tensor, height: usize, width: usize) -> CandleResult<Tensor> {
         self.conv.forward(&kernels::upsample_nearest2d(x, height, width)?)
+    }
+}
+
+/// Makes the networks of this thread compute on the CPU as they do on a GPU, in the type of their weights, so that a
+/// test sees whether types meet that do not go together.
+#[cfg(test)]
+pub(crate) mod half_precision {
+    use std::cell::Cell;
+
+    thread_local!(static ASKED_FOR: Cell<bool> = const { Cell::new(false) });
+
+    pub(crate) fn is_asked_for() -> bool {
+        ASKED_FOR.get()
+    }
+
+    pub(crate) fn ask_for<T>(run: impl FnOnce() -> T) -> T {
+        ASKED_FOR.set(true);
+        let result = run();
+        ASKED_FOR.set(false);
+        result
     }
 }
