@@ -1,12 +1,20 @@
 //! Every CUDA twin beside its CPU twin, through the public functions, on a GPU. Without a GPU, or in a build without
 //! the feature `cuda`, it says loudly that nothing was compared.
+//!
+//! With `KOSMOGRAPH_GPU_DUMP` a folder, every case's inputs and output are written there, for bench/gpu/torch_f64.py, which
+//! computes them in PyTorch in f64. `KOSMOGRAPH_GPU_TEST=cpu` takes the CPU for the GPU, to try the test itself.
+
+use std::collections::HashMap;
+use std::path::Path;
 
 use candle_core::{D, DType, Device, Result, Tensor};
 use kosmograph_kernels as kernels;
 
 /// Runs `test` for every number type on GPU number 0, if there is one.
 fn for_each_type(test: impl Fn(&Comparison) -> Result<()>) -> Result<()> {
+    let wanted = std::env::var("KOSMOGRAPH_GPU_TEST").unwrap_or_default();
     let gpu = match Device::new_cuda(0) {
+        _ if wanted == "cpu" => Device::Cpu,
         Ok(gpu) => gpu,
         Err(error) => {
             eprintln!("SKIPPED: no CUDA twin was compared with the CPU's: {error}");
@@ -43,7 +51,8 @@ impl Comparison {
         let on_gpu = rounded.iter().map(|tensor| tensor.to_device(&self.gpu));
         let found = kernel(&on_gpu.collect::<Result<Vec<_>>>()?)?;
         assert_eq!(found.dtype(), self.dtype, "{name}");
-        let found = found.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
+        let found = found.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.contiguous()?;
+        self.dump(name, &rounded, &found)?;
         let wide = rounded.iter().map(|tensor| tensor.to_dtype(DType::F32));
         let want = kernel(&wide.collect::<Result<Vec<_>>>()?)?;
         assert_eq!(found.dims(), want.dims(), "{name}");
@@ -61,6 +70,19 @@ impl Comparison {
         // A NaN is no better than a large error.
         assert!(error <= bound, "{name} {:?}: {error:.2e} is more than {bound:.2e}", self.dtype);
         Ok(())
+    }
+}
+
+impl Comparison {
+    fn dump(&self, name: &str, inputs: &[Tensor], found: &Tensor) -> Result<()> {
+        let Ok(folder) = std::env::var("KOSMOGRAPH_GPU_DUMP") else { return Ok(()) };
+        let named = |(i, tensor): (usize, &Tensor)| Ok((format!("input{i}"), tensor.contiguous()?));
+        let mut tensors =
+            inputs.iter().enumerate().map(named).collect::<Result<HashMap<_, _>>>()?;
+        tensors.insert("found".into(), found.clone());
+        let file = name.replace('/', "by");
+        let path = Path::new(&folder).join(format!("{file}.{}.safetensors", self.dtype.as_str()));
+        candle_core::safetensors::save(&tensors, path)
     }
 }
 

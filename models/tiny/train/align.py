@@ -7,14 +7,10 @@ learns, and the language model keeps captioning."""
 import numpy as np
 import torch
 
-import classifier
 import clip
 import grammar
 import interleaved
 import stage
-import text_to_picture
-import vae
-import world
 
 TEXT_ONLY = .25  # the share of the steps
 
@@ -22,13 +18,13 @@ TEXT_ONLY = .25  # the share of the steps
 class Target:
     """CLIP's hidden states of captions, and the squared error to them; positions that vary little weigh as much as the others."""
 
-    def __init__(self, trained, scenes):
-        self.trained = trained
-        t = trained.encode([grammar.caption(s) for s in scenes[:200]] + [""])
+    def __init__(self, texts, scenes):
+        self.texts = texts
+        t = texts.encode([grammar.caption(s) for s in scenes[:200]] + [""])
         self.spread = .5 * t.var((0, 2), keepdim=True).clamp(min=.02) + .5 * t.var(0).mean()
 
     def error(self, y, captions):
-        return ((y.float() - self.trained.encode(captions).float()) ** 2 / self.spread).mean()
+        return ((y.float() - self.texts.encode(captions).float()) ** 2 / self.spread).mean()
 
 
 def main():
@@ -36,10 +32,10 @@ def main():
     if stage.finished(args, "align"):
         return
     torch.manual_seed(6)
-    trained, (model, tok) = text_to_picture.Trained(args), interleaved.make(args, "mllm")
+    texts, (model, tok) = clip.Texts(args), interleaved.make(args, "mllm")
     model.words = tok.mask
     rows = interleaved.Rows(args)
-    target = Target(trained, rows.scenes)
+    target = Target(texts, rows.scenes)
     s = stage.Stage(args, "align", {"kosmos": model}, 1e-3, decay=.01)
 
     def prepare(step):
@@ -70,35 +66,29 @@ def main():
         return loss, shown
 
     s.train(step)
-    s.finish(validate(args, model, tok, trained, target))
+    s.finish({"in CLIP's space": arrives(args, model, tok, texts)})
+
+
+def asked(args):
+    n = {"gpu": 256, "cpu": 128, "smoke": 2}[args.budget]
+    rng, r = interleaved.seeded(0, 61)
+    return interleaved.held_out(n, rng, r)
 
 
 @torch.no_grad()
-def validate(args, model, tok, trained, target=None, name="align"):
-    """Held-out subjects: which attribute arrives in CLIP's space (the nearest of the captions that differ in it alone), and what is drawn."""
-    n = {"gpu": 256, "cpu": 64, "smoke": 2}[args.budget]
-    rng, r = interleaved.seeded(0, 61)
-    prompts, portraits, wanted = interleaved.held_out(n, rng, r)
+def arrives(args, model, tok, texts):
+    """Held-out subjects: which attribute arrives in CLIP's space (the nearest of the captions that differ in it alone)."""
+    prompts, portraits, wanted = asked(args)
+    n, space = len(prompts), {}
     y = torch.cat([interleaved.encode(model, tok, prompts[i:i + 32], portraits[i:i + 32], args.device) for i in range(0, n, 32)])
-    space = {}
     for what, at, count in clip.WRONG:
         hit = 0
         for k, (ms, bg) in enumerate(wanted):
             m = ms[0]
-            t = trained.encode([grammar.caption([[m[:at] + [c] + m[at + 1:]], bg] if at < 5 else [ms, c]) for c in range(count)])
+            t = texts.encode([grammar.caption([[m[:at] + [c] + m[at + 1:]], bg] if at < 5 else [ms, c]) for c in range(count)])
             hit += int(((t - y[k]) ** 2).mean((1, 2)).argmin().item() == (m[at] if at < 5 else bg))
         space[what] = hit / n
-    null = interleaved.encode(model, tok, [""], portraits[:0], args.device)
-    judge = classifier.load(f"{args.work}/classifier.safetensors", args.device)
-    drawn = text_to_picture.sample(trained.unet, trained.vae, y, null)
-    large = vae.bytes_of(torch.nn.functional.interpolate(vae.floats(portraits[:16], "cpu"), 128, mode="bilinear"))
-    world.sheet([q for i in range(0, min(16, n), 8) for q in [*large[i:i + 8], *drawn[i:i + 8]]], min(8, n), f"{args.work}/{name}.png")
-    figures = {"in CLIP's space": space, "drawn": classifier.agreement(classifier.read(judge, drawn), wanted)}
-    prompts, portraits, wanted = interleaved.held_out(n // 2, rng, r, "two")
-    y = torch.cat([interleaved.encode(model, tok, prompts[i:i + 32], portraits[2 * i:2 * i + 64], args.device) for i in range(0, n // 2, 32)])
-    drawn = text_to_picture.sample(trained.unet, trained.vae, y, null, seed=1)
-    figures["two subjects"] = classifier.agreement(classifier.read(judge, drawn), wanted)
-    return figures
+    return space
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 usage: clip.py WORK [--budget cpu]
 
 The contrastive loss over the batch, both ways, as CLIP's; and because few of a batch's captions differ in the eyes alone,
-each picture has captions more that are wrong in one thing each. The ViT then sees for Kosmos-G, and the text encoder goes on
-with the U-Net (text_to_picture.py)."""
+each picture has captions more that are wrong in one thing each. The ViT then sees for Kosmos-G, and the text encoder speaks to
+the U-Net."""
 import random
 
 import numpy as np
@@ -20,7 +20,7 @@ from kosmos_model import Visual
 from tokenizer import Clip
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-VISION = {"image_size": data.VIT, "patch_size": 8, "width": 128, "layers": 4, "heads": 4, "mlp_ratio": 4.0, "image_mean": list(MEAN), "image_std": list(STD)}
+VISION = {"image_size": data.VIT, "patch_size": 12, "width": 128, "layers": 4, "heads": 4, "mlp_ratio": 4.0, "image_mean": list(MEAN), "image_std": list(STD)}
 CLOSE = 3  # captions of a picture that are wrong in one thing, of the six kinds
 WRONG = [("shape", 0, 8), ("colour", 1, 9), ("pattern", 2, 4), ("eyes", 3, 4), ("accessory", 4, 7), ("background", 5, 12)]
 
@@ -48,6 +48,21 @@ class Projections(nn.Module):
 
     def read(self, h, ids):
         return F.normalize(self.text(h[torch.arange(len(h)), (ids == ids.max()).int().argmax(1)]).float(), dim=-1)
+
+
+class Texts:
+    """The trained text encoder, frozen."""
+
+    def __init__(self, args):
+        self.device, self.tok = args.device, Clip(f"{args.work}/sd/tokenizer")
+        self.text = make_text(self.tok).to(args.device)
+        self.text.load_state_dict(stage.weights(args, "clip", "text"))
+        self.text.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def encode(self, texts):
+        """[N, 77, 128]."""
+        return self.text(self.tok(texts).to(self.device)).last_hidden_state
 
 
 def normalised(pictures, device, rng=None):

@@ -70,12 +70,19 @@ def machine(args):
     return f"{(model or [platform.processor()])[0]}, {args.threads} threads"
 
 
+def instructions():
+    """What this CPU can do, as Linux names it."""
+    lines = open("/proc/cpuinfo").readlines() if os.path.exists("/proc/cpuinfo") else []
+    return next((line.split(":")[1].split() for line in lines if line.startswith("flags")), [])
+
+
 class Stage:
     """A stage that learns. modules: those that train, by name. keep: more modules whose state belongs to the result.
 
-    The rate rises over the first steps, stays, and falls to nothing over the last 30 %."""
+    half: bf16 pays on a CPU that computes in it (on a GPU it always does). The rate rises over the first steps, stays, and falls to nothing over the last 30 %."""
 
-    def __init__(self, args, name, modules, rate, keep={}, decay=0.0, average=.999, clip=1.0, skip=()):
+    def __init__(self, args, name, modules, rate, keep={}, decay=0.0, average=.999, clip=1.0, skip=(), half=False):
+        self.half = str(args.device).startswith("cuda") or half and "avx512_bf16" in instructions()
         self.args, self.name, self.modules, self.keep, self.rate, self.clip, self.average = args, name, modules, keep, rate, clip, average
         steps, batch = BUDGETS[args.budget][name.split("-")[0]]
         self.steps, self.batch, self.step, self.minutes, self.curve = args.steps or steps, args.batch or batch, 0, 0.0, []
@@ -116,14 +123,14 @@ class Stage:
         """loss_of(stage) gives the loss of one step, or (loss, {name: number to log})."""
         signal.signal(signal.SIGTERM, lambda *_: setattr(self, "stop", True))
         saved = last = time.time()
-        mean, cuda = {}, str(self.args.device).startswith("cuda")
+        mean, kind = {}, "cuda" if str(self.args.device).startswith("cuda") else "cpu"
         while self.step < self.steps:
             p = self.step / self.steps
             for g in self.opt.param_groups:
                 g["lr"] = self.rate * min(1, (self.step + 1) / min(100, max(self.steps // 10, 1)), (1 - p) / .3)
             torch.manual_seed(self.step)
             try:
-                with torch.autocast("cuda", torch.bfloat16, enabled=cuda):
+                with torch.autocast(kind, torch.bfloat16, enabled=self.half):
                     out = loss_of(self)
             except RuntimeError:  # the workers may have been told to stop as well
                 if self.stop:

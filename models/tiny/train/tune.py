@@ -7,10 +7,13 @@ import numpy as np
 import torch
 
 import align
+import classifier
 import clip
 import interleaved
 import stage
 import text_to_picture
+import vae
+import world
 
 
 def main():
@@ -39,7 +42,25 @@ def main():
         return noise + .3 * error, {"noise": noise, "align": error}
 
     s.train(step)
-    s.finish(align.validate(args, model, tok, trained, name="tune"))
+    s.finish({"in CLIP's space": align.arrives(args, model, tok, trained), **drawn(args, model, tok, trained)})
+
+
+@torch.no_grad()
+def drawn(args, model, tok, trained):
+    """Held-out subjects, one and two, as the U-Net draws them; writes tune.png: the given monsters over what is drawn."""
+    judge = classifier.load(f"{args.work}/classifier.safetensors", args.device)
+    null, figures = interleaved.encode(model, tok, [""], np.zeros((0, 96, 96, 3), np.uint8), args.device), {}
+    for kind, marks in (("wearing", 1), ("two", 2)):
+        rng, r = interleaved.seeded(0, 60 + marks)
+        n = {"gpu": 256, "cpu": 96, "smoke": 2}[args.budget]
+        prompts, portraits, wanted = interleaved.held_out(n, rng, r, kind)
+        y = torch.cat([interleaved.encode(model, tok, prompts[i:i + 32], portraits[marks * i:marks * (i + 32)], args.device) for i in range(0, n, 32)])
+        pictures = text_to_picture.sample(trained.unet, trained.vae, y, null, seed=marks)
+        figures[kind] = classifier.agreement(classifier.read(judge, pictures), wanted)
+        if marks == 1:
+            large = vae.bytes_of(torch.nn.functional.interpolate(vae.floats(portraits[:16], "cpu"), 128, mode="bilinear"))
+            world.sheet([q for i in range(0, min(16, n), 8) for q in [*large[i:i + 8], *pictures[i:i + 8]]], min(8, n), f"{args.work}/tune.png")
+    return figures
 
 
 if __name__ == "__main__":

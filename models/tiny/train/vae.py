@@ -90,7 +90,7 @@ def main():
         return
     torch.manual_seed(1)
     vae = make().to(args.device, memory_format=torch.channels_last)
-    s, crops = stage.Stage(args, "vae", {"vae": vae}, 3e-3), Crops(args.work)
+    s, crops = stage.Stage(args, "vae", {"vae": vae}, 3e-3, half=True), Crops(args.work)
 
     def prepare(step):
         whole = step / s.steps >= CROPS

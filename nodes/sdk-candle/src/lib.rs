@@ -88,7 +88,8 @@ fn cuda(name: &str, number: usize) -> Result<Device> {
     if let Some(device) = open.get(&number) {
         return Ok(device.clone());
     }
-    let device = Device::new_cuda(number).map_err(|error| {
+    // A stream of its own, so that what one thread asks for is in order with what another does.
+    let device = Device::new_cuda_with_stream(number).map_err(|error| {
         Error::new(format!(
             "the device \"{name}\" was asked for, but CUDA cannot open it: {error}. nvidia-smi lists the GPUs \
              that there are; --device cpu runs without one"
