@@ -105,28 +105,21 @@ unsafe fn rows_of_tile<V: Vector, const ROWS: usize, const VECTORS: usize>(
     unsafe {
         let mut sums = [[V::splat(0.0); VECTORS]; ROWS];
         let rows: [*const f32; ROWS] = std::array::from_fn(|row| a.add(row * a_stride));
-        let mut step = |p: usize| {
-            let b: [V; VECTORS] =
-                std::array::from_fn(|i| V::load(panel.add((2 * p + i) * V::LANES)));
-            for (row, sums) in rows.iter().zip(&mut sums) {
-                let a = V::splat(*row.add(p));
-                for (sum, b) in sums.iter_mut().zip(b) {
-                    *sum = a.mul_add(b, *sum);
-                }
-            }
-        };
         let mut p = 0;
         while p + 4 <= depth {
-            step(p);
-            step(p + 1);
-            step(p + 2);
-            step(p + 3);
+            step(&rows, panel, p, &mut sums);
+            step(&rows, panel, p + 1, &mut sums);
+            step(&rows, panel, p + 2, &mut sums);
+            step(&rows, panel, p + 3, &mut sums);
             p += 4;
         }
         while p < depth {
-            step(p);
+            step(&rows, panel, p, &mut sums);
             p += 1;
         }
+        // The loop below may be left a loop, and an array that a loop goes through is kept in memory: so that it is
+        // not these, which would then be written to the stack at every step, but a copy.
+        let sums = std::hint::black_box(sums);
         for (row, sums) in sums.iter().enumerate() {
             for (half, sum) in sums.iter().enumerate() {
                 let c = c.add(row * c_stride + half * V::LANES);
@@ -135,6 +128,33 @@ unsafe fn rows_of_tile<V: Vector, const ROWS: usize, const VECTORS: usize>(
                     None => V::load(begin.from.add(row * begin.from_stride + half * V::LANES)),
                 };
                 start.add(*sum).store(c);
+            }
+        }
+    }
+}
+
+/// Adds the products of a column of A and a row of the panel. A function and not a closure, which could not be
+/// told to be inlined: by itself it is compiled without the vectors' instructions.
+///
+/// # Safety
+/// The rows of A and the panel are longer than `p`.
+#[inline(always)]
+unsafe fn step<V: Vector, const ROWS: usize, const VECTORS: usize>(
+    rows: &[*const f32; ROWS],
+    panel: *const f32,
+    p: usize,
+    sums: &mut [[V; VECTORS]; ROWS],
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        let mut b = [V::splat(0.0); VECTORS];
+        for (i, b) in b.iter_mut().enumerate() {
+            *b = V::load(panel.add((2 * p + i) * V::LANES));
+        }
+        for (row, sums) in rows.iter().zip(sums) {
+            let a = V::splat(*row.add(p));
+            for (sum, b) in sums.iter_mut().zip(b) {
+                *sum = a.mul_add(b, *sum);
             }
         }
     }
