@@ -110,6 +110,9 @@ pub(crate) trait Vector: Copy {
     const LANES: usize;
     /// Rows of a tile of two vectors' width whose sums, with two vectors and a value, fill the registers.
     const TILE_ROWS: usize;
+    /// Whether a tile takes four steps at once. Not where its many rows are: the compiler reads the four steps' values
+    /// of every row first, and has no registers for them.
+    const UNROLLED: bool = Self::TILE_ROWS <= 6;
 
     unsafe fn load(from: *const f32) -> Self;
     unsafe fn store(self, to: *mut f32);

@@ -106,7 +106,7 @@ unsafe fn rows_of_tile<V: Vector, const ROWS: usize, const VECTORS: usize>(
         let mut sums = [[V::splat(0.0); VECTORS]; ROWS];
         let rows: [*const f32; ROWS] = std::array::from_fn(|row| a.add(row * a_stride));
         let mut p = 0;
-        while p + 4 <= depth {
+        while V::UNROLLED && p + 4 <= depth {
             step(&rows, panel, p, &mut sums);
             step(&rows, panel, p + 1, &mut sums);
             step(&rows, panel, p + 2, &mut sums);
