@@ -75,6 +75,43 @@ fn two_subjects() {
 }
 
 #[test]
+fn edit() {
+    if bundled("sd") && bundled("kosmos") {
+        expect_picture("edit.json", (128, 128));
+    }
+}
+
+#[test]
+fn dreambooth() {
+    if bundled("sd") && bundled("unet/dreambooth") {
+        expect_picture("dreambooth.json", (128, 128));
+    }
+}
+
+#[test]
+fn style() {
+    if bundled("sd") && bundled("loras") {
+        let styled = expect_picture("style.json", (128, 128));
+        assert_ne!(styled, expect_picture("text.json", (128, 128)), "the LoRA does nothing");
+    }
+}
+
+/// The checkpoint's U-Net, three LoRAs on it and another U-Net: five pictures, no two alike.
+#[test]
+fn variants() {
+    if bundled("sd") && bundled("loras") && bundled("unet/dreambooth") {
+        let out = tempfile::tempdir().expect("a folder");
+        run("variants.json", out.path()).expect_success();
+        let made: Vec<_> = pictures(out.path()).iter().map(|path| pixels(path)).collect();
+        assert_eq!(made.len(), 5);
+        for (i, picture) in made.iter().enumerate() {
+            assert!(spread(picture) > 10.0, "a flat picture");
+            assert!(!made[..i].contains(picture), "two variants draw the same");
+        }
+    }
+}
+
+#[test]
 fn control() {
     if bundled("sd") && bundled("controlnet") {
         let controlled = expect_picture("control.json", (128, 128));
@@ -84,7 +121,7 @@ fn control() {
 
 #[test]
 fn swap() {
-    if bundled("sd") && bundled("unet") {
+    if bundled("sd") && bundled("unet/dreambooth") {
         let out = tempfile::tempdir().expect("a folder");
         run("swap.json", out.path()).expect_success();
         let made = pictures(out.path());
@@ -110,7 +147,10 @@ fn encoders() {
 fn every_workflow_passes_check() {
     for entry in fs::read_dir(repository().join("workflows")).expect("the workflows") {
         let path = entry.expect("an entry").path();
-        if path.extension().is_some_and(|extension| extension == "json") && bundled("kosmos") {
+        let parts = ["kosmos", "loras", "unet/dreambooth", "controlnet"];
+        if path.extension().is_some_and(|extension| extension == "json")
+            && parts.into_iter().all(bundled)
+        {
             Run::new("check").with_plugins().arg(path).expect_success();
         }
     }
