@@ -4,6 +4,8 @@
 mod cpu;
 #[cfg(any(feature = "cuda", test))]
 mod cuda;
+#[cfg(any(feature = "cuda", test))]
+mod cudnn;
 mod winograd;
 
 #[cfg(feature = "cuda")]
@@ -115,6 +117,13 @@ impl Conv2d {
         let shape = Shape::from(shape);
         let _span = Span::new(sizes.name(), sizes.operations());
         let weight = device::Input::weight(weight.0, weight.1, number_type, "conv2d")?;
+        if let Some(cudnn) = cudnn::Cudnn::get()? {
+            let mut inputs = vec![device::Input::new(x.0, x.1, "conv2d")?, weight];
+            if let Some((bias, layout)) = bias {
+                inputs.push(device::Input::weight(bias, layout, number_type, "conv2d")?);
+            }
+            return Ok((cudnn::on_gpu(cudnn, number_type, sizes, &inputs)?, shape));
+        }
         let plan = cuda::plan(number_type, sizes, bias.is_some(), weight.is_aligned())?;
         let mut inputs = vec![device::Input::new(x.0, x.1, "conv2d")?, weight];
         if let Some((bias, layout)) = bias {

@@ -1,8 +1,11 @@
 //! Plans on a GPU: our PTX in candle's context and on its stream.
 
+use std::ffi::c_void;
+
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaSlice, DevicePtr, DevicePtrMut, DeviceRepr, LaunchConfig, PushKernelArg,
+    CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, LaunchConfig, PushKernelArg,
+    SyncOnDrop,
 };
 use candle_core::cuda_backend::{CudaDType, CudaStorage, CudaStorageSlice, WrapErr};
 use candle_core::{DType, Layout, Result, bail};
@@ -120,6 +123,74 @@ pub(crate) fn run(
     }
 }
 
+/// Where each input's values begin, and what ends their use: it must live until everything is launched.
+fn addresses<'a>(
+    inputs: &'a [Input],
+    stream: &'a CudaStream,
+    op: &str,
+) -> Result<(Vec<u64>, Vec<SyncOnDrop<'a>>)> {
+    let mut addresses = (vec![], vec![]);
+    for input in inputs {
+        let (address, used) = match &input.storage().slice {
+            CudaStorageSlice::F32(slice) => slice.device_ptr(stream),
+            CudaStorageSlice::F16(slice) => slice.device_ptr(stream),
+            CudaStorageSlice::BF16(slice) => slice.device_ptr(stream),
+            _ => bail!("{op}: an input is not f32, f16 or bf16"),
+        };
+        let size = input.storage().dtype().size_in_bytes();
+        addresses.0.push(address + (input.start * size) as u64);
+        addresses.1.push(used);
+    }
+    Ok(addresses)
+}
+
+/// Lets another library compute on candle's stream: `launch` is given the stream, the inputs' addresses, the output's,
+/// and what gives it memory to work in until the stream is done with it.
+///
+/// # Errors
+/// CUDA's, and those of `launch`.
+pub(crate) fn with_addresses(
+    number_type: Type,
+    inputs: &[Input],
+    values: usize,
+    launch: impl FnOnce(*mut c_void, &[u64], u64, &mut dyn FnMut(usize) -> Result<u64>) -> Result<()>,
+) -> Result<CudaStorage> {
+    match number_type {
+        Type::F32 => with_addresses_typed::<f32>(inputs, values, launch),
+        Type::F16 => with_addresses_typed::<f16>(inputs, values, launch),
+        Type::BF16 => with_addresses_typed::<bf16>(inputs, values, launch),
+    }
+}
+
+fn with_addresses_typed<T: CudaDType + DeviceRepr>(
+    inputs: &[Input],
+    values: usize,
+    launch: impl FnOnce(*mut c_void, &[u64], u64, &mut dyn FnMut(usize) -> Result<u64>) -> Result<()>,
+) -> Result<CudaStorage> {
+    let Some(first) = inputs.first() else { bail!("a library is asked for nothing") };
+    let device = first.storage().device().clone();
+    let stream = device.cuda_stream();
+    stream.context().bind_to_thread().w()?;
+    // SAFETY: the library writes every value of the output before anything reads it, in the stream's own order. CUDA
+    // allocates no empty memory.
+    let mut output: CudaSlice<T> = unsafe { device.alloc(values.max(1))? };
+    if values > 0 {
+        let (addresses, mut uses) = addresses(inputs, &stream, "a library")?;
+        let (output_address, output_used) = output.device_ptr_mut(&stream);
+        uses.push(output_used);
+        // Freed in the stream's order, so after what is launched here.
+        let mut workspaces: Vec<CudaSlice<u8>> = vec![];
+        launch(stream.cu_stream().cast(), &addresses, output_address, &mut |bytes| {
+            // SAFETY: the library reads of its workspace what it has written.
+            let workspace = unsafe { device.alloc::<u8>(bytes.max(1))? };
+            let address = workspace.device_ptr(&stream).0;
+            workspaces.push(workspace);
+            Ok(address)
+        })?;
+    }
+    Ok(CudaStorage::wrap_cuda_slice(output, device))
+}
+
 fn run_typed<T: CudaDType + DeviceRepr>(
     plan: &Plan,
     inputs: &[Input],
@@ -133,20 +204,7 @@ fn run_typed<T: CudaDType + DeviceRepr>(
     let (mut output, mut scratch): (CudaSlice<T>, CudaSlice<f32>) =
         unsafe { (device.alloc(values.max(1))?, device.alloc(plan.scratch.max(1))?) };
     if values > 0 {
-        // The second of each pair ends the use: it must live until everything is launched.
-        let mut uses = vec![];
-        let mut addresses = vec![];
-        for input in inputs {
-            let (address, used) = match &input.storage().slice {
-                CudaStorageSlice::F32(slice) => slice.device_ptr(&stream),
-                CudaStorageSlice::F16(slice) => slice.device_ptr(&stream),
-                CudaStorageSlice::BF16(slice) => slice.device_ptr(&stream),
-                _ => bail!("{}: an input is not f32, f16 or bf16", plan.kernel),
-            };
-            let size = input.storage().dtype().size_in_bytes();
-            addresses.push(address + (input.start * size) as u64);
-            uses.push(used);
-        }
+        let (addresses, mut uses) = addresses(inputs, &stream, plan.kernel)?;
         let (output_address, output_used) = output.device_ptr_mut(&stream);
         let (scratch_address, scratch_used) = scratch.device_ptr_mut(&stream);
         uses.extend([output_used, scratch_used]);
