@@ -48,8 +48,11 @@ def main():
     if not arguments.skip_test:
         with tempfile.TemporaryDirectory() as folder:
             command = [HERE / "bin" / "gpu-test", "--nocapture", "--test-threads", "1"]
-            subprocess.run(command, check=True, env={**os.environ, "KOSMOGRAPH_GPU_DUMP": folder})
-            subprocess.run([sys.executable, HERE / "torch_f64.py", folder], check=True)
+            for cudnn in ("on", "off"):
+                print(f"\nConvolution by cuDNN, where it is on this machine: {cudnn}", flush=True)
+                settings = {"KOSMOGRAPH_GPU_DUMP": folder, "KOSMOGRAPH_CUDNN": cudnn}
+                subprocess.run(command, check=True, env={**os.environ, **settings})
+                subprocess.run([sys.executable, HERE / "torch_f64.py", folder], check=True)
     peak = rate()
     print(f"\nA product of 8192 x 8192 in f16: {peak / 1e12:.0f} TFLOPS\n")
     print("| part | ours, ms | PyTorch, ms | compiled, ms | ours / compiled | floor, ms | ours / floor |\n|---|---|---|---|---|---|---|")
