@@ -76,12 +76,13 @@ def kosmos(args, out, name):
 def examples(out):
     """Held-out monsters, drawn at twice the size: what the workflows show to Kosmos-G."""
     os.makedirs(f"{out}/examples", exist_ok=True)
-    rng = np.random.default_rng(256)
+    rng, colours = np.random.default_rng(256), {"red", "orange", "yellow", "blue", "purple", "pink"}
     world.resolution(2)
     for k, (shape, eyes) in enumerate(((0, 0), (3, 1), (5, 1))):
         m = [-1] * 5
-        while m[0] != shape or m[2] not in (1, 2):
+        while m[0] != shape or m[2] not in (1, 2) or world.CNAMES[m[1]] not in colours:
             m = world.random_monster(rng, held=True)
+        colours.remove(world.CNAMES[m[1]])
         m[3:] = eyes, 0
         scene = [[m], k + 1]
         Image.fromarray(world.draw(scene, rng)[0]).save(f"{out}/examples/monster-{k + 1}.png", optimize=True)
