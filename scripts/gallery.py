@@ -23,9 +23,9 @@ SHOWN = {
     "edit": "The same picture; the words change its colour as well.",
     "text": "Words alone, through CLIP.",
     "style": "The same words and seed with a LoRA: coloured pencil.",
-    "variants": "The same words and seed: the checkpoint's own U-Net, three LoRAs in three namings (kohya, PEFT, diffusers), another U-Net.",
+    "variants": "The same words and seed: the checkpoint's own U-Net, and three LoRAs on it in three namings (kohya, PEFT, diffusers).",
     "dreambooth": "A U-Net that was shown eight pictures of one monster, which no word but `zwx` names.",
-    "swap": "The same words and seed through the checkpoint's U-Net and the DreamBooth one.",
+    "swap": "The same words and seed through the checkpoint's U-Net, to which `zwx` means nothing, and through the DreamBooth one.",
     "control": "A ControlNet: the outline of one picture, the words of another.",
     "encoders": "One U-Net, three prompts: Kosmos-G's, CLIP's, and half of each. Each is guided away from the other's empty prompt.",
 }
@@ -56,7 +56,7 @@ def main():
         "# Gallery",
         "",
         "Drawn by `scripts/gallery.py` from the workflows as they are, on the bundled model. Each picture holds its workflow:",
-        "`kosmograph run docs/gallery/subject-1.png` draws it again.",
+        "`kosmograph run docs/gallery/subject-1.png --input workflows/input` draws it again.",
         "",
     ]
     for name, sentence in SHOWN.items():

@@ -438,9 +438,7 @@ mod tests {
         let addresses = Addresses { x: 0, w: 0, bias: None, y: 0 };
         for number_type in [Type::F16, Type::BF16] {
             // SAFETY: the stand-in reads nothing for these.
-            let found = unsafe {
-                cudnn.conv2d(&handle, number_type, s, addresses, |_| Ok(0))
-            };
+            let found = unsafe { cudnn.conv2d(&handle, number_type, s, addresses, |_| Ok(0)) };
             let error = found.expect_err("no such type").to_string();
             assert!(error.contains("cudnnConvolutionForward answered"), "{error}");
             assert!(error.contains("halves are for a GPU"), "{error}");
