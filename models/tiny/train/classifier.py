@@ -100,6 +100,9 @@ def main():
             elif u < .22:
                 y[k, 11] = 1 + int((u - .04) / .06)
                 p = styles.STYLES[LOOKS[y[k, 11]]](p)
+            if rng.random() < .5:  # another colour says nothing about the shape
+                p = p[..., rng.permutation(3)] if rng.random() < .7 else np.repeat(p.mean(-1, keepdims=True), 3, -1).astype(np.uint8)
+                y[k, [1, 6, 10]] = -100
             dy, dx = rng.integers(-4, 5, 2)
             p = cv2.warpAffine(np.ascontiguousarray(p), np.float32([[1, 0, dx], [0, 1, dy]]), (128, 128), borderMode=cv2.BORDER_REPLICATE)
             xs.append(spoil(p, rng))
