@@ -71,14 +71,14 @@ fn plan_of(tile: usize, number_type: Type, s: Sizes, bias: bool, aligned: bool) 
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::conv2d::cpu;
     use crate::cuda::on_cpu::{self, Found, Input, TYPES};
     use crate::simd::Isa;
     use crate::storage::WeightValues;
 
-    fn sizes(
+    pub(in crate::conv2d) fn sizes(
         batch: usize,
         (channels, out_channels): (usize, usize),
         (height, width): (usize, usize),

@@ -237,7 +237,7 @@ impl Cudnn {
             );
             self.checked("cudnnGetConvolutionForwardAlgorithm_v7", status)?;
         }
-        // The likely fastest first; for f32 none that would multiply in another type.
+        // The likely fastest first; for f32 none that would multiply in another type (the descriptor forbids it too).
         let fits = |p: &&Performance| {
             let exact = number_type != Type::F32 || p.math_type == math_type(Type::F32);
             p.status == 0 && p.memory <= MOST_WORKSPACE && (exact || p.math_type == 0)
@@ -351,6 +351,7 @@ mod tests {
     use std::process::Command;
 
     use super::*;
+    use crate::conv2d::cuda::tests::sizes;
     use crate::cuda::on_cpu::{assert_close, random};
 
     /// A library with cuDNN's names that checks what it is told and computes in the CPU's memory.
@@ -368,36 +369,15 @@ mod tests {
         }
     }
 
-    fn sizes(
-        (batch, channels, out_channels): (usize, usize, usize),
-        (height, width): (usize, usize),
-        (kernel, stride, padding): (usize, usize, usize),
-    ) -> Sizes {
-        let out = |size| (size + 2 * padding - kernel) / stride + 1;
-        Sizes {
-            batch,
-            channels,
-            height,
-            width,
-            out_channels,
-            kernel_h: kernel,
-            kernel_w: kernel,
-            stride,
-            padding,
-            out_height: out(height),
-            out_width: out(width),
-        }
-    }
-
     #[test]
     fn tells_cudnn_what_the_cpu_twin_computes() {
         let cudnn = stand_in();
         let mut stream = 7u8;
         let handle = cudnn.handle((&raw mut stream).cast()).expect("a handle");
         for s in [
-            sizes((2, 3, 5), (7, 6), (3, 1, 1)),
-            sizes((1, 4, 2), (8, 9), (3, 2, 1)),
-            sizes((3, 6, 4), (5, 5), (1, 1, 0)),
+            sizes(2, (3, 5), (7, 6), (3, 1, 1)),
+            sizes(1, (4, 2), (8, 9), (3, 2, 1)),
+            sizes(3, (6, 4), (5, 5), (1, 1, 0)),
         ] {
             let x = random(s.batch * s.channels * s.height * s.width, 1);
             let w = random(s.out_channels * s.channels * s.kernel_h * s.kernel_w, 2);
@@ -434,7 +414,7 @@ mod tests {
         let cudnn = stand_in();
         let mut stream = 7u8;
         let handle = cudnn.handle((&raw mut stream).cast()).expect("a handle");
-        let s = sizes((1, 2, 2), (4, 4), (3, 1, 1));
+        let s = sizes(1, (2, 2), (4, 4), (3, 1, 1));
         let addresses = Addresses { x: 0, w: 0, bias: None, y: 0 };
         for number_type in [Type::F16, Type::BF16] {
             // SAFETY: the stand-in reads nothing for these.
