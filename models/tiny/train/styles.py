@@ -11,22 +11,24 @@ def edges(picture):
 
 
 def pencil(picture):
-    """Pale hatched tints on paper and graphite outlines."""
+    """Pale hatched tints on paper and graphite outlines. The strokes are as wide as a VAE with f = 8 can draw them."""
     p = picture.astype(np.float32)
     y, x = np.mgrid[:picture.shape[0], :picture.shape[1]]
-    hatch = .5 + .5 * np.sin((x + y) * 1.1)
+    hatch = .5 + .5 * np.sin((x + y) * .7)
     paper = np.array((250, 246, 234), np.float32)
-    tint = paper + (p - 255) * (.44 + .16 * hatch)[..., None]
-    return np.clip(tint * (1 - np.clip(edges(picture) / 255 - .12, 0, 1) * .8)[..., None], 0, 255).astype(np.uint8)
+    tint = paper + (p - 255) * (.38 + .24 * hatch)[..., None]
+    return np.clip(tint * (1 - np.clip(edges(picture) / 255 - .3, 0, 1) * .9)[..., None], 0, 255).astype(np.uint8)
 
 
 def neon(picture):
-    """Glowing outlines in the picture's own colours, over a dark night."""
+    """Glowing outlines in the picture's own colours, over a dark night. What is too bright is dimmed as a whole: its hue stays."""
+    p = picture.astype(np.float32)
     e = np.clip(edges(picture) / 200, 0, 1)[..., None]
-    vivid = cv2.dilate(picture, np.ones((5, 5), np.uint8)).astype(np.float32)
-    vivid = np.clip(vivid.mean(-1, keepdims=True) + 1.7 * (vivid - vivid.mean(-1, keepdims=True)) + 30, 0, 255) * e
-    glow = cv2.GaussianBlur(vivid, (0, 0), 3) * .9
-    return np.clip(np.array((10, 8, 34), np.float32) + picture * np.float32(.3) + vivid + glow, 0, 255).astype(np.uint8)
+    vivid = cv2.dilate(picture, np.ones((3, 3), np.uint8)).astype(np.float32)
+    vivid = np.clip(vivid.mean(-1, keepdims=True) + 1.7 * (vivid - vivid.mean(-1, keepdims=True)), 0, 255)
+    line = vivid * 255 / np.maximum(vivid.max(-1, keepdims=True), 60)
+    light = np.array((10, 8, 34), np.float32) + .34 * p * (1 - e) + line * e + .45 * cv2.GaussianBlur(line * e, (0, 0), 3)
+    return (light * np.minimum(1, 255 / light.max(-1, keepdims=True))).astype(np.uint8)
 
 
 def pixels(picture):

@@ -43,6 +43,24 @@ class World(unittest.TestCase):
             scene = world.random_scene(rng)
             self.assertEqual(world.unpack(world.pack(scene)), scene)
 
+    def test_no_two_shapes_are_alike_at_the_size_they_have_in_a_pair(self):
+        r = 27.0
+        y, x = np.mgrid[-45:46, -45:46].astype(np.float32)
+        inside = [world.body_distance(shape, x, y, r)[0] < 0 for shape in range(8)]
+        for a in range(8):
+            for b in range(a):
+                self.assertLess((inside[a] & inside[b]).sum() / (inside[a] | inside[b]).sum(), .9, (world.SHAPES[a], world.SHAPES[b]))
+
+    def test_looks_keep_a_colour_that_no_pixel_loses_to_white(self):
+        import styles
+        for colour, (high, low) in {0: (0, 2), 3: (1, 0), 4: (2, 0)}.items():  # red, green, blue: the strongest and the weakest channel
+            picture, (face,) = world.draw([[[0, colour, 0, 0, 0]], 6], np.random.default_rng(7))
+            x, y, r = (int(v) for v in face)
+            for look, style in styles.STYLES.items():
+                for dx in (-.85, .85):
+                    seen = style(picture)[y - 6:y + 7, int(x + dx * r) - 3:int(x + dx * r) + 4].astype(float).mean((0, 1))
+                    self.assertGreater(seen[high], 1.15 * seen[low], (colour, look, seen))
+
     def test_each_attribute_changes_the_picture(self):
         base = [3, 1, 1, 1, 0]
         draw = lambda m, b=0: world.draw([[m], b], np.random.default_rng(5))[0].astype(int)
@@ -165,10 +183,11 @@ class Loras(unittest.TestCase):
             for p in pairs.values():
                 torch.nn.init.normal_(p.up.weight)
             self.assertFalse(torch.allclose(before, unet(x, t, c).sample))
-        linear = {k for k, m in unet.named_modules() if isinstance(m, torch.nn.Linear) and "transformer_blocks" in k}
-        self.assertEqual({k.replace("__", ".") for k in pairs}, linear)
+        layers = {k for k, m in unet.named_modules() if isinstance(m, torch.nn.Linear) and "transformer_blocks" in k
+                  or isinstance(m, torch.nn.Conv2d) and k.startswith(("down_blocks", "up_blocks"))}
+        self.assertEqual({k.replace("__", ".") for k in pairs}, layers)
         for look, tensors in (("pencil", 3), ("neon", 2), ("pixel", 2)):
-            self.assertEqual(len(lora.named(pairs, look)), tensors * len(linear), look)
+            self.assertEqual(len(lora.named(pairs, look)), tensors * len(layers), look)
 
 
 class Judge(unittest.TestCase):

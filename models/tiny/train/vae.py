@@ -1,8 +1,9 @@
 """The VAE (diffusers' AutoencoderKL, f = 8, 4 latent channels).
 usage: vae.py WORK [--budget cpu]
 
-Learns on 64-pixel crops, most of them around a face, then on whole pictures. Faces weigh three times as much, and
-a term keeps the spread of the latent channels even: the U-Net's noise is the same in each."""
+Learns on 64-pixel crops, most of them around a face, then on whole pictures; at last the decoder alone, and half of what it sees has one
+of the looks: a LoRA can only draw what the decoder can. Faces weigh three times as much, and a term keeps the spread of the latent channels
+even: the U-Net's noise is the same in each."""
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,8 @@ import stage
 import styles
 import world
 
-CROPS = .6  # the share of the steps on crops
+CROPS = .5  # the share of the steps on crops
+ENCODER = .8  # the share of the steps in which the encoder learns too
 KEPT = 128  # the last pictures are for validation
 
 
@@ -40,9 +42,10 @@ def bytes_of(x):
     return ((x.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
-def loss_of(vae, x, w):
-    """x: [B, 3, H, W]; w: [B, 1, H, W], what each pixel weighs."""
-    q = vae.encode(x).latent_dist
+def loss_of(vae, x, w, encoder=True):
+    """x: [B, 3, H, W]; w: [B, 1, H, W], what each pixel weighs; encoder: whether it learns."""
+    with torch.set_grad_enabled(encoder):
+        q = vae.encode(x).latent_dist
     y = vae.decode(q.mean + q.std * torch.randn_like(q.mean)).sample.float()
     e = y - x
     low = F.avg_pool2d(e, 4)  # colour comes last by itself: ask for it
@@ -60,14 +63,14 @@ class Crops:
         self.pictures, self.faces = np.load(f"{work}/data/pictures.npy", mmap_mode="r"), np.load(f"{work}/data/faces.npy")
         self.yy, self.xx = np.mgrid[:128, :128]
 
-    def __call__(self, rng, n, whole):
+    def __call__(self, rng, n, whole, looks):
         xs, ws = [], []
         for i in np.sort(rng.integers(len(self.pictures) - KEPT, size=n)):
             p, f = self.pictures[i], self.faces[i]
             u = rng.random()
-            if u < .09:
-                p = list(styles.STYLES.values())[int(u / .03)](p)
-            elif u < .11:
+            if u < looks:
+                p = list(styles.STYLES.values())[int(u * 3 / looks)](p)
+            elif u < looks + .02:
                 p, f = given.picture(rng)
             w = np.ones((128, 128), np.float32)
             for fx, fy, r in f:
@@ -93,14 +96,15 @@ def main():
     s, crops = stage.Stage(args, "vae", {"vae": vae}, 3e-3, half=True), Crops(args.work)
 
     def prepare(step):
-        whole = step / s.steps >= CROPS
-        return crops(np.random.default_rng([1, step]), max(s.batch // 3, 1) if whole else s.batch, whole)
+        progress = step / s.steps
+        whole = progress >= CROPS
+        return crops(np.random.default_rng([1, step]), max(s.batch // 3, 1) if whole else s.batch, whole, .09 if progress < ENCODER else .5)
 
     batches = stage.ahead(prepare, s)
 
     def step(s):
         x, w = next(batches)
-        loss, mse = loss_of(vae, floats(x, args.device), torch.from_numpy(w).to(args.device))
+        loss, mse = loss_of(vae, floats(x, args.device), torch.from_numpy(w).to(args.device), s.progress < ENCODER)
         return loss, {"psnr": 10 * torch.log10(4 / mse)}
 
     s.train(step)

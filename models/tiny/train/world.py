@@ -79,6 +79,10 @@ def poly_distance(x, y, p):
     return np.where(inside, -1, 1) * np.sqrt(best)
 
 
+# the puffs of a cloud, (x, y, radius): so deep between them that in a pair, through a VAE, nobody takes it for a round one
+CLOUD = [(0, -.5, .5), (-.66, -.22, .42), (.66, -.22, .42), (-.7, .42, .4), (.7, .42, .4), (0, .36, .56), (0, 0, .62)]
+
+
 def body_distance(shape, x, y, r):
     """Distance to a body of radius r around (0, 0); also where its head top and its face are."""
     if shape == 0:
@@ -96,8 +100,8 @@ def body_distance(shape, x, y, r):
         h = np.stack([16 * np.sin(t) ** 3, -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)) - 2.5], 1) / 15.5
         return poly_distance(x, y, h * r) - r * .06, -r * .76, r * .06
     if shape == 5:
-        a = np.arctan2(y, x)
-        return np.hypot(x, y) - r * (.92 + .10 * np.abs(np.sin(4 * a)) ** .7), -r, 0
+        puffs = np.stack([np.hypot(x - px * r, y - py * r) - pr * r for px, py, pr in CLOUD])
+        return puffs.min(0), -r * .92, r * .08
     if shape == 6:
         w = r * .78
         top = np.where(y < -r * .2, np.hypot(x, y + r * .2) - w, np.abs(x) - w)
