@@ -115,7 +115,7 @@ def main():
         x, y = vae.floats(x, args.device), torch.from_numpy(y).to(args.device)
         if coder is not None:  # some go through the VAE
             with torch.no_grad():
-                k = len(x) // 8
+                k = max(len(x) // 8, 1)
                 x = torch.cat([coder.decode(coder.encode(x[:k]).latent_dist.sample()).sample.clamp(-1, 1).to(x), x[k:]])
         scene, one, left, right = net(x)
         two, monster = (y[:, 5] >= 0).long(), y[:, 0] >= 0
