@@ -25,6 +25,7 @@ import controlnet  # noqa: E402
 import dreambooth  # noqa: E402
 import grammar  # noqa: E402
 import inversion  # noqa: E402
+import stage  # noqa: E402
 import styles  # noqa: E402
 import world  # noqa: E402
 
@@ -37,6 +38,7 @@ MUST = {
     **{f"lora {look}": {"look": .80, "shape": .80, "colour": .80} for look in styles.STYLES},
     "dreambooth": {"given monster": .80},
     "embedding": {"shape": .80, "colour": .80},
+    "replay": {"same on avx2": 1, "same on portable": 1},
 }
 STEPS, CFG, CHUNK = 20, 4.0, 32
 
@@ -70,7 +72,7 @@ class Bench:
     """The binary, the models, and a folder for what goes in and comes out."""
 
     def __init__(self, args, folder):
-        self.args, self.folder, self.judge = args, folder, classifier.load(args.classifier, "cpu")
+        self.args, self.folder, self.judge, self.environment = args, folder, classifier.load(args.classifier, "cpu"), dict(os.environ)
         os.makedirs(f"{folder}/in", exist_ok=True)
 
     def has_node(self, kind):
@@ -96,7 +98,7 @@ class Bench:
                 build(graph, number, *begin)
             path = f"{out}/{start:05d}.json"
             json.dump(graph.nodes, open(path, "w"), indent=1)
-            done = subprocess.run([self.args.binary, "run", path, "--models", self.args.models, "--input", f"{self.folder}/in", "--out", out, "--quiet"], capture_output=True, text=True)
+            done = subprocess.run([self.args.binary, "run", path, "--models", self.args.models, "--input", f"{self.folder}/in", "--out", out, "--quiet"], capture_output=True, text=True, env=self.environment)
             if done.returncode:
                 raise SystemExit(f"{part}: kosmograph answered {done.returncode}: {done.stderr.strip() or done.stdout.strip()}")
             print(f"{part}: {min(start + CHUNK, count)} of {count}", file=sys.stderr)
@@ -105,7 +107,7 @@ class Bench:
     def begin(self, graph, part):
         """The nodes that a part's pictures share."""
         model, clip, vae = graph.checkpoint()
-        if part in ("subject", "apart"):
+        if part.split()[0] in ("subject", "apart"):
             kosmos = graph.add("KosmosLoader", kosmos_name=f"{graph.name}/kosmos")
             empty = graph.add("Aligner", kosmos=kosmos, hidden_states=graph.add("TextInterleave", kosmos=kosmos, text=""))
             return model, kosmos, vae, empty
@@ -231,12 +233,32 @@ def embedding(bench, rng, count):
     return classifier.agreement(bench.read(from_text(bench, "embedding", texts, rng.integers(1 << 31, size=count).tolist())), scenes)
 
 
+def replay(bench, rng, count):
+    """The same workflows with the kernels of other instruction sets: the share of the pictures that the judge reads the same, in all it says."""
+    quarter = max(count // 4, 1)
+    words = [grammar.caption(world.random_scene(rng, .3, held=True)) for _ in range(quarter)]
+    shown = [portrait(world.random_monster(rng, held=True), rng) for _ in range(quarter)]
+    asked = [f"<i> wearing {grammar.accessory(1 + int(rng.integers(6)))} {grammar.where(int(rng.integers(12)))}" for _ in range(quarter)]
+    seeds, figures, answers = rng.integers(1 << 31, size=quarter).tolist(), {}, {}
+    for name in ("widest", "avx2", "portable"):
+        if name == "avx2" and name not in stage.instructions():
+            continue
+        bench.environment = {**os.environ, **({} if name == "widest" else {"KOSMOGRAPH_ISA": name})}
+        drawn = from_text(bench, f"text {name}", words, seeds), from_subjects(bench, f"subject {name}", asked, [[p] for p in shown], seeds)
+        answers[name] = bench.read(np.concatenate(drawn))
+        if name != "widest":
+            figures[f"same on {name}"] = float(np.mean([a == b for a, b in zip(answers["widest"], answers[name])]))
+    bench.environment = dict(os.environ)
+    return figures
+
+
 # what measures a part, the weights it needs, the node it needs beyond the oldest
 PARTS = {
     "text": (text, "sd/unet", "UNetSample"), "subject": (subject, "kosmos/model.safetensors", "KosmosLoader"), "apart": (apart, "kosmos/model.safetensors", "KosmosLoader"),
     "vae": (vae, "sd/vae", "VAEEncode"), "control": (control, "controlnet/tiny-canny", "ControlNetLoader"),
     **{f"lora {look}": (looks(look), f"loras/{look}.safetensors", "LoraLoader") for look in styles.STYLES},
     "dreambooth": (given_monster, "unet/dreambooth", "UNETLoader"), "embedding": (embedding, "embeddings/moss.safetensors", "CLIPTextEncode"),
+    "replay": (replay, "kosmos/model.safetensors", "KosmosLoader"),
 }
 
 

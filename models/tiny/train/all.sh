@@ -26,7 +26,7 @@ together() {
 }
 
 stage 2 data tokenizer
-together vae "clip mllm align"
-if [ "$budget" = gpu ]; then together classifier text_to_picture; else stage 2 classifier text_to_picture; fi
-together tune "controlnet lora inversion dreambooth"
+together "vae classifier" "clip mllm align"
+stage 2 text_to_picture
+together "tune dreambooth" "controlnet lora inversion"
 python export.py "$work" "$out"

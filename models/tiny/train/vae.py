@@ -14,8 +14,9 @@ import stage
 import styles
 import world
 
-CROPS = .5  # the share of the steps on crops
-ENCODER = .8  # the share of the steps in which the encoder learns too
+CROPS = .35  # the share of the steps on crops
+ENCODER = .58  # the share of the steps in which the encoder learns too
+LOOKS = [*styles.STYLES.values(), styles.pixels]  # pixels twice: their steps are the hardest to draw
 KEPT = 128  # the last pictures are for validation
 
 
@@ -69,7 +70,7 @@ class Crops:
             p, f = self.pictures[i], self.faces[i]
             u = rng.random()
             if u < looks:
-                p = list(styles.STYLES.values())[int(u * 3 / looks)](p)
+                p = LOOKS[int(u * len(LOOKS) / looks)](p)
             elif u < looks + .02:
                 p, f = given.picture(rng)
             w = np.ones((128, 128), np.float32)
