@@ -1,4 +1,5 @@
 """Prompts with pictures: Kosmos-G's configuration, how prompts become tensors, and the batches of the stages that train it."""
+import itertools
 import random
 
 import numpy as np
@@ -45,6 +46,16 @@ def encode(model, tok, prompts, pictures, device):
     return model(ids, clip.normalised(pictures, device) if len(pictures) else None, mask)
 
 
+def recoloured(picture, monster, rng):
+    """The picture of a monster with its channels in another order, or grey; never so that it looks like a combination that is held out."""
+    colours = np.array(list(world.COLOURS.values()))
+    for order in rng.permutation([p for p in itertools.permutations(range(3)) if p != (0, 1, 2)]) if rng.random() < .7 else []:
+        nearest = int(((colours - colours[monster[1]][order]) ** 2).sum(1).argmin())
+        if not world.held_out([monster[0], nearest, *monster[2:]]):
+            return picture[..., order]
+    return picture.mean(-1, keepdims=True).repeat(3, -1).astype(np.uint8)
+
+
 class Rows:
     """The data set, as instructions and as documents."""
 
@@ -55,17 +66,25 @@ class Rows:
         self.n = len(self.scenes) - vae.KEPT
 
     def pictures(self, which):
-        """The portraits (scene, slot), stacked."""
-        return np.stack([self.portraits[k, j] for k, j in which]) if which else np.zeros((0, data.VIT, data.VIT, 3), np.uint8)
+        """The portraits (scene, slot), stacked; (scene, slot, seed) in other colours."""
+        shown = [self.portraits[k, j] if not seed else recoloured(self.portraits[k, j], self.subjects[k][j], np.random.default_rng(seed)) for k, j, *seed in which]
+        return np.stack(shown) if which else np.zeros((0, data.VIT, data.VIT, 3), np.uint8)
 
     def instruct(self, rng, r, n, text):
-        """n rows of (prompt, portraits, wanted caption, scene number); text: the share without pictures."""
+        """n rows of (prompt, portraits, wanted caption, scene number); text: the share without pictures.
+
+        A third of the single portraits are in colours that their monsters do not have, and the prompt says which are wanted: what is
+        never seen in brown stripes but clouds could otherwise make a cloud of whatever has brown stripes."""
         rows = []
         for k in rng.integers(self.n, size=n):
             scene = self.scenes[k]
             if r.random() < text:  # words alone mean what they say
                 p = grammar.written(scene, r, empty=.08)
                 rows.append((p, [], p, k))
+            elif len(self.subjects[k]) == 1 and r.random() < 1 / 3:
+                shape, _, *rest, _ = self.subjects[k][0]
+                p, _ = grammar.instruction(scene, [[shape, -1, *rest, -1]], r)
+                rows.append((p, [(k, 0, r.randrange(1 << 30))], grammar.caption(scene), k))
             else:
                 p, shown = grammar.instruction(scene, self.subjects[k], r)
                 rows.append((p, [(k, j) for j in shown], grammar.caption(scene), k))

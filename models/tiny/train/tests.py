@@ -169,6 +169,28 @@ class Stages(unittest.TestCase):
             self.assertEqual(stage.figures(args, "vae"), {"psnr": 1.0})
 
 
+class Colours(unittest.TestCase):
+    def test_other_colours_never_look_like_a_combination_that_is_held_out(self):
+        import interleaved
+        rng, changed = np.random.default_rng(12), 0
+        colours = np.array(list(world.COLOURS.values()))
+        for _ in range(2000):
+            m = world.random_monster(rng)
+            body = interleaved.recoloured(np.uint8(colours[m[1]])[None, None], m, rng)[0, 0].astype(int)
+            changed += (body != colours[m[1]]).any()
+            if len(set(body)) > 1:  # not grey
+                self.assertFalse(world.held_out([m[0], int(((colours - body) ** 2).sum(1).argmin()), *m[2:]]), m)
+        self.assertGreater(changed, 1500)
+
+    def test_a_prompt_says_the_colour_and_the_place_that_a_portrait_cannot(self):
+        for n in range(200):
+            r = random.Random(n)
+            m, bg = world.random_monster(np.random.default_rng(n)), r.randrange(12)
+            words, _ = grammar.instruction([[m], bg], [[m[0], -1, *m[2:], -1]], r)
+            self.assertIn(f"<i> in {world.CNAMES[m[1]]}", words)
+            self.assertIn(grammar.where(bg), words)
+
+
 class Loras(unittest.TestCase):
     def test_each_naming_names_every_pair_and_a_new_lora_changes_nothing(self):
         import lora
