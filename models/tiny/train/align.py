@@ -3,9 +3,11 @@ usage: align.py WORK [--budget cpu]
 
 First captions alone, and only the aligner learns: squared error to CLIP's hidden states, and the reconstruction half back to the
 language model's. Then instructions with pictures as well, for which CLIP reads the canonical caption of what is asked; everything
-learns, and the language model keeps captioning."""
+learns, and the language model keeps captioning. What is said must also be nearer to the caption that is wanted than to ones that are wrong
+in one thing: for CLIP some words lie so close together that the squared error alone would not tell them apart."""
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 import clip
 import grammar
@@ -13,6 +15,7 @@ import interleaved
 import stage
 
 TEXT_ONLY = .25  # the share of the steps
+SHARP = .25  # how much a unit of squared distance, over all 77 x 128 numbers, is worth as a logit
 
 
 class Target:
@@ -25,6 +28,11 @@ class Target:
 
     def error(self, y, captions):
         return ((y.float() - self.texts.encode(captions).float()) ** 2 / self.spread).mean()
+
+    def nearest(self, y, captions, wrong):
+        """Cross-entropy of the wanted caption among those that are wrong. y: [B, 77, 128]; wrong: for each row one with another shape, and others."""
+        every = self.texts.encode([c for row in zip(captions, *zip(*wrong)) for c in row]).float().unflatten(0, (len(y), -1))
+        return F.cross_entropy(-SHARP * ((y.float()[:, None] - every) ** 2).sum((2, 3)), torch.zeros(len(y), dtype=torch.long, device=y.device))
 
 
 def main():
@@ -43,12 +51,14 @@ def main():
         alone = step / s.steps < TEXT_ONLY
         asked, docs = rows.instruct(rng, r, s.batch, 1 if alone else .25), [] if alone else rows.documents(rng, r, max(s.batch // 4, 1))
         tensors = [(*interleaved.collate(tok, [a[0] for a in part], end), rows.pictures([w for a in part for w in a[1]])) if part else None for part, end in ((asked, False), (docs, True))]
-        return *tensors, [a[2] for a in asked], rng.integers(1 << 30)
+        shown = [i for i, a in enumerate(asked) if a[1]]
+        wrong = [[grammar.caption(clip.wrong(rows.scenes[asked[i][3]], w, r)) for w in (0, r.randrange(1, len(clip.WRONG)))] for i in shown]
+        return *tensors, [a[2] for a in asked], shown, wrong, rng.integers(1 << 30)
 
     batches = stage.ahead(prepare, s)
 
     def step(s):
-        (ids, mask, pictures), docs, captions, seed = next(batches)
+        (ids, mask, pictures), docs, captions, shown, wrong, seed = next(batches)
         see = lambda p: clip.normalised(p, args.device, np.random.default_rng(seed)) if len(p) else None
         ids = ids.to(args.device)
         h, pad = model.hidden(ids, see(pictures), mask.to(args.device)), ids.eq(1)
@@ -56,14 +66,17 @@ def main():
             h = h.detach()
         y = model.aligner.encode(h, pad)
         error = target.error(y, captions)
-        loss, shown = error, {"align": error}
+        loss, said = error, {"align": error}
+        if shown:
+            near = target.nearest(y[shown], [captions[i] for i in shown], wrong)
+            loss, said = loss + .1 * near, {**said, "nearest": near}
         if docs is None or s.step % 4 == 0:
             back = ((model.aligner.reconstruct(y, pad) - h.detach())[~pad] ** 2).mean() * 77 / ids.shape[1]
-            loss, shown = loss + .1 * back, {**shown, "reconstruct": back}
+            loss, said = loss + .1 * back, {**said, "reconstruct": back}
         if docs is not None:
             words = interleaved.caption_loss(model, docs[0].to(args.device), docs[1].to(args.device), see(docs[2]))
-            loss, shown = loss + .1 * words, {**shown, "caption": words}
-        return loss, shown
+            loss, said = loss + .1 * words, {**said, "caption": words}
+        return loss, said
 
     s.train(step)
     s.finish({"in CLIP's space": arrives(args, model, tok, texts)})

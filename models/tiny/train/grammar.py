@@ -62,12 +62,13 @@ def instruction(scene, subjects, r):
     subjects: up to two rows (monster, background) as data.py draws them; what differs is said, the rest stays."""
     monsters, place = scene[0], where(scene[1])
     if len(monsters) == 2:
+        seen = ["<i>" if p[1] == m[1] else f"<i> in {CNAMES[m[1]]}" for m, p in zip(monsters, subjects)]
         u = r.random()
         if u < .12:
-            return f"<i> and {describe(monsters[1])} {place}", [0]
+            return f"{seen[0]} and {describe(monsters[1])} {place}", [0]
         if u < .24:
-            return f"{describe(monsters[0])} and <i> {place}", [1]
-        return r.choice(["<i> and <i> ", "<i> with <i> "]) + place, [0, 1]
+            return f"{describe(monsters[0])} and {seen[1]} {place}", [1]
+        return f"{seen[0]} {r.choice(['and', 'with'])} {seen[1]} {place}", [0, 1]
     (m,), portrait = monsters, subjects[0]
     shown = [0]
     if len(subjects) == 2:

@@ -15,6 +15,9 @@ from kosmos_model import KosmosG
 from tokenizer import Kosmos
 
 
+OTHER = [1 / 3, 1 / 2]  # the share of instructions with portraits in other colours, for one subject and for two
+
+
 def config(vocabulary):
     return {"model_type": "kosmos-g", "vision": clip.VISION,
             "connector": {"latent_query_num": 16, "heads": 6},
@@ -73,21 +76,20 @@ class Rows:
     def instruct(self, rng, r, n, text):
         """n rows of (prompt, portraits, wanted caption, scene number); text: the share without pictures.
 
-        A third of the single portraits are in colours that their monsters do not have, and the prompt says which are wanted: what is
-        never seen in brown stripes but clouds could otherwise make a cloud of whatever has brown stripes."""
+        Some of the portraits are in colours that their monsters do not have, and the prompt says which are wanted: where only clouds are
+        seen in brown stripes, whatever has brown stripes would otherwise become a cloud."""
         rows = []
         for k in rng.integers(self.n, size=n):
             scene = self.scenes[k]
             if r.random() < text:  # words alone mean what they say
                 p = grammar.written(scene, r, empty=.08)
                 rows.append((p, [], p, k))
-            elif len(self.subjects[k]) == 1 and r.random() < 1 / 3:
-                shape, _, *rest, _ = self.subjects[k][0]
-                p, _ = grammar.instruction(scene, [[shape, -1, *rest, -1]], r)
-                rows.append((p, [(k, 0, r.randrange(1 << 30))], grammar.caption(scene), k))
             else:
-                p, shown = grammar.instruction(scene, self.subjects[k], r)
-                rows.append((p, [(k, j) for j in shown], grammar.caption(scene), k))
+                subjects, other = self.subjects[k], len(self.subjects[k]) == len(scene[0]) and r.random() < OTHER[len(scene[0]) - 1]
+                if other:
+                    subjects = [[shape, -1, *rest, -1] for shape, _, *rest, _ in subjects]
+                p, shown = grammar.instruction(scene, subjects, r)
+                rows.append((p, [(k, j, r.randrange(1 << 30)) if other else (k, j) for j in shown], grammar.caption(scene), k))
         return rows
 
     def documents(self, rng, r, n):

@@ -189,6 +189,10 @@ class Colours(unittest.TestCase):
             words, _ = grammar.instruction([[m], bg], [[m[0], -1, *m[2:], -1]], r)
             self.assertIn(f"<i> in {world.CNAMES[m[1]]}", words)
             self.assertIn(grammar.where(bg), words)
+            other = world.random_monster(np.random.default_rng(1000 + n))
+            words, shown = grammar.instruction([[m, other], bg], [[m[0], -1, *m[2:], -1], [other[0], -1, *other[2:], -1]], r)
+            for j in shown:
+                self.assertIn(f"<i> in {world.CNAMES[(m, other)[j][1]]}", words)
 
 
 class Loras(unittest.TestCase):
