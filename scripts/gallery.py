@@ -26,7 +26,7 @@ SHOWN = {
     "variants": "The same words and seed: the checkpoint's own U-Net, and three LoRAs on it in three namings (kohya, PEFT, diffusers).",
     "dreambooth": "A U-Net that was shown eight pictures of one monster, which no word but `zwx` names.",
     "swap": "The same words and seed through the checkpoint's U-Net, to which `zwx` means nothing, and through the DreamBooth one.",
-    "control": "A ControlNet: the outline of one picture, the words of another.",
+    "control": "A ControlNet: the outline of a picture, in the colour and the place that the words say.",
     "encoders": "One U-Net, three prompts: Kosmos-G's, CLIP's, and half of each. Each is guided away from the other's empty prompt.",
 }
 

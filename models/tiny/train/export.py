@@ -119,7 +119,7 @@ def main():
         put(stage.weights(args, "classifier", "classifier"), f"{out}/evaluate/classifier.safetensors")
     examples(out)
     os.makedirs(f"{out}/train", exist_ok=True)
-    logs = {f.removesuffix(".json"): json.load(open(f"{args.work}/log/{f}")) for f in sorted(os.listdir(f"{args.work}/log"))}
+    logs = {f.removesuffix(".json"): json.load(open(f"{args.work}/log/{f}")) for f in sorted(os.listdir(f"{args.work}/log")) if f.endswith(".json")}
     text({name: {k: v for k, v in log.items() if k != "curve"} | {"last": log["curve"][-1]} for name, log in logs.items()}, f"{out}/train/log.json")
     size = sum(os.path.getsize(os.path.join(folder, f)) for part in PRODUCED for folder, _, files in os.walk(f"{out}/{part}") for f in files)
     print(f"{size / 1e6:.2f} MB in all; not finished and left out: {', '.join(missing) or 'nothing'}")

@@ -20,8 +20,8 @@ from muon import Muon
 BUDGETS = {
     "gpu": dict(scenes=49152, vae=(8000, 96), clip=(4000, 512), text_to_picture=(9000, 512), mllm=(3000, 256), align=(3500, 256),
                 tune=(4500, 256), controlnet=(4000, 192), lora=(1200, 96), dreambooth=(4000, 128), inversion=(1500, 64), classifier=(5000, 256)),
-    "cpu": dict(scenes=16384, vae=(12000, 10), clip=(800, 96), text_to_picture=(7500, 48), mllm=(1800, 32), align=(4700, 32),
-                tune=(400, 24), controlnet=(2200, 24), lora=(1200, 16), dreambooth=(3200, 24), inversion=(600, 12), classifier=(2000, 48)),
+    "cpu": dict(scenes=16384, vae=(12000, 10), clip=(800, 96), text_to_picture=(7500, 48), mllm=(1800, 32), align=(5500, 32),
+                tune=(400, 24), controlnet=(2200, 24), lora=(4100, 16), dreambooth=(3200, 24), inversion=(600, 12), classifier=(2000, 48)),
     "smoke": dict(scenes=224, vae=(3, 2), clip=(3, 8), text_to_picture=(3, 4), mllm=(3, 4), align=(4, 4),
                   tune=(2, 2), controlnet=(2, 2), lora=(2, 2), dreambooth=(4, 2), inversion=(2, 2), classifier=(3, 4)),
 }
