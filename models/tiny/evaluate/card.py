@@ -37,6 +37,8 @@ def cost():
 def replaced(text, header, rows):
     """The text with the rows of the table under this header changed."""
     lines = text.split("\n")
+    if header not in lines:
+        raise SystemExit(f"{CARD} has no table with the header {header!r}; it is where these rows belong")
     start = lines.index(header) + 2
     end = next(i for i in range(start, len(lines)) if not lines[i].startswith("|"))
     return "\n".join([*lines[:start], *rows, *lines[end:]])

@@ -112,7 +112,7 @@ class Bench:
             empty = graph.add("Aligner", kosmos=kosmos, hidden_states=graph.add("TextInterleave", kosmos=kosmos, text=""))
             return model, kosmos, vae, empty
         if part.startswith("lora "):
-            lora = graph.add("LoraLoader", model=model, clip=clip, lora_name=f"{graph.name}/loras/{part[5:]}.safetensors", strength_model=1.0, strength_clip=1.0)
+            lora = graph.add("LoraLoader", model=model, clip=clip, lora_name=f"{graph.name}/loras/{part[5:]}.safetensors", strength_model=self.args.strength, strength_clip=self.args.strength)
             model, clip = lora, [lora[0], 1]
         if part == "dreambooth":
             model = graph.add("UNETLoader", unet_name=f"{graph.name}/unet/dreambooth")
@@ -290,6 +290,7 @@ def main():
     p.add_argument("--name", default="tiny", help="the model's folder in it")
     p.add_argument("--classifier", default=os.path.join(HERE, "classifier.safetensors"))
     p.add_argument("--only", default=",".join(PARTS), help="parts, with commas between")
+    p.add_argument("--strength", type=float, default=1.0, help="of the LoRAs, as LoraLoader has it")
     p.add_argument("--keep", metavar="DIR", help="leave pictures and workflows there")
     args = p.parse_args()
     if not args.binary:

@@ -17,7 +17,7 @@ import text_to_picture
 import world
 
 LINEAR, CONVOLUTION = 4, 8  # the ranks; alpha is the same, so that what is learned is added as it is
-STRENGTH = {"pencil": 1.0, "neon": 1.0, "pixel": 1.25}  # of what is written: at 1, blocks came out half soft in a fifth of the pictures
+STRENGTH = {"pencil": 1.0, "neon": 1.0, "pixel": 1.25}  # of what is written: at 1 some blocks come out half soft (evaluate.py --only "lora pixel" --strength 0.8)
 NAMING = {
     "pencil": lambda path, part: f"lora_unet_{path.replace('.', '_')}.lora_{part}.weight",
     "neon": lambda path, part: f"unet.{path}.lora_{'A' if part == 'down' else 'B'}.weight",

@@ -51,15 +51,16 @@ class World(unittest.TestCase):
             for b in range(a):
                 self.assertLess((inside[a] & inside[b]).sum() / (inside[a] | inside[b]).sum(), .9, (world.SHAPES[a], world.SHAPES[b]))
 
-    def test_looks_keep_a_colour_that_no_pixel_loses_to_white(self):
+    def test_looks_keep_colours_where_lines_are(self):
         import styles
         for colour, (high, low) in {0: (0, 2), 3: (1, 0), 4: (2, 0)}.items():  # red, green, blue: the strongest and the weakest channel
-            picture, (face,) = world.draw([[[0, colour, 0, 0, 0]], 6], np.random.default_rng(7))
-            x, y, r = (int(v) for v in face)
+            picture, ((x, y, r),) = world.draw([[[0, colour, 0, 0, 0]], 6], np.random.default_rng(7))
             for look, style in styles.STYLES.items():
-                for dx in (-.85, .85):
-                    seen = style(picture)[y - 6:y + 7, int(x + dx * r) - 3:int(x + dx * r) + 4].astype(float).mean((0, 1))
-                    self.assertGreater(seen[high], 1.15 * seen[low], (colour, look, seen))
+                seen = style(picture)
+                self.assertLess((seen.min(-1) > 245).mean(), .05, (colour, look))  # the eyes alone are white
+                for at in (int(x - r), int(x + r)):
+                    line = seen[int(y) - 4:int(y) + 5, at - 2:at + 3].astype(float).mean((0, 1))
+                    self.assertGreater(line[high], 1.2 * line[low], (colour, look, line))
 
     def test_each_attribute_changes_the_picture(self):
         base = [3, 1, 1, 1, 0]
