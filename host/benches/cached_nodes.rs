@@ -11,6 +11,7 @@ use kosmograph::graph::Graph;
 use kosmograph::plan::Plan;
 use kosmograph::plugin::{Call, NodeFailure};
 use kosmograph::value::Value;
+use kosmograph::wire::Earlier;
 use serde_json::{Map, Value as Json, json};
 use std::hint::black_box;
 use std::path::Path;
@@ -96,8 +97,13 @@ fn benches(criterion: &mut Criterion) {
         group.bench_function(BenchmarkId::new("read and plan", nodes), |bencher| {
             bencher.iter(|| planned(black_box(&text), &catalogue));
         });
-        let setting =
-            |keep| Setting { properties: &properties, listener: &Nobody, cancel: &cancel, keep };
+        let setting = |keep| Setting {
+            properties: &properties,
+            listener: &Nobody,
+            cancel: &cancel,
+            keep,
+            earlier: &Earlier::NONE,
+        };
         group.bench_function(BenchmarkId::new("run", nodes), |bencher| {
             let mut executor = Executor::new(Sum);
             bencher.iter(|| executor.run(&plan, setting(Keep::Nothing)).executed);

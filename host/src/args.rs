@@ -43,6 +43,17 @@ pub struct Arguments {
     pub command: Command,
 }
 
+impl Arguments {
+    /// Whether this process was started by another of this program, to load a library.
+    pub fn is_child(&self) -> bool {
+        match &self.command {
+            Command::Worker(_) | Command::Describe(_) => true,
+            Command::CheckPlugin(check) => check.here,
+            _ => false,
+        }
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run a workflow and print the paths of what it made
@@ -60,6 +71,12 @@ pub enum Command {
     /// Make of a checkpoint what the loaders read: Kosmos-G's to a folder, a torch file to safetensors
     #[command(after_help = EXIT_CODES)]
     Convert(Convert),
+    /// Run jobs from standard input, one after the other, and report on standard output: for programs
+    /// that keep models loaded between jobs (docs/worker.md)
+    Worker(Worker),
+    /// Load a library and write down what it says of itself
+    #[command(hide = true)]
+    Describe(Describe),
 }
 
 #[derive(Debug, Args)]
@@ -74,9 +91,29 @@ pub struct Run {
     /// through, once more for each seed
     #[arg(long)]
     pub verify_files: bool,
+    /// The most memory that the process which runs the nodes may take for itself, mapped model files
+    /// not counted: a node that needs more fails [default: what there is, less a reserve]
+    #[arg(long, value_name = "SIZE")]
+    pub memory_limit: Option<Budget>,
+    /// Load the libraries into this very process, which they may take with them: for debuggers
+    #[arg(long, conflicts_with = "memory_limit")]
+    pub in_process: bool,
     /// Show only errors
     #[arg(long, conflicts_with = "json")]
     pub quiet: bool,
+}
+
+/// See [`crate::worker`].
+#[derive(Debug, Args)]
+pub struct Worker {
+    /// The most private memory of the process, in bytes
+    #[arg(long, value_name = "BYTES")]
+    pub memory_limit: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub struct Describe {
+    pub library: PathBuf,
 }
 
 #[derive(Debug, Args)]

@@ -5,7 +5,7 @@
 //! alone: libraries may be newer than the host.
 
 use crate::folders::Entry;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 /// One class of node.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NodeDescriptor {
     pub class: String,
     pub doc: String,
@@ -32,7 +32,7 @@ impl NodeDescriptor {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct OutputDescriptor {
     pub name: String,
     #[serde(rename = "type")]
@@ -40,7 +40,7 @@ pub struct OutputDescriptor {
 }
 
 /// One input of a class.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct InputDescriptor {
     pub name: String,
     pub optional: bool,
@@ -51,7 +51,7 @@ pub struct InputDescriptor {
 }
 
 /// What an input takes: a socket, or one of the widgets.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum InputKind {
     /// The output of another node, of the type that [`InputDescriptor::type_name`] names.
     Socket,
@@ -128,6 +128,8 @@ pub struct LibraryEntry {
     pub version: String,
     pub path: PathBuf,
     pub classes: usize,
+    /// Tells its descriptor from every other.
+    pub digest: [u8; 16],
 }
 
 /// A class and who provides it: node number `node` of library number `library`.
@@ -178,7 +180,8 @@ impl Catalogue {
             let provider = provider.clone();
             self.classes.push(Class { library: number, node: node_number, provider, descriptor });
         }
-        self.libraries.push(LibraryEntry { name, version, path: path.to_owned(), classes });
+        let (path, digest) = (path.to_owned(), digest(descriptor));
+        self.libraries.push(LibraryEntry { name, version, path, classes, digest });
         Ok(number)
     }
 
@@ -203,6 +206,16 @@ impl Catalogue {
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
+}
+
+/// Tells a descriptor from every other: [`LibraryEntry::digest`].
+pub fn digest(descriptor: &Value) -> [u8; 16] {
+    let mut digest = [0; 16];
+    let mut hasher = blake3::Hasher::new();
+    // Writing to a hasher cannot fail.
+    let _ = serde_json::to_writer(&mut hasher, descriptor);
+    hasher.finalize_xof().fill(&mut digest);
+    digest
 }
 
 // ---- Reading a descriptor --------------------------------------------------------------------

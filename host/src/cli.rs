@@ -6,8 +6,14 @@ mod run;
 
 use crate::args::{Arguments, Command};
 use crate::events::{Event, Listener};
+use crate::problem::Kind;
 use crate::progress::{JsonLines, LogWriter, Show, Terminal};
+use crate::supervisor::Setup;
+use crate::{libraries, process};
 use indicatif::MultiProgress;
+use nix::sys::signal::Signal;
+use std::io::Write;
+use std::sync::Arc;
 use tracing_subscriber::EnvFilter;
 
 /// How the program ends; the numbers are documented in `--help`.
@@ -34,27 +40,54 @@ impl Exit {
 
 /// Does what the arguments say.
 pub fn main(arguments: Arguments) -> Exit {
-    match arguments.command {
-        Command::Run(run) => {
-            let listener = listener(run.workflow.json, run.quiet);
-            run::run(&run, &*listener)
+    // A file that grows past `ulimit -f` is an error of that file, and no reason to end.
+    process::ignore_signals(&[Signal::SIGXFSZ]);
+    let (json, quiet) = match &arguments.command {
+        Command::Run(run) => (run.workflow.json, run.quiet),
+        Command::Convert(convert) => (false, convert.quiet),
+        _ => (false, false),
+    };
+    let screen = MultiProgress::new();
+    log_to(screen.clone());
+    // As long as the program: the handler of signals says the last word to it.
+    let listener: &'static dyn Listener = match json {
+        true => Box::leak(Box::new(JsonLines::default())),
+        false => {
+            let show = if quiet { Show::Errors } else { Show::Everything };
+            Box::leak(Box::new(Terminal::new(show, screen.clone())))
         }
-        Command::Check(check) => run::check(&check.workflow, &*listener(false, false)),
-        Command::Nodes(nodes) => list::nodes(&nodes, &*listener(false, false)),
-        Command::Plugins(plugins) => list::plugins(&plugins, &*listener(false, false)),
-        Command::Convert(convert) => convert::convert(&convert, &*listener(false, convert.quiet)),
-        Command::CheckPlugin(check) => list::check_plugin(&check, &*listener(false, false)),
+    };
+    let exit = match arguments.command {
+        Command::Run(args) => run::run(&args, listener, &screen),
+        Command::Check(check) => run::check(&check.workflow, listener),
+        Command::Nodes(nodes) => list::nodes(&nodes, listener),
+        Command::Plugins(plugins) => list::plugins(&plugins, listener),
+        Command::Convert(args) => convert::convert(&args, listener, &screen),
+        Command::CheckPlugin(check) => list::check_plugin(&check, listener),
+        Command::Worker(worker) => crate::worker::main(&worker),
+        Command::Describe(describe) => libraries::answer(&describe.library),
+    };
+    match listener.trouble() {
+        Some(trouble) if exit != Exit::Interrupted => {
+            eprintln_or_nothing(&format!("error: {trouble}; the files that were made are whole"));
+            Exit::Failed
+        }
+        _ => exit,
     }
 }
 
-fn listener(json: bool, quiet: bool) -> Box<dyn Listener> {
-    if json {
-        log_to(MultiProgress::new());
-        return Box::new(JsonLines::default());
-    }
-    let terminal = Terminal::new(if quiet { Show::Errors } else { Show::Everything });
-    log_to(terminal.screen());
-    Box::new(terminal)
+/// The last way to say something; where that is closed, the exit code has to do.
+fn eprintln_or_nothing(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// How workers of this command are started; what they print goes between the bars.
+fn setup(screen: &MultiProgress, memory_limit: Option<u64>) -> std::io::Result<Setup> {
+    let screen = screen.clone();
+    let stderr = Arc::new(move |bytes: &[u8]| {
+        let _ = LogWriter(screen.clone()).write_all(bytes);
+    });
+    Ok(Setup { program: std::env::current_exe()?, memory_limit, stderr })
 }
 
 /// The host's own diagnostics go to standard error, as much as KOSMOGRAPH_LOG or RUST_LOG says.
@@ -70,7 +103,7 @@ fn log_to(screen: MultiProgress) {
 }
 
 /// Says why nothing is done.
-fn refuse(listener: &dyn Listener, kind: &'static str, error: &dyn std::fmt::Display) -> Exit {
-    listener.event(&Event::Refused { kind, message: &error.to_string() });
+fn refuse(listener: &dyn Listener, kind: Kind, error: &dyn std::fmt::Display) -> Exit {
+    listener.event(&Event::refused(kind, error.to_string()));
     Exit::Refused
 }

@@ -1,71 +1,71 @@
-//! What happens during a run, as one type: the terminal shows it, `--json` writes it.
+//! What happens during a run, as one type: the terminal shows it, `--json` writes it, a worker sends
+//! it to the process that started it.
 //!
-//! The JSON is documented in `docs/events.md`; a change of meaning there gets a new event.
+//! The JSON is documented in `docs/events.md`; a change of meaning there gets a new event. What is
+//! written can be read back: borrowed where it is made, owned where it was read.
 
-use crate::problem::{NodeName, Problem};
-use serde::Serialize;
+use crate::plugin::LogLevel;
+use crate::problem::{Kind, NodeName, Problem};
+use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
+use std::borrow::Cow;
 use std::path::Path;
 
 /// Receives events, from the executor's thread and, during a node's call, from any other.
 pub trait Listener: Sync {
     fn event(&self, event: &Event);
+
+    /// Why what was told did not arrive, if it did not: a closed or full standard output.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event<'a> {
     /// What will be done, in this order. In a sweep there is one for each seed.
     Plan {
-        nodes: Vec<&'a NodeName>,
-        #[serde(skip_serializing_if = "Option::is_none")]
+        nodes: Vec<Cow<'a, NodeName>>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
         seed: Option<u64>,
     },
-    NodeStarted(&'a NodeName),
+    NodeStarted(Cow<'a, NodeName>),
     Progress {
-        node: &'a str,
+        node: Cow<'a, str>,
         step: u64,
         steps: u64,
     },
     /// The node need not run: its result, or all that would need it, is there.
-    Cached(&'a NodeName),
+    Cached(Cow<'a, NodeName>),
     NodeDone {
-        node: &'a str,
+        node: Cow<'a, str>,
         seconds: f64,
     },
     /// The node needs what a failed node would have made.
     Skipped {
         #[serde(flatten)]
-        name: &'a NodeName,
+        name: Cow<'a, NodeName>,
         /// The id of the node that failed.
-        because_of: &'a str,
+        because_of: Cow<'a, str>,
     },
     /// An output node made something.
     Output {
-        node: &'a str,
+        node: Cow<'a, str>,
         /// What the node said, ComfyUI's `{"images": [{"filename", "subfolder", "type"}]}`.
-        output: &'a Json,
+        output: Cow<'a, Json>,
         /// The files in it, as absolute paths.
         files: Vec<String>,
     },
-    /// A node failed.
-    Error(&'a Failure),
-    /// The workflow is wrong: one event for each problem, and nothing runs.
-    #[serde(rename = "error")]
-    Problem(&'a Problem),
-    /// The arguments, or the workflow file as a whole, are wrong.
-    #[serde(rename = "error")]
-    Refused {
-        kind: &'static str,
-        message: &'a str,
-    },
-    Warning(&'a Problem),
+    /// A node failed, or the workflow, its file or the arguments are wrong: one event for each problem.
+    Error(Cow<'a, Problem>),
+    Warning(Cow<'a, Problem>),
     /// A line from a node, or from the host where there is no node.
     Log {
-        level: &'static str,
-        #[serde(flatten, skip_serializing_if = "Option::is_none")]
-        node: Option<&'a NodeName>,
-        message: &'a str,
+        level: Level,
+        #[serde(default, flatten, skip_serializing_if = "Option::is_none")]
+        node: Option<Cow<'a, NodeName>>,
+        message: Cow<'a, str>,
     },
     /// The last event of a run that was not interrupted. `failed` nodes make the exit code 3.
     Done {
@@ -80,32 +80,36 @@ pub enum Event<'a> {
     },
 }
 
-/// Why a node gave nothing.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Failure {
-    kind: &'static str,
-    #[serde(flatten)]
-    pub node: NodeName,
-    /// The input at fault, where it is known.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub input: Option<String>,
-    pub message: String,
-}
+impl<'a> Event<'a> {
+    /// An error about the workflow's file or the arguments as a whole.
+    pub fn refused(kind: Kind, message: impl Into<String>) -> Self {
+        Self::Error(Cow::Owned(Problem::new(kind, message)))
+    }
 
-impl Failure {
-    pub fn new(node: NodeName, input: Option<String>, message: String) -> Self {
-        let input = input.filter(|input| !input.is_empty());
-        Self { kind: "node_failed", node, input, message }
+    /// A line of the host's own.
+    pub fn log(level: Level, message: impl Into<Cow<'a, str>>) -> Self {
+        Self::Log { level, node: None, message: message.into() }
     }
 }
 
-impl std::fmt::Display for Failure {
-    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        write!(f, "{}", self.node)?;
-        if let Some(input) = &self.input {
-            write!(f, ", input \"{input}\"")?;
+/// How much a line matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Level {
+    Error,
+    Warning,
+    Info,
+    Debug,
+}
+
+impl From<LogLevel> for Level {
+    fn from(level: LogLevel) -> Self {
+        match level {
+            LogLevel::Error => Self::Error,
+            LogLevel::Warn => Self::Warning,
+            LogLevel::Info => Self::Info,
+            LogLevel::Debug => Self::Debug,
         }
-        write!(f, ": {}", self.message)
     }
 }
 
@@ -133,25 +137,47 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn events_are_flat_json() {
+    fn events_are_flat_json_that_can_be_read_back() {
         let node = NodeName { id: "3".into(), title: None, class: "KSampler".into() };
-        let line = |event: Event| serde_json::to_value(event).unwrap();
+        let (name, id) = (|| Cow::Borrowed(&node), || Cow::Borrowed("3"));
+        let failure = Problem::failure(node.clone(), Some("steps".into()), "No");
+        let event = Event::Error(Cow::Borrowed(&failure));
         assert_eq!(
-            line(Event::NodeStarted(&node)),
-            json!({"event": "node_started", "node": "3", "class": "KSampler"})
-        );
-        let failure = Failure::new(node.clone(), Some("steps".into()), "No.".into());
-        assert_eq!(
-            line(Event::Error(&failure)),
+            serde_json::to_value(event).unwrap(),
             json!({"event": "error", "kind": "node_failed", "node": "3", "class": "KSampler",
-                "input": "steps", "message": "No."})
+                "input": "steps", "message": "No"})
         );
-        let refused = Event::Refused { kind: "workflow", message: "It is empty" };
-        assert_eq!(line(refused)["event"], "error");
+        let log = Event::log(Level::Info, "a");
         assert_eq!(
-            line(Event::Log { level: "info", node: None, message: "a" }),
+            serde_json::to_value(&log).unwrap(),
             json!({"event": "log", "level": "info", "message": "a"})
         );
+        let titled = NodeName { title: Some("Sampler".into()), ..node.clone() };
+        let problem =
+            Problem::new(Kind::InvalidPath, "is not there").at(titled.clone()).nearest("a", ["ab"]);
+        let output = json!({"images": [{"filename": "a.png"}]});
+        let events = [
+            Event::Plan { nodes: vec![name(), Cow::Borrowed(&titled)], seed: Some(u64::MAX) },
+            Event::Plan { nodes: vec![], seed: None },
+            Event::NodeStarted(name()),
+            Event::Progress { node: id(), step: 1, steps: 2 },
+            Event::Cached(name()),
+            Event::NodeDone { node: id(), seconds: 0.25 },
+            Event::Skipped { name: name(), because_of: Cow::Borrowed("2") },
+            Event::Output { node: id(), output: Cow::Borrowed(&output), files: vec!["/a".into()] },
+            Event::Error(Cow::Borrowed(&failure)),
+            Event::Warning(Cow::Borrowed(&problem)),
+            Event::refused(Kind::Workflow, "it is empty"),
+            log,
+            Event::Log { level: Level::Debug, node: Some(name()), message: "\n\u{1b}".into() },
+            Event::Done { seconds: 0.5, executed: 1, cached: 2, failed: 3 },
+            Event::Interrupted { seconds: 0.125 },
+        ];
+        for event in events {
+            let line = serde_json::to_string(&event).unwrap();
+            assert!(!line.contains('\n'), "{line}");
+            assert_eq!(serde_json::from_str::<Event>(&line).unwrap(), event, "{line}");
+        }
     }
 
     #[test]

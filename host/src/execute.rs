@@ -9,13 +9,16 @@ mod memory;
 
 pub use memory::Budget;
 
-use crate::events::{Event, Failure, Listener, files};
+use crate::events::{Event, Listener, files};
 use crate::plan::{Key, Literal, Plan, Source, Step};
 use crate::plugin::{Call, Library, LogLevel, NodeFailure};
-use crate::problem::NodeName;
+use crate::problem::{NodeName, Problem};
 use crate::value::Value;
+use crate::wire::Earlier;
 use memory::Memory;
+use serde::{Deserialize, Serialize};
 use std::any::Any;
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -58,7 +61,7 @@ impl Runner for &Vec<Library> {
 }
 
 /// What the host tells a node that asks (`kg_context.property`).
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Properties {
     /// "cpu" or "cuda:0".
     pub device: String,
@@ -87,6 +90,8 @@ pub struct Setting<'a> {
     /// Set by whoever wants the run to stop: it does at the next step.
     pub cancel: &'a AtomicBool,
     pub keep: Keep<'a>,
+    /// What an earlier try at the plan has settled: nothing, where this is the first.
+    pub earlier: &'a Earlier,
 }
 
 /// How a run went.
@@ -96,7 +101,7 @@ pub struct Outcome {
     pub executed: usize,
     /// Nodes that did not need to.
     pub cached: usize,
-    pub failures: Vec<Failure>,
+    pub failures: Vec<Problem>,
     pub interrupted: bool,
 }
 
@@ -124,6 +129,15 @@ enum State {
     Failed(usize),
 }
 
+impl State {
+    fn cause(self) -> Option<usize> {
+        match self {
+            Self::Failed(cause) => Some(cause),
+            _ => None,
+        }
+    }
+}
+
 impl<R: Runner> Executor<R> {
     pub fn new(runner: R) -> Self {
         Self { runner, results: HashMap::new(), budget: None, memory: Memory::default() }
@@ -132,8 +146,13 @@ impl<R: Runner> Executor<R> {
     /// Before each step lets go of objects until `bytes` are enough: the least recently used ones
     /// that the step does not use, of those that offer "memory/1".
     pub fn with_budget(mut self, bytes: Option<u64>) -> Self {
-        self.budget = bytes;
+        self.set_budget(bytes);
         self
+    }
+
+    /// As [`Self::with_budget`], for the runs from now on.
+    pub fn set_budget(&mut self, bytes: Option<u64>) {
+        self.budget = bytes;
     }
 
     /// How many nodes' results are kept.
@@ -146,7 +165,7 @@ impl<R: Runner> Executor<R> {
         let steps = plan.steps();
         let mut uses: Vec<Vec<usize>> =
             steps.iter().map(|step| vec![0; step.descriptor.outputs.len()]).collect();
-        let mut states = self.needed(plan, &mut uses);
+        let mut states = self.needed(plan, setting.earlier, &mut uses);
         let wanted = match setting.keep {
             Keep::For(next) => common(plan, next),
             _ => HashSet::new(),
@@ -164,9 +183,16 @@ impl<R: Runner> Executor<R> {
                 outcome.interrupted = true;
                 break;
             }
+            // Settled by an earlier try, and told there unless it hangs on what failed.
+            if let Some(cause) = states[position].cause() {
+                if cause != position {
+                    setting.listener.event(&skipped(step, &steps[cause]));
+                }
+                continue;
+            }
             if step.same_as.is_some() || states[position] == State::Unneeded {
                 outcome.cached += 1;
-                setting.listener.event(&Event::Cached(&step.name));
+                setting.listener.event(&Event::Cached(Cow::Borrowed(&step.name)));
                 continue;
             }
             let keeps = match setting.keep {
@@ -176,20 +202,16 @@ impl<R: Runner> Executor<R> {
             };
             if let Some(results) = self.results.get(&step.key) {
                 outcome.cached += 1;
-                setting.listener.event(&Event::Cached(&step.name));
+                setting.listener.event(&Event::Cached(Cow::Borrowed(&step.name)));
                 live[position] = used(results, &uses[position]);
                 if !keeps {
                     self.results.remove(&step.key);
                 }
                 continue;
             }
-            if let Some(failed) = links(step).find_map(|(from, _)| match states[from] {
-                State::Failed(cause) => Some(cause),
-                _ => None,
-            }) {
+            if let Some(failed) = links(step).find_map(|(from, _)| states[from].cause()) {
                 states[position] = State::Failed(failed);
-                let because_of = steps[failed].name.id.as_str();
-                setting.listener.event(&Event::Skipped { name: &step.name, because_of });
+                setting.listener.event(&skipped(step, &steps[failed]));
             } else {
                 match self.step(step, &live, setting) {
                     Ok(results) => {
@@ -204,8 +226,8 @@ impl<R: Runner> Executor<R> {
                         break;
                     }
                     Err(Stop::Failed { input, sentence }) => {
-                        let failure = Failure::new(step.name.clone(), input, sentence);
-                        setting.listener.event(&Event::Error(&failure));
+                        let failure = Problem::failure(step.name.clone(), input, sentence);
+                        setting.listener.event(&Event::Error(Cow::Borrowed(&failure)));
                         outcome.failures.push(failure);
                         outcome.executed += 1;
                         states[position] = State::Failed(position);
@@ -227,11 +249,25 @@ impl<R: Runner> Executor<R> {
     }
 
     /// Which steps have to be there for the outputs, and how often each of their results will be read.
-    fn needed(&self, plan: &Plan, uses: &mut [Vec<usize>]) -> Vec<State> {
+    fn needed(&self, plan: &Plan, earlier: &Earlier, uses: &mut [Vec<usize>]) -> Vec<State> {
         let steps = plan.steps();
         let mut states = vec![State::Unneeded; steps.len()];
-        for position in plan.outputs() {
-            states[position] = State::Needed;
+        for &position in earlier.failed.iter().filter(|&&position| position < steps.len()) {
+            states[position] = State::Failed(position);
+        }
+        if !earlier.failed.is_empty() {
+            for position in 0..steps.len() {
+                let cause = links(&steps[position]).find_map(|(from, _)| states[from].cause());
+                if let (State::Unneeded, Some(cause)) = (states[position], cause) {
+                    states[position] = State::Failed(cause);
+                }
+            }
+        }
+        let is_open = |position: &usize| !earlier.made.contains(position);
+        for position in plan.outputs().filter(is_open) {
+            if states[position] == State::Unneeded {
+                states[position] = State::Needed;
+            }
         }
         for (position, step) in steps.iter().enumerate().rev() {
             if states[position] == State::Needed && !self.results.contains_key(&step.key) {
@@ -268,7 +304,7 @@ impl<R: Runner> Executor<R> {
                 }
             });
         }
-        setting.listener.event(&Event::NodeStarted(&step.name));
+        setting.listener.event(&Event::NodeStarted(Cow::Borrowed(&step.name)));
         let hooks = Hooks { name: &step.name, inputs: &step.inputs, setting };
         if let Some(budget) = self.budget {
             let kept = self.results.values().flat_map(|results| results.iter());
@@ -301,7 +337,8 @@ impl<R: Runner> Executor<R> {
             return Err(failed(format!("it gave {given} results, but declares {wanted} outputs")));
         }
         let seconds = start.elapsed().as_secs_f64();
-        setting.listener.event(&Event::NodeDone { node: &step.name.id, seconds });
+        let node = step.name.id.as_str().into();
+        setting.listener.event(&Event::NodeDone { node, seconds });
         Ok(results)
     }
 }
@@ -309,6 +346,11 @@ impl<R: Runner> Executor<R> {
 enum Stop {
     Cancelled,
     Failed { input: Option<String>, sentence: String },
+}
+
+fn skipped<'a>(step: &'a Step, cause: &'a Step) -> Event<'a> {
+    let because_of = cause.name.id.as_str().into();
+    Event::Skipped { name: Cow::Borrowed(&step.name), because_of }
 }
 
 /// The step and the output that each link of `step` leads to.
@@ -381,18 +423,15 @@ impl Hooks<'_> {
 
 impl Call for Hooks<'_> {
     fn log(&self, level: LogLevel, message: &str) {
-        let level = match level {
-            LogLevel::Error => "error",
-            LogLevel::Warn => "warning",
-            LogLevel::Info => "info",
-            LogLevel::Debug => "debug",
-        };
-        tracing::debug!(node = self.name.id, level, "{message}");
-        self.setting.listener.event(&Event::Log { level, node: Some(self.name), message });
+        tracing::debug!(node = self.name.id, ?level, "{message}");
+        let node = Some(Cow::Borrowed(self.name));
+        let event = Event::Log { level: level.into(), node, message: message.into() };
+        self.setting.listener.event(&event);
     }
 
     fn progress(&self, step: u64, steps: u64) -> bool {
-        self.setting.listener.event(&Event::Progress { node: &self.name.id, step, steps });
+        let node = self.name.id.as_str().into();
+        self.setting.listener.event(&Event::Progress { node, step, steps });
         self.setting.cancel.load(Ordering::Relaxed)
     }
 
@@ -414,8 +453,8 @@ impl Call for Hooks<'_> {
     fn output(&self, json: serde_json::Value) {
         let Properties { output_directory, temp_directory, .. } = self.setting.properties;
         let files = files(&json, output_directory, temp_directory);
-        let node = &self.name.id;
-        self.setting.listener.event(&Event::Output { node, output: &json, files });
+        let node = self.name.id.as_str().into();
+        self.setting.listener.event(&Event::Output { node, output: Cow::Owned(json), files });
     }
 }
 

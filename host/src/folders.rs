@@ -19,7 +19,7 @@ use std::path::{Component, Path, PathBuf};
 use thiserror::Error;
 
 /// What a path is wanted to be, the descriptor's `entry`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Entry {
     File,

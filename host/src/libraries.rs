@@ -1,16 +1,21 @@
 //! Where node libraries are looked for, and what became of each.
 
-use crate::catalogue::Catalogue;
+mod describe;
+
+pub use describe::answer;
+
+use crate::catalogue::{Catalogue, LibraryEntry};
 use crate::plugin::Library;
+use describe::{Store, describe};
+use serde_json::Value as Json;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
-/// The libraries of this process and what they offer.
+/// The libraries that were found and what they offer. None of them is loaded into this process:
+/// each was asked in one of its own, now or at an earlier start.
 #[derive(Debug, Default)]
 pub struct Libraries {
-    /// Numbered as in the catalogue.
-    pub loaded: Vec<Library>,
     pub catalogue: Catalogue,
     pub failed: Vec<FailedLibrary>,
     /// The folders and files that were looked at.
@@ -33,11 +38,11 @@ pub enum SearchError {
 }
 
 impl Libraries {
-    /// Loads what is in the folders `given` (`--plugins`; a library itself will do, too), then in
+    /// Asks what is in the folders `given` (`--plugins`; a library itself will do, too), then in
     /// those of the environment variable KOSMOGRAPH_PLUGINS, then what lies beside the program under
     /// the name of a node library, then in `../lib/kosmograph` from there.
     ///
-    /// A library that does not load is no error here: the workflow may not need it.
+    /// A library that cannot be used is no error here: the workflow may not need it.
     ///
     /// # Errors
     /// A place that was named and is not there.
@@ -65,14 +70,27 @@ impl Libraries {
             }
         }
         let mut seen = Vec::new();
-        for path in files {
+        files.retain(|path| {
             let real = path.canonicalize().unwrap_or_else(|_| path.clone());
-            if !seen.contains(&real) {
-                this.load(&path);
-                seen.push(real);
-            }
+            let new = !seen.contains(&real);
+            seen.push(real);
+            new
+        });
+        for (path, descriptor) in described(files) {
+            this.add(path, descriptor);
         }
         Ok(this)
+    }
+
+    /// Loads all of them into this process, which a library may take with it: numbered as in the
+    /// catalogue.
+    ///
+    /// # Errors
+    /// A sentence about the first that cannot be loaded, or is another one by now.
+    pub fn load(&self) -> Result<Vec<Library>, String> {
+        let load =
+            |entry: &LibraryEntry| Library::load(&entry.path).map_err(|error| error.to_string());
+        self.catalogue.libraries().iter().map(load).collect()
     }
 
     fn named(
@@ -92,21 +110,43 @@ impl Libraries {
         Ok(())
     }
 
-    fn load(&mut self, path: &Path) {
-        let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-        let failed = |reason: String| FailedLibrary { path: absolute.clone(), reason };
-        match Library::load(&absolute) {
-            Err(error) => self.failed.push(failed(error.to_string())),
-            Ok(library) => match self.catalogue.add(&absolute, &library.descriptor) {
-                Err(error) => self.failed.push(failed(error.to_string())),
-                Ok(number) => {
-                    debug_assert_eq!(number, self.loaded.len());
-                    self.loaded.push(library);
-                }
-            },
+    fn add(&mut self, path: PathBuf, descriptor: Result<Json, String>) {
+        let added = descriptor.and_then(|descriptor| {
+            self.catalogue.add(&path, &descriptor).map_err(|error| error.to_string())
+        });
+        tracing::debug!(path = %path.display(), usable = added.is_ok(), "library");
+        if let Err(reason) = added {
+            self.failed.push(FailedLibrary { path, reason });
         }
-        tracing::debug!(path = %absolute.display(), loaded = self.loaded.len(), "library");
     }
+}
+
+/// Each file, as an absolute path, and what it says of itself. Those that have to be asked are asked
+/// side by side: one that hangs costs its own time and not the others'.
+fn described(files: Vec<PathBuf>) -> Vec<(PathBuf, Result<Json, String>)> {
+    let store = Store::of_user();
+    let (store, mut answers) = (store.as_ref(), Vec::new());
+    std::thread::scope(|scope| {
+        let asked: Vec<_> = files
+            .into_iter()
+            .map(|path| {
+                let path = std::path::absolute(&path).unwrap_or(path);
+                let of_thread = path.clone();
+                let name = "describe".to_owned();
+                let ask = move || describe(&of_thread, store);
+                (path, std::thread::Builder::new().name(name).spawn_scoped(scope, ask))
+            })
+            .collect();
+        for (path, asked) in asked {
+            let answer = match asked {
+                Ok(thread) => thread.join().unwrap_or_else(|_| Err("asking panicked".to_owned())),
+                // No thread can be had: one after the other, then.
+                Err(_) => describe(&path, store),
+            };
+            answers.push((path, answer));
+        }
+    });
+    answers
 }
 
 const EXTENSION: &str = std::env::consts::DLL_EXTENSION;
@@ -148,15 +188,8 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_library_is_listed_with_its_reason() {
+    fn a_place_that_is_not_there_is_told() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(format!("libbad.{EXTENSION}"));
-        std::fs::write(&path, "not a library").unwrap();
-        std::fs::write(folder.path().join("readme.txt"), "").unwrap();
-        let found = Libraries::find(&[folder.path().to_owned()]).unwrap();
-        let bad: Vec<_> = found.failed.iter().filter(|failed| failed.path == path).collect();
-        assert_eq!(bad.len(), 1, "{:?}", found.failed);
-        assert!(bad[0].reason.contains("libbad"), "{}", bad[0].reason);
         let missing = Libraries::find(&[folder.path().join("none")]).unwrap_err();
         assert!(missing.to_string().contains("there is no such file or folder"));
     }

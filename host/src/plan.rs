@@ -19,12 +19,13 @@ use crate::catalogue::{Catalogue, Class, InputDescriptor, InputKind, NodeDescrip
 use crate::folders::{self, Entry, Folders, PathError};
 use crate::graph::{Graph, Input, Node, Origin};
 use crate::problem::{Kind, NodeName, Problem};
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// What a node is given at one of its inputs.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Source {
     /// An optional input that is not there.
     Absent,
@@ -99,6 +100,11 @@ impl Plan {
             return Err(Refusal { problems, warnings });
         }
         Ok(Self { steps: steps(graph, walked, device), warnings })
+    }
+
+    /// Steps that were planned before, for instance in another process. Links lead to earlier ones.
+    pub(crate) fn of_steps(steps: Vec<Step>) -> Self {
+        Self { steps, warnings: Vec::new() }
     }
 
     pub fn steps(&self) -> &[Step] {

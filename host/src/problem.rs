@@ -1,14 +1,22 @@
-//! What is wrong with a workflow, as a person wants to read it: which node, which input, what
+//! What is wrong with a workflow or went wrong in a run, as a person wants to read it: which node, which input, what
 //! would be right, and the nearest name that exists. Problems are collected, never thrown at the
 //! first: whoever repairs a workflow wants the whole list.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// The kinds, by the names ComfyUI's validation uses where it has one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
+    /// A node said why it gives nothing, or its library broke a rule, or its process.
+    NodeFailed,
+    /// The workflow's file as a whole.
+    Workflow,
+    /// The command line.
+    Arguments,
+    /// A checkpoint that cannot be converted.
+    Convert,
     /// The JSON of a node is not what a node looks like.
     InvalidPrompt,
     /// No library has the class.
@@ -33,11 +41,11 @@ pub enum Kind {
 }
 
 /// The node a problem is about.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeName {
     #[serde(rename = "node")]
     pub id: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub title: Option<String>,
     /// Empty where the workflow does not say.
     pub class: String,
@@ -58,24 +66,30 @@ impl fmt::Display for NodeName {
 }
 
 /// One thing that is wrong, or, among the warnings, one that is odd.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
     pub kind: Kind,
-    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    #[serde(default, flatten, skip_serializing_if = "Option::is_none")]
     // Boxed, as problems travel as the error of many small functions.
     pub node: Option<Box<NodeName>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub input: Option<String>,
     /// A sentence without its full stop.
     pub message: String,
     /// The nearest name that exists, where a name was wrong.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nearest: Option<String>,
 }
 
 impl Problem {
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
         Self { kind, node: None, input: None, message: message.into(), nearest: None }
+    }
+
+    /// Why `node` gave nothing, and the input at fault where it is known.
+    pub fn failure(node: NodeName, input: Option<String>, message: impl Into<String>) -> Self {
+        let input = input.filter(|input| !input.is_empty());
+        Self { input, ..Self::new(Kind::NodeFailed, message).at(node) }
     }
 
     pub fn at(mut self, node: NodeName) -> Self {

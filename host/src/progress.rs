@@ -1,10 +1,10 @@
 //! What a person sees of a run: bars on a terminal, lines elsewhere, or, for `--json`, the events.
 //!
 //! The paths of saved files go to standard output, so that `xdg-open $(kosmograph run …)` works;
-//! everything else goes to standard error. A closed standard output is no reason to stop: the files
-//! are still written.
+//! everything else goes to standard error. A standard output that cannot be written is no reason to stop:
+//! the files are still written, and the trouble is told at the end.
 
-use crate::events::{Event, Listener};
+use crate::events::{Event, Level, Listener};
 use crate::problem::NodeName;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use std::io::{IsTerminal, Write};
@@ -22,16 +22,18 @@ pub enum Show {
 /// Writes each event as a line of JSON to standard output.
 #[derive(Debug, Default)]
 pub struct JsonLines {
-    // Lines of several threads must not mix.
-    line: Mutex<()>,
+    out: Out,
 }
 
 impl Listener for JsonLines {
     fn event(&self, event: &Event) {
         let Ok(mut line) = serde_json::to_vec(event) else { return };
         line.push(b'\n');
-        let _one = lock(&self.line);
-        print(&line);
+        self.out.print(&line);
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.out.trouble()
     }
 }
 
@@ -40,6 +42,7 @@ pub struct Terminal {
     show: Show,
     screen: MultiProgress,
     running: Mutex<Option<Running>>,
+    out: Out,
 }
 
 /// The node that runs.
@@ -54,14 +57,10 @@ struct Running {
 const NOT_BEFORE: Duration = Duration::from_secs(2);
 
 impl Terminal {
-    pub fn new(show: Show) -> Self {
+    /// `screen` is shared with the log, whose lines must not run into the bars.
+    pub fn new(show: Show, screen: MultiProgress) -> Self {
         // Without a terminal indicatif draws nothing, and lines are written instead.
-        Self { show, screen: MultiProgress::new(), running: Mutex::default() }
-    }
-
-    /// For the log, whose lines must not run into the bars.
-    pub fn screen(&self) -> MultiProgress {
-        self.screen.clone()
+        Self { show, screen, running: Mutex::default(), out: Out::default() }
     }
 
     fn has_bars(&self) -> bool {
@@ -145,27 +144,22 @@ impl Listener for Terminal {
             Event::Output { files, .. } => {
                 if self.show == Show::Everything {
                     let lines: String = files.iter().map(|file| format!("{file}\n")).collect();
-                    self.screen.suspend(|| print(lines.as_bytes()));
+                    self.screen.suspend(|| self.out.print(lines.as_bytes()));
                 }
             }
-            Event::Error(failure) => {
+            Event::Error(problem) => {
                 self.end();
-                self.say(&format!("error: {failure}"));
-            }
-            Event::Problem(problem) => self.say(&format!("error: {problem}")),
-            Event::Refused { message, .. } => {
-                self.end();
-                self.say(&format!("error: {message}"));
+                self.say(&format!("error: {problem}"));
             }
             Event::Warning(problem) => self.say_unless_quiet(&format!("warning: {problem}")),
             Event::Log { level, node, message } => {
-                let from = node.map_or(String::new(), |node| format!("{node}: "));
-                match *level {
-                    "error" => self.say(&format!("error: {from}{message}")),
-                    "warning" => self.say_unless_quiet(&format!("warning: {from}{message}")),
-                    "info" => self.say_unless_quiet(&format!("{from}{message}")),
+                let from = node.as_ref().map_or(String::new(), |node| format!("{node}: "));
+                match level {
+                    Level::Error => self.say(&format!("error: {from}{message}")),
+                    Level::Warning => self.say_unless_quiet(&format!("warning: {from}{message}")),
+                    Level::Info => self.say_unless_quiet(&format!("{from}{message}")),
                     // Told to tracing by who heard it.
-                    _ => (),
+                    Level::Debug => (),
                 }
             }
             Event::Done { seconds, executed, cached, failed } => {
@@ -184,6 +178,10 @@ impl Listener for Terminal {
             }
         }
     }
+
+    fn trouble(&self) -> Option<String> {
+        self.out.trouble()
+    }
 }
 
 fn label(name: &NodeName) -> String {
@@ -197,10 +195,27 @@ fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
-/// Writes to standard output. If it is closed there is nobody left to tell.
-fn print(bytes: &[u8]) {
-    let mut out = std::io::stdout().lock();
-    let _ = out.write_all(bytes).and_then(|()| out.flush());
+/// Standard output, and the first reason why something did not arrive there.
+#[derive(Debug, Default)]
+struct Out {
+    // Lines of several threads must not mix.
+    trouble: Mutex<Option<std::io::Error>>,
+}
+
+impl Out {
+    fn print(&self, bytes: &[u8]) {
+        let mut trouble = lock(&self.trouble);
+        // Half a line has been lost; what came after it would only look whole.
+        if trouble.is_none() {
+            let mut out = std::io::stdout().lock();
+            *trouble = out.write_all(bytes).and_then(|()| out.flush()).err();
+        }
+    }
+
+    fn trouble(&self) -> Option<String> {
+        let trouble = lock(&self.trouble);
+        trouble.as_ref().map(|error| format!("standard output cannot be written: {error}"))
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

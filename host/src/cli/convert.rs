@@ -1,20 +1,25 @@
-//! `kosmograph convert`: the first library that knows the file converts it.
+//! `kosmograph convert`: the first library that knows the file converts it, in a worker.
 
-use super::run::cancelled_by_ctrl_c;
-use super::{Exit, refuse};
+use super::{Exit, refuse, setup};
 use crate::args;
-use crate::events::{Event, Listener};
+use crate::events::{Event, Level, Listener};
+use crate::interrupt;
 use crate::libraries::Libraries;
-use crate::plugin::{Call, LogLevel, NodeFailure};
-use crate::problem::NodeName;
-use crate::value::Value;
+use crate::problem::Kind;
+use crate::supervisor::Supervisor;
+use crate::wire::{Convert, Provider};
+use indicatif::MultiProgress;
 use serde_json::{Value as Json, json};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::sync::atomic::{AtomicU8, Ordering};
 
-pub fn convert(args: &args::Convert, listener: &dyn Listener) -> Exit {
-    let refuse = |sentence: &dyn std::fmt::Display| refuse(listener, "arguments", sentence);
+pub fn convert(
+    args: &args::Convert,
+    listener: &'static dyn Listener,
+    screen: &MultiProgress,
+) -> Exit {
+    let cancel = interrupt::gracefully(listener);
+    let refuse = |sentence: &dyn std::fmt::Display| refuse(listener, Kind::Arguments, sentence);
     if !args.input.is_file() {
         return refuse(&format!("there is no file {}", args.input.display()));
     }
@@ -40,65 +45,53 @@ pub fn convert(args: &args::Convert, listener: &dyn Listener) -> Exit {
         Ok(libraries) => libraries,
         Err(error) => return refuse(&error),
     };
-
-    let inputs =
-        [Value::string(&input), Value::string(&output), Value::string(&options.to_string())];
-    let class = "convert".to_owned();
-    let name = NodeName { id: class.clone(), title: None, class };
-    let cancel = cancelled_by_ctrl_c();
-    let call = Conversion { listener, name: &name, cancel: &cancel };
-    let start = Instant::now();
-    listener.event(&Event::NodeStarted(&name));
-    let mut asked = 0;
-    for library in &libraries.loaded {
-        match library.call_extension("convert/1", &call, &inputs, 1) {
-            None => continue,
-            Some(Err(NodeFailure::Cancelled)) => {
-                let seconds = start.elapsed().as_secs_f64();
-                listener.event(&Event::Interrupted { seconds });
-                return Exit::Interrupted;
-            }
-            Some(Err(NodeFailure::Failed { sentence, .. })) => {
-                listener.event(&Event::Refused { kind: "convert", message: &sentence });
-                return Exit::Failed;
-            }
-            Some(Ok(values)) => {
-                asked += 1;
-                let Some(made) = values.first().and_then(Value::as_str) else { continue };
-                let seconds = start.elapsed().as_secs_f64();
-                listener.event(&Event::NodeDone { node: &name.id, seconds });
-                tell(listener, &name, made, &output);
-                return Exit::Done;
-            }
-        }
+    for failed in &libraries.failed {
+        listener.event(&Event::log(Level::Warning, failed.reason.as_str()));
     }
-    let failed: String =
-        libraries.failed.iter().map(|failed| format!("\n{}", failed.reason)).collect();
-    refuse(&match asked {
-        0 => format!(
-            "no node library that converts was found; say where they are with --plugins DIR{failed}"
-        ),
-        _ => format!(
-            "{} is of no kind that is converted: a torch checkpoint is",
-            args.input.display()
-        ),
-    })
+    let setup = match setup(screen, None) {
+        Ok(setup) => setup,
+        Err(error) => return refuse(&format!("the program's own file cannot be found: {error}")),
+    };
+    let providers = libraries.catalogue.libraries().iter().map(Provider::from).collect();
+    let convert = Convert { libraries: providers, inputs: [input, output, options.to_string()] };
+    let told = Told { listener, exit: AtomicU8::new(Exit::Done.code()) };
+    if Supervisor::new(setup).convert(convert, &told, cancel) {
+        interrupt::say();
+        return Exit::Interrupted;
+    }
+    match told.exit.into_inner() {
+        code if code == Exit::Refused.code() => Exit::Refused,
+        code if code == Exit::Failed.code() => Exit::Failed,
+        _ => Exit::Done,
+    }
 }
 
-/// Says what was made, by the library's own account.
-fn tell(listener: &dyn Listener, name: &NodeName, made: &str, output: &str) {
-    let made: Json = serde_json::from_str(made).unwrap_or_default();
-    let tensors = made["tensors"].as_u64().unwrap_or_default();
-    let kind = made["kind"].as_str().unwrap_or("converted");
-    let say = |message: &str| {
-        listener.event(&Event::Log { level: "info", node: None, message });
-    };
-    for note in made["notes"].as_array().into_iter().flatten().filter_map(Json::as_str) {
-        say(note);
+/// Passes events on, says what was made by the library's own account, and keeps how it ends.
+struct Told {
+    listener: &'static dyn Listener,
+    exit: AtomicU8,
+}
+
+impl Listener for Told {
+    fn event(&self, event: &Event) {
+        match event {
+            Event::Error(problem) => {
+                let refused = problem.kind == Kind::Arguments;
+                let exit = if refused { Exit::Refused } else { Exit::Failed };
+                self.exit.store(exit.code(), Ordering::Relaxed);
+            }
+            Event::Output { output: made, .. } => {
+                let tensors = made["tensors"].as_u64().unwrap_or_default();
+                let kind = made["kind"].as_str().unwrap_or("converted");
+                let say = |message: &str| self.listener.event(&Event::log(Level::Info, message));
+                let notes = made["notes"].as_array().into_iter().flatten();
+                notes.filter_map(Json::as_str).for_each(say);
+                say(&format!("{kind}, {tensors} tensors"));
+            }
+            _ => (),
+        }
+        self.listener.event(event);
     }
-    say(&format!("{kind}, {tensors} tensors"));
-    let files = vec![made["output"].as_str().unwrap_or(output).to_owned()];
-    listener.event(&Event::Output { node: &name.id, output: &made, files });
 }
 
 /// An absolute path as text, which is how it crosses the boundary.
@@ -107,34 +100,4 @@ fn absolute(path: &Path) -> Result<String, String> {
     let absolute = std::path::absolute(path).map_err(|error| format!("{shown}: {error}"))?;
     let text = absolute.into_os_string().into_string();
     text.map_err(|_| format!("the path {shown} is not UTF-8"))
-}
-
-/// The host of the conversion.
-struct Conversion<'a> {
-    listener: &'a dyn Listener,
-    name: &'a NodeName,
-    cancel: &'a AtomicBool,
-}
-
-impl Call for Conversion<'_> {
-    fn log(&self, level: LogLevel, message: &str) {
-        let level = match level {
-            LogLevel::Error => "error",
-            LogLevel::Warn => "warning",
-            LogLevel::Info => "info",
-            LogLevel::Debug => "debug",
-        };
-        self.listener.event(&Event::Log { level, node: None, message });
-    }
-
-    fn progress(&self, step: u64, steps: u64) -> bool {
-        self.listener.event(&Event::Progress { node: &self.name.id, step, steps });
-        self.cancel.load(Ordering::Relaxed)
-    }
-
-    fn property(&self, name: &str) -> Option<String> {
-        (name == "device").then(|| "cpu".to_owned())
-    }
-
-    fn output(&self, _: Json) {}
 }

@@ -8,7 +8,7 @@ use crate::events::Listener;
 use crate::folders::{Folders, Given};
 use crate::libraries::Libraries;
 use crate::object_info::{class_info, object_info};
-use crate::problem::nearest;
+use crate::problem::{Kind, nearest};
 use serde_json::json;
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -22,11 +22,11 @@ pub fn nodes(args: &args::Nodes, listener: &dyn Listener) -> Exit {
     };
     let folders = match Folders::find(given) {
         Ok(folders) => folders,
-        Err(error) => return refuse(listener, "arguments", &error),
+        Err(error) => return refuse(listener, Kind::Arguments, &error),
     };
     let libraries = match Libraries::find(&args.plugins) {
         Ok(libraries) => libraries,
-        Err(error) => return refuse(listener, "arguments", &error),
+        Err(error) => return refuse(listener, Kind::Arguments, &error),
     };
     let catalogue = &libraries.catalogue;
     let text = match &args.class {
@@ -38,7 +38,7 @@ pub fn nodes(args: &args::Nodes, listener: &dyn Listener) -> Exit {
                 let meant = nearest.map(|name| format!("; did you mean \"{name}\"?"));
                 let meant = meant.unwrap_or_default();
                 let sentence = format!("no library has the class \"{name}\"{meant}");
-                return refuse(listener, "arguments", &sentence);
+                return refuse(listener, Kind::Arguments, &sentence);
             };
             if args.json {
                 format!("{:#}\n", json!({name: class_info(catalogue, class, &folders)}))
@@ -134,7 +134,7 @@ fn what_it_takes(input: &InputDescriptor, folders: &Folders) -> String {
 pub fn plugins(args: &args::Plugins, listener: &dyn Listener) -> Exit {
     let libraries = match Libraries::find(&args.plugins) {
         Ok(libraries) => libraries,
-        Err(error) => return refuse(listener, "arguments", &error),
+        Err(error) => return refuse(listener, Kind::Arguments, &error),
     };
     let loaded = libraries.catalogue.libraries();
     if args.json {
@@ -177,7 +177,7 @@ pub fn check_plugin(args: &args::CheckPlugin, listener: &dyn Listener) -> Exit {
         Ok(path) if path.is_file() => path,
         _ => {
             let sentence = format!("{}: there is no such file", args.library.display());
-            return refuse(listener, "arguments", &sentence);
+            return refuse(listener, Kind::Arguments, &sentence);
         }
     };
     if args.here {
@@ -191,7 +191,7 @@ pub fn check_plugin(args: &args::CheckPlugin, listener: &dyn Listener) -> Exit {
         }
         Err(error) => {
             let sentence = format!("the process that checks cannot be started: {error}");
-            refuse(listener, "arguments", &sentence)
+            refuse(listener, Kind::Arguments, &sentence)
         }
     }
 }

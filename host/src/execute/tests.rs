@@ -112,8 +112,13 @@ fn plan(graph: &Json) -> Plan {
 fn run(executor: &mut Executor<&Sums>, plan: &Plan, keep: Keep) -> (Outcome, Heard) {
     let heard = Heard::default();
     let properties = Properties::default();
-    let setting =
-        Setting { properties: &properties, listener: &heard, cancel: &heard.cancel, keep };
+    let setting = Setting {
+        properties: &properties,
+        listener: &heard,
+        cancel: &heard.cancel,
+        keep,
+        earlier: &Earlier::NONE,
+    };
     let outcome = executor.run(plan, setting);
     (outcome, heard)
 }
@@ -153,6 +158,7 @@ fn a_node_is_told_where_the_files_are_that_its_text_mentions() {
         listener: &heard,
         cancel: &heard.cancel,
         keep: Keep::Nothing,
+        earlier: &Earlier::NONE,
     };
     let hooks = Hooks { name: &name, inputs: &[Source::Literal(text)], setting };
     assert_eq!(hooks.property("file:embeddings/moody").as_deref(), Some("/e/moody.pt"));
@@ -260,8 +266,13 @@ fn results_are_dropped_after_their_last_use() {
     let properties = Properties::default();
     let heard = Heard::default();
     let cancel = AtomicBool::new(false);
-    let setting =
-        Setting { properties: &properties, listener: &heard, cancel: &cancel, keep: Keep::Nothing };
+    let setting = Setting {
+        properties: &properties,
+        listener: &heard,
+        cancel: &cancel,
+        keep: Keep::Nothing,
+        earlier: &Earlier::NONE,
+    };
     Executor::new(&watch).run(&plan(&Json::Object(nodes)), setting);
     assert_eq!(watch.made.lock().unwrap().len(), 50);
     assert_eq!(*watch.most.lock().unwrap(), 1, "a chain needs one result at a time");
@@ -317,8 +328,13 @@ fn each_output_is_dropped_after_its_own_last_use() {
     let alive = |keep: Keep| {
         let (watch, heard, properties) =
             (Watch::default(), Heard::default(), Properties::default());
-        let setting =
-            Setting { properties: &properties, listener: &heard, cancel: &heard.cancel, keep };
+        let setting = Setting {
+            properties: &properties,
+            listener: &heard,
+            cancel: &heard.cancel,
+            keep,
+            earlier: &Earlier::NONE,
+        };
         let outcome = Executor::new(&watch).run(&plan, setting);
         assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
         watch.alive.into_inner().unwrap()

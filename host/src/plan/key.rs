@@ -11,10 +11,11 @@
 
 use super::{Literal, Source};
 use crate::catalogue::Class;
+use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// See the module.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Key([u8; 16]);
 
 /// Makes the keys of one plan.

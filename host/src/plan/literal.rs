@@ -8,10 +8,11 @@ use super::Mention;
 use crate::catalogue::{InputDescriptor, InputKind};
 use crate::graph::json_kind;
 use crate::problem::{Kind, Problem};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// What stands in a workflow and was checked.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Literal {
     Boolean(bool),
     Integer(i64),

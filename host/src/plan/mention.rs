@@ -5,10 +5,11 @@
 //! replaced one is another text to the cache. What ends a name is the node's business (weights,
 //! commas); the plan takes every name that could be meant and that is there.
 
+use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 
 /// A file that a text mentions.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Mention {
     /// What a node asks for: `file:embeddings/NAME`.
     pub property: String,

@@ -50,12 +50,12 @@ pub enum NodeFailure {
 const BROKEN: &str = "; its library breaks the boundary's rules";
 
 impl NodeFailure {
-    pub(super) fn failed(sentence: impl Into<String>) -> Self {
+    pub(crate) fn failed(sentence: impl Into<String>) -> Self {
         Self::Failed { input: None, sentence: sentence.into() }
     }
 
     /// What the library did that it must not.
-    fn broken(what: impl std::fmt::Display) -> Self {
+    pub(crate) fn broken(what: impl std::fmt::Display) -> Self {
         Self::failed(format!("{what}{BROKEN}"))
     }
 

@@ -1,11 +1,12 @@
 use super::*;
 use crate::catalogue::Catalogue;
-use crate::events::{Event, Listener};
+use crate::events::{Event, Level, Listener};
 use crate::execute::{Executor, Keep, Properties, Runner, Setting};
 use crate::folders::Folders;
 use crate::graph::Graph;
 use crate::plan::Plan;
 use crate::plugin::NodeFailure;
+use crate::wire::Earlier;
 use kosmograph_abi as abi;
 use serde_json::json;
 use std::path::Path;
@@ -218,8 +219,8 @@ struct Warnings(Mutex<Vec<String>>);
 
 impl Listener for Warnings {
     fn event(&self, event: &Event) {
-        if let Event::Log { level: "warning", message, .. } = event {
-            self.0.lock().unwrap().push((*message).to_owned());
+        if let Event::Log { level: Level::Warning, message, .. } = event {
+            self.0.lock().unwrap().push(message.to_string());
         }
     }
 }
@@ -237,8 +238,13 @@ fn swept(
     for seed in 0..seeds {
         let (plan, next) = (plan(order, seed), plan(order, seed + 1));
         let keep = if seed + 1 < seeds { Keep::For(&next) } else { Keep::Nothing };
-        let setting =
-            Setting { properties: &properties, listener: &warnings, cancel: &cancel, keep };
+        let setting = Setting {
+            properties: &properties,
+            listener: &warnings,
+            cancel: &cancel,
+            keep,
+            earlier: &Earlier::NONE,
+        };
         let outcome = executor.run(&plan, setting);
         assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
     }

@@ -1,0 +1,143 @@
+//! A child process of this program that runs a stranger's code: how it keeps its pipes out of that
+//! code's reach, how it ends with its parent, and how its own end is told in a sentence.
+
+mod state;
+
+pub use state::{Changes, State};
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
+use nix::sys::stat::Mode;
+use nix::unistd::{dup2_stdin, dup2_stdout};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+
+/// Takes over standard output: what is written to the result goes where standard output went, and
+/// whatever prints from now on goes to standard error.
+///
+/// # Errors
+/// Standard output or standard error is closed.
+pub fn take_stdout() -> io::Result<File> {
+    let taken = out_of_reach(io::stdout().as_fd())?;
+    dup2_stdout(io::stderr().as_fd())?;
+    Ok(taken)
+}
+
+/// Takes over standard input: the result reads what standard input had, and standard input is empty.
+///
+/// # Errors
+/// Standard input is closed, or there is no /dev/null.
+pub fn take_stdin() -> io::Result<File> {
+    let taken = out_of_reach(io::stdin().as_fd())?;
+    dup2_stdin(open("/dev/null", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?)?;
+    Ok(taken)
+}
+
+/// The same open file under a number that nobody meets who closes "all" descriptors from 0 up, and
+/// that no program started from here inherits.
+fn out_of_reach(fd: impl AsFd) -> io::Result<File> {
+    // Where the limit on numbers is lower than usual, any will do.
+    let high = [900, 200, 3].into_iter().map(|least: RawFd| {
+        fcntl(fd.as_fd(), FcntlArg::F_DUPFD_CLOEXEC(least)).map_err(io::Error::from)
+    });
+    let mut result = Err(io::Error::from(io::ErrorKind::InvalidInput));
+    for number in high {
+        result = number;
+        if result.is_ok() {
+            break;
+        }
+    }
+    // SAFETY: fcntl made the descriptor a moment ago, and nobody else knows its number.
+    result.map(|number| File::from(unsafe { OwnedFd::from_raw_fd(number) }))
+}
+
+/// Lets this process end when the one that started it does, however that ends. Linux only; elsewhere
+/// a pipe that is closed has to say it.
+pub fn end_with_parent() {
+    #[cfg(target_os = "linux")]
+    let _ = nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL);
+}
+
+/// Ends this process without running what libraries left to be run at its end.
+pub fn end_at_once(code: i32) -> ! {
+    // SAFETY: _exit does not return and touches no memory of ours.
+    unsafe { libc::_exit(code) }
+}
+
+/// Signals that are no reason to end this process: Ctrl-C in a worker, which its parent hears too and
+/// passes on; a file that grows past `ulimit -f`, which is an error of that file then.
+pub fn ignore_signals(signals: &[nix::sys::signal::Signal]) {
+    for &signal in signals {
+        // SAFETY: to ignore a signal runs no code of ours.
+        let _ = unsafe { nix::sys::signal::signal(signal, nix::sys::signal::SigHandler::SigIgn) };
+    }
+}
+
+/// Makes this process the one that the system ends first when memory runs out, and bounds its private
+/// memory to `bytes`. Mapped model files do not count.
+pub fn bound_memory(bytes: Option<u64>) {
+    #[cfg(target_os = "linux")]
+    {
+        // Where it may not be raised the process is as likely to be ended as any other.
+        let _ = std::fs::write("/proc/self/oom_score_adj", "600");
+        if let Some(bytes) = bytes {
+            use nix::sys::resource::{Resource, getrlimit, setrlimit};
+            let hard = getrlimit(Resource::RLIMIT_DATA).map_or(u64::MAX, |(_, hard)| hard);
+            if let Err(error) = setrlimit(Resource::RLIMIT_DATA, bytes.min(hard), hard) {
+                tracing::warn!("memory cannot be bounded to {bytes} bytes: {error}");
+            }
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = bytes;
+}
+
+/// How a process ended, as the end of a sentence: `exit code 7`, `SIGSEGV (segmentation fault)`.
+pub fn ending(status: ExitStatus) -> String {
+    match (status.signal(), status.code()) {
+        (Some(signal), _) => signal_name(signal),
+        (None, Some(code)) => format!("exit code {code}"),
+        (None, None) => status.to_string(),
+    }
+}
+
+/// The name of a signal and what it means.
+pub fn signal_name(signal: i32) -> String {
+    let Ok(known) = nix::sys::signal::Signal::try_from(signal) else {
+        return format!("signal {signal}");
+    };
+    use nix::sys::signal::Signal;
+    let meaning = match known {
+        Signal::SIGSEGV => "segmentation fault",
+        Signal::SIGABRT => "abort",
+        Signal::SIGBUS => "bus error",
+        Signal::SIGFPE => "arithmetic fault",
+        Signal::SIGILL => "illegal instruction",
+        Signal::SIGTRAP => "trap",
+        Signal::SIGSYS => "forbidden system call",
+        Signal::SIGKILL => "killed",
+        Signal::SIGTERM => "terminated",
+        Signal::SIGXCPU => "processor time used up",
+        Signal::SIGXFSZ => "file too large",
+        _ => return known.as_str().to_owned(),
+    };
+    format!("{} ({meaning})", known.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn endings_are_named() {
+        let end = |script: &str| ending(Command::new("sh").args(["-c", script]).status().unwrap());
+        assert_eq!(end("exit 0"), "exit code 0");
+        assert_eq!(end("exit 7"), "exit code 7");
+        assert_eq!(end("kill -SEGV $$"), "SIGSEGV (segmentation fault)");
+        assert_eq!(end("kill -KILL $$"), "SIGKILL (killed)");
+        assert_eq!(end("kill -USR1 $$"), "SIGUSR1");
+    }
+}

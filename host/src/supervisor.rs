@@ -1,0 +1,224 @@
+//! Runs plans in a worker and outlives it: whoever loads a stranger's library is another process.
+//!
+//! A worker may crash, exit, hang or talk nonsense. The supervisor keeps the plan, so it knows which node
+//! was at work, what was made and told already, and what can still be made; it says how the worker ended,
+//! counts that as the node's failure, and has another worker do the rest.
+
+mod child;
+mod track;
+
+pub use child::Stderr;
+
+use crate::catalogue::Catalogue;
+use crate::events::{Event, Listener};
+use crate::execute::{Keep, Outcome, Properties};
+use crate::folders::Identify;
+use crate::plan::Plan;
+use crate::problem::{Kind, Problem};
+use crate::wire::{Command, Convert, Notice, Provider, Report, Run};
+use child::{Child, Heard};
+use std::borrow::Cow;
+use std::path::PathBuf;
+use std::process::ExitStatus;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use track::Track;
+
+/// How long a worker that was asked to stop may take before it is ended.
+const GRACE: Duration = Duration::from_millis(1200);
+
+/// How workers are started.
+#[derive(Clone)]
+pub struct Setup {
+    /// This program.
+    pub program: PathBuf,
+    /// The most private memory a worker may have, in bytes.
+    pub memory_limit: Option<u64>,
+    /// Where what workers print goes.
+    pub stderr: Stderr,
+}
+
+/// One run of one plan, as a worker is given it.
+pub struct Task<'a> {
+    pub plan: &'a Plan,
+    /// What the plan was made with.
+    pub catalogue: &'a Catalogue,
+    pub properties: &'a Properties,
+    pub keep: Keep<'a>,
+    /// How many bytes objects may hold, where that is bounded.
+    pub budget: Option<u64>,
+    /// How the plan's files were recognised.
+    pub identify: Identify,
+}
+
+/// See the module. The worker stays from one run to the next, and with it what it keeps.
+pub struct Supervisor {
+    setup: Setup,
+    worker: Option<Child>,
+}
+
+/// How a command ended.
+enum End {
+    Finished {
+        interrupted: bool,
+    },
+    /// The worker is no more, and nobody asked it to go.
+    Lost(ExitStatus, String),
+    /// It did not stop in time and was ended.
+    Ended,
+}
+
+impl Supervisor {
+    pub fn new(setup: Setup) -> Self {
+        Self { setup, worker: None }
+    }
+
+    /// Runs the plan of `task`. Failures are in the outcome and were told to the listener, as
+    /// [`crate::execute::Executor::run`] does it; `cancel` stops it.
+    pub fn run(&mut self, task: &Task, listener: &dyn Listener, cancel: &AtomicBool) -> Outcome {
+        let mut track = Track::new(task.plan);
+        let mut in_vain = 0;
+        let interrupted = loop {
+            let command = Command::Run(Box::new(Run {
+                properties: task.properties.clone(),
+                libraries: task.catalogue.libraries().iter().map(Provider::from).collect(),
+                plan: task.plan.into(),
+                keep: task.keep.into(),
+                budget: task.budget,
+                earlier: track.earlier(),
+            }));
+            let end = self.command(&command, cancel, &mut |report| {
+                if let Some(event) = track.believe(report) {
+                    listener.event(&event);
+                }
+            });
+            let sentence = match end {
+                Ok(End::Finished { interrupted }) => {
+                    // A cancelled worker may have been through just in time.
+                    break interrupted;
+                }
+                Ok(End::Ended) => break true,
+                Ok(End::Lost(..)) if cancelled_soon(cancel) => break true,
+                Ok(End::Lost(status, last_words)) => {
+                    track.blame(&child::ending(status, &last_words), task.catalogue, task.identify)
+                }
+                Err(error) => {
+                    Err(format!("the process that runs nodes cannot be started: {error}"))
+                }
+            };
+            match sentence {
+                Ok(failure) => {
+                    in_vain = 0;
+                    listener.event(&Event::Error(Cow::Borrowed(&failure)));
+                    track.failed(failure);
+                    if track.is_through() {
+                        track.skip_the_rest(&mut |event| listener.event(&event));
+                        break false;
+                    }
+                }
+                // It ended before any node began. Once may be chance, as memory that another took.
+                Err(_) if in_vain == 0 => in_vain += 1,
+                Err(sentence) => {
+                    let problem = Problem::new(Kind::NodeFailed, sentence);
+                    listener.event(&Event::Error(Cow::Borrowed(&problem)));
+                    let mut outcome = track.outcome(false);
+                    outcome.failures.push(problem);
+                    return outcome;
+                }
+            }
+        };
+        track.outcome(interrupted)
+    }
+
+    /// Has a worker convert a file; its events go to `listener` as they come. Returns whether that was
+    /// interrupted.
+    pub fn convert(
+        &mut self,
+        convert: Convert,
+        listener: &dyn Listener,
+        cancel: &AtomicBool,
+    ) -> bool {
+        let mut loading = None;
+        let command = Command::Convert(Box::new(convert));
+        let end = self.command(&command, cancel, &mut |report| match report {
+            Report::Event(event) => listener.event(&event),
+            Report::Notice(Notice::Loading { library }) => loading = Some(library),
+            Report::Notice(_) => (),
+        });
+        let sentence = match end {
+            Ok(End::Finished { interrupted }) => return interrupted,
+            Ok(End::Ended) => return true,
+            Ok(End::Lost(..)) if cancelled_soon(cancel) => return true,
+            Ok(End::Lost(status, last_words)) => {
+                let who = match &loading {
+                    Some(library) => format!("the library {}", library.display()),
+                    None => "the process that converts".to_owned(),
+                };
+                format!("{who} {}", child::ending(status, &last_words))
+            }
+            Err(error) => format!("the process that converts cannot be started: {error}"),
+        };
+        listener.event(&Event::refused(Kind::Convert, sentence));
+        false
+    }
+
+    /// Sends `command` and hears what comes until it is done, or until the worker is no more.
+    fn command(
+        &mut self,
+        command: &Command,
+        cancel: &AtomicBool,
+        hear: &mut dyn FnMut(Report),
+    ) -> std::io::Result<End> {
+        let mut worker = match self.worker.take() {
+            Some(worker) => worker,
+            None => Child::start(&self.setup)?,
+        };
+        // One that is gone already takes no command; the wait below says how it ended.
+        let _ = worker.send(command);
+        let mut stop_by = None;
+        let end = loop {
+            match worker.hear(Duration::from_millis(50)) {
+                Heard::Report(Report::Notice(Notice::Finished { interrupted })) => {
+                    break End::Finished { interrupted };
+                }
+                Heard::Report(report) => hear(report),
+                Heard::Nothing => (),
+                Heard::End => {
+                    let (status, last_words) = worker.end()?;
+                    return Ok(match stop_by {
+                        Some(_) => End::Ended,
+                        None => End::Lost(status, last_words),
+                    });
+                }
+            }
+            match stop_by {
+                None if cancel.load(Ordering::Relaxed) => {
+                    let _ = worker.send(&Command::Cancel);
+                    stop_by = Some(Instant::now() + GRACE);
+                }
+                Some(time) if Instant::now() >= time => {
+                    worker.end()?;
+                    return Ok(End::Ended);
+                }
+                _ => (),
+            }
+        };
+        self.worker = Some(worker);
+        Ok(end)
+    }
+}
+
+/// Whether the work is to stop. A signal to all processes of a group ends the worker before the wish to
+/// stop has arrived here: so it is given a moment.
+fn cancelled_soon(cancel: &AtomicBool) -> bool {
+    let until = Instant::now() + Duration::from_millis(100);
+    loop {
+        if cancel.load(Ordering::Relaxed) {
+            return true;
+        }
+        if Instant::now() >= until {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}

@@ -1,0 +1,243 @@
+//! One worker process: its pipes, its last words, its end.
+
+use super::Setup;
+use crate::process;
+use crate::wire::{Command, Report};
+use crate::worker::PIPE_LOST;
+use std::collections::VecDeque;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::process::{self as std_process, ChildStdin, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, channel, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Where what a worker prints goes, in pieces as they come.
+pub type Stderr = Arc<dyn Fn(&[u8]) + Send + Sync>;
+
+/// The longest line that is read, in bytes: a picture's workflow is a few MB.
+const LONGEST_LINE: usize = 256 << 20;
+
+/// How many lines may wait to be heard; then the worker waits.
+const WAITING: usize = 256;
+
+/// How much of what was printed last is kept, in bytes.
+const LAST_WORDS: usize = 4096;
+
+/// What came from a worker.
+pub(super) enum Heard {
+    Report(Report),
+    /// Not in time, or a line that is no report.
+    Nothing,
+    /// It is no more, or says no more.
+    End,
+}
+
+/// A worker that was started.
+pub(super) struct Child {
+    process: std_process::Child,
+    commands: Option<ChildStdin>,
+    lines: Receiver<Vec<u8>>,
+    last_words: Arc<Mutex<VecDeque<u8>>>,
+    printing: Option<Receiver<()>>,
+}
+
+impl Child {
+    pub fn start(setup: &Setup) -> io::Result<Self> {
+        let mut command = std_process::Command::new(&setup.program);
+        command.arg("worker");
+        if let Some(bytes) = setup.memory_limit {
+            command.arg("--memory-limit").arg(bytes.to_string());
+        }
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut process = command.spawn()?;
+        let (sender, lines) = sync_channel(WAITING);
+        if let Some(stdout) = process.stdout.take() {
+            thread("reports", move || read_lines(stdout, &sender))?;
+        }
+        let last_words = Arc::new(Mutex::new(VecDeque::new()));
+        let (printed, printing) = channel();
+        if let Some(stderr) = process.stderr.take() {
+            let (to, kept) = (setup.stderr.clone(), last_words.clone());
+            thread("printed", move || {
+                pass_on(stderr, &*to, &kept);
+                drop(printed);
+            })?;
+        }
+        let commands = process.stdin.take();
+        Ok(Self { process, commands, lines, last_words, printing: Some(printing) })
+    }
+
+    /// # Errors
+    /// The worker is gone, or does not listen.
+    pub fn send(&mut self, command: &Command) -> io::Result<()> {
+        let mut line = serde_json::to_vec(command)?;
+        line.push(b'\n');
+        match &mut self.commands {
+            Some(pipe) => pipe.write_all(&line).and_then(|()| pipe.flush()),
+            None => Err(io::ErrorKind::BrokenPipe.into()),
+        }
+    }
+
+    /// What comes next, if it comes in time.
+    pub fn hear(&mut self, patience: Duration) -> Heard {
+        match self.lines.recv_timeout(patience) {
+            Ok(line) => match Report::read(&line) {
+                Some(report) => Heard::Report(report),
+                None => {
+                    tracing::warn!("a worker said what is no report: {}", shown(&line));
+                    Heard::Nothing
+                }
+            },
+            Err(RecvTimeoutError::Disconnected) => Heard::End,
+            Err(RecvTimeoutError::Timeout) => match self.process.try_wait() {
+                // What it forked may still hold the pipe. What it wrote itself is there by now.
+                Ok(Some(_)) => match self.lines.try_recv() {
+                    Ok(line) => Report::read(&line).map_or(Heard::Nothing, Heard::Report),
+                    Err(_) => Heard::End,
+                },
+                _ => Heard::Nothing,
+            },
+        }
+    }
+
+    /// Ends it if it has not ended by itself, and says how it did, and what it printed last.
+    pub fn end(&mut self) -> io::Result<(ExitStatus, String)> {
+        // Its pipe is closed when it is about to end: a core dump takes a while.
+        let status = match self.wait(Duration::from_millis(200))? {
+            Some(status) => status,
+            None => {
+                self.process.kill()?;
+                self.process.wait()?
+            }
+        };
+        self.wait_for_printing();
+        let last_words = self.last_words.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes: Vec<u8> = last_words.iter().copied().collect();
+        Ok((status, String::from_utf8_lossy(&bytes).into_owned()))
+    }
+
+    fn wait(&mut self, patience: Duration) -> io::Result<Option<ExitStatus>> {
+        let until = Instant::now() + patience;
+        loop {
+            if let Some(status) = self.process.try_wait()? {
+                return Ok(Some(status));
+            }
+            if Instant::now() >= until {
+                return Ok(None);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Until all it printed was passed on; what it forked may print for ever.
+    fn wait_for_printing(&mut self) {
+        if let Some(printing) = self.printing.take() {
+            let _ = printing.recv_timeout(Duration::from_millis(200));
+        }
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        // The end of its commands is its end.
+        self.commands = None;
+        if let Ok(None) | Err(_) = self.wait(Duration::from_secs(1)) {
+            let _ = self.process.kill();
+            let _ = self.process.wait();
+        }
+        self.wait_for_printing();
+    }
+}
+
+fn thread(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(body)
+}
+
+/// Whole lines only: half a line is what a worker left when it ended.
+fn read_lines(stdout: impl Read, lines: &SyncSender<Vec<u8>>) {
+    let mut stdout = BufReader::with_capacity(64 << 10, stdout);
+    loop {
+        let mut line = Vec::new();
+        let most = (LONGEST_LINE + 1) as u64;
+        match stdout.by_ref().take(most).read_until(b'\n', &mut line) {
+            Ok(_) if line.last() == Some(&b'\n') => line.pop(),
+            // The end, or one that never ends: then the worker is not heard any more.
+            _ => return,
+        };
+        if lines.send(line).is_err() {
+            return;
+        }
+    }
+}
+
+fn pass_on(mut stderr: impl Read, to: &dyn Fn(&[u8]), kept: &Mutex<VecDeque<u8>>) {
+    let mut buffer = [0; 4096];
+    while let Ok(length @ 1..) = stderr.read(&mut buffer) {
+        to(&buffer[..length]);
+        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.extend(&buffer[..length]);
+        let more = kept.len().saturating_sub(LAST_WORDS);
+        kept.drain(..more);
+    }
+}
+
+fn shown(line: &[u8]) -> String {
+    String::from_utf8_lossy(&line[..line.len().min(200)]).into_owned()
+}
+
+/// How a worker ended, as the rest of a sentence that begins with who was at work.
+pub(super) fn ending(status: ExitStatus, last_words: &str) -> String {
+    if status.code() == Some(PIPE_LOST) {
+        return "closed or broke the descriptors of its process".to_owned();
+    }
+    let ending = format!("ended its process with {}", process::ending(status));
+    // What Rust's runtime says before it aborts.
+    let asked = last_words
+        .lines()
+        .rev()
+        .find_map(|line| line.strip_prefix("memory allocation of ")?.strip_suffix(" bytes failed"));
+    if let Some(bytes) = asked {
+        return format!("{ending}: {bytes} bytes more memory could not be had");
+    }
+    if last_words.contains("has overflowed its stack") {
+        return format!("{ending}: its stack overflowed");
+    }
+    use std::os::unix::process::ExitStatusExt;
+    match status.signal() {
+        Some(libc::SIGKILL) => {
+            format!("{ending}; most likely the system ended it because memory ran out")
+        }
+        _ => ending,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(script: &str) -> ExitStatus {
+        std_process::Command::new("sh").args(["-c", script]).status().unwrap()
+    }
+
+    #[test]
+    fn endings_say_what_is_known() {
+        assert_eq!(ending(status("exit 0"), ""), "ended its process with exit code 0");
+        let said = "x\nmemory allocation of 15999999992 bytes failed\n";
+        assert_eq!(
+            ending(status("kill -ABRT $$"), said),
+            "ended its process with SIGABRT (abort): 15999999992 bytes more memory could not be had"
+        );
+        let killed = ending(status("kill -KILL $$"), "");
+        assert!(killed.ends_with("because memory ran out"), "{killed}");
+        assert!(ending(status(&format!("exit {PIPE_LOST}")), "").contains("descriptors"));
+    }
+
+    #[test]
+    fn half_a_line_is_not_believed() {
+        let (sender, lines) = sync_channel(8);
+        read_lines(&b"one\n\nhalf"[..], &sender);
+        drop(sender);
+        assert_eq!(lines.iter().collect::<Vec<_>>(), [b"one".to_vec(), vec![]]);
+    }
+}

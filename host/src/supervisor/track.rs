@@ -1,0 +1,260 @@
+//! What is known of a plan while a worker runs it: which node is at work, what was made and told, what
+//! failed. What a worker says is held against the plan before it is believed.
+
+use crate::catalogue::Catalogue;
+use crate::events::Event;
+use crate::execute::Outcome;
+use crate::folders::{self, Identify};
+use crate::plan::{Literal, Plan, Source};
+use crate::problem::{Kind, Problem};
+use crate::wire::{Earlier, Notice, Report};
+use crate::worker::file_name;
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+/// What was told of one step.
+#[derive(Clone, Copy, Default)]
+struct Told {
+    started: bool,
+    done: bool,
+    cached: bool,
+    skipped: bool,
+    failed: bool,
+}
+
+/// See the module.
+pub(super) struct Track<'a> {
+    plan: &'a Plan,
+    positions: HashMap<&'a str, usize>,
+    told: Vec<Told>,
+    /// The step that is at work.
+    current: Option<usize>,
+    /// The step that was at work last.
+    last: Option<usize>,
+    /// The library that is being loaded for the step at work.
+    loading: Option<PathBuf>,
+    failures: Vec<Problem>,
+}
+
+impl<'a> Track<'a> {
+    pub fn new(plan: &'a Plan) -> Self {
+        let steps = plan.steps();
+        let positions = steps.iter().enumerate().map(|(at, step)| (step.name.id.as_str(), at));
+        Self {
+            plan,
+            positions: positions.collect(),
+            told: vec![Told::default(); steps.len()],
+            current: None,
+            last: None,
+            loading: None,
+            failures: Vec::new(),
+        }
+    }
+
+    /// What the next worker need not do.
+    pub fn earlier(&self) -> Earlier {
+        let told = |what: fn(&Told) -> bool| {
+            let told = self.told.iter().enumerate();
+            told.filter(|(_, told)| what(told)).map(|(at, _)| at).collect::<Vec<_>>()
+        };
+        let mut made = told(|told| told.done || told.cached);
+        made.retain(|&at| self.plan.steps()[at].descriptor.output_node);
+        Earlier { made, failed: told(|told| told.failed) }
+    }
+
+    /// The event of a report, if there is something new in it that can be true.
+    pub fn believe(&mut self, report: Report) -> Option<Event<'static>> {
+        let event = match report {
+            Report::Event(event) => event,
+            Report::Notice(Notice::Loading { library }) => {
+                self.loading = Some(library);
+                return None;
+            }
+            Report::Notice(Notice::Finished { .. }) => return None,
+        };
+        let believed = match &event {
+            Event::NodeStarted(name) => match self.positions.get(name.id.as_str()) {
+                Some(&at) if self.current.is_none() && !self.told[at].failed => {
+                    self.told[at].started = true;
+                    (self.current, self.last) = (Some(at), Some(at));
+                    true
+                }
+                _ => false,
+            },
+            Event::Progress { node, .. } | Event::Output { node, .. } => {
+                self.loading = None;
+                self.is_at_work(node)
+            }
+            Event::NodeDone { node, .. } => {
+                let believed = self.is_at_work(node);
+                if let (true, Some(at)) = (believed, self.current.take()) {
+                    self.told[at].done = true;
+                }
+                believed
+            }
+            Event::Error(problem) => {
+                let node = problem.node.as_ref();
+                let believed = problem.kind == Kind::NodeFailed
+                    && node.is_some_and(|node| self.is_at_work(&node.id));
+                if let (true, Some(at)) = (believed, self.current.take()) {
+                    self.told[at].failed = true;
+                    self.failures.push(problem.clone().into_owned());
+                }
+                believed
+            }
+            Event::Cached(name) => {
+                let at = self.positions.get(name.id.as_str());
+                // A step that was told of before another worker began again is not told of again.
+                let new = at.map(|&at| &mut self.told[at]).filter(|told| told.is_new());
+                new.map(|told| told.cached = true).is_some()
+            }
+            Event::Skipped { name, because_of } => {
+                let at = self.positions.get(name.id.as_str());
+                let cause = self.positions.contains_key(&**because_of);
+                let new = at.map(|&at| &mut self.told[at]).filter(|told| cause && !told.skipped);
+                new.map(|told| told.skipped = true).is_some()
+            }
+            Event::Log { node, .. } => {
+                let known = |id: &str| self.positions.contains_key(id);
+                node.as_ref().is_none_or(|node| known(&node.id))
+            }
+            // These are the supervisor's own to say.
+            Event::Plan { .. }
+            | Event::Warning(_)
+            | Event::Done { .. }
+            | Event::Interrupted { .. } => false,
+        };
+        if !believed {
+            tracing::debug!(?event, "not believed");
+        }
+        believed.then_some(event)
+    }
+
+    fn is_at_work(&self, node: &str) -> bool {
+        self.current.is_some_and(|at| self.plan.steps()[at].name.id == node)
+    }
+
+    /// Whose failure it is that the worker `ended` as it did.
+    ///
+    /// # Errors
+    /// A sentence, where no node had begun.
+    pub fn blame(
+        &mut self,
+        ended: &str,
+        catalogue: &Catalogue,
+        identify: Identify,
+    ) -> Result<Problem, String> {
+        let loading = self.loading.take();
+        let (at, after) = match (self.current.take(), self.last.take()) {
+            (Some(at), _) => (at, ""),
+            (None, Some(at)) => (at, "after it had run, "),
+            (None, None) => return Err(format!("the process that runs nodes {ended}")),
+        };
+        let step = &self.plan.steps()[at];
+        let library = match catalogue.libraries().get(step.library) {
+            Some(library) => file_name(&library.path).into_owned(),
+            None => "unknown".to_owned(),
+        };
+        let while_loading = loading.map_or("", |_| "while it was loaded, ");
+        let changed = self.changed_files(at, identify);
+        let message = match changed.is_empty() {
+            true => format!("{while_loading}{after}its library {library} {ended}"),
+            // Whoever maps a file reads past its end, or reads another file's numbers.
+            false => format!(
+                "{} was changed while it was in use; {after}its library {library} {ended}",
+                changed.join(", ")
+            ),
+        };
+        Ok(Problem::failure(step.name.clone(), None, message))
+    }
+
+    /// The files that the step at `at`, or one before it on the way, reads and that are others by now.
+    fn changed_files(&self, at: usize, identify: Identify) -> Vec<String> {
+        let steps = self.plan.steps();
+        let mut open = vec![at];
+        let mut seen = vec![false; steps.len()];
+        let mut changed = Vec::new();
+        while let Some(at) = open.pop() {
+            if std::mem::replace(&mut seen[at], true) {
+                continue;
+            }
+            for source in &steps[at].inputs {
+                match source {
+                    Source::Link { step, .. } => open.push(*step),
+                    Source::Literal(Literal::Path { path, identity }) => {
+                        let now = folders::identity(Path::new(path), identify);
+                        if now.as_ref().ok() != Some(identity) && !changed.contains(path) {
+                            changed.push(path.clone());
+                        }
+                    }
+                    _ => (),
+                }
+            }
+        }
+        changed
+    }
+
+    /// Counts a failure that [`Self::blame`] gave, and that was told.
+    pub fn failed(&mut self, failure: Problem) {
+        let at = failure.node.as_ref().and_then(|node| self.positions.get(node.id.as_str()));
+        if let Some(&at) = at {
+            self.told[at].failed = true;
+        }
+        self.failures.push(failure);
+    }
+
+    /// Whether no output is left that could still be made.
+    pub fn is_through(&self) -> bool {
+        let lost = self.lost();
+        let settled = |at: usize| self.told[at].done || self.told[at].cached || lost[at].is_some();
+        self.plan.outputs().all(settled)
+    }
+
+    /// Of each step the failed step that it hangs on, if there is one.
+    fn lost(&self) -> Vec<Option<usize>> {
+        let mut lost: Vec<Option<usize>> = Vec::with_capacity(self.told.len());
+        for (at, step) in self.plan.steps().iter().enumerate() {
+            let from = step.inputs.iter().find_map(|source| match source {
+                Source::Link { step, .. } => lost[*step],
+                _ => None,
+            });
+            lost.push(if self.told[at].failed { Some(at) } else { from });
+        }
+        lost
+    }
+
+    /// Tells of every step that nothing was told of: the failed step that it hangs on, or, where only
+    /// what failed would have used it, the last one.
+    pub fn skip_the_rest(&mut self, tell: &mut dyn FnMut(Event)) {
+        let lost = self.lost();
+        let steps = self.plan.steps();
+        for (at, cause) in lost.into_iter().enumerate() {
+            let Told { started, cached, skipped, .. } = self.told[at];
+            if started || cached || skipped {
+                continue;
+            }
+            let last = self.told.iter().rposition(|told| told.failed);
+            let Some(cause) = cause.or(last) else { continue };
+            self.told[at].skipped = true;
+            let (name, because_of) = (Cow::Borrowed(&steps[at].name), &steps[cause].name.id);
+            tell(Event::Skipped { name, because_of: because_of.into() });
+        }
+    }
+
+    pub fn outcome(self, interrupted: bool) -> Outcome {
+        let count = |what: fn(&Told) -> bool| self.told.iter().filter(|told| what(told)).count();
+        Outcome {
+            executed: count(|told| told.started),
+            cached: count(|told| told.cached),
+            failures: self.failures,
+            interrupted,
+        }
+    }
+}
+
+impl Told {
+    fn is_new(&self) -> bool {
+        !(self.started || self.cached || self.skipped)
+    }
+}

@@ -1,0 +1,276 @@
+//! What a worker and the process that started it say to each other: one JSON object a line.
+//!
+//! Commands go in, reports come back: the events of `docs/events.md` as they are, and beside them lines
+//! that begin with the key "worker". A plan travels whole, so that a worker can be told what to do with
+//! a library it has not seen yet.
+
+use crate::catalogue::{LibraryEntry, NodeDescriptor};
+use crate::events::Event;
+use crate::execute::{self, Properties};
+use crate::plan::{Key, Plan, Source, Step};
+use crate::problem::NodeName;
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// What a worker is told.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Command {
+    Run(Box<Run>),
+    Convert(Box<Convert>),
+    /// Stop what runs at the next step; the worker stays.
+    Cancel,
+}
+
+/// One run of one plan.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Run {
+    pub properties: Properties,
+    /// A step's library is a position in this list.
+    pub libraries: Vec<Provider>,
+    pub plan: BarePlan,
+    pub keep: Keep,
+    /// How many bytes objects may hold, where that is bounded.
+    pub budget: Option<u64>,
+    pub earlier: Earlier,
+}
+
+/// A file to be converted by the first library that knows its kind.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Convert {
+    pub libraries: Vec<Provider>,
+    /// What "convert/1" of node.h takes: the file, what to make, options as JSON.
+    pub inputs: [String; 3],
+}
+
+impl Convert {
+    /// What events call a conversion.
+    pub fn name() -> NodeName {
+        NodeName { id: "convert".into(), title: None, class: "convert".into() }
+    }
+}
+
+/// A library of a plan.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Provider {
+    /// Absolute.
+    pub path: PathBuf,
+    /// Of the descriptor that the plan was made with: [`LibraryEntry::digest`].
+    pub digest: [u8; 16],
+}
+
+impl From<&LibraryEntry> for Provider {
+    fn from(entry: &LibraryEntry) -> Self {
+        Self { path: entry.path.clone(), digest: entry.digest }
+    }
+}
+
+/// Which results outlive the run: [`execute::Keep`] as it travels.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Keep {
+    Nothing,
+    /// What this next plan can begin with.
+    For(BarePlan),
+    Everything,
+}
+
+impl From<execute::Keep<'_>> for Keep {
+    fn from(keep: execute::Keep) -> Self {
+        match keep {
+            execute::Keep::Nothing => Self::Nothing,
+            execute::Keep::For(plan) => Self::For(plan.into()),
+            execute::Keep::Everything => Self::Everything,
+        }
+    }
+}
+
+/// Positions in a plan that an earlier try at it has settled.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Earlier {
+    /// Outputs that were made, and need not be made again.
+    pub made: Vec<usize>,
+    /// Steps that failed: what depends on them cannot be made.
+    pub failed: Vec<usize>,
+}
+
+impl Earlier {
+    /// Nothing: this is the first try.
+    pub const NONE: Self = Self { made: Vec::new(), failed: Vec::new() };
+}
+
+/// A [`Plan`] with each descriptor once.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BarePlan {
+    classes: Vec<NodeDescriptor>,
+    steps: Vec<BareStep>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct BareStep {
+    name: NodeName,
+    library: usize,
+    node: u32,
+    class: usize,
+    inputs: Vec<Source>,
+    key: Key,
+    same_as: Option<usize>,
+}
+
+impl From<&Plan> for BarePlan {
+    fn from(plan: &Plan) -> Self {
+        let (mut classes, mut numbers) = (Vec::new(), HashMap::new());
+        let mut steps = Vec::with_capacity(plan.steps().len());
+        for step in plan.steps() {
+            let Step { name, library, node, descriptor, inputs, key, same_as } = step.clone();
+            let class = *numbers.entry((library, node)).or_insert(classes.len());
+            if class == classes.len() {
+                classes.push((*descriptor).clone());
+            }
+            steps.push(BareStep { name, library, node, class, inputs, key, same_as });
+        }
+        Self { classes, steps }
+    }
+}
+
+impl TryFrom<BarePlan> for Plan {
+    type Error = Misfit;
+
+    /// # Errors
+    /// The first step that the classes, or the other steps, do not fit.
+    fn try_from(plan: BarePlan) -> Result<Self, Misfit> {
+        let classes: Vec<Arc<NodeDescriptor>> = plan.classes.into_iter().map(Arc::new).collect();
+        let mut steps: Vec<Step> = Vec::with_capacity(plan.steps.len());
+        for BareStep { name, library, node, class, inputs, key, same_as } in plan.steps {
+            let Some(descriptor) = classes.get(class).cloned() else { return Err(Misfit(name)) };
+            let earlier = |source: &Source| match source {
+                Source::Link { step, slot } => {
+                    steps.get(*step).is_some_and(|from| *slot < from.descriptor.outputs.len())
+                }
+                _ => true,
+            };
+            let fits = inputs.len() == descriptor.inputs.len()
+                && inputs.iter().all(earlier)
+                && same_as.is_none_or(|same| same < steps.len());
+            if !fits {
+                return Err(Misfit(name));
+            }
+            steps.push(Step { name, library, node, descriptor, inputs, key, same_as });
+        }
+        Ok(Self::of_steps(steps))
+    }
+}
+
+/// A step that does not fit the rest of its plan.
+#[derive(Debug, thiserror::Error)]
+#[error("the plan is broken at {0}")]
+pub struct Misfit(NodeName);
+
+/// What a worker says besides events.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "worker", rename_all = "snake_case")]
+pub enum Notice {
+    /// It is about to load this library, which may be the last that is heard of it.
+    Loading { library: PathBuf },
+    /// The command is done; another may follow.
+    Finished { interrupted: bool },
+}
+
+/// One line of a worker.
+#[derive(Debug, PartialEq)]
+pub enum Report {
+    Event(Event<'static>),
+    Notice(Notice),
+}
+
+impl Report {
+    /// Reads a line; `None` for one that is no report.
+    pub fn read(line: &[u8]) -> Option<Self> {
+        match line.starts_with(br#"{"worker":"#) {
+            true => serde_json::from_slice(line).ok().map(Self::Notice),
+            false => serde_json::from_slice(line).ok().map(Self::Event),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalogue::Catalogue;
+    use crate::folders::Folders;
+    use crate::graph::Graph;
+    use proptest::prelude::*;
+    use serde_json::json;
+    use std::path::Path;
+
+    fn catalogue() -> Catalogue {
+        let library = json!({"name": "a", "version": "1", "nodes": [
+            {"class": "Make", "inputs": [{"name": "x", "type": "FLOAT", "default": 0.1},
+                {"name": "n", "type": "INT", "default": 0, "min": 0, "max": u64::MAX}],
+             "outputs": [{"name": "y", "type": "FLOAT"}]},
+            {"class": "Show", "inputs": [{"name": "y", "type": "FLOAT"},
+                {"name": "text", "type": "STRING", "default": "\n{\"worker\":"}],
+             "output_node": true}]});
+        let mut catalogue = Catalogue::default();
+        catalogue.add(Path::new("a"), &library).unwrap();
+        catalogue
+    }
+
+    fn plan(x: f64, n: u64) -> Plan {
+        let graph = json!({"1": {"class_type": "Make", "inputs": {"x": x, "n": n}},
+            "2": {"class_type": "Show", "inputs": {"y": ["1", 0]}}});
+        let graph = Graph::parse(&graph.to_string()).unwrap();
+        Plan::new(&graph, &catalogue(), &Folders::default(), "cpu").unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn a_plan_travels_unchanged(x in any::<f64>().prop_filter("finite", |x| x.is_finite()), n: u64) {
+            let plan = plan(x, n);
+            let line = serde_json::to_string(&BarePlan::from(&plan)).unwrap();
+            prop_assert!(!line.contains('\n'));
+            let read: BarePlan = serde_json::from_str(&line).unwrap();
+            let again = Plan::try_from(read).unwrap();
+            for (step, again) in plan.steps().iter().zip(again.steps()) {
+                prop_assert_eq!(&step.inputs, &again.inputs);
+                prop_assert_eq!((&step.name, step.key), (&again.name, again.key));
+                prop_assert_eq!(&step.descriptor, &again.descriptor);
+            }
+        }
+
+        #[test]
+        fn any_line_can_be_read(line: Vec<u8>) {
+            let _ = Report::read(&line);
+            let _ = Report::read(&[br#"{"worker":"#.to_vec(), line].concat());
+        }
+    }
+
+    #[test]
+    fn steps_that_do_not_fit_are_refused() {
+        let plan = BarePlan::from(&plan(0.5, 1));
+        let with = |change: &dyn Fn(&mut Vec<BareStep>)| {
+            let mut plan = plan.clone();
+            change(&mut plan.steps);
+            Plan::try_from(plan).is_err()
+        };
+        assert!(!with(&|_| ()));
+        assert!(with(&|steps| steps[0].class = 7));
+        assert!(with(&|steps| steps[1].inputs.truncate(1)));
+        assert!(with(&|steps| steps[1].inputs[0] = Source::Link { step: 1, slot: 0 }));
+        assert!(with(&|steps| steps[1].inputs[0] = Source::Link { step: 0, slot: 1 }));
+        assert!(with(&|steps| steps[0].same_as = Some(0)));
+    }
+
+    #[test]
+    fn notices_are_told_from_events() {
+        let notice = Notice::Loading { library: "/a.so".into() };
+        let line = serde_json::to_vec(&notice).unwrap();
+        assert_eq!(Report::read(&line), Some(Report::Notice(notice)));
+        let event = Event::Interrupted { seconds: 1.0 };
+        let line = serde_json::to_vec(&event).unwrap();
+        assert_eq!(Report::read(&line), Some(Report::Event(event)));
+        assert_eq!(Report::read(b"{\"event\":\"node_sta"), None);
+    }
+}

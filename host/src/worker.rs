@@ -1,0 +1,305 @@
+//! `kosmograph worker`: a process that loads libraries and runs what it is told.
+//!
+//! Commands come on standard input and reports go to standard output, a JSON object a line
+//! ([`crate::wire`]). Both are taken out of the libraries' reach first: what a library prints goes to
+//! standard error, and one that closes descriptors closes its own. Results and models stay between
+//! commands. When standard input ends, the process ends, whatever it is doing: who gave the commands is
+//! gone.
+
+use crate::args;
+use crate::catalogue::digest;
+use crate::events::{Event, Listener};
+use crate::execute::{Executor, Keep, Runner, Setting};
+use crate::plan::Plan;
+use crate::plugin::{Call, Library, LogLevel, NodeFailure};
+use crate::problem::{Kind, NodeName};
+use crate::process::{self, Changes, State};
+use crate::value::Value;
+use crate::wire::{self, Command, Convert, Notice, Provider, Run};
+use nix::sys::signal::Signal;
+use serde::Serialize;
+use serde_json::Value as Json;
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+/// The exit code of a worker that cannot report any more: a library closed its pipe, or broke it.
+pub const PIPE_LOST: i32 = 96;
+
+/// Runs commands until there are no more.
+pub fn main(args: &args::Worker) -> ! {
+    process::end_with_parent();
+    // Ctrl-C goes to every process of a terminal; the parent hears it too, and says what to do.
+    process::ignore_signals(&[Signal::SIGINT]);
+    process::bound_memory(args.memory_limit);
+    let (input, output) = match (process::take_stdin(), process::take_stdout()) {
+        (Ok(input), Ok(output)) => (input, output),
+        (Err(error), _) | (_, Err(error)) => {
+            eprintln!("error: a worker needs standard input, output and error: {error}");
+            process::end_at_once(2)
+        }
+    };
+    let (sender, commands) = channel();
+    std::thread::spawn(move || {
+        read_commands(input, &sender);
+        process::end_at_once(0)
+    });
+    let wire = Wire { pipe: Mutex::new(output), process: std::process::id() };
+    let loader = Loader::new(&wire);
+    let mut executor = Executor::new(&loader);
+    for (command, cancel) in commands {
+        let interrupted = match command {
+            Command::Run(run) => run_plan(*run, &loader, &mut executor, &cancel),
+            Command::Convert(convert) => run_conversion(&convert, &loader, &cancel),
+            Command::Cancel => continue,
+        };
+        wire.send(&Notice::Finished { interrupted });
+    }
+    process::end_at_once(0)
+}
+
+/// Sends each command on with its own flag, which the next [`Command::Cancel`] sets.
+fn read_commands(input: File, commands: &Sender<(Command, Arc<AtomicBool>)>) {
+    let mut cancel = Arc::new(AtomicBool::new(false));
+    for line in BufReader::new(input).split(b'\n').map_while(Result::ok) {
+        match serde_json::from_slice(&line) {
+            Ok(Command::Cancel) => cancel.store(true, Ordering::Relaxed),
+            Ok(command) => {
+                cancel = Arc::new(AtomicBool::new(false));
+                if commands.send((command, cancel.clone())).is_err() {
+                    return;
+                }
+            }
+            Err(error) => eprintln!("error: this line is no command: {error}"),
+        }
+    }
+}
+
+fn run_plan(
+    run: Run,
+    loader: &Loader,
+    executor: &mut Executor<&Loader>,
+    cancel: &AtomicBool,
+) -> bool {
+    let Run { properties, libraries, plan, keep, budget, earlier } = run;
+    let wire = loader.wire;
+    let next = match &keep {
+        wire::Keep::For(next) => Some(Plan::try_from(next.clone())),
+        _ => None,
+    };
+    let plans = Plan::try_from(plan).and_then(|plan| Ok((plan, next.transpose()?)));
+    let (plan, next) = match plans {
+        Ok(plans) => plans,
+        Err(error) => {
+            wire.event(&Event::refused(Kind::Workflow, error.to_string()));
+            return false;
+        }
+    };
+    let keep = match (&keep, &next) {
+        (_, Some(next)) => Keep::For(next),
+        (wire::Keep::Everything, _) => Keep::Everything,
+        _ => Keep::Nothing,
+    };
+    *loader.providers.borrow_mut() = libraries;
+    let setting =
+        Setting { properties: &properties, listener: wire, cancel, keep, earlier: &earlier };
+    executor.set_budget(budget);
+    executor.run(&plan, setting).interrupted
+}
+
+/// The way to the process that gives the commands.
+struct Wire {
+    // Lines of several threads must not mix.
+    pipe: Mutex<File>,
+    /// A library may fork, and what it forked has nothing to say here.
+    process: u32,
+}
+
+impl Wire {
+    fn send(&self, message: &impl Serialize) {
+        if std::process::id() != self.process {
+            process::end_at_once(PIPE_LOST);
+        }
+        let Ok(mut line) = serde_json::to_vec(message) else { return };
+        line.push(b'\n');
+        let mut pipe = self.pipe.lock().unwrap_or_else(PoisonError::into_inner);
+        if pipe.write_all(&line).is_err() {
+            process::end_at_once(PIPE_LOST);
+        }
+    }
+}
+
+impl Listener for Wire {
+    fn event(&self, event: &Event) {
+        self.send(event);
+    }
+}
+
+/// Loads a library when the first of its nodes runs, and looks after what each call does to the process.
+struct Loader<'a> {
+    wire: &'a Wire,
+    /// Of the plan that runs.
+    providers: RefCell<Vec<Provider>>,
+    loaded: RefCell<HashMap<PathBuf, Loaded>>,
+    /// The process as libraries must leave it.
+    state: State,
+}
+
+/// A library, which is never unloaded, and the digest of its descriptor.
+type Loaded = (&'static Library, [u8; 16]);
+
+impl<'a> Loader<'a> {
+    fn new(wire: &'a Wire) -> Self {
+        let (providers, loaded) = (RefCell::default(), RefCell::default());
+        Self { wire, providers, loaded, state: State::now() }
+    }
+
+    /// The library of `provider`, or a sentence about it.
+    fn library(&self, provider: &Provider) -> Result<&'static Library, String> {
+        let Provider { path, digest: planned } = provider;
+        let known = self.loaded.borrow().get(path).copied();
+        let (library, found) = match known {
+            Some(known) => known,
+            None => {
+                self.wire.send(&Notice::Loading { library: path.clone() });
+                let library = Library::load(path).map_err(|error| error.to_string())?;
+                let digest = digest(&library.descriptor);
+                let loaded: Loaded = (Box::leak(Box::new(library)), digest);
+                self.loaded.borrow_mut().insert(path.clone(), loaded);
+                loaded
+            }
+        };
+        match found == *planned {
+            true => Ok(library),
+            false => Err(format!(
+                "{}: this library is another one than when the workflow was planned",
+                path.display()
+            )),
+        }
+    }
+
+    /// Calls into the library of `provider`, and sets right what that does to the process.
+    fn call<T>(
+        &self,
+        provider: &Provider,
+        call: &dyn Call,
+        body: impl FnOnce(&Library) -> Result<T, NodeFailure>,
+    ) -> Result<T, NodeFailure> {
+        let result = match self.library(provider) {
+            Ok(library) => body(library),
+            Err(sentence) => Err(NodeFailure::failed(sentence)),
+        };
+        let Changes { mended, harmful } = self.state.restore();
+        let library = file_name(&provider.path);
+        for what in mended {
+            call.log(LogLevel::Warn, &format!("its library {library} {what}; it was set back"));
+        }
+        match harmful.is_empty() {
+            true => result,
+            false => {
+                let what = harmful.join(" and ");
+                Err(NodeFailure::broken(format!("its library {library} {what}")))
+            }
+        }
+    }
+}
+
+impl Runner for &Loader<'_> {
+    fn run(
+        &self,
+        library: usize,
+        node: u32,
+        call: &dyn Call,
+        inputs: &[Value],
+    ) -> Result<Vec<Value>, NodeFailure> {
+        let provider = self.providers.borrow().get(library).cloned();
+        let Some(provider) = provider else {
+            let sentence = format!("the plan has no library number {library}");
+            return Err(NodeFailure::failed(sentence));
+        };
+        self.call(&provider, call, |library| library.run(node as usize, call, inputs))
+    }
+}
+
+/// A file's own name, as a sentence calls a library.
+pub(crate) fn file_name(path: &Path) -> Cow<'_, str> {
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy()
+}
+
+/// Lets the first library that knows the file convert it. Returns whether it was interrupted.
+fn run_conversion(convert: &Convert, loader: &Loader, cancel: &AtomicBool) -> bool {
+    let wire = loader.wire;
+    let inputs: [Value; 3] = std::array::from_fn(|at| Value::string(&convert.inputs[at]));
+    let name = &Convert::name();
+    let call = Conversion { wire, name, cancel };
+    let start = Instant::now();
+    wire.event(&Event::NodeStarted(Cow::Borrowed(name)));
+    let mut asked = 0;
+    for provider in &convert.libraries {
+        let answer = loader.call(provider, &call, |library| {
+            library.call_extension("convert/1", &call, &inputs, 1).transpose()
+        });
+        match answer {
+            Ok(None) => (),
+            Err(NodeFailure::Cancelled) => return true,
+            Err(NodeFailure::Failed { sentence, .. }) => {
+                wire.event(&Event::refused(Kind::Convert, sentence));
+                return false;
+            }
+            Ok(Some(values)) => {
+                asked += 1;
+                let Some(made) = values.first().and_then(Value::as_str) else { continue };
+                // The library's own account; what is no JSON says nothing.
+                let made: Json = serde_json::from_str(made).unwrap_or_default();
+                let output = made["output"].as_str().unwrap_or(&convert.inputs[1]);
+                let (node, files) = (name.id.as_str().into(), vec![output.to_owned()]);
+                wire.event(&Event::Output { node, output: Cow::Owned(made), files });
+                let (node, seconds) = (name.id.as_str().into(), start.elapsed().as_secs_f64());
+                wire.event(&Event::NodeDone { node, seconds });
+                return false;
+            }
+        }
+    }
+    let message = match asked {
+        0 => {
+            "no node library that converts was found; say where they are with --plugins DIR".into()
+        }
+        _ => {
+            format!("{} is of no kind that is converted: a torch checkpoint is", convert.inputs[0])
+        }
+    };
+    wire.event(&Event::refused(Kind::Arguments, message));
+    false
+}
+
+/// The host of a conversion.
+struct Conversion<'a> {
+    wire: &'a Wire,
+    name: &'a NodeName,
+    cancel: &'a AtomicBool,
+}
+
+impl Call for Conversion<'_> {
+    fn log(&self, level: LogLevel, message: &str) {
+        let event = Event::Log { level: level.into(), node: None, message: message.into() };
+        self.wire.event(&event);
+    }
+
+    fn progress(&self, step: u64, steps: u64) -> bool {
+        self.wire.event(&Event::Progress { node: self.name.id.as_str().into(), step, steps });
+        self.cancel.load(Ordering::Relaxed)
+    }
+
+    fn property(&self, name: &str) -> Option<String> {
+        (name == "device").then(|| "cpu".to_owned())
+    }
+
+    fn output(&self, _: Json) {}
+}
