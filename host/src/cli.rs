@@ -28,6 +28,11 @@ pub enum Exit {
 }
 
 impl Exit {
+    /// This one, unless all is well so far.
+    fn or(self, other: Self) -> Self {
+        if self == Self::Done { other } else { self }
+    }
+
     pub fn code(self) -> u8 {
         match self {
             Self::Done => 0,

@@ -5,6 +5,7 @@
 //! text encoder that came with a U-Net; what the next run of a sweep will need is kept instead. A node that fails takes what depends on it with it; other
 //! outputs are still made, and nothing that was written is lost.
 
+mod files;
 mod memory;
 
 pub use memory::Budget;
@@ -15,6 +16,7 @@ use crate::plugin::{Call, Library, LogLevel, NodeFailure};
 use crate::problem::{NodeName, Problem};
 use crate::value::Value;
 use crate::wire::Earlier;
+use files::Files;
 use memory::Memory;
 use serde::{Deserialize, Serialize};
 use std::any::Any;
@@ -178,6 +180,7 @@ impl<R: Runner> Executor<R> {
         }
         let mut live: Vec<Live> = vec![Live::new(); steps.len()];
         let mut outcome = Outcome::default();
+        let files = Files::of(plan);
         for (position, step) in steps.iter().enumerate() {
             if setting.cancel.load(Ordering::Relaxed) {
                 outcome.interrupted = true;
@@ -213,7 +216,15 @@ impl<R: Runner> Executor<R> {
                 states[position] = State::Failed(failed);
                 setting.listener.event(&skipped(step, &steps[failed]));
             } else {
-                match self.step(step, &live, setting) {
+                let unchanged = || match files.written_to(plan, position) {
+                    None => Ok(()),
+                    Some(path) => Err(format!(
+                        "{} was written to while it was in use, so what came of it cannot be \
+                         trusted; a new version of a model is put beside it and renamed",
+                        path.display()
+                    )),
+                };
+                match self.step(step, &live, setting, &unchanged) {
                     Ok(results) => {
                         live[position] = used(&results, &uses[position]);
                         if keeps {
@@ -287,7 +298,14 @@ impl<R: Runner> Executor<R> {
         states
     }
 
-    fn step(&mut self, step: &Step, live: &[Live], setting: Setting) -> Result<Vec<Value>, Stop> {
+    /// Runs one step; what it made is taken if `unchanged` says so then.
+    fn step(
+        &mut self,
+        step: &Step,
+        live: &[Live],
+        setting: Setting,
+        unchanged: &dyn Fn() -> Result<(), String>,
+    ) -> Result<Vec<Value>, Stop> {
         let mut inputs = Vec::with_capacity(step.inputs.len());
         for (source, input) in step.inputs.iter().zip(&step.descriptor.inputs) {
             inputs.push(match source {
@@ -336,6 +354,7 @@ impl<R: Runner> Executor<R> {
             let given = results.len();
             return Err(failed(format!("it gave {given} results, but declares {wanted} outputs")));
         }
+        unchanged().map_err(failed)?;
         let seconds = start.elapsed().as_secs_f64();
         let node = step.name.id.as_str().into();
         setting.listener.event(&Event::NodeDone { node, seconds });

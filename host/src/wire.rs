@@ -174,6 +174,11 @@ pub struct Misfit(NodeName);
 pub enum Notice {
     /// It is about to load this library, which may be the last that is heard of it.
     Loading { library: PathBuf },
+    /// It did.
+    Loaded,
+    /// A library did to the process what cannot be set back: the end of a sentence about it. The worker
+    /// ends.
+    Spoilt { by: String },
     /// The command is done; another may follow.
     Finished { interrupted: bool },
 }

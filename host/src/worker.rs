@@ -11,7 +11,7 @@ use crate::catalogue::digest;
 use crate::events::{Event, Listener};
 use crate::execute::{Executor, Keep, Runner, Setting};
 use crate::plan::Plan;
-use crate::plugin::{Call, Library, LogLevel, NodeFailure};
+use crate::plugin::{Call, Library, LogLevel, NodeFailure, used_late};
 use crate::problem::{Kind, NodeName};
 use crate::process::{self, Changes, State};
 use crate::value::Value;
@@ -28,7 +28,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The exit code of a worker that cannot report any more: a library closed its pipe, or broke it.
 pub const PIPE_LOST: i32 = 96;
@@ -51,7 +51,7 @@ pub fn main(args: &args::Worker) -> ! {
         read_commands(input, &sender);
         process::end_at_once(0)
     });
-    let wire = Wire { pipe: Mutex::new(output), process: std::process::id() };
+    let wire = Wire::new(output);
     let loader = Loader::new(&wire);
     let mut executor = Executor::new(&loader);
     for (command, cancel) in commands {
@@ -118,11 +118,33 @@ fn run_plan(
 struct Wire {
     // Lines of several threads must not mix.
     pipe: Mutex<File>,
+    flood: Mutex<Flood>,
     /// A library may fork, and what it forked has nothing to say here.
     process: u32,
 }
 
+/// What the node at work has said so far.
+struct Flood {
+    reports: u32,
+    lines: u32,
+    last: Instant,
+}
+
+/// How many reports of progress of one node are all passed on; of more, some are.
+const REPORTS: u32 = 4096;
+
+/// How many lines of one node are passed on.
+const LINES: u32 = 4096;
+
+/// The least time between reports when there are very many.
+const BETWEEN: Duration = Duration::from_millis(10);
+
 impl Wire {
+    fn new(pipe: File) -> Self {
+        let flood = Mutex::new(Flood { reports: 0, lines: 0, last: Instant::now() });
+        Self { pipe: Mutex::new(pipe), flood, process: std::process::id() }
+    }
+
     fn send(&self, message: &impl Serialize) {
         if std::process::id() != self.process {
             process::end_at_once(PIPE_LOST);
@@ -134,11 +156,35 @@ impl Wire {
             process::end_at_once(PIPE_LOST);
         }
     }
+
+    /// Whether somebody wants to hear this, too: a node may say more than anybody can read.
+    fn passes_on(&self, event: &Event) -> bool {
+        let mut flood = self.flood.lock().unwrap_or_else(PoisonError::into_inner);
+        match event {
+            Event::NodeStarted(_) => *flood = Flood { reports: 0, lines: 0, last: Instant::now() },
+            Event::Progress { step, steps, .. } => {
+                flood.reports = flood.reports.saturating_add(1);
+                let is_soon = flood.reports > REPORTS && flood.last.elapsed() < BETWEEN;
+                if is_soon && step != steps {
+                    return false;
+                }
+                flood.last = Instant::now();
+            }
+            Event::Log { .. } => {
+                flood.lines = flood.lines.saturating_add(1);
+                return flood.lines <= LINES;
+            }
+            _ => (),
+        }
+        true
+    }
 }
 
 impl Listener for Wire {
     fn event(&self, event: &Event) {
-        self.send(event);
+        if self.passes_on(event) {
+            self.send(event);
+        }
     }
 }
 
@@ -173,6 +219,7 @@ impl<'a> Loader<'a> {
                 let digest = digest(&library.descriptor);
                 let loaded: Loaded = (Box::leak(Box::new(library)), digest);
                 self.loaded.borrow_mut().insert(path.clone(), loaded);
+                self.wire.send(&Notice::Loaded);
                 loaded
             }
         };
@@ -196,10 +243,19 @@ impl<'a> Loader<'a> {
             Ok(library) => body(library),
             Err(sentence) => Err(NodeFailure::failed(sentence)),
         };
-        let Changes { mended, harmful } = self.state.restore();
+        let Changes { mended, harmful, for_good } = self.state.restore();
+        if !for_good.is_empty() {
+            let by = for_good.join(" and ");
+            self.wire.send(&Notice::Spoilt { by });
+            process::end_at_once(PIPE_LOST);
+        }
         let library = file_name(&provider.path);
         for what in mended {
             call.log(LogLevel::Warn, &format!("its library {library} {what}; it was set back"));
+        }
+        if used_late() {
+            let what = "a library used what it was lent for a call after the call had ended";
+            call.log(LogLevel::Warn, what);
         }
         match harmful.is_empty() {
             true => result,

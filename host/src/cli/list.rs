@@ -50,8 +50,7 @@ pub fn nodes(args: &args::Nodes, listener: &dyn Listener) -> Exit {
             }
         }
     };
-    print(&text);
-    Exit::Done
+    print(&text)
 }
 
 fn all_classes(catalogue: &Catalogue) -> String {
@@ -147,8 +146,7 @@ pub fn plugins(args: &args::Plugins, listener: &dyn Listener) -> Exit {
             .collect();
         let json = json!({"libraries": loaded, "failed": libraries.failed,
             "warnings": libraries.catalogue.warnings(), "searched": libraries.searched});
-        print(&format!("{json:#}\n"));
-        return Exit::Done;
+        return print(&format!("{json:#}\n"));
     }
     let mut text = String::new();
     for library in loaded {
@@ -167,8 +165,7 @@ pub fn plugins(args: &args::Plugins, listener: &dyn Listener) -> Exit {
             let _ = writeln!(text, "  {}", path.display());
         }
     }
-    print(&text);
-    Exit::Done
+    print(&text)
 }
 
 pub fn check_plugin(args: &args::CheckPlugin, listener: &dyn Listener) -> Exit {
@@ -186,8 +183,8 @@ pub fn check_plugin(args: &args::CheckPlugin, listener: &dyn Listener) -> Exit {
     }
     match conformance::check_in_child(&path) {
         Ok(report) => {
-            print(&report.to_string());
-            if report.passed() { Exit::Done } else { Exit::Failed }
+            let printed = print(&report.to_string());
+            if report.passed() { printed } else { Exit::Failed }
         }
         Err(error) => {
             let sentence = format!("the process that checks cannot be started: {error}");
@@ -196,8 +193,16 @@ pub fn check_plugin(args: &args::CheckPlugin, listener: &dyn Listener) -> Exit {
     }
 }
 
-/// A reader that has seen enough, as in `kosmograph nodes | head`, is no error.
-fn print(text: &str) {
+/// Writes the answer of a command. A reader that has seen enough, as in `kosmograph nodes | head`, is no
+/// error; a standard output that takes nothing is.
+pub(super) fn print(text: &str) -> Exit {
     let mut out = std::io::stdout().lock();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            let _ =
+                writeln!(std::io::stderr(), "error: standard output cannot be written: {error}");
+            Exit::Failed
+        }
+        _ => Exit::Done,
+    }
 }

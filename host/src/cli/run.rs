@@ -1,5 +1,6 @@
 //! `kosmograph run` and `kosmograph check`.
 
+use super::list::print;
 use super::{Exit, refuse, setup};
 use crate::args;
 use crate::changes::Seeds;
@@ -16,7 +17,6 @@ use crate::wire::Earlier;
 use indicatif::MultiProgress;
 use serde_json::json;
 use std::borrow::Cow;
-use std::io::Write;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
@@ -120,9 +120,11 @@ pub fn run(args: &args::Run, listener: &'static dyn Listener, screen: &MultiProg
         }
         seed = next_seed;
         planned = match next {
+            // What was made for earlier seeds is there, so this is no refusal of the whole.
             Some(Err(refusal)) => {
                 tell(listener, &refusal);
-                return Exit::Refused;
+                failed += refusal.problems.len();
+                None
             }
             Some(Ok(next)) => Some(next),
             None => None,
@@ -153,9 +155,9 @@ pub fn check(workflow: &args::Workflow, listener: &dyn Listener) -> Exit {
     let job = match Job::read(workflow) {
         Ok(job) => job,
         Err(problem) if workflow.json => {
-            print_json(&json!({"valid": false, "warnings": [], "libraries_failed": [],
-                "problems": [problem]}));
-            return Exit::Refused;
+            let answer = json!({"valid": false, "warnings": [], "libraries_failed": [],
+                "problems": [problem]});
+            return print(&format!("{answer}\n")).or(Exit::Refused);
         }
         Err(problem) => {
             listener.event(&Event::Error(Cow::Owned(problem)));
@@ -169,21 +171,16 @@ pub fn check(workflow: &args::Workflow, listener: &dyn Listener) -> Exit {
     let exit = if problems.is_empty() { Exit::Done } else { Exit::Refused };
     if workflow.json {
         let failed = &job.libraries.failed;
-        print_json(&json!({"valid": problems.is_empty(), "problems": problems,
-            "warnings": warnings, "libraries_failed": failed}));
-        return exit;
+        let answer = json!({"valid": problems.is_empty(), "problems": problems,
+            "warnings": warnings, "libraries_failed": failed});
+        return print(&format!("{answer}\n")).or(exit);
     }
     job.tell_libraries(listener);
     tell(listener, &Refusal { problems, warnings });
     if exit == Exit::Done {
         let name = name(workflow);
         let nodes = job.graph.nodes().len();
-        let _ = writeln!(std::io::stdout(), "{name}: {nodes} nodes, nothing is wrong");
+        return print(&format!("{name}: {nodes} nodes, nothing is wrong\n"));
     }
     exit
-}
-
-fn print_json(json: &serde_json::Value) {
-    // If the reader is gone there is nobody left to tell.
-    let _ = writeln!(std::io::stdout(), "{json}");
 }

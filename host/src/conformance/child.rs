@@ -2,30 +2,32 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
 use super::{Check, Event, Outcome, Report, library};
+use crate::process;
 
 /// A call with made-up inputs is small; one that takes longer than this hangs.
-const PATIENCE: Duration = Duration::from_secs(120);
-
-/// Begins every line of the child: a library may print too.
-const MARK: &str = "kosmograph-check ";
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Where the checks of process `id` write what output nodes make.
 pub(super) fn folder(id: u32) -> PathBuf {
     std::env::temp_dir().join(format!("kosmograph-check-{id}"))
 }
 
-/// Runs the checks here and prints each event as a line for [`check_in_child`].
+/// Runs the checks here and writes each event as a line for [`check_in_child`]. Whatever a library
+/// prints goes to standard error; so do the checks of what it leaves to be done at the end of the process.
 pub fn report_here(path: &Path) {
+    process::end_with_parent();
+    process::bound_memory(None);
+    // If the parent is gone there is nobody to tell.
+    let Ok(mut out) = process::take_stdout() else { return };
     library::check_watched(path, &mut |event| {
-        // A library may have printed half a line. If the parent is gone there is nobody to tell.
-        if let Ok(json) = serde_json::to_string(event) {
-            let mut stdout = std::io::stdout().lock();
-            let _ = write!(stdout, "\n{MARK}{json}\n").and_then(|()| stdout.flush());
+        if let Ok(mut line) = serde_json::to_vec(event) {
+            line.push(b'\n');
+            let _ = out.write_all(&line);
         }
     });
 }
@@ -49,21 +51,19 @@ fn watch(mut command: Command, path: &Path, patience: Duration) -> std::io::Resu
     let reader = std::thread::spawn(move || {
         let Some(stdout) = stdout else { return };
         for line in BufReader::new(stdout).split(b'\n').map_while(Result::ok) {
-            let line = String::from_utf8_lossy(&line);
-            let event = line.strip_prefix(MARK).map(serde_json::from_str::<Event>);
-            if let Some(Ok(event)) = event
-                && sender.send(event).is_err()
-            {
+            let Ok(event) = serde_json::from_slice::<Event>(&line) else { continue };
+            if sender.send(event).is_err() {
                 return;
             }
         }
     });
     let mut checks = Vec::new();
-    let (mut running, mut doing) = (None, None);
+    let (mut running, mut doing, mut through) = (None, None, false);
     let hangs = loop {
         match events.recv_timeout(patience) {
             Ok(Event::Started(name)) => (running, doing) = (Some(name), None),
             Ok(Event::Doing(what)) => doing = Some(what),
+            Ok(Event::Through) => through = true,
             Ok(Event::Finished(check)) => {
                 running = None;
                 checks.push(check);
@@ -84,7 +84,9 @@ fn watch(mut command: Command, path: &Path, patience: Duration) -> std::io::Resu
     let _ = std::fs::remove_dir_all(folder(child.id()));
     let what = match hangs {
         true => Some(format!("the library was still busy after {} s", patience.as_secs())),
-        false if !status.success() => Some(format!("the process ended with {}", ending(status))),
+        false if !status.success() || !through => {
+            Some(format!("the process ended with {}", process::ending(status)))
+        }
         false => None,
     };
     if let Some(what) = what {
@@ -93,19 +95,6 @@ fn watch(mut command: Command, path: &Path, patience: Duration) -> std::io::Resu
         checks.push(Check { name, outcome: Outcome::Failed(format!("{what}{while_doing}")) });
     }
     Ok(Report { library: path.display().to_string(), checks })
-}
-
-fn ending(status: ExitStatus) -> String {
-    use std::os::unix::process::ExitStatusExt;
-    match status.signal() {
-        Some(4) => "an illegal instruction (signal 4)".to_owned(),
-        Some(6) => "an abort (signal 6)".to_owned(),
-        Some(7) => "a bus error (signal 7)".to_owned(),
-        Some(8) => "a division by zero (signal 8)".to_owned(),
-        Some(11) => "a segmentation fault (signal 11)".to_owned(),
-        Some(signal) => format!("signal {signal}"),
-        None => status.to_string(),
-    }
 }
 
 #[cfg(test)]
@@ -120,11 +109,11 @@ mod tests {
     }
 
     const EVENTS: &str = r#"
-        printf 'half a line of the library'
-        printf '\nkosmograph-check {"started":"A: loads"}\n'
-        printf '\nkosmograph-check {"finished":{"name":"A: loads","outcome":"passed"}}\n'
-        printf '\nkosmograph-check {"started":"B: runs"}\n'
-        printf '\nkosmograph-check {"doing":"called without image"}\n'
+        printf 'half a line of nobody'
+        printf '\n{"started":"A: loads"}\n'
+        printf '\n{"finished":{"name":"A: loads","outcome":"passed"}}\n'
+        printf '\n{"started":"B: runs"}\n'
+        printf '\n{"doing":"called without image"}\n'
     "#;
 
     #[test]
@@ -133,8 +122,8 @@ mod tests {
         let failed: Vec<&Check> = report.failures().collect();
         assert_eq!((report.checks.len(), failed.len()), (2, 1));
         assert_eq!(failed[0].name, "B: runs");
-        let wanted = "the process ended with a segmentation fault (signal 11) while it was called \
-                      without image";
+        let wanted = "the process ended with SIGSEGV (segmentation fault) while it was called without \
+                      image";
         assert_eq!(failed[0].outcome, Outcome::Failed(wanted.to_owned()));
     }
 
@@ -146,12 +135,17 @@ mod tests {
     }
 
     #[test]
+    fn an_exit_in_the_middle_is_no_end() {
+        let report = child(&format!("{EVENTS} exit 0"), PATIENCE);
+        let text = report.to_string();
+        assert!(text.contains("FAILED   B: runs: the process ended with exit code 0"), "{text}");
+    }
+
+    #[test]
     fn an_end_in_peace_is_a_report() {
-        let report = child(
-            r#"printf '\nkosmograph-check {"finished":{"name":"A","outcome":{"skipped":"b"}}}\n'"#,
-            PATIENCE,
-        );
-        assert!(report.passed());
+        let finished = r#"printf '\n{"finished":{"name":"A","outcome":{"skipped":"b"}}}\n'"#;
+        let report = child(&format!(r#"{finished}; printf '"through"\n'"#), PATIENCE);
+        assert!(report.passed(), "{report}");
         assert!(report.to_string().contains("skipped  A: b"));
     }
 }

@@ -1,6 +1,7 @@
 //! The rules, one after the other.
 
 use std::path::Path;
+use std::time::Duration;
 
 use kosmograph_abi as abi;
 
@@ -10,7 +11,8 @@ use super::object;
 use super::report::{Event, Log, Report};
 use super::synthesis::{Wrong, out_of_range, strided, synthesise, wrong_kinds, wrong_shapes};
 use crate::catalogue::{Catalogue, InputDescriptor, InputKind, NodeDescriptor};
-use crate::plugin::{Library, NodeFailure};
+use crate::plugin::{Library, NodeFailure, used_late};
+use crate::process::State;
 use crate::value::Value;
 
 /// Checks the library at `path` in this process, which it may take with it; [`check_in_child`] survives
@@ -26,18 +28,23 @@ pub(super) fn check_watched(path: &Path, watch: &mut dyn FnMut(&Event)) -> Repor
     let mut log = Log::new(watch);
     let folder = folder(std::process::id());
     check_library(path, &folder, &mut log);
+    log.through();
     // If it stays, it stays in the folder for temporary files.
     let _ = std::fs::remove_dir_all(&folder);
     Report { library: path.display().to_string(), checks: log.checks }
 }
 
 fn check_library(path: &Path, folder: &Path, log: &mut Log) {
+    let state = State::now();
+    let threads = threads();
     let mut library = None;
     log.check("library: it loads", |_| {
         library = Some(Library::load(path).map_err(|error| error.to_string())?);
         Ok(())
     });
     let Some(library) = library else { return };
+    let left_alone = |_: &mut Log| unchanged(&state);
+    log.check("library: loading it leaves the process as it was", left_alone);
     let mut nodes = Vec::new();
     log.check("library: its descriptor is what node.h says", |_| {
         nodes = described(path, &library)?;
@@ -88,7 +95,35 @@ fn check_library(path: &Path, folder: &Path, log: &mut Log) {
     });
     for (index, node) in nodes.iter().enumerate() {
         Subject::new(&library, index, node, &host, &picture).check(log);
+        let rule = format!("{}: it leaves its process as it was", node.class);
+        log.check(&rule, left_alone);
     }
+    log.check("library: what a call lends is not used after the call", |log| {
+        // A thread of the library may still be about to.
+        if self::threads() > threads {
+            log.doing("left alone for a second, as it has threads");
+            std::thread::sleep(Duration::from_secs(1));
+        }
+        match used_late() {
+            true => Err("a context was used after the call that it was lent for".to_owned()),
+            false => Ok(()),
+        }
+    });
+}
+
+/// Whether the process is as it was; what is not is set back, so that it is said once.
+fn unchanged(state: &State) -> Result<(), String> {
+    let mut changed = state.restore().all();
+    changed.extend(state.handlers_changed());
+    match changed.is_empty() {
+        true => Ok(()),
+        false => Err(format!("it {}", changed.join(" and "))),
+    }
+}
+
+/// How many threads this process has, where the system says it.
+fn threads() -> usize {
+    std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count)
 }
 
 /// A PNG of 32 × 32 for nodes that read pictures.

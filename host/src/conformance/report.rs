@@ -32,6 +32,8 @@ pub enum Event {
     /// What is about to be done, as the end of a sentence: "called without image".
     Doing(String),
     Finished(Check),
+    /// All checks were made: what the process does now is end.
+    Through,
 }
 
 /// All checks of one library, in the order in which they ran.
@@ -113,6 +115,10 @@ impl<'a> Log<'a> {
         (self.watch)(&Event::Finished(check.clone()));
         self.checks.push(check);
         passed
+    }
+
+    pub fn through(&mut self) {
+        (self.watch)(&Event::Through);
     }
 
     pub fn doing(&mut self, what: &str) {

@@ -1,9 +1,9 @@
 //! One call into a library: the context it is lent, why it failed, and what it wrote.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
 use kosmograph_abi as abi;
 use serde_json::Value as Json;
@@ -47,7 +47,7 @@ pub enum NodeFailure {
 }
 
 /// How every sentence ends that is the host's own, about a library that broke a rule.
-const BROKEN: &str = "; its library breaks the boundary's rules";
+pub(crate) const BROKEN: &str = "; its library breaks the boundary's rules";
 
 impl NodeFailure {
     pub(crate) fn failed(sentence: impl Into<String>) -> Self {
@@ -95,12 +95,38 @@ pub(crate) fn kind_of_type(type_name: &str) -> Option<abi::Kind> {
 }
 
 /// What stands behind a `kg_context`. The context comes first, so that its address is the frame's.
+///
+/// A frame outlives its call: a library that uses a context it was lent before meets memory of ours that
+/// lends nothing, and is found out. Frames rest for [`REST`] calls before they are lent again.
 #[repr(C)]
-struct Frame<'a> {
+struct Frame {
     context: abi::Context,
-    call: &'a dyn Call,
+    /// Held for reading while the library uses what it was lent; to end the call waits for that.
+    lent: RwLock<Option<Lent>>,
     notes: Mutex<Notes>,
     cancelled: AtomicBool,
+}
+
+/// The host of the call that lasts.
+#[derive(Clone, Copy)]
+struct Lent(*const (dyn Call + 'static));
+
+// SAFETY: `Call` is Sync, and the pointer is followed only while the call lasts: [`Frame::lent`].
+unsafe impl Send for Lent {}
+// SAFETY: as above.
+unsafe impl Sync for Lent {}
+
+/// Frames that are lent to nobody, the one that has rested longest first.
+static RESTING: Mutex<VecDeque<&'static Frame>> = Mutex::new(VecDeque::new());
+
+const REST: usize = 64;
+
+/// A library used a context after the call that it was lent for: said once, by whoever asks first.
+static USED_LATE: AtomicBool = AtomicBool::new(false);
+
+/// Whether a library has used a context after its call since this was last asked.
+pub(crate) fn used_late() -> bool {
+    USED_LATE.swap(false, Ordering::Relaxed)
 }
 
 /// What a call leaves behind.
@@ -116,7 +142,52 @@ struct Notes {
     properties: HashMap<String, Box<str>>,
 }
 
-impl Frame<'_> {
+impl Frame {
+    /// A frame that lends `call`, until [`Self::take_back`].
+    fn lend(call: &dyn Call) -> &'static Self {
+        let frame = {
+            let mut resting = RESTING.lock().unwrap_or_else(PoisonError::into_inner);
+            let rested = resting.len() >= REST;
+            rested.then(|| resting.pop_front()).flatten()
+        };
+        let frame = frame.unwrap_or_else(|| Box::leak(Box::new(Self::new())));
+        // SAFETY: the lifetime alone is changed, and `take_back` ends the loan before it does.
+        let call: *const (dyn Call + 'static) = unsafe { std::mem::transmute(call) };
+        *frame.lent.write().unwrap_or_else(PoisonError::into_inner) = Some(Lent(call));
+        frame
+    }
+
+    fn new() -> Self {
+        Self {
+            context: abi::Context {
+                size: size_of::<abi::Context>() as u32,
+                reserved: 0,
+                log,
+                progress,
+                fail,
+                property,
+                output,
+                new_string,
+                new_list,
+                new_map,
+                new_tensor,
+            },
+            lent: RwLock::new(None),
+            notes: Mutex::default(),
+            cancelled: AtomicBool::new(false),
+        }
+    }
+
+    /// Ends the loan, when no thread of the library is at it any more, and says what the call left and
+    /// whether it was asked to stop.
+    fn take_back(&'static self) -> (Notes, bool) {
+        *self.lent.write().unwrap_or_else(PoisonError::into_inner) = None;
+        let left =
+            (std::mem::take(&mut *self.notes()), self.cancelled.swap(false, Ordering::Relaxed));
+        RESTING.lock().unwrap_or_else(PoisonError::into_inner).push_back(self);
+        left
+    }
+
     fn notes(&self) -> MutexGuard<'_, Notes> {
         // A thread that panicked while it held the notes left them as true as they were.
         self.notes.lock().unwrap_or_else(PoisonError::into_inner)
@@ -126,14 +197,34 @@ impl Frame<'_> {
         self.notes().violation.get_or_insert(what);
     }
 
-    /// Runs a function of the host, and never unwinds.
-    fn guarded<T>(&self, what: &'static str, otherwise: T, body: impl FnOnce() -> T) -> T {
-        catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|_| {
-            self.notes().host_panic.get_or_insert(what);
-            otherwise
-        })
+    /// Runs a function of the host on what is lent, and never unwinds. `otherwise` where nothing is.
+    fn with<T>(&self, what: &'static str, otherwise: T, body: impl FnOnce(&dyn Call) -> T) -> T {
+        let lent = self.lent.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(Lent(call)) = *lent else {
+            USED_LATE.store(true, Ordering::Relaxed);
+            return otherwise;
+        };
+        // SAFETY: the loan lasts, and cannot end while the lock is held.
+        let call = unsafe { &*call };
+        match catch_unwind(AssertUnwindSafe(|| body(call))) {
+            Ok(result) => result,
+            Err(_) => {
+                self.notes().host_panic.get_or_insert(what);
+                otherwise
+            }
+        }
     }
 }
+
+/// How many values past the last output are watched: who writes there writes past its outputs.
+const WATCHED: usize = 256;
+
+/// What stands there, and what no library writes: a kind that is none.
+const UNTOUCHED: abi::Value = {
+    let mut value = abi::Value::NONE;
+    value.kind = 0x7e57_ed01;
+    value
+};
 
 /// Lends a context to `function`, which is one entry point of a library, and takes what it wrote.
 /// `who` is what a sentence calls it. `expected` are the declared outputs, or empty where nothing is
@@ -145,32 +236,18 @@ pub(super) fn invoke(
     expected: &[Expected],
     function: impl FnOnce(*const abi::Context, *mut abi::Value) -> abi::Status,
 ) -> Result<Vec<Value>, NodeFailure> {
-    let frame = Frame {
-        context: abi::Context {
-            size: size_of::<abi::Context>() as u32,
-            reserved: 0,
-            log,
-            progress,
-            fail,
-            property,
-            output,
-            new_string,
-            new_list,
-            new_map,
-            new_tensor,
-        },
-        call,
-        notes: Mutex::default(),
-        cancelled: AtomicBool::new(false),
-    };
+    let frame = Frame::lend(call);
     let mut raw = vec![abi::Value::NONE; n_outputs];
-    let status = function((&raw const frame).cast(), raw.as_mut_ptr());
+    raw.resize(n_outputs + WATCHED, UNTOUCHED);
+    let status = function((&raw const *frame).cast(), raw.as_mut_ptr());
+    let (Notes { failure, violation, host_panic, .. }, cancelled) = frame.take_back();
+    let past = raw.split_off(n_outputs);
     // All of them, before anything is returned: each carries a reference that is the host's now.
     // SAFETY: node.h: what was written to `outputs` is a value with a reference that passes to the caller.
     let values: Vec<_> = raw.into_iter().map(|raw| unsafe { Value::adopt(raw) }).collect();
-    let cancelled = frame.cancelled.load(Ordering::Relaxed);
-    let Notes { failure, violation, host_panic, .. } =
-        frame.notes.into_inner().unwrap_or_else(PoisonError::into_inner);
+    if past.iter().any(|value| value.kind != UNTOUCHED.kind) {
+        return Err(NodeFailure::broken(format!("{who} wrote past its {n_outputs} outputs")));
+    }
     if let Some(what) = host_panic {
         return Err(NodeFailure::failed(format!(
             "kosmograph itself failed in {what} while {who} ran; this is a mistake in kosmograph"
@@ -313,11 +390,14 @@ pub fn call_interface(
 /// The frame behind a context.
 ///
 /// # Safety
-/// `context` is NULL, or was lent by [`invoke`] to a call that has not returned yet.
-unsafe fn frame<'a>(context: *const abi::Context) -> Option<&'a Frame<'a>> {
-    // SAFETY: the context is the first field of a frame, which is repr(C).
-    unsafe { context.cast::<Frame<'a>>().as_ref() }
+/// `context` is NULL, or was lent by [`invoke`]: the call may have returned.
+unsafe fn frame(context: *const abi::Context) -> Option<&'static Frame> {
+    // SAFETY: the context is the first field of a frame, which is repr(C) and lives for ever.
+    unsafe { context.cast::<Frame>().as_ref() }
 }
+
+/// The longest text that is shown whole, in bytes: nobody reads more in one line.
+const LONGEST_SAID: usize = 64 << 10;
 
 /// Text that a library says, as it can be shown.
 ///
@@ -326,6 +406,10 @@ unsafe fn frame<'a>(context: *const abi::Context) -> Option<&'a Frame<'a>> {
 unsafe fn shown(text: abi::Str) -> String {
     // SAFETY: the caller's promise.
     match unsafe { text_bytes(text) } {
+        Ok(bytes) if bytes.len() > LONGEST_SAID => {
+            let begin = String::from_utf8_lossy(&bytes[..LONGEST_SAID]);
+            format!("{begin}… ({} bytes in all)", bytes.len())
+        }
         Ok(bytes) => String::from_utf8_lossy(bytes).into_owned(),
         Err(why) => format!("(a text that {why})"),
     }
@@ -343,13 +427,13 @@ unsafe extern "C" fn log(context: *const abi::Context, level: abi::LogLevel, mes
         abi::LOG_DEBUG => LogLevel::Debug,
         _ => LogLevel::Info,
     };
-    frame.guarded("log", (), || frame.call.log(level, &message));
+    frame.with("log", (), |call| call.log(level, &message));
 }
 
 unsafe extern "C" fn progress(context: *const abi::Context, step: u64, steps: u64) -> i32 {
     // SAFETY: see above.
     let Some(frame) = (unsafe { frame(context) }) else { return 0 };
-    let stop = frame.guarded("progress", true, || frame.call.progress(step.min(steps), steps));
+    let stop = frame.with("progress", true, |call| call.progress(step.min(steps), steps));
     if stop {
         frame.cancelled.store(true, Ordering::Relaxed);
     }
@@ -361,7 +445,7 @@ unsafe extern "C" fn fail(context: *const abi::Context, input: abi::Str, sentenc
     let Some(frame) = (unsafe { frame(context) }) else { return };
     // SAFETY: see above.
     let said = unsafe { (shown(input), shown(sentence)) };
-    frame.notes().failure = Some(said);
+    frame.with("fail", (), |_| frame.notes().failure = Some(said));
 }
 
 unsafe extern "C" fn property(context: *const abi::Context, name: abi::Str, value: *mut abi::Str) {
@@ -381,7 +465,7 @@ fn known(frame: &Frame, name: String) -> abi::Str {
     if let Some(known) = frame.notes().properties.get(&name) {
         return abi::Str::new(known);
     }
-    let Some(text) = frame.guarded("property", None, || frame.call.property(&name)) else {
+    let Some(text) = frame.with("property", None, |call| call.property(&name)) else {
         return abi::Str::EMPTY;
     };
     // Kept as it was first given: a view of it may be in use. Its address does not change with the map's.
@@ -398,7 +482,7 @@ unsafe extern "C" fn output(context: *const abi::Context, json: abi::Str) {
         Err(why) => Err(why),
     };
     match parsed {
-        Ok(json @ Json::Object(_)) => frame.guarded("output", (), || frame.call.output(json)),
+        Ok(json @ Json::Object(_)) => frame.with("output", (), |call| call.output(json)),
         Ok(_) => frame.violation("gave an output that is JSON, but no object".to_owned()),
         Err(why) => frame.violation(format!("gave an output that is not JSON: {why}")),
     }
@@ -410,7 +494,7 @@ fn hand_out(frame: &Frame, value: Result<Value, String>) -> *mut abi::Counted {
         // SAFETY: a counted value of the host, whose reference passes to the library.
         Ok(value) => unsafe { value.into_raw().payload.counted },
         Err(why) => {
-            frame.guarded("log", (), || frame.call.log(LogLevel::Error, &why));
+            frame.with("log", (), |call| call.log(LogLevel::Error, &why));
             std::ptr::null_mut()
         }
     }

@@ -10,6 +10,9 @@ use super::call::Expected;
 use super::{ExtensionFn, Library, NodeOutline, RunFn};
 use crate::value::text_bytes;
 
+/// The longest descriptor that is read, in bytes: a hundred times our longest.
+const LONGEST_DESCRIPTOR: usize = 16 << 20;
+
 /// Why a file cannot be used as a node library.
 #[derive(Debug, thiserror::Error)]
 pub enum PluginError {
@@ -59,6 +62,12 @@ pub enum PluginError {
     #[error("{}: its descriptor {why}", path.display())]
     DescriptorNotText { path: PathBuf, why: String },
 
+    #[error(
+        "{}: its descriptor has {length} bytes; more than {LONGEST_DESCRIPTOR} are not read",
+        path.display()
+    )]
+    DescriptorTooLong { path: PathBuf, length: usize },
+
     #[error("{}: its descriptor is not JSON: {source}", path.display())]
     DescriptorNotJson { path: PathBuf, source: serde_json::Error },
 
@@ -79,6 +88,7 @@ impl PluginError {
             | Self::TableTooSmall { path, .. }
             | Self::NoRun { path }
             | Self::DescriptorNotText { path, .. }
+            | Self::DescriptorTooLong { path, .. }
             | Self::DescriptorNotJson { path, .. }
             | Self::DescriptorIncomplete { path, .. } => path,
         }
@@ -215,6 +225,10 @@ fn descriptor(path: &Path, text: abi::Str) -> Result<Json, PluginError> {
     let not_text = |why: String| PluginError::DescriptorNotText { path: path.to_owned(), why };
     // SAFETY: node.h: text that lives as long as the process.
     let bytes = unsafe { text_bytes(text) }.map_err(|why| not_text(why.to_owned()))?;
+    if bytes.len() > LONGEST_DESCRIPTOR {
+        let (path, length) = (path.to_owned(), bytes.len());
+        return Err(PluginError::DescriptorTooLong { path, length });
+    }
     let text = std::str::from_utf8(bytes)
         .map_err(|error| not_text(format!("is not UTF-8 (byte {})", error.valid_up_to())))?;
     serde_json::from_str(text)

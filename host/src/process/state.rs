@@ -34,13 +34,16 @@ struct Standard {
 pub struct Changes {
     /// Set back, and nothing was lost.
     pub mended: Vec<String>,
-    /// What others of the process may have lost something by, or what cannot be set back.
+    /// Set back, but others of the process may have lost something by it.
     pub harmful: Vec<String>,
+    /// What cannot be set back.
+    pub for_good: Vec<String>,
 }
 
 impl Changes {
     pub fn all(self) -> Vec<String> {
-        self.harmful.into_iter().chain(self.mended).collect()
+        let Self { mended, harmful, for_good } = self;
+        for_good.into_iter().chain(harmful).chain(mended).collect()
     }
 }
 
@@ -112,7 +115,7 @@ impl State {
                 let what = format!("lowered the limit on {name}");
                 match setrlimit(limit, soft, hard) {
                     Ok(()) => changes.mended.push(what),
-                    Err(_) => changes.harmful.push(format!("{what} for good")),
+                    Err(_) => changes.for_good.push(format!("{what} for good")),
                 }
             }
         }
@@ -128,7 +131,7 @@ impl State {
             let what = "changed the working folder".to_owned();
             match std::env::set_current_dir(folder) {
                 Ok(()) => changes.mended.push(what),
-                Err(_) => changes.harmful.push(what),
+                Err(_) => changes.for_good.push(what),
             }
         }
         if current_umask() != self.umask {

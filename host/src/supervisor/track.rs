@@ -6,11 +6,12 @@ use crate::events::Event;
 use crate::execute::Outcome;
 use crate::folders::{self, Identify};
 use crate::plan::{Literal, Plan, Source};
+use crate::plugin::BROKEN;
 use crate::problem::{Kind, Problem};
 use crate::wire::{Earlier, Notice, Report};
 use crate::worker::file_name;
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 /// What was told of one step.
@@ -34,6 +35,10 @@ pub(super) struct Track<'a> {
     last: Option<usize>,
     /// The library that is being loaded for the step at work.
     loading: Option<PathBuf>,
+    /// What the step at work did to its process for good: the end of a sentence.
+    spoilt: Option<String>,
+    /// The libraries, by number, that have run in the process there is now.
+    ran: BTreeSet<usize>,
     failures: Vec<Problem>,
 }
 
@@ -48,6 +53,8 @@ impl<'a> Track<'a> {
             current: None,
             last: None,
             loading: None,
+            spoilt: None,
+            ran: BTreeSet::new(),
             failures: Vec::new(),
         }
     }
@@ -71,6 +78,14 @@ impl<'a> Track<'a> {
                 self.loading = Some(library);
                 return None;
             }
+            Report::Notice(Notice::Loaded) => {
+                self.loading = None;
+                return None;
+            }
+            Report::Notice(Notice::Spoilt { by }) => {
+                self.spoilt = Some(by);
+                return None;
+            }
             Report::Notice(Notice::Finished { .. }) => return None,
         };
         let believed = match &event {
@@ -78,14 +93,12 @@ impl<'a> Track<'a> {
                 Some(&at) if self.current.is_none() && !self.told[at].failed => {
                     self.told[at].started = true;
                     (self.current, self.last) = (Some(at), Some(at));
+                    self.ran.insert(self.plan.steps()[at].library);
                     true
                 }
                 _ => false,
             },
-            Event::Progress { node, .. } | Event::Output { node, .. } => {
-                self.loading = None;
-                self.is_at_work(node)
-            }
+            Event::Progress { node, .. } | Event::Output { node, .. } => self.is_at_work(node),
             Event::NodeDone { node, .. } => {
                 let believed = self.is_at_work(node);
                 if let (true, Some(at)) = (believed, self.current.take()) {
@@ -152,20 +165,31 @@ impl<'a> Track<'a> {
             (None, None) => return Err(format!("the process that runs nodes {ended}")),
         };
         let step = &self.plan.steps()[at];
-        let library = match catalogue.libraries().get(step.library) {
-            Some(library) => file_name(&library.path).into_owned(),
-            None => "unknown".to_owned(),
+        let path = |number: usize| catalogue.libraries().get(number).map(|entry| &*entry.path);
+        let own = path(step.library);
+        let name = own.map_or("unknown".into(), file_name);
+        let ran = std::mem::take(&mut self.ran);
+        if let Some(by) = self.spoilt.take() {
+            let message = format!("its library {name} {by}{BROKEN}");
+            return Ok(Problem::failure(step.name.clone(), None, message));
+        }
+        let mut message = match loading {
+            Some(_) => format!("while it was loaded, its library {name} {ended}"),
+            None => format!("{after}its library {name} {ended}"),
         };
-        let while_loading = loading.map_or("", |_| "while it was loaded, ");
         let changed = self.changed_files(at, identify);
-        let message = match changed.is_empty() {
-            true => format!("{while_loading}{after}its library {library} {ended}"),
+        if !changed.is_empty() {
             // Whoever maps a file reads past its end, or reads another file's numbers.
-            false => format!(
-                "{} was changed while it was in use; {after}its library {library} {ended}",
-                changed.join(", ")
-            ),
-        };
+            message = format!("{} was changed while it was in use; {message}", changed.join(", "));
+        }
+        // Whoever writes over memory may be long gone when somebody stumbles over it.
+        let beside = own.and_then(Path::parent);
+        let others = ran.into_iter().filter_map(path);
+        let others: Vec<_> = others.filter(|path| path.parent() != beside).map(file_name).collect();
+        if !others.is_empty() {
+            let others = others.join(", ");
+            message.push_str(&format!("; {others} had run in the same process before"));
+        }
         Ok(Problem::failure(step.name.clone(), None, message))
     }
 
