@@ -5,28 +5,20 @@ use node::{Error, Image, Result, Tensor};
 /// A hint [B, H, W, 3] as [rows, 3, height, width]: its middle at the aspect of the target, scaled to the
 /// nearest pixel, as ComfyUI does ("nearest-exact", centre crop), so that thin lines stay hard.
 ///
-/// `rows` is the latents' batch. One hint serves any number; fewer serve them in turn where they divide
-/// `rows`, and of more the first are taken. Guidance doubles the rows later.
+/// `rows` is the latents' batch. One hint serves any number and stays one; fewer serve them in turn, and of
+/// more the first are taken. Guidance doubles the rows later.
 pub fn hint_for(hint: &Image, rows: usize, height: usize, width: usize) -> Result<Tensor> {
     let (batch, from_height, from_width, channels) = hint.dims();
     if channels < 3 {
         return Err(Error::at("control", format!("a hint has 3 channels, this has {channels}")));
     }
-    if batch < rows && !rows.is_multiple_of(batch) {
-        return Err(Error::at(
-            "control",
-            format!(
-                "{batch} hints are given for {rows} latents; one, or one for each, would be right"
-            ),
-        ));
-    }
     let pixels = hint.0.to_f32()?;
     // The largest part of the hint that has the target's aspect, around its middle.
     let (top, left) = margins(from_height, from_width, height, width);
     let (part_height, part_width) = (from_height - 2 * top, from_width - 2 * left);
-    let batch = batch.min(rows);
-    let mut values = Vec::with_capacity(batch * 3 * height * width);
-    for b in 0..batch {
+    let rows = if batch == 1 { 1 } else { rows };
+    let mut values = Vec::with_capacity(rows * 3 * height * width);
+    for b in (0..rows).map(|row| row % batch) {
         for channel in 0..3 {
             for y in 0..height {
                 let row = top + nearest(y, height, part_height);
@@ -39,7 +31,7 @@ pub fn hint_for(hint: &Image, rows: usize, height: usize, width: usize) -> Resul
             }
         }
     }
-    Tensor::from_f32(&[batch, 3, height, width], values)
+    Tensor::from_f32(&[rows, 3, height, width], values)
 }
 
 /// How many pixels go above and below, and on the left and right, for the proportions `height` : `width`.
@@ -75,8 +67,11 @@ mod tests {
     }
 
     #[test]
-    fn two_hints_do_not_serve_three_latents() {
-        let hint = Image(Tensor::from_f32(&[2, 1, 1, 3], vec![0.0; 6]).unwrap());
-        assert!(hint_for(&hint, 3, 8, 8).unwrap_err().to_string().contains("2 hints"));
+    fn two_hints_serve_three_latents_in_turn() {
+        let hint =
+            Image(Tensor::from_f32(&[2, 1, 1, 3], vec![0.0, 0.0, 0.0, 1.0, 1.0, 1.0]).unwrap());
+        let hints = hint_for(&hint, 3, 1, 1).unwrap();
+        assert_eq!(hints.to_f32().unwrap()[..], [0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0]);
+        assert_eq!(hint_for(&hint, 1, 1, 1).unwrap().shape(), [1, 3, 1, 1]);
     }
 }

@@ -47,26 +47,20 @@ pub enum Weight {
 /// σ at which something begins and ends to act: the noise falls from the one to the other.
 #[derive(Clone, Copy, Debug)]
 pub struct Range {
-    from: f64,
-    to: f64,
+    from: f32,
+    to: f32,
 }
 
 impl Range {
     /// `start` and `end` in 0..1 of the training's timesteps, 0 the noisiest.
     pub fn new(schedule: &Schedule, start: f64, end: f64) -> Self {
-        let last = (schedule.train_steps() - 1) as f64;
-        let sigma = |percent: f64| match percent {
-            _ if percent <= 0.0 => f64::INFINITY,
-            _ if percent >= 1.0 => 0.0,
-            _ => schedule.sigma((1.0 - percent) * last),
-        };
-        Self { from: sigma(start), to: sigma(end) }
+        Self { from: schedule.sigma_of_percent(start), to: schedule.sigma_of_percent(end) }
     }
 
-    /// Compared in f32, so that a boundary on a step's own noise level does not hang on the last bit.
+    /// Compared in f32, as ComfyUI does, so that a boundary on a step's own noise level decides as there.
     pub fn holds(&self, sigma: f64) -> bool {
         let sigma = sigma as f32;
-        sigma <= self.from as f32 && sigma >= self.to as f32
+        sigma <= self.from && sigma >= self.to
     }
 }
 
@@ -191,20 +185,13 @@ impl Frame<'_> {
     fn context(&self, entry: &Value) -> Result<Candle> {
         let tensor = Conditioning(Value::list(vec![entry.clone()])).contexts()?.remove(0);
         let context = import(&tensor, self.device)?;
-        let (rows, _, width) = context.dims3()?;
-        if rows != 1 && rows != self.dims.0 {
-            return Err(Error::new(format!(
-                "a conditioning of {rows} rows is given for {} latents; one row, or one for each, would \
-                 be right",
-                self.dims.0
-            )));
-        }
+        let (_, _, width) = context.dims3()?;
         match self.context_width {
             Some(wanted) if wanted != width => Err(Error::new(format!(
                 "the conditioning is {width} numbers wide, but the model takes {wanted}: it was made by \
                  the text encoder of another family of models"
             ))),
-            _ => Ok(context),
+            _ => Ok(rows_for(&context, self.dims.0)?),
         }
     }
 
@@ -212,7 +199,7 @@ impl Frame<'_> {
     fn mask(&self, mask: &Mask) -> Result<Candle> {
         let (batch, _, height, width) = self.dims;
         let mask = import(&mask.0, self.device)?.unsqueeze(1)?;
-        rows_for(&bilinear(&mask, height, width)?, batch, "mask")
+        Ok(rows_for(&bilinear(&mask, height, width)?, batch)?)
     }
 
     /// Four integers in latent pixels, or four fractions of the picture: height, width, y, x.
@@ -313,21 +300,12 @@ pub fn part(tensor: &Candle, area: &Area) -> candle_core::Result<Candle> {
     tensor.narrow(2, area.y, area.height)?.narrow(3, area.x, area.width)
 }
 
-/// A tensor [b, …] for `rows` rows: its first ones, or all of them in turn.
-pub fn rows_for(tensor: &Candle, rows: usize, what: &str) -> Result<Candle> {
+/// A tensor [b, …] for `rows` rows: its first ones, or all of them in turn until there are enough.
+pub fn rows_for(tensor: &Candle, rows: usize) -> candle_core::Result<Candle> {
     let given = tensor.dim(0)?;
     if given == 1 || given == rows {
         return Ok(tensor.clone());
     }
-    if given > rows {
-        return Ok(tensor.narrow(0, 0, rows)?);
-    }
-    if rows.is_multiple_of(given) {
-        let mut repeats = vec![1; tensor.rank()];
-        repeats[0] = rows / given;
-        return Ok(tensor.repeat(repeats)?);
-    }
-    Err(Error::new(format!(
-        "a {what} of {given} pictures is given for {rows} latents; one, or one for each, would be right"
-    )))
+    let turns = vec![tensor; rows.div_ceil(given.max(1))];
+    Candle::cat(&turns, 0)?.narrow(0, 0, rows)
 }

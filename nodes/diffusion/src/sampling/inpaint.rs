@@ -21,12 +21,12 @@ impl NoiseMask {
     /// The noise mask of a LATENT, scaled to its samples.
     ///
     /// # Errors
-    /// It is no mask, or one of another batch.
+    /// It is no mask.
     pub fn of(latent: &Latent, device: &Device) -> Result<Option<Self>> {
         let Some(mask) = latent.noise_mask()? else { return Ok(None) };
         let shape = latent.samples()?.shape();
         let mask = import(&mask.0, device)?.unsqueeze(1)?;
-        let mask = rows_for(&bilinear(&mask, shape[2], shape[3])?, shape[0], "noise mask")?;
+        let mask = rows_for(&bilinear(&mask, shape[2], shape[3])?, shape[0])?;
         let rest = (1.0 - &mask)?;
         Ok(Some(Self { mask, rest }))
     }

@@ -76,6 +76,51 @@ fn a_range_begins_and_ends() {
     assert_eq!(acted, [true, true, true, true, true, false, false, false, false, false]);
 }
 
+/// A start or an end that lies on the noise level of a step, all but to the bit: the range, the number of
+/// steps, and how many of them it holds for as ComfyUI decides it in f32: the first ones, or the last
+/// where it starts late.
+const ON_THE_LEVEL: [((f64, f64), usize, usize); 4] =
+    [((0.0, 0.6), 16, 9), ((0.0, 0.6), 26, 15), ((0.55, 1.0), 21, 9), ((0.16, 1.0), 26, 21)];
+
+#[test]
+fn a_boundary_on_a_steps_own_level_decides_as_comfyui_does() {
+    for (range, steps, acting) in ON_THE_LEVEL {
+        let (positive, negative) = advanced(says(1.0), says(0.0), 0.5, range);
+        let (model, calls) = believer_of("epsilon", 4);
+        let more = [("steps", Value::from(steps as i64))];
+        sample(model, positive, negative, empty(1, 2, 2), &more);
+        let acted: Vec<bool> =
+            calls.lock().unwrap().iter().map(|(_, residual)| residual[0] != 0.0).collect();
+        let first = if range.0 == 0.0 { 0 } else { steps - acting };
+        let expected: Vec<bool> =
+            (0..steps).map(|step| (first..first + acting).contains(&step)).collect();
+        assert_eq!(acted, expected, "{range:?} of {steps} steps");
+    }
+    // A conditioning's own range, by its number of calls: where it does not count there is none.
+    for ((start, end), steps, acting) in ON_THE_LEVEL {
+        let inputs = [("conditioning", says(1.0)), ("start", start.into()), ("end", end.into())];
+        let positive = one("ConditioningSetTimestepRange", &inputs);
+        let (model, calls) = believer_of("epsilon", 4);
+        let more = [("steps", Value::from(steps as i64))];
+        sample(model, positive, says(0.0), empty(1, 2, 2), &more);
+        assert_eq!(calls.lock().unwrap().len(), acting, "{start} to {end} of {steps} steps");
+    }
+}
+
+#[test]
+fn two_hints_serve_three_pictures() {
+    let pixels = [0.0f32, 1.0].iter().flat_map(|level| [*level; 16 * 16 * 3]).collect();
+    let inputs = [
+        ("conditioning", says(1.0)),
+        ("control_net", pusher()),
+        ("image", tensor(&[2, 16, 16, 3], pixels)),
+    ];
+    let positive = one("ControlNetApply", &inputs);
+    let latent = sample(believer(), positive, says(1.0), empty(3, 2, 2), &[]);
+    let firsts: Vec<f32> = samples(&latent).chunks(16).map(|item| item[0]).collect();
+    close(&firsts, &[1.0, 2.0, 1.0], 1e-4);
+}
+
 #[test]
 fn guess_mode_sees_the_conditional_half() {
     let control = |guess: bool, previous: Value| {

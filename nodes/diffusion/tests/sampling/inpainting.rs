@@ -48,6 +48,29 @@ fn what_lies_outside_stays_to_the_last_bit() {
 }
 
 #[test]
+fn masks_serve_more_latents_in_turn() {
+    // One that covers everything and one that covers nothing, for three pictures.
+    let masks = tensor(&[2, 1, 1], vec![1.0, 0.0]);
+    let latent = empty(3, 4, 4).with("noise_mask", masks.clone());
+    let firsts =
+        |latent: &Value| samples(latent).chunks(64).map(|item| item[0]).collect::<Vec<f32>>();
+    let after = sample(believer(), says(2.0), says(0.0), latent, &[]);
+    close(&firsts(&after), &[2.0, 0.0, 2.0], 1e-4);
+    // Where a conditioning counts: without one x₀ is 0.
+    let entry = says(2.0).as_list().unwrap().remove(0).with("mask", masks);
+    let masked = Value::list(vec![entry]);
+    let after = sample(believer(), masked, says(0.0), empty(3, 4, 4), &[]);
+    close(&firsts(&after), &[2.0, 0.0, 2.0], 1e-4);
+    // And a conditioning of two rows for three pictures, or for one.
+    let rows = tensor(&[2, 1, 2], vec![1.0, 0.5, 3.0, 0.5]);
+    let rows = Value::list(vec![Value::map([("context", rows)])]);
+    let after = sample(believer(), rows.clone(), says(0.0), empty(3, 4, 4), &[]);
+    close(&firsts(&after), &[1.0, 3.0, 1.0], 1e-4);
+    let after = sample(believer(), rows, says(0.0), empty(1, 4, 4), &[]);
+    close(&firsts(&after), &[1.0], 1e-4);
+}
+
+#[test]
 fn half_a_mask_mixes_in_the_latents() {
     let half = tensor(&[1, 1, 1], vec![0.25]);
     let latent = one("SetLatentNoiseMask", &[("samples", picture()), ("mask", half)]);

@@ -100,6 +100,8 @@ impl Default for SchedulerConfig {
 pub struct Schedule {
     pub alphas_cumprod: Vec<f64>,
     pub prediction: Prediction,
+    /// log σ of every timestep as ComfyUI keeps it: see [`Schedule::sigma_f32`].
+    log_sigmas: Vec<f32>,
 }
 
 impl Schedule {
@@ -140,7 +142,8 @@ impl Schedule {
                 alphas_cumprod.len()
             );
         }
-        Ok(Self { alphas_cumprod, prediction })
+        let log_sigmas = log_sigmas(&alphas_cumprod);
+        Ok(Self { alphas_cumprod, prediction, log_sigmas })
     }
 
     /// Timesteps of training.
@@ -160,6 +163,29 @@ impl Schedule {
         let (low, part) = (timestep.floor() as usize, timestep.fract());
         let (a, b) = (self.sigma_at(low).ln(), self.sigma_at(low + 1).ln());
         ((1.0 - part) * a + part * b).exp()
+    }
+
+    /// As [`Schedule::sigma`], in f32 and operation by operation as ComfyUI computes it. Whether something
+    /// that begins or ends on a step's own noise level acts in that step hangs on the last bit of both, so
+    /// both must be computed so.
+    pub fn sigma_f32(&self, timestep: f32) -> f32 {
+        let timestep = timestep.clamp(0.0, (self.train_steps() - 1) as f32);
+        let (low, high) = (timestep.floor() as usize, timestep.ceil() as usize);
+        let part = timestep.fract();
+        let log = (1.0 - part) * self.log_sigmas[low] + part * self.log_sigmas[high];
+        // Rounded once, as the vectorised exponential of torch all but always is.
+        f64::from(log).exp() as f32
+    }
+
+    /// σ where the share `percent` of the training's timesteps is over, as ComfyUI computes it: 0 is before
+    /// all noise levels, 1 behind them.
+    pub fn sigma_of_percent(&self, percent: f64) -> f32 {
+        let last = (self.train_steps() - 1) as f64;
+        match percent {
+            _ if percent <= 0.0 => f32::INFINITY,
+            _ if percent >= 1.0 => 0.0,
+            _ => self.sigma_f32(((1.0 - percent) * last) as f32),
+        }
     }
 
     /// The integer timestep whose σ is nearest, in logarithms (ComfyUI's discrete model sampling).
@@ -242,6 +268,40 @@ impl Schedule {
         let output = network(&scaled, self.timestep(sigma))?;
         self.x0(&scaled, &output, alpha, sigma * alpha)
     }
+}
+
+/// log σ in f32 of every timestep. ComfyUI computes Stable Diffusion's schedule in f64 where diffusers
+/// computes it in f32: the one stands for the other here, which ᾱ near 1 would show.
+fn log_sigmas(alphas_cumprod: &[f64]) -> Vec<f32> {
+    let known = SchedulerConfig::default();
+    let (start, end) = (known.beta_start.sqrt(), known.beta_end.sqrt());
+    let last = (known.num_train_timesteps - 1) as f64;
+    let mut product = 1f64;
+    let exact = (0..known.num_train_timesteps).map(|t| {
+        let root = start + (end - start) * t as f64 / last;
+        product *= 1.0 - root * root;
+        product
+    });
+    let exact: Vec<f64> = exact.collect();
+    let same = |(a, b): (&f64, &f64)| (a - b).abs() <= 1e-5 * b;
+    let is_known =
+        alphas_cumprod.len() == exact.len() && alphas_cumprod.iter().zip(&exact).all(same);
+    let alphas = if is_known { &exact } else { alphas_cumprod };
+    alphas.iter().map(|alpha| (((1.0 - alpha) / alpha).sqrt().ln()) as f32).collect()
+}
+
+/// `torch.linspace` in f32 as its vectorised form computes it, every product fused with its sum: from both
+/// ends to the middle.
+pub(super) fn linspace_fused(start: f32, end: f32, steps: usize) -> Vec<f32> {
+    if steps < 2 {
+        return vec![start; steps];
+    }
+    let step = (end - start) / (steps - 1) as f32;
+    let value = |i: usize| match i < steps / 2 {
+        true => step.mul_add(i as f32, start),
+        false => (-step).mul_add((steps - 1 - i) as f32, end),
+    };
+    (0..steps).map(value).collect()
 }
 
 /// `torch.linspace` in f32: from both ends to the middle.

@@ -1,6 +1,7 @@
 //! Noise levels for the VE samplers, by ComfyUI's names: falling, the last one 0.
 
 use super::Schedule;
+use super::schedule::linspace_fused;
 
 /// The names that [`by_name`] knows.
 pub const NAMES: &[&str] = &[
@@ -59,11 +60,11 @@ pub fn by_name(name: &str, schedule: &Schedule, steps: usize) -> Option<Vec<f64>
     Some(sigmas)
 }
 
-/// σ of the first `steps` of `points` timesteps that are equally far apart from the last to the first.
+/// σ of the first `steps` of `points` timesteps that are equally far apart from the last to the first; to
+/// the bit as in ComfyUI, where a range of the schedule may begin or end on such a level.
 fn spaced_by_timestep(schedule: &Schedule, steps: usize, points: usize) -> Vec<f64> {
-    let last = (schedule.train_steps() - 1) as f64;
-    let gaps = (points.max(2) - 1) as f64;
-    (0..steps).map(|i| schedule.sigma(last * (1.0 - i as f64 / gaps))).collect()
+    let timesteps = linspace_fused((schedule.train_steps() - 1) as f32, 0.0, points);
+    timesteps.into_iter().take(steps).map(|t| f64::from(schedule.sigma_f32(t))).collect()
 }
 
 /// Karras et al., arXiv 2206.00364, equation 5, ρ = 7.
