@@ -145,6 +145,18 @@ pub fn build_c_text(name: &str, text: &str, arguments: &[&std::ffi::OsStr]) -> P
     build_c_with(&source, arguments)
 }
 
+/// As [`build_c_text`], in C++.
+pub fn build_cpp_text(name: &str, text: &str) -> PathBuf {
+    let source = scratch().join(format!("{name}.cpp"));
+    std::fs::write(&source, text).expect("the source can be written");
+    let library = scratch().join(format!("lib{name}{}", std::env::consts::DLL_SUFFIX));
+    let fresh = scratch().join(unique(name));
+    let mut compiler = c_compiler("c++17");
+    compile(compiler.args(["-shared", "-fPIC", "-o"]).arg(&fresh).arg(&source), &source);
+    std::fs::rename(&fresh, &library).expect("the library can be put in place");
+    library
+}
+
 /// Compiles a C program from its text, runs it and returns what it printed.
 pub fn run_c_text(name: &str, text: &str) -> String {
     let source = scratch().join(format!("{name}.c"));

@@ -8,7 +8,7 @@ mod run;
 pub mod torch;
 
 pub use build::{
-    build_c, build_c_text, c_compiler, kosmograph, node_library, plugins_dir, repository,
-    run_c_text, scratch,
+    build_c, build_c_text, build_cpp_text, c_compiler, kosmograph, node_library, plugins_dir,
+    repository, run_c_text, scratch,
 };
 pub use run::{Finished, Run};
