@@ -1,5 +1,6 @@
 //! One golden case: its files, and the comparisons made with them.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
@@ -32,47 +33,68 @@ pub struct Case {
     /// Things that are equal or not: ids, names, pixels.
     equal: usize,
     problems: Vec<String>,
-    skipped: Vec<String>,
-    not_covered: Vec<String>,
+    skipped: Option<String>,
+    /// The expected tensors that were compared.
     seen: BTreeSet<String>,
+    /// The names of the case's own files that were read.
+    read: RefCell<BTreeSet<String>>,
+}
+
+/// How a case ended that is no failure.
+pub enum Ending {
+    /// What was compared, as a line.
+    Compared(String),
+    /// What it needs is not here: why nothing was compared.
+    Skipped(String),
 }
 
 impl Case {
     /// Reads `config.json`, `inputs.safetensors` and `expected.safetensors`, those of them that are
     /// there.
     pub fn open(folder: &Path) -> Result<Case> {
-        let optional = |name: &str| -> Result<BTreeMap<String, Tensor>> {
-            let path = folder.join(name);
-            if path.is_file() { read_tensors(&path) } else { Ok(BTreeMap::new()) }
-        };
-        let config = folder.join("config.json");
-        let config = if config.is_file() { read_json(&config)? } else { Value::Null };
-        let mut inputs = optional("inputs.safetensors")?;
-        if let Some(from) = inputs_from(folder, &config) {
-            inputs.extend(read_tensors(&from)?);
-        }
-        Ok(Case {
+        let mut case = Case {
             folder: folder.to_owned(),
-            config,
-            inputs,
-            expected: optional("expected.safetensors")?,
+            config: Value::Null,
+            inputs: BTreeMap::new(),
+            expected: BTreeMap::new(),
             comparisons: Vec::new(),
             equal: 0,
             problems: Vec::new(),
-            skipped: Vec::new(),
-            not_covered: Vec::new(),
+            skipped: None,
             seen: BTreeSet::new(),
-        })
+            read: RefCell::default(),
+        };
+        let there = |name: &str| Some(case.file(name)).filter(|path| path.is_file());
+        let tensors = |path: PathBuf| read_tensors(&path);
+        let config = there("config.json").map(|path| read_json(&path)).transpose()?;
+        let mut inputs = there("inputs.safetensors").map(tensors).transpose()?.unwrap_or_default();
+        let expected = there("expected.safetensors").map(tensors).transpose()?;
+        case.config = config.unwrap_or_default();
+        if let Some(from) = case.inputs_from() {
+            inputs.extend(read_tensors(&from)?);
+        }
+        case.inputs = inputs;
+        case.expected = expected.unwrap_or_default();
+        Ok(case)
+    }
+
+    /// The path of a file of the case, which counts as read, or of another case's, `../CASE/FILE`.
+    pub fn file(&self, name: impl AsRef<str>) -> PathBuf {
+        let name = name.as_ref();
+        self.read.borrow_mut().insert(name.to_owned());
+        self.folder.join(name)
     }
 
     /// The file of another case that inputs are taken from besides the case's own.
     pub fn inputs_from(&self) -> Option<PathBuf> {
-        inputs_from(&self.folder, &self.config)
+        // It is a path, and may go on in words.
+        let path = self.config["inputs_from"].as_str()?.split_whitespace().next()?;
+        Some(self.file(path))
     }
 
     /// A JSON file of the case.
     pub fn json(&self, name: &str) -> Result<Value> {
-        read_json(&self.folder.join(name))
+        read_json(&self.file(name))
     }
 
     /// A number of `config.json`; `key` may be a path with dots.
@@ -86,7 +108,7 @@ impl Case {
     /// The weights of the case, its own or those that `weights_from` names.
     pub fn weights(&self) -> Result<Weights> {
         let file = self.config["weights_from"].as_str().unwrap_or("weights.safetensors");
-        Ok(Weights::open(&self.folder.join(file), &Device::Cpu)?)
+        Ok(Weights::open(&self.file(file), &Device::Cpu)?)
     }
 
     /// The names of the inputs.
@@ -179,32 +201,38 @@ impl Case {
         }
     }
 
-    /// Says that a part could not be run here, and why.
+    /// Says that what the case needs is not here, and so nothing can be compared.
     pub fn skip(&mut self, why: String) {
-        self.skipped.push(why);
+        self.skipped = Some(why);
     }
 
-    /// Says that a part, and with it the expected tensors whose names begin with `prefix`, is not
-    /// covered.
-    pub fn not_covered(&mut self, prefix: &str) {
-        self.not_covered.push(prefix.trim_end_matches('.').to_owned());
-        let names = self.expected.keys().filter(|name| name.starts_with(prefix));
-        self.seen.extend(names.cloned());
+    /// Says that something is wrong, and that the rest of the case may still be compared.
+    pub fn problem(&mut self, sentence: String) {
+        self.problems.push(sentence);
     }
 
-    /// Whether a file that may not be part of the repository is absent, and so nothing was compared.
-    pub fn is_skipped(&self) -> bool {
-        !self.skipped.is_empty() && self.comparisons.is_empty() && self.equal == 0
-    }
-
-    /// The line of the case, or what is wrong.
-    pub fn finish(self) -> Result<String> {
-        for name in &self.skipped {
-            // On standard error too, where a pipe does not hide it.
-            eprintln!("*** SKIPPED: {name} ***");
+    /// The line of the case, or what is wrong. `not_covered` are files of it, and beginnings of the names of
+    /// expected tensors.
+    pub fn finish(self, not_covered: &[&str]) -> Result<Ending> {
+        if let Some(why) = self.skipped {
+            ensure!(
+                self.comparisons.is_empty() && self.equal == 0,
+                "half of it was not run: {why}"
+            );
+            return Ok(Ending::Skipped(why));
         }
-        let unseen: Vec<&String> =
-            self.expected.keys().filter(|n| !self.seen.contains(*n)).collect();
+        let covered = |name: &&String| !not_covered.iter().any(|part| name.starts_with(part));
+        let mut unread = Vec::new();
+        for entry in std::fs::read_dir(&self.folder)? {
+            unread.push(entry?.file_name().to_string_lossy().into_owned());
+        }
+        let read = self.read.into_inner();
+        unread.retain(|name| !read.contains(name) && covered(&name));
+        if let Some(name) = unread.first() {
+            bail!("{} files were not read, among them {name}", unread.len());
+        }
+        let unseen = self.expected.keys().filter(|name| !self.seen.contains(*name));
+        let unseen: Vec<&String> = unseen.filter(covered).collect();
         if !unseen.is_empty() {
             bail!(
                 "{} expected tensors were not compared, among them {:?}",
@@ -230,12 +258,8 @@ impl Case {
         if self.equal > 0 {
             parts.push(format!("{} exact comparisons", self.equal));
         }
-        if !self.not_covered.is_empty() {
-            parts.push(format!("not covered: {}", self.not_covered.join(", ")));
-        }
-        parts.extend(self.skipped.iter().map(|why| format!("SKIPPED: {why}")));
         ensure!(!parts.is_empty(), "nothing was compared");
-        Ok(parts.join("; "))
+        Ok(Ending::Compared(parts.join("; ")))
     }
 }
 
@@ -252,12 +276,6 @@ pub fn scaled_weights(file: &Path, factors: &Value) -> Result<Weights> {
         *tensor = (&*tensor * factor)?;
     }
     Ok(Weights::from_tensors(file.display().to_string(), tensors, &Device::Cpu))
-}
-
-/// `inputs_from` is a path, and may go on in words.
-fn inputs_from(folder: &Path, config: &Value) -> Option<PathBuf> {
-    let path = config["inputs_from"].as_str()?.split_whitespace().next()?;
-    Some(folder.join(path))
 }
 
 /// A JSON file.

@@ -79,7 +79,7 @@ pub fn unet(case: &mut Case) -> Result<()> {
 pub fn controlnet(case: &mut Case) -> Result<()> {
     let model = load_controlnet(&case.config, &case.weights()?)?;
     let unet_weights = case.config["unet_weights"].as_str().context("no unet_weights")?;
-    let unet_folder = case.folder.join(unet_weights);
+    let unet_folder = case.file(unet_weights);
     let unet_folder = unet_folder.parent().context("unet_weights has no folder")?;
     let (unet_config, unet_weights) = folder(unet_folder)?;
     let unet = load_unet(&unet_config, &unet_weights)?;
@@ -127,7 +127,7 @@ pub fn vae(case: &mut Case) -> Result<()> {
     // The same weights under the names of diffusers before 0.14.
     let old_names =
         [("to_q.", "query."), ("to_k.", "key."), ("to_v.", "value."), ("to_out.0.", "proj_attn.")];
-    let renamed = read_tensors(&case.folder.join("weights.safetensors"))?
+    let renamed = read_tensors(&case.file("weights.safetensors"))?
         .into_iter()
         .map(|(name, tensor)| {
             (old_names.iter().fold(name, |name, (new, old)| name.replace(new, old)), tensor)
@@ -143,7 +143,7 @@ pub fn eps_probe(case: &mut Case) -> Result<()> {
         let folder = case.folder.join("..").join(name);
         let probe = &case.config["cases"][name];
         let file = probe["weights_from"].as_str().context("weights_from is missing")?;
-        let weights = scaled_weights(&case.folder.join(file), &probe["scaled_keys"])?;
+        let weights = scaled_weights(&case.file(file), &probe["scaled_keys"])?;
         let config = read_json(&folder.join("config.json"))?;
         if name == "unet" {
             let unet = load_unet(&config, &weights)?;

@@ -148,7 +148,7 @@ pub fn eps_probe(case: &mut Case) -> Result<()> {
         let folder = case.folder.join("..").join(name);
         let probe = &case.config["cases"][name];
         let file = probe["weights_from"].as_str().context("weights_from is missing")?;
-        let weights = scaled_weights(&case.folder.join(file), &probe["scaled_keys"])?;
+        let weights = scaled_weights(&case.file(file), &probe["scaled_keys"])?;
         let config = read_json(&folder.join("config.json"))?;
         let inputs = read_tensors(&folder.join("inputs.safetensors"))?;
         let input = |name: &str| inputs.get(name).context("an input of the named case is missing");
@@ -300,7 +300,7 @@ pub fn image_preprocess(case: &mut Case) -> Result<()> {
     let pictures: Vec<String> =
         case.config["meta"].as_object().context("no meta")?.keys().cloned().collect();
     for name in pictures {
-        let picture = read_picture(&case.folder.join(format!("{name}.png")))?;
+        let picture = read_picture(&case.file(format!("{name}.png")))?;
         let key = format!("{name}.resized_crop_u8_HWC");
         let expected = case.expected(&key)?;
         let size = expected.dim(0)?;
@@ -320,7 +320,7 @@ pub fn image_preprocess(case: &mut Case) -> Result<()> {
             let cut = resize_and_crop(view(&picture), expected.dim(0)?, Filter::Bilinear)?;
             case.check_equal(&key, &cut, &expected.flatten_all()?.to_vec1::<u8>()?);
         }
-        let stored = case.folder.join(format!("expected_{name}.diff_u8_HWC.png"));
+        let stored = case.file(format!("expected_{name}.diff_u8_HWC.png"));
         if stored.is_file() {
             let stored = read_picture(&stored)?;
             let size = stored.width() as usize;

@@ -17,7 +17,7 @@ const FILE: &str = ".lora.safetensors";
 
 pub fn lora(case: &mut Case) -> Result<()> {
     let unet_weights = case.config["unet_weights"].as_str().context("no unet_weights")?;
-    let weights = Weights::open(&case.folder.join(unet_weights), &Device::Cpu)?;
+    let weights = Weights::open(&case.file(unet_weights), &Device::Cpu)?;
     let config = UNetConfig::from_value(&case.config["unet_config"], "config.json")?;
     let base = Adapted::open(weights, &[], move |weights| UNet::load(weights, &config))?;
     let (sample, context) = (case.input("sample")?, case.input("context")?);
@@ -30,7 +30,7 @@ pub fn lora(case: &mut Case) -> Result<()> {
     for name in names.iter().filter(|name| *name != "base") {
         let (kind, scale) = name.rsplit_once(".scale").context("a name without a scale")?;
         let scale: f64 = scale.parse().context("a scale is no number")?;
-        let lora = Lora::open(&case.folder.join(format!("{kind}{FILE}")))?;
+        let lora = Lora::open(&case.file(format!("{kind}{FILE}")))?;
         ensure!(lora.unknown.is_empty(), "{kind}: unknown layers, {:?}", lora.unknown);
         ensure!(!lora.unet.is_empty() && lora.text_encoder.is_empty(), "{kind}: no U-Net's");
         let (adapted, without_place) = base.with(&lora.unet, scale)?;
@@ -59,7 +59,7 @@ fn original_names(
     base: &Adapted<UNet>,
     run: &dyn Fn(&Adapted<UNet>) -> kosmograph_models::Result<Tensor>,
 ) -> Result<()> {
-    let mapping = case.folder.join("../key_lists/mapping_diffusers_to_ldm.json");
+    let mapping = case.file("../key_lists/mapping_diffusers_to_ldm.json");
     if !mapping.is_file() {
         return Ok(());
     }
@@ -79,7 +79,7 @@ fn original_names(
         }
     }
     let kind = name.trim_end_matches(".scale1.0");
-    let tensors = read_tensors(&case.folder.join(format!("{kind}{FILE}")))?;
+    let tensors = read_tensors(&case.file(format!("{kind}{FILE}")))?;
     for prefix in ["lora_unet_", "diffusion_model."] {
         let rename = |name: &str| -> Option<String> {
             let (module, end) = name.strip_prefix("lora_unet_")?.split_once('.')?;

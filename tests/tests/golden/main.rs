@@ -1,27 +1,32 @@
 //! Parity with the official code: every case under `KOSMOGRAPH_GOLDEN` (default `tests/golden`) is
 //! run, and a line says how far off it was and how far it may be.
 //!
-//! A case is a folder; its name says what it tests, `config.json` gives every size. A name that no
-//! test knows is listed as not covered; a case whose files are missing, or a tensor of a covered
-//! case that nothing compared, is a failure. The bound of `tests/golden/README.md` is never
-//! loosened.
+//! A case is a folder; its name says what it tests, `config.json` gives every size. The folders that are there
+//! and the list below must be the same: a folder that no test knows is a failure, as is a test whose folder is
+//! missing, a file of a case that nothing read, and an expected tensor that nothing compared. What is known and
+//! not covered stands in `NOT_COVERED` with its reason and is shown as ignored. The bound of
+//! `tests/golden/README.md` is never loosened.
 //!
-//! Arguments are parts of case names; with none, all cases run.
+//! The arguments are those of any test: a part of a case's name, `--list`, `--exact`.
 
 mod case;
 mod diffusion;
 mod kosmos;
 mod lora;
+mod names;
 mod sampling;
 mod text;
 
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, anyhow, ensure};
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
-use case::Case;
+use case::{Case, Ending, read_tensors};
 
 /// A part of a case: each compares some of its tensors.
 type Part = fn(&mut Case) -> Result<()>;
@@ -40,7 +45,7 @@ const CASES: &[(&str, &[Part])] = &[
     ("eps_probe", &[text::eps_probe, kosmos::eps_probe, diffusion::eps_probe]),
     ("gpt_decoder", &[kosmos::gpt_decoder]),
     ("image_preprocess", &[kosmos::image_preprocess]),
-    ("key_lists", &[text::key_lists, kosmos::key_lists, diffusion::key_lists]),
+    ("key_lists", &[text::key_lists, kosmos::key_lists, diffusion::key_lists, names::key_lists]),
     ("kosmosg_encode_condition", &[kosmos::encode_condition]),
     ("lora", &[lora::lora]),
     ("schedulers", &[sampling::schedulers]),
@@ -52,19 +57,56 @@ const CASES: &[(&str, &[Part])] = &[
     ("vit", &[kosmos::vit]),
 ];
 
+/// What is known and not covered, and why: a case, or of a case the files or the tensors whose names begin so.
+/// Those of parts that are not built yet may lie in a set, and need not.
+const NOT_COVERED: &[(&str, &str)] = &[
+    ("aligner/grads.safetensors", "gradients of the aligner: there is no training yet"),
+    ("e2e_official_0.21.4/train.grad_condition", "a gradient: there is no training yet"),
+    ("torchscale_decoder_xpos_NOT_USED_BY_KOSMOSG", "Kosmos-G does not use xPos"),
+    ("key_lists/mapping_sdxl_", "SDXL is not built yet"),
+    ("key_lists/sdxl_", "SDXL is not built yet"),
+    ("controlnet_shuffle", "ControlNets that pool over the picture are not built yet"),
+    ("dataset_tsv", "there is no training yet"),
+    ("esrgan", "upscaling networks are not built yet"),
+    ("ip_adapter", "IP-Adapters are not built yet"),
+    ("metric_clip", "the measures of papers are not built yet"),
+    ("metric_dino", "the measures of papers are not built yet"),
+    ("metric_fid", "the measures of papers are not built yet"),
+    ("sdxl_controlnet", "SDXL is not built yet"),
+    ("sdxl_e2e", "SDXL is not built yet"),
+    ("sdxl_lora", "SDXL is not built yet"),
+    ("sdxl_text", "SDXL is not built yet"),
+    ("sdxl_unet", "SDXL is not built yet"),
+    ("t2i_adapter", "T2I-Adapters are not built yet"),
+    ("taesd", "TAESD is not built yet"),
+    ("train_align", "there is no training yet"),
+    ("train_controlnet", "there is no training yet"),
+    ("train_dreambooth", "there is no training yet"),
+    ("train_instruct", "there is no training yet"),
+    ("train_lora", "there is no training yet"),
+    ("train_ops", "there is no training yet"),
+];
+
+/// The lines of the cases that passed.
+type Lines = Arc<Mutex<Vec<String>>>;
+
 fn main() -> ExitCode {
-    let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
-    match run_all(&wanted) {
-        Ok(0) => ExitCode::SUCCESS,
-        Ok(failures) => {
-            eprintln!("{failures} golden cases failed");
-            ExitCode::FAILURE
-        }
+    let mut arguments = Arguments::from_args();
+    // One after the other: each computes on all cores.
+    arguments.test_threads = arguments.test_threads.or(Some(1));
+    let lines = Lines::default();
+    let trials = match trials(&lines) {
+        Ok(trials) => trials,
         Err(error) => {
             eprintln!("golden: {error:#}");
-            ExitCode::FAILURE
+            return ExitCode::FAILURE;
         }
+    };
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    for line in lines.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        println!("{line}");
     }
+    conclusion.exit_code()
 }
 
 /// The root of the repository.
@@ -72,54 +114,83 @@ fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-fn run_all(wanted: &[String]) -> Result<usize> {
+/// A test for every folder of the set, for every case that ought to have one, and for what is not covered.
+fn trials(lines: &Lines) -> Result<Vec<Trial>> {
     let root = std::env::var_os("KOSMOGRAPH_GOLDEN")
         .map_or_else(|| repository().join("tests/golden"), PathBuf::from);
-    let mut folders = Vec::new();
+    let mut found = BTreeSet::new();
     for entry in std::fs::read_dir(&root).with_context(|| format!("reading {}", root.display()))? {
         let path = entry?.path();
         if path.is_dir() {
-            folders.push(path);
+            let name = path.file_name().unwrap_or_default();
+            found.insert(name.to_string_lossy().into_owned());
         }
     }
-    folders.sort();
-    ensure!(!folders.is_empty(), "{} holds no cases", root.display());
-
-    let (mut passed, mut failures, mut skipped, mut unknown) = (0, 0, 0, 0);
-    for folder in folders {
-        let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if !wanted.is_empty() && !wanted.iter().any(|part| name.contains(part)) {
-            continue;
-        }
-        let Some((_, parts)) = CASES.iter().find(|(case, _)| *case == name) else {
-            unknown += 1;
-            println!("{name}: not covered");
-            continue;
-        };
-        match run(&folder, parts) {
-            Ok((line, was_skipped)) => {
-                *(if was_skipped { &mut skipped } else { &mut passed }) += 1;
-                println!("{name}: {line}");
-            }
-            Err(error) => {
-                failures += 1;
-                println!("{name}: FAILED: {error:#}");
-            }
+    ensure!(!found.is_empty(), "{} holds no cases", root.display());
+    let mut trials = Vec::new();
+    for name in &found {
+        if let Some((_, parts)) = CASES.iter().find(|(case, _)| case == name) {
+            let (folder, lines, name) = (root.join(name), lines.clone(), name.clone());
+            let run = move || run(&folder, parts, &lines);
+            trials.push(Trial::ignorable_test(name, run));
+        } else if !NOT_COVERED.iter().any(|(known, _)| known == name) {
+            let sentence = format!("no test knows {}", root.join(name).display());
+            trials.push(Trial::test(name, || Err(Failed::from(sentence))));
         }
     }
-    println!(
-        "golden: {passed} cases passed, {failures} failed, {skipped} skipped, {unknown} not covered"
-    );
-    Ok(failures)
+    for (name, _) in CASES.iter().filter(|(name, _)| !found.contains(*name)) {
+        let sentence =
+            format!("{} is missing: its test has nothing to run", root.join(name).display());
+        trials.push(Trial::test(*name, || Err(Failed::from(sentence))));
+    }
+    for (name, reason) in NOT_COVERED {
+        if is_there(&root, name)? {
+            trials.push(Trial::ignorable_test(*name, move || Ok(Completion::ignored_with(reason))));
+        }
+    }
+    trials.sort_by(|a, b| a.name().cmp(b.name()));
+    Ok(trials)
 }
 
-/// The line of a case, and whether it was skipped as a whole.
-fn run(folder: &Path, parts: &[Part]) -> Result<(String, bool)> {
+/// Whether a set has what an entry of [`NOT_COVERED`] names.
+fn is_there(root: &Path, name: &str) -> Result<bool> {
+    let Some((case, beginning)) = name.split_once('/') else {
+        return Ok(root.join(name).is_dir());
+    };
+    let folder = root.join(case);
+    if !folder.is_dir() {
+        return Ok(false);
+    }
+    for entry in std::fs::read_dir(&folder)? {
+        if entry?.file_name().to_string_lossy().starts_with(beginning) {
+            return Ok(true);
+        }
+    }
+    let expected = folder.join("expected.safetensors");
+    let tensors = expected.is_file().then(|| read_tensors(&expected)).transpose()?;
+    Ok(tensors.is_some_and(|tensors| tensors.keys().any(|name| name.starts_with(beginning))))
+}
+
+fn run(folder: &Path, parts: &[Part], lines: &Lines) -> Result<Completion, Failed> {
+    let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let prefix = format!("{name}/");
+    let not_covered = NOT_COVERED.iter().filter_map(|(known, _)| known.strip_prefix(&prefix));
+    let ending = compare(folder, parts, not_covered.collect());
+    match ending.map_err(|error| Failed::from(format!("{error:#}")))? {
+        Ending::Compared(line) => {
+            let mut lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
+            lines.push(format!("{name}: {line}"));
+            Ok(Completion::Completed)
+        }
+        Ending::Skipped(why) => Ok(Completion::ignored_with(why)),
+    }
+}
+
+fn compare(folder: &Path, parts: &[Part], not_covered: Vec<&str>) -> Result<Ending> {
     let mut case = Case::open(folder)?;
     for part in parts {
         let outcome = catch_unwind(AssertUnwindSafe(|| part(&mut case)));
         outcome.map_err(|_| anyhow!("a panic, see above"))??;
     }
-    let was_skipped = case.is_skipped();
-    Ok((case.finish()?, was_skipped))
+    case.finish(&not_covered)
 }

@@ -64,7 +64,7 @@ pub fn eps_probe(case: &mut Case) -> Result<()> {
         let folder = case.folder.join("..").join(name);
         let probe = &case.config["cases"][name];
         let file = probe["weights_from"].as_str().context("weights_from is missing")?;
-        let weights = scaled_weights(&case.folder.join(file), &probe["scaled_keys"])?;
+        let weights = scaled_weights(&case.file(file), &probe["scaled_keys"])?;
         let config = read_json(&folder.join("config.json"))?;
         let inputs = read_tensors(&folder.join("inputs.safetensors"))?;
         let input = |name: &str| inputs.get(name).context("an input of the named case is missing");
