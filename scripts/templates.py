@@ -14,7 +14,7 @@ workflow must then pass `check`, and is run: one step a sampler and small pictur
     scripts/templates.py --run WEIGHTS
 
 FOLDER keeps the workflows (a temporary one where none is given); the test `templates` reads them from there:
-KOSMOGRAPH_TEMPLATES=FOLDER cargo test --release -p kosmograph-tests --test templates
+KOSMOGRAPH_TEMPLATES=FOLDER cargo test --release -p kosmograph-tests --test templates -- --ignored
 """
 
 import argparse

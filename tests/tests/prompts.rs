@@ -10,13 +10,9 @@ use kosmograph_models::clip_tokens::ClipTokenizer;
 use kosmograph_tests::{Finished, Run, repository};
 use serde_json::{Value, json};
 
-/// The bundled model's folder, or a loud word that a test did not run.
-fn model() -> Option<PathBuf> {
-    let folder = repository().join("models/tiny/sd");
-    if !folder.exists() {
-        eprintln!("SKIPPED: models/tiny/sd is not there");
-    }
-    folder.exists().then_some(folder)
+/// The bundled model's folder.
+fn model() -> PathBuf {
+    repository().join("models/tiny/sd")
 }
 
 /// Runs `workflow` with `models` as one more folder of models; the pictures that it saved.
@@ -50,9 +46,6 @@ fn draw(prompt: &str, models: &Path) -> (Finished, image::RgbImage) {
 
 #[test]
 fn weights_steer_and_a_weight_of_one_changes_nothing() {
-    if model().is_none() {
-        return;
-    }
     let models = tempfile::tempdir().expect("a folder");
     let (_, plain) = draw("a purple ghost in the meadow", models.path());
     let (_, one) = draw("a (purple ghost:1.0) in the meadow", models.path());
@@ -68,7 +61,7 @@ fn weights_steer_and_a_weight_of_one_changes_nothing() {
 
 #[test]
 fn an_embedding_stands_for_words() {
-    let Some(folder) = model() else { return };
+    let folder = model();
     // The vectors of a word's own tokens: the embedding must draw what the word draws.
     let tokenizer = ClipTokenizer::read(&folder.join("tokenizer")).expect("the tokenizer");
     let tokens = tokenizer.tokens("purple ghost").expect("tokens");
@@ -113,9 +106,6 @@ fn an_embedding_stands_for_words() {
 
 #[test]
 fn latents_are_turned_scaled_and_decoded_in_tiles() {
-    if model().is_none() {
-        return;
-    }
     let node = |class: &str, inputs: Value| json!({"class_type": class, "inputs": inputs});
     let mut workflow = text_workflow("a purple ghost in the meadow");
     let nodes = [

@@ -7,15 +7,6 @@ use std::path::{Path, PathBuf};
 use kosmograph_tests::{Finished, Run, repository};
 use serde_json::Value;
 
-/// The bundled model, or a loud word that a test did not run.
-fn bundled(part: &str) -> bool {
-    let present = repository().join("models/tiny").join(part).exists();
-    if !present {
-        eprintln!("SKIPPED: models/tiny/{part} is not there");
-    }
-    present
-}
-
 fn run(workflow: &str, out: &Path) -> Run {
     let path = repository().join("workflows").join(workflow);
     Run::new("run").with_plugins().arg(path).arg("--out").arg(out)
@@ -55,105 +46,82 @@ fn expect_picture(workflow: &str, size: (u32, u32)) -> image::RgbImage {
 
 #[test]
 fn text() {
-    if bundled("sd") {
-        expect_picture("text.json", (128, 128));
-    }
+    expect_picture("text.json", (128, 128));
 }
 
 #[test]
 fn subject() {
-    if bundled("sd") && bundled("kosmos") {
-        expect_picture("subject.json", (128, 128));
-    }
+    expect_picture("subject.json", (128, 128));
 }
 
 #[test]
 fn two_subjects() {
-    if bundled("sd") && bundled("kosmos") {
-        expect_picture("two_subjects.json", (128, 128));
-    }
+    expect_picture("two_subjects.json", (128, 128));
 }
 
 #[test]
 fn edit() {
-    if bundled("sd") && bundled("kosmos") {
-        expect_picture("edit.json", (128, 128));
-    }
+    expect_picture("edit.json", (128, 128));
 }
 
 #[test]
 fn dreambooth() {
-    if bundled("sd") && bundled("unet/dreambooth") {
-        expect_picture("dreambooth.json", (128, 128));
-    }
+    expect_picture("dreambooth.json", (128, 128));
 }
 
 #[test]
 fn style() {
-    if bundled("sd") && bundled("loras") {
-        let styled = expect_picture("style.json", (128, 128));
-        assert_ne!(styled, expect_picture("text.json", (128, 128)), "the LoRA does nothing");
-    }
+    let styled = expect_picture("style.json", (128, 128));
+    assert_ne!(styled, expect_picture("text.json", (128, 128)), "the LoRA does nothing");
 }
 
 /// The checkpoint's U-Net, and three LoRAs on it: four pictures, no two alike.
 #[test]
 fn variants() {
-    if bundled("sd") && bundled("loras") {
-        let out = tempfile::tempdir().expect("a folder");
-        run("variants.json", out.path()).expect_success();
-        let made: Vec<_> = pictures(out.path()).iter().map(|path| pixels(path)).collect();
-        assert_eq!(made.len(), 4);
-        for (i, picture) in made.iter().enumerate() {
-            assert!(spread(picture) > 10.0, "a flat picture");
-            assert!(!made[..i].contains(picture), "two variants draw the same");
-        }
+    let out = tempfile::tempdir().expect("a folder");
+    run("variants.json", out.path()).expect_success();
+    let made: Vec<_> = pictures(out.path()).iter().map(|path| pixels(path)).collect();
+    assert_eq!(made.len(), 4);
+    for (i, picture) in made.iter().enumerate() {
+        assert!(spread(picture) > 10.0, "a flat picture");
+        assert!(!made[..i].contains(picture), "two variants draw the same");
     }
 }
 
 #[test]
 fn control() {
-    if bundled("sd") && bundled("controlnet") {
-        let controlled = expect_picture("control.json", (128, 128));
-        let out = tempfile::tempdir().expect("a folder");
-        let free = run("control.json", out.path()).arg("--set").arg("Control.strength=0");
-        free.expect_success();
-        assert_ne!(controlled, pixels(&pictures(out.path())[0]), "the control does nothing");
-    }
+    let controlled = expect_picture("control.json", (128, 128));
+    let out = tempfile::tempdir().expect("a folder");
+    let free = run("control.json", out.path()).arg("--set").arg("Control.strength=0");
+    free.expect_success();
+    assert_ne!(controlled, pixels(&pictures(out.path())[0]), "the control does nothing");
 }
 
 #[test]
 fn swap() {
-    if bundled("sd") && bundled("unet/dreambooth") {
-        let out = tempfile::tempdir().expect("a folder");
-        run("swap.json", out.path()).expect_success();
-        let made = pictures(out.path());
-        assert_eq!(made.len(), 2);
-        assert_ne!(pixels(&made[0]), pixels(&made[1]), "both U-Nets draw the same");
-    }
+    let out = tempfile::tempdir().expect("a folder");
+    run("swap.json", out.path()).expect_success();
+    let made = pictures(out.path());
+    assert_eq!(made.len(), 2);
+    assert_ne!(pixels(&made[0]), pixels(&made[1]), "both U-Nets draw the same");
 }
 
 /// One graph in which CLIP is swapped for Kosmos-G and Kosmos-G for CLIP, and both are mixed.
 #[test]
 fn encoders() {
-    if bundled("sd") && bundled("kosmos") {
-        let out = tempfile::tempdir().expect("a folder");
-        run("encoders.json", out.path()).expect_success();
-        let made: Vec<_> = pictures(out.path()).iter().map(|path| pixels(path)).collect();
-        assert_eq!(made.len(), 3);
-        assert!(made.iter().all(|picture| spread(picture) > 10.0), "a flat picture");
-        assert!(made[0] != made[1] && made[1] != made[2] && made[0] != made[2]);
-    }
+    let out = tempfile::tempdir().expect("a folder");
+    run("encoders.json", out.path()).expect_success();
+    let made: Vec<_> = pictures(out.path()).iter().map(|path| pixels(path)).collect();
+    assert_eq!(made.len(), 3);
+    assert!(made.iter().all(|picture| spread(picture) > 10.0), "a flat picture");
+    assert!(made[0] != made[1] && made[1] != made[2] && made[0] != made[2]);
 }
 
 #[test]
 fn every_workflow_passes_check() {
     for entry in fs::read_dir(repository().join("workflows")).expect("the workflows") {
         let path = entry.expect("an entry").path();
-        let parts = ["kosmos", "loras", "unet/dreambooth", "controlnet"];
-        if path.extension().is_some_and(|extension| extension == "json")
-            && parts.into_iter().all(bundled)
-        {
+        if path.extension().is_some_and(|extension| extension == "json") {
             Run::new("check").with_plugins().arg(path).expect_success();
         }
     }
@@ -161,9 +129,6 @@ fn every_workflow_passes_check() {
 
 #[test]
 fn a_saved_picture_draws_itself_again() {
-    if !bundled("sd") {
-        return;
-    }
     let (first, second) =
         (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
     run("text.json", first.path())
@@ -182,9 +147,6 @@ fn events(finished: &Finished) -> Vec<(String, Value)> {
 
 #[test]
 fn a_sweep_computes_again_only_what_the_seed_reaches() {
-    if !bundled("sd") {
-        return;
-    }
     let out = tempfile::tempdir().expect("a folder");
     let arguments = ["--seed", "1..4", "--json", "--set", "Sampler.steps=2"];
     let finished = run("text.json", out.path()).args(arguments).expect_success();
@@ -210,9 +172,6 @@ fn a_sweep_computes_again_only_what_the_seed_reaches() {
 
 #[test]
 fn progress_is_told_step_by_step() {
-    if !bundled("sd") {
-        return;
-    }
     let out = tempfile::tempdir().expect("a folder");
     let finished =
         run("text.json", out.path()).args(["--json", "--set", "Sampler.steps=4"]).expect_success();
@@ -229,9 +188,6 @@ fn progress_is_told_step_by_step() {
 
 #[test]
 fn marks_and_pictures_must_be_equally_many() {
-    if !bundled("kosmos") {
-        return;
-    }
     let out = tempfile::tempdir().expect("a folder");
     let more_marks = run("subject.json", out.path()).args(["--set", "Prompt.text=<i> and <i>"]);
     more_marks
@@ -248,9 +204,6 @@ fn marks_and_pictures_must_be_equally_many() {
 fn an_interrupt_ends_at_the_next_step() {
     use std::io::{BufRead, BufReader};
     use std::process::{Command, Stdio};
-    if !bundled("sd") {
-        return;
-    }
     let out = tempfile::tempdir().expect("a folder");
     let run = run("text.json", out.path()).args(["--json", "--set", "Sampler.steps=1000"]);
     let mut child = run.command().stdout(Stdio::piped()).spawn().expect("kosmograph starts");

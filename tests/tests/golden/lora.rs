@@ -9,7 +9,7 @@ use kosmograph_models::lora::{Adapted, Lora};
 use kosmograph_models::unet::{UNet, UNetConfig};
 use serde_json::Value;
 
-use crate::case::{Case, read_json, read_tensors};
+use crate::case::{Case, read_tensors};
 use crate::diffusion::timestep;
 
 /// Where the expected tensors of a file begin: `kohya.` of `kohya.lora.safetensors`.
@@ -51,19 +51,15 @@ pub fn lora(case: &mut Case) -> Result<()> {
     Ok(())
 }
 
-/// A file in kohya's naming again, under the original code's names for the same modules. An addition to
-/// the case: where the mapping of names is not beside it, there is nothing to add.
+/// A file in kohya's naming again, under the original code's names for the same modules, which
+/// the key lists map.
 fn original_names(
     case: &mut Case,
     name: &str,
     base: &Adapted<UNet>,
     run: &dyn Fn(&Adapted<UNet>) -> kosmograph_models::Result<Tensor>,
 ) -> Result<()> {
-    let mapping = case.file("../key_lists/mapping_diffusers_to_ldm.json");
-    if !mapping.is_file() {
-        return Ok(());
-    }
-    let mapping = read_json(&mapping)?;
+    let mapping = case.json("../key_lists/mapping_diffusers_to_ldm.json")?;
     let mut flat = HashMap::new();
     for (diffusers, ldm) in pairs(&mapping) {
         let module = |name: &str| name.strip_suffix(".weight").map(|name| name.replace('.', "_"));
