@@ -165,10 +165,19 @@ static kg_tensor *too_small(void) {
   return &tensor;
 }
 
+/* An IMAGE as it should be. */
+static int is_image(const kg_value *value) {
+  if (value->kind != KG_TENSOR) return 0;
+  const DLTensor *dl = &value->as.tensor->dl->dl_tensor;
+  if (dl->ndim != 4 || dl->dtype.code != kDLFloat || dl->dtype.bits != 32) return 0;
+  for (int axis = 0; axis < 4; axis++)
+    if (dl->shape[axis] <= 0) return 0;
+  return dl->shape[3] != 2 && dl->shape[3] <= 4;
+}
+
 static kg_status run(uint32_t node, const kg_context *context, const kg_value *inputs,
                      size_t n_inputs, kg_value *outputs, size_t n_outputs) {
-  if (node != 0 || n_inputs != 1 || n_outputs != 1 || inputs[0].kind != KG_TENSOR ||
-      inputs[0].as.tensor->dl->dl_tensor.ndim != 4) {
+  if (node != 0 || n_inputs != 1 || n_outputs != 1 || !is_image(&inputs[0])) {
     context->fail(context, text("image"), text("an image is wanted"));
     return KG_ERROR;
   }
