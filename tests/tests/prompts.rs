@@ -98,10 +98,18 @@ fn an_embedding_stands_for_words() {
     assert!(finished.stderr().contains("nobody"), "{}", finished.stderr());
     assert_eq!(missing, draw("a purple ghost", models.path()).1);
 
-    let file = models.path().join("workflow.json");
-    fs::write(&file, text_workflow("embedding:sub/wide").to_string()).expect("a file");
-    let run = Run::new("run").with_plugins().arg(file).arg("--models").arg(models.path());
-    run.expect_code(3).stderr_contains("its vectors have 1280 numbers, those of the encoder 128");
+    // One for another encoder is left out as a missing one, and told once.
+    for prompt in ["a embedding:sub/wide, purple ghost", "a embedding:sub/wide, embedding:sub/wide"]
+    {
+        let (finished, left_out) = draw(prompt, models.path());
+        let told = finished.stderr();
+        let width = "its vectors have 1280 numbers, those of the encoder 128";
+        assert_eq!(told.matches(width).count(), 1, "{told}");
+        assert!(!told.contains("no embedding \"sub"), "{told}");
+        assert_eq!(left_out, draw(&prompt.replace("embedding:sub/wide", ""), models.path()).1);
+    }
+    // A tab before it will do.
+    assert_eq!(draw("a\tembedding:sub/ghost, in the (meadow:1.3)", models.path()).1, words);
 }
 
 #[test]

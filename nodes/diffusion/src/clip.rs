@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use kosmograph_models::Weights;
-use kosmograph_models::clip_prompt_tokens::PromptRows;
+use kosmograph_models::clip_prompt_tokens::{PromptRows, SENTENCE_SIGNS};
 use kosmograph_models::clip_text::{ClipText, ClipTextConfig};
 use kosmograph_models::clip_tokens::ClipTokenizer;
 use kosmograph_models::lora::Adapted;
@@ -11,7 +11,7 @@ use node::interface::{self, LoraLayer, marker};
 use node::*;
 use node_candle::export;
 
-use crate::embedding::read_embedding;
+use crate::embedding::{Embedding, read_embedding};
 use crate::lora;
 
 /// CLIP's text half behind "text_encoder/1". Its numbers are read when it is first called. A clone
@@ -61,12 +61,31 @@ impl Export for ClipModel {
 impl interface::EncodeText for ClipModel {
     fn encode_text(&self, cx: &Context, text: &str) -> Result<(Tensor, Option<Tensor>)> {
         let length = self.config.max_position_embeddings;
-        let find = |name: &str| match cx.file("embeddings", name) {
-            Some(path) => read_embedding(&path, self.config.hidden_size).map(Some),
-            None => Ok(None),
+        // Files that were found and do not fit, by the names that led to them.
+        let mut unfit: Vec<(String, String)> = Vec::new();
+        let find = |name: &str| {
+            let Some(path) = cx.file("embeddings", name) else { return Ok(None) };
+            match read_embedding(&path, self.config.hidden_size)? {
+                Embedding::Fits(vectors) => Ok(Some(vectors)),
+                Embedding::Unfit(sentence) => {
+                    if unfit.iter().all(|(known, _)| known != name) {
+                        unfit.push((name.to_owned(), sentence));
+                    }
+                    Ok(None)
+                }
+            }
         };
         let prompt = PromptRows::new(text, &self.tokenizer, length, find)?;
-        for name in &prompt.missing {
+        for (_, sentence) in &unfit {
+            cx.warn(format!("{sentence}; it is left out"));
+        }
+        // A name is told once, whether its file is missing or does not fit; a sign behind it may be the
+        // sentence's.
+        let is_unfit = |name: &&String| {
+            let bare = name.trim_end_matches(SENTENCE_SIGNS);
+            unfit.iter().any(|(known, _)| known == *name || known == bare)
+        };
+        for name in prompt.missing.iter().filter(|name| !is_unfit(name)) {
             cx.warn(format!(
                 "there is no embedding \"{name}\" in the folder embeddings; it is left out"
             ));

@@ -3,19 +3,29 @@
 use std::path::Path;
 
 use candle_core::{Device, Tensor as Candle};
-use kosmograph_models::{Error, Result, Weights};
+use kosmograph_models::{Result, Weights};
 
-/// The vectors [n, `width`] of the textual inversion in the file `path`, a file of torch or safetensors.
+/// What a textual inversion's file holds for an encoder of some width.
+pub enum Embedding {
+    /// Vectors [n, width].
+    Fits(Candle),
+    /// Something else, in words.
+    Unfit(String),
+}
+
+/// Reads the textual inversion in the file `path`, a file of torch or safetensors, for an encoder whose
+/// vectors have `width` numbers.
 ///
 /// The paper's code and A1111 keep them under "string_to_param", trainers for SDXL under "clip_l" beside
 /// those for its other encoder, the rest in one tensor of any name.
 ///
 /// # Errors
-/// The file cannot be read, or holds no tensor of vectors of that width.
-pub fn read_embedding(path: &Path, width: usize) -> Result<Candle> {
+/// The file cannot be read, or is damaged.
+pub fn read_embedding(path: &Path, width: usize) -> Result<Embedding> {
     let weights = Weights::open(path, &Device::Cpu)?;
-    let wrong = |what: String| {
-        Err(Error::Input(format!("{} is no embedding for this CLIP: {what}", path.display())))
+    let unfit = |what: String| {
+        let sentence = format!("{} is no embedding for this CLIP: {what}", path.display());
+        Ok(Embedding::Unfit(sentence))
     };
     let names = weights.names();
     let fits = |name: &&String| {
@@ -27,22 +37,22 @@ pub fn read_embedding(path: &Path, width: usize) -> Result<Candle> {
         .or_else(|| names.iter().find(|name| *name == "clip_l"))
         .or_else(|| names.iter().find(fits))
         .or(names.first());
-    let Some(name) = name else { return wrong("it holds no tensor".to_owned()) };
+    let Some(name) = name else { return unfit("it holds no tensor".to_owned()) };
     let shape = weights.shape(name).unwrap_or_default();
     let (count, found) = match shape[..] {
         [found] => (1, found),
         [count, found] => (count, found),
         _ => {
-            return wrong(format!("`{name}` has the shape {shape:?} where [n, {width}] is wanted"));
+            return unfit(format!("`{name}` has the shape {shape:?} where [n, {width}] is wanted"));
         }
     };
     if found != width {
-        return wrong(format!(
+        return unfit(format!(
             "its vectors have {found} numbers, those of the encoder {width}; Stable Diffusion 1 has \
              768, Stable Diffusion 2 has 1024"
         ));
     }
-    Ok(weights.get(name, shape)?.reshape((count, width))?)
+    Ok(Embedding::Fits(weights.get(name, shape)?.reshape((count, width))?))
 }
 
 #[cfg(test)]
@@ -52,9 +62,9 @@ mod tests {
     #[test]
     fn a_file_of_torch_is_read() -> Result<()> {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/embedding.pt");
-        let vectors = read_embedding(&file, 4)?;
+        let Embedding::Fits(vectors) = read_embedding(&file, 4)? else { panic!("it fits") };
         assert_eq!(vectors.to_vec2::<f32>()?, [[0.0, 0.25, 0.5, 0.75], [1.0, 1.25, 1.5, 1.75]]);
-        let other = read_embedding(&file, 768).unwrap_err().to_string();
+        let Embedding::Unfit(other) = read_embedding(&file, 768)? else { panic!("it is narrow") };
         assert!(other.contains("4 numbers, those of the encoder 768"), "{other}");
         Ok(())
     }

@@ -114,6 +114,9 @@ impl Node for InstructPixToPixConditioning {
 
     fn run(self, cx: &Context) -> Result<(Conditioning, Conditioning, Latent)> {
         let description = self.vae.0.describe(cx).map_err(|error| error.of_input("vae"))?;
+        if let Some(missing) = description["missing"].as_str() {
+            return Err(Error::at("vae", missing));
+        }
         let Some(scale) = description["scaling_factor"].as_f64().filter(|scale| *scale > 0.0)
         else {
             return Err(Error::at("vae", "this VAE does not say its \"scaling_factor\""));

@@ -21,6 +21,7 @@ mod latent_size;
 mod latent_tiled;
 mod loaders;
 mod lora;
+mod missing_part;
 mod model;
 mod sample;
 mod sampling;

@@ -12,6 +12,7 @@ use node_candle::device;
 
 use crate::clip::ClipModel;
 use crate::control_net::ControlNetModel;
+use crate::missing_part::{MissingClip, MissingVae};
 use crate::model::UNetModel;
 use crate::vae::VaeModel;
 
@@ -50,9 +51,22 @@ impl Node for DiffusersLoader {
     }
 }
 
+/// All parts of a checkpoint. A U-Net it must have; a CLIP or VAE that it lacks, or that cannot be opened,
+/// is told by the node that uses it.
 fn load_all(cx: &Context, path: &Path) -> Result<(Model, Clip, Vae)> {
     let checkpoint = Checkpoint::open(path, &device(&cx.device())?)?;
-    Ok((unet(&checkpoint)?, clip(&checkpoint)?, vae(&checkpoint)?))
+    let model = unet(&checkpoint)?;
+    let missing = |part: &str, error: Error, loader: &str| {
+        cx.info(format!("{error}; it is loaded without its {part}"));
+        format!("{error}; {loader} takes a {part} from another file")
+    };
+    let clip = clip(&checkpoint).unwrap_or_else(|error| {
+        Clip(Object::new(MissingClip { sentence: missing("CLIP", error, "CLIPLoader") }))
+    });
+    let vae = vae(&checkpoint).unwrap_or_else(|error| {
+        Vae(Object::new(MissingVae { sentence: missing("VAE", error, "VAELoader") }))
+    });
+    Ok((model, clip, vae))
 }
 
 /// The types that ComfyUI keeps a U-Net's weights in.

@@ -36,6 +36,8 @@ pub struct PromptRows {
 /// Stretches with fewer tokens than this are not divided between rows.
 const WORD: usize = 8;
 const MENTION: &str = "embedding:";
+/// Signs behind the name of an embedding that may be the sentence's and not the name's.
+pub const SENTENCE_SIGNS: [char; 6] = [',', '.', ';', ':', '!', '?'];
 
 impl PromptRows {
     /// Reads `prompt` into rows of `length` tokens, markers included. `find` gives the vectors [n, D]
@@ -87,8 +89,7 @@ impl PromptRows {
         find: &mut impl FnMut(&str) -> Result<Option<Tensor>>,
         stretches: &mut Vec<Vec<(Slot, f64)>>,
     ) -> Result<String> {
-        // A sign behind the name may be the sentence's and not the name's.
-        let bare = name.trim_end_matches([',', '.', ';', ':', '!', '?']);
+        let bare = name.trim_end_matches(SENTENCE_SIGNS);
         let (mut found, mut rest) = (find(name)?, rest);
         if found.is_none() && bare.len() < name.len() {
             found = if bare.is_empty() { None } else { find(bare)? };
@@ -122,15 +123,17 @@ enum Piece<'a> {
     },
 }
 
-/// Divides a text before each `embedding:` that follows a space or a line's end.
+/// Divides a text before each `embedding:` that follows white space of any kind.
 fn pieces(text: &str) -> Vec<Piece<'_>> {
     let mut parts = Vec::new();
     let mut rest = text;
     let mut from = 0;
     while let Some(found) = rest[from..].find(MENTION) {
         let at = from + found;
-        if at > 0 && rest[..at].ends_with([' ', '\n']) {
-            parts.push(&rest[..at - 1]);
+        // One character of it goes, as with ComfyUI's space.
+        let before = rest[..at].strip_suffix(char::is_whitespace);
+        if let Some(before) = before {
+            parts.push(before);
             (rest, from) = (&rest[at..], MENTION.len());
         } else {
             from = at + MENTION.len();
@@ -251,7 +254,15 @@ mod tests {
 
     #[test]
     fn embeddings_stand_in_the_places_of_words() {
-        for prompt in ["a embedding:e2 cat", "a embedding:e2\ncat", "a\nembedding:e2 cat"] {
+        for prompt in [
+            "a embedding:e2 cat",
+            "a embedding:e2\ncat",
+            "a\nembedding:e2 cat",
+            "a\tembedding:e2\tcat",
+            "a\r\nembedding:e2\r\ncat",
+            "a\u{a0}embedding:e2\u{3000}cat",
+            "a \u{2003}embedding:e2 \u{b}cat",
+        ] {
             let rows = read(prompt);
             let expected = [(320, 1.0), (-1, 1.0), (-2, 1.0), (2368, 1.0)];
             assert_eq!(row(&rows, 0), expected, "{prompt:?}");

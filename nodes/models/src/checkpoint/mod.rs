@@ -97,7 +97,7 @@ impl Checkpoint {
     /// There is none in it, or its configuration is not supported.
     pub fn unet(&self) -> Result<(UNetConfig, SchedulerConfig, Weights)> {
         let Some((weights, naming)) = &self.file else {
-            let folder = self.folder("unet");
+            let folder = self.folder("unet", "a U-Net")?;
             let (config, file) = json_of(&folder.join("config.json"))?;
             let weights = Weights::open(&folder, &self.device)?;
             return Ok((
@@ -132,7 +132,7 @@ impl Checkpoint {
     /// There is none in it, or its configuration is not supported.
     pub fn vae(&self) -> Result<(VaeConfig, Weights)> {
         let Some((weights, naming)) = &self.file else {
-            let folder = self.folder("vae");
+            let folder = self.folder("vae", "an autoencoder (VAE)")?;
             let (config, file) = json_of(&folder.join("config.json"))?;
             return Ok((
                 VaeConfig::from_value(&config, &file)?,
@@ -169,7 +169,7 @@ impl Checkpoint {
     /// There is none in it, or its configuration is not supported.
     pub fn clip_text(&self) -> Result<(ClipTextConfig, Weights)> {
         let Some((weights, _)) = &self.file else {
-            let folder = self.folder("text_encoder");
+            let folder = self.folder("text_encoder", "a CLIP text encoder")?;
             let (config, file) = json_of(&folder.join("config.json"))?;
             return Ok((deserialized(config, &file)?, Weights::open(&folder, &self.device)?));
         };
@@ -195,7 +195,7 @@ impl Checkpoint {
     /// There is none in it, or its configuration is not supported.
     pub fn clip_vision(&self) -> Result<(ClipVisionConfig, Weights)> {
         let Some((weights, _)) = &self.file else {
-            let folder = self.folder("image_encoder");
+            let folder = self.folder("image_encoder", "a CLIP vision encoder")?;
             let (config, file) = json_of(&folder.join("config.json"))?;
             // The configuration of the whole of CLIP has its picture half's in it.
             let config = match config.get("vision_config") {
@@ -223,7 +223,7 @@ impl Checkpoint {
     /// It is none, or one of a kind that is not supported.
     pub fn control_net(&self) -> Result<(ControlNetConfig, Weights)> {
         let Some((weights, naming)) = &self.file else {
-            let folder = self.folder("controlnet");
+            let folder = self.folder("controlnet", "a ControlNet")?;
             let (config, file) = json_of(&folder.join("config.json"))?;
             let config = ControlNetConfig::from_value(&config, &file)?;
             return Ok((config, Weights::open(&folder, &self.device)?));
@@ -266,10 +266,26 @@ impl Checkpoint {
         }
     }
 
-    /// The folder of a part: in the pipeline's folder, or the folder itself.
-    fn folder(&self, part: &str) -> PathBuf {
+    /// The folder of a part: in the pipeline's folder, or the folder itself where that is one model.
+    ///
+    /// # Errors
+    /// The pipeline has none, or the folder says itself that it is another model.
+    fn folder(&self, part: &str, what: &'static str) -> Result<PathBuf> {
         let inside = self.path.join(part);
-        if inside.is_dir() { inside } else { self.path.clone() }
+        if inside.is_dir() {
+            return Ok(inside);
+        }
+        let is_pipeline = ["model_index.json", "unet"].iter().any(|f| self.path.join(f).exists());
+        let class = || {
+            let (config, _) = json_of(&self.path.join("config.json")).ok()?;
+            let first = || config.get("architectures")?.get(0);
+            part_of_class(config.get("_class_name").or_else(first)?.as_str()?)
+        };
+        let is_other = class().is_some_and(|of| of != part);
+        match is_pipeline || is_other {
+            true => Err(self.has_no(what)),
+            false => Ok(self.path.clone()),
+        }
     }
 
     /// The scheduler's configuration beside a U-Net's folder. A U-Net that stands alone was trained on
@@ -363,6 +379,19 @@ fn picture_half(weights: &Weights) -> Weights {
     };
     let names = weights.names().into_iter().filter(belongs);
     weights.renamed(names.map(|name| (name.clone(), name)).collect::<Vec<_>>())
+}
+
+/// The part of a pipeline that diffusers' or transformers' class of this name is, for those that are not
+/// one another.
+fn part_of_class(class: &str) -> Option<&'static str> {
+    match class {
+        "UNet2DConditionModel" => Some("unet"),
+        "AutoencoderKL" => Some("vae"),
+        "CLIPTextModel" | "CLIPTextModelWithProjection" => Some("text_encoder"),
+        "CLIPVisionModel" | "CLIPVisionModelWithProjection" => Some("image_encoder"),
+        "ControlNetModel" => Some("controlnet"),
+        _ => None,
+    }
 }
 
 fn not_for_us(path: &Path, what: String) -> Error {

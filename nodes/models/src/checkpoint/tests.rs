@@ -131,6 +131,23 @@ fn a_single_file_holds_all_three() -> Result<()> {
 }
 
 #[test]
+fn a_single_file_may_lack_a_clip_or_a_vae() -> Result<()> {
+    let whole = shapes("sd15_ldm_single_file.json");
+    let without = |prefix: &str| -> Shapes {
+        whole.clone().into_iter().filter(|(name, _)| !name.starts_with(prefix)).collect()
+    };
+    let (_file, checkpoint) = open(&without("first_stage_model."))?;
+    check_unet(&checkpoint)?;
+    check_clip(&checkpoint)?;
+    assert!(matches!(checkpoint.vae(), Err(Error::HasNo { .. })));
+    let (_file, checkpoint) = open(&without("cond_stage_model."))?;
+    check_unet(&checkpoint)?;
+    check_vae(&checkpoint)?;
+    assert!(matches!(checkpoint.clip_text(), Err(Error::HasNo { .. })));
+    Ok(())
+}
+
+#[test]
 fn parts_stand_alone_in_every_naming() -> Result<()> {
     let whole = shapes("sd15_ldm_single_file.json");
     let part = |prefix: &str| -> Shapes {

@@ -1,0 +1,124 @@
+//! Checkpoints without a CLIP or a VAE: they serve who takes their other parts, and the node that takes a
+//! missing one tells it.
+
+use std::fs;
+use std::path::Path;
+
+use kosmograph_tests::{Run, repository};
+use serde_json::{Value, json};
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("a folder");
+    for entry in fs::read_dir(from).expect("a folder") {
+        let entry = entry.expect("an entry");
+        let target = to.join(entry.file_name());
+        match entry.path().is_dir() {
+            true => copy(&entry.path(), &target),
+            false => drop(fs::copy(entry.path(), target).expect("a copy")),
+        }
+    }
+}
+
+/// A models folder with the bundled pipeline as checkpoints/NAME and diffusers/NAME, `left_out` of its
+/// folders left out.
+fn pipeline(name: &str, left_out: &[&str]) -> tempfile::TempDir {
+    let models = tempfile::tempdir().expect("a folder");
+    for kind in ["checkpoints", "diffusers"] {
+        let folder = models.path().join(kind).join(name);
+        copy(&repository().join("models/tiny/sd"), &folder);
+        for part in left_out {
+            fs::remove_dir_all(folder.join(part)).expect("the part");
+        }
+    }
+    models
+}
+
+/// The U-Net and what is changed of: CLIP from output `clip` of the node `clip.0`, VAE likewise.
+fn workflow(class: &str, name: &str, clip: Value, vae: Value) -> Value {
+    let input = if class == "DiffusersLoader" { "model_path" } else { "ckpt_name" };
+    json!({
+        "1": {"class_type": class, "_meta": {"title": "The checkpoint"}, "inputs": {input: name}},
+        "2": {"class_type": "CLIPLoader", "inputs": {"clip_name": "tiny/sd/text_encoder", "type": "stable_diffusion"}},
+        "3": {"class_type": "VAELoader", "inputs": {"vae_name": "tiny/sd/vae"}},
+        "4": {"class_type": "CLIPTextEncode", "_meta": {"title": "The words"}, "inputs": {"text": "a cat", "clip": clip}},
+        "5": {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64}},
+        "6": {"class_type": "KSampler", "inputs": {
+            "model": ["1", 0], "positive": ["4", 0], "negative": ["4", 0], "latent_image": ["5", 0],
+            "steps": 1, "cfg": 1.0,
+        }},
+        "7": {"class_type": "VAEDecode", "_meta": {"title": "The decoding"}, "inputs": {"samples": ["6", 0], "vae": vae}},
+        "8": {"class_type": "SaveImage", "inputs": {"images": ["7", 0], "filename_prefix": "a"}},
+    })
+}
+
+/// Runs it; what was told on stderr, and whether the picture was made.
+fn run(workflow: &Value, models: &Path, code: i32) -> (String, bool) {
+    let out = models.join("out");
+    let run = Run::new("run").with_plugins().args(["-", "--models"]).arg(models);
+    let run = run.arg("--models").arg(repository().join("models"));
+    let run = run.arg("--out").arg(&out).stdin(workflow.to_string());
+    let told = run.expect_code(code).stderr().to_owned();
+    let made = out.join("a_00001_.png").exists();
+    fs::remove_dir_all(&out).ok();
+    (told, made)
+}
+
+#[test]
+fn a_pipelines_missing_part_is_told_by_the_node_that_uses_it() {
+    for class in ["CheckpointLoaderSimple", "DiffusersLoader"] {
+        let bare = pipeline("bare", &["vae", "text_encoder", "tokenizer"]);
+        let elsewhere = workflow(class, "bare", json!(["2", 0]), json!(["3", 0]));
+        let (told, made) = run(&elsewhere, bare.path(), 0);
+        assert!(made && told.contains("loaded without its VAE"), "{told}");
+
+        let no_vae = pipeline("no-vae", &["vae"]);
+        let (told, made) =
+            run(&workflow(class, "no-vae", json!(["1", 1]), json!(["3", 0])), no_vae.path(), 0);
+        assert!(made, "{told}");
+        let own = workflow(class, "no-vae", json!(["1", 1]), json!(["1", 2]));
+        let (told, made) = run(&own, no_vae.path(), 3);
+        let says = ["The decoding", "autoencoder (VAE)", "no-vae", "VAELoader"];
+        assert!(!made && says.iter().all(|word| told.contains(word)), "{told}");
+
+        let no_clip = pipeline("no-clip", &["text_encoder"]);
+        let own = workflow(class, "no-clip", json!(["1", 1]), json!(["1", 2]));
+        let (told, _) = run(&own, no_clip.path(), 3);
+        let says = ["The words", "CLIP text encoder", "no-clip", "CLIPLoader"];
+        assert!(says.iter().all(|word| told.contains(word)), "{told}");
+        let (told, made) =
+            run(&workflow(class, "no-clip", json!(["2", 0]), json!(["1", 2])), no_clip.path(), 0);
+        assert!(made, "{told}");
+    }
+}
+
+#[test]
+fn a_lora_and_a_file_of_the_unet_alone() {
+    let models = tempfile::tempdir().expect("a folder");
+    let folder = models.path().join("checkpoints");
+    copy(&repository().join("models/tiny/sd/unet"), &folder.join("alone"));
+    // A model's own folder is no pipeline: it says that it is a U-Net.
+    let mut elsewhere =
+        workflow("CheckpointLoaderSimple", "alone", json!(["2", 0]), json!(["3", 0]));
+    let (told, made) = run(&elsewhere, models.path(), 0);
+    assert!(made, "{told}");
+    // A LoRA on the U-Net links the CLIP that is not there, and nobody takes what comes of it.
+    elsewhere["9"] = json!({"class_type": "LoraLoader", "inputs": {
+        "model": ["1", 0], "clip": ["1", 1], "lora_name": "tiny/loras/pixel.safetensors",
+    }});
+    elsewhere["6"]["inputs"]["model"] = json!(["9", 0]);
+    let (told, made) = run(&elsewhere, models.path(), 0);
+    assert!(made, "{told}");
+    elsewhere["4"]["inputs"]["clip"] = json!(["9", 1]);
+    let (told, made) = run(&elsewhere, models.path(), 3);
+    assert!(!made && told.contains("The words") && told.contains("CLIP text encoder"), "{told}");
+    // Encoding and layers tell it, too.
+    elsewhere["4"]["inputs"]["clip"] = json!(["10", 0]);
+    elsewhere["10"] = json!({"class_type": "CLIPSetLastLayer", "inputs": {"clip": ["1", 1]}});
+    let (told, _) = run(&elsewhere, models.path(), 3);
+    assert!(told.contains("CLIPSetLastLayer") && told.contains("CLIP text encoder"), "{told}");
+    // What is no U-Net at all is the loader's own error.
+    copy(&repository().join("models/tiny/sd/vae"), &folder.join("vae"));
+    let other = workflow("CheckpointLoaderSimple", "vae", json!(["2", 0]), json!(["3", 0]));
+    let (told, _) = run(&other, models.path(), 3);
+    assert!(told.contains("The checkpoint") && told.contains("U-Net"), "{told}");
+}
