@@ -2,14 +2,19 @@
 //!
 //! The format is ComfyUI's API format: `{id: {"class_type": NAME, "inputs": {…}, "_meta": {…}}}`,
 //! a link is `["id", slot]`, a literal list is `{"__value__": […]}`. A graph knows no types: whether
-//! a class exists and a link fits is the plan's business. It does refuse JSON that is no workflow,
-//! and objects with a key given twice, of which other readers silently take the last.
+//! a class exists and a link fits is the plan's business. It does refuse JSON that is no workflow.
+
+mod body;
+mod json;
+mod placeholder;
+
+pub use body::Opened;
+pub use json::not_finite;
+pub use placeholder::placeholder;
 
 use crate::problem::{Kind, NodeName, Problem};
-use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 use std::collections::HashMap;
-use std::fmt;
 use thiserror::Error;
 
 /// Where a literal comes from: a workflow file may come from anybody, the command line is the
@@ -25,11 +30,29 @@ pub enum Origin {
 pub enum Input {
     /// `["id", slot]`: output number `slot` of the node `id`.
     Link { id: String, slot: u64 },
-    /// Anything else; a `{"__value__": […]}` arrives here as the list.
+    /// Anything else; a `{"__value__": […]}` arrives here as the list. A number that JSON does not
+    /// have is what [`not_finite`] knows.
     Literal { value: Value, origin: Origin },
     /// A list that is neither a link nor wrapped as a literal.
     BareList(Vec<Value>),
 }
+
+impl Input {
+    /// What `value`, which is no link, stands for: `{"__value__": …}` is what is in it, of every type.
+    pub fn literal(value: Value, origin: Origin) -> Self {
+        let value = match value {
+            Value::Object(mut object) => match object.shift_remove(VALUE) {
+                Some(inside) => inside,
+                None => Value::Object(object),
+            },
+            value => value,
+        };
+        Self::Literal { value, origin }
+    }
+}
+
+/// The key under which a value stands that might be taken for something else.
+const VALUE: &str = "__value__";
 
 /// One node as it was written.
 #[derive(Clone, Debug, PartialEq)]
@@ -95,6 +118,8 @@ pub enum GraphError {
          which the editor writes with Export (API)"
     )]
     EditorFormat,
+    #[error("the file holds {count} workflows ({places}); one was expected")]
+    Several { count: usize, places: String },
     #[error("{}", sentences(.0))]
     Nodes(Vec<Problem>),
 }
@@ -150,8 +175,8 @@ impl Graph {
             let inputs = node.inputs.iter().map(|(name, input)| {
                 let value = match input {
                     Input::Link { id, slot } => serde_json::json!([id, slot]),
-                    Input::Literal { value: Value::Array(items), .. } => {
-                        serde_json::json!({ "__value__": items })
+                    Input::Literal { value, .. } if is_ambiguous(value) => {
+                        serde_json::json!({ VALUE: value })
                     }
                     Input::Literal { value, .. } => value.clone(),
                     Input::BareList(items) => Value::Array(items.clone()),
@@ -187,28 +212,33 @@ impl Graph {
     }
 }
 
-/// The object that a workflow file is, in either format.
+/// The workflow that a file is or, as the request of a client, holds; in either format.
 ///
 /// # Errors
 /// [`GraphError`], each with where it is. Nesting is limited to serde_json's 128 levels; the text's
 /// length is the caller's to limit (see [`crate::workflow_file`]).
-pub fn parse_object(text: &str) -> Result<Map<String, Value>, GraphError> {
+pub fn open(text: &str) -> Result<Opened, GraphError> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     if text.trim_start().is_empty() {
         return Err(GraphError::Empty);
     }
-    let json = match parse_strict(text) {
-        Ok(json) => json,
-        // Pictures saved by ComfyUI may carry Python's NaN (in "is_changed"), which is no JSON.
-        Err(error) => match without_nan(text).map(|text| parse_strict(&text)) {
-            Some(Ok(json)) => json,
-            _ => return Err(error),
-        },
-    };
-    match json {
-        Value::Object(object) => Ok(object),
+    match json::parse(text)? {
+        Value::Object(object) => body::workflow_in(object),
         other => Err(GraphError::NotAnObject { found: json_kind(&other) }),
     }
+}
+
+/// As [`open`]: the workflow alone.
+///
+/// # Errors
+/// As for [`open`].
+pub fn parse_object(text: &str) -> Result<Map<String, Value>, GraphError> {
+    Ok(open(text)?.object)
+}
+
+/// Whether `value` would be read as something else if it stood alone.
+fn is_ambiguous(value: &Value) -> bool {
+    value.is_array() || value.get(VALUE).is_some()
 }
 
 /// Whether `object` is a workflow as the editor saves it, which [`crate::editor`] converts.
@@ -256,21 +286,12 @@ fn node(id: &str, value: Value) -> Result<Node, Problem> {
 }
 
 fn input(value: Value) -> Input {
-    let origin = Origin::File;
     match value {
         Value::Array(items) => match link(&items) {
             Some((id, slot)) => Input::Link { id, slot },
             None => Input::BareList(items),
         },
-        Value::Object(mut object) if object.len() == 1 => match object.shift_remove("__value__") {
-            Some(Value::Array(items)) => Input::Literal { value: Value::Array(items), origin },
-            Some(other) => {
-                object.insert("__value__".into(), other);
-                Input::Literal { value: Value::Object(object), origin }
-            }
-            None => Input::Literal { value: Value::Object(object), origin },
-        },
-        value => Input::Literal { value, origin },
+        value => Input::literal(value, Origin::File),
     }
 }
 
@@ -293,128 +314,6 @@ pub fn json_kind(value: &Value) -> &'static str {
         Value::Array(_) => "a list",
         Value::Object(_) => "an object",
     }
-}
-
-fn parse_strict(text: &str) -> Result<Value, GraphError> {
-    serde_json::from_str::<Strict>(text).map(|strict| strict.0).map_err(|error| {
-        let (line, column) = (error.line(), error.column());
-        if error.is_eof() {
-            return GraphError::Truncated { line, column };
-        }
-        // serde_json has no other way to ask which of its limits was met.
-        let message = error.to_string();
-        if message.starts_with("recursion limit exceeded") {
-            return GraphError::TooDeep { line, column };
-        }
-        let place = format!(" at line {line} column {column}");
-        let reason = message.strip_suffix(&place).unwrap_or(&message).to_owned();
-        GraphError::Syntax { reason, line, column }
-    })
-}
-
-/// A JSON value in which no object has a key twice.
-struct Strict(Value);
-
-impl<'de> Deserialize<'de> for Strict {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(StrictVisitor).map(Strict)
-    }
-}
-
-struct StrictVisitor;
-
-impl<'de> Visitor<'de> for StrictVisitor {
-    type Value = Value;
-
-    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str("a JSON value")
-    }
-
-    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
-        Ok(Value::Bool(value))
-    }
-
-    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_string<E>(self, value: String) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_unit<E>(self) -> Result<Value, E> {
-        Ok(Value::Null)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
-        let mut list = Vec::new();
-        while let Some(Strict(item)) = items.next_element()? {
-            list.push(item);
-        }
-        Ok(Value::Array(list))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut pairs: A) -> Result<Value, A::Error> {
-        let mut object = Map::new();
-        while let Some(key) = pairs.next_key::<String>()? {
-            if object.contains_key(&key) {
-                return Err(de::Error::custom(format!("the key {key:?} stands twice")));
-            }
-            let Strict(value) = pairs.next_value()?;
-            object.insert(key, value);
-        }
-        Ok(Value::Object(object))
-    }
-}
-
-/// `text` with every bare NaN, Infinity and -Infinity as null, or `None` where there is none.
-fn without_nan(text: &str) -> Option<String> {
-    let mut plain = String::with_capacity(text.len());
-    let mut found = false;
-    let mut rest = text;
-    while let Some(at) = rest.find(['"', 'N', 'I', '-']) {
-        let (before, from) = rest.split_at(at);
-        plain.push_str(before);
-        let word = ["NaN", "Infinity", "-Infinity"].into_iter().find(|word| from.starts_with(word));
-        let taken = if let Some(word) = word {
-            found = true;
-            plain.push_str("null");
-            word.len()
-        } else {
-            let taken = if from.starts_with('"') { string_length(from) } else { 1 };
-            plain.push_str(&from[..taken]);
-            taken
-        };
-        rest = &from[taken..];
-    }
-    plain.push_str(rest);
-    found.then_some(plain)
-}
-
-/// The bytes of the JSON string that `text` begins with, quotes included.
-fn string_length(text: &str) -> usize {
-    let mut escaped = false;
-    for (at, byte) in text.bytes().enumerate().skip(1) {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' => escaped = true,
-            b'"' => return at + 1,
-            _ => (),
-        }
-    }
-    text.len()
 }
 
 #[cfg(test)]
@@ -479,15 +378,52 @@ mod tests {
     }
 
     #[test]
-    fn pythons_nan_is_null() {
+    fn pythons_nan_is_known_and_no_null() {
         let graph = parse(
-            r#"{"1": {"class_type": "A", "inputs": {"a": NaN, "b": -Infinity,
-            "c": "NaN \" NaN"}, "is_changed": [NaN]}}"#,
+            r#"{"1": {"class_type": "A", "inputs": {"a": NaN, "b": {"__value__": -Infinity},
+            "c": "NaN \" NaN", "d": null}, "is_changed": [NaN]}}"#,
+        );
+        let value = |name: &str| match graph.nodes()[0].input(name) {
+            Some(Input::Literal { value, .. }) => value.clone(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(not_finite(&value("a")), Some("NaN"));
+        assert_eq!(not_finite(&value("b")), Some("-Infinity"));
+        assert_eq!(value("c"), "NaN \" NaN");
+        assert_eq!((not_finite(&value("d")), value("d")), (None, Value::Null));
+        assert!(Graph::parse("{NaN").is_err());
+    }
+
+    #[test]
+    fn wrapped_values_of_every_type_are_unwrapped() {
+        let graph = parse(
+            r#"{"1": {"class_type": "A", "inputs": {"n": {"__value__": 1}, "t": {"__value__": "x"},
+            "l": {"__value__": ["2", 0]}, "o": {"__value__": {"__value__": 2}},
+            "c": {"__type__": "CURVE", "__value__": 3}}}}"#,
         );
         let literal = |value: Value| Input::Literal { value, origin: Origin::File };
-        assert_eq!(graph.nodes()[0].input("a"), Some(&literal(Value::Null)));
-        assert_eq!(graph.nodes()[0].input("c"), Some(&literal("NaN \" NaN".into())));
-        assert!(Graph::parse("{NaN").is_err());
+        let at = |name: &str| graph.nodes()[0].input(name).cloned();
+        assert_eq!(at("n"), Some(literal(1.into())));
+        assert_eq!(at("t"), Some(literal("x".into())));
+        assert_eq!(at("l"), Some(literal(serde_json::json!(["2", 0]))));
+        assert_eq!(at("o"), Some(literal(serde_json::json!({"__value__": 2}))));
+        assert_eq!(at("c"), Some(literal(3.into())));
+        assert_eq!(parse(&graph.to_json()), graph);
+    }
+
+    #[test]
+    fn bare_placeholders_are_texts() {
+        let graph = parse(
+            r#"{"1": {"class_type": "A", "inputs": {"a": {{seed}}, "b": %cfg%, "c": __RANDOM_INT__,
+            "d": {"x": 1}, "e": "{{text}}"}}}"#,
+        );
+        let text = |name: &str| match graph.nodes()[0].input(name) {
+            Some(Input::Literal { value, .. }) => value.clone(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!((text("a"), text("b")), ("{{seed}}".into(), "%cfg%".into()));
+        assert_eq!((text("c"), text("e")), ("__RANDOM_INT__".into(), "{{text}}".into()));
+        assert!(sentence("{\"1\": {{seed}").contains("line 1"));
     }
 
     fn json() -> impl Strategy<Value = Value> {

@@ -101,7 +101,7 @@ impl Job {
         }
         let mut warnings = self.wrong.warnings.clone();
         warnings.extend(self.texts.apply(&mut graph, catalogue, seed, &self.now));
-        let planned = Plan::new(&graph, catalogue, &self.folders, &self.device);
+        let planned = Plan::new(&graph, catalogue, &self.folders, &self.device).and_then(Plan::whole);
         let mut problems = self.wrong.problems.clone();
         match planned {
             Ok(plan) if problems.is_empty() => return Ok((plan.warned(warnings), graph)),

@@ -5,23 +5,26 @@
 //! the computation itself; and what is wrong with a workflow is said all at once.
 //!
 //! As in ComfyUI, validation walks from the output nodes: what reaches none is not run, so an
-//! unknown class there is only a warning.
+//! unknown class there is only a warning. One that takes links and whose results nobody takes is an
+//! output that is missing. An output that has a problem, or needs a node that has one, costs itself:
+//! it is left out and told, and the others are planned.
 
 mod key;
 mod literal;
 mod mention;
+mod source;
 
 pub use key::Key;
 pub use literal::Literal;
 pub use mention::Mention;
 
-use crate::catalogue::{Catalogue, Class, InputDescriptor, InputKind, NodeDescriptor, types_fit};
-use crate::folders::{self, Entry, Folders, PathError};
-use crate::graph::{Graph, Input, Node, Origin};
+use crate::catalogue::{Catalogue, Class, InputDescriptor, NodeDescriptor};
+use crate::folders::Folders;
+use crate::graph::{Graph, Input, Node};
 use crate::problem::{Kind, NodeName, Problem};
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// What a node is given at one of its inputs.
@@ -57,7 +60,18 @@ pub struct Step {
 #[derive(Clone, Debug)]
 pub struct Plan {
     steps: Vec<Step>,
+    problems: Vec<Problem>,
+    left_out: Vec<LeftOut>,
     warnings: Vec<Problem>,
+}
+
+/// An output that is not planned.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct LeftOut {
+    #[serde(flatten)]
+    pub name: NodeName,
+    /// The id of a node that has a problem and that the output needs, or its own.
+    pub because_of: String,
 }
 
 /// Why a graph is not run: everything that is wrong with it.
@@ -69,42 +83,83 @@ pub struct Refusal {
 }
 
 impl Plan {
-    /// Plans `graph` for `device` ("cpu", "cuda:0"), which is part of the cache keys.
+    /// Plans `graph` for `device` ("cpu", "cuda:0"), which is part of the cache keys. What is wrong
+    /// with some of the outputs is in [`Plan::problems`], and those are in [`Plan::left_out`].
     ///
     /// # Errors
-    /// [`Refusal`], with every problem there is.
+    /// [`Refusal`], with every problem there is, where no output is left.
     pub fn new(
         graph: &Graph,
         catalogue: &Catalogue,
         folders: &Folders,
         device: &str,
     ) -> Result<Self, Refusal> {
+        Self::with_known(graph, catalogue, folders, device, Vec::new())
+    }
+
+    /// As [`Plan::new`], of a graph about which `known` problems were found before. Each costs the
+    /// outputs that need its node; one that is about no node of the graph costs all of them.
+    ///
+    /// # Errors
+    /// As for [`Plan::new`].
+    pub fn with_known(
+        graph: &Graph,
+        catalogue: &Catalogue,
+        folders: &Folders,
+        device: &str,
+        known: Vec<Problem>,
+    ) -> Result<Self, Refusal> {
+        let of_node =
+            |problem: &Problem| problem.node.as_ref().and_then(|node| graph.position(&node.id));
         let mut check = Check {
             graph,
             catalogue,
             folders,
             identities: HashMap::new(),
+            missing: missing_outputs(graph, catalogue),
+            known_at: known.iter().filter_map(of_node).collect(),
             problems: Vec::new(),
             warnings: Vec::new(),
         };
-        let walked = check.walk();
-        let Check { problems, mut warnings, .. } = check;
+        let of_all = known.iter().any(|problem| of_node(problem).is_none());
+        let Walked { order, left_out, any_output } = check.walk();
+        let Check { mut problems, mut warnings, .. } = check;
+        problems.splice(0..0, known);
         // In the order of the file, as people read it; the walk met them in its own.
-        let place = |problem: &Problem| {
-            problem.node.as_ref().and_then(|node| graph.position(&node.id)).unwrap_or(usize::MAX)
-        };
+        let place = |problem: &Problem| of_node(problem).unwrap_or(usize::MAX);
         warnings.sort_by_key(place);
-        if !problems.is_empty() {
-            let mut problems = problems;
-            problems.sort_by_key(place);
+        problems.sort_by_key(place);
+        if of_all || !any_output {
             return Err(Refusal { problems, warnings });
         }
-        Ok(Self { steps: steps(graph, walked, device), warnings })
+        Ok(Self { steps: steps(graph, order, device), problems, left_out, warnings })
+    }
+
+    /// The plan, if nothing had to be left out.
+    ///
+    /// # Errors
+    /// [`Refusal`], with the problems of what was.
+    pub fn whole(self) -> Result<Self, Refusal> {
+        if self.problems.is_empty() {
+            return Ok(self);
+        }
+        Err(Refusal { problems: self.problems, warnings: self.warnings })
+    }
+
+    /// What is wrong with outputs that were left out. There may be some that none of them needs: those
+    /// of a conversion.
+    pub fn problems(&self) -> &[Problem] {
+        &self.problems
+    }
+
+    /// In the order of the file.
+    pub fn left_out(&self) -> &[LeftOut] {
+        &self.left_out
     }
 
     /// Steps that were planned before, for instance in another process. Links lead to earlier ones.
     pub(crate) fn of_steps(steps: Vec<Step>) -> Self {
-        Self { steps, warnings: Vec::new() }
+        Self { steps, problems: Vec::new(), left_out: Vec::new(), warnings: Vec::new() }
     }
 
     pub fn steps(&self) -> &[Step] {
@@ -172,6 +227,10 @@ struct Check<'a> {
     catalogue: &'a Catalogue,
     folders: &'a Folders,
     identities: HashMap<PathBuf, [u8; 16]>,
+    /// Outputs of unknown classes.
+    missing: HashSet<usize>,
+    /// Nodes that a problem was found with before.
+    known_at: HashSet<usize>,
     problems: Vec<Problem>,
     warnings: Vec<Problem>,
 }
@@ -191,37 +250,55 @@ enum Mark {
     Done,
 }
 
+/// What the outputs need.
+struct Walked<'a> {
+    /// The nodes of the outputs that have no problem, ancestors before descendants.
+    order: Vec<Checked<'a>>,
+    left_out: Vec<LeftOut>,
+    any_output: bool,
+}
+
 impl<'a> Check<'a> {
     /// Checks what the outputs need, ancestors before descendants. One branch is finished before
     /// the next begins, so that few results wait for each other. The walk keeps its own stack: a
     /// chain of a million nodes is no reason to overflow the thread's.
-    fn walk(&mut self) -> Vec<Checked<'a>> {
+    fn walk(&mut self) -> Walked<'a> {
         let (graph, catalogue) = (self.graph, self.catalogue);
-        let is_output = |node: &Node| {
-            catalogue.get(&node.class).is_some_and(|class| class.descriptor.output_node)
-        };
+        let class = |at: usize| catalogue.get(&graph.nodes()[at].class);
+        let is_output = |at: usize| class(at).is_some_and(|class| class.descriptor.output_node);
+        let all = || 0..graph.nodes().len();
+        let missing = self.missing.clone();
         let mut roots: Vec<usize> =
-            (0..graph.nodes().len()).filter(|&at| is_output(&graph.nodes()[at])).collect();
+            all().filter(|&at| is_output(at) || missing.contains(&at)).collect();
         if roots.is_empty() {
             let what = "the workflow has no output node, so nothing would come of running it; end \
                         it in a node that saves or shows something";
             let empty = "the workflow has no nodes";
             let message = if graph.nodes().is_empty() { empty } else { what };
-            self.problems.push(Problem::new(Kind::PromptNoOutputs, message));
+            // An unknown class may be the output.
+            if all().all(|at| class(at).is_some()) {
+                self.problems.push(Problem::new(Kind::PromptNoOutputs, message));
+            }
             // What else is wrong is still worth knowing.
-            roots = (0..graph.nodes().len()).collect();
+            roots = all().collect();
         }
         let mut marks = vec![Mark::New; graph.nodes().len()];
+        // For each node that cannot be run, one that has a problem and that it needs.
+        let mut cause: Vec<Option<usize>> = vec![None; graph.nodes().len()];
         let mut order = Vec::new();
-        for root in roots {
+        for &root in &roots {
             if marks[root] != Mark::New {
                 continue;
             }
             marks[root] = Mark::OnTheWay;
-            let mut way = vec![self.visit(root)];
+            let mut way = vec![self.visit_noting(root, &mut cause)];
             while let Some(visit) = way.last_mut() {
                 let Some(&child) = visit.children.get(visit.next) else {
-                    marks[visit.position] = Mark::Done;
+                    let position = visit.position;
+                    marks[position] = Mark::Done;
+                    let of_child = |child: &usize| cause[*child];
+                    cause[position] =
+                        cause[position].or_else(|| visit.children.iter().find_map(of_child));
                     order.extend(visit.checked.take());
                     way.pop();
                     continue;
@@ -230,7 +307,7 @@ impl<'a> Check<'a> {
                 match marks[child] {
                     Mark::New => {
                         marks[child] = Mark::OnTheWay;
-                        let visit = self.visit(child);
+                        let visit = self.visit_noting(child, &mut cause);
                         way.push(visit);
                     }
                     Mark::OnTheWay => {
@@ -238,6 +315,9 @@ impl<'a> Check<'a> {
                         let circle = way[from.unwrap_or(0)..].iter().map(|visit| visit.position);
                         let circle: Vec<usize> = circle.collect();
                         self.cycle(&circle);
+                        for &position in &circle {
+                            cause[position].get_or_insert(circle[0]);
+                        }
                     }
                     Mark::Done => (),
                 }
@@ -250,7 +330,36 @@ impl<'a> Check<'a> {
                 self.warnings.push(warning);
             }
         }
-        order
+        let outputs = || roots.iter().copied().filter(|&at| is_output(at) || missing.contains(&at));
+        let left_out = outputs().filter_map(|at| {
+            let because_of = graph.nodes()[cause[at]?].id.clone();
+            Some(LeftOut { name: graph.nodes()[at].name(), because_of })
+        });
+        let mut needed = vec![false; graph.nodes().len()];
+        outputs().filter(|&at| cause[at].is_none()).for_each(|at| needed[at] = true);
+        let any_output = needed.contains(&true);
+        for checked in order.iter().rev() {
+            if needed[checked.position] {
+                for source in &checked.sources {
+                    if let Source::Link { step, .. } = source {
+                        needed[*step] = true;
+                    }
+                }
+            }
+        }
+        let left_out = left_out.collect();
+        order.retain(|checked| needed[checked.position]);
+        Walked { order, left_out, any_output }
+    }
+
+    /// As [`Check::visit`]; a node with a problem is its own cause.
+    fn visit_noting(&mut self, position: usize, cause: &mut [Option<usize>]) -> Visit<'a> {
+        let before = self.problems.len();
+        let visit = self.visit(position);
+        if self.problems.len() > before || self.known_at.contains(&position) {
+            cause[position] = Some(position);
+        }
+        visit
     }
 
     fn cycle(&mut self, circle: &[usize]) {
@@ -267,7 +376,12 @@ impl<'a> Check<'a> {
     fn visit(&mut self, position: usize) -> Visit<'a> {
         let node = &self.graph.nodes()[position];
         let Some(class) = self.catalogue.get(&node.class) else {
-            let problem = self.unknown_class(node);
+            let mut problem = self.unknown_class(node);
+            if self.missing.contains(&position) {
+                problem.message.push_str(
+                    "; it takes links and nobody takes its results, so it is an output that is missing",
+                );
+            }
             self.problems.push(problem);
             let linked = |(_, input): &(String, Input)| match input {
                 Input::Link { id, .. } => self.graph.position(id),
@@ -309,213 +423,23 @@ impl<'a> Check<'a> {
             .at(node.name())
             .nearest(&node.class, self.catalogue.class_names())
     }
-
-    /// The source for one input. A link leads to a position in the graph for now.
-    fn source(&mut self, node: &Node, input: &InputDescriptor) -> Result<Source, Problem> {
-        match node.input(&input.name) {
-            None => self.default(input),
-            Some(Input::Literal { value, .. }) if value.is_null() => self.default(input),
-            Some(Input::Link { id, slot }) => self.link(input, id, *slot),
-            Some(Input::BareList(items)) => {
-                let items = serde_json::Value::from(items.clone());
-                let message = format!(
-                    "{} is not a link; a link is [\"node id\", output number], a list of values is \
-                     {{\"__value__\": […]}}",
-                    literal::shown(&items)
-                );
-                Err(Problem::new(Kind::BadLinkedInput, message))
-            }
-            Some(Input::Literal { value, origin }) => match &input.kind {
-                InputKind::Path { folder, entry, .. } => match value.as_str() {
-                    Some(name) => self
-                        .path(folder, *entry, name, *origin)
-                        .map_err(|problem| allowed_by_set(problem, node, input, name)),
-                    None => {
-                        let shown = literal::shown(value);
-                        let message = format!("{shown} is not a file's name");
-                        Err(Problem::new(Kind::InvalidInputType, message))
-                    }
-                },
-                _ => {
-                    let (literal, odd) = literal::coerce(input, value)?;
-                    self.warnings.extend(odd.map(|odd| odd.at(node.name()).input(&input.name)));
-                    let literal = match (&input.kind, literal) {
-                        (InputKind::Text { mentions: Some(folder), .. }, Literal::Text(text)) => {
-                            let place =
-                                |warning: Problem| warning.at(node.name()).input(&input.name);
-                            self.mentioned(folder, text, place)?
-                        }
-                        (_, literal) => literal,
-                    };
-                    Ok(Source::Literal(literal))
-                }
-            },
-        }
-    }
-
-    fn default(&mut self, input: &InputDescriptor) -> Result<Source, Problem> {
-        if let InputKind::Path { default: Some(name), folder, entry } = &input.kind {
-            return self.path(folder, *entry, name, Origin::File);
-        }
-        match literal::default(&input.kind) {
-            Some(literal) => Ok(Source::Literal(literal)),
-            None if input.optional => Ok(Source::Absent),
-            None => {
-                let message = format!("is missing; it takes {}", literal::wanted(input));
-                Err(Problem::new(Kind::RequiredInputMissing, message))
-            }
-        }
-    }
-
-    fn link(&self, input: &InputDescriptor, id: &str, slot: u64) -> Result<Source, Problem> {
-        let Some(position) = self.graph.position(id) else {
-            let message = format!("is linked to node {id}, which the workflow does not have");
-            return Err(Problem::new(Kind::BadLinkedInput, message));
-        };
-        let from = &self.graph.nodes()[position];
-        let slot = usize::try_from(slot).unwrap_or(usize::MAX);
-        let link = Source::Link { step: position, slot };
-        // An unknown class is reported where it stands; what it gives is not known.
-        let Some(class) = self.catalogue.get(&from.class) else { return Ok(link) };
-        if let InputKind::Path { .. } = input.kind {
-            let message = "is a file's name, which must stand in the workflow itself: the file is \
-                           looked up before anything runs";
-            return Err(Problem::new(Kind::BadLinkedInput, message));
-        }
-        let outputs = &class.descriptor.outputs;
-        let Some(output) = outputs.get(slot) else {
-            let names = outputs
-                .iter()
-                .enumerate()
-                .map(|(slot, output)| format!("{slot} {} ({})", output.name, output.kind));
-            let has = match outputs.len() {
-                0 => "it has none".to_owned(),
-                _ => format!("it has {}", names.collect::<Vec<_>>().join(", ")),
-            };
-            let message = format!("is linked to output {slot} of {}: {has}", from.name());
-            return Err(Problem::new(Kind::BadLinkedInput, message));
-        };
-        if !types_fit(&output.kind, &input.type_name) {
-            let message = format!(
-                "takes {}, but output {slot} of {} is {} ({})",
-                input.type_name,
-                from.name(),
-                output.kind,
-                output.name
-            );
-            return Err(Problem::new(Kind::ReturnTypeMismatch, message));
-        }
-        Ok(link)
-    }
-
-    fn path(
-        &mut self,
-        folder: &str,
-        entry: Entry,
-        name: &str,
-        origin: Origin,
-    ) -> Result<Source, Problem> {
-        let invalid = |error: PathError| Problem::new(Kind::InvalidPath, error.to_string());
-        let path = match self.folders.resolve(folder, entry, name, origin) {
-            Ok(path) => path,
-            Err(error @ (PathError::Missing { .. } | PathError::Empty)) => {
-                let names = self.folders.names(folder, entry);
-                let mut problem = Problem::new(Kind::ValueNotInList, error.to_string())
-                    .nearest(name, names.iter().map(String::as_str));
-                if problem.nearest.is_none() && !names.is_empty() {
-                    let listed = literal::listed(&names);
-                    problem.message.push_str(&format!("; there are: {listed}"));
-                }
-                return Err(problem);
-            }
-            Err(error) => return Err(invalid(error)),
-        };
-        let (path, identity) = self.identified(name, path)?;
-        Ok(Source::Literal(Literal::Path { path, identity }))
-    }
-
-    /// `path`, which is called `name`, as text, and its identity.
-    fn identified(&mut self, name: &str, path: PathBuf) -> Result<(String, [u8; 16]), Problem> {
-        let invalid = |error: PathError| Problem::new(Kind::InvalidPath, error.to_string());
-        let identity = match self.identities.get(&path) {
-            Some(&identity) => identity,
-            None => {
-                let identity = folders::identity(&path, self.folders.identify).map_err(invalid)?;
-                self.identities.insert(path.clone(), identity);
-                identity
-            }
-        };
-        let Ok(path) = path.into_os_string().into_string() else {
-            let message = format!("\"{name}\" lies in a folder whose name is not UTF-8");
-            return Err(Problem::new(Kind::InvalidPath, message));
-        };
-        Ok((path, identity))
-    }
-
-    /// A text and the files of `folder` that it names. One that is not there is a warning, as in
-    /// ComfyUI, which draws the picture without it. Wherever the text comes from, the names in it
-    /// stay inside their folders: a prompt is not the place for paths.
-    fn mentioned(
-        &mut self,
-        folder: &str,
-        text: String,
-        place: impl Fn(Problem) -> Problem,
-    ) -> Result<Literal, Problem> {
-        let mut files: Vec<Mention> = Vec::new();
-        for names in mention::names(&text, folder) {
-            let before = files.len();
-            let mut missing = None;
-            for name in &names {
-                let path = match self.folders.resolve_mention(folder, name) {
-                    Ok(path) => path,
-                    Err(error) => {
-                        missing = Some((name, error));
-                        continue;
-                    }
-                };
-                let (path, identity) = self.identified(name, path)?;
-                files.push(Mention { property: format!("file:{folder}/{name}"), path, identity });
-            }
-            if let Some((name, error)) = missing.filter(|_| files.len() == before) {
-                let there = self.folders.names(folder, Entry::File);
-                let stems =
-                    there.iter().filter_map(|name| name.rsplit_once('.')).map(|(stem, _)| stem);
-                let stems: Vec<&str> = stems.collect();
-                let keyword = mention::keyword(folder);
-                let message = format!("{error}; the text is taken without this {keyword}");
-                let warning = Problem::new(Kind::ValueNotInList, message);
-                self.warnings.push(place(warning.nearest(name, stems)));
-            }
-        }
-        Ok(match files.is_empty() {
-            true => Literal::Text(text),
-            false => Literal::TextWithFiles { text, files },
-        })
-    }
 }
 
-/// A path that leads out of its folder, but to a file: a picture drawn with `--set` carries the path
-/// that was given there, and says here how to give it again.
-fn allowed_by_set(
-    mut problem: Problem,
-    node: &Node,
-    input: &InputDescriptor,
-    name: &str,
-) -> Problem {
-    if problem.kind == Kind::InvalidPath
-        && Path::new(name).is_absolute()
-        && Path::new(name).exists()
-    {
-        let set = format!("{}.{}={name}", node.id, input.name);
-        // As a shell reads it, whatever stands in the name.
-        let plain = |c: char| c.is_alphanumeric() || "-_./=:".contains(c);
-        let set = match set.chars().all(plain) {
-            true => set,
-            false => format!("'{}'", set.replace('\'', r"'\''")),
-        };
-        problem.message.push_str(&format!("; to read it where it is, say so: --set {set}"));
-    }
-    problem
+/// Nodes of unknown classes that must be outputs: they take links, and nobody takes their results.
+fn missing_outputs(graph: &Graph, catalogue: &Catalogue) -> HashSet<usize> {
+    let links = |node: &'_ Node| {
+        let links = node.inputs.iter().filter_map(|(_, input)| match input {
+            Input::Link { id, .. } => graph.position(id),
+            _ => None,
+        });
+        links.collect::<Vec<_>>()
+    };
+    let taken: HashSet<usize> = graph.nodes().iter().flat_map(links).collect();
+    let is_missing = |&at: &usize| {
+        let node = &graph.nodes()[at];
+        catalogue.get(&node.class).is_none() && !taken.contains(&at) && !links(node).is_empty()
+    };
+    (0..graph.nodes().len()).filter(is_missing).collect()
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 
 use super::Mention;
 use crate::catalogue::{InputDescriptor, InputKind};
-use crate::graph::json_kind;
+use crate::graph::{json_kind, not_finite};
 use crate::problem::{Kind, Problem};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -164,7 +164,7 @@ pub(super) fn listed(names: &[String]) -> String {
 /// A value as it was written, shortened where it is long.
 pub(super) fn shown(value: &Value) -> String {
     const LONGEST: usize = 60;
-    let text = value.to_string();
+    let text = not_finite(value).map_or_else(|| value.to_string(), str::to_owned);
     match text.char_indices().nth(LONGEST) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text,

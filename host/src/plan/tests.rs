@@ -69,7 +69,6 @@ fn literals_are_coerced_as_comfyui_does() {
         ("n", json!("12"), Integer(12)),
         ("n", json!(12.9), Integer(12)),
         ("n", json!(true), Integer(1)),
-        ("n", json!(null), Integer(20)),
         ("seed", json!(u64::MAX), Natural(u64::MAX)),
         ("x", json!("0.5"), Number(0.5)),
         ("x", json!(2), Number(2.0)),
@@ -100,10 +99,137 @@ fn literals_out_of_range_or_type_are_sentences() {
         ("s", json!({"__value__": [1]}), "is not a text"),
         ("how", json!("eulr"), "is not one of \"euler\", \"ddim\""),
         ("n", json!([1, 2]), "is not a link"),
+        ("n", json!(null), "null is not a whole number"),
+        ("s", json!(null), "null is not a text"),
+        ("how", json!(null), "null is not one of \"euler\""),
+        ("b", json!({"__number__": "-Infinity"}), "-Infinity is not true or false"),
     ] {
         let found = widget(input, value).unwrap_err();
         assert!(found.contains(sentence), "{found:?} has no {sentence:?}");
     }
+}
+
+#[test]
+fn what_is_no_number_is_not_the_default() {
+    let text = |value: &str| {
+        format!(
+            r#"{{"1": {{"class_type": "Widgets", "inputs": {{"x": {value}}}, "is_changed": [NaN]}},
+                "2": {{"class_type": "Save", "inputs": {{"image": ["1", 0]}}}}}}"#
+        )
+    };
+    let plan = |value: &str| {
+        let graph = Graph::parse(&text(value)).unwrap();
+        Plan::new(&graph, &catalogue(), &folders(Path::new("/nowhere")), "cpu")
+    };
+    for value in ["NaN", "Infinity", "-Infinity", "null"] {
+        let refusal = plan(value).unwrap_err();
+        let sentence = format!("node 1 (Widgets), input \"x\": {value} is not a number");
+        assert_eq!(refusal.problems[0].to_string(), sentence);
+    }
+    assert!(plan("1.5").is_ok());
+    // A socket that nothing is connected to.
+    let unconnected = json!({
+        "1": {"class_type": "Dice"},
+        "2": {"class_type": "Mix", "inputs": {"a": ["1", 0], "b": null}},
+        "3": {"class_type": "Save", "inputs": {"image": ["2", 0]}}});
+    assert!(wrong(&unconnected).is_empty());
+}
+
+#[test]
+fn placeholders_are_named_with_what_fills_them() {
+    let sentence = |input: &str, value: &str| {
+        wrong(&json!({
+            "3": {"class_type": "Widgets", "inputs": {input: value}},
+            "2": {"class_type": "Save", "inputs": {"image": ["3", 0]}}}))
+        .join("; ")
+    };
+    for (input, value) in [
+        ("seed", "%seed%"),
+        ("n", "{{ steps }}"),
+        ("x", "__RANDOM_FLOAT__"),
+        ("how", "<sampler>"),
+        ("b", "${ON}"),
+    ] {
+        let found = sentence(input, value);
+        let wanted = format!(
+            "; {value} is a placeholder that nothing has filled in: --set 3.{input}=VALUE does"
+        );
+        assert!(found.ends_with(&wanted), "{found}");
+    }
+    assert_eq!(sentence("s", "%text%"), "", "a text may be any");
+    assert!(!sentence("n", "many").contains("placeholder"));
+    let file = wrong(&json!({
+        "a b": {"class_type": "Load", "inputs": {"image": "{{name}}.png"}},
+        "2": {"class_type": "Save", "inputs": {"image": ["a b", 0]}}}));
+    assert!(file[0].contains("{{name}} is a placeholder"), "{file:?}");
+    assert!(file[0].ends_with("--set 'a b.image=VALUE' does"), "{file:?}");
+}
+
+#[test]
+fn a_bad_output_costs_itself() {
+    let graph = json!({
+        "1": {"class_type": "Dice"},
+        "2": {"class_type": "Save", "inputs": {"image": ["1", 0]}},
+        "3": {"class_type": "Need"},
+        "4": {"class_type": "Mix", "inputs": {"a": ["3", 0], "b": ["1", 0]}},
+        "5": {"class_type": "Save", "inputs": {"image": ["4", 0]}, "_meta": {"title": "Bad"}},
+        "6": {"class_type": "Save"},
+        "7": {"class_type": "Widgets", "inputs": {"n": 3}},
+        "8": {"class_type": "Mix", "inputs": {"a": ["7", 0], "b": ["9", 0]}},
+        "9": {"class_type": "Mix", "inputs": {"a": ["8", 0]}},
+        "10": {"class_type": "Save", "inputs": {"image": ["8", 0]}}});
+    let partly = plan(&graph).unwrap();
+    let steps: Vec<&str> = partly.steps().iter().map(|step| step.name.id.as_str()).collect();
+    assert_eq!(steps, ["1", "2"]);
+    let left_out: Vec<(&str, &str)> =
+        partly.left_out().iter().map(|out| (&*out.name.id, &*out.because_of)).collect();
+    assert_eq!(left_out, [("5", "3"), ("6", "6"), ("10", "8")]);
+    let problems: Vec<String> = partly.problems().iter().map(Problem::to_string).collect();
+    assert_eq!(problems.len(), 3, "{problems:?}");
+    assert!(problems[0].starts_with("node 3 (Need), input \"n\": is missing"), "{problems:?}");
+    assert!(problems[1].starts_with("node 6 (Save), input \"image\": is missing"), "{problems:?}");
+    assert!(problems[2].contains("is a circle"), "{problems:?}");
+    assert_eq!(partly.whole().unwrap_err().problems.len(), 3);
+    assert!(plan(&json!({"1": {"class_type": "Dice"}, "2": {"class_type": "Save"}})).is_err());
+}
+
+#[test]
+fn what_was_found_before_costs_the_outputs_that_need_it() {
+    let graph = json!({
+        "1": {"class_type": "Dice"},
+        "2": {"class_type": "Save", "inputs": {"image": ["1", 0]}},
+        "3": {"class_type": "Dice"},
+        "4": {"class_type": "Save", "inputs": {"image": ["3", 0]}}});
+    let graph = Graph::parse(&graph.to_string()).unwrap();
+    let plan = |problem: Problem| {
+        let folders = folders(Path::new("/nowhere"));
+        Plan::with_known(&graph, &catalogue(), &folders, "cpu", vec![problem])
+    };
+    let problem = || Problem::new(Kind::BadLinkedInput, "is odd");
+    let partly = plan(problem().at(graph.nodes()[0].name())).unwrap();
+    assert_eq!((partly.left_out()[0].name.id.as_str(), partly.steps().len()), ("2", 2));
+    assert!(plan(problem()).is_err(), "nobody knows whose it is");
+}
+
+#[test]
+fn an_unknown_class_whose_results_nobody_takes_is_an_output() {
+    let good = json!({
+        "1": {"class_type": "Dice"},
+        "2": {"class_type": "Save", "inputs": {"image": ["1", 0]}},
+        "3": {"class_type": "SaveElsewhere", "inputs": {"image": ["1", 0]}}});
+    let partly = plan(&good).unwrap();
+    assert_eq!(partly.left_out()[0].name.id, "3");
+    let sentence = partly.problems()[0].to_string();
+    assert!(sentence.contains("no library has the class \"SaveElsewhere\""), "{sentence}");
+    assert!(sentence.contains("so it is an output that is missing"), "{sentence}");
+    let alone = wrong(&json!({
+        "1": {"class_type": "Dice"},
+        "2": {"class_type": "Unknown", "inputs": {"image": ["1", 0]}},
+        "3": {"class_type": "SaveElsewhere", "inputs": {"image": ["2", 0]}}}));
+    assert_eq!(alone.len(), 2, "{alone:?}");
+    assert!(alone[0].starts_with("node 2 (Unknown): no library has"), "{alone:?}");
+    assert!(!alone[0].contains("an output"), "its results are taken: {alone:?}");
+    assert!(alone.iter().all(|problem| !problem.contains("no output node")), "{alone:?}");
 }
 
 #[test]
@@ -173,8 +299,9 @@ fn a_circle_is_named() {
 fn without_an_output_nothing_runs() {
     assert!(wrong(&json!({}))[0].contains("has no nodes"));
     let found = wrong(&json!({"1": {"class_type": "Dice"}, "2": {"class_type": "Saev"}}));
-    assert_eq!(found.len(), 2);
+    assert_eq!(found.len(), 1, "the unknown class may be the output: {found:?}");
     assert!(found[0].contains("did you mean \"Save\""), "{found:?}");
+    let found = wrong(&json!({"1": {"class_type": "Dice"}, "2": {"class_type": "Need"}}));
     assert!(found[1].contains("no output node"), "{found:?}");
 }
 

@@ -1,0 +1,158 @@
+//! A workflow inside what a client of ComfyUI's server saves: `{"prompt": …, "client_id": …}`, a worker's
+//! `{"input": {"workflow": …}}`, an entry of the server's history. It may be a text that is JSON.
+//!
+//! What was run comes before what the editor shows: of a request that carries both, the API's graph
+//! is taken, and the editor's is what goes with it into a picture.
+
+use super::{GraphError, is_editor_format, json};
+use serde_json::{Map, Value};
+
+/// How deep inside a file a workflow is looked for; the history of a server has it at four.
+const DEEPEST: usize = 6;
+/// How many places a sentence names.
+const MOST_NAMED: usize = 5;
+
+/// What [`super::open`] finds in a file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Opened {
+    /// The workflow, in either format.
+    pub object: Map<String, Value>,
+    /// The editor's graph, where one stands beside a workflow of the API's format.
+    pub editor: Option<Map<String, Value>>,
+    /// Whether the workflow is a part of the file.
+    pub inside: bool,
+}
+
+/// The workflow that `object` is or holds; `object` itself where there is none to be seen.
+///
+/// # Errors
+/// [`GraphError::Several`], when it holds several that differ.
+pub(super) fn workflow_in(object: Map<String, Value>) -> Result<Opened, GraphError> {
+    if is_editor_format(&object) || is_api_format(&object) {
+        return Ok(Opened { object, editor: None, inside: false });
+    }
+    let (mut of_api, mut of_editor) = (Vec::new(), Vec::new());
+    let mut level = vec![(String::new(), Value::Object(object.clone()))];
+    for _ in 0..DEEPEST {
+        let inside = level.into_iter().flat_map(|(path, value)| parts(&path, value));
+        level = Vec::new();
+        // The outermost one is the file's; what lies deeper may be an earlier one.
+        let outermost = of_api.is_empty();
+        for (path, value) in inside {
+            match unpacked(value) {
+                Value::Object(object) if is_editor_format(&object) => {
+                    of_editor.push((path, object))
+                }
+                Value::Object(object) if is_api_format(&object) => {
+                    if outermost {
+                        of_api.push((path, object));
+                    }
+                }
+                value => level.push((path, value)),
+            }
+        }
+    }
+    let editor = of_editor.first().map(|(_, object)| object.clone());
+    if !of_api.is_empty() {
+        let object = only(of_api)?;
+        return Ok(Opened { object, editor, inside: true });
+    }
+    if !of_editor.is_empty() {
+        return Ok(Opened { object: only(of_editor)?, editor: None, inside: true });
+    }
+    Ok(Opened { object, editor: None, inside: false })
+}
+
+/// Whether `object` has a node of the API's format.
+fn is_api_format(object: &Map<String, Value>) -> bool {
+    object.values().any(|node| node.get("class_type").is_some_and(Value::is_string))
+}
+
+/// What is in a list or an object, with its place.
+fn parts(path: &str, value: Value) -> Vec<(String, Value)> {
+    let place = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
+    match value {
+        Value::Object(object) => {
+            object.into_iter().map(|(key, value)| (place(&key), value)).collect()
+        }
+        Value::Array(items) => {
+            let items = items.into_iter().enumerate();
+            items.map(|(at, value)| (place(&at.to_string()), value)).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// A text that is a workflow's JSON, as that JSON.
+fn unpacked(value: Value) -> Value {
+    match &value {
+        Value::String(text) if text.trim_start().starts_with('{') => {
+            json::parse(text).unwrap_or(value)
+        }
+        _ => value,
+    }
+}
+
+fn only(found: Vec<(String, Map<String, Value>)>) -> Result<Map<String, Value>, GraphError> {
+    let same = found.windows(2).all(|two| two[0].1 == two[1].1);
+    match found.first() {
+        Some((_, object)) if same => Ok(object.clone()),
+        _ => {
+            let mut places: Vec<String> =
+                found.iter().take(MOST_NAMED).map(|(place, _)| place.clone()).collect();
+            if found.len() > MOST_NAMED {
+                places.push("…".to_owned());
+            }
+            Err(GraphError::Several { count: found.len(), places: places.join(", ") })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Graph, open};
+    use super::*;
+    use serde_json::json;
+
+    fn api() -> Value {
+        json!({"1": {"class_type": "A", "inputs": {}}})
+    }
+
+    #[test]
+    fn requests_as_clients_save_them_are_opened() {
+        let text = api().to_string();
+        for body in [
+            json!({"prompt": api(), "client_id": "me"}),
+            json!({"input": {"workflow": api(), "images": []}}),
+            json!({"input": {"workflow_json": text}, "webhook": "https://example.org"}),
+            json!({"prompt": text}),
+            json!({"output": api(), "workflow": {"nodes": [], "links": []}}),
+            json!({"0f-1c": {"prompt": [3, "0f-1c", api(), {}, ["1"]], "outputs": {}}}),
+            json!({"prompt": api(), "again": api()}),
+        ] {
+            let graph = Graph::parse(&body.to_string()).unwrap();
+            assert_eq!(graph, Graph::parse(&api().to_string()).unwrap(), "{body}");
+        }
+    }
+
+    #[test]
+    fn the_editors_graph_goes_with_the_request() {
+        let editor = json!({"nodes": [{"id": 1, "type": "A"}], "links": []});
+        let body = json!({"prompt": api(), "extra_data": {"extra_pnginfo": {"workflow": editor}}});
+        let opened = open(&body.to_string()).unwrap();
+        assert_eq!((Value::Object(opened.object), opened.inside), (api(), true));
+        let alone = open(&json!({"data": {"workflow": editor}}).to_string()).unwrap();
+        assert_eq!((Value::Object(alone.object), alone.editor), (editor, None));
+        let plain = open(&api().to_string()).unwrap();
+        assert_eq!((Value::Object(plain.object), plain.inside), (api(), false));
+    }
+
+    #[test]
+    fn several_workflows_are_named() {
+        let other = json!({"2": {"class_type": "B"}});
+        let body = json!({"jobs": [{"prompt": api()}, {"prompt": other}]});
+        let sentence = open(&body.to_string()).unwrap_err().to_string();
+        assert!(sentence.contains("2 workflows"), "{sentence}");
+        assert!(sentence.contains("jobs.0.prompt, jobs.1.prompt"), "{sentence}");
+    }
+}

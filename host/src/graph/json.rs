@@ -1,0 +1,163 @@
+//! JSON as people's programs write it: strict where a reader could take one thing for another, and
+//! lenient where it is plain what was meant.
+//!
+//! An object with a key given twice is refused, since other readers silently take the last. Python
+//! writes NaN and Infinity bare, in "is_changed" of saved pictures and elsewhere, and templates have
+//! their placeholders bare, `"seed": {{seed}}`: neither is JSON, and both are read as what they are,
+//! so that the input they stand at can be named.
+
+use super::GraphError;
+use super::placeholder;
+use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Value};
+use std::fmt;
+
+/// The key of an object that stands for a number that JSON does not have:
+/// `{"__number__": "NaN"}`.
+const NUMBER: &str = "__number__";
+const NOT_FINITE: [&str; 3] = ["NaN", "Infinity", "-Infinity"];
+
+/// The JSON value that `text` is.
+///
+/// # Errors
+/// [`GraphError`], of the text as it stands.
+pub(super) fn parse(text: &str) -> Result<Value, GraphError> {
+    parse_strict(text).or_else(|error| match as_json(text).map(|text| parse_strict(&text)) {
+        Some(Ok(json)) => Ok(json),
+        _ => Err(error),
+    })
+}
+
+/// Python's word for the number that `value` stands for, where it is one that is not finite.
+pub fn not_finite(value: &Value) -> Option<&str> {
+    let object = value.as_object().filter(|object| object.len() == 1)?;
+    object.get(NUMBER)?.as_str().filter(|word| NOT_FINITE.contains(word))
+}
+
+fn parse_strict(text: &str) -> Result<Value, GraphError> {
+    serde_json::from_str::<Strict>(text).map(|strict| strict.0).map_err(|error| {
+        let (line, column) = (error.line(), error.column());
+        if error.is_eof() {
+            return GraphError::Truncated { line, column };
+        }
+        // serde_json has no other way to ask which of its limits was met.
+        let message = error.to_string();
+        if message.starts_with("recursion limit exceeded") {
+            return GraphError::TooDeep { line, column };
+        }
+        let place = format!(" at line {line} column {column}");
+        let reason = message.strip_suffix(&place).unwrap_or(&message).to_owned();
+        GraphError::Syntax { reason, line, column }
+    })
+}
+
+/// A JSON value in which no object has a key twice.
+struct Strict(Value);
+
+impl<'de> Deserialize<'de> for Strict {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(StrictVisitor).map(Strict)
+    }
+}
+
+struct StrictVisitor;
+
+impl<'de> Visitor<'de> for StrictVisitor {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(Value::Bool(value))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_string<E>(self, value: String) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        let mut list = Vec::new();
+        while let Some(Strict(item)) = items.next_element()? {
+            list.push(item);
+        }
+        Ok(Value::Array(list))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut pairs: A) -> Result<Value, A::Error> {
+        let mut object = Map::new();
+        while let Some(key) = pairs.next_key::<String>()? {
+            if object.contains_key(&key) {
+                return Err(de::Error::custom(format!("the key {key:?} stands twice")));
+            }
+            let Strict(value) = pairs.next_value()?;
+            object.insert(key, value);
+        }
+        Ok(Value::Object(object))
+    }
+}
+
+/// `text` with every bare NaN, Infinity and -Infinity as the object that [`not_finite`] knows, and
+/// every bare placeholder as a string; `None` where there is none.
+fn as_json(text: &str) -> Option<String> {
+    let mut plain = String::with_capacity(text.len());
+    let mut found = false;
+    let mut rest = text;
+    while let Some(at) = rest.find(['"', 'N', 'I', '-', '{', '%', '_', '$', '<']) {
+        let (before, from) = rest.split_at(at);
+        plain.push_str(before);
+        let word = NOT_FINITE.into_iter().find(|word| from.starts_with(word));
+        let taken = if let Some(word) = word {
+            found = true;
+            plain.push_str(&format!("{{\"{NUMBER}\": \"{word}\"}}"));
+            word.len()
+        } else if let Some(length) = placeholder::length(from) {
+            found = true;
+            // Its signs need no escapes.
+            plain.push_str(&format!("\"{}\"", &from[..length]));
+            length
+        } else {
+            let taken = if from.starts_with('"') { string_length(from) } else { 1 };
+            plain.push_str(&from[..taken]);
+            taken
+        };
+        rest = &from[taken..];
+    }
+    plain.push_str(rest);
+    found.then_some(plain)
+}
+
+/// The bytes of the JSON string that `text` begins with, quotes included.
+fn string_length(text: &str) -> usize {
+    let mut escaped = false;
+    for (at, byte) in text.bytes().enumerate().skip(1) {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = true,
+            b'"' => return at + 1,
+            _ => (),
+        }
+    }
+    text.len()
+}
