@@ -1,17 +1,20 @@
 //! Where the files that a workflow names are: models, input pictures, what was saved.
 //!
 //! A workflow may come from anybody, so a name in one stays inside its root: no absolute path, no
-//! `..`, no symbolic link that leads out. What the person types on the command line is the person's
-//! own and may be any path.
+//! `..`. What the person types on the command line is the person's own and may be any path. A linked
+//! file or folder inside a root is the person's own, too, who put it there (another disk, a hub's
+//! cache), and is followed.
 
 mod extra_paths;
 mod identity;
+mod listing;
 mod yaml;
 
 pub use extra_paths::{ExtraFolder, ExtraPathsError};
 pub use identity::{Identify, identity};
 
 use crate::graph::Origin;
+use listing::Walk;
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
@@ -232,16 +235,9 @@ impl Folders {
             return Err(PathError::NoFolder { name: name.to_owned(), hint });
         }
         let mut wrong_entry = None;
-        for (root, base) in &bases {
+        for (_, base) in &bases {
             let path = base.join(&relative);
             let Ok(metadata) = fs::metadata(&path) else { continue };
-            let real = |path: &Path| {
-                let io = |source| PathError::Io { path: path.display().to_string(), source };
-                path.canonicalize().map_err(io)
-            };
-            if !real(&path)?.starts_with(real(root)?) {
-                return Err(escapes());
-            }
             match check_entry(name, entry, &metadata) {
                 Ok(()) => return Ok(path),
                 Err(error) => wrong_entry = Some(error),
@@ -250,38 +246,58 @@ impl Folders {
         Err(wrong_entry.unwrap_or(PathError::Missing { name: name.to_owned(), searched }))
     }
 
-    /// The file of `folder` that a text means by `name`: as [`Folders::resolve`], and the extension
-    /// may be left out.
+    /// The file of `folder` that a text means by `name`: as [`Folders::resolve`], the extension may be
+    /// left out, and the folders that lie in those of the kind may be, too, as in ComfyUI.
     ///
     /// # Errors
     /// [`PathError`], for the name as it is.
     pub fn resolve_mention(&self, folder: &str, name: &str) -> Result<PathBuf, PathError> {
         let find = |name: &str| self.resolve(folder, Entry::File, name, Origin::File);
-        let plain = find(name);
-        if plain.is_ok() {
-            return plain;
+        let plain = match find(name) {
+            Err(error @ PathError::Missing { .. }) => error,
+            other => return other,
+        };
+        let names = std::iter::once(name.to_owned())
+            .chain(EXTENSIONS_LEFT_OUT.iter().map(|extension| format!("{name}.{extension}")));
+        let names: Vec<String> = names.collect();
+        if let Some(path) = names.iter().find_map(|name| find(name).ok()) {
+            return Ok(path);
         }
-        let with = |extension: &&str| find(&format!("{name}.{extension}")).ok();
-        EXTENSIONS_LEFT_OUT.iter().find_map(with).map_or(plain, Ok)
+        // Of the kind's own folders: by its bare name a root has many other files.
+        let own = self
+            .bases(folder)
+            .into_iter()
+            .filter(|(root, base)| root != base || !self.is_root(root));
+        let below = own.flat_map(|(_, base)| listing::folders_below(&base));
+        let found = below.into_iter().find_map(|below| {
+            let paths = names.iter().map(|name| below.join(name.replace('\\', "/")));
+            paths.into_iter().find(|path| path.is_file())
+        });
+        found.ok_or(plain)
     }
 
-    /// The names that [`Folders::resolve`] would find: files, and folders that hold a model's
-    /// `config.json` or `model_index.json`. Sorted. Pictures in folders below are not offered, as in
-    /// ComfyUI, though they are found: the folder of pictures may be anybody's home.
+    /// The names that [`Folders::resolve`] would find and that may be of this kind: files, and folders
+    /// that hold a model's `config.json` or `model_index.json`. Sorted. What lies in a folder of
+    /// another kind is not of this one, nor is a part of a model in a folder. Pictures in folders below
+    /// are not offered, as in ComfyUI, though they are found: the folder of pictures may be anybody's home.
     pub fn names(&self, folder: &str, entry: Entry) -> Vec<String> {
         let pictures = matches!(folder, "input" | "output" | "temp");
         let (files, deepest) = if pictures { (PICTURE_FILES, 1) } else { (MODEL_FILES, DEEPEST) };
+        let own = same_kinds(folder);
         let mut names = Vec::new();
         let mut left = MOST_FILES;
         for (root, base) in self.bases(folder) {
-            // Kinds have folders of their own in a root of models, and in no other folder.
-            let is_root = root == base && self.models.contains(&root);
-            let walk = Walk { entry, files, deepest, skip: if is_root { KINDS } else { &[] } };
-            walk.folder(&base, "", 0, &mut names, &mut left);
+            let of_any_kind = root == base && self.is_root(&root);
+            let walk = Walk { entry, files, deepest, own: &own, of_any_kind };
+            walk.all(&base, &mut names, &mut left);
         }
         names.sort();
         names.dedup();
         names
+    }
+
+    fn is_root(&self, path: &PathBuf) -> bool {
+        self.models.contains(path)
     }
 
     /// Pairs of a root, which must not be left, and the folder in it where names are looked for.
@@ -292,11 +308,7 @@ impl Folders {
             "output" => vec![itself(&self.output)],
             "temp" => vec![itself(&self.temp)],
             _ => {
-                let same = [folder];
-                let aliases = ALIASES.iter().find(|names| names.contains(&folder));
-                let aliases = aliases.copied().unwrap_or(&same);
-                let others = aliases.iter().copied().filter(|name| *name != folder);
-                let kinds: Vec<&str> = std::iter::once(folder).chain(others).collect();
+                let kinds = same_kinds(folder);
                 let of_root = |root: &PathBuf| {
                     let kinds = kinds.iter().map(|kind| (root.clone(), root.join(kind)));
                     kinds.chain([itself(root)]).collect::<Vec<_>>()
@@ -422,59 +434,11 @@ fn check_entry(name: &str, wanted: Entry, metadata: &fs::Metadata) -> Result<(),
     Err(PathError::WrongEntry { name: name.to_owned(), found, wanted })
 }
 
-struct Walk {
-    entry: Entry,
-    files: &'static [&'static str],
-    deepest: usize,
-    /// Folders that are not entered at the top.
-    skip: &'static [&'static str],
-}
-
-impl Walk {
-    /// `left` is how many entries may still be looked at.
-    fn folder(
-        &self,
-        path: &Path,
-        prefix: &str,
-        depth: usize,
-        names: &mut Vec<String>,
-        left: &mut usize,
-    ) {
-        let Ok(entries) = fs::read_dir(path) else { return };
-        let is_model = depth > 0 && is_model_folder(path);
-        for entry in entries.flatten() {
-            let Some(fewer) = left.checked_sub(1) else { return };
-            *left = fewer;
-            // A name that is not UTF-8 cannot be written in a workflow.
-            let Ok(name) = entry.file_name().into_string() else { continue };
-            let path = entry.path();
-            let Ok(metadata) = fs::metadata(&path) else { continue };
-            if name.starts_with('.') {
-                continue;
-            }
-            let full = format!("{prefix}{name}");
-            if metadata.is_dir() {
-                if depth == 0 && self.skip.contains(&name.as_str()) {
-                    continue;
-                }
-                if self.entry != Entry::File && is_model_folder(&path) {
-                    names.push(full.clone());
-                }
-                if depth + 1 < self.deepest {
-                    self.folder(&path, &format!("{full}/"), depth + 1, names, left);
-                }
-            } else if self.entry != Entry::Directory && !is_model {
-                let extension = path.extension().and_then(OsStr::to_str).unwrap_or_default();
-                if self.files.iter().any(|known| known.eq_ignore_ascii_case(extension)) {
-                    names.push(full);
-                }
-            }
-        }
-    }
-}
-
-fn is_model_folder(path: &Path) -> bool {
-    path.join("config.json").is_file() || path.join("model_index.json").is_file()
+/// A kind of folder by all of its names, the given one first.
+fn same_kinds(folder: &str) -> Vec<&str> {
+    let aliases = ALIASES.iter().find(|names| names.contains(&folder)).copied().unwrap_or_default();
+    let others = aliases.iter().copied().filter(|name| *name != folder);
+    std::iter::once(folder).chain(others).collect()
 }
 
 #[cfg(test)]

@@ -126,6 +126,26 @@ impl fmt::Display for Problem {
     }
 }
 
+/// As [`nearest`], of names of files: one that is called the same in another folder comes first, and
+/// extensions, which most have in common, make nothing alike.
+pub fn nearest_file<'a>(wrong: &str, names: &'a [String]) -> Option<&'a str> {
+    let name = |path: &str| path.rsplit(['/', '\\']).next().unwrap_or(path).to_lowercase();
+    if let Some(same) = names.iter().find(|path| name(path) == name(wrong)) {
+        return Some(same);
+    }
+    fn stem(path: &str) -> &str {
+        let begin = path.rfind(['/', '\\']).map_or(0, |slash| slash + 1);
+        let dot = path[begin..].rfind('.').filter(|&dot| dot > 0);
+        // What looks like a version is no extension.
+        let is_extension = |dot: &usize| path[begin + dot..].contains(char::is_alphabetic);
+        dot.filter(is_extension).map_or(path, |dot| &path[..begin + dot])
+    }
+    let stems: Vec<&str> = names.iter().map(|name| stem(name)).collect();
+    let found = nearest(stem(wrong), stems.iter().copied())?;
+    let at = stems.iter().position(|stem| *stem == found)?;
+    Some(&names[at])
+}
+
 /// The name nearest to `wrong`, if one is near enough to have been meant: case and the signs
 /// between words count for little, and half the word may be wrong at most. Ties go to the first.
 pub fn nearest<'a>(wrong: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
@@ -165,6 +185,16 @@ mod tests {
         assert_eq!(nearest("VAEDecoder", classes), Some("VAEDecode"));
         assert_eq!(nearest("Zwölf", classes), None);
         assert_eq!(nearest(&"x".repeat(100_000), classes), None);
+    }
+
+    #[test]
+    fn files_are_alike_by_their_names() {
+        let names = ["loras/pencil.safetensors", "v1-5-pruned.safetensors", "sub/dreamy.ckpt"];
+        let names = names.map(str::to_owned);
+        assert_eq!(nearest_file("sd_xl_base_1.0.safetensors", &names), None);
+        assert_eq!(nearest_file("v1-5-prunned.ckpt", &names), Some("v1-5-pruned.safetensors"));
+        assert_eq!(nearest_file("SD15\\Dreamy.ckpt", &names), Some("sub/dreamy.ckpt"));
+        assert_eq!(nearest_file("v1.5", &["v1.4".to_owned()]), Some("v1.4"));
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! What tells one state of a file from another, so that a model that was replaced under its name is
 //! another model.
 
+use super::listing::real;
 use super::{DEEPEST, MOST_FILES, PathError};
 use std::fs::{self, File};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 /// What a file is recognised by.
@@ -19,14 +20,14 @@ pub enum Identify {
 }
 
 /// What tells one state of a file, or of a folder's files, from another: names, sizes, and what
-/// `identify` says.
+/// `identify` says. Links are followed.
 ///
 /// # Errors
 /// [`PathError::Io`], [`PathError::TooMany`].
 pub fn identity(path: &Path, identify: Identify) -> Result<[u8; 16], PathError> {
     let mut files = Vec::new();
     let io = |source| PathError::Io { path: path.display().to_string(), source };
-    list_files(path, "", 0, &mut files).map_err(|error| match error {
+    list_files(path, "", &mut Vec::new(), &mut files).map_err(|error| match error {
         ListError::Io(source) => io(source),
         ListError::TooMany => PathError::TooMany { path: path.display().to_string() },
     })?;
@@ -60,14 +61,15 @@ enum ListError {
     TooMany,
 }
 
+/// `around` are the real folders that `path` lies in, as it was reached.
 fn list_files(
     path: &Path,
     name: &str,
-    depth: usize,
+    around: &mut Vec<PathBuf>,
     files: &mut Vec<(String, u64, i128)>,
 ) -> Result<(), ListError> {
     let metadata = fs::metadata(path).map_err(ListError::Io)?;
-    if files.len() >= MOST_FILES || depth > DEEPEST {
+    if files.len() >= MOST_FILES || around.len() > DEEPEST {
         return Err(ListError::TooMany);
     }
     if !metadata.is_dir() {
@@ -78,14 +80,21 @@ fn list_files(
         files.push((name.to_owned(), metadata.len(), changed));
         return Ok(());
     }
+    let folder = real(path);
+    if around.contains(&folder) {
+        // A link back, whose files are listed already.
+        return Ok(());
+    }
+    around.push(folder);
     for entry in fs::read_dir(path).map_err(ListError::Io)? {
         let entry = entry.map_err(ListError::Io)?;
         let name = format!("{name}/{}", entry.file_name().to_string_lossy());
-        match list_files(&entry.path(), &name, depth + 1, files) {
+        match list_files(&entry.path(), &name, around, files) {
             // A link to nowhere inside a model's folder is not the model's.
             Err(ListError::Io(error)) if error.kind() == io::ErrorKind::NotFound => (),
             other => other?,
         }
     }
+    around.pop();
     Ok(())
 }

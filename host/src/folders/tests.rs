@@ -75,13 +75,110 @@ fn a_workflow_stays_inside_its_folders() {
 
 #[cfg(unix)]
 #[test]
-fn a_link_that_leads_out_is_refused() {
+fn links_are_the_persons_own_and_followed() {
+    use std::os::unix::fs::symlink;
     let place = place();
     let root = place.folder.path();
-    std::os::unix::fs::symlink(root.join("secret.png"), root.join("in/link.png")).unwrap();
-    std::os::unix::fs::symlink(root.join("in/cat.png"), root.join("in/fine.png")).unwrap();
-    assert!(place.find("input", "link.png").unwrap_err().contains("leads out"));
-    assert_eq!(place.find("input", "fine.png").unwrap(), "in/fine.png");
+    // Another disk, a hub's cache.
+    let disk = tempfile::tempdir().unwrap();
+    for path in ["loras/deep", "pictures", "vae"] {
+        fs::create_dir_all(disk.path().join(path)).unwrap();
+    }
+    for path in ["loras/style.pt", "loras/deep/other.pt", "pictures/dog.png", "vae/blob"] {
+        fs::write(disk.path().join(path), path).unwrap();
+    }
+    symlink(disk.path().join("loras"), root.join("models/loras")).unwrap();
+    symlink(disk.path().join("pictures"), root.join("in/below")).unwrap();
+    symlink(disk.path().join("pictures/dog.png"), root.join("in/dog.png")).unwrap();
+    symlink(disk.path().join("pictures"), root.join("linked output")).unwrap();
+    fs::create_dir_all(root.join("models/vae")).unwrap();
+    symlink(disk.path().join("vae/blob"), root.join("models/vae/v.safetensors")).unwrap();
+
+    assert_eq!(place.find("loras", "style.pt").unwrap(), "models/loras/style.pt");
+    assert_eq!(place.find("loras", "deep/other.pt").unwrap(), "models/loras/deep/other.pt");
+    assert_eq!(place.find("vae", "v.safetensors").unwrap(), "models/vae/v.safetensors");
+    assert_eq!(place.find("input", "dog.png").unwrap(), "in/dog.png");
+    assert_eq!(place.find("input", "below/dog.png").unwrap(), "in/below/dog.png");
+    assert_eq!(place.folders.names("loras", Entry::File), ["deep/other.pt", "style.pt"]);
+    assert_eq!(place.folders.names("vae", Entry::File), ["v.safetensors"]);
+    let folders = Folders { output: root.join("linked output"), ..place.folders.clone() };
+    assert!(folders.resolve("input", Entry::File, "dog.png [output]", Origin::File).is_ok());
+    // A name climbs out of no folder, linked or not.
+    for name in ["../secret.png", "below/../../secret.png", "below/../../models/loras/style.pt"] {
+        assert!(place.find("input", name).unwrap_err().contains("leads out"), "{name}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_link_back_ends() {
+    let place = place();
+    let sd = place.folder.path().join("models/tiny/sd");
+    std::os::unix::fs::symlink("..", sd.join("unet/again")).unwrap();
+    std::os::unix::fs::symlink("../..", place.folder.path().join("models/checkpoints/all"))
+        .unwrap();
+    assert!(identity(&sd, Identify::SizeAndTime).is_ok());
+    let names = place.folders.names("checkpoints", Entry::Any);
+    assert!(names.contains(&"sub/a.safetensors".to_owned()), "{names:?}");
+    assert!(names.iter().all(|name| !name.contains("all/checkpoints/all")), "{names:?}");
+}
+
+#[test]
+fn a_mention_is_found_in_folders_below() {
+    let place = place();
+    let root = place.folder.path();
+    for path in ["models/embeddings/b/deep", "models/embeddings/a", "models/checkpoints/a"] {
+        fs::create_dir_all(root.join(path)).unwrap();
+    }
+    for path in ["b/deep/moss-v1.2.safetensors", "b/both.pt", "a/both.bin", "a/plain.pt"] {
+        fs::write(root.join("models/embeddings").join(path), path).unwrap();
+    }
+    fs::write(root.join("models/checkpoints/a/not-one.pt"), "").unwrap();
+    let find = |name: &str| {
+        let found = place.folders.resolve_mention("embeddings", name);
+        let inside = |path: PathBuf| path.strip_prefix(root).unwrap().display().to_string();
+        found.map(inside).map_err(|error| error.to_string())
+    };
+    let below = |path: &str| Ok(format!("models/embeddings/{path}"));
+    assert_eq!(find("moss-v1.2"), below("b/deep/moss-v1.2.safetensors"));
+    assert_eq!(find("deep/moss-v1.2"), below("b/deep/moss-v1.2.safetensors"));
+    assert_eq!(find("moss-v1.2.safetensors"), below("b/deep/moss-v1.2.safetensors"));
+    assert_eq!(find("both"), below("a/both.bin"), "the nearer folder, then by name");
+    assert_eq!(find("plain"), below("a/plain.pt"));
+    assert!(find("not-one").unwrap_err().contains("there is no \"not-one\""));
+    assert!(find("../checkpoints/a/not-one").unwrap_err().contains("leads out"));
+}
+
+#[test]
+fn names_are_of_the_kind() {
+    let place = place();
+    let root = place.folder.path().join("models");
+    for path in
+        ["loras", "tiny/loras", "tiny/controlnet/canny", "tiny/sd/vae", "checkpoints/other/unet"]
+    {
+        fs::create_dir_all(root.join(path)).unwrap();
+    }
+    for path in [
+        "loras/style.safetensors",
+        "tiny/loras/pencil.safetensors",
+        "tiny/controlnet/canny/config.json",
+        "tiny/sd/vae/config.json",
+        "checkpoints/other/model_index.json",
+        "checkpoints/other/unet/config.json",
+        "loose.ckpt",
+    ] {
+        fs::write(root.join(path), path).unwrap();
+    }
+    let names = |folder, entry| place.folders.names(folder, entry);
+    assert_eq!(
+        names("checkpoints", Entry::Any),
+        ["loose.ckpt", "other", "sub/a.safetensors", "tiny/sd"]
+    );
+    let loras = ["loose.ckpt", "style.safetensors", "tiny/loras/pencil.safetensors"];
+    assert_eq!(names("loras", Entry::File), loras);
+    assert_eq!(names("controlnet", Entry::Directory), ["tiny/controlnet/canny", "tiny/sd"]);
+    assert_eq!(names("vae", Entry::Directory), ["tiny/sd", "tiny/sd/vae"]);
+    assert_eq!(names("diffusion_models", Entry::Directory), ["tiny/sd", "tiny/sd/unet"]);
 }
 
 #[test]
@@ -91,9 +188,9 @@ fn what_is_there_is_offered() {
     fs::write(folders.folder.path().join("in/below/dog.png"), "").unwrap();
     let names = |folder, entry| folders.folders.names(folder, entry);
     assert_eq!(names("input", Entry::File), ["cat.png"]);
-    assert_eq!(names("checkpoints", Entry::Any), ["sub/a.safetensors", "tiny/sd", "tiny/sd/unet"]);
+    assert_eq!(names("checkpoints", Entry::Any), ["sub/a.safetensors", "tiny/sd"]);
     assert_eq!(names("clip", Entry::File), ["c.safetensors"]);
-    assert_eq!(names("vae", Entry::Directory), ["tiny/sd", "tiny/sd/unet"]);
+    assert_eq!(names("vae", Entry::Directory), ["tiny/sd"]);
 }
 
 #[test]

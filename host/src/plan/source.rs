@@ -4,7 +4,7 @@ use super::{Check, Literal, Mention, Source, literal, mention};
 use crate::catalogue::{InputDescriptor, InputKind, types_fit};
 use crate::folders::{self, Entry, PathError};
 use crate::graph::{Input, Node, Origin, not_finite, placeholder};
-use crate::problem::{Kind, Problem};
+use crate::problem::{Kind, Problem, nearest_file};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -140,8 +140,8 @@ impl Check<'_> {
             Ok(path) => path,
             Err(error @ (PathError::Missing { .. } | PathError::Empty)) => {
                 let names = self.folders.names(folder, entry);
-                let mut problem = Problem::new(Kind::ValueNotInList, error.to_string())
-                    .nearest(name, names.iter().map(String::as_str));
+                let mut problem = Problem::new(Kind::ValueNotInList, error.to_string());
+                problem.nearest = nearest_file(name, &names).map(str::to_owned);
                 if problem.nearest.is_none() && !names.is_empty() {
                     let listed = literal::listed(&names);
                     problem.message.push_str(&format!("; there are: {listed}"));
