@@ -128,7 +128,8 @@ pub struct Workflow {
     /// A JSON file, API format or the editor's own, a PNG that carries one, or - for standard input
     #[arg(value_name = "WORKFLOW")]
     pub path: PathBuf,
-    /// Give an input another value; NODE is an id, a title or a class. A file's path may be any
+    /// Give an input another value; NODE is an id, a title or a class, or one of several by its number,
+    /// KSampler#2. A file's path may be any
     #[arg(long, value_name = "NODE.INPUT=VALUE")]
     pub set: Vec<String>,
     /// Set every seed; N..M runs once for each from N to M - 1, N..=M to M

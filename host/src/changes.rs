@@ -14,8 +14,12 @@ pub enum ChangeError {
     Form { given: String },
     #[error("--set {given}: no node has the id, title or class \"{name}\"{}", meant(.nearest))]
     NoNode { given: String, name: String, nearest: Option<String> },
-    #[error("--set {given}: \"{title}\" is the name of the nodes {}; say which by its id", .ids.join(", "))]
+    #[error("--set {given}: \"{title}\" is the name of the nodes {}; say which by its id, or {title}#1 for the first", .ids.join(", "))]
     Ambiguous { given: String, title: String, ids: Vec<String> },
+    #[error(
+        "--set {given}: there are {count} nodes of the name \"{name}\", and none with the number {number}"
+    )]
+    NoNumber { given: String, name: String, number: String, count: usize },
     #[error("--set {given}: node {id} ({class}) has no input \"{input}\"{}", meant(.nearest))]
     NoInput { given: String, id: String, class: String, input: String, nearest: Option<String> },
     #[error("--set {given}: input \"{input}\" takes {wanted} from another node and cannot be set")]
@@ -30,7 +34,8 @@ fn meant(nearest: &Option<String>) -> String {
     nearest.as_ref().map_or(String::new(), |name| format!("; did you mean \"{name}\"?"))
 }
 
-/// Applies one `--set NODE.INPUT=VALUE`. NODE is an id, a title or a class, VALUE is read as the input's
+/// Applies one `--set NODE.INPUT=VALUE`. NODE is an id, a title or a class, or one of several of a title
+/// or class by its number in the order of the file, `KSampler#2`. VALUE is read as the input's
 /// declared type. Where the class is unknown the value is JSON, or else text: the plan will say
 /// what is wrong with the class.
 ///
@@ -85,21 +90,44 @@ fn find_node(graph: &Graph, name: &str, given: &str) -> Result<Option<usize>, Ch
     if let Some(position) = graph.position(name) {
         return Ok(Some(position));
     }
-    let nodes = graph.nodes().iter().enumerate();
-    let titled: Vec<usize> =
-        nodes.filter(|(_, node)| node.title() == Some(name)).map(|(at, _)| at).collect();
-    let named = match titled.is_empty() {
-        // Files of the editor have titles only where somebody gave one.
-        true => (0..graph.nodes().len()).filter(|&at| graph.nodes()[at].class == name).collect(),
-        false => titled,
-    };
-    match named.as_slice() {
-        [] => Ok(None),
+    match named(graph, name).as_slice() {
+        [] => numbered(graph, name, given),
         [position] => Ok(Some(*position)),
         several => Err(ChangeError::Ambiguous {
             given: given.to_owned(),
             title: name.to_owned(),
             ids: several.iter().map(|&at| graph.nodes()[at].id.clone()).collect(),
+        }),
+    }
+}
+
+/// The nodes of this title, or else of this class, in the order of the file.
+fn named(graph: &Graph, name: &str) -> Vec<usize> {
+    let nodes = graph.nodes().iter().enumerate();
+    let titled: Vec<usize> =
+        nodes.filter(|(_, node)| node.title() == Some(name)).map(|(at, _)| at).collect();
+    match titled.is_empty() {
+        // Files of the editor have titles only where somebody gave one.
+        true => (0..graph.nodes().len()).filter(|&at| graph.nodes()[at].class == name).collect(),
+        false => titled,
+    }
+}
+
+/// The node that `NAME#2` says, counted from 1.
+fn numbered(graph: &Graph, name: &str, given: &str) -> Result<Option<usize>, ChangeError> {
+    let Some((name, number)) = name.rsplit_once('#') else { return Ok(None) };
+    let several = named(graph, name);
+    if several.is_empty() {
+        return Ok(None);
+    }
+    let at = number.parse::<usize>().ok().and_then(|number| number.checked_sub(1));
+    match at.and_then(|at| several.get(at)) {
+        Some(position) => Ok(Some(*position)),
+        None => Err(ChangeError::NoNumber {
+            given: given.to_owned(),
+            name: name.to_owned(),
+            number: number.to_owned(),
+            count: several.len(),
         }),
     }
 }
@@ -251,13 +279,29 @@ mod tests {
     }
 
     #[test]
+    fn one_of_several_is_said_by_its_number() {
+        assert_eq!(value("K#4.steps=12", 3, "steps"), Ok(json!(12)));
+        assert_eq!(value("K#1.steps=12", 0, "steps"), Ok(json!(12)));
+        assert_eq!(value("Twice#2.cfg=3", 2, "cfg"), Ok(json!(3.0)));
+        // A title that looks like one is a title.
+        let json =
+            json!({"1": {"class_type": "K"}, "2": {"class_type": "K", "_meta": {"title": "K#1"}}});
+        let mut graph = Graph::parse(&json.to_string()).unwrap();
+        set(&mut graph, &catalogue(), "K#1.steps=3").unwrap();
+        assert!(graph.nodes()[0].inputs.is_empty() && !graph.nodes()[1].inputs.is_empty());
+    }
+
+    #[test]
     fn mistakes_are_named() {
         for (given, part) in [
             ("3.steps", "NODE.INPUT=VALUE was expected"),
             ("steps=3", "NODE.INPUT=VALUE was expected"),
             ("Sampler v15.steps=3", "did you mean \"Sampler v1.5\"?"),
             ("3.stepps=3", "node 3 (K) has no input \"stepps\"; did you mean \"steps\"?"),
-            ("Twice.steps=3", "is the name of the nodes 4, 5"),
+            ("Twice.steps=3", "is the name of the nodes 4, 5; say which by its id, or Twice#1"),
+            ("K#5.steps=3", "there are 4 nodes of the name \"K\", and none with the number 5"),
+            ("K#0.steps=3", "none with the number 0"),
+            ("Q#1.steps=3", "no node has the id, title or class \"Q#1\""),
             ("3.steps=2.5", "\"2.5\" is not a whole number"),
             ("3.cfg=inf", "is not a finite number"),
             ("3.on=maybe", "is not true or false"),

@@ -6,6 +6,7 @@
 //! knows, and everything that is the page's must be gone. This module does that, in these parts:
 //!
 //! - [`saved`]: the JSON as it is, versions 0.4 (links are lists) and 1 (links are objects);
+//! - [`groups`]: group nodes, which older editors had, as subgraphs;
 //! - [`follow`]: subgraphs laid flat, and each link followed to the node that computes its value;
 //! - [`widgets`]: the bare list of values → named inputs;
 //! - [`texts`]: `{a|b}` and `%…%` in texts, which depend on the seed and the day.
@@ -14,17 +15,19 @@
 //! conversion: whoever repairs a workflow wants the whole list, the plan's problems too.
 
 mod follow;
+mod groups;
 mod saved;
 mod texts;
 mod widgets;
 
 pub use texts::{Now, Texts};
+pub use widgets::is_the_pages;
 
 use crate::catalogue::Catalogue;
 use crate::graph::{Graph, Input, Node, Origin};
 use crate::problem::{Kind, NodeName, Problem};
 use follow::{End, Flat, Place};
-use saved::{Saved, SavedNode};
+use saved::{Remarks, Saved, SavedNode};
 use serde_json::{Map, Value, json};
 
 /// What became of an editor's graph.
@@ -41,8 +44,10 @@ pub struct Converted {
 /// Converts what the editor saved. Ids stay what they are; a node inside a subgraph is `"12:3"`, as
 /// ComfyUI calls it. Titles stay as `_meta.title`.
 pub fn convert(object: &Map<String, Value>, catalogue: &Catalogue) -> Converted {
-    let (mut problems, mut warnings) = (Vec::new(), Vec::new());
-    let saved = Saved::read(object, &mut problems);
+    let mut remarks = Remarks::default();
+    let mut saved = Saved::read(object, &mut remarks);
+    groups::expand(&mut saved, object, catalogue, &mut remarks.problems);
+    let Remarks { mut problems, mut warnings } = remarks;
     let flat = Flat::new(&saved, catalogue, &mut problems);
     let mut graph = Graph::default();
     let mut texts = Texts::default();
@@ -61,9 +66,9 @@ pub fn convert(object: &Map<String, Value>, catalogue: &Catalogue) -> Converted 
             widgets::named(node, descriptor, odd)
         });
         for (input, value) in flat.overrides(place) {
-            match values.iter_mut().find(|(name, _)| name == input) {
+            match values.iter_mut().find(|(name, _)| *name == input) {
                 Some((_, place)) => *place = value.clone(),
-                None => values.push((input.clone(), value.clone())),
+                None => values.push((input, value.clone())),
             }
         }
         texts.remember(node, &id, &values);
@@ -72,7 +77,7 @@ pub fn convert(object: &Map<String, Value>, catalogue: &Catalogue) -> Converted 
         }
         let meta = node.title.as_ref().map(|title| json!({ "title": title }));
         let mut converted = Node { id, class: node.class.clone(), meta, inputs: Vec::new() };
-        let literal = |value: Value| Input::Literal { value, origin: Origin::File };
+        let literal = |value: Value| Input::literal(value, Origin::File);
         for (input, value) in values {
             converted.set(&input, literal(value));
         }

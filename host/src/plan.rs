@@ -19,6 +19,7 @@ pub use literal::Literal;
 pub use mention::Mention;
 
 use crate::catalogue::{Catalogue, Class, InputDescriptor, NodeDescriptor};
+use crate::editor::is_the_pages;
 use crate::folders::Folders;
 use crate::graph::{Graph, Input, Node};
 use crate::problem::{Kind, NodeName, Problem};
@@ -392,7 +393,7 @@ impl<'a> Check<'a> {
         };
         let inputs = &class.descriptor.inputs;
         for (name, _) in &node.inputs {
-            if class.descriptor.input(name).is_none() {
+            if class.descriptor.input(name).is_none() && !is_the_pages(name) {
                 let warning = Problem::new(Kind::UnknownInput, "the class has no such input")
                     .at(node.name())
                     .input(name)

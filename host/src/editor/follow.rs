@@ -5,7 +5,7 @@
 //! ends at, back to what computes its value, through reroutes, bypassed nodes and the edges of
 //! subgraphs.
 
-use super::saved::{Definition, Mode, Saved, SavedGraph, SavedLink, SavedNode, Values};
+use super::saved::{Definition, Mode, Saved, SavedGraph, SavedLink, SavedNode, Values, text};
 use crate::catalogue::{Catalogue, types_fit};
 use crate::problem::{Kind, Problem};
 use serde_json::Value;
@@ -13,9 +13,9 @@ use std::collections::HashMap;
 
 /// Most nodes a workflow may have when its subgraphs are laid flat: ten nested tenfold copies would
 /// be ten thousand million.
-const MOST_NODES: usize = 100_000;
+pub(super) const MOST_NODES: usize = 100_000;
 /// Most subgraphs inside each other.
-const DEEPEST: usize = 64;
+pub(super) const DEEPEST: usize = 64;
 
 /// A node of one scope.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -150,11 +150,11 @@ impl<'a> Flat<'a> {
     }
 
     /// Values of the node's widgets that the copy of the subgraph shows as its own.
-    pub fn overrides(&self, place: Place) -> impl Iterator<Item = (&'a String, &'a Value)> {
+    pub fn overrides(&self, place: Place) -> impl Iterator<Item = (String, &'a Value)> {
         let id = &self.node(place).id;
         let copy = self.scopes[place.scope].copy.map(|copy| self.node(copy));
         shown(copy)
-            .filter(move |(of, _, value)| *of == id && !value.is_null())
+            .filter(move |(of, _, value)| of == id && !value.is_null())
             .map(|(_, name, value)| (name, value))
     }
 
@@ -170,13 +170,13 @@ impl<'a> Flat<'a> {
             if let (Some(definition), Some(copy)) = (inside.definition, inside.copy)
                 && *from == definition.input_node
             {
-                let outside = self.node(copy);
-                let name = definition.inputs.get(*from_slot);
-                let by_name = outside.inputs.iter().find(|input| Some(&input.own_name) == name);
-                let input = by_name.or(outside.inputs.get(*from_slot));
+                // By name: slots that are only widgets need not be in the file.
+                let Some(name) = definition.inputs.get(*from_slot) else { return End::Nothing };
+                let mut inputs = self.node(copy).inputs.iter();
+                let input = inputs.find(|input| input.own_name == *name);
                 match input.and_then(|input| input.link.as_deref()) {
                     Some(next) => (scope, link) = (copy.scope, next),
-                    None => return self.promoted(copy, name).map_or(End::Nothing, End::Value),
+                    None => return self.promoted(scope, name).map_or(End::Nothing, End::Value),
                 }
                 continue;
             }
@@ -246,35 +246,67 @@ impl<'a> Flat<'a> {
     }
 
     /// What the copy of a subgraph shows as the value of its input `name`, where nothing is linked.
-    fn promoted(&self, copy: Place, name: Option<&String>) -> Option<&'a Value> {
-        let (node, name) = (self.node(copy), name?);
+    /// `scope` is the inside of the copy.
+    fn promoted(&self, scope: usize, name: &String) -> Option<&'a Value> {
+        let node = self.node(self.scopes[scope].copy?);
         let listed = shown(Some(node));
-        let mut of_input = listed.filter(|(of, widget, _)| *of == "-1" && *widget == name);
+        let mut of_input = listed.filter(|(of, widget, _)| of == "-1" && *widget == *name);
         if let Some((_, _, value)) = of_input.next() {
             return Some(value).filter(|value| !value.is_null());
         }
-        let value = match &node.values {
-            Values::Named(values) => values.get(name),
-            // Without a list of what is shown: the inputs that have widgets, in their order.
-            Values::Listed(values) if !node.properties.contains_key("proxyWidgets") => {
-                let mut widgets = node.inputs.iter().filter(|input| input.widget.is_some());
-                values.get(widgets.position(|input| input.own_name == *name)?)
+        let value = match (&node.named, &node.values) {
+            (Some(values), _) | (None, Values::Named(values)) => values.get(name),
+            // Without a list of what is shown: the inputs that are widgets, in their order.
+            (None, Values::Listed(values)) if !node.properties.contains_key("proxyWidgets") => {
+                let slots = self.widget_slots(scope);
+                values.get(slots.iter().position(|slot| *slot == name)?)
             }
-            Values::Listed(_) => None,
+            (None, Values::Listed(_)) => None,
         };
         value.filter(|value| !value.is_null())
+    }
+
+    /// The inputs of a subgraph that lead to widgets inside, in the order in which its copy has their
+    /// values: as the copy lists them, or, as editors do not save those that nothing is linked to, as
+    /// the subgraph does.
+    fn widget_slots(&self, scope: usize) -> Vec<&'a str> {
+        let Scope { graph, definition, copy, by_id, .. } = &self.scopes[scope];
+        let (Some(definition), Some(copy)) = (definition, copy) else { return Vec::new() };
+        let leads_to_widget = |slot: usize| {
+            graph.links.iter().any(|(number, link)| {
+                let target = by_id.get(link.to.as_str()).map(|&at| &graph.nodes[at]);
+                let mut inputs = target.into_iter().flat_map(|node| &node.inputs);
+                link.from == definition.input_node
+                    && link.from_slot == slot
+                    && inputs
+                        .any(|input| input.link.as_ref() == Some(number) && input.widget.is_some())
+            })
+        };
+        let slots = definition.inputs.iter().enumerate();
+        let slots: Vec<&str> =
+            slots.filter(|(slot, _)| leads_to_widget(*slot)).map(|(_, name)| &**name).collect();
+        let listed = self.node(*copy).inputs.iter().filter(|input| input.widget.is_some());
+        let listed: Vec<&str> = listed.map(|input| &*input.own_name).collect();
+        if slots.iter().all(|slot| listed.contains(slot)) { listed } else { slots }
     }
 }
 
 /// What the copy of a subgraph shows of its nodes' widgets: the node's id ("-1" for an input of the
 /// subgraph itself), the widget's name, the value.
-fn shown(copy: Option<&SavedNode>) -> impl Iterator<Item = (&str, &String, &Value)> {
-    let listed = copy.and_then(|copy| match (&copy.values, copy.properties.get("proxyWidgets")) {
-        (Values::Listed(values), Some(Value::Array(widgets))) => Some(widgets.iter().zip(values)),
+fn shown(copy: Option<&SavedNode>) -> impl Iterator<Item = (String, String, &Value)> {
+    let widgets = copy.and_then(|copy| match copy.properties.get("proxyWidgets")? {
+        Value::Array(widgets) => Some(widgets.clone()),
+        // Some files hold the list as a text.
+        Value::String(text) => serde_json::from_str(text).ok(),
         _ => None,
     });
-    listed.into_iter().flatten().filter_map(|(widget, value)| match widget.as_array()?.as_slice() {
-        [Value::String(id), Value::String(name), ..] => Some((id.as_str(), name, value)),
+    let values = copy.and_then(|copy| match &copy.values {
+        Values::Listed(values) => Some(values),
+        Values::Named(_) => None,
+    });
+    let listed = widgets.into_iter().flatten().zip(values.into_iter().flatten());
+    listed.filter_map(|(widget, value)| match widget.as_array()?.as_slice() {
+        [id, Value::String(name), ..] => Some((text(id)?, name.clone(), value)),
         _ => None,
     })
 }
@@ -295,6 +327,7 @@ fn role(node: &SavedNode, saved: &Saved, catalogue: &Catalogue) -> Role {
     match node.class.as_str() {
         class if saved.definitions.contains_key(class) => Role::Copy,
         "Note" | "MarkdownNote" => Role::Note,
+        class if switches_in_the_page(class) => Role::Note,
         "PrimitiveNode"
         | "PrimitiveInt"
         | "PrimitiveFloat"
@@ -306,6 +339,25 @@ fn role(node: &SavedNode, saved: &Saved, catalogue: &Catalogue) -> Role {
         class if is_reroute(class) && node.inputs.len() == 1 && node.outputs == 1 => Role::Reroute,
         _ => Role::Computes,
     }
+}
+
+/// Nodes of rgthree's that switch others on and off in the page, and send nothing to a server.
+fn switches_in_the_page(class: &str) -> bool {
+    let name = class.strip_suffix(" (rgthree)").unwrap_or_default();
+    matches!(
+        name,
+        "Fast Muter"
+            | "Fast Bypasser"
+            | "Fast Groups Muter"
+            | "Fast Groups Bypasser"
+            | "Fast Actions Button"
+            | "Mute / Bypass Repeater"
+            | "Mute / Bypass Relay"
+            | "Random Unmuter"
+            | "Node Collector"
+            | "Bookmark"
+            | "Label"
+    )
 }
 
 /// "Reroute", and what extensions call theirs: "Reroute (rgthree)".

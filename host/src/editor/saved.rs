@@ -6,7 +6,7 @@
 use crate::graph::json_kind;
 use crate::problem::{Kind, NodeName, Problem};
 use serde_json::{Map, Value};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// What the editor does with a node, litegraph's `mode`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,7 +18,7 @@ pub(super) enum Mode {
     Bypassed,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct SavedInput {
     pub own_name: String,
     /// "*" where the file does not say.
@@ -37,13 +37,13 @@ impl SavedInput {
 }
 
 /// `widgets_values`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Values {
     Listed(Vec<Value>),
     Named(Map<String, Value>),
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct SavedNode {
     pub id: String,
     pub class: String,
@@ -52,6 +52,8 @@ pub(super) struct SavedNode {
     pub inputs: Vec<SavedInput>,
     pub outputs: usize,
     pub values: Values,
+    /// `widgets_values_named`: the same by the widgets' names, in newer files.
+    pub named: Option<Map<String, Value>>,
     pub properties: Map<String, Value>,
 }
 
@@ -100,8 +102,15 @@ pub(super) struct Saved {
     pub definitions: HashMap<String, Definition>,
 }
 
+/// What is said about a file while it is read.
+#[derive(Debug, Default)]
+pub(super) struct Remarks {
+    pub problems: Vec<Problem>,
+    pub warnings: Vec<Problem>,
+}
+
 impl Saved {
-    pub fn read(object: &Map<String, Value>, problems: &mut Vec<Problem>) -> Self {
+    pub fn read(object: &Map<String, Value>, remarks: &mut Remarks) -> Self {
         let mut definitions = HashMap::new();
         let subgraphs = object.get("definitions").and_then(|all| all.get("subgraphs"));
         for subgraph in subgraphs.and_then(Value::as_array).into_iter().flatten() {
@@ -114,33 +123,56 @@ impl Saved {
             let inputs = object.get("inputs").and_then(Value::as_array).into_iter().flatten();
             let name = |input: &Value| input.get("name").and_then(text).unwrap_or_default();
             let definition = Definition {
-                graph: graph(object, problems),
+                graph: graph(object, remarks),
                 inputs: inputs.map(name).collect(),
                 input_node: end("inputNode", "-10"),
                 output_node: end("outputNode", "-20"),
             };
             definitions.insert(id, definition);
         }
-        Self { graph: graph(object, problems), definitions }
+        Self { graph: graph(object, remarks), definitions }
     }
 }
 
-fn graph(object: &Map<String, Value>, problems: &mut Vec<Problem>) -> SavedGraph {
+fn graph(object: &Map<String, Value>, remarks: &mut Remarks) -> SavedGraph {
     let list = |key: &str| object.get(key).and_then(Value::as_array).into_iter().flatten();
     let mut graph = SavedGraph::default();
     for value in list("nodes") {
         match node(value) {
             Ok(node) => graph.nodes.push(node),
-            Err(problem) => problems.push(problem),
+            Err(problem) => remarks.problems.push(problem),
         }
     }
+    renumber(&mut graph, object, &mut remarks.warnings);
     // One that is malformed leads nowhere, which is said at the inputs that it feeds.
     graph.links.extend(list("links").filter_map(link));
     graph
 }
 
+/// Gives a node whose id is an earlier one's the next free number, as the editor does. It keeps the
+/// links that it is given; those from the id are the first one's.
+fn renumber(graph: &mut SavedGraph, object: &Map<String, Value>, warnings: &mut Vec<Problem>) {
+    let state = object.get("state").and_then(|state| state.get("lastNodeId"));
+    let counted = [object.get("last_node_id"), state].into_iter().flatten();
+    let numbers = graph.nodes.iter().filter_map(|node| node.id.parse::<u64>().ok());
+    let mut last = counted.filter_map(Value::as_u64).chain(numbers).max().unwrap_or_default();
+    let mut seen = HashSet::new();
+    for node in &mut graph.nodes {
+        if seen.insert(node.id.clone()) {
+            continue;
+        }
+        last = last.saturating_add(1);
+        let message = format!("is node {last} here, as another node has the id {}, too", node.id);
+        node.id = last.to_string();
+        seen.insert(node.id.clone());
+        let name =
+            NodeName { id: node.id.clone(), title: node.title.clone(), class: node.class.clone() };
+        warnings.push(Problem::new(Kind::InvalidPrompt, message).at(name));
+    }
+}
+
 /// An id or a link's number: files hold them as numbers and as strings.
-fn text(value: &Value) -> Option<String> {
+pub(super) fn text(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.clone()),
         Value::Number(number) => Some(number.to_string()),
@@ -148,7 +180,7 @@ fn text(value: &Value) -> Option<String> {
     }
 }
 
-fn slot(value: &Value) -> Option<usize> {
+pub(super) fn slot(value: &Value) -> Option<usize> {
     let number = value.as_u64().or_else(|| value.as_str()?.parse().ok())?;
     usize::try_from(number).ok()
 }
@@ -168,7 +200,7 @@ fn link(value: &Value) -> Option<(String, SavedLink)> {
     Some((part(0, "id").and_then(text)?, link))
 }
 
-fn node(value: &Value) -> Result<SavedNode, Problem> {
+pub(super) fn node(value: &Value) -> Result<SavedNode, Problem> {
     let malformed = |id: &str, class: &str, message: String| {
         let name = NodeName { id: id.to_owned(), title: None, class: class.to_owned() };
         Problem::new(Kind::InvalidPrompt, message).at(name)
@@ -205,6 +237,7 @@ fn node(value: &Value) -> Result<SavedNode, Problem> {
         inputs: inputs.map(input).collect(),
         outputs: object.get("outputs").and_then(Value::as_array).map_or(0, Vec::len),
         values,
+        named: object.get("widgets_values_named").and_then(Value::as_object).cloned(),
         properties: object
             .get("properties")
             .and_then(Value::as_object)

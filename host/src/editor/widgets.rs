@@ -22,8 +22,11 @@ pub(super) fn named(
     let is_widget = |input: &InputDescriptor| !matches!(input.kind, InputKind::Socket);
     let mut inputs = match &node.values {
         Values::Named(values) => {
-            let mine = |name: &String| class.input(name).is_some_and(is_widget);
-            let there = values.iter().filter(|(name, value)| mine(name) && !value.is_null());
+            let mine = |(name, value): &(&String, &Value)| {
+                let input = class.input(name).filter(|input| is_widget(input));
+                input.is_some_and(|input| holds(input, value))
+            };
+            let there = values.iter().filter(mine);
             there.map(|(name, value)| (name.clone(), value.clone())).collect()
         }
         Values::Listed(values) => listed(node, values, class, &mut odd),
@@ -38,13 +41,30 @@ pub(super) fn named(
     inputs
 }
 
+/// Whether `name` is a widget that only ComfyUI's page has, and that it writes among a node's inputs: the
+/// button that uploads, what becomes of a seed afterwards, players and previews.
+pub fn is_the_pages(name: &str) -> bool {
+    const NAMES: &[&str] = &["audioUI", "videopreview", "$$canvas-image-preview"];
+    is_upload(name) || is_control_name(name) || NAMES.contains(&name)
+}
+
+fn is_upload(name: &str) -> bool {
+    matches!(name, "upload" | "choose file to upload")
+}
+
+fn is_control_name(name: &str) -> bool {
+    // That of one of several seeds in a group has its node's title before it.
+    let last = name.rsplit(' ').next().unwrap_or(name);
+    matches!(last, "control_after_generate" | "control_filter_list")
+}
+
 /// What stands at one place of the list.
 #[derive(Clone, Copy)]
 enum Widget<'a> {
     Input(&'a InputDescriptor),
     /// An input that the file names and the class does not have.
     Unknown(&'a str),
-    /// The button with which the page uploads a picture.
+    /// A widget of the page alone, the button with which it uploads a picture.
     Upload,
 }
 
@@ -71,12 +91,17 @@ fn listed(
         let name = match widget {
             Widget::Input(input) => input.name.as_str(),
             Widget::Unknown(name) => {
-                odd(Problem::new(Kind::UnknownInput, "the class has no such input").input(name));
+                if !is_the_pages(name) {
+                    let odd_name = Problem::new(Kind::UnknownInput, "the class has no such input");
+                    odd(odd_name.input(name));
+                }
                 name
             }
             Widget::Upload => continue,
         };
-        if let (Widget::Input(input), false) = (widget, value.is_null()) {
+        if let Widget::Input(input) = widget
+            && holds(input, value)
+        {
             inputs.push((input.name.clone(), value.clone()));
         }
         let is_seed = match widget {
@@ -103,6 +128,14 @@ fn listed(
     inputs
 }
 
+/// Whether `value` is what the widget of `input` holds. Null is no value of a required one, which the
+/// plan says; at an optional one it is left by a button that stood there, and a list of files that
+/// was empty when the workflow was saved leaves it, too.
+fn holds(input: &InputDescriptor, value: &Value) -> bool {
+    let is_file = matches!(input.kind, InputKind::Path { default: None, .. });
+    !value.is_null() || !(input.optional || is_file)
+}
+
 /// The widgets in the order in which the editor wrote their values.
 fn order<'a>(node: &'a SavedNode, class: &'a NodeDescriptor) -> Vec<Widget<'a>> {
     let widgets = |optional: bool| {
@@ -116,7 +149,7 @@ fn order<'a>(node: &'a SavedNode, class: &'a NodeDescriptor) -> Vec<Widget<'a>> 
     if all && widgets(false).next().is_some() {
         let widget = |name: &'a str| match class.input(name) {
             Some(input) => Widget::Input(input),
-            None if name == "upload" => Widget::Upload,
+            None if is_upload(name) || is_control_name(name) => Widget::Upload,
             None => Widget::Unknown(name),
         };
         let newer = class.inputs.iter().filter(|input| {
@@ -138,15 +171,17 @@ fn order<'a>(node: &'a SavedNode, class: &'a NodeDescriptor) -> Vec<Widget<'a>> 
 /// Whether `value`, which stands behind a seed, is what becomes of the seed afterwards.
 fn is_control(value: &Value, next: Option<&Widget>) -> bool {
     match value {
-        Value::String(text) => {
-            matches!(&**text, "fixed" | "increment" | "decrement" | "randomize")
-        }
         Value::Bool(_) => {
             let boolean = |input: &InputDescriptor| matches!(input.kind, InputKind::Boolean { .. });
             !matches!(next, Some(Widget::Input(input)) if boolean(input))
         }
-        _ => false,
+        value => is_control_word(value),
     }
+}
+
+/// Whether `value` is one of the page's words for what becomes of a seed.
+pub(super) fn is_control_word(value: &Value) -> bool {
+    matches!(value.as_str(), Some("fixed" | "increment" | "decrement" | "randomize"))
 }
 
 /// What the editor shows at an input that the file has no value for and whose class says no default:

@@ -323,6 +323,17 @@ fn what_reaches_no_output_only_warns() {
 }
 
 #[test]
+fn what_the_editor_writes_itself_does_not_warn() {
+    let plan = plan(&json!({
+        "1": {"class_type": "Widgets", "inputs": {"upload": "image", "choose file to upload": "image",
+            "control_after_generate": "fixed", "Two control_after_generate": "fixed", "odd one": 1}},
+        "2": {"class_type": "Save", "inputs": {"image": ["1", 0]}}}))
+    .unwrap();
+    let warnings: Vec<String> = plan.warnings().iter().map(Problem::to_string).collect();
+    assert_eq!(warnings, ["node 1 (Widgets), input \"odd one\": the class has no such input"]);
+}
+
+#[test]
 fn sizes_off_their_step_warn() {
     let graph = |size: i64| {
         json!({
