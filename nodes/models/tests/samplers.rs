@@ -11,8 +11,8 @@ use candle_core::{DType, Device, Error, Result, Tensor};
 use kosmograph_models::randn::Generator;
 use kosmograph_models::samplers::noise::{initial, initial_per_item};
 use kosmograph_models::samplers::{
-    self, BrownianTree, NAMES, Noise, PerItemNoise, Schedule, SchedulerConfig, Step, TorchNoise,
-    Variant, sigmas,
+    self, BrownianTree, Guided, NAMES, Noise, PerItemNoise, Schedule, SchedulerConfig, SecondOrder,
+    Settings, Step, Tolerance, TorchNoise, Variant, sigmas,
 };
 use serde::Deserialize;
 
@@ -24,6 +24,9 @@ struct Reference {
     samplers: BTreeMap<String, Sampled>,
     brownian: BTreeMap<String, Vec<Increment>>,
     sigmas: BTreeMap<String, Vec<f64>>,
+    /// Steps of "normal", one of them, a percent whose level is that step's all but to the bit, and whether
+    /// the step's is above it (1), the same (0) or below (-1).
+    ranges: Vec<(usize, usize, f64, i8)>,
 }
 
 #[derive(Deserialize)]
@@ -76,13 +79,15 @@ fn every_sampler_has_comfyuis_values() {
         let x = Tensor::from_vec(reference.x.clone(), (2, 1, 4, 4), &Device::Cpu).unwrap();
         let mut noise = Recorded { noises: &reference.noises, drawn: 0 };
         let mut model = |x: &Tensor, sigma: f64| {
-            let bounded = ((x / (1.0 + sigma))?.tanh()? * 0.8)?;
-            bounded + (x * (0.3 / (1.0 + sigma * sigma)))?
+            let (bounded, linear) = ((x / (1.0 + sigma))?.tanh()?, 1.0 / (1.0 + sigma * sigma));
+            let x0 = ((&bounded * 0.8)? + (x * (0.3 * linear))?)?;
+            let uncond = ((bounded * 0.5)? + x.affine(0.2 * linear, 0.1)?)?;
+            Ok(Guided { x0, uncond })
         };
         let sigmas = &reference.schedules[levels];
         let observe = &mut |_: Step<'_>| Ok(());
         let found =
-            samplers::sample(sampler, &schedule, sigmas, x, &mut model, &mut noise, observe);
+            samplers::sample_guided(sampler, &schedule, sigmas, x, &mut model, &mut noise, observe);
         let found = found.unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
         let size = expected.x.iter().fold(0f64, |size, x| size.max(x.abs()));
         // DEIS's coefficients and LMS's integrals are made in f32 there.
@@ -93,7 +98,28 @@ fn every_sampler_has_comfyuis_values() {
         assert_eq!(noise.drawn, expected.draws, "{name}");
         compared += 1;
     }
-    assert!(compared >= 80, "{compared}");
+    assert!(compared >= 180, "{compared}");
+    // None is without values: those of the GPU are the same by another name.
+    let held = |name: &str| {
+        let name = samplers::draws_on_gpu(name).unwrap_or(name);
+        name == "ddim" || reference.samplers.contains_key(&format!("{name}.full"))
+    };
+    let open: Vec<_> = NAMES.iter().filter(|name| !held(name)).collect();
+    assert!(open.is_empty(), "{open:?}");
+}
+
+#[test]
+fn a_boundary_on_a_steps_level_is_compared_as_comfyui_does() {
+    let (schedule, ranges) = (schedule(), reference().ranges);
+    let mut uneven = 0;
+    for (steps, step, percent, above) in &ranges {
+        let level = sigmas::by_name("normal", &schedule, *steps).unwrap()[*step] as f32;
+        let boundary = schedule.sigma_of_percent(*percent);
+        let found = i8::from(level > boundary) - i8::from(level < boundary);
+        assert_eq!(found, *above, "{percent} at step {step} of {steps}");
+        uneven += usize::from(*above != 0);
+    }
+    assert!(ranges.len() > 200 && uneven > 20, "{} {uneven}", ranges.len());
 }
 
 #[test]
@@ -128,6 +154,12 @@ const DEVIATION: f64 = 0.7;
 fn gaussian(x: &Tensor, sigma: f64) -> Result<Tensor> {
     let (data, noise) = (DEVIATION * DEVIATION, sigma * sigma);
     x.affine(data / (data + noise), noise * MEAN / (data + noise))
+}
+
+/// The same with guidance and without.
+fn alike(x: &Tensor, sigma: f64) -> Result<Guided> {
+    let x0 = gaussian(x, sigma)?;
+    Ok(Guided { uncond: x0.clone(), x0 })
 }
 
 fn flow(x: f64, sigma: f64, end: f64) -> f64 {
@@ -191,7 +223,42 @@ fn deterministic_samplers_converge_at_their_order() {
             samplers::dpmpp_sde(s, 0.0, x, &mut gaussian, &mut Silence, &mut quiet)
         }),
         ("dpmpp_2m_sde, η = 0", 2.0, |s, x| {
-            samplers::dpmpp_2m_sde(s, 0.0, x, &mut gaussian, &mut Silence, &mut quiet)
+            let form = SecondOrder::Midpoint;
+            samplers::dpmpp_2m_sde(s, 0.0, form, x, &mut gaussian, &mut Silence, &mut quiet)
+        }),
+        ("dpmpp_2m_sde_heun, η = 0", 2.0, |s, x| {
+            let form = SecondOrder::Heun;
+            samplers::dpmpp_2m_sde(s, 0.0, form, x, &mut gaussian, &mut Silence, &mut quiet)
+        }),
+        ("heunpp2", 1.0, |s, x| samplers::heunpp2(s, x, &mut gaussian, &mut quiet)),
+        // What ComfyUI's coefficients leave of four: see its documentation.
+        ("ipndm_v", 2.0, |s, x| samplers::ipndm_v(s, x, &mut gaussian, &mut quiet)),
+        ("res_multistep", 2.0, |s, x| {
+            samplers::res_multistep(s, 0.0, x, &mut alike, &mut Silence, &mut quiet)
+        }),
+        ("gradient_estimation", 1.0, |s, x| {
+            samplers::gradient_estimation(s, x, &mut alike, &mut quiet)
+        }),
+        ("euler_cfg_pp", 1.0, |s, x| {
+            samplers::euler_ancestral_cfg_pp(s, 0.0, x, &mut alike, &mut Silence, &mut quiet)
+        }),
+        ("dpmpp_2s_ancestral_cfg_pp, η = 0", 2.0, |s, x| {
+            samplers::dpmpp_2s_ancestral_cfg_pp(s, 0.0, x, &mut alike, &mut Silence, &mut quiet)
+        }),
+        ("dpmpp_2m_cfg_pp", 2.0, |s, x| samplers::dpmpp_2m_cfg_pp(s, x, &mut alike, &mut quiet)),
+        ("seeds_2, η = 0", 2.0, |s, x| {
+            samplers::seeds_2(s, 0.0, x, &mut gaussian, &mut Silence, &mut quiet)
+        }),
+        ("seeds_3, η = 0", 3.0, |s, x| {
+            samplers::seeds_3(s, 0.0, x, &mut gaussian, &mut Silence, &mut quiet)
+        }),
+        ("sa_solver, τ = 0", 4.0, |s, x| {
+            let settings = Settings { tau: &|_| 0.0, evaluate_again: false };
+            samplers::sa_solver(s, &settings, x, &mut gaussian, &mut Silence, &mut quiet)
+        }),
+        ("sa_solver_pece, τ = 0", 4.0, |s, x| {
+            let settings = Settings { tau: &|_| 0.0, evaluate_again: true };
+            samplers::sa_solver(s, &settings, x, &mut gaussian, &mut Silence, &mut quiet)
         }),
         // Two is what ComfyUI's formula has, with whose values this one's are compared above.
         ("dpmpp_3m_sde, η = 0", 2.0, |s, x| {
@@ -220,6 +287,82 @@ fn ipndm_is_lms_on_even_levels() {
     assert!(distance.abs() < 1e-12, "{distance}");
 }
 
+#[test]
+fn dpm_fast_converges_as_its_last_steps_let_it() {
+    let method: Method = |s, x| samplers::dpm_fast(s, x, &mut gaussian, &mut quiet);
+    // The last step has the first order, the first after a second, or the second alone.
+    for (coarse, fine, order) in [(160, 322, 2.0), (162, 324, 2.0), (161, 323, 3.0)] {
+        let measured = (error_of(method, coarse) / error_of(method, fine)).log2();
+        println!("dpm_fast: order {measured:.2} with {} left", coarse % 3);
+        assert!((measured - order).abs() < 0.3, "{measured:.2} for {order}");
+    }
+}
+
+#[test]
+fn dpm_adaptive_is_as_exact_as_it_is_asked_to_be() {
+    let (high, low) = (20.0, 0.1);
+    let start = MEAN + 1.3 * high;
+    let exact = flow(start, high, low);
+    let mut last = (0, f64::INFINITY);
+    for relative in [0.1, 0.01, 0.001, 0.0001] {
+        let tolerance = Tolerance { relative, absolute: relative * 0.1 };
+        let x = Tensor::full(start, (1, 1, 1, 1), &Device::Cpu).unwrap();
+        let (mut tries, mut asked) = (0, 0);
+        let mut model = |x: &Tensor, sigma: f64| {
+            asked += 1;
+            gaussian(x, sigma)
+        };
+        let mut told = |step: Step<'_>| {
+            tries += 1;
+            assert_eq!(step.done, tries);
+            assert!(step.steps >= step.done);
+            Ok(())
+        };
+        let levels = [high, 3.0, low, 0.0];
+        let end = samplers::dpm_adaptive(&levels, tolerance, x, &mut model, &mut told).unwrap();
+        let end = end.flatten_all().unwrap().to_vec1::<f64>().unwrap()[0];
+        let error = (end - exact).abs();
+        println!("{relative}: {tries} tries, error {error:.1e}");
+        assert_eq!(asked, 3 * tries);
+        assert!(error < 20.0 * relative && error < last.1, "{relative}: {error:e}");
+        assert!(tries > last.0, "{tries} tries");
+        last = (tries, error);
+    }
+}
+
+#[test]
+fn without_guidance_the_forms_of_cfg_pp_are_the_plain_ones() {
+    let (schedule, reference) = (schedule(), reference());
+    for name in NAMES.iter().filter(|name| samplers::is_cfg_pp(name)) {
+        let plain = name.strip_suffix("_cfg_pp").unwrap();
+        let run = |name: &str| {
+            let x = Tensor::from_vec(reference.x.clone(), (2, 1, 4, 4), &Device::Cpu).unwrap();
+            let (levels, noises) = (&reference.schedules["full"], &reference.noises);
+            let mut noise = Recorded { noises, drawn: 0 };
+            let (model, observe) = (&mut alike, &mut quiet);
+            let end =
+                samplers::sample_guided(name, &schedule, levels, x, model, &mut noise, observe);
+            end.unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap()
+        };
+        for (a, b) in run(name).iter().zip(run(plain)) {
+            assert!((a - b).abs() < 1e-10, "{name}: {a} for {b}");
+        }
+    }
+    // And by themselves they cannot be run on half of what they need.
+    let x = Tensor::full(2f64, (2, 1, 4, 4), &Device::Cpu).unwrap();
+    let error = samplers::sample(
+        "euler_cfg_pp",
+        &schedule,
+        &[1.0, 0.0],
+        x,
+        &mut gaussian,
+        &mut Silence,
+        &mut quiet,
+    );
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("euler_cfg_pp asks") && error.contains("without guidance"), "{error}");
+}
+
 /// Mean and variance of what `sampler` makes of 20,000 values over Karras' levels.
 fn moments(sampler: &str, steps: usize) -> (f64, f64) {
     let schedule = schedule();
@@ -227,7 +370,8 @@ fn moments(sampler: &str, steps: usize) -> (f64, f64) {
     let noise = Tensor::from_vec(Generator::new(5).randn(20_000), (20_000, 1, 1, 1), &Device::Cpu);
     let x = noise.unwrap().affine(DEVIATION.hypot(levels[0]), MEAN).unwrap();
     let mut noise = TorchNoise::new(9, &x, &levels);
-    let x = samplers::sample(sampler, &schedule, &levels, x, &mut gaussian, &mut noise, &mut quiet);
+    let (model, observe) = (&mut alike, &mut quiet);
+    let x = samplers::sample_guided(sampler, &schedule, &levels, x, model, &mut noise, observe);
     let x = x.unwrap().to_dtype(DType::F64).unwrap().flatten_all().unwrap();
     let x = x.to_vec1::<f64>().unwrap();
     let mean = x.iter().sum::<f64>() / x.len() as f64;
@@ -244,6 +388,13 @@ fn stochastic_samplers_end_in_the_datas_distribution() {
         ("dpmpp_sde", 60),
         ("dpmpp_2m_sde", 60),
         ("dpmpp_3m_sde", 60),
+        ("dpmpp_2m_sde_heun", 60),
+        ("res_multistep_ancestral", 60),
+        ("er_sde", 60),
+        ("seeds_2", 60),
+        ("seeds_3", 60),
+        ("sa_solver", 60),
+        ("sa_solver_pece", 60),
         ("ddpm", 240),
     ];
     const BOUND: f64 = 0.04;
@@ -290,16 +441,17 @@ fn short_and_partial_schedules_are_run() {
         ] {
             let mut noise = TorchNoise::new(3, &x, levels);
             let told = Cell::new(0);
-            let end = samplers::sample(
+            let end = samplers::sample_guided(
                 name,
                 &schedule,
                 levels,
                 x.clone(),
-                &mut gaussian,
+                &mut alike,
                 &mut noise,
                 &mut |step| {
                     told.set(told.get() + 1);
                     assert_eq!(step.done, told.get());
+                    assert!(step.done <= step.steps);
                     Ok(())
                 },
             );
@@ -316,21 +468,30 @@ fn short_and_partial_schedules_are_run() {
 fn nan_from_the_model_is_no_panic_and_errors_end_the_sampling() {
     let schedule = schedule();
     let x = Tensor::full(2f32, (1, 1, 4, 4), &Device::Cpu).unwrap();
-    let levels = [5.0, 2.0, 1.0, 0.5, 0.1, 0.0];
+    let levels = [5.0, 2.0, 1.0, 0.5, 0.3, 0.1, 0.0];
     for name in NAMES {
         let mut noise = TorchNoise::new(3, &x, &levels);
-        let mut nan = |x: &Tensor, _: f64| x * f64::NAN;
-        let run = |model: &mut samplers::Denoiser<'_>,
+        let mut nan = |x: &Tensor, _: f64| {
+            let x0 = (x * f64::NAN)?;
+            Ok(Guided { uncond: x0.clone(), x0 })
+        };
+        let run = |model: &mut samplers::GuidedDenoiser<'_>,
                    noise: &mut TorchNoise,
                    observe: &mut samplers::Observe<'_>| {
-            samplers::sample(name, &schedule, &levels, x.clone(), model, noise, observe)
+            samplers::sample_guided(name, &schedule, &levels, x.clone(), model, noise, observe)
         };
-        run(&mut nan, &mut noise, &mut quiet).unwrap();
+        match (*name, run(&mut nan, &mut noise, &mut quiet)) {
+            ("dpm_adaptive", Err(error)) => {
+                assert!(error.to_string().contains("numbers that are none"), "{error}");
+            }
+            ("dpm_adaptive", Ok(_)) => panic!("no step is short enough"),
+            (_, sampled) => drop(sampled.unwrap()),
+        }
         let mut stop = |step: Step<'_>| match step.done {
             2 => Err(Error::Msg("cancelled".to_owned())),
             _ => Ok(()),
         };
-        let error = run(&mut gaussian, &mut noise, &mut stop).unwrap_err();
+        let error = run(&mut alike, &mut noise, &mut stop).unwrap_err();
         assert!(error.to_string().contains("cancelled"), "{name}: {error}");
         let mut broken = |_: &Tensor, _: f64| Err(Error::Msg("no model".to_owned()));
         let error = run(&mut broken, &mut noise, &mut quiet).unwrap_err();
@@ -350,8 +511,10 @@ fn what_is_no_schedule_or_no_sampler_is_refused() {
         let error = run("euler", levels).unwrap_err().to_string();
         assert!(error.contains("must fall"), "{error}");
     }
-    let error = run("euler_b", &[1.0, 0.0]).unwrap_err().to_string();
-    assert!(error.contains("euler_b") && error.contains("uni_pc_bh2"), "{error}");
+    for name in ["euler_b", "euler_gpu", "dpms", "heun_cfg_pp", ""] {
+        let error = run(name, &[1.0, 0.0]).unwrap_err().to_string();
+        assert!(error.contains(&format!("\"{name}\"")) && error.contains("uni_pc_bh2"), "{error}");
+    }
 }
 
 #[test]

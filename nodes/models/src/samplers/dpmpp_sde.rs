@@ -46,13 +46,21 @@ pub fn dpmpp_sde(
     Ok(x)
 }
 
-/// The multistep solver of second order, midpoint.
+/// The form of second order that [`dpmpp_2m_sde`] has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SecondOrder {
+    Midpoint,
+    Heun,
+}
+
+/// The multistep solver of second order.
 ///
 /// # Errors
 /// What `model`, `noise` and `observe` report.
 pub fn dpmpp_2m_sde(
     sigmas: &[f64],
     eta: f64,
+    form: SecondOrder,
     mut x: Tensor,
     model: &mut Denoiser<'_>,
     noise: &mut dyn Noise,
@@ -69,7 +77,11 @@ pub fn dpmpp_2m_sde(
             let grow = -(-h * (eta + 1.0)).exp_m1();
             let mut terms = vec![(next / sigma * (-h * eta).exp(), &x), (grow, &x0)];
             if let Some((x1, h_last)) = &previous {
-                let slope = 0.5 * grow * h / h_last;
+                let h_eta = h * (eta + 1.0);
+                let slope = match form {
+                    SecondOrder::Midpoint => 0.5 * grow * h / h_last,
+                    SecondOrder::Heun => (1.0 - grow / h_eta) * h / h_last,
+                };
                 terms.extend([(slope, &x0), (-slope, x1)]);
             }
             noised(combine(&terms)?, sigma, next, eta, noise)?

@@ -1,9 +1,13 @@
 """Writes samplers.json: what ComfyUI's samplers and schedules compute for a closed-form denoiser.
 
-    python make_samplers.py COMFYUI_FOLDER      (torch, torchsde, scipy; made with ComfyUI of January 2026)
+    python make_samplers.py COMFYUI_FOLDER      (torch, torchsde, scipy)
 
-Only the mathematics of ComfyUI is run: k_diffusion/sampling.py and deis.py, extra_samplers/uni_pc.py and the
-schedulers of samplers.py, in f64, with recorded noises in the place of drawn ones.
+Made with ComfyUI of October 2025, but dpmpp_2s_ancestral_cfg_pp and what sa_solver returns above sigma 0 as
+they are in 2026.
+
+Only the mathematics of ComfyUI is run: k_diffusion/sampling.py, deis.py and sa_solver.py,
+extra_samplers/uni_pc.py and the schedulers of samplers.py, in f64, with recorded noises in the place of drawn
+ones; and, in f32 as there, whether a range of the schedule holds at a step whose level it begins or ends on.
 """
 import importlib.util
 import json
@@ -47,18 +51,43 @@ class Discrete:
     def noise_scaling(self, sigma, noise, latent, max_denoise=False):
         return latent + noise * sigma
 
+    def percent_to_sigma(self, percent):
+        return StableDiffusion().percent_to_sigma(percent)
+
+
+class Bar:
+    """The progress bar, without a bar."""
+
+    def __init__(self, *_, **__):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def update(self, *_):
+        pass
+
+
+def with_post_cfg(options, function, disable_cfg1_optimization=False):
+    return {**options, "post_cfg": function}
+
 
 comfy = module("comfy")
 comfy.model_sampling = module("comfy.model_sampling", CONST=CONST)
-comfy.model_patcher = module("comfy.model_patcher")
+comfy.model_patcher = module(
+    "comfy.model_patcher", set_model_options_post_cfg_function=with_post_cfg
+)
 comfy.utils = module("comfy.utils", model_trange=plain_range)
 module("comfy.memory_management")
-module("tqdm.auto", tqdm=None, trange=plain_range)
+module("tqdm.auto", tqdm=Bar, trange=plain_range)
 k_diffusion = module("comfy.k_diffusion")
 k_diffusion.utils = module(
     "comfy.k_diffusion.utils", append_dims=lambda x, n: x[(...,) + (None,) * (n - x.ndim)]
 )
-k_diffusion.sa_solver = module("comfy.k_diffusion.sa_solver")
+k_diffusion.sa_solver = load("comfy.k_diffusion.sa_solver", COMFY / "k_diffusion/sa_solver.py")
 k_diffusion.deis = load("comfy.k_diffusion.deis", COMFY / "k_diffusion/deis.py")
 sampling = load("comfy.k_diffusion.sampling", COMFY / "k_diffusion/sampling.py")
 uni_pc = load("uni_pc", COMFY / "extra_samplers/uni_pc.py")
@@ -75,9 +104,13 @@ class Model:
             def get_model_object(_):
                 return Discrete()
 
-    def __call__(self, x, sigma, **_):
+    def __call__(self, x, sigma, model_options={}, **_):
         sigma = sigma.view(-1, *([1] * (x.ndim - 1)))
-        return torch.tanh(x / (1 + sigma)) * 0.8 + x / (1 + sigma * sigma) * 0.3
+        denoised = torch.tanh(x / (1 + sigma)) * 0.8 + x / (1 + sigma * sigma) * 0.3
+        if "post_cfg" in model_options:
+            uncond = torch.tanh(x / (1 + sigma)) * 0.5 + x / (1 + sigma * sigma) * 0.2 + 0.1
+            model_options["post_cfg"]({"denoised": denoised, "uncond_denoised": uncond})
+        return denoised
 
 
 def rounded(values):
@@ -85,7 +118,7 @@ def rounded(values):
 
 
 x = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(7)).double() * 14.6
-noises = torch.randn(16, 2, 1, 4, 4, generator=torch.Generator().manual_seed(8)).double()
+noises = torch.randn(24, 2, 1, 4, 4, generator=torch.Generator().manual_seed(8)).double()
 schedules = {
     "full": [14.614642, 7.5, 4.1, 2.3, 1.3, 0.7, 0.3, 0.0291675, 0.0],
     "leftover": [14.614642, 7.5, 4.1, 2.3, 1.3],
@@ -93,9 +126,55 @@ schedules = {
     "two": [14.614642, 1.0, 0.0],
     "one": [14.614642, 0.0],
 }
-deterministic = ["euler", "heun", "dpm_2", "lms", "dpmpp_2m", "ipndm", "deis"]
+deterministic = ["euler", "heun", "dpm_2", "lms", "dpmpp_2m", "ipndm", "deis", "heunpp2", "ipndm_v"]
+deterministic += ["dpm_fast", "dpm_adaptive", "res_multistep", "gradient_estimation", "euler_cfg_pp"]
+deterministic += ["dpmpp_2m_cfg_pp", "res_multistep_cfg_pp", "gradient_estimation_cfg_pp"]
 stochastic = ["euler_ancestral", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde"]
-stochastic += ["dpmpp_2m_sde", "dpmpp_3m_sde", "ddpm", "lcm"]
+stochastic += ["dpmpp_2m_sde", "dpmpp_3m_sde", "ddpm", "lcm", "dpmpp_2m_sde_heun"]
+stochastic += ["euler_ancestral_cfg_pp", "dpmpp_2s_ancestral_cfg_pp", "res_multistep_ancestral"]
+stochastic += ["res_multistep_ancestral_cfg_pp", "er_sde", "seeds_2", "seeds_3", "sa_solver"]
+stochastic += ["sa_solver_pece"]
+
+
+def by_name(name):
+    """The sampler as ComfyUI's `ksampler` calls it."""
+    if name.startswith("unipc"):
+        return getattr(uni_pc, f"sample_{name}")
+    function = getattr(sampling, f"sample_{name}")
+    if name not in ("dpm_fast", "dpm_adaptive"):
+        return function
+
+    def between(model, x, sigmas, **more):
+        low = sigmas[-1] if sigmas[-1] > 0 else sigmas[-2]
+        count = [len(sigmas) - 1] if name == "dpm_fast" else []
+        return function(model, x, low, sigmas[0], *count, **more)
+
+    return between
+
+
+betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+alphas_cumprod = torch.cumprod(1 - betas, 0)
+
+
+class StableDiffusion:
+    sigmas = (((1 - alphas_cumprod) / alphas_cumprod) ** 0.5).float()
+    log_sigmas = (((1 - alphas_cumprod) / alphas_cumprod) ** 0.5).log().float()
+    sigma_min, sigma_max = sigmas[0], sigmas[-1]
+
+    def timestep(self, sigma):
+        return (sigma.log() - self.log_sigmas[:, None]).abs().argmin(dim=0).view(sigma.shape)
+
+    def sigma(self, timestep):
+        t = torch.clamp(timestep.float(), min=0, max=999)
+        low, high, part = t.floor().long(), t.ceil().long(), t.frac()
+        return ((1 - part) * self.log_sigmas[low] + part * self.log_sigmas[high]).exp()
+
+    def percent_to_sigma(self, percent):
+        if percent <= 0:
+            return 999999999.9
+        return self.sigma(torch.tensor((1 - percent) * 999)).item() if percent < 1 else 0.0
+
+
 samplers = {}
 # uni_pc makes tensors of its own, of the default type.
 torch.set_default_dtype(torch.float64)
@@ -110,10 +189,8 @@ for schedule, levels in schedules.items():
             return draws[-1]
 
         more = {"noise_sampler": noise} if name in stochastic else {}
-        source = uni_pc if name.startswith("unipc") else sampling
-        function = getattr(source, f"sample_{name}")
         sigmas = torch.tensor(levels, dtype=torch.float64)
-        end = function(Model(), x.clone(), sigmas, extra_args={}, disable=True, **more)
+        end = by_name(name)(Model(), x.clone(), sigmas, extra_args={}, disable=True, **more)
         key = f"{name.replace('unipc', 'uni_pc')}.{schedule}"
         samplers[key] = {"draws": len(draws), "x": rounded(end.flatten().tolist())}
 
@@ -142,24 +219,6 @@ for name in ["simple", "ddim", "normal", "beta", "linear_quadratic", "kl_optimal
     ends = [text.find(mark, start) for mark in ("\ndef ", "\nclass ", "\n#")]
     exec(text[start : min(end for end in ends if end > 0)], scope)
 
-betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-alphas_cumprod = torch.cumprod(1 - betas, 0)
-
-
-class StableDiffusion:
-    sigmas = (((1 - alphas_cumprod) / alphas_cumprod) ** 0.5).float()
-    log_sigmas = sigmas.log()
-    sigma_min, sigma_max = sigmas[0], sigmas[-1]
-
-    def timestep(self, sigma):
-        return (sigma.log() - self.log_sigmas[:, None]).abs().argmin(dim=0).view(sigma.shape)
-
-    def sigma(self, timestep):
-        t = torch.clamp(timestep.float(), min=0, max=999)
-        low, high, part = t.floor().long(), t.ceil().long(), t.frac()
-        return ((1 - part) * self.log_sigmas[low] + part * self.log_sigmas[high]).exp()
-
-
 model = StableDiffusion()
 ends = (float(model.sigma_min), float(model.sigma_max))
 sigmas = {}
@@ -178,6 +237,18 @@ for steps in (1, 2, 3, 7, 20, 31):
         made["kl_optimal"] = scope["kl_optimal_scheduler"](steps, *ends)
     sigmas |= {f"{name}.{steps}": rounded(values.tolist()) for name, values in made.items()}
 
+# Where a percent is the level of a step, all but to the bit: steps, the step, the percent, and whether the
+# level is above (1), the same (0) or below (-1).
+ranges = []
+for steps in range(2, 61):
+    levels = scope["normal_scheduler"](model, steps)[:-1].tolist()
+    for percent in [i / 200 for i in range(1, 200)]:
+        i = round(percent * (steps - 1))
+        boundary = model.percent_to_sigma(percent)
+        if abs(levels[i] / boundary - 1) < 1e-5:
+            above = (levels[i] > boundary) - (levels[i] < boundary)
+            ranges.append([steps, i, percent, above])
+
 result = {
     "x": x.flatten().tolist(),
     "noises": noises.flatten(1).tolist(),
@@ -185,5 +256,6 @@ result = {
     "samplers": samplers,
     "brownian": brownian,
     "sigmas": sigmas,
+    "ranges": ranges,
 }
 Path(__file__).with_name("samplers.json").write_text(json.dumps(result) + "\n")

@@ -1,0 +1,101 @@
+//! CFG++ (Chung et al., arXiv 2406.08070): guidance says where the data is, and what the model says without
+//! guidance how to get there. The forms that ComfyUI has of Euler's method, DPM-Solver++(2S) and (2M); in VE.
+//! Where both halves say the same each is its plain form.
+
+use candle_core::{Result, Tensor};
+
+use super::{Guided, GuidedDenoiser, Noise, Observe, Step, ancestral_step, combine};
+
+/// Euler's method with ancestral noise, which `eta` scales; 0 is `euler_cfg_pp`.
+///
+/// # Errors
+/// What `model`, `noise` and `observe` report.
+pub fn euler_ancestral_cfg_pp(
+    sigmas: &[f64],
+    eta: f64,
+    mut x: Tensor,
+    model: &mut GuidedDenoiser<'_>,
+    noise: &mut dyn Noise,
+    observe: &mut Observe<'_>,
+) -> Result<Tensor> {
+    let steps = sigmas.len().saturating_sub(1);
+    for (i, pair) in sigmas.windows(2).enumerate() {
+        let (sigma, next) = (pair[0], pair[1]);
+        let Guided { x0, uncond } = model(&x, sigma)?;
+        let (down, up) = ancestral_step(sigma, next, eta);
+        x = match next > 0.0 {
+            true => combine(&[(1.0, &x0), (down / sigma, &x), (-down / sigma, &uncond)])?,
+            false => x0.clone(),
+        };
+        if up > 0.0 {
+            x = combine(&[(1.0, &x), (up, &noise.unit()?)])?;
+        }
+        observe(Step { done: i + 1, steps, x: &x, x0: &x0 })?;
+    }
+    Ok(x)
+}
+
+/// DPM-Solver++(2S) with ancestral noise, which `eta` scales: integrated without guidance, and then moved by
+/// what guidance adds to x₀. Two evaluations a step, one for a step to σ = 0.
+///
+/// # Errors
+/// What `model`, `noise` and `observe` report.
+pub fn dpmpp_2s_ancestral_cfg_pp(
+    sigmas: &[f64],
+    eta: f64,
+    mut x: Tensor,
+    model: &mut GuidedDenoiser<'_>,
+    noise: &mut dyn Noise,
+    observe: &mut Observe<'_>,
+) -> Result<Tensor> {
+    let steps = sigmas.len().saturating_sub(1);
+    for (i, pair) in sigmas.windows(2).enumerate() {
+        let (sigma, next) = (pair[0], pair[1]);
+        let Guided { x0, uncond } = model(&x, sigma)?;
+        let (down, up) = ancestral_step(sigma, next, eta);
+        x = if down > 0.0 {
+            let middle = (sigma * down).sqrt();
+            let halfway = combine(&[(middle / sigma, &x), (1.0 - middle / sigma, &uncond)])?;
+            let there = model(&halfway, middle)?.uncond;
+            let share = down / sigma;
+            combine(&[(share, &x), (1.0 - share, &there), (1.0, &x0), (-1.0, &uncond)])?
+        } else {
+            x0.clone()
+        };
+        if up > 0.0 {
+            x = combine(&[(1.0, &x), (up, &noise.unit()?)])?;
+        }
+        observe(Step { done: i + 1, steps, x: &x, x0: &x0 })?;
+    }
+    Ok(x)
+}
+
+/// DPM-Solver++(2M). The difference that it carries on is of x₀ with guidance to the last one without, as
+/// ComfyUI has it.
+///
+/// # Errors
+/// What `model` and `observe` report.
+pub fn dpmpp_2m_cfg_pp(
+    sigmas: &[f64],
+    mut x: Tensor,
+    model: &mut GuidedDenoiser<'_>,
+    observe: &mut Observe<'_>,
+) -> Result<Tensor> {
+    let steps = sigmas.len().saturating_sub(1);
+    // The previous x₀ without guidance, and the step in λ that led here.
+    let mut previous: Option<(Tensor, f64)> = None;
+    for (i, pair) in sigmas.windows(2).enumerate() {
+        let (sigma, next) = (pair[0], pair[1]);
+        let Guided { x0, uncond } = model(&x, sigma)?;
+        let (h, share) = ((sigma / next).ln(), next / sigma);
+        let mut terms = vec![(1.0, &x0), (share, &x), (-share, &uncond)];
+        if let Some((last, h_last)) = previous.as_ref().filter(|_| next > 0.0) {
+            let slope = (1.0 - share) * 0.5 * h / h_last;
+            terms.extend([(slope, &x0), (-slope, last)]);
+        }
+        x = if next > 0.0 { combine(&terms)? } else { x0.clone() };
+        observe(Step { done: i + 1, steps, x: &x, x0: &x0 })?;
+        previous = Some((uncond, h));
+    }
+    Ok(x)
+}
