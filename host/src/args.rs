@@ -10,7 +10,8 @@ const EXIT_CODES: &str = "\
 Exit codes:
   0    done
   2    the workflow or the arguments are wrong; nothing was run
-  3    a node failed (what did not depend on it was still made), or a library does not conform
+  3    an output has a problem and was left out, or a node failed (what did not depend on it was
+       still made), or a library does not conform
   130  interrupted: Ctrl-C ends the run at the next step, a second one at once
 
 Where things are looked for:
@@ -132,6 +133,9 @@ pub struct Workflow {
     /// KSampler#2. A file's path may be any
     #[arg(long, value_name = "NODE.INPUT=VALUE")]
     pub set: Vec<String>,
+    /// Refuse the whole workflow when one of its outputs has a problem: others are left out otherwise
+    #[arg(long)]
+    pub strict: bool,
     /// Set every seed; N..M runs once for each from N to M - 1, N..=M to M
     #[arg(long, value_name = "N|N..M")]
     pub seed: Option<Seeds>,

@@ -49,6 +49,13 @@ pub enum Event<'a> {
         /// The id of the node that failed.
         because_of: Cow<'a, str>,
     },
+    /// An output that is not made, because the workflow has a problem.
+    LeftOut {
+        #[serde(flatten)]
+        name: Cow<'a, NodeName>,
+        /// The id of a node that has a problem and that the output needs, or its own.
+        because_of: Cow<'a, str>,
+    },
     /// An output node made something.
     Output {
         node: Cow<'a, str>,
@@ -67,12 +74,14 @@ pub enum Event<'a> {
         node: Option<Cow<'a, NodeName>>,
         message: Cow<'a, str>,
     },
-    /// The last event of a run that was not interrupted. `failed` nodes make the exit code 3.
+    /// The last event of a run that was not interrupted. `failed` nodes and outputs that were
+    /// `left_out` make the exit code 3.
     Done {
         seconds: f64,
         executed: usize,
         cached: usize,
         failed: usize,
+        left_out: usize,
     },
     /// The last event of one that was.
     Interrupted {
@@ -170,7 +179,8 @@ mod tests {
             Event::refused(Kind::Workflow, "it is empty"),
             log,
             Event::Log { level: Level::Debug, node: Some(name()), message: "\n\u{1b}".into() },
-            Event::Done { seconds: 0.5, executed: 1, cached: 2, failed: 3 },
+            Event::LeftOut { name: name(), because_of: Cow::Borrowed("2") },
+            Event::Done { seconds: 0.5, executed: 1, cached: 2, failed: 3, left_out: 4 },
             Event::Interrupted { seconds: 0.125 },
         ];
         for event in events {

@@ -9,11 +9,12 @@ use crate::editor::{Converted, Now, Texts, convert};
 use crate::events::{Event, Level, Listener};
 use crate::execute::Properties;
 use crate::folders::{Folders, Given};
-use crate::graph::{Graph, is_editor_format, parse_object};
+use crate::graph::{self, Graph, Opened, is_editor_format};
 use crate::libraries::Libraries;
 use crate::plan::{Plan, Refusal};
 use crate::problem::{Kind, Problem};
 use crate::workflow_file::WorkflowFile;
+use serde_json::{Map, Value};
 use std::time::SystemTime;
 
 /// Everything that is read before a plan is made.
@@ -29,6 +30,8 @@ pub struct Job {
     pub folders: Folders,
     pub libraries: Libraries,
     device: String,
+    /// Whether a problem with one output is one with all.
+    strict: bool,
     pub seeds: Option<Seeds>,
 }
 
@@ -45,7 +48,8 @@ impl Job {
         let file = WorkflowFile::read(&workflow.path).map_err(as_kind(Kind::Workflow))?;
         let name = name(workflow);
         let in_file = |error| Problem::new(Kind::Workflow, format!("{name}: {error}"));
-        let object = parse_object(&file.prompt).map_err(in_file)?;
+        let Opened { object, editor: beside, inside } =
+            graph::open(&file.prompt).map_err(in_file)?;
         let given = Given {
             models: &workflow.models,
             extra_model_paths: &workflow.extra_model_paths,
@@ -67,10 +71,11 @@ impl Job {
             );
             return Err(Problem::new(Kind::Arguments, sentence));
         }
-        let mut editor = file.editor;
+        let json = |object: &Map<String, Value>| Value::Object(object.clone()).to_string();
+        let mut editor = file.editor.or_else(|| beside.as_ref().map(json));
         let converted = match is_editor_format(&object) {
             true => {
-                editor = Some(file.prompt);
+                editor = Some(if inside { json(&object) } else { file.prompt });
                 convert(&object, catalogue)
             }
             false => Graph::from_object(object).map_err(in_file)?.into(),
@@ -85,13 +90,25 @@ impl Job {
         let device = workflow.device.0.clone();
         let (seeds, now) = (workflow.seed, Now::from(SystemTime::now()));
         let wrong = Refusal { problems, warnings };
-        Ok(Self { graph, texts, wrong, now, editor, folders, libraries, device, seeds })
+        Ok(Self {
+            graph,
+            texts,
+            wrong,
+            now,
+            editor,
+            folders,
+            libraries,
+            device,
+            strict: workflow.strict,
+            seeds,
+        })
     }
 
     /// The plan for one seed, and the graph it is of.
     ///
     /// # Errors
-    /// [`Refusal`], with every problem there is.
+    /// [`Refusal`], with every problem there is, where no output can be made; with `--strict` where one
+    /// cannot.
     pub fn plan(&self, seed: Option<u64>) -> Result<(Plan, Graph), Refusal> {
         let mut graph = self.graph.clone();
         let catalogue = &self.libraries.catalogue;
@@ -101,17 +118,15 @@ impl Job {
         }
         let mut warnings = self.wrong.warnings.clone();
         warnings.extend(self.texts.apply(&mut graph, catalogue, seed, &self.now));
-        let planned = Plan::new(&graph, catalogue, &self.folders, &self.device).and_then(Plan::whole);
-        let mut problems = self.wrong.problems.clone();
-        match planned {
-            Ok(plan) if problems.is_empty() => return Ok((plan.warned(warnings), graph)),
-            Ok(plan) => warnings.extend_from_slice(plan.warnings()),
+        let known = self.wrong.problems.clone();
+        let planned = Plan::with_known(&graph, catalogue, &self.folders, &self.device, known);
+        match planned.and_then(|plan| if self.strict { plan.whole() } else { Ok(plan) }) {
+            Ok(plan) => Ok((plan.warned(warnings), graph)),
             Err(mut refusal) => {
-                problems.append(&mut refusal.problems);
                 warnings.append(&mut refusal.warnings);
+                Err(Refusal { problems: refusal.problems, warnings })
             }
         }
-        Err(Refusal { problems, warnings })
     }
 
     /// The plan of the first seed, if the last one is valid, too.

@@ -99,7 +99,8 @@ impl Plan {
     }
 
     /// As [`Plan::new`], of a graph about which `known` problems were found before. Each costs the
-    /// outputs that need its node; one that is about no node of the graph costs all of them.
+    /// outputs that need its node, and is a warning where none does; one that is about no node of the
+    /// graph costs all of them.
     ///
     /// # Errors
     /// As for [`Plan::new`].
@@ -123,9 +124,14 @@ impl Plan {
             warnings: Vec::new(),
         };
         let of_all = known.iter().any(|problem| of_node(problem).is_none());
-        let Walked { order, left_out, any_output } = check.walk();
+        let Walked { order, left_out, any_output, reached } = check.walk();
         let Check { mut problems, mut warnings, .. } = check;
-        problems.splice(0..0, known);
+        for problem in known {
+            match of_node(&problem) {
+                Some(at) if !reached[at] => warnings.push(problem),
+                _ => problems.push(problem),
+            }
+        }
         // In the order of the file, as people read it; the walk met them in its own.
         let place = |problem: &Problem| of_node(problem).unwrap_or(usize::MAX);
         warnings.sort_by_key(place);
@@ -147,8 +153,7 @@ impl Plan {
         Err(Refusal { problems: self.problems, warnings: self.warnings })
     }
 
-    /// What is wrong with outputs that were left out. There may be some that none of them needs: those
-    /// of a conversion.
+    /// What is wrong with the outputs that were left out.
     pub fn problems(&self) -> &[Problem] {
         &self.problems
     }
@@ -257,6 +262,8 @@ struct Walked<'a> {
     order: Vec<Checked<'a>>,
     left_out: Vec<LeftOut>,
     any_output: bool,
+    /// Of each node, whether an output needs it.
+    reached: Vec<bool>,
 }
 
 impl<'a> Check<'a> {
@@ -324,8 +331,9 @@ impl<'a> Check<'a> {
                 }
             }
         }
-        for (node, mark) in graph.nodes().iter().zip(marks) {
-            if mark == Mark::New && catalogue.get(&node.class).is_none() {
+        let reached: Vec<bool> = marks.iter().map(|mark| *mark != Mark::New).collect();
+        for (node, reached) in graph.nodes().iter().zip(&reached) {
+            if !reached && catalogue.get(&node.class).is_none() {
                 let mut warning = self.unknown_class(node);
                 warning.message.push_str("; it leads to no output and is not run");
                 self.warnings.push(warning);
@@ -350,7 +358,7 @@ impl<'a> Check<'a> {
         }
         let left_out = left_out.collect();
         order.retain(|checked| needed[checked.position]);
-        Walked { order, left_out, any_output }
+        Walked { order, left_out, any_output, reached }
     }
 
     /// As [`Check::visit`]; a node with a problem is its own cause.

@@ -141,6 +141,13 @@ impl Listener for Terminal {
                 "{} skipped: it needs what node {because_of} would have made",
                 label(name)
             )),
+            Event::LeftOut { name, because_of } => {
+                let cause = match name.id == *because_of {
+                    true => String::new(),
+                    false => format!(", it needs node {because_of}"),
+                };
+                self.say(&format!("{name} is left out{cause}"));
+            }
             Event::Output { files, .. } => {
                 if self.show == Show::Everything {
                     let lines: String = files.iter().map(|file| format!("{file}\n")).collect();
@@ -162,12 +169,13 @@ impl Listener for Terminal {
                     Level::Debug => (),
                 }
             }
-            Event::Done { seconds, executed, cached, failed } => {
+            Event::Done { seconds, executed, cached, failed, left_out } => {
                 self.end();
-                let failed = match failed {
+                let some = |count: &usize, what: &str| match count {
                     0 => String::new(),
-                    failed => format!(", {failed} failed"),
+                    count => format!(", {count} {what}"),
                 };
+                let failed = some(failed, "failed") + &some(left_out, "left out");
                 self.say_unless_quiet(&format!(
                     "{executed} nodes run, {cached} cached{failed}, {seconds:.2} s"
                 ));

@@ -9,7 +9,7 @@ use crate::execute::{Budget, Executor, Keep, Outcome, Setting};
 use crate::folders::Identify;
 use crate::interrupt;
 use crate::job::{Job, name};
-use crate::plan::Refusal;
+use crate::plan::{LeftOut, Plan, Refusal};
 use crate::plugin::Library;
 use crate::problem::{Kind, Problem};
 use crate::supervisor::{Supervisor, Task};
@@ -27,6 +27,20 @@ fn tell(listener: &dyn Listener, refusal: &Refusal) {
     for problem in &refusal.problems {
         listener.event(&Event::Error(Cow::Borrowed(problem)));
     }
+}
+
+/// Tells what is wrong with a plan's outputs that are left out, and which they are, each once.
+fn tell_left_out(listener: &dyn Listener, plan: &Plan, told: &mut Vec<Problem>) {
+    for problem in plan.problems().iter().filter(|problem| !told.contains(problem)) {
+        listener.event(&Event::Error(Cow::Borrowed(problem)));
+    }
+    if *told != plan.problems() {
+        for LeftOut { name, because_of } in plan.left_out() {
+            let (name, because_of) = (Cow::Borrowed(name), because_of.into());
+            listener.event(&Event::LeftOut { name, because_of });
+        }
+    }
+    *told = plan.problems().to_vec();
 }
 
 /// Who runs the plans: a worker, or this process.
@@ -86,9 +100,11 @@ pub fn run(args: &args::Run, listener: &'static dyn Listener, screen: &MultiProg
     };
     let mut seeds = job.seeds.into_iter().flat_map(Seeds::iter);
     let mut seed = seeds.next();
-    let (mut executed, mut cached, mut failed) = (0, 0, 0);
-    let mut warned: Vec<Problem> = Vec::new();
+    let (mut executed, mut cached, mut failed, mut left_out) = (0, 0, 0, 0);
+    let (mut warned, mut told): (Vec<Problem>, Vec<Problem>) = (Vec::new(), Vec::new());
     while let Some((plan, graph)) = planned.take() {
+        tell_left_out(listener, &plan, &mut told);
+        left_out += plan.left_out().len();
         let nodes = plan.steps().iter().map(|step| Cow::Borrowed(&step.name)).collect();
         listener.event(&Event::Plan { nodes, seed: job.seeds.and(seed) });
         for warning in plan.warnings().iter().filter(|warning| !warned.contains(warning)) {
@@ -122,8 +138,9 @@ pub fn run(args: &args::Run, listener: &'static dyn Listener, screen: &MultiProg
         planned = match next {
             // What was made for earlier seeds is there, so this is no refusal of the whole.
             Some(Err(refusal)) => {
+                // Nothing of this seed and those behind it is made.
                 tell(listener, &refusal);
-                failed += refusal.problems.len();
+                left_out += plan.outputs().count();
                 None
             }
             Some(Ok(next)) => Some(next),
@@ -133,8 +150,8 @@ pub fn run(args: &args::Run, listener: &'static dyn Listener, screen: &MultiProg
     // What the worker still has to say comes before the last event.
     drop(runner);
     let seconds = start.elapsed().as_secs_f64();
-    listener.event(&Event::Done { seconds, executed, cached, failed });
-    if failed > 0 { Exit::Failed } else { Exit::Done }
+    listener.event(&Event::Done { seconds, executed, cached, failed, left_out });
+    if failed > 0 || left_out > 0 { Exit::Failed } else { Exit::Done }
 }
 
 /// The most private memory of a worker: what was asked for, or what the machine or container has, less a
@@ -156,7 +173,7 @@ pub fn check(workflow: &args::Workflow, listener: &dyn Listener) -> Exit {
         Ok(job) => job,
         Err(problem) if workflow.json => {
             let answer = json!({"valid": false, "warnings": [], "libraries_failed": [],
-                "problems": [problem]});
+                "problems": [problem], "left_out": []});
             return print(&format!("{answer}\n")).or(Exit::Refused);
         }
         Err(problem) => {
@@ -164,19 +181,26 @@ pub fn check(workflow: &args::Workflow, listener: &dyn Listener) -> Exit {
             return Exit::Refused;
         }
     };
-    let (problems, warnings) = match job.first_plan() {
-        Ok((plan, _)) => (Vec::new(), plan.warnings().to_vec()),
-        Err(Refusal { problems, warnings }) => (problems, warnings),
+    let (problems, left_out, warnings, exit) = match job.first_plan() {
+        Ok((plan, _)) => {
+            let exit = if plan.problems().is_empty() { Exit::Done } else { Exit::Failed };
+            let left_out = plan.left_out().to_vec();
+            (plan.problems().to_vec(), left_out, plan.warnings().to_vec(), exit)
+        }
+        Err(Refusal { problems, warnings }) => (problems, Vec::new(), warnings, Exit::Refused),
     };
-    let exit = if problems.is_empty() { Exit::Done } else { Exit::Refused };
     if workflow.json {
         let failed = &job.libraries.failed;
-        let answer = json!({"valid": problems.is_empty(), "problems": problems,
+        let answer = json!({"valid": problems.is_empty(), "problems": problems, "left_out": left_out,
             "warnings": warnings, "libraries_failed": failed});
         return print(&format!("{answer}\n")).or(exit);
     }
     job.tell_libraries(listener);
     tell(listener, &Refusal { problems, warnings });
+    for LeftOut { name, because_of } in &left_out {
+        let (name, because_of) = (Cow::Borrowed(name), because_of.into());
+        listener.event(&Event::LeftOut { name, because_of });
+    }
     if exit == Exit::Done {
         let name = name(workflow);
         let nodes = job.graph.nodes().len();

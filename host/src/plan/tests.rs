@@ -199,7 +199,8 @@ fn what_was_found_before_costs_the_outputs_that_need_it() {
         "1": {"class_type": "Dice"},
         "2": {"class_type": "Save", "inputs": {"image": ["1", 0]}},
         "3": {"class_type": "Dice"},
-        "4": {"class_type": "Save", "inputs": {"image": ["3", 0]}}});
+        "4": {"class_type": "Save", "inputs": {"image": ["3", 0]}},
+        "5": {"class_type": "Dice"}});
     let graph = Graph::parse(&graph.to_string()).unwrap();
     let plan = |problem: Problem| {
         let folders = folders(Path::new("/nowhere"));
@@ -209,6 +210,8 @@ fn what_was_found_before_costs_the_outputs_that_need_it() {
     let partly = plan(problem().at(graph.nodes()[0].name())).unwrap();
     assert_eq!((partly.left_out()[0].name.id.as_str(), partly.steps().len()), ("2", 2));
     assert!(plan(problem()).is_err(), "nobody knows whose it is");
+    let whole = plan(problem().at(graph.nodes()[4].name())).unwrap();
+    assert_eq!((whole.problems(), whole.warnings().len()), (&[][..], 1), "no output needs it");
 }
 
 #[test]

@@ -134,6 +134,7 @@ impl<'a> Track<'a> {
             }
             // These are the supervisor's own to say.
             Event::Plan { .. }
+            | Event::LeftOut { .. }
             | Event::Warning(_)
             | Event::Done { .. }
             | Event::Interrupted { .. } => false,
