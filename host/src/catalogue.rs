@@ -24,6 +24,16 @@ pub struct NodeDescriptor {
     pub pure: bool,
     /// It is run for what it does outside the graph.
     pub output_node: bool,
+    /// Where it writes files.
+    pub writes: Option<Writes>,
+}
+
+/// A folder of the host's that a node writes files into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Writes {
+    Output,
+    Temp,
 }
 
 impl NodeDescriptor {
@@ -75,6 +85,8 @@ pub enum InputKind {
         multiline: bool,
         /// The kind of folder whose files the text may name, `embedding:NAME` for "embeddings".
         mentions: Option<String>,
+        /// Whether the text begins the names of the files that the node writes.
+        prefix: bool,
     },
     Boolean {
         default: Option<bool>,
@@ -242,6 +254,7 @@ struct RawNode {
     pure: bool,
     #[serde(default)]
     output_node: bool,
+    writes: Option<Writes>,
 }
 
 fn yes() -> bool {
@@ -334,6 +347,13 @@ fn parse_node(value: &Value) -> Result<NodeDescriptor, Fault> {
         }
         inputs.push(parsed);
     }
+    let is_prefix =
+        |input: &&InputDescriptor| matches!(input.kind, InputKind::Text { prefix: true, .. });
+    if let (None, Some(input)) = (raw.writes, inputs.iter().find(is_prefix)) {
+        let input = format!("input {}: ", input.name);
+        let reason = "is a prefix, and the node does not say where it writes".to_owned();
+        return Err(Fault { input, reason });
+    }
     if raw.outputs.iter().any(|output| output.kind.is_empty()) {
         return Err("an output has no type".into());
     }
@@ -345,6 +365,7 @@ fn parse_node(value: &Value) -> Result<NodeDescriptor, Fault> {
         outputs: raw.outputs,
         pure: raw.pure,
         output_node: raw.output_node,
+        writes: raw.writes,
     })
 }
 
@@ -364,6 +385,9 @@ fn parse_input(raw: RawInput) -> Result<InputDescriptor, String> {
         ("seed", other) if other != "INT" => {
             return Err(format!("is a seed of type {other}, not INT"));
         }
+        ("prefix", other) if other != "STRING" => {
+            return Err(format!("is a prefix of type {other}, not STRING"));
+        }
         (_, "INT") => int(&raw)?,
         (_, "FLOAT") => float(&raw)?,
         (_, "STRING") => {
@@ -371,7 +395,8 @@ fn parse_input(raw: RawInput) -> Result<InputDescriptor, String> {
                 return Err("mentions files of a folder without a name".into());
             }
             let (multiline, mentions) = (raw.multiline, raw.mentions.clone());
-            InputKind::Text { default: text(&raw.default)?, multiline, mentions }
+            let prefix = raw.role == "prefix";
+            InputKind::Text { default: text(&raw.default)?, multiline, mentions, prefix }
         }
         (_, "BOOLEAN") => match &raw.default {
             Value::Null => InputKind::Boolean { default: None },
@@ -515,6 +540,8 @@ mod tests {
             (json!({"name": "a", "type": "STRING", "role": "path"}), "without the folder"),
             (json!({"name": "a", "type": "BOOLEAN", "default": 1}), "true or false"),
             (json!({"name": "a", "type": "STRING", "mentions": ""}), "without a name"),
+            (json!({"name": "a", "type": "INT", "role": "prefix"}), "prefix of type INT"),
+            (json!({"name": "a", "type": "STRING", "role": "prefix"}), "say where it writes"),
         ] {
             let found = sentence(input);
             assert!(found.contains("liba.so: its descriptor is wrong"), "{found}");

@@ -12,6 +12,7 @@
 mod key;
 mod literal;
 mod mention;
+mod output;
 mod source;
 
 pub use key::Key;
@@ -118,6 +119,7 @@ impl Plan {
             catalogue,
             folders,
             identities: HashMap::new(),
+            writable: HashMap::new(),
             missing: missing_outputs(graph, catalogue),
             known_at: known.iter().filter_map(of_node).collect(),
             problems: Vec::new(),
@@ -233,6 +235,8 @@ struct Check<'a> {
     catalogue: &'a Catalogue,
     folders: &'a Folders,
     identities: HashMap<PathBuf, [u8; 16]>,
+    /// Folders that nodes write into, and why they cannot be.
+    writable: HashMap<PathBuf, Option<String>>,
     /// Outputs of unknown classes.
     missing: HashSet<usize>,
     /// Nodes that a problem was found with before.
@@ -417,6 +421,7 @@ impl<'a> Check<'a> {
             });
             sources.push(source);
         }
+        self.writes(node, class, &sources);
         // A link that was refused still leads to nodes that may have problems of their own.
         let linked = |input: &InputDescriptor| match node.input(&input.name) {
             Some(Input::Link { id, .. }) => self.graph.position(id),

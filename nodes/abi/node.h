@@ -361,8 +361,16 @@ KG_EXPORT const kg_library *kosmograph_library_v1(void);
  *           "path"  the value is a file's name; "folder" says where it is looked for ("checkpoints",
  *                   "input", …) and "entry" what it is ("file", "directory", "any"). The node receives
  *                   the absolute path, and the file's identity is part of the cache key.
+ *           "prefix" of a STRING: the value begins the names of the files that the node writes in the
+ *                   folder that its "writes" names, PREFIX_00001_.png or the like. It may name folders
+ *                   in there and hold %width%, %height%, %year%, %month%, %day%, %hour%, %minute%,
+ *                   %second%, %batch_num% and %date:yyyy-MM-dd%, which the node replaces. The host
+ *                   refuses one that leads out of the folder or is too long for a file's name before
+ *                   anything runs.
  * Node: "pure" (true) says that equal inputs give equal outputs, so that the host may keep them;
- *   "output_node" (false) that it is run for what it does outside the graph.
+ *   "output_node" (false) that it is run for what it does outside the graph; "writes" ("output" or
+ *   "temp") that it writes files into the folder of the property output_directory or
+ *   temp_directory, so that the host can say that it cannot be written before anything runs.
  */
 
 /* ---- What must be equal on both sides (64-bit targets) --------------------------------------- */

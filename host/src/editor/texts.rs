@@ -65,13 +65,15 @@ impl Texts {
 
     pub(super) fn collect(&mut self, node: &Node, class: &NodeDescriptor) {
         for input in &class.inputs {
-            let InputKind::Text { multiline, .. } = &input.kind else { continue };
+            let InputKind::Text { multiline, prefix, .. } = &input.kind else { continue };
             let Some(Input::Literal { value: Value::String(text), .. }) = node.input(&input.name)
             else {
                 continue;
             };
             let kind = match multiline {
                 true if text.contains(['{', '\\', '/']) => TextKind::Prompt,
+                false if *prefix => TextKind::FileName,
+                // As the page has it, whatever the library says.
                 false if class.output_node && input.name == "filename_prefix" => TextKind::FileName,
                 _ => continue,
             };

@@ -26,6 +26,9 @@ fn catalogue() -> Catalogue {
         {"class": "Dice", "pure": false, "outputs": [{"name": "image", "type": "IMAGE"}]},
         {"class": "Need", "inputs": [{"name": "n", "type": "INT"}],
          "outputs": [{"name": "image", "type": "IMAGE"}]},
+        {"class": "Keep", "output_node": true, "writes": "output", "inputs": [
+            {"name": "image", "type": "IMAGE"},
+            {"name": "name", "type": "STRING", "default": "x", "role": "prefix"}]},
         {"class": "Save", "inputs": [{"name": "image", "type": "IMAGE"}], "output_node": true}]});
     let mut catalogue = Catalogue::default();
     catalogue.add(Path::new("libtest.so"), &library).unwrap();
@@ -438,6 +441,36 @@ fn a_path_from_the_command_line_says_how_to_be_given_again() {
     let set = format!("--set '3:1.image={}/it'\\''s b.png'", folder.path().display());
     assert!(sentence(&odd).ends_with(&set), "{}", sentence(&odd));
     assert!(!sentence(Path::new("/there/is/none.png")).contains("--set"));
+}
+
+#[test]
+fn where_files_are_written_is_checked() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("file"), "in the way").unwrap();
+    let wrong = |output: &str, name: &str| {
+        let graph = json!({
+            "1": {"class_type": "Dice"},
+            "2": {"class_type": "Keep", "inputs": {"image": ["1", 0], "name": name}}});
+        let graph = Graph::parse(&graph.to_string()).unwrap();
+        let folders = Folders { output: folder.path().join(output), ..Folders::default() };
+        match Plan::new(&graph, &catalogue(), &folders, "cpu") {
+            Ok(_) => String::new(),
+            Err(refusal) => refusal.problems[0].to_string(),
+        }
+    };
+    assert_eq!(wrong("out", "sub/a"), "");
+    let outside = wrong("out", "../a");
+    assert!(
+        outside.starts_with("node 2 (Keep), input \"name\": \"../a\" leads out of"),
+        "{outside}"
+    );
+    assert!(wrong("out", &"x".repeat(5000)).contains("too long"));
+    for (output, name) in [("file", "a"), ("file/below", "a"), (".", "file/a")] {
+        let sentence = wrong(output, name);
+        assert!(sentence.starts_with("node 2 (Keep): the folder "), "{sentence}");
+        assert!(sentence.ends_with("file is not a folder"), "{sentence}");
+    }
+    assert!(!folder.path().join("out").exists(), "it is only looked at");
 }
 
 #[test]

@@ -3,9 +3,11 @@
 //! The derive only writes down what the fields say; all reading and checking is in the SDK's `input`.
 //!
 //! On the struct, `#[node(…)]`: `class = "KSampler"` (the struct's name otherwise), `category =
-//! "sampling"`, `output_node`, `impure`. On a field:
+//! "sampling"`, `output_node`, `impure`, `writes = "output"` (or `"temp"`, the host's folder that the node
+//! writes files to). On a field:
 //! - `#[widget(…)]`: `default`, `min`, `max`, `step`, `choices` (a list of strings), `multiline`, `seed`,
-//!   `mentions` (the folder whose files the text may name, "embeddings");
+//!   `mentions` (the folder whose files the text may name, "embeddings"), `prefix` (the text begins the
+//!   names of the files that the node writes);
 //! - `#[file(…)]`: `folder = "checkpoints"`, `entry = "file" | "directory" | "any"`, `default`.
 //!
 //! Doc comments become the documentation of the node and its inputs.
@@ -66,6 +68,7 @@ fn class(input: &DeriveInput) -> syn::Result<Tokens> {
     let mut name = input.ident.to_string();
     let mut category = String::new();
     let (mut output_node, mut pure) = (false, true);
+    let mut writes = quote!(::core::option::Option::None);
     for attribute in input.attrs.iter().filter(|attribute| attribute.path().is_ident("node")) {
         attribute.parse_nested_meta(|meta| {
             match key(&meta)?.as_str() {
@@ -73,7 +76,14 @@ fn class(input: &DeriveInput) -> syn::Result<Tokens> {
                 "category" => category = meta.value()?.parse::<LitStr>()?.value(),
                 "output_node" => output_node = true,
                 "impure" => pure = false,
-                _ => return Err(meta.error("class, category, output_node or impure is wanted")),
+                "writes" => {
+                    let folder = meta.value()?.parse::<LitStr>()?;
+                    writes = quote!(::core::option::Option::Some(#folder));
+                }
+                _ => {
+                    let wanted = "class, category, output_node, impure or writes is wanted";
+                    return Err(meta.error(wanted));
+                }
             }
             Ok(())
         })?;
@@ -86,6 +96,7 @@ fn class(input: &DeriveInput) -> syn::Result<Tokens> {
             category: #category,
             output_node: #output_node,
             pure: #pure,
+            writes: #writes,
         }
     })
 }
@@ -114,6 +125,7 @@ fn declaration(field: &Field) -> syn::Result<Tokens> {
             spec = match key.as_str() {
                 "multiline" => quote!(#spec.set("multiline", true)),
                 "seed" => quote!(#spec.set("role", "seed")),
+                "prefix" => quote!(#spec.set("role", "prefix")),
                 known if keys.contains(&known) => {
                     let value: Expr = meta.value()?.parse()?;
                     quote!(#spec.set(#known, ::node::json!(#value)))

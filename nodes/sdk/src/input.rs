@@ -27,6 +27,8 @@ pub struct Class {
     pub output_node: bool,
     /// Equal inputs give equal outputs.
     pub pure: bool,
+    /// The host's folder that the node writes files to, "output" or "temp".
+    pub writes: Option<&'static str>,
 }
 
 /// One input as the descriptor tells it.

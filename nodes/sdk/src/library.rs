@@ -109,7 +109,7 @@ fn node_json<N: Node>(specs: &[InputSpec]) -> Json {
     let outputs: Vec<Json> =
         outputs.map(|(name, kind)| json!({"name": name, "type": kind})).collect();
     let class = N::CLASS;
-    json!({
+    let mut json = json!({
         "class": class.name,
         "doc": class.doc,
         "category": class.category,
@@ -117,7 +117,11 @@ fn node_json<N: Node>(specs: &[InputSpec]) -> Json {
         "outputs": outputs,
         "pure": class.pure,
         "output_node": class.output_node,
-    })
+    });
+    if let Some(writes) = class.writes {
+        json["writes"] = writes.into();
+    }
+    json
 }
 
 /// What [`library!`](crate::library) makes: the nodes of this library and their descriptor.

@@ -8,7 +8,7 @@ use super::save_image::{Destination, save_pictures};
 
 /// Saves pictures in the folder for temporary files, quickly packed, for looking at while working. The pictures are passed on.
 #[derive(Inputs)]
-#[node(category = "image", output_node)]
+#[node(category = "image", output_node, writes = "temp")]
 pub struct PreviewImage {
     /// The pictures to show.
     pub images: Image,

@@ -12,13 +12,13 @@ use crate::output_file::{OutputError, Patterns, Series};
 /// Saves pictures as PNG files in the output folder, named prefix_00001_.png and counting on, with the workflow inside each: such a file
 /// can be run again and draws the same picture. The pictures are passed on.
 #[derive(Inputs)]
-#[node(category = "image", output_node)]
+#[node(category = "image", output_node, writes = "output")]
 pub struct SaveImage {
     /// The pictures to save.
     pub images: Image,
     /// How the files begin. May name sub-folders and hold %width%, %height%, %year%, %month%, %day%, %hour%, %minute%, %second%,
     /// %batch_num% and %date:yyyy-MM-dd%.
-    #[widget(default = "ComfyUI")]
+    #[widget(default = "ComfyUI", prefix)]
     pub filename_prefix: String,
 }
 

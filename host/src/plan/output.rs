@@ -1,0 +1,201 @@
+//! What the nodes that write files are going to meet: told before anything is computed.
+
+use super::{Check, Literal, Source};
+use crate::catalogue::{Class, InputKind, Writes};
+use crate::graph::Node;
+use crate::problem::{Kind, Problem};
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::path::{Component, Path, PathBuf};
+
+/// The longest name of a file and the longest path, in bytes, of the usual file systems.
+const LONGEST_NAME: usize = 255;
+const LONGEST_PATH: usize = 4095;
+/// What a node adds to a prefix: `_00001_.png`, and room for a longer number.
+const ADDED: usize = 16;
+
+impl Check<'_> {
+    /// Checks where a node writes: the prefix of its files' names, and that the folder can be written.
+    pub(super) fn writes(&mut self, node: &Node, class: &Class, sources: &[Source]) {
+        let Some(writes) = class.descriptor.writes else { return };
+        let root = match writes {
+            Writes::Output => &self.folders.output,
+            Writes::Temp => &self.folders.temp,
+        };
+        let mut problems = Vec::new();
+        let mut folders = Vec::new();
+        if root.to_str().is_none() {
+            let message = format!("the folder {} has a name that is not UTF-8", root.display());
+            problems.push(Problem::new(Kind::InvalidPath, message).at(node.name()));
+        }
+        for (input, source) in class.descriptor.inputs.iter().zip(sources) {
+            let (InputKind::Text { prefix: true, .. }, Source::Literal(Literal::Text(text))) =
+                (&input.kind, source)
+            else {
+                continue;
+            };
+            match folder_of(text, root) {
+                Ok(folder) => folders.push(folder),
+                Err(message) => {
+                    let problem = Problem::new(Kind::InvalidPath, message);
+                    problems.push(problem.at(node.name()).input(&input.name));
+                }
+            }
+        }
+        if folders.is_empty() && problems.is_empty() {
+            folders.push(root.clone());
+        }
+        for folder in folders {
+            let known = self.writable.get(&folder).cloned();
+            let reason = known.unwrap_or_else(|| why_not_written(&folder));
+            self.writable.insert(folder.clone(), reason.clone());
+            if let Some(reason) = reason {
+                let message =
+                    format!("the folder {} cannot be written to: {reason}", folder.display());
+                problems.push(Problem::new(Kind::InvalidPath, message).at(node.name()));
+            }
+        }
+        self.problems.append(&mut problems);
+    }
+}
+
+/// The folder that files whose names begin with `prefix` are written into.
+fn folder_of(prefix: &str, root: &Path) -> Result<PathBuf, String> {
+    let shown = || match prefix.char_indices().nth(60) {
+        Some((end, _)) => format!("{:?}", format!("{}…", &prefix[..end])),
+        None => format!("{prefix:?}"),
+    };
+    if prefix.contains('\0') {
+        return Err(format!("{} holds a sign that no file's name may have", shown()));
+    }
+    let text = without_patterns(prefix);
+    let leads_out =
+        || format!("{} leads out of {}; files are written inside of it", shown(), root.display());
+    let path = Path::new(&text);
+    let path = match path.is_absolute() {
+        true => path.strip_prefix(root).map_err(|_| leads_out())?,
+        false => path,
+    };
+    let mut parts: Vec<&str> = Vec::new();
+    for component in path.components() {
+        match component {
+            Component::Normal(part) => parts.extend(part.to_str()),
+            Component::CurDir => (),
+            Component::ParentDir => drop(parts.pop().ok_or_else(leads_out)?),
+            Component::RootDir | Component::Prefix(_) => return Err(leads_out()),
+        }
+    }
+    let name = parts.pop().unwrap_or_default();
+    let folder = parts.iter().fold(root.to_owned(), |folder, part| folder.join(part));
+    let too_long = |what: &str, most: usize| {
+        Err(format!("{} is too long: {what} may have {most} bytes at most", shown()))
+    };
+    if name.len() + ADDED > LONGEST_NAME {
+        return too_long("the beginning of a file's name", LONGEST_NAME - ADDED);
+    }
+    if parts.iter().any(|part| part.len() > LONGEST_NAME) {
+        return too_long("a folder's name", LONGEST_NAME);
+    }
+    if folder.as_os_str().len() + 1 + name.len() + ADDED > LONGEST_PATH {
+        return too_long("a path", LONGEST_PATH);
+    }
+    Ok(folder)
+}
+
+/// `prefix` with each pattern, which a node replaces by a number, as its shortest; of a date the other
+/// signs stay, as they are signs of the name.
+fn without_patterns(prefix: &str) -> String {
+    let mut text = prefix.to_owned();
+    for name in ["width", "height", "year", "month", "day", "hour", "minute", "second", "batch_num"]
+    {
+        text = text.replace(&format!("%{name}%"), "0");
+    }
+    const DATE: &str = "%date:";
+    let mut from = 0;
+    while let Some(start) = text[from..].find(DATE).map(|at| from + at) {
+        let inside = start + DATE.len();
+        let Some(length) = text[inside..].find('%') else { break };
+        let date = text[inside..inside + length].to_owned();
+        from = start + date.len();
+        text.replace_range(start..=inside + length, &date);
+    }
+    text
+}
+
+/// Why no file can be made in `folder`, which is made itself when it is not there; none where one can.
+fn why_not_written(folder: &Path) -> Option<String> {
+    let nearest = folder.ancestors().find_map(|path| Some((path, fs::metadata(path).ok()?)));
+    let Some((nearest, metadata)) = nearest else { return Some("there is no such place".into()) };
+    if !metadata.is_dir() {
+        return Some(format!("{} is not a folder", nearest.display()));
+    }
+    // Rights alone say nothing of a disk that is read-only, or of who may do everything.
+    let probe = nearest.join(format!(".kosmograph-{}.tmp", std::process::id()));
+    match OpenOptions::new().write(true).create_new(true).open(&probe) {
+        Ok(_) => {
+            let _ = fs::remove_file(&probe);
+            None
+        }
+        // Another thread's.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => None,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Some("no file can be made there".to_owned())
+        }
+        Err(error) => Some(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prefixes_stay_inside_and_short() {
+        let root = Path::new("/made/up");
+        let folder = |prefix: &str| folder_of(prefix, root);
+        for (prefix, inside) in [
+            ("a", ""),
+            ("", ""),
+            ("a/b/c", "a/b"),
+            ("a/../b/c", "b"),
+            ("./x", ""),
+            ("/made/up/d/e", "d"),
+            ("%date:yyyy/MM%/x", "yyyy/MM"),
+            ("%year%-%month%/%batch_num%", "0-0"),
+        ] {
+            assert_eq!(folder(prefix), Ok(root.join(inside).components().collect()), "{prefix}");
+        }
+        for prefix in ["../a", "a/../../b", "/etc/a", "..", "%date:../..%/a", "/made/upper/a"] {
+            let sentence = folder(prefix).unwrap_err();
+            assert!(sentence.contains("leads out of /made/up; files are written"), "{sentence}");
+        }
+        assert!(folder("a\0b").unwrap_err().contains("no file's name may have"));
+        assert!(folder(&"x".repeat(239)).is_ok());
+        let long = folder(&"x".repeat(240)).unwrap_err();
+        assert!(
+            long.ends_with(
+                "is too long: the beginning of a file's name may have 239 bytes at most"
+            )
+        );
+        assert!(long.len() < 200, "{long}");
+        assert!(folder(&format!("{}/x", "ä".repeat(128))).unwrap_err().contains("a folder's name"));
+        assert!(folder(&"abc/".repeat(1000)).is_ok_and(|folder| folder.starts_with(root)));
+        assert!(folder(&"abc/".repeat(1030)).unwrap_err().contains("a path may have"));
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_written_is_known() {
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("file");
+        fs::write(&file, "in the way").unwrap();
+        assert_eq!(why_not_written(&root.path().join("not/yet/there")), None);
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1, "nothing is left behind");
+        for folder in [file.clone(), file.join("below")] {
+            let reason = why_not_written(&folder).unwrap();
+            assert_eq!(reason, format!("{} is not a folder", file.display()));
+        }
+        assert_eq!(fs::read(&file).unwrap(), b"in the way");
+        #[cfg(target_os = "linux")]
+        assert!(why_not_written(Path::new("/proc/none")).is_some());
+    }
+}
