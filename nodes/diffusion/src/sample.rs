@@ -3,7 +3,7 @@
 use kosmograph_models::samplers::{self, sigmas};
 use node::*;
 
-use crate::sampling::{Draw, Method, Noise, Sampling, Span, kosmos_samplers};
+use crate::sampling::{Draw, Method, Noise, Published, Sampling, Span, kosmos_samplers};
 
 /// Denoises latents step by step, steered by two conditionings: ComfyUI's sampler.
 #[derive(Inputs)]
@@ -173,23 +173,22 @@ impl Node for UNetSample {
     outputs![LATENT: Latent];
 
     fn run(self, cx: &Context) -> Result<Latent> {
-        let method = match (self.sampler.as_str(), self.scheduler.as_str()) {
-            ("dpms" | "dpms_zero", "normal" | "karras") => {
-                Method::Timesteps { karras: self.scheduler == "karras", sampler: self.sampler }
+        let method = match (Published::named(&self.sampler), self.scheduler.as_str()) {
+            (Some(sampler @ Published::Dpms(_)), "normal" | "karras") => {
+                Method::Timesteps { karras: self.scheduler == "karras", sampler }
             }
-            ("pndm" | "ddim", "normal") => {
-                Method::Timesteps { karras: false, sampler: self.sampler }
-            }
-            (sampler @ ("dpms" | "dpms_zero" | "pndm" | "ddim"), scheduler) => {
+            (Some(sampler), "normal") => Method::Timesteps { karras: false, sampler },
+            (Some(_), scheduler) => {
                 return Err(Error::at(
                     "scheduler",
                     format!(
-                        "{sampler} brings its own timesteps and does not run on \"{scheduler}\": \
-                         \"normal\" would be right, or, for dpms, \"karras\""
+                        "{} brings its own timesteps and does not run on \"{scheduler}\": \
+                         \"normal\" would be right, or, for dpms, \"karras\"",
+                        self.sampler
                     ),
                 ));
             }
-            _ => Method::Sigmas { sampler: self.sampler, scheduler: self.scheduler },
+            (None, _) => Method::Sigmas { sampler: self.sampler, scheduler: self.scheduler },
         };
         Sampling {
             model: self.model,

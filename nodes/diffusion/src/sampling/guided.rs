@@ -58,8 +58,32 @@ impl Part<'_> {
 impl Guided<'_> {
     /// The network's guided output for x [B, C, H, W] in VP at `timestep`, whose noise level is σ.
     pub fn predict(&self, x: &Candle, timestep: f64, sigma: f64) -> candle_core::Result<Candle> {
-        let timestep = timestep.clamp(0.0, (self.schedule.train_steps() - 1) as f64);
-        self.guided(x, timestep, sigma).map_err(|error| self.leave(error))
+        let timestep = self.within(timestep);
+        // Without guidance the unconditional half is not asked for.
+        let unguided = (self.cfg - 1.0).abs() <= 1e-9;
+        let guided = match unguided {
+            true => self.halves::<1>(x, timestep, sigma).map(|[cond]| cond),
+            false => self
+                .halves(x, timestep, sigma)
+                .and_then(|[cond, uncond]| Ok(guide(&uncond, &cond, self.cfg)?)),
+        };
+        guided.map_err(|error| self.leave(error))
+    }
+
+    /// As [`Guided::predict`], and what the negative alone gives: asked for whatever the guidance is.
+    pub fn predict_both(
+        &self,
+        x: &Candle,
+        timestep: f64,
+        sigma: f64,
+    ) -> candle_core::Result<[Candle; 2]> {
+        let halves = self.halves(x, self.within(timestep), sigma);
+        let [cond, uncond] = halves.map_err(|error| self.leave(error))?;
+        Ok([guide(&uncond, &cond, self.cfg)?, uncond])
+    }
+
+    fn within(&self, timestep: f64) -> f64 {
+        timestep.clamp(0.0, (self.schedule.train_steps() - 1) as f64)
     }
 
     /// Leaves `error` where the sampling finds it; candle's own error only unwinds the sampler.
@@ -69,12 +93,11 @@ impl Guided<'_> {
         candle_core::Error::Msg(sentence)
     }
 
-    fn guided(&self, x: &Candle, timestep: f64, sigma: f64) -> Result<Candle> {
-        // Without guidance the unconditional half is not asked for.
-        let unguided = (self.cfg - 1.0).abs() <= 1e-9;
+    /// What the network says at x (VP) for the positive, and of two halves for the negative, too.
+    fn halves<const N: usize>(&self, x: &Candle, timestep: f64, sigma: f64) -> Result<[Candle; N]> {
         let mut parts = Vec::new();
         // The negative's rows come first, as in diffusers.
-        if !unguided {
+        if N > 1 {
             parts.extend(self.parts(&self.negative, 1, sigma));
         }
         parts.extend(self.parts(&self.positive, 0, sigma));
@@ -94,11 +117,11 @@ impl Guided<'_> {
                 outputs[part.side].push((part.entry, rows));
             }
         }
-        let cond = self.mean(x, &outputs[0], sigma)?;
-        if unguided {
-            return Ok(cond);
+        let mut means = Vec::with_capacity(N);
+        for outputs in outputs.iter().take(N) {
+            means.push(self.mean(x, outputs, sigma)?);
         }
-        Ok(guide(&self.mean(x, &outputs[1], sigma)?, &cond, self.cfg)?)
+        means.try_into().map_err(|_| Error::new("guidance has one half or two"))
     }
 
     fn parts<'e>(

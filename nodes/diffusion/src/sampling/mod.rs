@@ -29,13 +29,33 @@ pub use noise::Draw;
 use noise::Seeded;
 pub use resize::bilinear;
 
-/// The published Kosmos-G's samplers, which bring their own timesteps (`dpms` ends at σ of timestep 0 as
-/// diffusers 0.21.4 does, `dpms_zero` at σ = 0 as today's), then ComfyUI's. The one name that both have is
-/// Kosmos-G's.
+/// The published Kosmos-G's samplers, which bring their own timesteps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Published {
+    /// DPM-Solver++, ending as diffusers 0.21.4 does, at σ of timestep 0, or as today's, at σ = 0.
+    Dpms(Ending),
+    Pndm,
+    Ddim,
+}
+
+impl Published {
+    const NAMES: [(&'static str, Published); 4] = [
+        ("dpms", Published::Dpms(Ending::SigmaMin)),
+        ("dpms_zero", Published::Dpms(Ending::Zero)),
+        ("pndm", Published::Pndm),
+        ("ddim", Published::Ddim),
+    ];
+
+    pub fn named(name: &str) -> Option<Self> {
+        Self::NAMES.iter().find(|(known, _)| *known == name).map(|(_, sampler)| *sampler)
+    }
+}
+
+/// The published Kosmos-G's samplers, then ComfyUI's. The one name that both have is Kosmos-G's.
 pub fn kosmos_samplers() -> Vec<&'static str> {
-    let own = ["dpms", "dpms_zero", "pndm", "ddim"];
-    let comfyui = samplers::NAMES.iter().copied().filter(|name| !own.contains(name));
-    own.into_iter().chain(comfyui).collect()
+    let own = Published::NAMES.iter().map(|(name, _)| *name);
+    let comfyui = samplers::NAMES.iter().copied().filter(|name| Published::named(name).is_none());
+    own.chain(comfyui).collect()
 }
 
 /// What a sampler node was given.
@@ -65,7 +85,7 @@ pub struct Noise {
 /// How x is integrated.
 pub enum Method {
     /// In the space of the training timesteps, VP.
-    Timesteps { sampler: String, karras: bool },
+    Timesteps { sampler: Published, karras: bool },
     /// Over noise levels σ, VE: ComfyUI's way.
     Sigmas { sampler: String, scheduler: String },
 }
@@ -101,7 +121,7 @@ impl Sampling {
         };
         let run = Run { guided: &guided, latents: &latents, noise: &noise, first, mask };
         let sampled = match &self.method {
-            Method::Timesteps { sampler, karras } => self.by_timesteps(&run, sampler, *karras),
+            Method::Timesteps { sampler, karras } => self.by_timesteps(&run, *sampler, *karras),
             Method::Sigmas { sampler, scheduler } => self.by_sigmas(&run, sampler, scheduler),
         };
         // What the denoiser or the host said goes before what the sampler made of it.
@@ -160,7 +180,7 @@ impl Sampling {
         }
     }
 
-    fn by_timesteps(&self, run: &Run<'_>, sampler: &str, karras: bool) -> Result<Candle> {
+    fn by_timesteps(&self, run: &Run<'_>, sampler: Published, karras: bool) -> Result<Candle> {
         let schedule = run.guided.schedule;
         let total = self.total_steps();
         if total > schedule.train_steps() {
@@ -186,19 +206,18 @@ impl Sampling {
         let mut observe = |step: Step<'_>| run.report(step);
         let mut model = |x: &Candle, t: f64| run.output(x, t);
         let samples = match sampler {
-            "ddim" => {
+            Published::Ddim => {
                 let timesteps = last(samplers::ddim_timesteps(schedule, total));
                 let x = start(timesteps[0])?;
                 samplers::ddim(schedule, &timesteps, stride, x, &mut model, &mut observe)?
             }
-            "pndm" => {
+            Published::Pndm => {
                 let mut timesteps = last(samplers::ddim_timesteps(schedule, total));
                 let x = start(timesteps[0])?;
                 samplers::repeat_second(&mut timesteps);
                 samplers::pndm(schedule, &timesteps, stride, x, &mut model, &mut observe)?
             }
-            _ => {
-                let ending = if sampler == "dpms" { Ending::SigmaMin } else { Ending::Zero };
+            Published::Dpms(ending) => {
                 let mut levels = match (karras, ending) {
                     (false, _) => at_timesteps(schedule, samplers::dpm_timesteps(schedule, total)),
                     (true, Ending::Zero) => samplers::dpm_timesteps_karras(schedule, total),
@@ -238,10 +257,22 @@ impl Sampling {
             _ => run.first.clone(),
         };
         let mut observe = |step: Step<'_>| run.report(step);
-        let mut model = |x: &Candle, sigma: f64| run.denoised(x, sigma, &outside);
+        if let Some(on_the_cpu) = samplers::draws_on_gpu(sampler) {
+            run.guided.cx.info(format!(
+                "{sampler} is {on_the_cpu} here: its noise is drawn on the CPU, where ComfyUI draws other \
+                 noise of the same seed on the GPU"
+            ));
+        }
         let mut noise = run.noise.of_steps(&x, &levels)?;
-        let (model, observe) = (&mut model, &mut observe);
-        let samples = samplers::sample(sampler, schedule, &levels, x, model, &mut noise, observe)?;
+        let samples = if samplers::is_cfg_pp(sampler) {
+            let mut model = |x: &Candle, sigma: f64| run.denoised_both(x, sigma, &outside);
+            let (model, observe) = (&mut model, &mut observe);
+            samplers::sample_guided(sampler, schedule, &levels, x, model, &mut noise, observe)?
+        } else {
+            let mut model = |x: &Candle, sigma: f64| run.denoised(x, sigma, &outside);
+            let (model, observe) = (&mut model, &mut observe);
+            samplers::sample(sampler, schedule, &levels, x, model, &mut noise, observe)?
+        };
         match &run.mask {
             // Multistep samplers carry a little of the way into the end.
             Some(mask) if levels.last() == Some(&0.0) => Ok(mask.restore(&samples, run.latents)?),
@@ -301,11 +332,40 @@ impl Run<'_> {
 
     /// x₀ at x in VE, where σ · `outside` is the noise outside the mask.
     fn denoised(&self, x: &Candle, sigma: f64, outside: &Candle) -> candle_core::Result<Candle> {
+        let x = self.seen(x, sigma, outside)?;
         let mut network = |x: &Candle, timestep| self.guided.predict(x, timestep, sigma);
-        let schedule = self.guided.schedule;
-        let Some(mask) = &self.mask else { return schedule.denoised(x, sigma, &mut network) };
-        let x = mask.mix(x, &(self.latents + (outside * sigma)?)?)?;
-        mask.mix(&schedule.denoised(&x, sigma, &mut network)?, self.latents)
+        let x0 = self.guided.schedule.denoised(&x, sigma, &mut network)?;
+        self.masked(x0)
+    }
+
+    /// As [`Run::denoised`], and x₀ without guidance, which stays as the network has it outside the mask, too
+    /// (ComfyUI).
+    fn denoised_both(
+        &self,
+        x: &Candle,
+        sigma: f64,
+        outside: &Candle,
+    ) -> candle_core::Result<samplers::Guided> {
+        let x = self.seen(x, sigma, outside)?;
+        let mut network = |x: &Candle, timestep| self.guided.predict_both(x, timestep, sigma);
+        let [x0, uncond] = self.guided.schedule.denoised_each(&x, sigma, &mut network)?;
+        Ok(samplers::Guided { x0: self.masked(x0)?, uncond })
+    }
+
+    /// What the network sees of x in VE: outside the mask the given latents with their noise.
+    fn seen(&self, x: &Candle, sigma: f64, outside: &Candle) -> candle_core::Result<Candle> {
+        match &self.mask {
+            Some(mask) => mask.mix(x, &(self.latents + (outside * sigma)?)?),
+            None => Ok(x.clone()),
+        }
+    }
+
+    /// x₀, outside the mask the given latents.
+    fn masked(&self, x0: Candle) -> candle_core::Result<Candle> {
+        match &self.mask {
+            Some(mask) => mask.mix(&x0, self.latents),
+            None => Ok(x0),
+        }
     }
 
     /// Tells the host of a step. The samplers know candle's errors alone, so the wish to stop is left where

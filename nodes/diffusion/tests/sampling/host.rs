@@ -17,9 +17,14 @@ unsafe extern "C" {
 struct Host {
     context: abi::Context,
     failure: RefCell<Option<String>>,
+    told: RefCell<Vec<String>>,
 }
 
-unsafe extern "C" fn log(_: *const abi::Context, _: abi::LogLevel, _: abi::Str) {}
+unsafe extern "C" fn log(context: *const abi::Context, _: abi::LogLevel, text: abi::Str) {
+    // SAFETY: `context` is the first field of a Host; the text is for the call.
+    let (host, text) = unsafe { (&*context.cast::<Host>(), text.as_bytes()) };
+    host.told.borrow_mut().push(String::from_utf8_lossy(text).into_owned());
+}
 
 unsafe extern "C" fn progress(_: *const abi::Context, _: u64, _: u64) -> i32 {
     0
@@ -72,6 +77,14 @@ unsafe extern "C" fn no_tensor(
 
 /// Runs a node; inputs that are not given have their defaults. An error is "input: sentence".
 pub fn run(class: &str, inputs: &[(&str, Value)]) -> Result<Vec<Value>, String> {
+    run_told(class, inputs).0
+}
+
+/// As [`run`], and what the node told meanwhile.
+pub fn run_told(
+    class: &str,
+    inputs: &[(&str, Value)],
+) -> (Result<Vec<Value>, String>, Vec<String>) {
     // SAFETY: the library obeys node.h.
     let library = unsafe { &*kosmograph_library_v1() };
     // SAFETY: as above.
@@ -102,7 +115,7 @@ pub fn run(class: &str, inputs: &[(&str, Value)]) -> Result<Vec<Value>, String> 
         new_map: no_map,
         new_tensor: no_tensor,
     };
-    let host = Host { context, failure: RefCell::new(None) };
+    let host = Host { context, failure: RefCell::default(), told: RefCell::default() };
     // SAFETY: borrowed inputs and room for the outputs, as node.h has it.
     let status = unsafe {
         let host = (&raw const host).cast();
@@ -110,10 +123,11 @@ pub fn run(class: &str, inputs: &[(&str, Value)]) -> Result<Vec<Value>, String> 
     };
     // SAFETY: what was written carries one reference, which passes to us.
     let outputs = outputs.into_iter().map(|raw| unsafe { Value::from_raw(raw) }).collect();
-    match status {
+    let result = match status {
         abi::OK => Ok(outputs),
         _ => Err(host.failure.take().unwrap()),
-    }
+    };
+    (result, host.told.take())
 }
 
 fn default(spec: &Json) -> Value {

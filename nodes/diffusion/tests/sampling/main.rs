@@ -7,6 +7,7 @@ mod controls;
 mod host;
 mod inpainting;
 mod models;
+mod samplers;
 mod schedule;
 
 use host::{one, tensor};

@@ -263,10 +263,24 @@ impl Schedule {
         sigma: f64,
         network: &mut impl FnMut(&Tensor, f64) -> Result<Tensor>,
     ) -> Result<Tensor> {
+        let [x0] = self.denoised_each(x, sigma, &mut |x, timestep| Ok([network(x, timestep)?]))?;
+        Ok(x0)
+    }
+
+    /// As [`Schedule::denoised`], of a network that answers more than once: with guidance and without.
+    pub fn denoised_each<const N: usize>(
+        &self,
+        x: &Tensor,
+        sigma: f64,
+        network: &mut impl FnMut(&Tensor, f64) -> Result<[Tensor; N]>,
+    ) -> Result<[Tensor; N]> {
         let alpha = 1.0 / (sigma * sigma + 1.0).sqrt();
         let scaled = (x * alpha)?;
-        let output = network(&scaled, self.timestep(sigma))?;
-        self.x0(&scaled, &output, alpha, sigma * alpha)
+        let mut outputs = network(&scaled, self.timestep(sigma))?;
+        for output in &mut outputs {
+            *output = self.x0(&scaled, output, alpha, sigma * alpha)?;
+        }
+        Ok(outputs)
     }
 }
 
