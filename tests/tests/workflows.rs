@@ -201,6 +201,24 @@ fn marks_and_pictures_must_be_equally_many() {
 
 #[cfg(unix)]
 #[test]
+fn a_mark_in_a_negative_prompt_is_text() {
+    if !bundled("sd") || !bundled("kosmos") {
+        return;
+    }
+    let drawn = |negative: &str| {
+        let out = tempfile::tempdir().expect("a folder");
+        let run = run("subject.json", out.path()).args(["--set", "Sampler.steps=2"]);
+        let finished = run.arg("--set").arg(format!("Negative prompt.text={negative}"));
+        (finished.expect_success().stderr(), pixels(&pictures(out.path())[0]))
+    };
+    let (told, marked) = drawn("<i> and a hat");
+    assert_eq!(told.matches("<i> is read as text").count(), 1, "{told}");
+    let (told, plain) = drawn("and a hat");
+    assert!(!told.contains("<i>"), "{told}");
+    assert_ne!(marked, plain);
+}
+
+#[test]
 fn an_interrupt_ends_at_the_next_step() {
     use std::io::{BufRead, BufReader};
     use std::process::{Command, Stdio};

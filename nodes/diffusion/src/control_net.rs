@@ -30,11 +30,9 @@ impl interface::Control for ControlNetModel {
         let (x, timestep, context) =
             (import(&call.x)?, import(&call.timestep)?, import(&call.context)?);
         let hint = self.hint_rows(&self.embed(&call.hint)?, x.dim(0)?)?;
-        let residuals = self.control_net.get()?.forward(&x, &timestep, &context, &hint)?;
-        let residuals = match call.guess {
-            true => residuals.scaled_for_guess_mode(call.strength)?,
-            false => residuals.scaled(call.strength)?,
-        };
+        let control_net = self.control_net.get()?;
+        let residuals = control_net.forward(&x, &timestep, &context, &hint)?;
+        let residuals = control_net.scaled(&residuals, call.strength, call.guess)?;
         residuals.down.iter().chain([&residuals.mid]).map(export).collect()
     }
 }

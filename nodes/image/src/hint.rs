@@ -6,7 +6,7 @@ use crate::blur::{blur, opencv_kernel};
 use crate::canny::grey;
 use crate::interpolate::{Mode, interpolate};
 use crate::levels::from_levels;
-use crate::opencv_resize::{area, pyramid_up};
+use crate::opencv_resize::{area, area_to, lanczos4, pyramid_up};
 use crate::shape::{Shape, TooLarge};
 
 /// Levels [height, width, 3].
@@ -48,6 +48,29 @@ impl Levels {
             values.iter().map(|value| (value * 255.0).round_ties_even() as u8).collect()
         } else {
             area(&self.pixels, (height, width, 3), (to_height, to_width))
+        };
+        Ok(Levels { pixels, width: to_width })
+    }
+}
+
+impl Levels {
+    /// The picture with about `resolution` pixels on its longer side, both sides multiples of 64: shrunk by areas, enlarged by Lanczos'
+    /// filter. So Kosmos-G's authors bring a hint to size.
+    ///
+    /// # Errors
+    /// The result would be [`TooLarge`].
+    pub fn resized_to_64s(&self, resolution: usize) -> Result<Levels, TooLarge> {
+        let (height, width) = (self.height(), self.width);
+        let factor = resolution as f64 / height.max(width) as f64;
+        let times =
+            |side: usize| ((side as f64 * factor / 64.0).round_ties_even() as usize).max(1) * 64;
+        let (to_height, to_width) = (times(height), times(width));
+        Shape { batch: 1, height: to_height, width: to_width, channels: 3 }.values()?;
+        let (from, to) = ((height, width, 3), (to_height, to_width));
+        let pixels = match (height, width) == to {
+            true => self.pixels.clone(),
+            false if factor > 1.0 => lanczos4(&self.pixels, from, to),
+            false => area_to(&self.pixels, from, to),
         };
         Ok(Levels { pixels, width: to_width })
     }

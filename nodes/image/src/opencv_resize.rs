@@ -1,4 +1,4 @@
-//! Two of OpenCV's ways to resize 8-bit pictures, level for level: `cv::resize` by INTER_AREA, for shrinking, and `cv::pyrUp`.
+//! Three of OpenCV's ways to resize 8-bit pictures, level for level: `cv::resize` by INTER_AREA and by INTER_LANCZOS4, and `cv::pyrUp`.
 
 use rayon::prelude::*;
 
@@ -52,6 +52,111 @@ pub fn area(
         }
     });
     out
+}
+
+/// `cv::resize` by INTER_AREA to any size: [`area`], or where a side grows, between two pixels those shares of them that an output pixel
+/// covers. No size is 0.
+pub fn area_to(
+    pixels: &[u8],
+    (height, width, channels): (usize, usize, usize),
+    (to_height, to_width): (usize, usize),
+) -> Vec<u8> {
+    if to_height <= height && to_width <= width {
+        return area(pixels, (height, width, channels), (to_height, to_width));
+    }
+    let taps = |from: usize, to: usize| -> Vec<[(usize, i32); 2]> {
+        let back = to as f64 / from as f64;
+        let scale = 1.0 / back;
+        let tap = |out: usize| {
+            let first = (out as f64 * scale).floor();
+            let beyond = ((out + 1) as f64 - (first + 1.0) * back) as f32;
+            let share = if beyond <= 0.0 { 0.0 } else { beyond - beyond.floor() };
+            let at = |i: usize| i.min(from - 1);
+            let weight = |share: f32| (share * 2048.0).round_ties_even() as i32;
+            [(at(first as usize), weight(1.0 - share)), (at(first as usize + 1), weight(share))]
+        };
+        (0..to).map(tap).collect()
+    };
+    let wide = along_rows(pixels, width, channels, &taps(width, to_width));
+    let row = to_width * channels;
+    let mut out = vec![0; to_height * row];
+    let rows = taps(height, to_height);
+    out.par_chunks_mut(row).zip(rows.par_iter()).for_each(|(out, [(above, a), (below, b)])| {
+        let (above, below) = (&wide[above * row..][..row], &wide[below * row..][..row]);
+        for ((value, above), below) in out.iter_mut().zip(above).zip(below) {
+            // As OpenCV's vector code rounds: 16 bits at a time.
+            let sum = ((a * (above >> 4)) >> 16) + ((b * (below >> 4)) >> 16);
+            *value = ((sum + 2) >> 2).clamp(0, 255) as u8;
+        }
+    });
+    out
+}
+
+/// `cv::resize` by INTER_LANCZOS4 to any size: the eight pixels around, in fixed point with 11 bits for each axis. No size is 0.
+pub fn lanczos4(
+    pixels: &[u8],
+    (height, width, channels): (usize, usize, usize),
+    (to_height, to_width): (usize, usize),
+) -> Vec<u8> {
+    let wide = along_rows(pixels, width, channels, &lanczos_taps(width, to_width));
+    let row = to_width * channels;
+    let mut out = vec![0; to_height * row];
+    let rows = lanczos_taps(height, to_height);
+    out.par_chunks_mut(row).zip(rows.par_iter()).for_each(|(out, taps)| {
+        for (i, value) in out.iter_mut().enumerate() {
+            let sum: i32 =
+                taps.iter().map(|(source, weight)| wide[source * row + i] * weight).sum();
+            *value = ((sum + (1 << 21)) >> 22).clamp(0, 255) as u8;
+        }
+    });
+    out
+}
+
+/// Each row's sums under `taps`, whose weights count 2048 for 1: [H, taps, C].
+fn along_rows<const N: usize>(
+    pixels: &[u8],
+    width: usize,
+    channels: usize,
+    taps: &[[(usize, i32); N]],
+) -> Vec<i32> {
+    let rows = pixels.len() / (width * channels);
+    let mut out = vec![0i32; rows * taps.len() * channels];
+    let lines = pixels.par_chunks(width * channels);
+    out.par_chunks_mut(taps.len() * channels).zip(lines).for_each(|(out, line)| {
+        for (out, taps) in out.chunks_mut(channels).zip(taps) {
+            for (channel, out) in out.iter_mut().enumerate() {
+                let part = |(source, weight): &(usize, i32)| {
+                    i32::from(line[source * channels + channel]) * weight
+                };
+                *out = taps.iter().map(part).sum();
+            }
+        }
+    });
+    out
+}
+
+/// sinc(t) sinc(t/4) at the eight source pixels around each output pixel, as shares of their sum; beyond the edges the outermost stands.
+/// In f32 where OpenCV computes in f32: a share between two of its 2048 steps shows it.
+fn lanczos_taps(from: usize, to: usize) -> Vec<[(usize, i32); 8]> {
+    let scale = 1.0 / (to as f64 / from as f64);
+    let taps = |out: usize| {
+        let at = ((out as f64 + 0.5) * scale - 0.5) as f32;
+        let (first, offset) = (at.floor(), at - at.floor());
+        let weights: [f32; 8] = std::array::from_fn(|i| {
+            let distance = offset + 3.0 - i as f32;
+            // sin(πt) is the same for all but for its sign, and the sum divides it out.
+            let t = f64::from(distance) * std::f64::consts::FRAC_PI_4;
+            let sign = if i % 2 == 0 { 1.0 } else { -1.0 };
+            // On a pixel itself, that pixel alone.
+            if distance.abs() < 1e-6 { 1e30 } else { (sign * t.sin() / (t * t)) as f32 }
+        });
+        let share = 1.0 / weights.iter().sum::<f32>();
+        std::array::from_fn(|i| {
+            let source = (first as i64 - 3 + i as i64).clamp(0, from as i64 - 1) as usize;
+            (source, (weights[i] * share * 2048.0).round_ties_even() as i32)
+        })
+    };
+    (0..to).map(taps).collect()
 }
 
 /// The source pixels under each output pixel along one axis, and their shares.

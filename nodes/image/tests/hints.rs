@@ -76,12 +76,21 @@ fn edges_are_opencvs_at_any_thresholds() {
 
 #[test]
 fn hints_are_opencvs() {
+    let mut sixty_fours = 0;
     for case in cases("hints") {
         let source = picture(&case);
         if let Some(halvings) = case["halvings"].as_u64() {
             let tiled = tile(&source, halvings as u32).unwrap();
             assert_eq!(tiled.width, number(&case, "width"), "{case}");
             assert_eq!(hash(&tiled.pixels), case["tile"], "{case}");
+            continue;
+        }
+        if case["longer"].is_u64() {
+            let resized = source.resized_to_64s(number(&case, "longer")).unwrap();
+            assert_eq!(resized.width, number(&case, "width"), "{case}");
+            assert_eq!((resized.width % 64, resized.height() % 64), (0, 0), "{case}");
+            assert_eq!(hash(&resized.pixels), case["resized"], "{case}");
+            sixty_fours += 1;
             continue;
         }
         let small = source.resized(number(&case, "resolution")).unwrap();
@@ -99,4 +108,5 @@ fn hints_are_opencvs() {
             assert_eq!(&grey(xdog(&small, threshold).unwrap()), expected, "{threshold}: {case}");
         }
     }
+    assert_eq!(sixty_fours, 16);
 }

@@ -8,7 +8,8 @@ use node::*;
 pub struct TextInterleave {
     /// The multimodal model.
     kosmos: Kosmos,
-    /// The text, "<i> wearing a crown on the beach"; without a mark it is text alone.
+    /// The text, "<i> wearing a crown on the beach"; without a mark it is text alone. Where no picture is
+    /// connected, as for a negative prompt, a mark is text, too.
     #[widget(multiline, default = "")]
     text: String,
     /// The tokens of a picture, from ImageEncode.

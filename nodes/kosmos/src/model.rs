@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use candle_core::{DType, Device, Tensor as Candle};
 use kosmograph_models::kosmos::Kosmos as Model;
+use kosmograph_models::kosmos_tokens::PICTURE_MARK;
 use node::interface::{self, marker};
 use node::*;
 use node_candle::{device, export, import};
@@ -45,13 +46,23 @@ impl interface::EncodeImage for KosmosModel {
 }
 
 impl interface::Interleave for KosmosModel {
-    fn interleave(&self, _cx: &Context, text: &str, images: &[Tensor]) -> Result<(Tensor, Tensor)> {
+    fn interleave(&self, cx: &Context, text: &str, images: &[Tensor]) -> Result<(Tensor, Tensor)> {
         let mut rows = Vec::with_capacity(images.len());
         for (i, image) in images.iter().enumerate() {
             rows.push(self.one_picture(image, i)?);
         }
-        let images = if rows.is_empty() { None } else { Some(Candle::cat(&rows, 0)?) };
-        let (tokens, hidden_states) = self.0.interleave(text, images.as_ref())?;
+        let (tokens, hidden_states) = if rows.is_empty() {
+            if text.contains(PICTURE_MARK) {
+                cx.warn(format!(
+                    "no picture is connected, so that every {PICTURE_MARK} is read as text: right in a \
+                     negative prompt; elsewhere each wants a picture, image_1 the first"
+                ));
+            }
+            // The authors read a negative prompt so; without a mark it is what any prompt is.
+            self.0.negative(text)?
+        } else {
+            self.0.interleave(text, Some(&Candle::cat(&rows, 0)?))?
+        };
         // One prompt has no padding: every token counts.
         let mask = Candle::ones(tokens.shape(), DType::F32, tokens.device())?;
         Ok((export(&hidden_states)?, export(&mask)?))

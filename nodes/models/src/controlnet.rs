@@ -6,7 +6,7 @@
 
 use candle_core::{DType, Result as CandleResult, Tensor};
 use kosmograph_kernels as kernels;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::diffusers_config::Options;
 use crate::error::{Error, Result};
@@ -30,6 +30,9 @@ pub struct ControlNetConfig {
     conditioning_channels: usize,
     conditioning_embedding_out_channels: Vec<usize>,
     channel_order: ChannelOrder,
+    /// Each residual is its mean over height and width: the network ("shuffle") says what colours and forms
+    /// there are, not where.
+    global_pool_conditions: bool,
 }
 
 impl ControlNetConfig {
@@ -64,19 +67,25 @@ impl ControlNetConfig {
                 return Err(options.unsupported(key, "\"rgb\" and \"bgr\""));
             }
         };
-        options.only(&[("global_pool_conditions", json!(false))])?;
+        let global_pool_conditions = options.get_or("global_pool_conditions", false)?;
         options.finish()?;
         Ok(ControlNetConfig {
             encoder,
             conditioning_channels,
             conditioning_embedding_out_channels: channels,
             channel_order,
+            global_pool_conditions,
         })
     }
 
     /// Channels of the hint.
     pub fn conditioning_channels(&self) -> usize {
         self.conditioning_channels
+    }
+
+    /// Whether its residuals are means over the whole picture.
+    pub fn pools(&self) -> bool {
+        self.global_pool_conditions
     }
 
     /// How many hint pixels there are to a latent pixel, along each edge: 8 for SD 1.5.
@@ -207,7 +216,8 @@ impl ControlNet {
 
     /// The residuals at full strength for `x` [B, in_channels, H, W] at `timesteps` ([1] or [B])
     /// with `context` [B, T, cross_attention_dim] and the hint's embedding ([B, C₀, H, W], or one
-    /// row for all). Weaken them with [`Residuals::scaled`].
+    /// row for all). Weaken them with [`Residuals::scaled`]. Those of a network that pools are the same at
+    /// every pixel.
     ///
     /// # Errors
     /// The shapes do not fit the network or each other.
@@ -245,9 +255,32 @@ impl ControlNet {
             .controlnet_down_blocks
             .iter()
             .zip(&skips)
-            .map(|(block, skip)| block.forward(skip)?.to_dtype(DType::F32))
+            .map(|(block, skip)| self.residual(block, skip))
             .collect::<CandleResult<_>>()?;
-        let mid = self.controlnet_mid_block.forward(&mid)?.to_dtype(DType::F32)?;
+        let mid = self.residual(&self.controlnet_mid_block, &mid)?;
         Ok(Residuals { down, mid })
+    }
+
+    /// The network's residuals at `strength`, in guess mode growing with depth; those that are pooled do not,
+    /// as diffusers has it.
+    ///
+    /// # Errors
+    /// Only what the tensor library reports.
+    pub fn scaled(&self, residuals: &Residuals, strength: f64, guess: bool) -> Result<Residuals> {
+        match guess && !self.config.global_pool_conditions {
+            true => residuals.scaled_for_guess_mode(strength),
+            false => residuals.scaled(strength),
+        }
+    }
+
+    fn residual(&self, block: &Conv2d, x: &Tensor) -> CandleResult<Tensor> {
+        let residual = block.forward(x)?.to_dtype(DType::F32)?;
+        match self.config.global_pool_conditions {
+            true => {
+                let mean = residual.mean_keepdim(3)?.mean_keepdim(2)?;
+                mean.broadcast_as(residual.shape())?.contiguous()
+            }
+            false => Ok(residual),
+        }
     }
 }

@@ -227,6 +227,10 @@ mod tests {
         assert_eq!(tokenizer.snippet("a dog,x zz"), [4, 5, 6, UNK, UNK, UNK]);
         assert_eq!(tokenizer.negative(""), [BOS]);
         assert_eq!(tokenizer.negative("a"), [BOS, 4]);
+        // A mark is characters like others there.
+        let marked = tokenizer.negative("a <i> dog");
+        assert_eq!(marked, [&[BOS][..], &tokenizer.snippet("a <i> dog")].concat());
+        assert!(!marked.contains(&tokenizer.image_id()));
     }
 
     #[test]

@@ -40,6 +40,7 @@ const CASES: &[(&str, &[Part])] = &[
     ("clip_vision_projection", &[text::clip_vision_projection]),
     ("connector", &[kosmos::connector]),
     ("controlnet", &[diffusion::controlnet]),
+    ("controlnet_shuffle", &[diffusion::controlnet]),
     ("e2e", &[sampling::e2e]),
     ("e2e_official_0.21.4", &[sampling::e2e_official]),
     ("eps_probe", &[text::eps_probe, kosmos::eps_probe, diffusion::eps_probe]),

@@ -16,9 +16,13 @@ pub struct BinaryPreprocessor {
     /// 0 and 255 find the threshold by Otsu's method.
     #[widget(default = 100, min = 0, max = 255, step = 1)]
     pub bin_threshold: u64,
-    /// The shorter side of the hint, in pixels.
+    /// The side of the hint that `scale_to` names, in pixels.
     #[widget(default = 512, min = 64, max = MAX_RESOLUTION, step = 64)]
     pub resolution: u64,
+    /// Which side that is. The longer one makes both sides multiples of 64, as Kosmos-G's authors bring hints
+    /// to size.
+    #[widget(choices = Size::NAMES, default = "shorter side")]
+    pub scale_to: Option<String>,
 }
 
 impl Node for BinaryPreprocessor {
@@ -26,7 +30,9 @@ impl Node for BinaryPreprocessor {
 
     fn run(self, cx: &Context) -> Result<Image> {
         let threshold = self.bin_threshold as u8;
-        each(cx, &self.image, Some(self.resolution), |picture| Ok(binary(picture, threshold)))
+        each(cx, &self.image, Some(Size::new(self.resolution, &self.scale_to)), |picture| {
+            Ok(binary(picture, threshold))
+        })
     }
 }
 
@@ -35,16 +41,22 @@ impl Node for BinaryPreprocessor {
 #[node(category = "image/preprocessors")]
 pub struct ScribblePreprocessor {
     pub image: Image,
-    /// The shorter side of the hint, in pixels.
+    /// The side of the hint that `scale_to` names, in pixels.
     #[widget(default = 512, min = 64, max = MAX_RESOLUTION, step = 64)]
     pub resolution: u64,
+    /// Which side that is. The longer one makes both sides multiples of 64, as Kosmos-G's authors bring hints
+    /// to size.
+    #[widget(choices = Size::NAMES, default = "shorter side")]
+    pub scale_to: Option<String>,
 }
 
 impl Node for ScribblePreprocessor {
     outputs![IMAGE: Image];
 
     fn run(self, cx: &Context) -> Result<Image> {
-        each(cx, &self.image, Some(self.resolution), |picture| Ok(scribble(picture)))
+        each(cx, &self.image, Some(Size::new(self.resolution, &self.scale_to)), |picture| {
+            Ok(scribble(picture))
+        })
     }
 }
 
@@ -56,9 +68,13 @@ pub struct ScribbleXDoGPreprocessor {
     /// How much darker; less gives more strokes.
     #[widget(default = 32, min = 1, max = 64, step = 1)]
     pub threshold: u64,
-    /// The shorter side of the hint, in pixels.
+    /// The side of the hint that `scale_to` names, in pixels.
     #[widget(default = 512, min = 64, max = MAX_RESOLUTION, step = 64)]
     pub resolution: u64,
+    /// Which side that is. The longer one makes both sides multiples of 64, as Kosmos-G's authors bring hints
+    /// to size.
+    #[widget(choices = Size::NAMES, default = "shorter side")]
+    pub scale_to: Option<String>,
 }
 
 impl Node for ScribbleXDoGPreprocessor {
@@ -66,7 +82,9 @@ impl Node for ScribbleXDoGPreprocessor {
 
     fn run(self, cx: &Context) -> Result<Image> {
         let threshold = self.threshold as u8;
-        each(cx, &self.image, Some(self.resolution), |picture| xdog(picture, threshold))
+        each(cx, &self.image, Some(Size::new(self.resolution, &self.scale_to)), |picture| {
+            xdog(picture, threshold)
+        })
     }
 }
 
@@ -103,9 +121,13 @@ pub struct CannyEdgePreprocessor {
     /// An edge begins where the gradient is above this.
     #[widget(default = 200, min = 0, max = 255, step = 1)]
     pub high_threshold: u64,
-    /// The shorter side of the hint, in pixels.
+    /// The side of the hint that `scale_to` names, in pixels.
     #[widget(default = 512, min = 64, max = MAX_RESOLUTION, step = 64)]
     pub resolution: u64,
+    /// Which side that is. The longer one makes both sides multiples of 64, as Kosmos-G's authors bring hints
+    /// to size.
+    #[widget(choices = Size::NAMES, default = "shorter side")]
+    pub scale_to: Option<String>,
 }
 
 impl Node for CannyEdgePreprocessor {
@@ -113,7 +135,7 @@ impl Node for CannyEdgePreprocessor {
 
     fn run(self, cx: &Context) -> Result<Image> {
         let (low, high) = (self.low_threshold as i32, self.high_threshold as i32);
-        each(cx, &self.image, Some(self.resolution), |picture| {
+        each(cx, &self.image, Some(Size::new(self.resolution, &self.scale_to)), |picture| {
             let greys: Vec<u8> =
                 picture.pixels.chunks_exact(3).map(|p| grey(p[0], p[1], p[2])).collect();
             let edges = canny(&greys, picture.width, low, high);
@@ -123,11 +145,29 @@ impl Node for CannyEdgePreprocessor {
     }
 }
 
-/// Each picture of a batch, at the resolution if there is one, through `hint`.
+/// The size that a picture is brought to before it becomes a hint.
+#[derive(Clone, Copy)]
+enum Size {
+    Shorter(usize),
+    LongerTo64s(usize),
+}
+
+impl Size {
+    const NAMES: [&'static str; 2] = ["shorter side", "longer side, multiples of 64"];
+
+    fn new(resolution: u64, scale_to: &Option<String>) -> Self {
+        match scale_to.as_deref() == Some(Self::NAMES[1]) {
+            true => Self::LongerTo64s(resolution as usize),
+            false => Self::Shorter(resolution as usize),
+        }
+    }
+}
+
+/// Each picture of a batch, at the size if there is one, through `hint`.
 fn each(
     cx: &Context,
     batch: &Image,
-    resolution: Option<u64>,
+    size: Option<Size>,
     hint: impl Fn(&Levels) -> Result<Levels, TooLarge>,
 ) -> Result<Image> {
     let (shape, values) = pictures(batch).map_err(|error| error.of_input("image"))?;
@@ -141,8 +181,10 @@ fn each(
             channels => levels.chunks_exact(channels).flat_map(|p| [p[0], p[1], p[2]]).collect(),
         };
         let mut levels = Levels { pixels, width: shape.width };
-        if let Some(resolution) = resolution {
-            levels = levels.resized(resolution as usize)?;
+        match size {
+            Some(Size::Shorter(resolution)) => levels = levels.resized(resolution)?,
+            Some(Size::LongerTo64s(resolution)) => levels = levels.resized_to_64s(resolution)?,
+            None => {}
         }
         let levels = hint(&levels)?;
         (drawn.height, drawn.width) = (levels.height(), levels.width);

@@ -70,6 +70,14 @@ def shrunk(rgb, resolution):
     return cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
 
 
+def to_64s(rgb, resolution):
+    """As Kosmos-G's authors bring a hint to size."""
+    factor = resolution / max(rgb.shape[:2])
+    height, width = (int(np.round(side * factor / 64.0)) * 64 for side in rgb.shape[:2])
+    method = cv2.INTER_LANCZOS4 if factor > 1 else cv2.INTER_AREA
+    return cv2.resize(rgb, (width, height), interpolation=method)
+
+
 def xdog(rgb, threshold):
     narrow = cv2.GaussianBlur(rgb.astype(np.float32), (0, 0), 0.5)
     wide = cv2.GaussianBlur(rgb.astype(np.float32), (0, 0), 5.0)
@@ -98,6 +106,9 @@ def hints():
             for threshold in [8, 32, 64]:
                 case[f"xdog_{threshold}"] = fnv(xdog(small, threshold))
             found.append(case)
+        for resolution in [128, max(rgb.shape[:2]), 512, 768]:
+            out = to_64s(rgb, resolution)
+            found.append({"picture": path.stem, "longer": resolution, "width": out.shape[1], "resized": fnv(out)})
         for halvings in [1, 2, 3, 5]:
             height, width = (int(np.round(side / 64.0)) * 64 for side in rgb.shape[:2])
             size = (width >> halvings, height >> halvings)

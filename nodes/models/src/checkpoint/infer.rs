@@ -71,7 +71,8 @@ pub(super) fn unet(weights: &Weights) -> Result<Value> {
     with_header(config, weights, "unet")
 }
 
-pub(super) fn control_net(weights: &Weights) -> Result<Value> {
+/// Whether the residuals are pooled leaves no trace in the shapes: `pools` is what the file says elsewhere.
+pub(super) fn control_net(weights: &Weights, pools: bool) -> Result<Value> {
     let mut config = encoder(weights)?;
     let hint = weights.sub("controlnet_cond_embedding");
     let first = shape(&hint, "conv_in.weight", 4)?;
@@ -83,6 +84,7 @@ pub(super) fn control_net(weights: &Weights) -> Result<Value> {
     }
     config["conditioning_channels"] = first[1].into();
     config["conditioning_embedding_out_channels"] = channels.into();
+    config["global_pool_conditions"] = pools.into();
     with_header(config, weights, "controlnet")
 }
 

@@ -251,8 +251,19 @@ impl Checkpoint {
             }
             _ => return Err(self.has_no("a ControlNet")),
         };
-        let config = infer::control_net(&control)?;
+        let config = infer::control_net(&control, self.control_net_pools()?)?;
         Ok((ControlNetConfig::from_value(&config, &self.shapes())?, control))
+    }
+
+    /// Whether a single file is a ControlNet that pools ("shuffle"): the original code's configuration beside
+    /// it (NAME.yaml) says so, or its name does, as with ComfyUI.
+    fn control_net_pools(&self) -> Result<bool> {
+        let stated = stated(&self.path.with_extension("yaml"), "global_average_pooling")?;
+        if let Some(stated) = stated {
+            return Ok(stated.eq_ignore_ascii_case("true"));
+        }
+        let name = self.path.file_stem().unwrap_or_default().to_string_lossy().to_lowercase();
+        Ok(name.split(|c: char| !c.is_alphanumeric()).any(|word| word == "shuffle"))
     }
 
     /// The folder of the tokenizer that the checkpoint brings, if it does.
@@ -308,7 +319,7 @@ impl Checkpoint {
             return Err(not_for_us(&self.path, what.to_owned()));
         }
         let beside = self.path.with_extension("yaml");
-        let parameterization = parameterization(&beside)?;
+        let parameterization = stated(&beside, "parameterization")?;
         if let Some(found) =
             parameterization.as_ref().filter(|it| !matches!(it.as_str(), "v" | "eps"))
         {
@@ -339,9 +350,9 @@ impl Checkpoint {
     }
 }
 
-/// What the original code's configuration calls the network's prediction, where it says so. The file's
-/// one other key that matters here, the U-Net's shape, is read off the weights.
-fn parameterization(yaml: &Path) -> Result<Option<String>> {
+/// What the original code's configuration says of `key`, where it is there and does. What else it says, the
+/// networks' shapes, is read off the weights.
+fn stated(yaml: &Path, key: &str) -> Result<Option<String>> {
     if !yaml.is_file() {
         return Ok(None);
     }
@@ -355,7 +366,7 @@ fn parameterization(yaml: &Path) -> Result<Option<String>> {
         })?;
         match event {
             Event::Scalar(value, ..) if is_value => return Ok(Some(value.into_owned())),
-            Event::Scalar(key, ..) => is_value = key == "parameterization",
+            Event::Scalar(found, ..) => is_value = found == key,
             _ => is_value = false,
         }
     }

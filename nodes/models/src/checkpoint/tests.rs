@@ -362,6 +362,38 @@ fn hostile_names_and_shapes_are_errors() {
 }
 
 #[test]
+fn a_control_net_pools_by_its_name_or_what_stands_beside_it() -> Result<()> {
+    for list in ["sd15_controlnet_diffusers.json", "controlnet_ldm.json"] {
+        let file = sparse(&shapes(list), &[]);
+        let pools = |name: &str| -> Result<bool> {
+            let path = file.folder.path().join(name);
+            fs::hard_link(&file.path, &path).expect("a link");
+            Ok(Checkpoint::open(&path, &Device::Cpu)?.control_net()?.0.pools())
+        };
+        for name in [
+            "control_v11e_sd15_shuffle.safetensors",
+            "control_v11e_sd15_shuffle_fp16.safetensors",
+            "Control-Shuffle-fp16.safetensors",
+        ] {
+            assert!(pools(name)?, "{name}");
+        }
+        for name in ["control_v11p_sd15_canny.safetensors", "shuffled.safetensors"] {
+            assert!(!pools(name)?, "{name}");
+        }
+        for (name, stated) in [("a shuffle.safetensors", false), ("b.safetensors", true)] {
+            let text = format!("model:\n  params:\n    global_average_pooling: {stated}\n");
+            let beside = file.folder.path().join(name).with_extension("yaml");
+            fs::write(beside, text).expect("written");
+            assert_eq!(pools(name)?, stated, "{name}");
+        }
+        let config = r#"{"controlnet": {"global_pool_conditions": true}}"#;
+        let said = sparse(&shapes(list), &[("kosmograph.config", config)]);
+        assert!(Checkpoint::open(&said.path, &Device::Cpu)?.control_net()?.0.pools());
+    }
+    Ok(())
+}
+
+#[test]
 fn the_header_says_what_shapes_do_not() -> Result<()> {
     let shapes = shapes("sd15_unet_diffusers.json");
     let config = r#"{"unet": {"norm_num_groups": 7}}"#;
