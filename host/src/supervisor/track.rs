@@ -283,3 +283,124 @@ impl Told {
         !(self.started || self.cached || self.skipped)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::folders::Folders;
+    use crate::graph::Graph;
+    use crate::problem::NodeName;
+    use serde_json::{Value as Json, json};
+
+    /// a → bad → show; a → save; b → other.
+    fn plan(catalogue: &Catalogue) -> Plan {
+        let node = |class: &str, from: Json| json!({"class_type": class, "inputs": from});
+        let graph = json!({"a": node("Make", json!({})), "bad": node("Pass", json!({"x": ["a", 0]})),
+            "show": node("Show", json!({"x": ["bad", 0]})), "save": node("Show", json!({"x": ["a", 0]})),
+            "b": node("Pass", json!({"x": ["a", 0]})), "other": node("Show", json!({"x": ["b", 0]}))});
+        let graph = Graph::parse(&graph.to_string()).unwrap();
+        Plan::new(&graph, catalogue, &Folders::default(), "cpu").unwrap()
+    }
+
+    fn catalogue() -> Catalogue {
+        let input = json!([{"name": "x", "type": "X"}]);
+        let output = json!([{"name": "x", "type": "X"}]);
+        let library = json!({"name": "a", "version": "1", "nodes": [
+            {"class": "Make", "inputs": [], "outputs": output, "pure": false},
+            {"class": "Pass", "inputs": input, "outputs": output, "pure": false},
+            {"class": "Show", "inputs": input, "output_node": true}]});
+        let mut catalogue = Catalogue::default();
+        catalogue.add(Path::new("/p/liba.so"), &library).unwrap();
+        catalogue
+    }
+
+    fn started(id: &str) -> Report {
+        let name = NodeName { id: id.into(), title: None, class: "Make".into() };
+        Report::Event(Event::NodeStarted(Cow::Owned(name)))
+    }
+
+    fn done(id: &str) -> Report {
+        Report::Event(Event::NodeDone { node: Cow::Owned(id.into()), seconds: 0.1 })
+    }
+
+    fn progress(id: &str) -> Report {
+        Report::Event(Event::Progress { node: Cow::Owned(id.into()), step: 1, steps: 2 })
+    }
+
+    #[test]
+    fn what_the_plan_does_not_have_is_not_believed() {
+        let catalogue = catalogue();
+        let plan = plan(&catalogue);
+        let mut track = Track::new(&plan);
+        assert!(track.believe(started("zzz")).is_none());
+        assert!(track.believe(progress("a")).is_none(), "it has not begun");
+        assert!(track.believe(started("a")).is_some());
+        assert!(track.believe(started("bad")).is_none(), "another is at work");
+        assert!(track.believe(progress("bad")).is_none());
+        assert!(track.believe(progress("a")).is_some());
+        assert!(track.believe(done("bad")).is_none());
+        assert!(track.believe(done("a")).is_some());
+        assert!(track.believe(done("a")).is_none(), "it is through");
+        for said in [
+            Event::Done { seconds: 0.0, executed: 9, cached: 0, failed: 0, left_out: 0 },
+            Event::Interrupted { seconds: 0.0 },
+            Event::refused(Kind::Workflow, "no"),
+            Event::refused(Kind::NodeFailed, "no"),
+        ] {
+            assert!(track.believe(Report::Event(said.clone())).is_none(), "{said:?}");
+        }
+    }
+
+    #[test]
+    fn a_lost_worker_costs_the_node_at_work() {
+        let catalogue = catalogue();
+        let plan = plan(&catalogue);
+        let position = |id: &str| plan.steps().iter().position(|step| step.name.id == id).unwrap();
+        let mut track = Track::new(&plan);
+        let nobody = track.blame("ended", &catalogue, Identify::SizeAndTime);
+        assert_eq!(nobody.unwrap_err(), "the process that runs nodes ended");
+        for report in [started("a"), done("a"), started("save"), done("save"), started("bad")] {
+            assert!(track.believe(report).is_some());
+        }
+        let failure = track.blame("ended with 7", &catalogue, Identify::SizeAndTime).unwrap();
+        assert_eq!(failure.message, "its library liba.so ended with 7");
+        track.failed(failure);
+        let wanted = Earlier { made: vec![position("save")], failed: vec![position("bad")] };
+        assert_eq!(track.earlier(), wanted);
+        assert!(!track.is_through(), "the other branch can still be made");
+        // The next worker makes the lost result again, and may not try what failed.
+        assert!(track.believe(started("bad")).is_none());
+        for report in [started("a"), done("a"), started("b"), done("b"), started("other")] {
+            assert!(track.believe(report).is_some());
+        }
+        assert!(track.believe(done("other")).is_some());
+        assert!(track.is_through());
+        let mut told = Vec::new();
+        track.skip_the_rest(&mut |event| told.push(serde_json::to_value(event).unwrap()));
+        assert_eq!(
+            told,
+            [json!({"event": "skipped", "node": "show", "class": "Show", "because_of": "bad"})]
+        );
+        let outcome = track.outcome(false);
+        assert_eq!((outcome.executed, outcome.failures.len()), (5, 1));
+    }
+
+    #[test]
+    fn an_end_between_two_nodes_is_the_last_ones() {
+        let catalogue = catalogue();
+        let plan = plan(&catalogue);
+        let mut track = Track::new(&plan);
+        track.believe(started("a"));
+        track.believe(done("a"));
+        let failure = track.blame("ended", &catalogue, Identify::SizeAndTime).unwrap();
+        assert_eq!(failure.message, "after it had run, its library liba.so ended");
+        track.believe(started("a"));
+        track.believe(Report::Notice(Notice::Loading { library: "/p/liba.so".into() }));
+        let failure = track.blame("ended", &catalogue, Identify::SizeAndTime).unwrap();
+        assert_eq!(failure.message, "while it was loaded, its library liba.so ended");
+        track.believe(started("a"));
+        track.believe(Report::Notice(Notice::Spoilt { by: "lowered a limit for good".into() }));
+        let failure = track.blame("ended", &catalogue, Identify::SizeAndTime).unwrap();
+        assert!(failure.message.starts_with("its library liba.so lowered a limit for good;"));
+    }
+}
