@@ -88,7 +88,7 @@ fn planned(text: &str, catalogue: &Catalogue) -> Plan {
 fn benches(criterion: &mut Criterion) {
     let catalogue = catalogue();
     let properties = Properties::default();
-    let cancel = AtomicBool::new(false);
+    let (cancel, earlier) = (AtomicBool::new(false), Earlier::NONE);
     for nodes in [100, 1000] {
         let text = workflow(nodes);
         let plan = planned(&text, &catalogue);
@@ -102,7 +102,7 @@ fn benches(criterion: &mut Criterion) {
             listener: &Nobody,
             cancel: &cancel,
             keep,
-            earlier: &Earlier::NONE,
+            earlier: &earlier,
         };
         group.bench_function(BenchmarkId::new("run", nodes), |bencher| {
             let mut executor = Executor::new(Sum);

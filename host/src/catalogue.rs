@@ -5,6 +5,7 @@
 //! alone: libraries may be newer than the host.
 
 use crate::folders::Entry;
+use crate::need::Need;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::{HashMap, HashSet};
@@ -26,6 +27,8 @@ pub struct NodeDescriptor {
     pub output_node: bool,
     /// Where it writes files.
     pub writes: Option<Writes>,
+    /// How much memory its results take at least, where the library says so.
+    pub memory: Option<Need>,
 }
 
 /// A folder of the host's that a node writes files into.
@@ -255,6 +258,8 @@ struct RawNode {
     #[serde(default)]
     output_node: bool,
     writes: Option<Writes>,
+    #[serde(default)]
+    memory: Value,
 }
 
 fn yes() -> bool {
@@ -357,6 +362,7 @@ fn parse_node(value: &Value) -> Result<NodeDescriptor, Fault> {
     if raw.outputs.iter().any(|output| output.kind.is_empty()) {
         return Err("an output has no type".into());
     }
+    let memory = Need::parse(&raw.memory, &inputs)?;
     Ok(NodeDescriptor {
         class: raw.class,
         doc: raw.doc,
@@ -366,6 +372,7 @@ fn parse_node(value: &Value) -> Result<NodeDescriptor, Fault> {
         pure: raw.pure,
         output_node: raw.output_node,
         writes: raw.writes,
+        memory,
     })
 }
 

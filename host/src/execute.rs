@@ -449,8 +449,11 @@ impl Call for Hooks<'_> {
     }
 
     fn progress(&self, step: u64, steps: u64) -> bool {
-        let node = self.name.id.as_str().into();
-        self.setting.listener.event(&Event::Progress { node, step, steps });
+        // 0 of 0 only asks whether to stop.
+        if steps > 0 {
+            let node = self.name.id.as_str().into();
+            self.setting.listener.event(&Event::Progress { node, step, steps });
+        }
         self.setting.cancel.load(Ordering::Relaxed)
     }
 

@@ -16,6 +16,7 @@ pub mod graph;
 pub mod interrupt;
 pub mod job;
 pub mod libraries;
+pub mod need;
 pub mod object_info;
 pub mod plan;
 pub mod plugin;

@@ -422,6 +422,7 @@ impl<'a> Check<'a> {
             sources.push(source);
         }
         self.writes(node, class, &sources);
+        self.problems.extend(self.shortage(node, class, &sources));
         // A link that was refused still leads to nodes that may have problems of their own.
         let linked = |input: &InputDescriptor| match node.input(&input.name) {
             Some(Input::Link { id, .. }) => self.graph.position(id),
@@ -429,6 +430,17 @@ impl<'a> Check<'a> {
         };
         let children = inputs.iter().filter_map(linked).collect();
         Visit { position, checked: Some(Checked { position, class, sources }), children, next: 0 }
+    }
+
+    /// The problem that there is not the memory which the numbers in the workflow ask for.
+    fn shortage(&self, node: &Node, class: &Class, sources: &[Source]) -> Option<Problem> {
+        let numbers = |at: usize| match sources.get(at)? {
+            Source::Literal(literal) => literal.number(),
+            _ => None,
+        };
+        let shortage = class.descriptor.memory.as_ref()?.ask(&class.descriptor, numbers).err()?;
+        let problem = Problem::new(Kind::TooMuchMemory, shortage.to_string()).at(node.name());
+        Some(problem)
     }
 
     fn unknown_class(&self, node: &Node) -> Problem {

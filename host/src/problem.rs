@@ -36,6 +36,8 @@ pub enum Kind {
     /// A file or folder that is not there, or not where a workflow may reach.
     InvalidPath,
     DependencyCycle,
+    /// What the numbers of a node ask for is more than there is.
+    TooMuchMemory,
     /// A warning: the class has no input of that name.
     UnknownInput,
 }

@@ -9,6 +9,7 @@
 
 pub mod activation;
 pub mod attention;
+mod begin;
 pub mod conv2d;
 #[cfg(any(feature = "cuda", test))]
 mod cuda;

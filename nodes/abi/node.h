@@ -261,7 +261,8 @@ typedef struct kg_context {
   void (*log)(const struct kg_context *self, kg_log_level level, kg_str message);
 
   /* `step` of `steps` are done. Returns nonzero when the work is to stop: return KG_CANCELLED
-   * soon, with nothing left half-written. Call it at least once for each sampling step. */
+   * soon, with nothing left half-written. Call it at least once for each sampling step. With 0 of 0
+   * it only asks, and nothing is shown: whatever takes longer than a second asks within it. */
   int32_t (*progress)(const struct kg_context *self, uint64_t step, uint64_t steps);
 
   /* Why this call fails: one sentence that says what is wrong and what would be right. `input`
@@ -371,6 +372,11 @@ KG_EXPORT const kg_library *kosmograph_library_v1(void);
  *   "output_node" (false) that it is run for what it does outside the graph; "writes" ("output" or
  *   "temp") that it writes files into the folder of the property output_directory or
  *   temp_directory, so that the host can say that it cannot be written before anything runs.
+ *   "memory"        a list of numbers and names of INT or FLOAT inputs, [0.25, "width", "height",
+ *                   "batch_size"]: their product is how many bytes the results take at least. The
+ *                   host compares it with what there is: where the numbers stand in the workflow
+ *                   when it is checked, else before the node runs. What cannot be said so, a
+ *                   library asks for itself, and fails with a sentence.
  */
 
 /* ---- What must be equal on both sides (64-bit targets) --------------------------------------- */

@@ -32,6 +32,18 @@ pub enum Literal {
     },
 }
 
+impl Literal {
+    /// The number, where it is one.
+    pub fn number(&self) -> Option<f64> {
+        match self {
+            Self::Integer(integer) => Some(*integer as f64),
+            Self::Natural(natural) => Some(*natural as f64),
+            Self::Number(number) => Some(*number),
+            _ => None,
+        }
+    }
+}
+
 /// Coerces `value` to what `input`, which is not a path, takes; the second is a warning.
 pub(super) fn coerce(
     input: &InputDescriptor,

@@ -29,6 +29,10 @@ fn catalogue() -> Catalogue {
         {"class": "Keep", "output_node": true, "writes": "output", "inputs": [
             {"name": "image", "type": "IMAGE"},
             {"name": "name", "type": "STRING", "default": "x", "role": "prefix"}]},
+        {"class": "Empty", "memory": [4, "n", "side"], "inputs": [
+            {"name": "n", "type": "INT"}, {"name": "side", "type": "INT", "default": 512}],
+         "outputs": [{"name": "image", "type": "IMAGE"}]},
+        {"class": "Count", "outputs": [{"name": "n", "type": "INT"}]},
         {"class": "Save", "inputs": [{"name": "image", "type": "IMAGE"}], "output_node": true}]});
     let mut catalogue = Catalogue::default();
     catalogue.add(Path::new("libtest.so"), &library).unwrap();
@@ -284,6 +288,22 @@ fn a_missing_file_has_a_nearest_one() {
     assert_eq!(before, plan("portrait.png").unwrap().steps()[0].key);
     std::fs::write(folder.path().join("portrait.png"), "another").unwrap();
     assert_ne!(before, plan("portrait.png").unwrap().steps()[0].key);
+}
+
+#[test]
+fn a_sum_that_memory_does_not_hold_is_told_before_anything_runs() {
+    let empty = |n: Value| {
+        json!({
+            "c": {"class_type": "Count", "inputs": {}},
+            "e": {"class_type": "Empty", "inputs": {"n": n}},
+            "s": {"class_type": "Save", "inputs": {"image": ["e", 0]}}})
+    };
+    let wrong = wrong(&empty((1i64 << 50).into()));
+    let sum = "node e (Empty): its results would take 2.31 EB (4 x n 1125899906842624 x side 512 bytes), there ";
+    assert!(wrong.len() == 1 && wrong[0].starts_with(sum), "{wrong:?}");
+    assert!(plan(&empty(2.into())).is_ok());
+    // What another node will tell is asked for before the node runs.
+    assert!(plan(&empty(json!(["c", 0]))).is_ok());
 }
 
 #[test]

@@ -13,6 +13,7 @@ mod cuda;
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
+use crate::begin::begin;
 use crate::profile::Span;
 use crate::simd::Isa;
 use crate::storage::{f32_slice, in_f32};
@@ -24,7 +25,7 @@ pub(crate) use cpu::gelu;
 /// # Errors
 /// `x` is not f32, f16 or bf16, or its device has no twin.
 pub fn silu(x: &Tensor) -> Result<Tensor> {
-    in_f32(&x.contiguous()?, |x| x.apply_op1_no_bwd(&Activation::Silu))
+    apply(x, Activation::Silu)
 }
 
 /// x/2 (1 + erf(x/√2)), any shape.
@@ -32,7 +33,7 @@ pub fn silu(x: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// `x` is not f32, f16 or bf16, or its device has no twin.
 pub fn gelu_erf(x: &Tensor) -> Result<Tensor> {
-    in_f32(&x.contiguous()?, |x| x.apply_op1_no_bwd(&Activation::GeluErf))
+    apply(x, Activation::GeluErf)
 }
 
 /// x σ(1.702 x), any shape.
@@ -40,7 +41,12 @@ pub fn gelu_erf(x: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// `x` is not f32, f16 or bf16, or its device has no twin.
 pub fn quick_gelu(x: &Tensor) -> Result<Tensor> {
-    in_f32(&x.contiguous()?, |x| x.apply_op1_no_bwd(&Activation::QuickGelu))
+    apply(x, Activation::QuickGelu)
+}
+
+fn apply(x: &Tensor, activation: Activation) -> Result<Tensor> {
+    begin(activation.function(), x, x.dims())?;
+    in_f32(&x.contiguous()?, |x| x.apply_op1_no_bwd(&activation))
 }
 
 #[derive(Clone, Copy)]

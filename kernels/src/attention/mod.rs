@@ -12,6 +12,7 @@ mod cuda;
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor, bail};
 
+use crate::begin::begin;
 use crate::profile::Span;
 use crate::simd::Isa;
 
@@ -33,7 +34,8 @@ pub fn attention(
 ) -> Result<Tensor> {
     let (b, h, lq, d) = q.dims4()?;
     let (bk, hk, lk, dk) = k.dims4()?;
-    let (bv, hv, lv, _) = v.dims4()?;
+    let (bv, hv, lv, dv) = v.dims4()?;
+    begin("attention", q, &[b, h, lq, dv])?;
     if (bk, hk, dk) != (b, h, d) || (bv, hv, lv) != (b, h, lk) {
         bail!(
             "attention: q {:?}, k {:?} and v {:?} do not fit together",

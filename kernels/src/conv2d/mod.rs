@@ -12,6 +12,7 @@ mod winograd;
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
+use crate::begin::begin;
 use crate::profile::Span;
 use crate::simd::Isa;
 use crate::storage::{f32_slice, in_f32, weight_values};
@@ -29,8 +30,10 @@ pub fn conv2d(
     stride: usize,
     padding: usize,
 ) -> Result<Tensor> {
-    let (x, weight) = (x.contiguous()?, weight.contiguous()?);
     let op = Conv2d { stride, padding };
+    let sizes = op.sizes(x.layout(), weight.layout(), bias.map(Tensor::layout))?;
+    begin("conv2d", x, &[sizes.batch, sizes.out_channels, sizes.out_height, sizes.out_width])?;
+    let (x, weight) = (x.contiguous()?, weight.contiguous()?);
     let bias = bias.map(Tensor::contiguous).transpose()?;
     in_f32(&x, |x| match &bias {
         Some(bias) => x.apply_op3_no_bwd(&weight, bias, &op),

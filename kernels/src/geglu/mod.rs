@@ -9,6 +9,7 @@ mod cuda;
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
+use crate::begin::begin;
 use crate::profile::Span;
 use crate::simd::Isa;
 use crate::storage::{f32_slice, in_f32};
@@ -18,6 +19,8 @@ use crate::storage::{f32_slice, in_f32};
 /// # Errors
 /// The last dimension is odd, `x` is not f32, f16 or bf16, or its device has no twin.
 pub fn geglu(x: &Tensor) -> Result<Tensor> {
+    let (shape, _) = halved(x.layout())?;
+    begin("geglu", x, shape.dims())?;
     in_f32(&x.contiguous()?, |x| x.apply_op1_no_bwd(&Geglu))
 }
 

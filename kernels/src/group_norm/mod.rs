@@ -12,6 +12,7 @@ mod cuda;
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
+use crate::begin::begin;
 use crate::profile::Span;
 use crate::simd::Isa;
 use crate::storage::{f32_slice, in_f32};
@@ -46,6 +47,7 @@ pub fn group_norm_silu(
 }
 
 fn apply(x: &Tensor, weight: &Tensor, bias: &Tensor, op: GroupNorm) -> Result<Tensor> {
+    begin("group_norm", x, x.dims())?;
     let (weight, bias) = (weight.contiguous()?, bias.contiguous()?);
     in_f32(&x.contiguous()?, |x| x.apply_op3_no_bwd(&weight, &bias, &op))
 }

@@ -9,6 +9,7 @@ mod cuda;
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
+use crate::begin::begin;
 use crate::profile::Span;
 use crate::simd::Isa;
 use crate::storage::{f32_slice, in_f32};
@@ -18,6 +19,7 @@ use crate::storage::{f32_slice, in_f32};
 /// # Errors
 /// The last dimension of `x` is not n, an input is of another type, or its device has no twin.
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    begin("layer_norm", x, x.dims())?;
     let (weight, bias) = (weight.contiguous()?, bias.contiguous()?);
     in_f32(&x.contiguous()?, |x| x.apply_op3_no_bwd(&weight, &bias, &LayerNorm { eps }))
 }

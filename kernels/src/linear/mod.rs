@@ -8,6 +8,7 @@ mod cuda;
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
+use crate::begin::begin;
 use crate::profile::Span;
 use crate::simd::Isa;
 use crate::storage::{f32_slice, in_f32, weight_values};
@@ -20,6 +21,8 @@ use crate::storage::{f32_slice, in_f32, weight_values};
 /// The last dimension of `x` is not `in`, the bias is not [out], an input is of another type, or its device
 /// has no twin.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let (shape, _) = sizes(x.layout(), weight.layout(), bias.map(Tensor::layout))?;
+    begin("linear", x, shape.dims())?;
     let (x, weight) = (x.contiguous()?, weight.contiguous()?);
     let bias = bias.map(Tensor::contiguous).transpose()?;
     in_f32(&x, |x| match &bias {

@@ -8,6 +8,7 @@ mod cuda;
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
+use crate::begin::begin;
 use crate::simd::Isa;
 use crate::storage::{f32_slice, weight_values};
 
@@ -20,6 +21,7 @@ use crate::storage::{f32_slice, weight_values};
 /// # Errors
 /// The shapes do not fit each other, an input is of another type, or its device has no twin.
 pub fn low_rank_update(weight: &Tensor, up: &Tensor, down: &Tensor) -> Result<Tensor> {
+    begin("low_rank_update", weight, weight.dims())?;
     weight.contiguous()?.apply_op3_no_bwd(&up.contiguous()?, &down.contiguous()?, &LowRankUpdate)
 }
 

@@ -9,6 +9,7 @@ mod cuda;
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
+use crate::begin::begin;
 use crate::profile::Span;
 use crate::storage::{f32_slice, in_f32};
 
@@ -17,7 +18,10 @@ use crate::storage::{f32_slice, in_f32};
 /// # Errors
 /// `x` has not four dimensions, a size is zero, `x` is not f32, f16 or bf16, or its device has no twin.
 pub fn upsample_nearest2d(x: &Tensor, height: usize, width: usize) -> Result<Tensor> {
-    in_f32(&x.contiguous()?, |x| x.apply_op1_no_bwd(&UpsampleNearest2d { height, width }))
+    let op = UpsampleNearest2d { height, width };
+    let (b, c, _, _) = op.sizes(x.layout())?;
+    begin("upsample_nearest2d", x, &[b, c, height, width])?;
+    in_f32(&x.contiguous()?, |x| x.apply_op1_no_bwd(&op))
 }
 
 struct UpsampleNearest2d {

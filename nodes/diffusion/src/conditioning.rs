@@ -55,7 +55,8 @@ impl Node for ConditioningAverage {
             let shape = to.shape();
             // The shorter one is filled up with zeros, the longer one cut.
             let wanted: usize = shape.iter().product();
-            let mut fitted = from.context.to_f32()?.into_owned();
+            memory::ask("the mixed conditionings", &[2, wanted], size_of::<f32>())?;
+            let mut fitted = from.context.to_vec()?;
             if shape[0] != 1 {
                 return Err(Error::at(
                     "conditioning_to",
@@ -113,9 +114,12 @@ impl Node for ConditioningConcat {
                     format!("a conditioning of {} rows is given; one row would be right", shape[0]),
                 ));
             }
-            let values = [&to.to_f32()?[..], &from.context.to_f32()?[..]].concat();
             let tokens = shape[1] + from.context.shape()[1];
-            let context = Tensor::from_f32(&[1, tokens, shape[2]], values)?;
+            let shape = [1, tokens, shape[2]];
+            let mut values = memory::room("the joined conditionings", &shape)?;
+            values.extend_from_slice(&to.to_f32()?);
+            values.extend_from_slice(&from.context.to_f32()?);
+            let context = Tensor::from_f32(&shape, values)?;
             joined.push(entry.with("context", context.into_value()));
         }
         Ok(Conditioning(Value::list(joined)))
@@ -207,6 +211,5 @@ fn pooled(entry: &Value) -> Result<Option<Tensor>> {
 
 fn zeros(tensor: &Tensor) -> Result<Tensor> {
     let shape = tensor.shape();
-    // As many as are there, not as many as a shape claims.
-    Tensor::from_f32(&shape, vec![0.0; tensor.to_f32()?.len()])
+    Tensor::from_f32(&shape, memory::filled("the conditionings", &shape, 0.0)?)
 }

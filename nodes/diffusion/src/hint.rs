@@ -1,6 +1,6 @@
 //! A hint picture as a ControlNet takes it.
 
-use node::{Error, Image, Result, Tensor};
+use node::{Error, Image, Result, Tensor, memory};
 
 /// A hint [B, H, W, 3] as [rows, 3, height, width]: its middle at the aspect of the target, scaled to the
 /// nearest pixel, as ComfyUI does ("nearest-exact", centre crop), so that thin lines stay hard.
@@ -17,7 +17,8 @@ pub fn hint_for(hint: &Image, rows: usize, height: usize, width: usize) -> Resul
     let (top, left) = margins(from_height, from_width, height, width);
     let (part_height, part_width) = (from_height - 2 * top, from_width - 2 * left);
     let rows = if batch == 1 { 1 } else { rows };
-    let mut values = Vec::with_capacity(rows * 3 * height * width);
+    let shape = [rows, 3, height, width];
+    let mut values = memory::room("the hints", &shape)?;
     for b in (0..rows).map(|row| row % batch) {
         for channel in 0..3 {
             for y in 0..height {
@@ -31,7 +32,7 @@ pub fn hint_for(hint: &Image, rows: usize, height: usize, width: usize) -> Resul
             }
         }
     }
-    Tensor::from_f32(&[rows, 3, height, width], values)
+    Tensor::from_f32(&shape, values)
 }
 
 /// How many pixels go above and below, and on the left and right, for the proportions `height` : `width`.

@@ -142,6 +142,8 @@ struct Masked {
 impl Masked {
     fn new(pixels: &Image, mask: &Mask) -> Result<Self> {
         let (batch, height, width, _) = pixels.dims();
+        // The picture cut, greyed, and what lies between; the mask scaled and grown.
+        memory::ask("masking the pictures", &[4, batch, height, width, 3], size_of::<f32>())?;
         let masks = mask.dims().0;
         if masks != 1 && masks != batch {
             return Err(Error::at(
@@ -211,11 +213,17 @@ impl Masked {
             let out = &mut grown[b * height * width..][..height * width];
             // One axis after the other: the window is a square.
             for (i, value) in rows.iter_mut().enumerate() {
+                if i % width == 0 {
+                    interrupt::check()?;
+                }
                 let (y, x) = (i / width, i % width);
                 let any = plane[y * width..][window(x, width)].contains(&1.0);
                 *value = f32::from(any);
             }
             for (i, value) in out.iter_mut().enumerate() {
+                if i % width == 0 {
+                    interrupt::check()?;
+                }
                 let (y, x) = (i / width, i % width);
                 *value = f32::from(window(y, height).any(|y| rows[y * width + x] == 1.0));
             }

@@ -4,7 +4,7 @@ use node::*;
 
 /// An empty latent image: what text-to-image sampling begins from.
 #[derive(Inputs)]
-#[node(category = "latent")]
+#[node(category = "latent", memory = [0.25, width, height, batch_size])]
 pub struct EmptyLatentImage {
     /// Width of the picture in pixels.
     #[widget(default = 512, min = 16, max = 16384, step = 8)]
@@ -23,8 +23,8 @@ impl Node for EmptyLatentImage {
     fn run(self, _cx: &Context) -> Result<Latent> {
         // Stable Diffusion 1.5's latents: four channels, an eighth of the picture's size.
         let shape = [self.batch_size, 4, self.height / 8, self.width / 8].map(|n| n as usize);
-        let samples = Tensor::from_f32(&shape, vec![0.0; shape.iter().product()])?;
-        Ok(Latent::new(samples))
+        let samples = memory::filled("the latents", &shape, 0.0)?;
+        Ok(Latent::new(Tensor::from_f32(&shape, samples)?))
     }
 }
 

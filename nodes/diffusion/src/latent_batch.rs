@@ -84,14 +84,14 @@ impl Node for RepeatLatentBatch {
 }
 
 /// Rows of the first axis, in that order.
-fn rows(tensor: &Tensor, rows: impl Iterator<Item = usize>) -> Result<Tensor> {
+fn rows(tensor: &Tensor, rows: impl ExactSizeIterator<Item = usize>) -> Result<Tensor> {
     let mut shape = tensor.shape();
     let values = tensor.to_f32()?;
     let size: usize = shape[1..].iter().product();
-    let rows: Vec<usize> = rows.collect();
     shape[0] = rows.len();
-    let rows = rows.into_iter().flat_map(|row| &values[row * size..][..size]);
-    Tensor::from_f32(&shape, rows.copied().collect())
+    let mut taken = memory::room("the latents", &shape)?;
+    rows.for_each(|row| taken.extend_from_slice(&values[row * size..][..size]));
+    Tensor::from_f32(&shape, taken)
 }
 
 /// The mask of where noise is taken away, its first axis the batch's.

@@ -41,7 +41,7 @@ impl Node for LatentComposite {
         if rows == 0 || columns == 0 {
             return Ok(self.samples_to);
         }
-        let (mut values, above) = (below.to_f32()?.into_owned(), above.to_f32()?);
+        let (mut values, above) = (below.to_vec()?, above.to_f32()?);
         // An edge at the border of what lies below does not fade.
         let vertical = fade(rows, feather, y != 0, y + rows < shape[2]);
         let horizontal = fade(columns, feather, x != 0, x + columns < shape[3]);
@@ -182,7 +182,7 @@ fn rearranged(
 ) -> Result<Tensor> {
     let [_, _, old_height, old_width] = dims(samples);
     let values = samples.to_f32()?;
-    let mut out = Vec::with_capacity(shape.iter().product());
+    let mut out = memory::room("the latents", &shape)?;
     for plane in 0..shape[0] * shape[1] {
         for row in 0..shape[2] {
             for column in 0..shape[3] {

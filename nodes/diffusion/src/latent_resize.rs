@@ -3,6 +3,8 @@
 //! Values are [B, C, h, w]. The first four modes are separable and written as lists of (source, weight) along one axis; positions are
 //! torch's, in f32, for `align_corners=False` and without antialiasing.
 
+use node::interrupt::{self, Interrupted};
+
 /// ComfyUI's `upscale_method` for latents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
@@ -61,19 +63,22 @@ pub fn crop_center(
 }
 
 /// [B, C, h, w] → [B, C, `height`, `width`].
+///
+/// # Errors
+/// The work is to stop.
 pub fn resize(
     values: &[f32],
     dims: Dims,
     (height, width): (usize, usize),
     method: Method,
-) -> Vec<f32> {
+) -> Result<Vec<f32>, Interrupted> {
     let [batch, channels, old_height, old_width] = dims;
     if method == Method::Bislerp {
-        let wide = bislerp_rows(values, dims, width);
+        let wide = bislerp_rows(values, dims, width)?;
         let wide_dims = [batch, channels, old_height, width];
         let turned = transposed(&wide, wide_dims);
-        let turned = bislerp_rows(&turned, [batch, channels, width, old_height], height);
-        return transposed(&turned, [batch, channels, width, height]);
+        let turned = bislerp_rows(&turned, [batch, channels, width, old_height], height)?;
+        return Ok(transposed(&turned, [batch, channels, width, height]));
     }
     let columns = taps(old_width, width, method);
     let rows = taps(old_height, height, method);
@@ -81,17 +86,19 @@ pub fn resize(
     for plane in values.chunks(old_height * old_width) {
         let mut between = Vec::with_capacity(old_height * width);
         for row in plane.chunks(old_width) {
+            interrupt::check()?;
             let value =
                 |taps: &Vec<(usize, f32)>| taps.iter().map(|(x, w)| row[*x] * w).sum::<f32>();
             between.extend(columns.iter().map(value));
         }
         for taps in &rows {
+            interrupt::check()?;
             let value =
                 |x: usize| taps.iter().map(|(y, w)| between[y * width + x] * w).sum::<f32>();
             out.extend((0..width).map(value));
         }
     }
-    out
+    Ok(out)
 }
 
 /// For each new pixel along one axis, the old ones it is made of.
@@ -132,12 +139,17 @@ fn taps(from: usize, to: usize, method: Method) -> Vec<Vec<(usize, f32)>> {
 }
 
 /// [B, C, h, w] → [B, C, h, `width`], each row by turning vectors of C channels.
-fn bislerp_rows(values: &[f32], [batch, channels, height, width]: Dims, to: usize) -> Vec<f32> {
+fn bislerp_rows(
+    values: &[f32],
+    [batch, channels, height, width]: Dims,
+    to: usize,
+) -> Result<Vec<f32>, Interrupted> {
     let columns = taps(width, to, Method::Bislerp);
     let mut out = vec![0.0; batch * channels * height * to];
     let (mut a, mut b) = (vec![0.0; channels], vec![0.0; channels]);
     for picture in 0..batch {
         for y in 0..height {
+            interrupt::check()?;
             let start = |channel: usize| ((picture * channels + channel) * height + y) * width;
             for (x, taps) in columns.iter().enumerate() {
                 let ((first, _), (second, t)) = (taps[0], taps[1]);
@@ -153,7 +165,7 @@ fn bislerp_rows(values: &[f32], [batch, channels, height, width]: Dims, to: usiz
             }
         }
     }
-    out
+    Ok(out)
 }
 
 /// From `a` (t = 0) to `b` (t = 1) along the arc between their directions, the length between theirs. Shoemake, "Animating Rotation with
@@ -212,9 +224,9 @@ mod tests {
             let method = Method::named(name).unwrap();
             let found = if case["crop"] == true {
                 let (dims, values) = crop_center(&values, from, (to[0], to[1]));
-                resize(&values, dims, (to[0], to[1]), method)
+                resize(&values, dims, (to[0], to[1]), method).unwrap()
             } else {
-                resize(&values, from, (to[0], to[1]), method)
+                resize(&values, from, (to[0], to[1]), method).unwrap()
             };
             let expected = numbers(&case["values"]);
             assert_eq!(found.len(), expected.len(), "{name} {from:?} to {to:?}");
@@ -232,7 +244,7 @@ mod tests {
         let values: Vec<f32> = (0..2 * 4 * 3 * 5).map(|i| (i as f32).sin()).collect();
         for name in Method::NAMES {
             let method = Method::named(name).unwrap();
-            let same = resize(&values, [2, 4, 3, 5], (3, 5), method);
+            let same = resize(&values, [2, 4, 3, 5], (3, 5), method).unwrap();
             assert!(same.iter().zip(&values).all(|(a, b)| (a - b).abs() < 1e-6), "{name}");
         }
         let (dims, cropped) = crop_center(&values, [2, 4, 3, 5], (1000, 1));

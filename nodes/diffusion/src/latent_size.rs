@@ -4,12 +4,9 @@ use node::*;
 
 use crate::latent_resize::{Dims, Method, crop_center, resize};
 
-/// The most values a latent may have: 2³⁰, which are 4 GiB as f32.
-const MAX_VALUES: usize = 1 << 30;
-
 /// Scales latents to the size of a picture in pixels; 0 for one side keeps the proportions.
 #[derive(Inputs)]
-#[node(category = "latent")]
+#[node(category = "latent", memory = [0.0625, width, height])]
 pub struct LatentUpscale {
     /// What is scaled.
     samples: Latent,
@@ -89,24 +86,22 @@ fn scaled(
 ) -> Result<Tensor> {
     let (batch, channels, old_height, old_width) = dims(samples);
     let shape: Dims = [batch, channels, height, width];
-    let count = shape.iter().try_fold(1usize, |count, side| count.checked_mul(*side));
-    if count.is_none_or(|count| count > MAX_VALUES) {
-        return Err(Error::new(format!(
-            "latents of the shape {shape:?} would have more than {MAX_VALUES} values (4 GiB); ask for a \
-             smaller size or fewer of them"
-        )));
-    }
     let method = Method::named(method).ok_or_else(|| {
         let choices = Method::NAMES.join(", ");
         Error::at("upscale_method", format!("\"{method}\" is not one of: {choices}"))
     })?;
+    memory::ask("the latents", &shape, size_of::<f32>())?;
+    if method == Method::Bislerp {
+        // What lies between its passes, and its copies with rows for columns.
+        memory::ask("scaling the latents by bislerp", &[3, batch, channels, height, width], 4)?;
+    }
     let values = samples.to_f32()?;
     let old = [batch, channels, old_height, old_width];
     let values = if crop {
         let (cropped, values) = crop_center(&values, old, (height, width));
-        resize(&values, cropped, (height, width), method)
+        resize(&values, cropped, (height, width), method)?
     } else {
-        resize(&values, old, (height, width), method)
+        resize(&values, old, (height, width), method)?
     };
     Tensor::from_f32(&shape, values)
 }
@@ -122,7 +117,7 @@ mod tests {
         assert_eq!(to.shape(), [2, 4, 6, 7]);
         assert!(to.to_f32().unwrap().iter().all(|value| (value - 0.5).abs() < 1e-6));
         let large = scaled(&samples, (1 << 20, 1 << 20), "area", false).unwrap_err().to_string();
-        assert!(large.contains("4 GiB"), "{large}");
+        assert!(large.starts_with("the latents would take 35.2 TB"), "{large}");
         assert!(scaled(&samples, (1, 1), "lanczos", false).is_err());
     }
 }

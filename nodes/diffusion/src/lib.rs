@@ -97,5 +97,6 @@ node::library![
     LatentComposite,
     LatentCrop,
     LatentFlip,
-    LatentRotate,
+    LatentRotate;
+    prepare: kosmograph_threads::start
 ];

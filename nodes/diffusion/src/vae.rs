@@ -45,6 +45,7 @@ impl interface::Autoencode for VaeModel {
     fn decode(&self, cx: &Context, latents: &Tensor) -> Result<Tensor> {
         let latents = self.unscaled(latents)?;
         let (batch, _, height, width) = latents.dims4()?;
+        self.ask(batch, height * self.config.factor(), width * self.config.factor())?;
         let (tile, vae) = (tile(cx, height, width), self.vae.get()?);
         // One by one, so that memory does not grow with their number.
         let picture =
@@ -76,6 +77,8 @@ impl interface::AutoencodeTiled for VaeModel {
         overlap: usize,
     ) -> Result<Tensor> {
         let latents = self.unscaled(latents)?;
+        let (batch, _, height, width) = latents.dims4()?;
+        self.ask(batch, height * self.config.factor(), width * self.config.factor())?;
         let feathering = Feathering { tile, overlap };
         let decoded = self.vae.get()?.decode_feathered(&latents, feathering, &mut observe(cx));
         export(&self.picture(&decoded.map_err(stopped)?)?)
@@ -122,6 +125,11 @@ impl VaeModel {
         Ok(Self { vae, config, device })
     }
 
+    /// Whether there is memory for the pictures, which are there twice when they are put together.
+    fn ask(&self, batch: usize, height: usize, width: usize) -> Result<()> {
+        Ok(memory::ask("decoding the pictures", &[2, batch, height, width, 3], size_of::<f32>())?)
+    }
+
     /// Latents as the autoencoder has them, from those of the U-Net.
     fn unscaled(&self, latents: &Tensor) -> Result<Candle> {
         Ok((import(latents, &self.device)? / self.config.scaling_factor())?)
@@ -135,6 +143,9 @@ impl VaeModel {
 
     /// A picture of the boundary as the autoencoder has it.
     fn pixels(&self, cx: &Context, image: &Tensor) -> Result<Candle> {
+        // Cut, turned and brought to its range, it is there twice at once.
+        let shape = [&[2], &image.shape()[..]].concat();
+        memory::ask("the pictures as the autoencoder takes them", &shape, size_of::<f32>())?;
         let image = self.crop(cx, &import(image, &self.device)?)?;
         Ok(image.permute((0, 3, 1, 2))?.contiguous()?.affine(2.0, -1.0)?)
     }

@@ -4,47 +4,49 @@ use std::borrow::Cow;
 
 use crate::interpolate::Mode;
 use crate::scale::{Method, crop_center, scale};
-use crate::shape::{Shape, TooLarge};
+use crate::shape::Shape;
+use crate::work::Undone;
 
 /// `first` followed by `second`. The second is cut around its centre and scaled to the first one's size where that differs; a picture
 /// with fewer channels gets more: grey becomes colour, and alpha is 1.
 ///
 /// # Errors
-/// The result would be [`TooLarge`].
+/// [`Undone`].
 pub fn concatenate(
     (first, first_shape): (&[f32], Shape),
     (second, second_shape): (&[f32], Shape),
-) -> Result<(Shape, Vec<f32>), TooLarge> {
+) -> Result<(Shape, Vec<f32>), Undone> {
     let channels = first_shape.channels.max(second_shape.channels);
     let shape = Shape { batch: first_shape.batch + second_shape.batch, channels, ..first_shape };
-    let mut out = Vec::with_capacity(shape.values()?);
-    out.extend_from_slice(&with_channels(first, first_shape.channels, channels));
+    let mut out = shape.room()?;
+    out.extend_from_slice(&with_channels(first, first_shape, channels)?);
 
-    let second = with_channels(second, second_shape.channels, channels);
+    let second = with_channels(second, second_shape, channels)?;
     let second_shape = Shape { channels, ..second_shape };
     if (second_shape.height, second_shape.width) == (shape.height, shape.width) {
         out.extend_from_slice(&second);
     } else {
         let (cropped_shape, cropped) =
-            crop_center(&second, second_shape, shape.width, shape.height);
+            crop_center(&second, second_shape, shape.width, shape.height)?;
         let bilinear = Method::Interpolate(Mode::Bilinear);
         out.extend(scale(&cropped, cropped_shape, shape.width, shape.height, bilinear)?);
     }
     Ok((shape, out))
 }
 
-/// `from` is at most `to`; both are 1, 3 or 4.
-fn with_channels(values: &[f32], from: usize, to: usize) -> Cow<'_, [f32]> {
+/// `to` is at least as many as there are; both are 1, 3 or 4.
+fn with_channels(values: &[f32], shape: Shape, to: usize) -> Result<Cow<'_, [f32]>, Undone> {
+    let from = shape.channels;
     if from == to {
-        return values.into();
+        return Ok(values.into());
     }
-    let mut out = Vec::with_capacity(values.len() / from * to);
+    let mut out = Shape { channels: to, ..shape }.room()?;
     for pixel in values.chunks(from) {
         let colour = if from == 1 { [pixel[0]; 3] } else { [pixel[0], pixel[1], pixel[2]] };
         out.extend_from_slice(&colour);
         out.extend((to == 4).then_some(1.0));
     }
-    out.into()
+    Ok(out.into())
 }
 
 #[cfg(test)]

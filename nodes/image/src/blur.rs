@@ -3,9 +3,8 @@
 //! A Gaussian over a square is the product of one along rows and one along columns, so each is a pass of its own. Beyond the border the
 //! picture is mirrored at its outermost pixels, which are not repeated: torch's padding "reflect" and OpenCV's BORDER_REFLECT_101.
 
-use rayon::prelude::*;
-
-use crate::shape::{Shape, TooLarge};
+use crate::shape::Shape;
+use crate::work::{Undone, each_row};
 
 /// The weights of ComfyUI's ImageBlur along one axis: 2 · `radius` + 1 of them, `sigma` in units of the radius and not in pixels.
 pub fn comfy_kernel(radius: usize, sigma: f64) -> Vec<f32> {
@@ -32,25 +31,24 @@ fn normalised(weights: Vec<f64>) -> Vec<f32> {
 /// Blurs pictures [B, H, W, C] by `kernel`, of odd length, along both axes.
 ///
 /// # Errors
-/// What lies between the passes would be [`TooLarge`].
-pub fn blur(values: &[f32], shape: Shape, kernel: &[f32]) -> Result<Vec<f32>, TooLarge> {
+/// [`Undone`].
+pub fn blur(values: &[f32], shape: Shape, kernel: &[f32]) -> Result<Vec<f32>, Undone> {
     let (channels, radius) = (shape.channels, kernel.len() / 2);
-    let mut between = vec![0.0; shape.values()?];
+    let mut between = shape.zeros()?;
     let columns = sources(shape.width, radius);
-    between.par_chunks_mut(shape.row()).zip(values.par_chunks(shape.row())).for_each(
-        |(out, row)| {
-            for (x, pixel) in out.chunks_mut(channels).enumerate() {
-                for (source, weight) in columns[x..].iter().zip(kernel) {
-                    for (value, source) in pixel.iter_mut().zip(&row[source * channels..]) {
-                        *value += weight * source;
-                    }
+    each_row(&mut between, shape.row(), |i, out| {
+        let row = &values[i * shape.row()..][..shape.row()];
+        for (x, pixel) in out.chunks_mut(channels).enumerate() {
+            for (source, weight) in columns[x..].iter().zip(kernel) {
+                for (value, source) in pixel.iter_mut().zip(&row[source * channels..]) {
+                    *value += weight * source;
                 }
             }
-        },
-    );
-    let mut out = vec![0.0; values.len()];
+        }
+    })?;
+    let mut out = shape.zeros()?;
     let rows = sources(shape.height, radius);
-    out.par_chunks_mut(shape.row()).enumerate().for_each(|(i, out)| {
+    each_row(&mut out, shape.row(), |i, out| {
         let (picture, y) = (i / shape.height, i % shape.height);
         for (source, weight) in rows[y..].iter().zip(kernel) {
             let source = &between[picture * shape.picture() + source * shape.row()..];
@@ -58,7 +56,7 @@ pub fn blur(values: &[f32], shape: Shape, kernel: &[f32]) -> Result<Vec<f32>, To
                 *value += weight * source;
             }
         }
-    });
+    })?;
     Ok(out)
 }
 
@@ -71,11 +69,15 @@ pub fn sharpen(
     shape: Shape,
     kernel: &[f32],
     alpha: f64,
-) -> Result<Vec<f32>, TooLarge> {
+) -> Result<Vec<f32>, Undone> {
     let strength = (alpha * 10.0) as f32;
-    let blurred = blur(values, shape, kernel)?;
-    let sharpened = |(value, blurred): (&f32, &f32)| value + strength * (value - blurred);
-    Ok(values.iter().zip(&blurred).map(|pair| sharpened(pair).clamp(0.0, 1.0)).collect())
+    let mut out = blur(values, shape, kernel)?;
+    each_row(&mut out, shape.row(), |i, row| {
+        for (blurred, value) in row.iter_mut().zip(&values[i * shape.row()..]) {
+            *blurred = (value + strength * (value - *blurred)).clamp(0.0, 1.0);
+        }
+    })?;
+    Ok(out)
 }
 
 /// The pixels at -`radius` .. `length` + `radius`, mirrored into 0..`length`.
@@ -112,7 +114,7 @@ mod tests {
             width in 1usize..20, height in 1usize..20, radius in 1usize..32, level in 0f32..1.0,
         ) {
             let shape = Shape { batch: 2, height, width, channels: 3 };
-            let values = vec![level; shape.values().unwrap()];
+            let values = vec![level; shape.values()];
             let kernel = comfy_kernel(radius, 1.5);
             for out in [blur(&values, shape, &kernel), sharpen(&values, shape, &kernel, 1.0)] {
                 prop_assert!(out.unwrap().iter().all(|value| (value - level).abs() < 1e-4));

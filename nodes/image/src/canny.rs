@@ -4,7 +4,10 @@
 //! 3 × 3 Sobel kernel and the L1 norm, all in integers. ControlNets for edges were trained on exactly these pictures, so "about the same
 //! edges" would be another input than the one they know.
 
-use rayon::prelude::*;
+use node::interrupt;
+use node::memory::ask;
+
+use crate::work::{Undone, each_row};
 
 /// OpenCV's RGB → grey: ITU-R 601 weights with 15 bits after the point, rounded to nearest.
 pub fn grey(red: u8, green: u8, blue: u8) -> u8 {
@@ -16,19 +19,25 @@ pub fn grey(red: u8, green: u8, blue: u8) -> u8 {
 ///
 /// A pixel whose gradient |dx| + |dy| (0..2040) is above `high` and a maximum across the edge begins an edge; one above `low` continues
 /// it. `low` and `high` may come in either order, as in OpenCV. `pixels` holds height · width values, neither of which is 0.
-pub fn canny(pixels: &[u8], width: usize, low: i32, high: i32) -> Vec<u8> {
+///
+/// # Errors
+/// [`Undone`].
+pub fn canny(pixels: &[u8], width: usize, low: i32, high: i32) -> Result<Vec<u8>, Undone> {
     let (low, high) = (low.min(high), low.max(high));
-    let gradients = sobel(pixels, width);
-    let mut map = suppress_non_maxima(&gradients, width, low, high);
-    connect(&mut map, width);
-    map.iter().map(|state| if *state == State::Edge { 255 } else { 0 }).collect()
+    // A gradient, its magnitude, a state and a level of each pixel, and the places of some.
+    ask("finding the edges", &[pixels.len() / width, width], 16)?;
+    let gradients = sobel(pixels, width)?;
+    let mut map = suppress_non_maxima(&gradients, width, low, high)?;
+    drop(gradients);
+    connect(&mut map, width)?;
+    Ok(map.iter().map(|state| if *state == State::Edge { 255 } else { 0 }).collect())
 }
 
 /// (dx, dy) of each pixel by the 3 × 3 Sobel kernels; beyond the border the outermost pixel repeats.
-fn sobel(pixels: &[u8], width: usize) -> Vec<(i32, i32)> {
+fn sobel(pixels: &[u8], width: usize) -> Result<Vec<(i32, i32)>, Undone> {
     let height = pixels.len() / width;
     let mut gradients = vec![(0, 0); pixels.len()];
-    gradients.par_chunks_mut(width).enumerate().for_each(|(y, out)| {
+    each_row(&mut gradients, width, |y, out| {
         let row = |y: usize| &pixels[y * width..(y + 1) * width];
         let (above, here, below) = (row(y.saturating_sub(1)), row(y), row((y + 1).min(height - 1)));
         for (x, gradient) in out.iter_mut().enumerate() {
@@ -39,8 +48,8 @@ fn sobel(pixels: &[u8], width: usize) -> Vec<(i32, i32)> {
                 |row: &[u8]| i32::from(row[left]) + 2 * i32::from(row[x]) + i32::from(row[right]);
             *gradient = (smooth(right) - smooth(left), along(below) - along(above));
         }
-    });
-    gradients
+    })?;
+    Ok(gradients)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -52,7 +61,12 @@ enum State {
 }
 
 /// Keeps the pixels whose gradient is the largest across the edge.
-fn suppress_non_maxima(gradients: &[(i32, i32)], width: usize, low: i32, high: i32) -> Vec<State> {
+fn suppress_non_maxima(
+    gradients: &[(i32, i32)],
+    width: usize,
+    low: i32,
+    high: i32,
+) -> Result<Vec<State>, Undone> {
     let height = gradients.len() / width;
     let magnitude: Vec<i32> = gradients.iter().map(|(dx, dy)| dx.abs() + dy.abs()).collect();
     // Outside the picture nothing has a gradient.
@@ -61,7 +75,7 @@ fn suppress_non_maxima(gradients: &[(i32, i32)], width: usize, low: i32, high: i
         if inside { magnitude[y as usize * width + x as usize] } else { 0 }
     };
     let mut map = vec![State::Nothing; gradients.len()];
-    map.par_chunks_mut(width).enumerate().for_each(|(y, out)| {
+    each_row(&mut map, width, |y, out| {
         for (x, state) in out.iter_mut().enumerate() {
             let m = magnitude[y * width + x];
             if m <= low {
@@ -87,15 +101,20 @@ fn suppress_non_maxima(gradients: &[(i32, i32)], width: usize, low: i32, high: i
                 *state = if m > high { State::Edge } else { State::Candidate };
             }
         }
-    });
-    map
+    })?;
+    Ok(map)
 }
 
 /// Hysteresis: a candidate that touches an edge, also by a corner, is an edge.
-fn connect(map: &mut [State], width: usize) {
+fn connect(map: &mut [State], width: usize) -> Result<(), Undone> {
     let height = map.len() / width;
     let mut open: Vec<usize> = (0..map.len()).filter(|i| map[*i] == State::Edge).collect();
+    let mut done = 0usize;
     while let Some(i) = open.pop() {
+        done += 1;
+        if done.is_multiple_of(1 << 20) {
+            interrupt::check()?;
+        }
         let (x, y) = (i % width, i / width);
         for y in y.saturating_sub(1)..=(y + 1).min(height - 1) {
             for x in x.saturating_sub(1)..=(x + 1).min(width - 1) {
@@ -107,6 +126,7 @@ fn connect(map: &mut [State], width: usize) {
             }
         }
     }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -119,7 +139,7 @@ mod tests {
         // Left half 0, right half 200: both columns at the step have the gradient 800, the left one wins.
         let width = 8;
         let pixels: Vec<u8> = (0..8 * 8).map(|i| if i % 8 < 4 { 0 } else { 200 }).collect();
-        let edges = canny(&pixels, width, 100, 200);
+        let edges = canny(&pixels, width, 100, 200).unwrap();
         for (i, value) in edges.iter().enumerate() {
             assert_eq!(*value, if i % width == 3 { 255 } else { 0 }, "pixel {i}");
         }
@@ -128,8 +148,11 @@ mod tests {
     #[test]
     fn the_gradient_must_be_above_the_threshold_not_at_it() {
         let pixels: Vec<u8> = (0..8 * 8).map(|i| if i % 8 < 4 { 0 } else { 50 }).collect();
-        assert!(canny(&pixels, 8, 100, 200).iter().all(|value| *value == 0), "4 · 50 is 200");
-        assert!(canny(&pixels, 8, 100, 199).contains(&255));
+        assert!(
+            canny(&pixels, 8, 100, 200).unwrap().iter().all(|value| *value == 0),
+            "4 · 50 is 200"
+        );
+        assert!(canny(&pixels, 8, 100, 199).unwrap().contains(&255));
     }
 
     proptest! {
@@ -139,11 +162,11 @@ mod tests {
                 .prop_flat_map(|(w, h)| (Just(w), prop::collection::vec(any::<u8>(), w * h))),
             low in 0i32..2040, high in 0i32..2040,
         ) {
-            let edges = canny(&pixels, width, low, high);
+            let edges = canny(&pixels, width, low, high).unwrap();
             prop_assert_eq!(edges.len(), pixels.len());
             // The order of the thresholds does not matter, and a higher one never adds an edge.
-            prop_assert_eq!(&edges, &canny(&pixels, width, high, low));
-            let fewer = canny(&pixels, width, low.max(high), low.max(high));
+            prop_assert_eq!(&edges, &canny(&pixels, width, high, low).unwrap());
+            let fewer = canny(&pixels, width, low.max(high), low.max(high)).unwrap();
             prop_assert!(edges.iter().zip(&fewer).all(|(more, fewer)| more >= fewer));
         }
     }

@@ -16,6 +16,9 @@ use image::{
     Limits,
 };
 
+use node::interrupt::{self, Interrupted};
+use node::memory::{Shortage, ask, ask_bytes};
+
 use crate::jpeg::has_end;
 use crate::levels::from_level;
 use crate::shape::Shape;
@@ -28,6 +31,10 @@ pub const MAX_PIXELS: u64 = 1 << 27;
 pub const MAX_FILE: u64 = 1 << 29;
 /// What a decoder may allocate: [`MAX_PIXELS`] with four 16-bit channels and as much again to work in.
 const MAX_ALLOC: u64 = MAX_PIXELS * 16;
+/// What may be allocated for all that stands beside the pixels, unpacked: nobody looks at a colour profile.
+const MAX_METADATA: u64 = 1 << 26;
+/// What a pixel takes until it is read: four levels of 16 bits or what a decoder works with, then RGBA, RGB and alpha as f32.
+const BYTES_OF_PIXEL: usize = 4 + 4 * size_of::<f32>();
 
 /// What a file shows.
 #[derive(Debug)]
@@ -65,6 +72,12 @@ pub enum DecodeError {
         path.display()
     )]
     TooLarge { path: PathBuf, frames: u64, width: u32, height: u32 },
+    /// More than there is memory for.
+    #[error("{}: {shortage}", path.display())]
+    Memory { path: PathBuf, shortage: Shortage },
+    /// The work is to stop.
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
     #[error("{} is damaged: the JPEG ends before its end marker, so a part of it is missing", path.display())]
     Truncated { path: PathBuf },
     #[error("{} has no frames", path.display())]
@@ -97,7 +110,10 @@ pub fn decode(path: &Path) -> Result<Decoded, DecodeError> {
 
     match format {
         ImageFormat::Png => {
-            let mut decoder = PngDecoder::with_limits(file, limits()).map_err(damaged)?;
+            // The colour profile is unpacked when the decoder is made, up to these limits.
+            let mut metadata = Limits::no_limits();
+            metadata.max_alloc = Some(MAX_METADATA);
+            let mut decoder = PngDecoder::with_limits(file, metadata).map_err(damaged)?;
             let orientation = prepare(&mut decoder, path)?;
             if decoder.is_apng().map_err(damaged)? {
                 let frames = decoder.apng().map_err(damaged)?.into_frames();
@@ -121,6 +137,8 @@ pub fn decode(path: &Path) -> Result<Decoded, DecodeError> {
             }
         }
         ImageFormat::Jpeg => {
+            ask_bytes("the file", metadata.len().into(), "")
+                .map_err(|shortage| DecodeError::Memory { path: path.to_owned(), shortage })?;
             let mut bytes = Vec::new();
             file.read_to_end(&mut bytes).map_err(io_error)?;
             if !has_end(&bytes) {
@@ -154,6 +172,10 @@ fn check_size(frames: u64, width: u32, height: u32, path: &Path) -> Result<(), D
     if width > MAX_SIDE || height > MAX_SIDE || pixels > MAX_PIXELS {
         return Err(DecodeError::TooLarge { path: path.to_owned(), frames, width, height });
     }
+    let frames = usize::try_from(frames).unwrap_or(usize::MAX);
+    ask("its pixels", &[frames, height as usize, width as usize], BYTES_OF_PIXEL)
+        .map_err(|shortage| DecodeError::Memory { path: path.to_owned(), shortage })?;
+    interrupt::check()?;
     Ok(())
 }
 

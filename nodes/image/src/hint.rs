@@ -2,12 +2,15 @@
 //!
 //! Pictures are levels [H, W, 3]. Sizes follow the preprocessors' habit of bringing the shorter side to a "resolution" first.
 
+use node::memory::ask;
+
 use crate::blur::{blur, opencv_kernel};
 use crate::canny::grey;
 use crate::interpolate::{Mode, interpolate};
 use crate::levels::from_levels;
 use crate::opencv_resize::{area, area_to, lanczos4, pyramid_up};
-use crate::shape::{Shape, TooLarge};
+use crate::shape::Shape;
+use crate::work::Undone;
 
 /// Levels [height, width, 3].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,14 +35,13 @@ impl Levels {
     /// The picture with `resolution` pixels on its shorter side: shrunk by areas, enlarged by a cubic.
     ///
     /// # Errors
-    /// The result would be [`TooLarge`].
-    pub fn resized(&self, resolution: usize) -> Result<Levels, TooLarge> {
+    /// [`Undone`].
+    pub fn resized(&self, resolution: usize) -> Result<Levels, Undone> {
         let (height, width) = (self.height(), self.width);
         let factor = resolution as f64 / height.min(width) as f64;
         let times = |side: usize| ((side as f64 * factor).round_ties_even() as usize).max(1);
         let (to_height, to_width) = (times(height), times(width));
-        let resized = Shape { batch: 1, height: to_height, width: to_width, channels: 3 };
-        resized.values()?;
+        ask("the hint", &[to_height, to_width, 3], 1)?;
         let pixels = if factor > 1.0 {
             let shape = Shape { batch: 1, height, width, channels: 3 };
             let values = from_levels(&self.pixels);
@@ -47,7 +49,7 @@ impl Levels {
             // To nearest, as OpenCV does.
             values.iter().map(|value| (value * 255.0).round_ties_even() as u8).collect()
         } else {
-            area(&self.pixels, (height, width, 3), (to_height, to_width))
+            area(&self.pixels, (height, width, 3), (to_height, to_width))?
         };
         Ok(Levels { pixels, width: to_width })
     }
@@ -58,19 +60,19 @@ impl Levels {
     /// filter. So Kosmos-G's authors bring a hint to size.
     ///
     /// # Errors
-    /// The result would be [`TooLarge`].
-    pub fn resized_to_64s(&self, resolution: usize) -> Result<Levels, TooLarge> {
+    /// [`Undone`].
+    pub fn resized_to_64s(&self, resolution: usize) -> Result<Levels, Undone> {
         let (height, width) = (self.height(), self.width);
         let factor = resolution as f64 / height.max(width) as f64;
         let times =
             |side: usize| ((side as f64 * factor / 64.0).round_ties_even() as usize).max(1) * 64;
         let (to_height, to_width) = (times(height), times(width));
-        Shape { batch: 1, height: to_height, width: to_width, channels: 3 }.values()?;
+        ask("the hint", &[to_height, to_width, 3], 1)?;
         let (from, to) = ((height, width, 3), (to_height, to_width));
         let pixels = match (height, width) == to {
             true => self.pixels.clone(),
-            false if factor > 1.0 => lanczos4(&self.pixels, from, to),
-            false => area_to(&self.pixels, from, to),
+            false if factor > 1.0 => lanczos4(&self.pixels, from, to)?,
+            false => area_to(&self.pixels, from, to)?,
         };
         Ok(Levels { pixels, width: to_width })
     }
@@ -95,7 +97,7 @@ pub fn scribble(picture: &Levels) -> Levels {
 ///
 /// # Errors
 /// As [`blur`].
-pub fn xdog(picture: &Levels, threshold: u8) -> Result<Levels, TooLarge> {
+pub fn xdog(picture: &Levels, threshold: u8) -> Result<Levels, Undone> {
     let shape = Shape { batch: 1, height: picture.height(), width: picture.width, channels: 3 };
     let values: Vec<f32> = picture.pixels.iter().map(|level| f32::from(*level)).collect();
     let narrow = blur(&values, shape, &opencv_kernel(0.5))?;
@@ -114,15 +116,15 @@ pub fn xdog(picture: &Levels, threshold: u8) -> Result<Levels, TooLarge> {
 /// become multiples of 64.
 ///
 /// # Errors
-/// The result would be [`TooLarge`].
-pub fn tile(picture: &Levels, halvings: u32) -> Result<Levels, TooLarge> {
+/// [`Undone`].
+pub fn tile(picture: &Levels, halvings: u32) -> Result<Levels, Undone> {
     let side = |side: usize| ((side as f64 / 64.0).round_ties_even() as usize).max(1) * 64;
     let small = |side: usize| (side >> halvings.min(31)).max(1);
     let (mut height, mut width) = (small(side(picture.height())), small(side(picture.width)));
     // A side that is smaller than its small one is enlarged, which areas do not do.
     let (from_height, from_width) = (picture.height(), picture.width);
     let mut pixels = if height <= from_height && width <= from_width {
-        area(&picture.pixels, (from_height, from_width, 3), (height, width))
+        area(&picture.pixels, (from_height, from_width, 3), (height, width))?
     } else {
         let shape = Shape { batch: 1, height: from_height, width: from_width, channels: 3 };
         let values = from_levels(&picture.pixels);
@@ -130,8 +132,9 @@ pub fn tile(picture: &Levels, halvings: u32) -> Result<Levels, TooLarge> {
         values.iter().map(|value| (value * 255.0).round_ties_even() as u8).collect()
     };
     for _ in 0..halvings {
-        Shape { batch: 1, height: 2 * height, width: 2 * width, channels: 3 }.values()?;
-        pixels = pyramid_up(&pixels, (height, width, 3));
+        // Rows of doubled length in 32 bits lie between.
+        ask("the hint", &[height, 2 * width, 3], 4 + 2)?;
+        pixels = pyramid_up(&pixels, (height, width, 3))?;
         (height, width) = (2 * height, 2 * width);
     }
     Ok(Levels { pixels, width })

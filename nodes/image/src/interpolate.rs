@@ -3,9 +3,8 @@
 //!
 //! All modes are separable, so each is a list of (source pixel, weight) per output pixel along one axis, and one loop serves all.
 
-use rayon::prelude::*;
-
-use crate::shape::{Shape, TooLarge};
+use crate::shape::Shape;
+use crate::work::{Undone, each_row};
 
 /// torch's `mode`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,22 +22,22 @@ pub enum Mode {
 /// Scales pictures [B, H, W, C] to [B, `height`, `width`, C]. No size is 0.
 ///
 /// # Errors
-/// The result, or what lies between the passes, would be [`TooLarge`].
+/// [`Undone`].
 pub fn interpolate(
     values: &[f32],
     shape: Shape,
     height: usize,
     width: usize,
     mode: Mode,
-) -> Result<Vec<f32>, TooLarge> {
+) -> Result<Vec<f32>, Undone> {
     let narrowed = Shape { width, ..shape };
     let resized = Shape { height, width, ..shape };
     let (columns, rows) =
         (Taps::new(shape.width, width, mode), Taps::new(shape.height, height, mode));
 
-    let mut between = vec![0.0; narrowed.values()?];
-    let sources = values.par_chunks(shape.row());
-    between.par_chunks_mut(narrowed.row()).zip(sources).for_each(|(out, row)| {
+    let mut between = narrowed.zeros()?;
+    each_row(&mut between, narrowed.row(), |i, out| {
+        let row = &values[i * shape.row()..][..shape.row()];
         for (pixel, taps) in out.chunks_mut(shape.channels).zip(columns.iter()) {
             for (source, weight) in taps {
                 let source = &row[source * shape.channels..];
@@ -47,10 +46,10 @@ pub fn interpolate(
                 }
             }
         }
-    });
+    })?;
 
-    let mut out = vec![0.0; resized.values()?];
-    out.par_chunks_mut(resized.row()).enumerate().for_each(|(i, out)| {
+    let mut out = resized.zeros()?;
+    each_row(&mut out, resized.row(), |i, out| {
         let (picture, y) = (i / height, i % height);
         let picture = &between[picture * narrowed.picture()..][..narrowed.picture()];
         for (source, weight) in rows.of(y) {
@@ -59,7 +58,7 @@ pub fn interpolate(
                 *value += weight * source;
             }
         }
-    });
+    })?;
     Ok(out)
 }
 

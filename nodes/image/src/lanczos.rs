@@ -8,31 +8,40 @@
 use std::f64::consts::PI;
 use std::ops::Range;
 
-use rayon::prelude::*;
+use node::memory::ask;
+
+use crate::work::{Undone, each_row};
 
 /// [height, width, channels] → [to_height, to_width, channels], channels each for itself, as Pillow's modes `L` and `RGB`.
 ///
 /// `pixels` holds width · height · channels values and no size is 0.
+///
+/// # Errors
+/// [`Undone`].
 pub fn lanczos(
     pixels: &[u8],
     (width, channels): (usize, usize),
     (to_height, to_width): (usize, usize),
-) -> Vec<u8> {
+) -> Result<Vec<u8>, Undone> {
     let height = pixels.len() / (width * channels);
+    ask("the scaled pictures", &[height + to_height, to_width, channels], 1)?;
     let columns = Taps::new(width, to_width);
     let rows = Taps::new(height, to_height);
-    let narrowed = resize_rows(pixels, width, channels, &columns);
+    let narrowed = resize_rows(pixels, width, channels, &columns)?;
     resize_columns(&narrowed, to_width * channels, &rows)
 }
 
 /// The same for pictures whose fourth channel is alpha: Pillow's mode `RGBA` multiplies the colours by alpha, resizes, and divides, so
 /// that the colours of transparent pixels do not bleed.
-pub fn lanczos_rgba(pixels: &[u8], width: usize, to: (usize, usize)) -> Vec<u8> {
+///
+/// # Errors
+/// [`Undone`].
+pub fn lanczos_rgba(pixels: &[u8], width: usize, to: (usize, usize)) -> Result<Vec<u8>, Undone> {
     let multiplied: Vec<u8> = pixels
         .chunks_exact(4)
         .flat_map(|p| [by_alpha(p[0], p[3]), by_alpha(p[1], p[3]), by_alpha(p[2], p[3]), p[3]])
         .collect();
-    let mut resized = lanczos(&multiplied, (width, 4), to);
+    let mut resized = lanczos(&multiplied, (width, 4), to)?;
     for pixel in resized.chunks_exact_mut(4) {
         let alpha = u32::from(pixel[3]);
         if alpha != 0 && alpha != 255 {
@@ -41,7 +50,7 @@ pub fn lanczos_rgba(pixels: &[u8], width: usize, to: (usize, usize)) -> Vec<u8> 
             }
         }
     }
-    resized
+    Ok(resized)
 }
 
 /// colour · alpha / 255, rounded to nearest.
@@ -106,11 +115,17 @@ fn clip(sum: i32) -> u8 {
 }
 
 /// [rows, width, channels] → [rows, columns, channels].
-fn resize_rows(pixels: &[u8], width: usize, channels: usize, columns: &Taps) -> Vec<u8> {
+fn resize_rows(
+    pixels: &[u8],
+    width: usize,
+    channels: usize,
+    columns: &Taps,
+) -> Result<Vec<u8>, Undone> {
     let rows = pixels.len() / (width * channels);
     let out_row = columns.spans.len() * channels;
     let mut out = vec![0; rows * out_row];
-    out.par_chunks_mut(out_row).zip(pixels.par_chunks(width * channels)).for_each(|(out, row)| {
+    each_row(&mut out, out_row, |i, out| {
+        let row = &pixels[i * width * channels..][..width * channels];
         for (pixel, (first, span)) in out.chunks_mut(channels).zip(&columns.spans) {
             let weights = &columns.weights[span.clone()];
             for (channel, value) in pixel.iter_mut().enumerate() {
@@ -120,14 +135,15 @@ fn resize_rows(pixels: &[u8], width: usize, channels: usize, columns: &Taps) -> 
                 *value = clip(products.fold(HALF, i32::wrapping_add));
             }
         }
-    });
-    out
+    })?;
+    Ok(out)
 }
 
 /// [rows, row] → [taps, row].
-fn resize_columns(pixels: &[u8], row: usize, rows: &Taps) -> Vec<u8> {
+fn resize_columns(pixels: &[u8], row: usize, rows: &Taps) -> Result<Vec<u8>, Undone> {
     let mut out = vec![0; rows.spans.len() * row];
-    out.par_chunks_mut(row).zip(&rows.spans).for_each(|(out, (first, span))| {
+    each_row(&mut out, row, |i, out| {
+        let (first, span) = &rows.spans[i];
         let mut sums = vec![HALF; row];
         let sources = pixels.chunks(row).skip(*first);
         for (source, weight) in sources.zip(&rows.weights[span.clone()]) {
@@ -138,8 +154,8 @@ fn resize_columns(pixels: &[u8], row: usize, rows: &Taps) -> Vec<u8> {
         for (value, sum) in out.iter_mut().zip(&sums) {
             *value = clip(*sum);
         }
-    });
-    out
+    })?;
+    Ok(out)
 }
 
 #[cfg(test)]
@@ -154,7 +170,7 @@ mod tests {
                 .prop_flat_map(|(w, h)| (Just(w), prop::collection::vec(any::<u8>(), w * h * 3))),
         ) {
             let height = pixels.len() / width / 3;
-            prop_assert_eq!(lanczos(&pixels, (width, 3), (height, width)), pixels);
+            prop_assert_eq!(lanczos(&pixels, (width, 3), (height, width)).unwrap(), pixels);
         }
 
         #[test]
@@ -163,7 +179,7 @@ mod tests {
             level in any::<u8>(),
         ) {
             let pixels = vec![level; width * height];
-            let out = lanczos(&pixels, (width, 1), (to_height, to_width));
+            let out = lanczos(&pixels, (width, 1), (to_height, to_width)).unwrap();
             prop_assert_eq!(out, vec![level; to_width * to_height]);
         }
     }

@@ -20,6 +20,7 @@ pub mod outpaint;
 pub mod output_file;
 pub mod scale;
 pub mod shape;
+pub mod work;
 
 use nodes::canny::Canny;
 use nodes::hint_preprocessors::{
@@ -70,5 +71,6 @@ node::library![
     GrowMask,
     FeatherMask,
     CropMask,
-    MaskComposite,
+    MaskComposite;
+    prepare: kosmograph_threads::start
 ];

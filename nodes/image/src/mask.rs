@@ -2,20 +2,25 @@
 //!
 //! A batch of masks has the [`Shape`] of pictures with one channel.
 
-use rayon::prelude::*;
+use node::memory::ask;
 
 use crate::shape::Shape;
+use crate::work::{Undone, each_row};
 
 /// Grows the white of masks by `expand` pixels, or shrinks it by -`expand`: as many times the largest (smallest) of each pixel and its
 /// neighbours, four of them with `tapered` corners, else eight.
-pub fn grow(values: &[f32], shape: Shape, expand: i64, tapered: bool) -> Vec<f32> {
+///
+/// # Errors
+/// [`Undone`].
+pub fn grow(values: &[f32], shape: Shape, expand: i64, tapered: bool) -> Result<Vec<f32>, Undone> {
     let pick = if expand < 0 { f32::min } else { f32::max };
+    ask("growing the masks", &[2, shape.batch, shape.height, shape.width], size_of::<f32>())?;
     let mut mask = values.to_vec();
     // After so many steps nothing can change any more.
     let steps = expand.unsigned_abs().min((shape.height + shape.width) as u64);
     for _ in 0..steps {
         let mut next = mask.clone();
-        next.par_chunks_mut(shape.width).enumerate().for_each(|(i, out)| {
+        each_row(&mut next, shape.width, |i, out| {
             let y = i % shape.height;
             let row = |i: usize| &mask[i * shape.width..][..shape.width];
             let here = row(i);
@@ -30,13 +35,13 @@ pub fn grow(values: &[f32], shape: Shape, expand: i64, tapered: bool) -> Vec<f32
                     *value = corners.into_iter().fold(*value, pick);
                 }
             }
-        });
+        })?;
         if next == mask {
             break;
         }
         mask = next;
     }
-    mask
+    Ok(mask)
 }
 
 /// How many pixels fade on each side.
@@ -52,7 +57,10 @@ pub struct Edges {
 ///
 /// On the right and at the bottom ComfyUI fades one pixel beside: there the first column (row) is faded by the outermost factor, and the
 /// last column by the second. Here all four sides are alike.
-pub fn feather(values: &[f32], shape: Shape, edges: Edges) -> Vec<f32> {
+///
+/// # Errors
+/// [`Undone`].
+pub fn feather(values: &[f32], shape: Shape, edges: Edges) -> Result<Vec<f32>, Undone> {
     let rate = |at: usize, length: usize, edge: usize| {
         let edge = edge.min(length);
         if at < edge { (at + 1) as f32 / edge as f32 } else { 1.0 }
@@ -61,13 +69,14 @@ pub fn feather(values: &[f32], shape: Shape, edges: Edges) -> Vec<f32> {
     let columns: Vec<f32> = (0..width)
         .map(|x| rate(x, width, edges.left) * rate(width - 1 - x, width, edges.right))
         .collect();
-    let mut out = values.to_vec();
-    for (i, row) in out.chunks_mut(width).enumerate() {
+    let mut out = shape.room()?;
+    out.extend_from_slice(values);
+    each_row(&mut out, width, |i, row| {
         let y = i % height;
         let own = rate(y, height, edges.top) * rate(height - 1 - y, height, edges.bottom);
         row.iter_mut().zip(&columns).for_each(|(value, column)| *value *= column * own);
-    }
-    out
+    })?;
+    Ok(out)
 }
 
 /// How [`composite`] joins two values.
@@ -108,13 +117,17 @@ impl Operation {
 }
 
 /// `destination` with `source` joined to it from (`x`, `y`) on, cut to 0..1. A source of one mask serves a whole batch.
+///
+/// # Errors
+/// [`Undone`].
 pub fn composite(
     (destination, shape): (&[f32], Shape),
     (source, source_shape): (&[f32], Shape),
     (x, y): (usize, usize),
     operation: Operation,
-) -> Vec<f32> {
-    let mut out = destination.to_vec();
+) -> Result<Vec<f32>, Undone> {
+    let mut out = shape.room()?;
+    out.extend_from_slice(destination);
     let rows = source_shape.height.min(shape.height.saturating_sub(y));
     let columns = source_shape.width.min(shape.width.saturating_sub(x));
     for (i, picture) in out.chunks_mut(shape.picture()).enumerate() {
@@ -128,7 +141,7 @@ pub fn composite(
         }
     }
     out.iter_mut().for_each(|value| *value = value.clamp(0.0, 1.0));
-    out
+    Ok(out)
 }
 
 #[cfg(test)]
@@ -146,26 +159,26 @@ mod tests {
     #[test]
     fn white_grows_to_a_diamond_or_a_square() {
         let ones = |mask: &[f32]| mask.iter().filter(|value| **value == 1.0).count();
-        assert_eq!(ones(&grow(&point(), shape(5, 5), 1, true)), 5);
-        assert_eq!(ones(&grow(&point(), shape(5, 5), 2, true)), 13);
-        let square = grow(&point(), shape(5, 5), 1, false);
+        assert_eq!(ones(&grow(&point(), shape(5, 5), 1, true).unwrap()), 5);
+        assert_eq!(ones(&grow(&point(), shape(5, 5), 2, true).unwrap()), 13);
+        let square = grow(&point(), shape(5, 5), 1, false).unwrap();
         assert_eq!(ones(&square), 9);
-        assert_eq!(grow(&square, shape(5, 5), -1, false), point());
-        assert_eq!(ones(&grow(&point(), shape(5, 5), i64::MAX, true)), 25);
-        assert_eq!(ones(&grow(&point(), shape(5, 5), i64::MIN, true)), 0);
+        assert_eq!(grow(&square, shape(5, 5), -1, false).unwrap(), point());
+        assert_eq!(ones(&grow(&point(), shape(5, 5), i64::MAX, true).unwrap()), 25);
+        assert_eq!(ones(&grow(&point(), shape(5, 5), i64::MIN, true).unwrap()), 0);
         // The batch's next mask is no neighbour.
         let two = Shape { batch: 5, height: 1, ..shape(5, 5) };
-        assert_eq!(ones(&grow(&point(), two, 1, true)), 3);
+        assert_eq!(ones(&grow(&point(), two, 1, true).unwrap()), 3);
     }
 
     #[test]
     fn edges_fade() {
         let edges = Edges { left: 2, top: 0, right: 4, bottom: 1 };
-        let out = feather(&[1.0; 12], shape(2, 6), edges);
+        let out = feather(&[1.0; 12], shape(2, 6), edges).unwrap();
         assert_eq!(out[..6], [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]);
         assert_eq!(out[..6], out[6..]);
         let wide = Edges { left: 9, top: 9, right: 0, bottom: 0 };
-        assert_eq!(feather(&[1.0; 2], shape(1, 2), wide), [0.5, 1.0]);
+        assert_eq!(feather(&[1.0; 2], shape(1, 2), wide).unwrap(), [0.5, 1.0]);
     }
 
     #[test]
@@ -173,7 +186,7 @@ mod tests {
         let join = |operation, at| {
             let destination = [0.2, 0.8, 0.8, 0.2];
             let source = [1.0, 0.4, 0.0, 1.0];
-            composite((&destination, shape(2, 2)), (&source, shape(2, 2)), at, operation)
+            composite((&destination, shape(2, 2)), (&source, shape(2, 2)), at, operation).unwrap()
         };
         assert_eq!(join(Operation::Multiply, (0, 0)), [0.2, 0.8 * 0.4, 0.0, 0.2]);
         assert_eq!(join(Operation::Add, (0, 0)), [1.0, 1.0, 0.8, 1.0]);
@@ -186,7 +199,8 @@ mod tests {
             assert!(Operation::named(name).is_some());
         }
         let batch = Shape { batch: 2, ..shape(1, 1) };
-        let out = composite((&[0.1, 0.2], batch), (&[0.5], shape(1, 1)), (0, 0), Operation::Add);
+        let out =
+            composite((&[0.1, 0.2], batch), (&[0.5], shape(1, 1)), (0, 0), Operation::Add).unwrap();
         assert_eq!(out, [0.6, 0.7]);
     }
 }

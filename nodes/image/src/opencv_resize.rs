@@ -1,20 +1,25 @@
 //! Three of OpenCV's ways to resize 8-bit pictures, level for level: `cv::resize` by INTER_AREA and by INTER_LANCZOS4, and `cv::pyrUp`.
 
-use rayon::prelude::*;
+use node::memory::filled;
+
+use crate::work::{Undone, each_row};
 
 /// [height, width, channels] → [to_height, to_width, channels], each pixel the mean of the area it covers. Neither side grows, and no
 /// size is 0.
+///
+/// # Errors
+/// [`Undone`].
 pub fn area(
     pixels: &[u8],
     (height, width, channels): (usize, usize, usize),
     (to_height, to_width): (usize, usize),
-) -> Vec<u8> {
+) -> Result<Vec<u8>, Undone> {
     let (rows, columns) = (Taps::new(height, to_height), Taps::new(width, to_width));
     let row = width * channels;
     let (block_height, block_width) = (height / to_height, width / to_width);
     let whole = height % to_height == 0 && width % to_width == 0;
     let mut out = vec![0; to_height * to_width * channels];
-    out.par_chunks_mut(to_width * channels).enumerate().for_each(|(y, out)| {
+    each_row(&mut out, to_width * channels, |y, out| {
         if whole {
             // Sums of whole pixels are exact; of four, a half is rounded up, else to even.
             for (i, value) in out.iter_mut().enumerate() {
@@ -50,17 +55,20 @@ pub fn area(
         for (value, sum) in out.iter_mut().zip(sums) {
             *value = sum.round_ties_even() as u8;
         }
-    });
-    out
+    })?;
+    Ok(out)
 }
 
 /// `cv::resize` by INTER_AREA to any size: [`area`], or where a side grows, between two pixels those shares of them that an output pixel
 /// covers. No size is 0.
+///
+/// # Errors
+/// [`Undone`].
 pub fn area_to(
     pixels: &[u8],
     (height, width, channels): (usize, usize, usize),
     (to_height, to_width): (usize, usize),
-) -> Vec<u8> {
+) -> Result<Vec<u8>, Undone> {
     if to_height <= height && to_width <= width {
         return area(pixels, (height, width, channels), (to_height, to_width));
     }
@@ -77,39 +85,43 @@ pub fn area_to(
         };
         (0..to).map(tap).collect()
     };
-    let wide = along_rows(pixels, width, channels, &taps(width, to_width));
+    let wide = along_rows(pixels, width, channels, &taps(width, to_width))?;
     let row = to_width * channels;
     let mut out = vec![0; to_height * row];
     let rows = taps(height, to_height);
-    out.par_chunks_mut(row).zip(rows.par_iter()).for_each(|(out, [(above, a), (below, b)])| {
+    each_row(&mut out, row, |y, out| {
+        let [(above, a), (below, b)] = rows[y];
         let (above, below) = (&wide[above * row..][..row], &wide[below * row..][..row]);
         for ((value, above), below) in out.iter_mut().zip(above).zip(below) {
             // As OpenCV's vector code rounds: 16 bits at a time.
             let sum = ((a * (above >> 4)) >> 16) + ((b * (below >> 4)) >> 16);
             *value = ((sum + 2) >> 2).clamp(0, 255) as u8;
         }
-    });
-    out
+    })?;
+    Ok(out)
 }
 
 /// `cv::resize` by INTER_LANCZOS4 to any size: the eight pixels around, in fixed point with 11 bits for each axis. No size is 0.
+///
+/// # Errors
+/// [`Undone`].
 pub fn lanczos4(
     pixels: &[u8],
     (height, width, channels): (usize, usize, usize),
     (to_height, to_width): (usize, usize),
-) -> Vec<u8> {
-    let wide = along_rows(pixels, width, channels, &lanczos_taps(width, to_width));
+) -> Result<Vec<u8>, Undone> {
+    let wide = along_rows(pixels, width, channels, &lanczos_taps(width, to_width))?;
     let row = to_width * channels;
     let mut out = vec![0; to_height * row];
     let rows = lanczos_taps(height, to_height);
-    out.par_chunks_mut(row).zip(rows.par_iter()).for_each(|(out, taps)| {
+    each_row(&mut out, row, |y, out| {
         for (i, value) in out.iter_mut().enumerate() {
             let sum: i32 =
-                taps.iter().map(|(source, weight)| wide[source * row + i] * weight).sum();
+                rows[y].iter().map(|(source, weight)| wide[source * row + i] * weight).sum();
             *value = ((sum + (1 << 21)) >> 22).clamp(0, 255) as u8;
         }
-    });
-    out
+    })?;
+    Ok(out)
 }
 
 /// Each row's sums under `taps`, whose weights count 2048 for 1: [H, taps, C].
@@ -118,11 +130,11 @@ fn along_rows<const N: usize>(
     width: usize,
     channels: usize,
     taps: &[[(usize, i32); N]],
-) -> Vec<i32> {
+) -> Result<Vec<i32>, Undone> {
     let rows = pixels.len() / (width * channels);
-    let mut out = vec![0i32; rows * taps.len() * channels];
-    let lines = pixels.par_chunks(width * channels);
-    out.par_chunks_mut(taps.len() * channels).zip(lines).for_each(|(out, line)| {
+    let mut out = filled("the rows between", &[rows, taps.len(), channels], 0i32)?;
+    each_row(&mut out, taps.len() * channels, |y, out| {
+        let line = &pixels[y * width * channels..][..width * channels];
         for (out, taps) in out.chunks_mut(channels).zip(taps) {
             for (channel, out) in out.iter_mut().enumerate() {
                 let part = |(source, weight): &(usize, i32)| {
@@ -131,8 +143,8 @@ fn along_rows<const N: usize>(
                 *out = taps.iter().map(part).sum();
             }
         }
-    });
-    out
+    })?;
+    Ok(out)
 }
 
 /// sinc(t) sinc(t/4) at the eight source pixels around each output pixel, as shares of their sum; beyond the edges the outermost stands.
@@ -193,11 +205,17 @@ impl Taps {
 
 /// [height, width, channels] → [2 height, 2 width, channels]: zeros between the pixels, and the binomial (1, 4, 6, 4, 1) / 8 along both
 /// axes. Burt and Adelson, "The Laplacian Pyramid as a Compact Image Code" (1983).
-pub fn pyramid_up(pixels: &[u8], (height, width, channels): (usize, usize, usize)) -> Vec<u8> {
+///
+/// # Errors
+/// [`Undone`].
+pub fn pyramid_up(
+    pixels: &[u8],
+    (height, width, channels): (usize, usize, usize),
+) -> Result<Vec<u8>, Undone> {
     // Along a row: even pixels (1, 6, 1), odd ones (4, 4), the picture mirrored on the left and its last pixel repeated on the right.
     let mut wide = vec![0i32; height * 2 * width * channels];
-    let lines = pixels.par_chunks(width * channels);
-    wide.par_chunks_mut(2 * width * channels).zip(lines).for_each(|(out, line)| {
+    each_row(&mut wide, 2 * width * channels, |i, out| {
+        let line = &pixels[i * width * channels..][..width * channels];
         for x in 0..width {
             for channel in 0..channels {
                 let at = |x: usize| i32::from(line[x * channels + channel]);
@@ -206,10 +224,10 @@ pub fn pyramid_up(pixels: &[u8], (height, width, channels): (usize, usize, usize
                 out[(2 * x + 1) * channels + channel] = 4 * (at(x) + at(after));
             }
         }
-    });
+    })?;
     let row = 2 * width * channels;
     let mut out = vec![0u8; 2 * height * row];
-    out.par_chunks_mut(2 * row).enumerate().for_each(|(y, out)| {
+    each_row(&mut out, 2 * row, |y, out| {
         let (before, after) = neighbours(y, height);
         let line = |y: usize| &wide[y * row..][..row];
         let (before, here, after) = (line(before), line(y), line(after));
@@ -218,8 +236,8 @@ pub fn pyramid_up(pixels: &[u8], (height, width, channels): (usize, usize, usize
             even[i] = ((before[i] + 6 * here[i] + after[i] + 32) >> 6) as u8;
             odd[i] = ((4 * (here[i] + after[i]) + 32) >> 6) as u8;
         }
-    });
-    out
+    })?;
+    Ok(out)
 }
 
 fn neighbours(i: usize, length: usize) -> (usize, usize) {

@@ -1,6 +1,9 @@
 //! Room around a picture for a model to paint in, and the mask that says where.
 
-use crate::shape::{Shape, TooLarge};
+use node::memory::filled;
+
+use crate::shape::Shape;
+use crate::work::Undone;
 
 /// How many pixels are added on each side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,12 +17,12 @@ pub struct Margins {
 /// The pictures [B, H, W, C] with `margins` of mid-grey around them: their new shape and values.
 ///
 /// # Errors
-/// The result would be [`TooLarge`].
-pub fn pad(values: &[f32], shape: Shape, margins: Margins) -> Result<(Shape, Vec<f32>), TooLarge> {
+/// [`Undone`].
+pub fn pad(values: &[f32], shape: Shape, margins: Margins) -> Result<(Shape, Vec<f32>), Undone> {
     let Margins { left, top, right, bottom } = margins;
     let padded =
         Shape { height: top + shape.height + bottom, width: left + shape.width + right, ..shape };
-    let mut out = vec![0.5; padded.values()?];
+    let mut out = filled("the pictures", &padded.dims(), 0.5)?;
     for (i, row) in values.chunks(shape.row()).enumerate() {
         let (picture, y) = (i / shape.height, i % shape.height + top);
         let start = picture * padded.picture() + y * padded.row() + left * shape.channels;
@@ -31,12 +34,15 @@ pub fn pad(values: &[f32], shape: Shape, margins: Margins) -> Result<(Shape, Vec
 /// What is to be painted: [top + H + bottom, left + W + right], 1 in the margins, 0 in the picture, and falling from 1 to 0 as a square
 /// over `feathering` pixels inside of every side that has a margin. As in ComfyUI there is no feathering at all where the picture is not
 /// more than twice as wide and high as it.
-pub fn mask(shape: Shape, margins: Margins, feathering: usize) -> Vec<f32> {
+///
+/// # Errors
+/// [`Undone`].
+pub fn mask(shape: Shape, margins: Margins, feathering: usize) -> Result<Vec<f32>, Undone> {
     let Margins { left, top, right, bottom } = margins;
     let Shape { height, width, .. } = shape;
     let feathered = feathering > 0 && feathering * 2 < height && feathering * 2 < width;
     let total_width = left + width + right;
-    let mut mask = vec![1.0; total_width * (top + height + bottom)];
+    let mut mask = filled("the mask", &[top + height + bottom, total_width], 1.0)?;
     for y in 0..height {
         let start = (top + y) * total_width + left;
         for (x, value) in mask[start..][..width].iter_mut().enumerate() {
@@ -53,7 +59,7 @@ pub fn mask(shape: Shape, margins: Margins, feathering: usize) -> Vec<f32> {
             };
         }
     }
-    mask
+    Ok(mask)
 }
 
 #[cfg(test)]
@@ -74,16 +80,18 @@ mod tests {
     fn the_mask_falls_off_where_there_is_a_margin() {
         let shape = Shape { batch: 1, height: 9, width: 9, channels: 3 };
         let margins = Margins { left: 1, top: 0, right: 0, bottom: 0 };
-        let out = mask(shape, margins, 4);
+        let out = mask(shape, margins, 4).unwrap();
         assert_eq!(out[..6], [1.0, 1.0, 0.5625, 0.25, 0.0625, 0.0]);
         // Eight is not more than twice four.
-        let small = mask(Shape { width: 8, ..shape }, margins, 4);
+        let small = mask(Shape { width: 8, ..shape }, margins, 4).unwrap();
         assert_eq!(small[..3], [1.0, 0.0, 0.0]);
     }
 
     #[test]
     fn too_much_room_is_refused() {
         let margins = Margins { left: 1 << 20, top: 1 << 20, right: 0, bottom: 0 };
-        assert!(pad(&[0.0; 4], SHAPE, margins).unwrap_err().to_string().contains("8 GiB"));
+        assert!(
+            pad(&[0.0; 4], SHAPE, margins).unwrap_err().to_string().contains("would take 8.80 TB")
+        );
     }
 }

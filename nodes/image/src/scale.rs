@@ -1,11 +1,10 @@
 //! Scaling a batch of pictures as ComfyUI's `common_upscale` does: cut to the new proportions if asked to, then one of five methods.
 
-use rayon::prelude::*;
-
 use crate::interpolate::{Mode, interpolate};
 use crate::lanczos::{lanczos, lanczos_rgba};
 use crate::levels::{from_levels, to_levels};
-use crate::shape::{Shape, TooLarge};
+use crate::shape::Shape;
+use crate::work::{Undone, each_row};
 
 /// ComfyUI's `upscale_method`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,24 +45,24 @@ pub fn in_proportion(shape: Shape, width: usize, height: usize) -> (usize, usize
 /// Scales [B, H, W, C] to [B, `height`, `width`, C]; neither side is 0.
 ///
 /// # Errors
-/// The result would be [`TooLarge`].
+/// [`Undone`].
 pub fn scale(
     values: &[f32],
     shape: Shape,
     width: usize,
     height: usize,
     method: Method,
-) -> Result<Vec<f32>, TooLarge> {
+) -> Result<Vec<f32>, Undone> {
     match method {
         Method::Interpolate(mode) => interpolate(values, shape, height, width, mode),
         Method::Lanczos => {
             let resized = Shape { height, width, ..shape };
-            let mut out = Vec::with_capacity(resized.values()?);
+            let mut out = resized.room()?;
             for picture in values.chunks(shape.picture()) {
                 let (levels, to) = (to_levels(picture), (height, width));
                 let resized = match shape.channels {
-                    4 => lanczos_rgba(&levels, shape.width, to),
-                    channels => lanczos(&levels, (shape.width, channels), to),
+                    4 => lanczos_rgba(&levels, shape.width, to)?,
+                    channels => lanczos(&levels, (shape.width, channels), to)?,
                 };
                 out.extend(from_levels(&resized));
             }
@@ -73,7 +72,15 @@ pub fn scale(
 }
 
 /// The largest part around the centre that has the proportions `width` : `height`: the new shape and its values [B, H', W', C].
-pub fn crop_center(values: &[f32], shape: Shape, width: usize, height: usize) -> (Shape, Vec<f32>) {
+///
+/// # Errors
+/// [`Undone`].
+pub fn crop_center(
+    values: &[f32],
+    shape: Shape,
+    width: usize,
+    height: usize,
+) -> Result<(Shape, Vec<f32>), Undone> {
     let (old_width, old_height) = (shape.width as f64, shape.height as f64);
     let old_aspect = old_width / old_height;
     let new_aspect = width as f64 / height as f64;
@@ -88,13 +95,13 @@ pub fn crop_center(values: &[f32], shape: Shape, width: usize, height: usize) ->
         y = margin(old_height - old_height * (old_aspect / new_aspect), shape.height);
     }
     let cropped = Shape { width: shape.width - 2 * x, height: shape.height - 2 * y, ..shape };
-    let mut out = vec![0.0; cropped.batch * cropped.picture()];
-    out.par_chunks_mut(cropped.row()).enumerate().for_each(|(i, out)| {
+    let mut out = cropped.zeros()?;
+    each_row(&mut out, cropped.row(), |i, out| {
         let (picture, row) = (i / cropped.height, i % cropped.height + y);
         let start = picture * shape.picture() + row * shape.row() + x * shape.channels;
         out.copy_from_slice(&values[start..][..cropped.row()]);
-    });
-    (cropped, out)
+    })?;
+    Ok((cropped, out))
 }
 
 #[cfg(test)]
@@ -117,17 +124,17 @@ mod tests {
     fn the_centre_is_cut_out() {
         let shape = Shape { batch: 2, height: 2, width: 6, channels: 1 };
         let values: Vec<f32> = (0..24).map(|i| i as f32).collect();
-        let (cropped, out) = crop_center(&values, shape, 64, 64);
+        let (cropped, out) = crop_center(&values, shape, 64, 64).unwrap();
         assert_eq!(cropped, Shape { width: 2, ..shape });
         assert_eq!(out, [2., 3., 8., 9., 14., 15., 20., 21.]);
-        let (same, out) = crop_center(&values, shape, 300, 100);
+        let (same, out) = crop_center(&values, shape, 300, 100).unwrap();
         assert_eq!((same, out), (shape, values));
     }
 
     #[test]
     fn a_thin_strip_keeps_a_pixel() {
         let shape = Shape { batch: 1, height: 1000, width: 1, channels: 1 };
-        let (cropped, out) = crop_center(&vec![1.0; 1000], shape, 512, 512);
+        let (cropped, out) = crop_center(&vec![1.0; 1000], shape, 512, 512).unwrap();
         assert_eq!((cropped.width, out.len()), (1, cropped.height));
         assert!(cropped.height >= 1);
     }

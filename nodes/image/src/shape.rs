@@ -1,6 +1,8 @@
-//! The shape of a batch of pictures, and the bound on how large one may become.
+//! The shape of a batch of pictures, and room for its values, which is asked for before it is taken.
 
 use std::fmt;
+
+use node::memory::{Shortage, filled, room};
 
 /// [B, H, W, C] of f32 values, row-major: channels vary fastest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,30 +13,26 @@ pub struct Shape {
     pub channels: usize,
 }
 
-/// How many values a batch may have: 2³¹, which are 8 GiB as f32. A workflow that asks for more asks by mistake, and an allocation
-/// that fails would end the host and not the node.
-pub const MAX_VALUES: usize = 1 << 31;
-
-/// More than [`MAX_VALUES`].
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error(
-    "a batch of {shape} would have more than {MAX_VALUES} values (8 GiB); ask for a smaller picture or fewer of them"
-)]
-pub struct TooLarge {
-    pub shape: Shape,
-}
-
 impl Shape {
-    /// B · H · W · C.
+    /// B · H · W · C, which is a number: such pictures are there.
+    pub fn values(self) -> usize {
+        self.batch * self.picture()
+    }
+
+    /// An empty vector with room for the values of such pictures.
     ///
     /// # Errors
-    /// More than [`MAX_VALUES`].
-    pub fn values(self) -> Result<usize, TooLarge> {
-        [self.height, self.width, self.channels]
-            .iter()
-            .try_fold(self.batch, |count, side| count.checked_mul(*side))
-            .filter(|values| *values <= MAX_VALUES)
-            .ok_or(TooLarge { shape: self })
+    /// There is not so much memory.
+    pub fn room(self) -> Result<Vec<f32>, Shortage> {
+        room("the pictures", &self.dims())
+    }
+
+    /// The values of such pictures, all of them 0.
+    ///
+    /// # Errors
+    /// There is not so much memory.
+    pub fn zeros(self) -> Result<Vec<f32>, Shortage> {
+        filled("the pictures", &self.dims(), 0.0)
     }
 
     /// Values of one row: W · C.

@@ -17,4 +17,4 @@ use encode::ImageEncode;
 use interleave::TextInterleave;
 use model::KosmosLoader;
 
-node::library![KosmosLoader, ImageEncode, TextInterleave, Aligner; convert: Checkpoints];
+node::library![KosmosLoader, ImageEncode, TextInterleave, Aligner; prepare: kosmograph_threads::start; convert: Checkpoints];

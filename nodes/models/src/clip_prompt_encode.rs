@@ -20,6 +20,9 @@ pub struct EncodedPrompt {
     pub pooled: Tensor,
 }
 
+/// The rows that go through the encoder at once: a prompt of two thousand words.
+const ROWS: usize = 32;
+
 impl ClipText {
     /// Encodes a prompt; `clip_skip` counts as in [`ClipText::forward_skip`].
     ///
@@ -47,10 +50,24 @@ impl ClipText {
         let device = self.device();
         let ids = Tensor::from_vec(ids, (rows, length), device)?;
         let embeddings = self.put_vectors(self.embed(&ids)?, prompt)?;
-        let states = self.forward_embeddings(&embeddings, clip_skip)?;
-        let pooled = self.pool(&ids.narrow(0, 0, 1)?, &states.last.narrow(0, 0, 1)?)?;
+        // In portions, so that what lies between the layers does not grow with the prompt.
+        let mut hidden = Vec::new();
+        let mut pooled = None;
+        for first in (0..rows).step_by(ROWS) {
+            let portion = embeddings.narrow(0, first, ROWS.min(rows - first))?;
+            let states = self.forward_embeddings(&portion, clip_skip)?;
+            if pooled.is_none() {
+                pooled = Some(self.pool(&ids.narrow(0, 0, 1)?, &states.last.narrow(0, 0, 1)?)?);
+            }
+            hidden.push(states.hidden);
+        }
+        let no_rows = || Error::Input("a prompt without rows was given".to_owned());
+        let pooled = pooled.ok_or_else(no_rows)?;
+        let mut hidden = match &hidden[..] {
+            [whole] => whole.clone(),
+            portions => Tensor::cat(portions, 0)?,
+        };
         let rows = prompt.rows.len();
-        let mut hidden = states.hidden;
         if weighted {
             let weights = prompt.rows.iter().flatten().map(|(_, weight)| *weight as f32);
             let weights = Tensor::from_iter(weights, device)?.reshape((rows, length, 1))?;

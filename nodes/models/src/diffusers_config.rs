@@ -47,6 +47,14 @@ impl<'a> Options<'a> {
         key: &'static str,
         default: T,
     ) -> Result<T> {
+        match self.options.get(key) {
+            Some(value) if !is_size(value) => Err(self.unsupported(key, &sizes())),
+            _ => self.get_any_or(key, default),
+        }
+    }
+
+    /// As [`Options::get_or`], of any size: for what is only compared.
+    fn get_any_or<T: DeserializeOwned>(&mut self, key: &'static str, default: T) -> Result<T> {
         self.known.push(key);
         match self.options.get(key) {
             None | Some(Value::Null) => Ok(default),
@@ -82,7 +90,7 @@ impl<'a> Options<'a> {
     /// Options for which only one value is supported. Left out or null means that value.
     pub(crate) fn only(&mut self, supported: &[(&'static str, Value)]) -> Result<()> {
         for (key, supported) in supported {
-            let found = self.get_or(key, supported.clone())?;
+            let found = self.get_any_or(key, supported.clone())?;
             // 1 and 1.0 are the same option.
             let is_supported = match (found.as_f64(), supported.as_f64()) {
                 (Some(found), Some(supported)) => found == supported,
@@ -110,19 +118,81 @@ impl<'a> Options<'a> {
 
     /// The error that names `key`, its value, and what would be right.
     pub(crate) fn unsupported(&self, key: &str, supported: &str) -> Error {
-        Error::UnsupportedConfig {
-            file: self.file.to_owned(),
-            key: key.to_owned(),
-            found: self.options.get(key).unwrap_or(&Value::Null).to_string(),
-            supported: supported.to_owned(),
-        }
+        let found = self.options.get(key).unwrap_or(&Value::Null);
+        unsupported(self.file, key, found, supported.to_owned())
     }
+}
+
+fn unsupported(file: &str, key: &str, found: &Value, supported: String) -> Error {
+    /// A value is shown as far as a person may want to read it.
+    const SHOWN: usize = 100;
+    let mut found = found.to_string();
+    if let Some((end, _)) = found.char_indices().nth(SHOWN) {
+        found.truncate(end);
+        found.push('…');
+    }
+    Error::UnsupportedConfig { file: file.to_owned(), key: key.to_owned(), found, supported }
+}
+
+/// The largest whole number that a configuration may hold: vocabularies have some hundred thousand entries, everything
+/// else less. Sizes and loops are made of these numbers, and a file of some hundred bytes can hold any.
+pub(crate) const LARGEST: u64 = 1 << 20;
+/// The most items of a list, which are the levels of a network: each halves the picture.
+const LONGEST: usize = 16;
+
+/// Whether every whole number in `value` may be a size, and every list one of levels.
+pub(crate) fn is_size(value: &Value) -> bool {
+    match value {
+        Value::Number(number) => match number.as_i64() {
+            Some(whole) => whole.unsigned_abs() <= LARGEST,
+            None => !number.is_u64(),
+        },
+        Value::Array(items) => items.len() <= LONGEST && items.iter().all(is_size),
+        _ => true,
+    }
+}
+
+/// What [`is_size`] accepts, for a sentence.
+pub(crate) fn sizes() -> String {
+    format!("numbers of at most {LARGEST}, and at most {LONGEST} of them")
+}
+
+/// Checks the numbers under `keys`, wherever in `config` such a key stands; `file` is what errors call it.
+///
+/// # Errors
+/// One is larger than any model has it; the error names file and key.
+pub(crate) fn check_sizes(config: &Value, keys: &[&str], file: &str) -> Result<()> {
+    let Value::Object(entries) = config else { return Ok(()) };
+    for (key, value) in entries {
+        if keys.contains(&key.as_str()) && !is_size(value) {
+            return Err(unsupported(file, key, value, sizes()));
+        }
+        check_sizes(value, keys, file)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_number_beyond_every_model_names_file_and_key() {
+        let json = json!({"a": 1_000_000_000_000u64, "b": [1, u64::MAX], "c": vec![1; 40], "d": -1e300, "e": 768});
+        let mut options = Options::new(&json, "config.json").expect("an object");
+        for key in ["a", "b", "c"] {
+            let error = options.get_or(key, Value::Null).unwrap_err().to_string();
+            let told = format!("`{key}` is ");
+            assert!(error.starts_with(&told) && error.contains("in config.json"), "{error}");
+        }
+        assert!(options.get_or("d", 0.0).is_ok() && options.get_or("e", 0usize).is_ok());
+        assert!(options.per_block("a", 1, 4).is_err());
+        let nested = json!({"model": {"layers": 1u64 << 40}, "seed": u64::MAX});
+        let error = check_sizes(&nested, &["layers"], "x.json").unwrap_err().to_string();
+        assert!(error.contains("`layers` is 1099511627776 in x.json"), "{error}");
+        assert!(check_sizes(&nested, &["width"], "x.json").is_ok());
+    }
 
     #[test]
     fn names_the_key() {

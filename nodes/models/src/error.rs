@@ -103,9 +103,19 @@ pub enum Error {
     #[error("cancelled")]
     Cancelled,
 
+    /// More memory is needed than there is.
+    #[error(transparent)]
+    Memory(#[from] kosmograph_memory::Shortage),
+
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
+}
+
+impl From<kosmograph_interrupt::Interrupted> for Error {
+    fn from(_: kosmograph_interrupt::Interrupted) -> Self {
+        Error::Cancelled
+    }
 }
 
 fn did_you_mean(nearest: &Option<String>) -> String {

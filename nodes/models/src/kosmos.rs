@@ -11,9 +11,11 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::aligner::{Aligner, AlignerConfig, Reconstruction};
 use crate::connector::{Connector, ConnectorConfig};
+use crate::diffusers_config::check_sizes;
 use crate::error::{Error, Result};
 use crate::kosmos_tokens::{KosmosTokenizer, PAD};
 use crate::mllm::{ImageTokens, Mllm, MllmConfig};
@@ -47,6 +49,24 @@ pub struct VisionConfig {
     pub image_mean: [f64; 3],
     pub image_std: [f64; 3],
 }
+
+/// The numbers of `config.json` that sizes and loops are made of.
+const SIZES: [&str; 14] = [
+    "image_size",
+    "patch_size",
+    "width",
+    "layers",
+    "heads",
+    "latent_query_num",
+    "vocab_size",
+    "embed_dim",
+    "ffn_dim",
+    "dim",
+    "encoder_layers",
+    "decoder_layers",
+    "max_positions",
+    "queries",
+];
 
 /// Tensors that checkpoints carry and the condition does not need: buffers, the second copy of the
 /// embedding, the fused attention that `ts_attn` replaces, the decoder that this project reads from
@@ -247,8 +267,11 @@ impl Kosmos {
             .map_err(|source| Error::Io { path: path.clone(), source })?;
         let malformed =
             |problem: String| Error::Config { file: path.display().to_string(), problem };
-        let config: KosmosConfig =
+        let config: Value =
             serde_json::from_str(&text).map_err(|error| malformed(error.to_string()))?;
+        check_sizes(&config, &SIZES, &path.display().to_string())?;
+        let config: KosmosConfig =
+            serde_json::from_value(config).map_err(|error| malformed(error.to_string()))?;
         let tokenizer = KosmosTokenizer::read(folder)?;
         let (symbols, rows) = (tokenizer.vocab_size(), config.mllm.vocab_size);
         if symbols > rows {

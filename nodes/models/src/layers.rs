@@ -124,10 +124,15 @@ impl MultiheadAttention {
 
 /// Hides from each position those after it: [length, length], 0 on and below the diagonal, −∞
 /// above.
+///
+/// # Errors
+/// There is not the memory for it.
 pub fn causal_mask(length: usize, device: &Device) -> CandleResult<Tensor> {
+    let what = format_args!("the attention of {length} tokens to each other");
+    let mut mask =
+        kosmograph_memory::room(what, &[length, length]).map_err(candle_core::Error::wrap)?;
     let hidden = (0..length * length).map(|i| i % length > i / length);
-    let mask: Vec<f32> =
-        hidden.map(|hidden| if hidden { f32::NEG_INFINITY } else { 0.0 }).collect();
+    mask.extend(hidden.map(|hidden| if hidden { f32::NEG_INFINITY } else { 0.0 }));
     Tensor::from_vec(mask, (length, length), device)
 }
 

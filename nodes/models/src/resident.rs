@@ -40,7 +40,10 @@ impl<N> Resident<N> {
         load: impl Fn(&Weights) -> Result<N> + Send + Sync + 'static,
     ) -> Result<Self> {
         let bytes = weights.check(&load, tolerated)?;
-        Ok(Self::new(bytes, move || load(&weights)))
+        Ok(Self::new(bytes, move || {
+            weights.ask(bytes)?;
+            load(&weights)
+        }))
     }
 
     /// The network, read now if it is not in memory.

@@ -98,6 +98,21 @@ impl UNetConfig {
         self.encoder.cross_attention_dim
     }
 
+    /// Whether there is memory for what lies between the layers for latents `x` [B, C, H, W]. On the outermost level,
+    /// where the most of it is, there are at least eight tensors of the level's channels at once.
+    ///
+    /// # Errors
+    /// There is not. (What a GPU has, it says itself.)
+    fn ask(&self, x: &Tensor) -> Result<()> {
+        let (batch, _, height, width) = x.dims4()?;
+        if x.device().is_cpu() {
+            let channels = 8 * self.encoder.levels[0].channels;
+            let what = format_args!("the U-Net, at work on latents of {width} x {height},");
+            kosmograph_memory::ask(what, &[batch, channels, height, width], size_of::<f32>())?;
+        }
+        Ok(())
+    }
+
     /// Channels of every skip connection, which are the channels of [`Residuals::down`].
     pub fn skip_channels(&self) -> Vec<usize> {
         self.encoder.skip_channels()
@@ -240,6 +255,7 @@ impl UNet {
         probe: &mut Probe,
     ) -> Result<Tensor> {
         self.encoder.config().check(x, timesteps, context)?;
+        self.config.ask(x)?;
         let activations = self.encoder.activations();
         let (x, context) = (&x.to_dtype(activations)?, &context.to_dtype(activations)?);
         let Encoded { mut skips, mid, temb } =

@@ -397,6 +397,19 @@ impl Vae {
         &self.config
     }
 
+    /// Whether there is memory for what lies between the layers, for as many pictures of `height` × `width` pixels as `on`
+    /// has. At full size, where the most of it is, there are at least three tensors of the outermost channels at once.
+    fn ask(&self, on: &Tensor, height: usize, width: usize) -> CandleResult<()> {
+        if on.device().is_cpu() {
+            let channels = 3 * self.config.block_out_channels[0];
+            let what =
+                format_args!("the autoencoder, at work on {width} x {height} pixels at once,");
+            kosmograph_memory::ask(what, &[on.dim(0)?, channels, height, width], size_of::<f32>())
+                .map_err(candle_core::Error::wrap)?;
+        }
+        Ok(())
+    }
+
     /// `image` [B, in_channels, H, W] in −1..1 → the latents' distribution, ⌊H/8⌋ × ⌊W/8⌋.
     ///
     /// # Errors
@@ -463,6 +476,7 @@ impl Vae {
     }
 
     fn moments(&self, image: &Tensor) -> CandleResult<Tensor> {
+        self.ask(image, image.dim(2)?, image.dim(3)?)?;
         let image = image.to_dtype(self.encoder.conv_in.activations())?;
         let moments = self.encoder.forward(&image)?;
         let moments = match &self.quant_conv {
@@ -473,6 +487,8 @@ impl Vae {
     }
 
     fn picture(&self, latents: &Tensor) -> CandleResult<Tensor> {
+        let pixels = |side: usize| side.saturating_mul(self.config.factor());
+        self.ask(latents, pixels(latents.dim(2)?), pixels(latents.dim(3)?))?;
         let latents = latents.to_dtype(self.decoder.conv_in.activations())?;
         let picture = match &self.post_quant_conv {
             Some(post_quant_conv) => self.decoder.forward(&post_quant_conv.forward(&latents)?)?,

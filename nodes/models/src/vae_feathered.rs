@@ -167,8 +167,8 @@ impl Canvas {
         let dims = [batch, channels, height, width];
         Ok(Canvas {
             dims,
-            values: vec![0.0; dims.iter().product()],
-            weights: vec![0.0; height * width],
+            values: kosmograph_memory::filled("what the tiles add up to", &dims, 0.0)?,
+            weights: kosmograph_memory::filled("their weights", &[height, width], 0.0)?,
             device: tile.device().clone(),
         })
     }

@@ -58,8 +58,7 @@ pub fn import(tensor: &node::Tensor, device: &Device) -> Result<Tensor> {
             None => Ok(host.to_device(device)?),
         };
     }
-    let values = tensor.to_f32()?;
-    Ok(Tensor::from_slice(&values, tensor.shape(), device)?)
+    Ok(Tensor::from_vec(tensor.to_vec()?, tensor.shape(), device)?)
 }
 
 /// The device that the host asked for: "cpu", or "cuda:N". A GPU is opened once.

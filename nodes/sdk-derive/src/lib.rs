@@ -4,7 +4,8 @@
 //!
 //! On the struct, `#[node(…)]`: `class = "KSampler"` (the struct's name otherwise), `category =
 //! "sampling"`, `output_node`, `impure`, `writes = "output"` (or `"temp"`, the host's folder that the node
-//! writes files to). On a field:
+//! writes files to), `memory = [0.25, width, height]` (the bytes that the outputs take at least, a product
+//! of numbers and fields; node.h says what the host does with both). On a field:
 //! - `#[widget(…)]`: `default`, `min`, `max`, `step`, `choices` (a list of strings), `multiline`, `seed`,
 //!   `mentions` (the folder whose files the text may name, "embeddings"), `prefix` (the text begins the
 //!   names of the files that the node writes);
@@ -17,7 +18,8 @@ use proc_macro2::TokenStream as Tokens;
 use quote::quote;
 use syn::meta::ParseNestedMeta;
 use syn::{
-    Attribute, Data, DeriveInput, Expr, Field, Fields, Lit, LitStr, Meta, parse_macro_input,
+    Attribute, Data, DeriveInput, Expr, ExprArray, ExprLit, Field, Fields, Lit, LitStr, Meta,
+    parse_macro_input,
 };
 
 #[proc_macro_derive(Inputs, attributes(node, widget, file))]
@@ -35,7 +37,7 @@ fn expand(input: &DeriveInput) -> syn::Result<Tokens> {
         },
         _ => return Err(unnamed(input)),
     };
-    let class = class(input)?;
+    let class = class(input, &fields)?;
     let declarations =
         fields.iter().map(|field| declaration(field)).collect::<Result<Vec<_>, _>>()?;
     let names = fields.iter().map(|field| &field.ident);
@@ -64,9 +66,10 @@ fn unnamed(input: &DeriveInput) -> syn::Error {
     syn::Error::new_spanned(&input.ident, what)
 }
 
-fn class(input: &DeriveInput) -> syn::Result<Tokens> {
+fn class(input: &DeriveInput, fields: &[&Field]) -> syn::Result<Tokens> {
     let mut name = input.ident.to_string();
     let mut category = String::new();
+    let mut memory = Vec::new();
     let (mut output_node, mut pure) = (false, true);
     let mut writes = quote!(::core::option::Option::None);
     for attribute in input.attrs.iter().filter(|attribute| attribute.path().is_ident("node")) {
@@ -80,8 +83,14 @@ fn class(input: &DeriveInput) -> syn::Result<Tokens> {
                     let folder = meta.value()?.parse::<LitStr>()?;
                     writes = quote!(::core::option::Option::Some(#folder));
                 }
+                "memory" => {
+                    let factors = meta.value()?.parse::<ExprArray>()?.elems;
+                    for factor in factors {
+                        memory.push(self::factor(&factor, fields)?);
+                    }
+                }
                 _ => {
-                    let wanted = "class, category, output_node, impure or writes is wanted";
+                    let wanted = "class, category, output_node, impure, writes or memory is wanted";
                     return Err(meta.error(wanted));
                 }
             }
@@ -97,8 +106,26 @@ fn class(input: &DeriveInput) -> syn::Result<Tokens> {
             output_node: #output_node,
             pure: #pure,
             writes: #writes,
+            memory: &[#(#memory),*],
         }
     })
+}
+
+/// A number of `memory`, or the name of one of `fields` there.
+fn factor(factor: &Expr, fields: &[&Field]) -> syn::Result<Tokens> {
+    match factor {
+        Expr::Lit(ExprLit { lit: Lit::Float(_) | Lit::Int(_), .. }) => {
+            Ok(quote!(::node::Factor::Number(#factor as f64)))
+        }
+        Expr::Path(path)
+            if fields.iter().any(|field| path.path.get_ident() == field.ident.as_ref()) =>
+        {
+            let name = path.path.get_ident().map(ToString::to_string).unwrap_or_default();
+            let name = name.trim_start_matches("r#");
+            Ok(quote!(::node::Factor::Input(#name)))
+        }
+        _ => Err(syn::Error::new_spanned(factor, "a number or a field of this struct is wanted")),
+    }
 }
 
 /// The specs of one field, as an expression.

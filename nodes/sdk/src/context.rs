@@ -1,11 +1,14 @@
 //! [`Context`]: what the host lends to a call, and [`guard`], through which every call goes.
 
-use std::cell::RefCell;
+use std::any::Any;
+use std::cell::Cell;
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::Once;
+use std::sync::{Mutex, Once, PoisonError};
 
 use kosmograph_abi as abi;
+use kosmograph_interrupt as interrupt;
 
 use crate::{Error, Result};
 
@@ -42,6 +45,15 @@ impl<'a> Context<'a> {
             0 => Ok(()),
             _ => Err(Error::Cancelled),
         }
+    }
+
+    /// Asks whether to go on, and tells the person nothing: for what takes longer than a second between its
+    /// steps. Code that has no context asks [`crate::interrupt::check`].
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] when the work is to stop; pass it on with `?`.
+    pub fn cancelled(&self) -> Result<()> {
+        self.progress(0, 0)
     }
 
     /// Counts from 0 to `steps`, reporting progress and asking before every step whether to go on:
@@ -110,8 +122,9 @@ impl<'a> Context<'a> {
     fn report(&self, error: &Error) -> abi::Status {
         let Error::Failed { input, sentence } = error else { return abi::CANCELLED };
         let input = abi::Str::new(input.as_deref().unwrap_or(""));
+        let sentence = without_backtrace(sentence);
         // SAFETY: as in `log`.
-        unsafe { (self.raw.fail)(self.raw, input, abi::Str::new(sentence)) };
+        unsafe { (self.raw.fail)(self.raw, input, abi::Str::new(&sentence)) };
         abi::ERROR
     }
 }
@@ -128,20 +141,75 @@ pub(crate) unsafe fn guard(
     // SAFETY: the caller's promise.
     let Some(raw) = (unsafe { context.as_ref() }) else { return abi::ERROR };
     let context = Context { raw };
-    let result = catch_unwind(AssertUnwindSafe(|| body(&context))).unwrap_or_else(|_| {
-        let what = PANIC.with_borrow_mut(Option::take);
-        let what = what.unwrap_or_else(|| "for an unknown reason".to_owned());
-        Err(Error::new(format!("the node panicked {what}; this is a mistake in its library")))
-    });
+    let stopped = Cell::new(false);
+    let stop = || {
+        stopped.set(stopped.get() || context.cancelled().is_err());
+        stopped.get()
+    };
+    let result = interrupt::during(&stop, || catch_unwind(AssertUnwindSafe(|| body(&context))));
     match result {
-        Ok(()) => abi::OK,
-        Err(error) => context.report(&error),
+        Ok(Ok(())) => abi::OK,
+        // Whatever became of the wish to stop on its way here.
+        Ok(Err(_)) if stopped.get() => abi::CANCELLED,
+        Ok(Err(error)) => context.report(&error),
+        Err(payload) => {
+            let what = said(&*payload);
+            context.report(&Error::new(format!(
+                "the node panicked {what}; this is a mistake in its library"
+            )))
+        }
     }
 }
 
-thread_local! {
-    /// What the last panic on this thread said, kept for the error that is made of it.
-    static PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
+/// The sentence without the lines of a backtrace that an error appended to itself: they are for the author of a library,
+/// who finds them in a debugger.
+fn without_backtrace(sentence: &str) -> String {
+    // "  12: path::of::function" and "        at file.rs:1:2".
+    let is_frame = |line: &str| {
+        let inner = line.trim_start();
+        let number = inner.split(": ").next().unwrap_or_default();
+        let numbered = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+        inner.len() < line.len()
+            && (inner.starts_with("at ") || numbered && inner.len() > number.len())
+    };
+    let mut lines = sentence.lines();
+    let mut kept = lines.next().unwrap_or_default().to_owned();
+    for line in lines.filter(|line| !is_frame(line)) {
+        kept.push('\n');
+        kept.push_str(line);
+    }
+    kept.truncate(kept.trim_end().len());
+    kept
+}
+
+/// What a panic said, and where.
+struct Panic {
+    message: String,
+    place: String,
+}
+
+/// The last panics of this library, on whichever thread: what a thread of a pool said reaches the thread that waits for it
+/// without its place.
+static PANICS: Mutex<VecDeque<Panic>> = Mutex::new(VecDeque::new());
+
+/// How many are remembered: every thread of a pool may panic before the call that they work for ends.
+const REMEMBERED: usize = 64;
+
+fn message(payload: &(dyn Any + Send)) -> String {
+    let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    let text = text.or_else(|| payload.downcast_ref::<String>().cloned());
+    text.unwrap_or_else(|| "with no message".to_owned())
+}
+
+/// "at PLACE: MESSAGE", of a panic that was caught.
+fn said(payload: &(dyn Any + Send)) -> String {
+    let message = message(payload);
+    let mut panics = PANICS.lock().unwrap_or_else(PoisonError::into_inner);
+    let place = panics.iter().rposition(|panic| panic.message == message);
+    match place.and_then(|place| panics.remove(place)) {
+        Some(panic) => format!("at {}: {message}", panic.place),
+        None => format!("somewhere: {message}"),
+    }
 }
 
 /// Keeps panics off the terminal, where they would tear the progress bars: the panic of a node, and of
@@ -151,14 +219,41 @@ fn install_panic_hook() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         std::panic::set_hook(Box::new(|info| {
-            let payload = info.payload();
-            let message = payload
-                .downcast_ref::<&str>()
-                .map(|s| (*s).to_owned())
-                .or_else(|| payload.downcast_ref::<String>().cloned())
-                .unwrap_or_else(|| "with no message".to_owned());
+            let message = message(info.payload());
             let place = info.location().map(ToString::to_string).unwrap_or_default();
-            PANIC.with_borrow_mut(|slot| *slot = Some(format!("at {place}: {message}")));
+            let mut panics = PANICS.lock().unwrap_or_else(PoisonError::into_inner);
+            if panics.len() == REMEMBERED {
+                panics.pop_front();
+            }
+            panics.push_back(Panic { message, place });
         }));
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backtrace_is_no_part_of_a_sentence() {
+        let told = "shape mismatch in add, lhs: [1], rhs: [2]\n   0: candle_core::error::Error::bt\n             \
+                    at /home/someone/error.rs:264:25\n   1: main\n";
+        assert_eq!(without_backtrace(told), "shape mismatch in add, lhs: [1], rhs: [2]");
+        for whole in
+            ["one line", "", "a list:\n  - 1\n  two: 2\n12: of no frame", "at home\nat work"]
+        {
+            assert_eq!(without_backtrace(whole), whole);
+        }
+    }
+
+    #[test]
+    fn what_a_thread_said_is_kept() {
+        install_panic_hook();
+        let waited = std::thread::spawn(|| panic!("a kernel's own words")).join().unwrap_err();
+        let what = said(&*waited);
+        assert!(what.contains("context.rs:") && what.ends_with(": a kernel's own words"), "{what}");
+        assert_eq!(said(&*waited), "somewhere: a kernel's own words");
+        let odd = catch_unwind(|| std::panic::panic_any(7)).unwrap_err();
+        assert!(said(&*odd).ends_with(": with no message"));
+    }
 }

@@ -29,6 +29,26 @@ pub struct Class {
     pub pure: bool,
     /// The host's folder that the node writes files to, "output" or "temp".
     pub writes: Option<&'static str>,
+    /// The product of these is how many bytes the outputs take at least; none where that is not known.
+    pub memory: &'static [Factor],
+}
+
+/// A factor of [`Class::memory`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Factor {
+    Number(f64),
+    /// The name of an INT or FLOAT input.
+    Input(&'static str),
+}
+
+impl Factor {
+    /// As the descriptor has it.
+    pub(crate) fn json(&self) -> Json {
+        match self {
+            Self::Number(number) => json!(number),
+            Self::Input(name) => json!(name),
+        }
+    }
 }
 
 /// One input as the descriptor tells it.

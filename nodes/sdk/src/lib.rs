@@ -37,6 +37,10 @@
 extern crate self as node;
 
 pub use kosmograph_abi as abi;
+/// Whether to stop, asked where no [`Context`] reaches: every call of a node or an interface says whom to ask.
+pub use kosmograph_interrupt as interrupt;
+/// What memory there is, asked for before it is taken.
+pub use kosmograph_memory as memory;
 pub use kosmograph_sdk_derive::Inputs;
 pub use serde_json::json;
 
@@ -53,9 +57,10 @@ mod value;
 
 pub use context::Context;
 pub use error::{Error, Result};
-pub use input::{Class, Input, InputSpec, Inputs, Numbered, Reader, Single};
+pub use input::{Class, Factor, Input, InputSpec, Inputs, Numbered, Reader, Single};
 pub use library::{
-    Convert, Entry as NodeEntry, Family, Node, Outputs, RunFn, converting_extension, extension,
+    Convert, Entry as NodeEntry, Family, Node, Outputs, Prepare, RunFn, converting_extension,
+    extension,
 };
 pub use object::{Entry as InterfaceEntry, Export, Interface, Object};
 pub use sockets::{

@@ -2,13 +2,13 @@
 
 use std::ffi::c_void;
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Once, OnceLock};
 
 use kosmograph_abi as abi;
 use serde_json::{Value as Json, json};
 
 use crate::context::guard;
-use crate::input::{InputSpec, Inputs, Reader};
+use crate::input::{Factor, InputSpec, Inputs, Reader};
 use crate::object::{borrow_values, write_values};
 use crate::{Context, Error, Result, Socket, Value};
 
@@ -121,6 +121,9 @@ fn node_json<N: Node>(specs: &[InputSpec]) -> Json {
     if let Some(writes) = class.writes {
         json["writes"] = writes.into();
     }
+    if !class.memory.is_empty() {
+        json["memory"] = class.memory.iter().map(Factor::json).collect();
+    }
     json
 }
 
@@ -130,7 +133,12 @@ pub struct Family {
     specs: Vec<Vec<InputSpec>>,
     _descriptor: &'static str,
     table: abi::Library,
+    prepare: Prepare,
+    prepared: Once,
 }
+
+/// What a library does once, before its first node runs; the line that comes back is told to the person.
+pub type Prepare = fn() -> Option<String>;
 
 impl Family {
     /// Describes the library once; the memory is kept for as long as the process lives.
@@ -141,6 +149,7 @@ impl Family {
         nodes: &'static [Entry],
         run: RunFn,
         extension: ExtensionFn,
+        prepare: Prepare,
     ) -> *const abi::Library {
         let family = cell.get_or_init(|| {
             let specs: Vec<Vec<InputSpec>> = nodes.iter().map(|node| (node.specs)()).collect();
@@ -156,7 +165,8 @@ impl Family {
                 run,
                 extension: Some(extension),
             };
-            Family { nodes, specs, _descriptor: descriptor, table }
+            let prepared = Once::new();
+            Family { nodes, specs, _descriptor: descriptor, table, prepare, prepared }
         });
         &raw const family.table
     }
@@ -191,6 +201,11 @@ impl Family {
                     entry.n_outputs
                 )));
             }
+            family.prepared.call_once(|| {
+                if let Some(told) = (family.prepare)() {
+                    cx.warn(told);
+                }
+            });
             // SAFETY: node.h: `inputs` are `n_inputs` values, `outputs` has room for `n_outputs`.
             unsafe {
                 let values = borrow_values(inputs, n_inputs);
@@ -316,17 +331,24 @@ unsafe extern "C" fn panic_inside(
 }
 
 /// Makes a node library of the crate: `node::library![ImageInvert, ImageScale];`, once, at its root.
-/// One that also converts files ([`Convert`](crate::Convert)) says with what:
-/// `node::library![Loader; convert: Checkpoints];`.
+/// One that has something to do before its first node runs says what, a [`Prepare`](crate::Prepare), and
+/// one that also converts files ([`Convert`](crate::Convert)) says with what:
+/// `node::library![Loader; prepare: threads::start; convert: Checkpoints];`.
 #[macro_export]
 macro_rules! library {
     ($($node:ty),+ $(,)?) => {
-        $crate::library!(@with $crate::extension; $($node),+);
+        $crate::library!(@with $crate::extension, || None; $($node),+);
+    };
+    ($($node:ty),+ $(,)?; prepare: $prepare:path) => {
+        $crate::library!(@with $crate::extension, $prepare; $($node),+);
     };
     ($($node:ty),+ $(,)?; convert: $convert:ty) => {
-        $crate::library!(@with $crate::converting_extension::<$convert>; $($node),+);
+        $crate::library!(@with $crate::converting_extension::<$convert>, || None; $($node),+);
     };
-    (@with $extension:expr; $($node:ty),+) => {
+    ($($node:ty),+ $(,)?; prepare: $prepare:path; convert: $convert:ty) => {
+        $crate::library!(@with $crate::converting_extension::<$convert>, $prepare; $($node),+);
+    };
+    (@with $extension:expr, $prepare:expr; $($node:ty),+) => {
         #[doc(hidden)]
         mod kosmograph_library {
             use super::*;
@@ -356,7 +378,7 @@ macro_rules! library {
             pub extern "C" fn kosmograph_library_v1() -> *const abi::Library {
                 let (name, version) = (env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
                 let described = ::std::panic::catch_unwind(|| {
-                    $crate::Family::get(&FAMILY, name, version, NODES, run, $extension)
+                    $crate::Family::get(&FAMILY, name, version, NODES, run, $extension, $prepare)
                 });
                 described.unwrap_or(::std::ptr::null())
             }

@@ -164,7 +164,8 @@ impl Tensor {
             // SAFETY: compact, so `count` values follow each other; immutable and alive with `self`.
             return Ok(unsafe { std::slice::from_raw_parts(base, count) }.into());
         }
-        let mut values = Vec::with_capacity(count);
+        // A stride of 0 shows one number any number of times: the copy may be larger than what is there.
+        let mut values = kosmograph_memory::room("a compact copy of the tensor", &self.shape())?;
         let mut index = vec![0i64; shape.len()];
         for _ in 0..count {
             let offset: i64 = index.iter().zip(strides).map(|(i, s)| i * s).sum();
@@ -179,6 +180,23 @@ impl Tensor {
             }
         }
         Ok(values.into())
+    }
+}
+
+impl Tensor {
+    /// As [`Tensor::to_f32`], always a copy.
+    ///
+    /// # Errors
+    /// As there, and when there is not the memory for it.
+    pub fn to_vec(&self) -> Result<Vec<f32>> {
+        match self.to_f32()? {
+            std::borrow::Cow::Owned(values) => Ok(values),
+            std::borrow::Cow::Borrowed(values) => {
+                let mut copy = kosmograph_memory::room("a copy of the tensor", &[values.len()])?;
+                copy.extend_from_slice(values);
+                Ok(copy)
+            }
+        }
     }
 }
 

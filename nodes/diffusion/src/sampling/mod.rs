@@ -99,6 +99,9 @@ pub enum Span {
     Steps { start: usize, end: usize, leftover_noise: bool },
 }
 
+/// The most steps of a whole schedule, of which the last are taken: a hundred times the most that are asked for.
+const MOST_STEPS: usize = 1_000_000;
+
 impl Sampling {
     /// Samples; the result is the given LATENT with other samples.
     pub fn run(self, cx: &Context) -> Result<Latent> {
@@ -109,6 +112,10 @@ impl Sampling {
         if matches!(self.span, Span::Denoise(denoise) if denoise <= 0.0) {
             return Ok(self.latent);
         }
+        self.total_steps()?;
+        // Noise, two sides of guidance, predictions, and what a multistep sampler remembers.
+        let shape = [&[6], latents.dims()].concat();
+        memory::ask("sampling the latents", &shape, size_of::<f32>())?;
         let latent = self.latent.with_samples(export(&latents)?);
         let at_latent = |error: Error| error.of_input(self.latent_input);
         let noise = Seeded::new(self.noise.seed, self.noise.draw, &latent, &device);
@@ -173,16 +180,32 @@ impl Sampling {
     }
 
     /// How many steps the whole schedule would have, of which the last `steps` are taken.
-    fn total_steps(&self) -> usize {
-        match self.span {
-            Span::Denoise(denoise) if denoise <= 0.9999 => (self.steps as f64 / denoise) as usize,
-            _ => self.steps,
+    ///
+    /// # Errors
+    /// More than [`MOST_STEPS`].
+    fn total_steps(&self) -> Result<usize> {
+        let Span::Denoise(denoise) = self.span else { return Ok(self.steps) };
+        if denoise > 0.9999 {
+            return Ok(self.steps);
         }
+        let total = self.steps as f64 / denoise;
+        if total > MOST_STEPS as f64 {
+            return Err(Error::at(
+                "denoise",
+                format!(
+                    "{denoise} of a schedule for {} steps makes it one of {total:.3e} steps in all, more \
+                     than {MOST_STEPS}; at least {} would be right, or 0, which changes nothing",
+                    self.steps,
+                    self.steps as f64 / MOST_STEPS as f64
+                ),
+            ));
+        }
+        Ok(total as usize)
     }
 
     fn by_timesteps(&self, run: &Run<'_>, sampler: Published, karras: bool) -> Result<Candle> {
         let schedule = run.guided.schedule;
-        let total = self.total_steps();
+        let total = self.total_steps()?;
         if total > schedule.train_steps() {
             return Err(Error::at(
                 "steps",
@@ -282,7 +305,7 @@ impl Sampling {
 
     /// The noise levels to run over; one or none when there is nothing to do.
     fn levels(&self, schedule: &Schedule, sampler: &str, scheduler: &str) -> Result<Vec<f64>> {
-        let total = self.total_steps();
+        let total = self.total_steps()?;
         let levels = sigmas::for_sampler(sampler, scheduler, schedule, total);
         let mut levels = levels.filter(|levels| !levels.is_empty()).ok_or_else(|| {
             Error::at("scheduler", format!("there is no scheduler \"{scheduler}\""))

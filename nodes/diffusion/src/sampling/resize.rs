@@ -1,6 +1,6 @@
 //! Masks and latents at the size of the latents that are sampled, as ComfyUI brings them there.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Error, Result, Tensor};
 
 use crate::latent_resize::{Dims, Method, crop_center, resize};
 
@@ -13,7 +13,8 @@ pub fn bilinear(image: &Tensor, height: usize, width: usize) -> Result<Tensor> {
         return Ok(image.clone());
     }
     let (values, dims) = parts(image)?;
-    from_parts(resize(&values, dims, (height, width), Method::Bilinear), dims, height, width, image)
+    let values = resize(&values, dims, (height, width), Method::Bilinear);
+    from_parts(values.map_err(Error::wrap)?, dims, height, width, image)
 }
 
 /// As [`bilinear`], of the largest middle part that has the proportions `height` : `width`.
@@ -23,7 +24,8 @@ pub fn bilinear(image: &Tensor, height: usize, width: usize) -> Result<Tensor> {
 pub fn bilinear_middle(image: &Tensor, height: usize, width: usize) -> Result<Tensor> {
     let (values, dims) = parts(image)?;
     let (dims, middle) = crop_center(&values, dims, (height, width));
-    from_parts(resize(&middle, dims, (height, width), Method::Bilinear), dims, height, width, image)
+    let values = resize(&middle, dims, (height, width), Method::Bilinear);
+    from_parts(values.map_err(Error::wrap)?, dims, height, width, image)
 }
 
 fn parts(image: &Tensor) -> Result<(Vec<f32>, Dims)> {

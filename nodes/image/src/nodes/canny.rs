@@ -32,14 +32,14 @@ impl Node for Canny {
         }
         let (shape, values) = pictures(&self.image).map_err(|error| error.of_input("image"))?;
         let drawn = Shape { channels: 3, ..shape };
-        let mut out = Vec::with_capacity(drawn.values()?);
+        let mut out = drawn.room()?;
         for picture in values.chunks(shape.picture()) {
             let levels = to_levels(picture);
             let greys: Vec<u8> = match shape.channels {
                 1 => levels,
                 channels => levels.par_chunks(channels).map(|p| grey(p[0], p[1], p[2])).collect(),
             };
-            let edges = canny(&greys, shape.width, threshold(low), threshold(high));
+            let edges = canny(&greys, shape.width, threshold(low), threshold(high))?;
             out.extend(edges.iter().flat_map(|level| [from_level(*level); 3]));
         }
         image(drawn, out)

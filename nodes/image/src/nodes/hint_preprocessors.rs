@@ -6,7 +6,8 @@ use super::{MAX_RESOLUTION, image, pictures};
 use crate::canny::{canny, grey};
 use crate::hint::{Levels, binary, scribble, tile, xdog};
 use crate::levels::{from_levels, to_levels};
-use crate::shape::{Shape, TooLarge};
+use crate::shape::Shape;
+use crate::work::Undone;
 
 /// Black and white: white where the picture is brighter than the threshold.
 #[derive(Inputs)]
@@ -138,7 +139,7 @@ impl Node for CannyEdgePreprocessor {
         each(cx, &self.image, Some(Size::new(self.resolution, &self.scale_to)), |picture| {
             let greys: Vec<u8> =
                 picture.pixels.chunks_exact(3).map(|p| grey(p[0], p[1], p[2])).collect();
-            let edges = canny(&greys, picture.width, low, high);
+            let edges = canny(&greys, picture.width, low, high)?;
             let pixels = edges.into_iter().flat_map(|level| [level; 3]).collect();
             Ok(Levels { pixels, width: picture.width })
         })
@@ -168,7 +169,7 @@ fn each(
     cx: &Context,
     batch: &Image,
     size: Option<Size>,
-    hint: impl Fn(&Levels) -> Result<Levels, TooLarge>,
+    hint: impl Fn(&Levels) -> Result<Levels, Undone>,
 ) -> Result<Image> {
     let (shape, values) = pictures(batch).map_err(|error| error.of_input("image"))?;
     let mut out = Vec::new();
@@ -188,7 +189,9 @@ fn each(
         }
         let levels = hint(&levels)?;
         (drawn.height, drawn.width) = (levels.height(), levels.width);
-        drawn.values()?;
+        if out.is_empty() {
+            out = drawn.room()?;
+        }
         out.extend(from_levels(&levels.pixels));
     }
     image(drawn, out)

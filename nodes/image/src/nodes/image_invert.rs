@@ -3,6 +3,7 @@
 use node::{Context, Image, Inputs, Node, Result, outputs};
 
 use super::{image, pictures};
+use crate::work::map;
 
 /// Inverts pictures: each value becomes one minus itself.
 #[derive(Inputs)]
@@ -16,6 +17,6 @@ impl Node for ImageInvert {
 
     fn run(self, _cx: &Context) -> Result<Image> {
         let (shape, values) = pictures(&self.image).map_err(|error| error.of_input("image"))?;
-        image(shape, values.iter().map(|value| 1.0 - value).collect())
+        image(shape, map(&values, shape, |value| 1.0 - value)?)
     }
 }

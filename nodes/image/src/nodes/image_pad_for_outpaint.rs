@@ -35,7 +35,7 @@ impl Node for ImagePadForOutpaint {
             bottom: self.bottom as usize,
         };
         let (padded_shape, padded) = pad(&values, shape, margins)?;
-        let mask = mask(shape, margins, self.feathering as usize);
+        let mask = mask(shape, margins, self.feathering as usize)?;
         let mask = Tensor::from_f32(&[1, padded_shape.height, padded_shape.width], mask)?;
         Ok((image(padded_shape, padded)?, Mask(mask)))
     }

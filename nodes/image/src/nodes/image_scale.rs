@@ -8,7 +8,7 @@ use crate::shape::Shape;
 
 /// Scales pictures to a width and height in pixels; 0 for one of them keeps the proportions.
 #[derive(Inputs)]
-#[node(category = "image/upscaling")]
+#[node(category = "image/upscaling", memory = [4, width, height])]
 pub struct ImageScale {
     pub image: Image,
     /// nearest-exact repeats pixels, bilinear and bicubic mix neighbours, area takes means (best for shrinking), lanczos is the sharpest
@@ -35,7 +35,7 @@ impl Node for ImageScale {
         let (width, height) = in_proportion(shape, self.width as usize, self.height as usize);
         let method = method(&self.upscale_method)?;
         let scaled = if self.crop == "center" {
-            let (cropped_shape, cropped) = crop_center(&values, shape, width, height);
+            let (cropped_shape, cropped) = crop_center(&values, shape, width, height)?;
             scale(&cropped, cropped_shape, width, height, method)?
         } else {
             scale(&values, shape, width, height, method)?

@@ -7,10 +7,11 @@ use super::{MAX_RESOLUTION, UPSCALE_METHODS, image, pictures};
 use crate::levels::from_level;
 use crate::scale::scale;
 use crate::shape::Shape;
+use crate::work::each_row;
 
 /// Pictures of one colour.
 #[derive(Inputs)]
-#[node(category = "image")]
+#[node(category = "image", memory = [12, width, height, batch_size])]
 pub struct EmptyImage {
     #[widget(default = 512, min = 1, max = MAX_RESOLUTION, step = 1)]
     pub width: u64,
@@ -31,7 +32,11 @@ impl Node for EmptyImage {
         let [batch, height, width] =
             [self.batch_size, self.height, self.width].map(|size| size as usize);
         let shape = Shape { batch, height, width, channels: 3 };
-        let values = [red, green, blue].map(from_level).repeat(shape.values()? / 3);
+        let colour = [red, green, blue].map(from_level);
+        let mut values = shape.zeros()?;
+        each_row(&mut values, shape.row(), |_, row| {
+            row.chunks_exact_mut(3).for_each(|pixel| pixel.copy_from_slice(&colour));
+        })?;
         image(shape, values)
     }
 }
@@ -60,7 +65,7 @@ impl Node for ImageCrop {
         let (shape, values) = pictures(&self.image).map_err(|error| error.of_input("image"))?;
         let [x, y, width, height] =
             [self.x, self.y, self.width, self.height].map(|size| size as usize);
-        let (cut, values) = cut(&values, shape, (x, y), (width, height));
+        let (cut, values) = cut(&values, shape, (x, y), (width, height))?;
         image(cut, values)
     }
 }
@@ -71,15 +76,17 @@ pub(super) fn cut(
     shape: Shape,
     (x, y): (usize, usize),
     (width, height): (usize, usize),
-) -> (Shape, Vec<f32>) {
+) -> Result<(Shape, Vec<f32>)> {
     let (x, y) = (x.min(shape.width - 1), y.min(shape.height - 1));
     let (width, height) = (width.min(shape.width - x), height.min(shape.height - y));
     let cut = Shape { width, height, ..shape };
-    let rows = values.chunks(shape.picture()).flat_map(|picture| {
-        let rows = picture.chunks(shape.row()).skip(y).take(height);
-        rows.flat_map(|row| &row[x * shape.channels..][..cut.row()])
-    });
-    (cut, rows.copied().collect())
+    let mut out = cut.room()?;
+    for picture in values.chunks(shape.picture()) {
+        for row in picture.chunks(shape.row()).skip(y).take(height) {
+            out.extend_from_slice(&row[x * shape.channels..][..cut.row()]);
+        }
+    }
+    Ok((cut, out))
 }
 
 /// Scales pictures to a number of pixels, their proportions kept.

@@ -2,11 +2,13 @@
 
 use std::path::PathBuf;
 
+use node::memory::filled;
 use node::{Context, Error, Image, Inputs, Mask, Node, Result, Tensor, outputs};
 
 use super::{MAX_RESOLUTION, image, mask, masks, pictures};
 use crate::decode::decode;
 use crate::shape::Shape;
+use crate::work::map;
 
 /// A mask as a grey picture.
 #[derive(Inputs)]
@@ -21,8 +23,9 @@ impl Node for MaskToImage {
     fn run(self, _cx: &Context) -> Result<Image> {
         let (shape, values) = masks(&self.mask)?;
         let drawn = Shape { channels: 3, ..shape };
-        drawn.values()?;
-        image(drawn, values.iter().flat_map(|value| [*value; 3]).collect())
+        let mut out = drawn.room()?;
+        values.iter().for_each(|value| out.extend([*value; 3]));
+        image(drawn, out)
     }
 }
 
@@ -40,7 +43,8 @@ impl Node for ImageToMask {
 
     fn run(self, _cx: &Context) -> Result<Mask> {
         let (shape, values) = pictures(&self.image).map_err(|error| error.of_input("image"))?;
-        let channel = match (self.channel.as_str(), shape.channels) {
+        let channels = shape.channels;
+        let channel = match (self.channel.as_str(), channels) {
             ("alpha", 1 | 3) => {
                 return Err(Error::at(
                     "channel",
@@ -52,8 +56,10 @@ impl Node for ImageToMask {
             ("blue", _) => 2,
             _ => 3,
         };
-        let channel = values[channel..].iter().step_by(shape.channels).copied();
-        mask(Shape { channels: 1, ..shape }, channel.collect())
+        let shape = Shape { channels: 1, ..shape };
+        let mut out = shape.room()?;
+        out.extend(values[channel..].iter().step_by(channels).copied());
+        mask(shape, out)
     }
 }
 
@@ -102,7 +108,7 @@ impl Node for InvertMask {
 
     fn run(self, _cx: &Context) -> Result<Mask> {
         let (shape, values) = masks(&self.mask)?;
-        mask(shape, values.iter().map(|value| 1.0 - value).collect())
+        mask(shape, map(&values, shape, |value| 1.0 - value)?)
     }
 }
 
@@ -121,14 +127,13 @@ impl Node for ThresholdMask {
     fn run(self, _cx: &Context) -> Result<Mask> {
         let (shape, values) = masks(&self.mask)?;
         let threshold = self.value as f32;
-        let hard = values.iter().map(|value| if *value > threshold { 1.0 } else { 0.0 });
-        mask(shape, hard.collect())
+        mask(shape, map(&values, shape, |value| if value > threshold { 1.0 } else { 0.0 })?)
     }
 }
 
 /// A mask of one value.
 #[derive(Inputs)]
-#[node(category = "mask")]
+#[node(category = "mask", memory = [4, width, height])]
 pub struct SolidMask {
     #[widget(default = 1.0, min = 0.0, max = 1.0, step = 0.01)]
     pub value: f64,
@@ -143,7 +148,7 @@ impl Node for SolidMask {
 
     fn run(self, _cx: &Context) -> Result<Mask> {
         let (height, width) = (self.height as usize, self.width as usize);
-        let values = vec![self.value as f32; height * width];
+        let values = filled("the mask", &[height, width], self.value as f32)?;
         Ok(Mask(Tensor::from_f32(&[1, height, width], values)?))
     }
 }

@@ -23,7 +23,7 @@ impl Node for GrowMask {
 
     fn run(self, _cx: &Context) -> Result<Mask> {
         let (shape, values) = masks(&self.mask)?;
-        mask(shape, grow(&values, shape, self.expand, self.tapered_corners))
+        mask(shape, grow(&values, shape, self.expand, self.tapered_corners)?)
     }
 }
 
@@ -49,7 +49,7 @@ impl Node for FeatherMask {
         let (shape, values) = masks(&self.mask)?;
         let [left, top, right, bottom] =
             [self.left, self.top, self.right, self.bottom].map(|edge| edge as usize);
-        mask(shape, feather(&values, shape, Edges { left, top, right, bottom }))
+        mask(shape, feather(&values, shape, Edges { left, top, right, bottom })?)
     }
 }
 
@@ -75,7 +75,7 @@ impl Node for CropMask {
         let (shape, values) = masks(&self.mask)?;
         let [x, y, width, height] =
             [self.x, self.y, self.width, self.height].map(|size| size as usize);
-        let (cut, values) = cut(&values, shape, (x, y), (width, height));
+        let (cut, values) = cut(&values, shape, (x, y), (width, height))?;
         mask(cut, values)
     }
 }
@@ -114,6 +114,6 @@ impl Node for MaskComposite {
             Error::at("operation", format!("\"{}\" is not an operation", self.operation))
         })?;
         let at = (self.x as usize, self.y as usize);
-        mask(shape, composite((&destination, shape), (&source, source_shape), at, operation))
+        mask(shape, composite((&destination, shape), (&source, source_shape), at, operation)?)
     }
 }

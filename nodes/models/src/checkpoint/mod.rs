@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use crate::clip_text::ClipTextConfig;
 use crate::clip_vision::ClipVisionConfig;
 use crate::controlnet::ControlNetConfig;
+use crate::diffusers_config::check_sizes;
 use crate::error::{Error, Result};
 use crate::python_json;
 use crate::samplers::SchedulerConfig;
@@ -417,7 +418,21 @@ fn json_of(path: &Path) -> Result<(Value, String)> {
     Ok((python_json::parse(&text, &file)?, file))
 }
 
+/// The numbers of CLIP's configurations that sizes and loops are made of.
+const CLIP_SIZES: [&str; 9] = [
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+    "image_size",
+    "patch_size",
+    "projection_dim",
+];
+
 fn deserialized<C: DeserializeOwned>(config: Value, file: &str) -> Result<C> {
+    check_sizes(&config, &CLIP_SIZES, file)?;
     C::deserialize(config)
         .map_err(|error| Error::Config { file: file.to_owned(), problem: error.to_string() })
 }

@@ -79,6 +79,7 @@ impl<N: Send + Sync + 'static> Adapted<N> {
         let base = {
             let (weights, load) = (weights.clone(), load.clone());
             Arc::new(Resident::new(bytes, move || {
+                weights.ask(bytes)?;
                 let (network, tensors) = weights.load_kept(&*load)?;
                 Ok(Loaded { network, tensors, _base: None })
             }))
@@ -117,6 +118,7 @@ impl<N: Send + Sync + 'static> Adapted<N> {
             let (base, changes) = (self.base.clone(), changes.clone());
             Arc::new(Resident::new(bytes, move || {
                 let base = base.get()?;
+                weights.ask(bytes)?;
                 let mut tensors = base.tensors.clone();
                 tensors.extend(changed(&base.tensors, &changes)?);
                 let tensors = Weights::from_kept(weights.origin(), tensors, weights.device());
@@ -180,7 +182,14 @@ fn changed(
         })?;
         Ok((name.clone(), add(weight, changes)?))
     };
-    changes.par_iter().map(change).collect()
+    let changes: Vec<_> = changes.iter().collect();
+    let mut changed = HashMap::with_capacity(changes.len());
+    // Some at once; between them the work may be asked to stop.
+    for some in changes.chunks(rayon::current_num_threads()) {
+        kosmograph_interrupt::check()?;
+        changed.par_extend(some.par_iter().map(|one| change(*one)).collect::<Result<Vec<_>>>()?);
+    }
+    Ok(changed)
 }
 
 /// `weight` + Σ strength · scale · up · down. Several products are one: the ups side by side times the

@@ -50,6 +50,9 @@ fn beta_schedule() -> String {
     "scaled_linear".to_owned()
 }
 
+/// The most timesteps of training: a hundred times those of every model that there is.
+const MOST_STEPS: usize = 100_000;
+
 impl SchedulerConfig {
     /// Reads the text of a `scheduler_config.json`; `file` is what errors call it.
     ///
@@ -75,6 +78,10 @@ impl SchedulerConfig {
             beta_schedule: options.get_or("beta_schedule", beta_schedule())?,
             prediction_type: options.get_or("prediction_type", Prediction::Epsilon)?,
         };
+        if known.num_train_timesteps > MOST_STEPS {
+            let supported = format!("at most {MOST_STEPS}");
+            return Err(options.unsupported("num_train_timesteps", &supported));
+        }
         if !matches!(known.beta_schedule.as_str(), "linear" | "scaled_linear") {
             return Err(options.unsupported("beta_schedule", "\"linear\" and \"scaled_linear\""));
         }
@@ -356,6 +363,8 @@ mod tests {
             (r#"{"trained_betas": [0.1]}"#, "trained_betas"),
             (r#"{"beta_schedule": "squaredcos_cap_v2"}"#, "beta_schedule"),
             (r#"{"prediction_type": "flow"}"#, "prediction_type"),
+            (r#"{"num_train_timesteps": 1000000000000}"#, "`num_train_timesteps` is 1000000000000"),
+            (r#"{"num_train_timesteps": 200000}"#, "at most 100000"),
         ] {
             let error = SchedulerConfig::from_json(text, "scheduler_config.json").unwrap_err();
             assert!(error.to_string().contains(key), "{error}");

@@ -164,6 +164,18 @@ impl Weights {
         Weights { store: self.store.clone(), prefix, device: self.device.clone() }
     }
 
+    /// Whether there is memory for `bytes` of these weights, where they are read to the CPU.
+    ///
+    /// # Errors
+    /// There is not; the error names the file.
+    pub fn ask(&self, bytes: usize) -> Result<()> {
+        if self.device.is_cpu() {
+            let what = format_args!("the weights of {}", self.origin());
+            kosmograph_memory::ask_bytes(what, bytes as u128, "")?;
+        }
+        Ok(())
+    }
+
     /// What these weights were opened from, for error messages.
     pub fn origin(&self) -> &str {
         &self.store.origin
@@ -235,6 +247,9 @@ impl Weights {
         self.check_shape(&full, &expected, &found)?;
         let kept = kept(stored);
         let bytes = expected.elem_count() * kept.size_in_bytes();
+        if !matches!(self.store.reading, Reading::Header) {
+            kosmograph_interrupt::check()?;
+        }
         let tensor = match self.store.reading {
             Reading::Header => placeholder()?,
             Reading::Again => {
