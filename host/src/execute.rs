@@ -11,6 +11,7 @@ mod memory;
 pub use memory::Budget;
 
 use crate::events::{Event, Listener, files};
+use crate::need;
 use crate::plan::{Key, Literal, Plan, Source, Step};
 use crate::plugin::{Call, Library, LogLevel, NodeFailure};
 use crate::problem::{NodeName, Problem};
@@ -330,6 +331,9 @@ impl<R: Runner> Executor<R> {
             if let Some(warning) = self.memory.make_room(budget, &inputs, live, &hooks) {
                 hooks.log(LogLevel::Warn, &warning);
             }
+        }
+        if let Err(shortage) = need::ask(&step.descriptor, &inputs) {
+            return Err(Stop::Failed { input: None, sentence: shortage.to_string() });
         }
         let start = Instant::now();
         let run = || self.runner.run(step.library, step.node, &hooks, &inputs);

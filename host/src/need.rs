@@ -102,6 +102,7 @@ pub fn ask(descriptor: &NodeDescriptor, inputs: &[Value]) -> Result<(), Shortage
             InputKind::Int { max, .. } if InputKind::is_unsigned(max) => {
                 value.as_u64().map(|natural| natural as f64)
             }
+            InputKind::Int { .. } => value.as_i64().map(|integer| integer as f64),
             _ => value.as_f64(),
         }
     })

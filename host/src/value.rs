@@ -2,11 +2,10 @@
 //!
 //! A value may have been allocated by the host or by any library. What comes from a library passes
 //! [`Value::adopt`] or [`Value::borrow`], which look at everything that can be reached through it
-//! ([`check`]); after that the accessors are safe to call. Unsafe code of the host is here and in
+//! ([`kosmograph_abi_check`]); after that the accessors are safe to call. Unsafe code of the host is here and in
 //! [`plugin`](crate::plugin), nowhere else.
 
 mod allocated;
-mod check;
 mod tensor;
 
 use kosmograph_abi as abi;
@@ -14,8 +13,9 @@ use kosmograph_abi::{DLDataType, DLManagedTensorVersioned};
 
 pub(crate) use allocated::alive;
 use allocated::{Header, allocate, base};
-pub use check::Malformed;
-pub(crate) use check::bytes as text_bytes;
+use kosmograph_abi_check as check;
+pub use kosmograph_abi_check::Malformed;
+pub(crate) use kosmograph_abi_check::bytes as text_bytes;
 pub use tensor::TensorView;
 
 /// A value of the boundary that this code holds a reference to: dropping it releases, cloning retains.

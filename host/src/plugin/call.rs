@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
 use kosmograph_abi as abi;
+use kosmograph_abi_check as check;
 use serde_json::Value as Json;
 
 use crate::value::{Value, parts, text_bytes};
@@ -299,48 +300,7 @@ pub(super) fn invoke(
     Ok(outputs)
 }
 
-/// [`abi::Interface`] with a function pointer that may be NULL, as memory from outside may have it.
-#[repr(C)]
-struct RawInterface {
-    size: u32,
-    reserved: u32,
-    call: Option<InterfaceFn>,
-}
-
-/// The type of `kg_interface.call`.
-type InterfaceFn = unsafe extern "C" fn(
-    *mut abi::Object,
-    *const abi::Context,
-    *const abi::Value,
-    usize,
-    *mut abi::Value,
-    usize,
-) -> abi::Status;
-
-/// The function of an interface; `None` for NULL, the end of a sentence for what breaks node.h.
-///
-/// # Safety
-/// `interface` is NULL or what node.h says an interface is.
-pub(super) unsafe fn read_interface(
-    interface: *const abi::Interface,
-) -> Option<Result<InterfaceFn, String>> {
-    if interface.is_null() {
-        return None;
-    }
-    if !interface.is_aligned() {
-        return Some(Err("is at an address not aligned to 8".to_owned()));
-    }
-    // SAFETY: the size stands first, and says whether the rest is there.
-    let size = unsafe { (*interface).size } as usize;
-    if size < size_of::<RawInterface>() {
-        return Some(Err(format!("has {size} bytes, not {}", size_of::<RawInterface>())));
-    }
-    // SAFETY: `size` covers it.
-    let call = unsafe { (*interface.cast::<RawInterface>()).call };
-    Some(call.ok_or_else(|| "has no function call".to_owned()))
-}
-
-fn query(object: &Value, id: &str) -> Option<Result<InterfaceFn, String>> {
+fn query(object: &Value, id: &str) -> Option<Result<check::InterfaceFn, String>> {
     if object.kind() != abi::OBJECT {
         return None;
     }
@@ -348,7 +308,7 @@ fn query(object: &Value, id: &str) -> Option<Result<InterfaceFn, String>> {
     // lives as long as the process.
     unsafe {
         let object = object.as_raw().payload.object;
-        read_interface(((*object).query)(object, abi::Str::new(id)))
+        check::interface(((*object).query)(object, abi::Str::new(id)))
     }
 }
 

@@ -28,6 +28,9 @@ pub struct ControlNet {
     guess: bool,
 }
 
+/// The most that are chained: each lies within the next one, and values nest no deeper than the boundary allows.
+const MOST_CHAINED: usize = 256;
+
 impl Node for ControlNet {
     outputs![CONTROL: Control];
 
@@ -39,6 +42,18 @@ impl Node for ControlNet {
             ));
         }
         check_hint(&self.image)?;
+        let mut chained = 1;
+        let mut before = self.previous.clone();
+        while let Some(control) = before {
+            chained += 1;
+            before = control.previous()?;
+        }
+        if chained > MOST_CHAINED {
+            return Err(Error::at(
+                "previous",
+                format!("{chained} ControlNets are chained; at most {MOST_CHAINED} act together"),
+            ));
+        }
         let Self { control_net, image, strength, start, end, previous, guess } = self;
         let control = Control::new(control_net, image, strength, start, end, previous);
         Ok(if guess { control.with_guess(true) } else { control })

@@ -208,7 +208,7 @@ impl Family {
             });
             // SAFETY: node.h: `inputs` are `n_inputs` values, `outputs` has room for `n_outputs`.
             unsafe {
-                let values = borrow_values(inputs, n_inputs);
+                let values = borrow_values(inputs, n_inputs)?;
                 let results = (entry.run)(cx, specs, &values)?;
                 write_values(results, outputs, n_outputs)
             }
@@ -285,7 +285,7 @@ unsafe extern "C" fn convert<C: Convert>(
             )));
         }
         // SAFETY: node.h: `inputs` are `n_inputs` values, borrowed for the call.
-        let inputs = unsafe { borrow_values(inputs, n_inputs) };
+        let inputs = unsafe { borrow_values(inputs, n_inputs) }?;
         let text = |i: usize| {
             let text = inputs.get(i).and_then(Value::as_str);
             text.ok_or_else(|| Error::new("convert/1 takes three strings"))

@@ -3,6 +3,7 @@
 use std::any::Any;
 
 use kosmograph_abi as abi;
+use kosmograph_abi_check as check;
 
 use crate::context::guard;
 use crate::counted::Allocated;
@@ -76,7 +77,7 @@ unsafe extern "C" fn call<T: Export, I: Interface<T>>(
             .and_then(|allocated| allocated.owner.downcast_ref::<T>())
             .ok_or_else(|| Error::new(format!("{} was called with another's object", I::ID)))?;
         // SAFETY: node.h: `inputs` are `n_inputs` values, borrowed for the call.
-        let inputs: Vec<Value> = unsafe { borrow_values(inputs, n_inputs) };
+        let inputs: Vec<Value> = unsafe { borrow_values(inputs, n_inputs) }?;
         let results = I::call(object, cx, &inputs)?;
         // SAFETY: node.h: `outputs` has room for `n_outputs` values.
         unsafe { write_values(results, outputs, n_outputs) }
@@ -85,11 +86,24 @@ unsafe extern "C" fn call<T: Export, I: Interface<T>>(
     unsafe { guard(context, body) }
 }
 
+/// What somebody else hands in, looked at before it is believed.
+///
 /// # Safety
-/// `values` points at `count` valid values, or `count` is 0.
-pub(crate) unsafe fn borrow_values(values: *const abi::Value, count: usize) -> Vec<Value> {
-    // SAFETY: the caller's promise.
-    (0..count).map(|i| unsafe { Value::borrow_raw(&*values.add(i)) }).collect()
+/// `values` points at `count` values whose pointers lead to what node.h says, where they are not NULL and
+/// aligned; or `count` is 0.
+pub(crate) unsafe fn borrow_values(values: *const abi::Value, count: usize) -> Result<Vec<Value>> {
+    let borrow = |i: usize| {
+        // SAFETY: the caller's promise, here and below.
+        let value = unsafe { &*values.add(i) };
+        unsafe { check::check(value) }.map_err(|malformed| {
+            Error::new(format!(
+                "value number {i} of the call {malformed}; whoever calls breaks the boundary's rules"
+            ))
+        })?;
+        // SAFETY: checked, and alive for the call.
+        Ok(unsafe { Value::borrow_raw(value) })
+    };
+    (0..count).map(borrow).collect()
 }
 
 /// # Safety
@@ -163,39 +177,43 @@ impl Object {
     }
 
     pub fn offers(&self, id: &str) -> bool {
-        !self.interface(id).is_null()
+        self.interface(id).is_some()
     }
 
-    fn interface(&self, id: &str) -> *const abi::Interface {
-        // SAFETY: node.h: `query` may be called while the object is alive.
-        unsafe { ((*self.raw()).query)(self.raw(), abi::Str::new(id)) }
+    fn interface(&self, id: &str) -> Option<Result<check::InterfaceFn, String>> {
+        // SAFETY: node.h: `query` may be called while the object is alive, and the answer lives as long as
+        // the process.
+        unsafe { check::interface(((*self.raw()).query)(self.raw(), abi::Str::new(id))) }
     }
 
     /// Calls an interface by its name; what goes in and out stands in node.h.
     ///
     /// # Errors
-    /// When the object does not offer it, and what the call itself reports (through the context, so the
-    /// sentence is with the host already).
+    /// When the object does not offer it, what the call itself reports, and what it wrote that no value can
+    /// be: it may be another library's.
     pub fn call<const OUT: usize>(
         &self,
         cx: &Context<'_>,
         id: &str,
         inputs: &[Value],
     ) -> Result<[Value; OUT]> {
-        let interface = self.interface(id);
-        if interface.is_null() {
-            return Err(Error::new(format!(
-                "this {} does not offer \"{id}\"; its library cannot be used here",
-                self.type_name()
-            )));
-        }
+        let function = match self.interface(id) {
+            None => {
+                return Err(Error::new(format!(
+                    "this {} does not offer \"{id}\"; its library cannot be used here",
+                    self.type_name()
+                )));
+            }
+            Some(Err(why)) => return Err(self.broken(id, &why)),
+            Some(Ok(function)) => function,
+        };
         let raw_inputs: Vec<abi::Value> = inputs.iter().map(|value| *value.as_raw()).collect();
         let mut raw_outputs = [abi::Value::NONE; OUT];
         let failure = std::sync::Mutex::new(None);
         let relay = Relay::new(cx, &failure);
         // SAFETY: node.h: the interface belongs to this live object; inputs are borrowed for the call.
         let status = unsafe {
-            ((*interface).call)(
+            function(
                 self.raw(),
                 &relay.context,
                 raw_inputs.as_ptr(),
@@ -204,8 +222,27 @@ impl Object {
                 OUT,
             )
         };
-        // SAFETY: what was written carries a reference that is ours now, whatever the status.
-        let outputs = raw_outputs.map(|raw| unsafe { Value::from_raw(raw) });
+        // All of them, before anything is returned: each carries a reference that is ours now, whatever the
+        // status.
+        let mut malformed = None;
+        let outputs = raw_outputs.map(|raw| {
+            // SAFETY: node.h: pointers that were written lead to what it says, where they are not NULL and
+            // aligned.
+            match unsafe { check::check(&raw) } {
+                // SAFETY: checked just now, here and below.
+                Ok(()) => unsafe { Value::from_raw(raw) },
+                Err(fault) => {
+                    if fault.releasable {
+                        drop(unsafe { Value::from_raw(raw) });
+                    }
+                    malformed.get_or_insert(fault);
+                    Value::NONE
+                }
+            }
+        });
+        if let (abi::OK, Some(fault)) = (status, malformed) {
+            return Err(self.broken(id, &format!("gave a value that {fault}")));
+        }
         match status {
             abi::OK => Ok(outputs),
             abi::CANCELLED => Err(Error::Cancelled),
@@ -216,6 +253,16 @@ impl Object {
                 }))
             }
         }
+    }
+}
+
+impl Object {
+    /// The error that an interface of this object broke a rule: `what` it did.
+    fn broken(&self, id: &str, what: &str) -> Error {
+        let kind = self.type_name();
+        Error::new(format!(
+            "\"{id}\" of this {kind} {what}; its library breaks the boundary's rules"
+        ))
     }
 }
 

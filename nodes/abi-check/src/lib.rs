@@ -1,6 +1,7 @@
-//! What a library hands out is looked at once, as a whole, before the host believes it.
+//! What a library hands out is looked at once, as a whole, before whoever receives it believes it: the host what its
+//! libraries give, a library what the interfaces of another one's objects give.
 //!
-//! A host cannot defend itself against a pointer into nowhere. It can against everything that can be
+//! A receiver cannot defend itself against a pointer into nowhere. It can against everything that can be
 //! seen: kinds out of range, NULL where something must be, structs that are too small, text that is not
 //! UTF-8, a list that contains itself, a tensor whose shape cannot be.
 
@@ -9,20 +10,27 @@ use std::collections::HashMap;
 use kosmograph_abi as abi;
 use kosmograph_abi::DLDataType;
 
-use super::tensor::bytes_of;
-
-/// Values nest a few levels (a CONDITIONING holds CONTROLs, which chain); past this somebody builds
-/// them to break the stack of whoever walks them.
-const DEEPEST: usize = 64;
+/// Values nest a few levels, and CONTROLs chain, each a level deeper; past this somebody builds them to break the stack of
+/// whoever walks them.
+pub const DEEPEST: usize = 512;
+/// The axes of a tensor; nobody has more than five.
+const MOST_AXES: i32 = 64;
 
 /// How a value breaks node.h, as the end of a sentence that begins with "the value".
-#[derive(Debug, thiserror::Error)]
-#[error("{what}")]
+#[derive(Debug)]
 pub struct Malformed {
     what: String,
     /// Whether the reference can still be given back: the header itself is sound.
-    pub(super) releasable: bool,
+    pub releasable: bool,
 }
+
+impl std::fmt::Display for Malformed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.what)
+    }
+}
+
+impl std::error::Error for Malformed {}
 
 impl Malformed {
     fn new(what: impl Into<String>) -> Self {
@@ -68,7 +76,7 @@ struct RawObject {
 ///
 /// # Safety
 /// `text.ptr` is NULL or points at `text.len` readable bytes, unchanged for `'a`.
-pub(crate) unsafe fn bytes<'a>(text: abi::Str) -> Result<&'a [u8], &'static str> {
+pub unsafe fn bytes<'a>(text: abi::Str) -> Result<&'a [u8], &'static str> {
     if text.len > isize::MAX as usize {
         return Err("is longer than memory");
     }
@@ -89,16 +97,16 @@ unsafe fn text<'a>(text: abi::Str, what: &str) -> Result<&'a str, Malformed> {
     })
 }
 
-/// Which counted things were looked at, and how many levels deep each is; `None` while that is going
-/// on. Shared parts are looked at once, or a list that holds its child twice, sixty times over, would
+/// Which counted things were looked at, as what, and how many levels deep each is; `None` while that is
+/// going on. Shared parts are looked at once, or a list that holds its child twice, sixty times over, would
 /// take forever.
-type Seen = HashMap<*const abi::Counted, Option<usize>>;
+type Seen = HashMap<*const abi::Counted, (abi::Kind, Option<usize>)>;
 
 /// Checks `raw` and everything that can be reached through it.
 ///
 /// # Safety
 /// Pointers that are not NULL and aligned lead to readable memory that stays unchanged meanwhile.
-pub(super) unsafe fn check(raw: &abi::Value) -> Result<(), Malformed> {
+pub unsafe fn check(raw: &abi::Value) -> Result<(), Malformed> {
     // SAFETY: the caller's promise.
     unsafe { check_within(raw, &mut Seen::new(), 0) }.map(drop)
 }
@@ -140,16 +148,21 @@ unsafe fn check_within(
         return Err(Malformed::unreleasable(format!("is {what} at an address not aligned to 8")));
     }
     match seen.get(&counted) {
-        Some(&Some(levels)) if depth + levels <= DEEPEST => return Ok(levels),
-        Some(Some(_)) => return Err(too_deep()),
-        Some(None) => return Err(Malformed::new(format!("is {what} that contains itself"))),
+        Some(&(kind, _)) if kind != raw.kind => {
+            let first = abi::kind_name(kind);
+            let message = format!("is {what} at the address of {first}");
+            return Err(Malformed::unreleasable(message));
+        }
+        Some(&(_, Some(levels))) if depth + levels <= DEEPEST => return Ok(levels),
+        Some((_, Some(_))) => return Err(too_deep()),
+        Some((_, None)) => return Err(Malformed::new(format!("is {what} that contains itself"))),
         None if depth == DEEPEST => return Err(too_deep()),
         None => (),
     }
-    seen.insert(counted, None);
+    seen.insert(counted, (raw.kind, None));
     // SAFETY: not NULL and aligned; the caller promises that such memory is readable.
     let levels = 1 + unsafe { check_counted(raw, what, counted, seen, depth) }?;
-    seen.insert(counted, Some(levels));
+    seen.insert(counted, (raw.kind, Some(levels)));
     Ok(levels)
 }
 
@@ -281,7 +294,7 @@ unsafe fn check_tensor(tensor: &RawTensor) -> Result<(), Malformed> {
     }
     // SAFETY: version 1.
     let dl = unsafe { &(*tensor.dl).dl_tensor };
-    if !(0..=DEEPEST as i32).contains(&dl.ndim) {
+    if !(0..=MOST_AXES).contains(&dl.ndim) {
         return fault(format!("of {} axes", dl.ndim));
     }
     if dl.ndim > 0 && (dl.shape.is_null() || !dl.shape.is_aligned()) {
@@ -320,4 +333,105 @@ unsafe fn check_tensor(tensor: &RawTensor) -> Result<(), Malformed> {
         }
     }
     Ok(())
+}
+
+/// The bytes of a compact tensor, if that is a number that can be.
+fn bytes_of(shape: &[i64], dtype: DLDataType) -> Option<usize> {
+    let count =
+        shape.iter().try_fold(1usize, |count, &n| count.checked_mul(usize::try_from(n).ok()?))?;
+    let bytes_each = usize::from(dtype.bits).div_ceil(8) * usize::from(dtype.lanes);
+    // Less what an allocation is aligned to.
+    count.checked_mul(bytes_each).filter(|&bytes| bytes <= isize::MAX as usize - 64)
+}
+
+/// The type of `kg_interface.call`.
+pub type InterfaceFn = unsafe extern "C" fn(
+    *mut abi::Object,
+    *const abi::Context,
+    *const abi::Value,
+    usize,
+    *mut abi::Value,
+    usize,
+) -> abi::Status;
+
+/// [`abi::Interface`] with a function pointer that may be NULL, as memory from outside may have it.
+#[repr(C)]
+struct RawInterface {
+    size: u32,
+    reserved: u32,
+    call: Option<InterfaceFn>,
+}
+
+/// The function of an interface; `None` for NULL, the end of a sentence for what breaks node.h.
+///
+/// # Safety
+/// `interface` is NULL or what node.h says an interface is.
+pub unsafe fn interface(interface: *const abi::Interface) -> Option<Result<InterfaceFn, String>> {
+    if interface.is_null() {
+        return None;
+    }
+    if !interface.is_aligned() {
+        return Some(Err("is at an address not aligned to 8".to_owned()));
+    }
+    // SAFETY: the size stands first, and says whether the rest is there.
+    let size = unsafe { (*interface).size } as usize;
+    if size < size_of::<RawInterface>() {
+        return Some(Err(format!("has {size} bytes, not {}", size_of::<RawInterface>())));
+    }
+    // SAFETY: `size` covers it.
+    let call = unsafe { (*interface.cast::<RawInterface>()).call };
+    Some(call.ok_or_else(|| "has no function call".to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    unsafe extern "C" fn count(_: *mut abi::Counted) {}
+
+    fn base<T>() -> abi::Counted {
+        abi::Counted { size: size_of::<T>() as u32, reserved: 0, retain: count, release: count }
+    }
+
+    fn value(kind: abi::Kind, counted: *mut abi::Counted) -> abi::Value {
+        abi::Value { kind, reserved: 0, payload: abi::Payload { counted } }
+    }
+
+    fn list(items: &[abi::Value]) -> abi::List {
+        abi::List { base: base::<abi::List>(), items: items.as_ptr(), count: items.len() }
+    }
+
+    #[test]
+    fn one_address_is_one_thing() {
+        let mut string =
+            abi::KgString { base: base::<abi::KgString>(), text: abi::Str::new("a text") };
+        let string = (&raw mut string).cast();
+        let items = [value(abi::STRING, string), value(abi::TENSOR, string)];
+        let mut twice = list(&items);
+        // SAFETY: all of it is there.
+        let told = unsafe { check(&value(abi::LIST, (&raw mut twice).cast())) }.unwrap_err();
+        assert_eq!(
+            told.to_string(),
+            "is a list whose item 1 is a tensor at the address of a string"
+        );
+        let mut same = list(&[items[0], items[0]]);
+        // SAFETY: as above.
+        assert!(unsafe { check(&value(abi::LIST, (&raw mut same).cast())) }.is_ok());
+    }
+
+    #[test]
+    fn a_long_chain_is_a_value_and_an_endless_one_is_none() {
+        let nested = |levels: usize| {
+            let mut inner = abi::Value::NONE;
+            for _ in 0..levels {
+                let items = Box::leak(Box::new([inner]));
+                inner =
+                    value(abi::LIST, std::ptr::from_mut(Box::leak(Box::new(list(items)))).cast());
+            }
+            // SAFETY: all of it is there for ever.
+            unsafe { check(&inner) }.map_err(|told| told.to_string())
+        };
+        assert_eq!(nested(DEEPEST), Ok(()));
+        assert!(nested(DEEPEST + 1).unwrap_err().ends_with("nested more than 512 levels deep"));
+    }
 }
