@@ -273,14 +273,14 @@ fn nesting_has_an_end_and_sharing_costs_nothing() {
     });
     // SAFETY: a value of the host.
     assert!(unsafe { Value::borrow(shared.as_raw()) }.is_ok());
-    let deep = (0..10).fold(shared, |inner, _| Value::list(vec![inner]));
-    assert!(fault(deep.as_raw()).contains("nested more than 64 levels"));
+    let deep = (0..500).fold(shared, |inner, _| Value::list(vec![inner]));
+    assert!(fault(deep.as_raw()).contains("nested more than 512 levels"));
     // As deep, but with every level within reach of the first, shallowest ones first.
     let mut levels = vec![Value::list(vec![])];
-    for i in 0..100 {
+    for i in 0..600 {
         levels.push(Value::list(vec![levels[i].clone()]));
     }
-    assert!(fault(Value::list(levels).as_raw()).contains("nested more than 64 levels"));
+    assert!(fault(Value::list(levels).as_raw()).contains("nested more than 512 levels"));
 }
 
 #[test]

@@ -414,7 +414,8 @@ mod tests {
             told.to_string(),
             "is a list whose item 1 is a tensor at the address of a string"
         );
-        let mut same = list(&[items[0], items[0]]);
+        let items = [items[0], items[0]];
+        let mut same = list(&items);
         // SAFETY: as above.
         assert!(unsafe { check(&value(abi::LIST, (&raw mut same).cast())) }.is_ok());
     }

@@ -2,10 +2,15 @@
 
 use std::io::Write;
 
+use node::interrupt;
 use png::{BitDepth, ColorType, DeflateCompression, Encoder, EncodingError, Filter};
 
 /// Text beside the pixels: (keyword, text), each a `tEXt` chunk. Keywords are 1 to 79 bytes of Latin-1.
 pub type Texts<'a> = &'a [(&'a str, &'a str)];
+
+/// A picture above this is packed in portions: as a whole it takes seconds, and as much memory again.
+const LARGE: usize = 1 << 26;
+const PORTION: usize = 1 << 22;
 
 /// Writes one picture of 8-bit levels [height, width, channels] with 1 (grey), 3 (RGB) or 4 (RGBA) channels.
 ///
@@ -40,7 +45,16 @@ pub fn write_png(
         encoder.add_text_chunk((*keyword).to_owned(), ascii_json(text))?;
     }
     let mut writer = encoder.write_header()?;
-    writer.write_image_data(levels)?;
+    if levels.len() <= LARGE {
+        writer.write_image_data(levels)?;
+        return writer.finish();
+    }
+    let mut stream = writer.stream_writer()?;
+    for levels in levels.chunks(PORTION) {
+        interrupt::check().map_err(std::io::Error::other)?;
+        stream.write_all(levels)?;
+    }
+    stream.finish()?;
     writer.finish()
 }
 

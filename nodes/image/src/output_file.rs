@@ -1,9 +1,12 @@
 //! Where saved pictures go: ComfyUI's file names, and files that are either whole or not there.
 //!
-//! A picture is called `{prefix}_{counter:05}_.png`. It is written under a temporary name in its folder and then given its own name by a
-//! call that never replaces a file; where another process was faster, the next counter is taken.
+//! A picture is called `{prefix}_{counter:05}_.png`. It is written under a temporary name in its folder, brought to the disk, and then
+//! given its own name by a call that never replaces a file; where another process was faster, the next counter is taken.
+//!
+//! A temporary file is locked for as long as it is written. One that nobody holds a lock on was left by a run that was killed, and goes
+//! when the next one begins to save into its folder.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::{Component, Path, PathBuf};
 
@@ -111,6 +114,7 @@ impl Series {
         let folder = parts.iter().fold(root.to_owned(), |folder, part| folder.join(part));
         let failed = |cause| OutputError::Folder { folder: folder.clone(), cause };
         fs::create_dir_all(&folder).map_err(failed)?;
+        remove_left_behind(&folder).map_err(failed)?;
         let names: Vec<String> = if name.contains(BATCH_NUMBER) {
             (0..batch).map(|i| batch_name(&name, i)).collect()
         } else {
@@ -136,21 +140,22 @@ impl Series {
     ) -> Result<String, OutputError> {
         let name = batch_name(&self.name, index);
         let failed = |cause: io::Error| OutputError::Folder { folder: self.folder.clone(), cause };
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".kosmograph-").suffix(".tmp");
-        // The default would keep the picture from everybody else; the user's umask still holds.
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let mut file = builder.tempfile_in(&self.folder).map_err(failed)?;
+        let mut file = temporary(&self.folder).map_err(failed)?;
         let mut buffer = BufWriter::new(file.as_file_mut());
         let written = write(&mut buffer).and_then(|()| Ok(buffer.flush()?));
         drop(buffer);
+        // A name that survives a crash of the machine must not lead to a file that did not.
+        let written = written.and_then(|()| Ok(file.as_file().sync_all()?));
         written.map_err(|cause| OutputError::Write { path: self.file(&name).1, cause })?;
         loop {
             let (file_name, path) = self.file(&name);
             self.counter += 1;
             match file.persist_noclobber(&path) {
-                Ok(_) => return Ok(file_name),
+                Ok(_) => {
+                    // The name, too. Not every file system can, and the picture is there.
+                    let _ = File::open(&self.folder).and_then(|folder| folder.sync_all());
+                    return Ok(file_name);
+                }
                 Err(taken) if taken.error.kind() == ErrorKind::AlreadyExists => file = taken.file,
                 Err(error) => {
                     return Err(OutputError::Write { path, cause: error.error.into() });
@@ -164,6 +169,47 @@ impl Series {
         let path = self.folder.join(&file_name);
         (file_name, path)
     }
+}
+
+const TEMPORARY: (&str, &str) = (".kosmograph-", ".tmp");
+
+/// A locked file under a temporary name.
+fn temporary(folder: &Path) -> io::Result<tempfile::NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(TEMPORARY.0).suffix(TEMPORARY.1);
+    // The default would keep the picture from everybody else; the user's umask still holds.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    loop {
+        let file = builder.tempfile_in(folder)?;
+        // Where files cannot be locked, none is ever taken for one that was left behind.
+        let _ = file.as_file().lock();
+        // Between its making and its locking another run may have taken it for one.
+        if file.path().exists() {
+            return Ok(file);
+        }
+    }
+}
+
+/// Removes the temporary files of runs that were killed.
+fn remove_left_behind(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let is_temporary = name
+            .to_str()
+            .is_some_and(|name| name.starts_with(TEMPORARY.0) && name.ends_with(TEMPORARY.1));
+        if !is_temporary || !entry.file_type().is_ok_and(|kind| kind.is_file()) {
+            continue;
+        }
+        // What cannot be opened, locked or removed is somebody else's.
+        if let Ok(file) = File::options().read(true).write(true).open(entry.path())
+            && file.try_lock().is_ok()
+        {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+    Ok(())
 }
 
 const BATCH_NUMBER: &str = "%batch_num%";
@@ -302,6 +348,25 @@ mod tests {
         contents.sort();
         contents.dedup();
         assert_eq!(contents.len(), 160);
+    }
+
+    #[test]
+    fn what_a_killed_run_left_is_removed_and_what_is_being_written_is_not() {
+        let root = tempfile::tempdir().unwrap();
+        let dead = root.path().join(".kosmograph-dead.tmp");
+        fs::write(&dead, "half a picture").unwrap();
+        fs::write(root.path().join(".kosmograph-notes.txt"), "").unwrap();
+        let alive = temporary(root.path()).unwrap();
+        Series::begin(root.path(), "a", 1).unwrap();
+        assert!(!dead.exists() && alive.path().exists());
+        assert_eq!(listing(root.path()).len(), 2);
+        // Written by another run meanwhile, and whole.
+        let mut series = Series::begin(root.path(), "b", 1).unwrap();
+        let saved = series.save(0, |file| {
+            Series::begin(root.path(), "c", 1).map_err(io::Error::other)?;
+            Ok(file.write_all(b"whole")?)
+        });
+        assert_eq!(fs::read(root.path().join(saved.unwrap())).unwrap(), b"whole");
     }
 
     #[test]

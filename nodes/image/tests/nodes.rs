@@ -21,8 +21,9 @@ struct Host {
     properties: Vec<(&'static str, String)>,
     failure: RefCell<Option<(String, String)>>,
     outputs: RefCell<Vec<Json>>,
-    /// Asks to stop at the first progress.
+    /// Asks to stop when it is asked, and from this step on.
     stops: bool,
+    stops_at: u64,
 }
 
 /// # Safety
@@ -39,9 +40,10 @@ unsafe fn text(text: abi::Str) -> String {
 
 unsafe extern "C" fn log(_: *const abi::Context, _: abi::LogLevel, _: abi::Str) {}
 
-unsafe extern "C" fn progress(context: *const abi::Context, _: u64, _: u64) -> i32 {
+unsafe extern "C" fn progress(context: *const abi::Context, step: u64, _: u64) -> i32 {
     // SAFETY: made by `Host::new`.
-    i32::from(unsafe { host(context) }.stops)
+    let host = unsafe { host(context) };
+    i32::from(host.stops || step >= host.stops_at)
 }
 
 unsafe extern "C" fn fail(context: *const abi::Context, input: abi::Str, sentence: abi::Str) {
@@ -121,7 +123,7 @@ impl Host {
             ("prompt", r#"{"1": {"text": "Käse 🧀"}}"#.to_owned()),
         ];
         let (failure, outputs) = (RefCell::new(None), RefCell::new(Vec::new()));
-        Host { context, properties, failure, outputs, stops: false }
+        Host { context, properties, failure, outputs, stops: false, stops_at: u64::MAX }
     }
 
     fn run(
@@ -206,9 +208,11 @@ fn a_saved_picture_is_loaded_again() {
     let image = picture([2, 5, 7, 3]);
     let passed = host.run("SaveImage", vec![image.clone(), string("a/b%width%")], 1).unwrap();
     assert_eq!(values(&passed[0]), values(&image), "the pictures are passed on");
-    let saved = &host.outputs.borrow()[0]["images"];
-    assert_eq!(saved[1]["filename"], "b7_00002_.png");
-    assert_eq!((&saved[1]["subfolder"], &saved[1]["type"]), (&"a".into(), &"output".into()));
+    let outputs = host.outputs.borrow();
+    assert_eq!(outputs.len(), 2, "each picture is told by itself");
+    let saved = &outputs[1]["images"][0];
+    assert_eq!(saved["filename"], "b7_00002_.png");
+    assert_eq!((&saved["subfolder"], &saved["type"]), (&"a".into(), &"output".into()));
 
     let file = folder.path().join("a/b7_00002_.png");
     let loaded = host.run("LoadImage", vec![string(file.to_str().unwrap())], 2).unwrap();
@@ -249,6 +253,84 @@ fn nothing_is_saved_outside_or_after_a_stop() {
     let stopped = host.run("SaveImage", vec![picture([1, 4, 4, 3]), string("a")], 1);
     assert!(matches!(stopped, Err(Failure::Cancelled)));
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn what_was_saved_before_a_stop_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut host = Host::new(folder.path());
+    host.stops_at = 2;
+    let stopped = host.run("SaveImage", vec![picture([4, 4, 4, 3]), string("a")], 1);
+    assert!(matches!(stopped, Err(Failure::Cancelled)));
+    let outputs = host.outputs.borrow();
+    let names: Vec<&str> =
+        outputs.iter().map(|output| output["images"][0]["filename"].as_str().unwrap()).collect();
+    assert_eq!(names, ["a_00001_.png", "a_00002_.png"]);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+}
+
+unsafe extern "C" fn keep(_: *mut abi::Counted) {}
+
+unsafe extern "C" fn no_dlpack(_: *mut abi::Tensor) -> *mut abi::DLManagedTensorVersioned {
+    std::ptr::null_mut()
+}
+
+/// Pictures of that shape that are one number seen everywhere: they take no memory, and a copy of them any.
+fn giant(shape: [i64; 4]) -> Value {
+    let dl = Box::leak(Box::new(abi::DLManagedTensorVersioned {
+        version: abi::DLPackVersion::CURRENT,
+        manager_ctx: std::ptr::null_mut(),
+        deleter: None,
+        flags: abi::DLPACK_FLAG_BITMASK_READ_ONLY,
+        dl_tensor: abi::DLTensor {
+            data: std::ptr::from_mut(Box::leak(Box::new(0.5f32))).cast(),
+            device: abi::DLDevice::CPU,
+            ndim: 4,
+            dtype: abi::DLDataType::F32,
+            shape: Box::leak(Box::new(shape)).as_mut_ptr(),
+            strides: Box::leak(Box::new([0i64; 4])).as_mut_ptr(),
+            byte_offset: 0,
+        },
+    }));
+    let size = size_of::<abi::Tensor>() as u32;
+    let base = abi::Counted { size, reserved: 0, retain: keep, release: keep };
+    let tensor =
+        Box::into_raw(Box::new(abi::Tensor { base, dl: &raw const *dl, to_dlpack: no_dlpack }));
+    let payload = abi::Payload { tensor };
+    // SAFETY: a tensor as node.h wants it, alive for ever.
+    unsafe { Value::from_raw(abi::Value { kind: abi::TENSOR, reserved: 0, payload }) }
+}
+
+#[test]
+fn what_memory_does_not_hold_is_refused_with_the_sum() {
+    let folder = tempfile::tempdir().unwrap();
+    let host = Host::new(folder.path());
+    let told = |class: &str, inputs: Vec<Value>, outputs: usize| match host
+        .run(class, inputs, outputs)
+        .unwrap_err()
+    {
+        Failure::Failed { sentence, .. } => sentence,
+        Failure::Cancelled => panic!("it was not asked to stop"),
+    };
+    let numbers = |numbers: &[i64]| numbers.iter().map(|n| Value::from(*n)).collect::<Vec<_>>();
+    let sentence = told("EmptyImage", numbers(&[16384, 16384, 4096, 0]), 1);
+    assert!(
+        sentence.starts_with("the pictures would take 13.2 TB (4096 x 16384 x 16384 x 3 numbers"),
+        "{sentence}"
+    );
+    // A chain of ImageBatch that doubles ends here, and all that copy what is seen and is not there.
+    let giant = || giant([1 << 20, 16384, 16384, 3]);
+    let method = || string("bilinear");
+    for (class, inputs, outputs) in [
+        ("ImageBatch", vec![giant(), giant()], 1),
+        ("ImageInvert", vec![giant()], 1),
+        ("ImageScaleBy", vec![giant(), method(), 1.0.into()], 1),
+        ("ImageScale", vec![giant(), method(), 64i64.into(), 64i64.into(), string("center")], 1),
+        ("SaveImage", vec![giant(), string("a")], 1),
+    ] {
+        let sentence = told(class, inputs, outputs);
+        assert!(sentence.contains(" would take 3.38 PB ("), "{class}: {sentence}");
+    }
 }
 
 #[test]

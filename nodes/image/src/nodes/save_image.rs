@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use node::memory::ask;
 use node::{Context, Error, Image, Inputs, Node, Result, json, outputs};
 
 use super::pictures;
@@ -42,7 +43,7 @@ pub(super) struct Destination {
     pub compression: u8,
 }
 
-/// Saves each picture and tells the host of all of them.
+/// Saves each picture and tells the host of it: what comes after it may fail, and it is there.
 pub(super) fn save_pictures(
     cx: &Context,
     images: &Image,
@@ -74,15 +75,16 @@ pub(super) fn save_pictures(
         OutputError::Outside { .. } => Error::at("filename_prefix", error),
         other => other.into(),
     })?;
-    let mut saved = Vec::new();
     for (picture, index) in values.chunks(shape.picture()).zip(cx.steps(shape.batch)) {
-        let (index, levels) = (index?, to_levels(picture));
+        let index = index?;
+        ask("the levels of a picture", &[picture.len()], 1)?;
+        let levels = to_levels(picture);
         let filename = series.save(index, |file| {
             write_png(file, &levels, (shape.width, shape.channels), to.compression, &texts)
         })?;
         let subfolder = series.subfolder();
-        saved.push(json!({"filename": filename, "subfolder": subfolder, "type": to.kind}));
+        let image = json!({"filename": filename, "subfolder": subfolder, "type": to.kind});
+        cx.output(&json!({"images": [image]}));
     }
-    cx.output(&json!({"images": saved}));
     Ok(())
 }
