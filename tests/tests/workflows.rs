@@ -202,9 +202,6 @@ fn marks_and_pictures_must_be_equally_many() {
 #[cfg(unix)]
 #[test]
 fn a_mark_in_a_negative_prompt_is_text() {
-    if !bundled("sd") || !bundled("kosmos") {
-        return;
-    }
     let drawn = |negative: &str| {
         let out = tempfile::tempdir().expect("a folder");
         let run = run("subject.json", out.path()).args(["--set", "Sampler.steps=2"]);

@@ -39,6 +39,9 @@ struct Place<'a> {
     around: &'a [PathBuf],
     /// Whether it is known that what lies here is of the kind.
     is_own: bool,
+    /// Whether single files are offered here. Beside folders of kinds a folder of another name has what
+    /// is of no kind, and only a model in a folder shows what it is.
+    has_files: bool,
 }
 
 impl Walk<'_> {
@@ -46,17 +49,17 @@ impl Walk<'_> {
     pub fn all(&self, base: &Path, names: &mut Vec<String>, left: &mut usize) {
         let around = [real(base)];
         let is_own = !self.of_any_kind;
-        self.folder(
-            &Place { path: base, prefix: "", depth: 0, around: &around, is_own },
-            names,
-            left,
-        );
+        let (prefix, depth, around) = ("", 0, &around[..]);
+        let place = Place { path: base, prefix, depth, around, is_own, has_files: true };
+        self.folder(&place, names, left);
     }
 
     fn folder(&self, place: &Place, names: &mut Vec<String>, left: &mut usize) {
         let Ok(entries) = fs::read_dir(place.path) else { return };
         let is_model = place.depth > 0 && is_model_folder(place.path);
         let has_parts = place.depth > 0 && place.path.join("model_index.json").is_file();
+        let by_kinds = || KINDS.iter().any(|kind| place.path.join(kind).is_dir());
+        let below_has_files = place.has_files && (place.is_own || !by_kinds());
         for entry in entries.flatten() {
             let Some(fewer) = left.checked_sub(1) else { return };
             *left = fewer;
@@ -72,7 +75,8 @@ impl Walk<'_> {
                 let extension = path.extension().and_then(OsStr::to_str).unwrap_or_default();
                 let is_offered =
                     self.files.iter().any(|known| known.eq_ignore_ascii_case(extension));
-                if self.entry != Entry::Directory && !is_model && is_offered {
+                let may_be = self.entry != Entry::Directory && !is_model && place.has_files;
+                if may_be && is_offered {
                     names.push(full);
                 }
                 continue;
@@ -90,11 +94,10 @@ impl Walk<'_> {
                 let around: Vec<PathBuf> = place.around.iter().cloned().chain([real]).collect();
                 let prefix = format!("{full}/");
                 let (depth, around) = (place.depth + 1, &around[..]);
-                self.folder(
-                    &Place { path: &path, prefix: &prefix, depth, around, is_own },
-                    names,
-                    left,
-                );
+                let has_files = below_has_files || is_own;
+                let place =
+                    Place { path: &path, prefix: &prefix, depth, around, is_own, has_files };
+                self.folder(&place, names, left);
             }
         }
     }

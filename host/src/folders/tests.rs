@@ -153,13 +153,19 @@ fn a_mention_is_found_in_folders_below() {
 fn names_are_of_the_kind() {
     let place = place();
     let root = place.folder.path().join("models");
-    for path in
-        ["loras", "tiny/loras", "tiny/controlnet/canny", "tiny/sd/vae", "checkpoints/other/unet"]
-    {
+    for path in [
+        "loras",
+        "tiny/loras",
+        "tiny/controlnet/canny",
+        "tiny/sd/vae",
+        "tiny/evaluate",
+        "checkpoints/other/unet",
+    ] {
         fs::create_dir_all(root.join(path)).unwrap();
     }
     for path in [
         "loras/style.safetensors",
+        "tiny/evaluate/judge.safetensors",
         "tiny/loras/pencil.safetensors",
         "tiny/controlnet/canny/config.json",
         "tiny/sd/vae/config.json",
