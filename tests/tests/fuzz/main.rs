@@ -252,7 +252,7 @@ fn safetensors() {
         fs::write(&file, input).unwrap();
         match Weights::open(&file, &Device::Cpu) {
             Ok(weights) => {
-                let numbers = weights.sub("a").get(&[2, 3], "weight");
+                let numbers = weights.sub("a").get("weight", &[2, 3]);
                 format!("opened {:?}", numbers.err().map(|error| error.to_string()))
             }
             Err(error) => error.to_string(),
