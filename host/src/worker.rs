@@ -257,13 +257,11 @@ impl<'a> Loader<'a> {
             let what = "a library used what it was lent for a call after the call had ended";
             call.log(LogLevel::Warn, what);
         }
-        match harmful.is_empty() {
-            true => result,
-            false => {
-                let what = harmful.join(" and ");
-                Err(NodeFailure::broken(format!("its library {library} {what}")))
-            }
+        if !harmful.is_empty() {
+            let what = format!("it {}", harmful.join(" and "));
+            return Err(NodeFailure::broken(what).by(&library));
         }
+        result.map_err(|failure| failure.by(&library))
     }
 }
 

@@ -425,8 +425,8 @@ fn the_conformance_checks_find_what_is_careless() {
          things that the host allocated are never released",
         "NamesAnother: a missing input is refused: called with image = nothing is an error that \
          names \"picture\"",
-        "Crashes: a missing input is refused: the process ended with a segmentation fault (signal \
-         11) while it was called with image = nothing",
+        "Crashes: a missing input is refused: the process ended with SIGSEGV \
+         (segmentation fault) while it was called with image = nothing",
     ];
     faults
         .into_iter()

@@ -60,6 +60,19 @@ impl NodeFailure {
         Self::failed(format!("{what}{BROKEN}"))
     }
 
+    /// Names the library in a sentence about a broken rule.
+    pub(crate) fn by(self, library: &str) -> Self {
+        match self {
+            Self::Failed { input, mut sentence } if sentence.ends_with(BROKEN) => {
+                sentence.truncate(sentence.len() - BROKEN.len());
+                let sentence =
+                    format!("{sentence}; its library {library} breaks the boundary's rules");
+                Self::Failed { input, sentence }
+            }
+            other => other,
+        }
+    }
+
     /// Whether the sentence is the host's, about a broken rule, and not the library's own.
     pub(crate) fn is_broken_rule(&self) -> bool {
         matches!(self, Self::Failed { sentence, .. } if sentence.ends_with(BROKEN))

@@ -101,7 +101,7 @@ impl<'a> Track<'a> {
             Event::Progress { node, .. } | Event::Output { node, .. } => self.is_at_work(node),
             Event::NodeDone { node, .. } => {
                 let believed = self.is_at_work(node);
-                if let (true, Some(at)) = (believed, self.current.take()) {
+                if believed && let Some(at) = self.current.take() {
                     self.told[at].done = true;
                 }
                 believed
@@ -110,7 +110,7 @@ impl<'a> Track<'a> {
                 let node = problem.node.as_ref();
                 let believed = problem.kind == Kind::NodeFailed
                     && node.is_some_and(|node| self.is_at_work(&node.id));
-                if let (true, Some(at)) = (believed, self.current.take()) {
+                if believed && let Some(at) = self.current.take() {
                     self.told[at].failed = true;
                     self.failures.push(problem.clone().into_owned());
                 }

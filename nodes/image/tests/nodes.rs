@@ -430,13 +430,21 @@ fn masks_and_hints_have_their_shapes() {
     for channels in [1, 3, 4] {
         let source = || picture([2, 40, 60, channels]);
         let wide = vec![2, 64, 96, 3];
-        assert_eq!(run("BinaryPreprocessor", vec![source(), 100i64.into(), 64i64.into()]).0, wide);
-        assert_eq!(run("ScribblePreprocessor", vec![source(), 64i64.into()]).0, wide);
+        let shorter = || string("shorter side");
         assert_eq!(
-            run("Scribble_XDoG_Preprocessor", vec![source(), 32i64.into(), 64i64.into()]).0,
+            run("BinaryPreprocessor", vec![source(), 100i64.into(), 64i64.into(), shorter()]).0,
             wide
         );
-        let edges = vec![source(), 100i64.into(), 200i64.into(), 64i64.into()];
+        assert_eq!(run("ScribblePreprocessor", vec![source(), 64i64.into(), shorter()]).0, wide);
+        assert_eq!(
+            run(
+                "Scribble_XDoG_Preprocessor",
+                vec![source(), 32i64.into(), 64i64.into(), shorter()]
+            )
+            .0,
+            wide
+        );
+        let edges = vec![source(), 100i64.into(), 200i64.into(), 64i64.into(), shorter()];
         assert_eq!(run("CannyEdgePreprocessor", edges).0, wide);
         let tile = vec![source(), 3i64.into(), 512i64.into()];
         assert_eq!(run("TilePreprocessor", tile).0, [2, 64, 64, 3]);
