@@ -117,8 +117,11 @@ pub struct Executor<R> {
     memory: Memory,
 }
 
-/// One value for each output of a node.
-type Results = Arc<[Value]>;
+/// For each output of a node its value, or nothing where no run that is known will use it.
+type Results = Arc<[Option<Value>]>;
+
+/// Of a result, by output: whether it will be used.
+type Wanted = Vec<bool>;
 
 /// The values of a step that are still to be used, by output.
 type Live = Vec<Option<Value>>;
@@ -171,13 +174,27 @@ impl<R: Runner> Executor<R> {
         let mut states = self.needed(plan, setting.earlier, &mut uses);
         let wanted = match setting.keep {
             Keep::For(next) => common(plan, next),
-            _ => HashSet::new(),
+            _ => HashMap::new(),
         };
         // What neither this run nor the next one needs is let go before anything is computed.
         if !matches!(setting.keep, Keep::Everything) {
-            let needed = steps.iter().zip(&states).filter(|(_, state)| **state == State::Needed);
-            let needed: HashSet<Key> = needed.map(|(step, _)| step.key).collect();
-            self.results.retain(|key, _| needed.contains(key) || wanted.contains(key));
+            let mut needed: HashMap<Key, Wanted> = HashMap::new();
+            for ((step, state), uses) in steps.iter().zip(&states).zip(&uses) {
+                if *state == State::Needed {
+                    let uses: Wanted = uses.iter().map(|&uses| uses > 0).collect();
+                    join(needed.entry(step.key).or_default(), &uses);
+                }
+            }
+            for (key, wanted) in &wanted {
+                join(needed.entry(*key).or_default(), wanted);
+            }
+            self.results.retain(|key, results| match needed.get(key) {
+                Some(needed) => {
+                    *results = part(results, needed);
+                    true
+                }
+                None => false,
+            });
         }
         let mut live: Vec<Live> = vec![Live::new(); steps.len()];
         let mut outcome = Outcome::default();
@@ -199,18 +216,26 @@ impl<R: Runner> Executor<R> {
                 setting.listener.event(&Event::Cached(Cow::Borrowed(&step.name)));
                 continue;
             }
-            let keeps = match setting.keep {
-                Keep::Nothing => false,
-                Keep::For(_) => wanted.contains(&step.key),
-                Keep::Everything => true,
+            // What is kept of its results.
+            let kept = |results: &[Option<Value>]| -> Option<Results> {
+                match setting.keep {
+                    Keep::Nothing => None,
+                    // What lacks a value that the next run wants is made anew there, all of it.
+                    Keep::For(_) => {
+                        let wanted = wanted.get(&step.key)?;
+                        has_all(results, wanted).then(|| part(results, wanted))
+                    }
+                    Keep::Everything => Some(results.into()),
+                }
             };
-            if let Some(results) = self.results.get(&step.key) {
+            if let Some(results) = self.there(step, &uses[position]).cloned() {
                 outcome.cached += 1;
                 setting.listener.event(&Event::Cached(Cow::Borrowed(&step.name)));
-                live[position] = used(results, &uses[position]);
-                if !keeps {
-                    self.results.remove(&step.key);
-                }
+                live[position] = used(&results, &uses[position]);
+                match kept(&results) {
+                    Some(part) => self.results.insert(step.key, part),
+                    None => self.results.remove(&step.key),
+                };
                 continue;
             }
             if let Some(failed) = links(step).find_map(|(from, _)| states[from].cause()) {
@@ -227,10 +252,12 @@ impl<R: Runner> Executor<R> {
                 };
                 match self.step(step, &live, setting, &unchanged) {
                     Ok(results) => {
+                        let results: Vec<Option<Value>> = results.into_iter().map(Some).collect();
                         live[position] = used(&results, &uses[position]);
-                        if keeps {
-                            self.results.insert(step.key, results.into());
-                        }
+                        match kept(&results) {
+                            Some(part) => self.results.insert(step.key, part),
+                            None => self.results.remove(&step.key),
+                        };
                         outcome.executed += 1;
                     }
                     Err(Stop::Cancelled) => {
@@ -260,6 +287,13 @@ impl<R: Runner> Executor<R> {
         outcome
     }
 
+    /// The results of `step`, where all that is used of them is there.
+    fn there(&self, step: &Step, uses: &[usize]) -> Option<&Results> {
+        let results = self.results.get(&step.key)?;
+        let is_there = |(value, &uses): (&Option<Value>, &usize)| uses == 0 || value.is_some();
+        results.iter().zip(uses).all(is_there).then_some(results)
+    }
+
     /// Which steps have to be there for the outputs, and how often each of their results will be read.
     fn needed(&self, plan: &Plan, earlier: &Earlier, uses: &mut [Vec<usize>]) -> Vec<State> {
         let steps = plan.steps();
@@ -282,7 +316,8 @@ impl<R: Runner> Executor<R> {
             }
         }
         for (position, step) in steps.iter().enumerate().rev() {
-            if states[position] == State::Needed && !self.results.contains_key(&step.key) {
+            // Whoever uses it stands behind it, and was counted.
+            if states[position] == State::Needed && self.there(step, &uses[position]).is_none() {
                 for (from, slot) in links(step) {
                     states[from] = State::Needed;
                     uses[from][slot] += 1;
@@ -326,7 +361,7 @@ impl<R: Runner> Executor<R> {
         setting.listener.event(&Event::NodeStarted(Cow::Borrowed(&step.name)));
         let hooks = Hooks { name: &step.name, inputs: &step.inputs, setting };
         if let Some(budget) = self.budget {
-            let kept = self.results.values().flat_map(|results| results.iter());
+            let kept = self.results.values().flat_map(|results| results.iter().flatten());
             let live = live.iter().flatten().flatten().chain(kept);
             if let Some(warning) = self.memory.make_room(budget, &inputs, live, &hooks) {
                 hooks.log(LogLevel::Warn, &warning);
@@ -385,24 +420,48 @@ fn links(step: &Step) -> impl Iterator<Item = (usize, usize)> {
 }
 
 /// Those of the results that will be used.
-fn used(results: &[Value], uses: &[usize]) -> Live {
-    let one = |(value, &uses): (&Value, &usize)| (uses > 0).then(|| value.clone());
+fn used(results: &[Option<Value>], uses: &[usize]) -> Live {
+    let one = |(value, &uses): (&Option<Value>, &usize)| value.clone().filter(|_| uses > 0);
     results.iter().zip(uses).map(one).collect()
 }
 
-/// The results of `plan` that `next` would begin with: what it needs before anything new.
-fn common(plan: &Plan, next: &Plan) -> HashSet<Key> {
+/// Those of the results that are wanted, each in its place.
+fn part(results: &[Option<Value>], wanted: &[bool]) -> Results {
+    let is_wanted = |output: usize| wanted.get(output).is_some_and(|wanted| *wanted);
+    let one =
+        |(output, value): (usize, &Option<Value>)| value.clone().filter(|_| is_wanted(output));
+    results.iter().enumerate().map(one).collect()
+}
+
+fn has_all(results: &[Option<Value>], wanted: &[bool]) -> bool {
+    results.iter().zip(wanted).all(|(value, wanted)| !wanted || value.is_some())
+}
+
+/// Adds what `more` wants.
+fn join(wanted: &mut Wanted, more: &[bool]) {
+    wanted.resize(wanted.len().max(more.len()), false);
+    wanted.iter_mut().zip(more).for_each(|(wanted, more)| *wanted |= more);
+}
+
+/// The results of `plan` that `next` would begin with, and what of them it uses: what it needs before
+/// anything new.
+fn common(plan: &Plan, next: &Plan) -> HashMap<Key, Wanted> {
     let there: HashSet<Key> = plan.steps().iter().map(|step| step.key).collect();
     let mut needed = vec![false; next.steps().len()];
     for position in next.outputs() {
         needed[position] = true;
     }
-    let mut wanted = HashSet::new();
+    let mut uses: Vec<Wanted> =
+        next.steps().iter().map(|step| vec![false; step.descriptor.outputs.len()]).collect();
+    let mut wanted: HashMap<Key, Wanted> = HashMap::new();
     for (position, step) in next.steps().iter().enumerate().rev() {
         if needed[position] && there.contains(&step.key) {
-            wanted.insert(step.key);
+            join(wanted.entry(step.key).or_default(), &uses[position]);
         } else if needed[position] {
-            links(step).for_each(|(from, _)| needed[from] = true);
+            for (from, slot) in links(step) {
+                needed[from] = true;
+                uses[from][slot] = true;
+            }
         }
     }
     wanted

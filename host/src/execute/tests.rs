@@ -310,21 +310,26 @@ fn each_output_is_dropped_after_its_own_last_use() {
     let input = |name: &str| json!({"name": name, "type": name});
     let library = json!({"name": "test", "version": "1", "nodes": [
         {"class": "Load", "outputs": [output("MODEL"), output("CLIP"), output("VAE")]},
-        {"class": "Text", "inputs": [input("CLIP")], "outputs": [output("CONDITIONING")]},
-        {"class": "Sample", "inputs": [input("MODEL"), input("CONDITIONING")],
+        {"class": "Text", "inputs": [input("CLIP"), {"name": "text", "type": "STRING"}], "outputs": [output("CONDITIONING")]},
+        {"class": "Sample", "inputs": [input("MODEL"), input("CONDITIONING"),
+             {"name": "seed", "type": "INT", "default": 0}],
          "outputs": [output("LATENT")]},
         {"class": "Decode", "inputs": [input("VAE"), input("LATENT")], "outputs": [output("IMAGE")]},
         {"class": "Save", "inputs": [input("IMAGE")], "outputs": [output("X")], "output_node": true}]});
     let mut catalogue = Catalogue::default();
     catalogue.add(Path::new("test"), &library).unwrap();
-    let graph = json!({
-        "1": {"class_type": "Load"},
-        "2": {"class_type": "Text", "inputs": {"CLIP": ["1", 1]}},
-        "3": {"class_type": "Sample", "inputs": {"MODEL": ["1", 0], "CONDITIONING": ["2", 0]}},
-        "4": {"class_type": "Decode", "inputs": {"VAE": ["1", 2], "LATENT": ["3", 0]}},
-        "5": {"class_type": "Save", "inputs": {"IMAGE": ["4", 0]}}});
-    let graph = Graph::parse(&graph.to_string()).unwrap();
-    let plan = Plan::new(&graph, &catalogue, &Folders::default(), "cpu").unwrap();
+    let plan = |text: &str, seed: i64| {
+        let graph = json!({
+            "1": {"class_type": "Load"},
+            "2": {"class_type": "Text", "inputs": {"CLIP": ["1", 1], "text": text}},
+            "3": {"class_type": "Sample",
+                "inputs": {"MODEL": ["1", 0], "CONDITIONING": ["2", 0], "seed": seed}},
+            "4": {"class_type": "Decode", "inputs": {"VAE": ["1", 2], "LATENT": ["3", 0]}},
+            "5": {"class_type": "Save", "inputs": {"IMAGE": ["4", 0]}}});
+        let graph = Graph::parse(&graph.to_string()).unwrap();
+        Plan::new(&graph, &catalogue, &Folders::default(), "cpu").unwrap()
+    };
+    let (first, second, third) = (plan("a cat", 1), plan("a cat", 2), plan("a dog", 2));
     let alive = |keep: Keep| {
         let (watch, heard, properties) =
             (Watch::default(), Heard::default(), Properties::default());
@@ -335,12 +340,43 @@ fn each_output_is_dropped_after_its_own_last_use() {
             keep,
             earlier: &Earlier::NONE,
         };
-        let outcome = Executor::new(&watch).run(&plan, setting);
-        assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
+        let mut executor = Executor::new(&watch);
+        let mut plans = vec![(&first, keep)];
+        if let Keep::For(next) = keep {
+            plans.extend([(next, Keep::For(&third)), (&third, Keep::Nothing)]);
+        }
+        for (plan, keep) in plans {
+            let outcome = executor.run(plan, Setting { keep, ..setting });
+            assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
+        }
         watch.alive.into_inner().unwrap()
     };
     assert_eq!(alive(Keep::Nothing), [vec![], vec![0, 1, 2], vec![0, 2], vec![2], vec![]]);
     assert_eq!(alive(Keep::Everything)[4], [0, 1, 2]);
+    // In a sweep over seeds CLIP goes when its conditioning is there. Where another text comes, the file is opened
+    // again (3, 4 and 5), and nothing of the first time stays.
+    let (model, clip, vae) = (0, 1, 2);
+    let again = |at: usize| at + 3;
+    assert_eq!(
+        alive(Keep::For(&second)),
+        [
+            vec![],
+            vec![model, clip, vae],
+            vec![model, vae],
+            vec![model, vae],
+            vec![model, vae],
+            // The second seed: sampled, decoded, saved. The next text wants CLIP too, so none of it is of use then.
+            vec![model, vae],
+            vec![vae],
+            vec![],
+            // The third: loaded, and as at first.
+            vec![],
+            vec![again(model), again(clip), again(vae)],
+            vec![again(model), again(vae)],
+            vec![again(vae)],
+            vec![],
+        ]
+    );
 }
 
 proptest! {
