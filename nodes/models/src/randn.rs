@@ -5,6 +5,8 @@
 //! anew. Fewer than 16 values are drawn one by one in f64, and the second of each pair is kept for the
 //! next draw.
 
+use kosmograph_interrupt as interrupt;
+
 /// A generator in the state that `torch.Generator("cpu").manual_seed(seed)` has.
 #[derive(Clone)]
 pub struct Generator {
@@ -62,13 +64,22 @@ impl Generator {
         (word & ((1 << 53) - 1)) as f64 / (1u64 << 53) as f64
     }
 
-    /// The next `count` values of the standard normal distribution, as one call of `torch.randn`.
+    /// The next `count` values of the standard normal distribution, as one call of `torch.randn`. Where the work is to
+    /// stop meanwhile, the rest is 0: whoever works with it hears of that when he asks.
     pub fn randn(&mut self, count: usize) -> Vec<f32> {
         if count < 16 {
             return (0..count).map(|_| self.normal_f64() as f32).collect();
         }
-        let mut values: Vec<f32> = (0..count).map(|_| self.uniform_f32()).collect();
-        values.chunks_exact_mut(16).for_each(box_muller_16);
+        // A multiple of 16; below a hundredth of a second.
+        const PORTION: usize = 1 << 20;
+        let mut values = vec![0f32; count];
+        for values in values.chunks_mut(PORTION) {
+            if interrupt::check().is_err() {
+                break;
+            }
+            values.iter_mut().for_each(|value| *value = self.uniform_f32());
+            values.chunks_exact_mut(16).for_each(box_muller_16);
+        }
         if !count.is_multiple_of(16) {
             let tail = &mut values[count - 16..];
             tail.iter_mut().for_each(|value| *value = self.uniform_f32());

@@ -148,9 +148,9 @@ pub(crate) unsafe fn guard(
     };
     let result = interrupt::during(&stop, || catch_unwind(AssertUnwindSafe(|| body(&context))));
     match result {
+        // Whatever became of the wish to stop on its way here: what was made after it may be half of it.
+        Ok(_) if stopped.get() => abi::CANCELLED,
         Ok(Ok(())) => abi::OK,
-        // Whatever became of the wish to stop on its way here.
-        Ok(Err(_)) if stopped.get() => abi::CANCELLED,
         Ok(Err(error)) => context.report(&error),
         Err(payload) => {
             let what = said(&*payload);

@@ -29,10 +29,10 @@ impl Tensor {
     /// # Errors
     /// When `data` does not hold as many values as `shape` says.
     pub fn from_f32(shape: &[usize], data: Vec<f32>) -> Result<Self> {
-        let wanted: usize = shape.iter().product();
-        if wanted != data.len() {
+        let wanted = shape.iter().try_fold(1usize, |count, side| count.checked_mul(*side));
+        if wanted != Some(data.len()) {
             return Err(Error::new(format!(
-                "a tensor of shape {shape:?} holds {wanted} values, but {} were given",
+                "a tensor of shape {shape:?} cannot be made of {} values",
                 data.len()
             )));
         }

@@ -97,6 +97,28 @@ impl Node for Words {
     }
 }
 
+/// Works where no context reaches.
+#[derive(Inputs)]
+#[node(memory = [4, size, size])]
+struct Deep {
+    #[widget(default = 1, min = 1, max = 9)]
+    size: i64,
+}
+
+impl Node for Deep {
+    outputs![mask: Mask];
+
+    fn run(self, _cx: &Context) -> Result<Mask> {
+        if self.size == 9 {
+            let kernel = std::thread::spawn(|| panic!("the kernel said this\n   0: a_frame\n"));
+            std::panic::resume_unwind(kernel.join().unwrap_err());
+        }
+        // An error that passed through others' hands.
+        node::interrupt::check().map_err(|stop| Error::new(format!("in the middle: {stop}")))?;
+        Ok(Mask(Tensor::from_f32(&[1, 1, 1], vec![1.0])?))
+    }
+}
+
 /// Converts files whose names end in .old, to nothing.
 struct Renamer;
 
@@ -115,7 +137,11 @@ impl Convert for Renamer {
     }
 }
 
-node::library![AddNode, MakeDoubler, Words; convert: Renamer];
+fn prepare() -> Option<String> {
+    Some("there is one thread".to_owned())
+}
+
+node::library![AddNode, MakeDoubler, Words, Deep; prepare: prepare; convert: Renamer];
 
 /// A host of the barest kind.
 #[repr(C)]
@@ -124,6 +150,7 @@ struct Host {
     cancel_at: u64,
     failure: RefCell<Option<(String, String)>>,
     progress: RefCell<Vec<(u64, u64)>>,
+    logged: RefCell<Vec<String>>,
 }
 
 impl Host {
@@ -141,7 +168,13 @@ impl Host {
             new_map,
             new_tensor,
         };
-        Self { context, cancel_at, failure: None.into(), progress: Vec::new().into() }
+        Self {
+            context,
+            cancel_at,
+            failure: None.into(),
+            progress: Vec::new().into(),
+            logged: Vec::new().into(),
+        }
     }
 
     fn run(&self, node: u32, inputs: &[Value], n_outputs: usize) -> (abi::Status, Vec<Value>) {
@@ -174,7 +207,11 @@ unsafe fn host<'a>(context: *const abi::Context) -> &'a Host {
     // SAFETY: the caller's promise; Host is repr(C).
     unsafe { &*context.cast::<Host>() }
 }
-unsafe extern "C" fn host_log(_: *const abi::Context, _: abi::LogLevel, _: abi::Str) {}
+unsafe extern "C" fn host_log(context: *const abi::Context, _: abi::LogLevel, text: abi::Str) {
+    // SAFETY: every context of this test begins a Host; borrowed text.
+    let (host, text) = unsafe { (host(context), text.as_bytes()) };
+    host.logged.borrow_mut().push(String::from_utf8_lossy(text).into_owned());
+}
 unsafe extern "C" fn host_progress(context: *const abi::Context, step: u64, steps: u64) -> i32 {
     // SAFETY: every context of this test begins a Host.
     let host = unsafe { host(context) };
@@ -258,6 +295,8 @@ fn the_descriptor_says_what_the_struct_says() {
     assert_eq!(add["inputs"][4]["type"], "COMBO");
     assert_eq!(add["inputs"][6], json!({"name": "extra_2", "type": "IMAGE", "optional": true}));
     assert_eq!(add["outputs"][1], json!({"name": "mask", "type": "MASK"}));
+    assert_eq!(json["nodes"][3]["memory"], json!([4.0, "size", "size"]));
+    assert_eq!(add.get("memory"), None);
     let text = &json["nodes"][2]["inputs"][0];
     assert_eq!((&text["multiline"], &text["mentions"]), (&json!(true), &json!("embeddings")));
 }
@@ -288,6 +327,37 @@ fn a_wish_to_stop_ends_the_node() {
     assert_eq!(status, abi::CANCELLED);
     assert!(outputs[0].is_none());
     assert_eq!(host.progress.borrow().len(), 2);
+}
+
+#[test]
+fn work_that_has_no_context_stops_too() {
+    assert_eq!(Host::new(u64::MAX).run(3, &[2i64.into()], 1).0, abi::OK);
+    let host = Host::new(0);
+    assert_eq!(host.run(3, &[2i64.into()], 1).0, abi::CANCELLED);
+    assert!(host.failure.borrow().is_none());
+    assert_eq!(*host.progress.borrow(), [(0, 0)], "asked, and nothing to show");
+}
+
+#[test]
+fn what_another_thread_said_is_the_nodes_error_without_its_backtrace() {
+    let host = Host::new(u64::MAX);
+    assert_eq!(host.run(3, &[9i64.into()], 1).0, abi::ERROR);
+    let (_, what) = host.failure();
+    assert!(what.contains("library.rs:") && what.contains(": the kernel said this"), "{what}");
+    assert!(!what.contains("a_frame"), "{what}");
+}
+
+#[test]
+fn a_library_is_prepared_once() {
+    let told: Vec<String> = (0..3)
+        .flat_map(|_| {
+            let host = Host::new(u64::MAX);
+            host.run(3, &[2i64.into()], 1);
+            host.logged.into_inner()
+        })
+        .collect();
+    // Another test may have been the first to call.
+    assert!(told.len() <= 1 && told.iter().all(|told| told == "there is one thread"), "{told:?}");
 }
 
 #[test]

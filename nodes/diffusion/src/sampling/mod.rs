@@ -307,6 +307,7 @@ impl Sampling {
     fn levels(&self, schedule: &Schedule, sampler: &str, scheduler: &str) -> Result<Vec<f64>> {
         let total = self.total_steps()?;
         let levels = sigmas::for_sampler(sampler, scheduler, schedule, total);
+        interrupt::check()?;
         let mut levels = levels.filter(|levels| !levels.is_empty()).ok_or_else(|| {
             Error::at("scheduler", format!("there is no scheduler \"{scheduler}\""))
         })?;
