@@ -194,7 +194,8 @@ impl<'a> TensorView<'a> {
         bytes_of(self.shape(), self.0.dtype).unwrap_or(0)
     }
 
-    /// The bytes of each element in row-major order; `None` when they are not in the host's memory.
+    /// The bytes of each element in row-major order; `None` when they are not in the host's memory, or there is none
+    /// for a copy: with strides of 0 a few bytes are a tensor of any size.
     pub fn to_bytes(&self) -> Option<Vec<u8>> {
         if self.0.device.device_type != abi::kDLCPU {
             return None;
@@ -202,7 +203,8 @@ impl<'a> TensorView<'a> {
         let (shape, strides) = (self.shape(), self.strides());
         let bytes_each = usize::from(self.0.dtype.bits).div_ceil(8);
         let count = self.bytes() / bytes_each.max(1);
-        let mut bytes = Vec::with_capacity(self.bytes());
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(self.bytes()).ok()?;
         let mut index = vec![0i64; shape.len()];
         // wrapping: an offset that lies outside is the allocator's lie and not computed into a panic.
         let base = self.0.data.cast::<u8>().wrapping_add(self.0.byte_offset as usize);
@@ -222,12 +224,15 @@ impl<'a> TensorView<'a> {
         Some(bytes)
     }
 
-    /// The values in row-major order; `None` when they are not f32 or not in the host's memory.
+    /// The values in row-major order; `None` when they are not f32, and as for [`Self::to_bytes`].
     pub fn to_f32(&self) -> Option<Vec<f32>> {
         if self.0.dtype != DLDataType::F32 {
             return None;
         }
         let bytes = self.to_bytes()?;
-        Some(bytes.chunks_exact(4).map(|b| f32::from_ne_bytes([b[0], b[1], b[2], b[3]])).collect())
+        let mut values = Vec::new();
+        values.try_reserve_exact(bytes.len() / 4).ok()?;
+        values.extend(bytes.chunks_exact(4).map(|b| f32::from_ne_bytes([b[0], b[1], b[2], b[3]])));
+        Some(values)
     }
 }

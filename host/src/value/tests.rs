@@ -302,6 +302,21 @@ fn strides_are_followed() {
 }
 
 #[test]
+fn a_value_that_is_repeated_beyond_memory_is_not_copied() {
+    let mut memory = Hostile::new(40, (true, true, true));
+    memory.dims = [1 << 40, 1 << 16, 0, 0, 0, 0];
+    let dl = &mut memory.managed.dl_tensor;
+    (dl.ndim, dl.data) = (2, memory.pixels.as_mut_ptr().cast());
+    (dl.shape, dl.strides) = (memory.dims.as_mut_ptr(), memory.strides.as_mut_ptr());
+    memory.words = [(&raw const memory.managed).addr(), memory.function(), 0];
+    // SAFETY: the test's own memory, and every stride is 0.
+    let value = unsafe { Value::borrow(&memory.value(abi::TENSOR)) }.unwrap();
+    let tensor = value.as_tensor().unwrap();
+    assert_eq!(tensor.bytes(), 1 << 58);
+    assert_eq!((tensor.to_bytes(), tensor.to_f32()), (None, None));
+}
+
+#[test]
 fn dlpack_holds_a_reference_of_its_own() {
     let value = Value::tensor_f32(&[2], &[1.0, 2.0]).unwrap();
     let managed = value.to_dlpack().unwrap();
