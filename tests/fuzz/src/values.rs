@@ -61,11 +61,13 @@ struct Counted {
 /// Owns what the values point to.
 #[derive(Default)]
 struct Memory {
+    #[expect(clippy::vec_box, reason = "addresses stay when the list grows")]
     counted: Vec<Box<Counted>>,
     bytes: Vec<Box<[u8]>>,
     values: Vec<Box<[abi::Value]>>,
     texts: Vec<Box<[abi::Str]>>,
     numbers: Vec<Box<[i64]>>,
+    #[expect(clippy::vec_box, reason = "addresses stay when the list grows")]
     tensors: Vec<Box<abi::DLManagedTensorVersioned>>,
     /// Whether every tensor's memory reaches as far as it says.
     honest: bool,
@@ -96,7 +98,7 @@ impl Memory {
     fn value(&mut self, input: &mut Input, depth: usize) -> abi::Value {
         let kind = u32::from(input.byte() % 10);
         let kind = if kind == 9 && !input.rarely() { abi::TENSOR } else { kind };
-        if kind < abi::STRING || kind > abi::OBJECT {
+        if !(abi::STRING..=abi::OBJECT).contains(&kind) {
             let payload = abi::Payload {
                 integer: if kind == abi::BOOL {
                     i64::from(input.byte() % 3)
@@ -200,7 +202,7 @@ impl Memory {
             },
         };
         // As much memory on both sides as the strides reach, where that is little.
-        let has_strides = input.byte() % 2 == 0;
+        let has_strides = input.byte().is_multiple_of(2);
         let steps = |i: usize| {
             if has_strides {
                 strides[i]
