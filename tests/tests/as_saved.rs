@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use kosmograph_tests::{Finished, Run};
+use kosmograph_tests::Run;
 use serde_json::{Value, json};
 
 /// A folder with a picture `in/a.png`.
@@ -44,17 +44,12 @@ fn saved(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-fn events(finished: &Finished) -> Vec<Value> {
-    let lines = finished.stdout.lines();
-    lines.map(|line| serde_json::from_str(line).expect("a line of JSON")).collect()
-}
-
 #[test]
 fn a_bad_output_costs_itself() {
     let folder = folder();
     let finished = command("run", folder.path(), &partly_bad()).arg("--json").expect_code(3);
     assert_eq!(saved(folder.path()), [folder.path().join("out/a_00001_.png")]);
-    let events = events(&finished);
+    let events = finished.json_lines();
     let of = |kind: &str| {
         let of = events.iter().filter(|event| event["event"] == kind);
         of.cloned().collect::<Vec<_>>()
@@ -78,7 +73,7 @@ fn a_bad_output_costs_itself() {
 fn check_says_what_would_be_left_out() {
     let folder = folder();
     let finished = command("check", folder.path(), &partly_bad()).arg("--json").expect_code(3);
-    let found: Value = serde_json::from_str(&finished.stdout).expect("one object");
+    let found = finished.json();
     assert_eq!(found["valid"], false);
     assert_eq!(found["left_out"].as_array().map(Vec::len), Some(3));
     command("check", folder.path(), &partly_bad())

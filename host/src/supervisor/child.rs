@@ -171,15 +171,47 @@ fn read_lines(stdout: impl Read, lines: &SyncSender<Vec<u8>>) {
     }
 }
 
+/// What Rust's runtime says before it aborts. The supervisor says it in its own sentence ([`ending`]).
+const LAST_LINES: [&str; 3] = ["memory allocation of ", "fatal runtime error: ", "thread "];
+
 fn pass_on(mut stderr: impl Read, to: &dyn Fn(&[u8]), kept: &Mutex<VecDeque<u8>>) {
-    let mut buffer = [0; 4096];
+    let (mut buffer, mut line) = ([0; 4096], Vec::new());
     while let Ok(length @ 1..) = stderr.read(&mut buffer) {
-        to(&buffer[..length]);
         let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.extend(&buffer[..length]);
         let more = kept.len().saturating_sub(LAST_WORDS);
         kept.drain(..more);
+        drop(kept);
+        for piece in buffer[..length].split_inclusive(|&byte| byte == b'\n') {
+            line.extend_from_slice(piece);
+            // Half a line is shown at once, unless it may become one of those.
+            if line.ends_with(b"\n") || !may_be_last(&line) {
+                if !is_last(&line) {
+                    to(&line);
+                }
+                line.clear();
+            }
+        }
     }
+    if !is_last(&line) {
+        to(&line);
+    }
+}
+
+fn may_be_last(line: &[u8]) -> bool {
+    let begins = |marker: &str| {
+        let marker = marker.as_bytes();
+        line.starts_with(marker) || marker.starts_with(line)
+    };
+    LAST_LINES.into_iter().any(begins)
+}
+
+fn is_last(line: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(line);
+    let text = text.trim_end();
+    (text.starts_with(LAST_LINES[0]) && text.ends_with(" bytes failed"))
+        || text.starts_with(LAST_LINES[1])
+        || (text.starts_with(LAST_LINES[2]) && text.ends_with(" has overflowed its stack"))
 }
 
 fn shown(line: &[u8]) -> String {
@@ -231,6 +263,29 @@ mod tests {
         let killed = ending(status("kill -KILL $$"), "");
         assert!(killed.ends_with("because memory ran out"), "{killed}");
         assert!(ending(status(&format!("exit {PIPE_LOST}")), "").contains("descriptors"));
+    }
+
+    #[test]
+    fn the_runtimes_last_lines_are_kept_and_not_shown() {
+        let said = "one\nmemory allocation of 5 bytes failed\nthread 'main' (7) has overflowed its \
+                    stack\nthread safe\nfatal runtime error: stack overflow, aborting\nhalf";
+        let shown = Mutex::new(Vec::new());
+        let kept = Mutex::default();
+        // In pieces, as a pipe gives them.
+        struct Slowly<'a>(&'a [u8]);
+        impl Read for Slowly<'_> {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                let length = self.0.len().min(3);
+                buffer[..length].copy_from_slice(&self.0[..length]);
+                self.0 = &self.0[length..];
+                Ok(length)
+            }
+        }
+        let to = |bytes: &[u8]| shown.lock().unwrap().extend_from_slice(bytes);
+        pass_on(Slowly(said.as_bytes()), &to, &kept);
+        let shown = String::from_utf8(shown.into_inner().unwrap()).unwrap();
+        assert_eq!(shown, "one\nthread safe\nhalf");
+        assert_eq!(kept.into_inner().unwrap().len(), said.len());
     }
 
     #[test]
