@@ -18,8 +18,8 @@ pub use call::{Call, LogLevel, NodeFailure, call_interface, offers};
 pub use load::PluginError;
 
 use crate::value::Value;
-pub(crate) use call::{BROKEN, kind_of_type, used_late};
 use call::{Expected, invoke};
+pub(crate) use call::{kind_of_type, used_late};
 
 /// The type of `kg_library.run`.
 type RunFn = unsafe extern "C" fn(

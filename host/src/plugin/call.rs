@@ -48,7 +48,8 @@ pub enum NodeFailure {
 }
 
 /// How every sentence ends that is the host's own, about a library that broke a rule.
-pub(crate) const BROKEN: &str = "; its library breaks the boundary's rules";
+/// What another library says of a third one ends otherwise: "its library breaks …".
+const BROKEN: &str = "; the node's library breaks the boundary's rules";
 
 impl NodeFailure {
     pub(crate) fn failed(sentence: impl Into<String>) -> Self {

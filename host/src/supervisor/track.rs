@@ -6,7 +6,6 @@ use crate::events::Event;
 use crate::execute::Outcome;
 use crate::folders::{self, Identify};
 use crate::plan::{Literal, Plan, Source};
-use crate::plugin::BROKEN;
 use crate::problem::{Kind, Problem};
 use crate::wire::{Earlier, Notice, Report};
 use crate::worker::file_name;
@@ -171,7 +170,7 @@ impl<'a> Track<'a> {
         let name = own.map_or("unknown".into(), file_name);
         let ran = std::mem::take(&mut self.ran);
         if let Some(by) = self.spoilt.take() {
-            let message = format!("its library {name} {by}{BROKEN}");
+            let message = format!("its library {name} {by}, which breaks the boundary's rules");
             return Ok(Problem::failure(step.name.clone(), None, message));
         }
         let mut message = match loading {
@@ -401,6 +400,6 @@ mod tests {
         track.believe(started("a"));
         track.believe(Report::Notice(Notice::Spoilt { by: "lowered a limit for good".into() }));
         let failure = track.blame("ended", &catalogue, Identify::SizeAndTime).unwrap();
-        assert!(failure.message.starts_with("its library liba.so lowered a limit for good;"));
+        assert!(failure.message.starts_with("its library liba.so lowered a limit for good,"));
     }
 }
