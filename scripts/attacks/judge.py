@@ -117,7 +117,7 @@ def judge_run(ended, out, codes=(0, 2, 3, 130), stack_may_overflow=False):
         wanted = "interrupted" if ended.code == 130 else "done"
         if ended.code in (0, 3, 130) and last.get("event") != wanted:
             findings.append(("no last event", f"exit code {ended.code}, and the last event is {str(last)[:200]}"))
-    if last.get("event") == "done" and ended.code != (3 if last.get("failed") else 0):
+    if last.get("event") == "done" and ended.code != (3 if last.get("failed") or last.get("left_out") else 0):
         findings.append(("untrue code", f"{ended.code} after {last}"))
     if ended.code in (2, 3) and "error" not in kinds and not ended.stderr.strip():
         findings.append(("nothing said", f"exit code {ended.code} without an error"))
