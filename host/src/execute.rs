@@ -5,7 +5,7 @@
 //! text encoder that came with a U-Net; what the next run of a sweep will need is kept instead. A node that fails takes what depends on it with it; other
 //! outputs are still made, and nothing that was written is lost.
 
-mod files;
+pub(crate) mod files;
 mod memory;
 
 pub use memory::Budget;

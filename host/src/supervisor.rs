@@ -12,7 +12,6 @@ pub use child::Stderr;
 use crate::catalogue::Catalogue;
 use crate::events::{Event, Listener};
 use crate::execute::{Keep, Outcome, Properties};
-use crate::folders::Identify;
 use crate::plan::Plan;
 use crate::problem::{Kind, Problem};
 use crate::wire::{Command, Convert, Notice, Provider, Report, Run};
@@ -47,8 +46,6 @@ pub struct Task<'a> {
     pub keep: Keep<'a>,
     /// How many bytes objects may hold, where that is bounded.
     pub budget: Option<u64>,
-    /// How the plan's files were recognised.
-    pub identify: Identify,
 }
 
 /// See the module. The worker stays from one run to the next, and with it what it keeps.
@@ -100,7 +97,7 @@ impl Supervisor {
                 Ok(End::Ended) => break true,
                 Ok(End::Lost(..)) if cancelled_soon(cancel) => break true,
                 Ok(End::Lost(status, last_words)) => {
-                    track.blame(&child::ending(status, &last_words), task.catalogue, task.identify)
+                    track.blame(&child::ending(status, &last_words), task.catalogue)
                 }
                 Err(error) => {
                     Err(format!("the process that runs nodes cannot be started: {error}"))

@@ -64,7 +64,6 @@ fn models_stay_loaded_from_one_job_to_the_next() {
             properties: &job.properties(&graph),
             keep: Keep::Everything,
             budget: None,
-            identify: job.folders.identify,
         };
         let heard = Heard::default();
         let outcome = supervisor.run(&task, &heard, &cancel);

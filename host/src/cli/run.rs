@@ -124,7 +124,6 @@ pub fn run(args: &args::Run, listener: &'static dyn Listener, screen: &MultiProg
             properties: &job.properties(&graph),
             keep,
             budget,
-            identify: job.folders.identify,
         };
         let outcome = runner.run(&task, listener, cancel);
         executed += outcome.executed;

@@ -18,7 +18,7 @@ const MOST: usize = 1000;
 
 /// The model files of a plan, as they were when the run began.
 #[derive(Debug, Default)]
-pub(super) struct Files(HashMap<String, Vec<(PathBuf, State)>>);
+pub(crate) struct Files(HashMap<String, Vec<(PathBuf, State)>>);
 
 /// One state of one file.
 #[derive(Debug, PartialEq, Eq)]

@@ -4,8 +4,8 @@
 use crate::catalogue::Catalogue;
 use crate::events::Event;
 use crate::execute::Outcome;
-use crate::folders::{self, Identify};
-use crate::plan::{Literal, Plan, Source};
+use crate::execute::files::Files;
+use crate::plan::{Plan, Source};
 use crate::problem::{Kind, Problem};
 use crate::wire::{Earlier, Notice, Report};
 use crate::worker::file_name;
@@ -27,6 +27,8 @@ struct Told {
 pub(super) struct Track<'a> {
     plan: &'a Plan,
     positions: HashMap<&'a str, usize>,
+    /// The models, as they were when the run began.
+    files: Files,
     told: Vec<Told>,
     /// The step that is at work.
     current: Option<usize>,
@@ -48,6 +50,7 @@ impl<'a> Track<'a> {
         Self {
             plan,
             positions: positions.collect(),
+            files: Files::of(plan),
             told: vec![Told::default(); steps.len()],
             current: None,
             last: None,
@@ -152,12 +155,7 @@ impl<'a> Track<'a> {
     ///
     /// # Errors
     /// A sentence, where no node had begun.
-    pub fn blame(
-        &mut self,
-        ended: &str,
-        catalogue: &Catalogue,
-        identify: Identify,
-    ) -> Result<Problem, String> {
+    pub fn blame(&mut self, ended: &str, catalogue: &Catalogue) -> Result<Problem, String> {
         let loading = self.loading.take();
         let (at, after) = match (self.current.take(), self.last.take()) {
             (Some(at), _) => (at, ""),
@@ -177,10 +175,9 @@ impl<'a> Track<'a> {
             Some(_) => format!("while it was loaded, its library {name} {ended}"),
             None => format!("{after}its library {name} {ended}"),
         };
-        let changed = self.changed_files(at, identify);
-        if !changed.is_empty() {
-            // Whoever maps a file reads past its end, or reads another file's numbers.
-            message = format!("{} was changed while it was in use; {message}", changed.join(", "));
+        if let Some(path) = self.files.written_to(self.plan, at) {
+            // Whoever maps a file that shrinks reads past its end.
+            message = format!("{} was written to while it was in use; {message}", path.display());
         }
         // Whoever writes over memory may be long gone when somebody stumbles over it.
         let beside = own.and_then(Path::parent);
@@ -191,32 +188,6 @@ impl<'a> Track<'a> {
             message.push_str(&format!("; {others} had run in the same process before"));
         }
         Ok(Problem::failure(step.name.clone(), None, message))
-    }
-
-    /// The files that the step at `at`, or one before it on the way, reads and that are others by now.
-    fn changed_files(&self, at: usize, identify: Identify) -> Vec<String> {
-        let steps = self.plan.steps();
-        let mut open = vec![at];
-        let mut seen = vec![false; steps.len()];
-        let mut changed = Vec::new();
-        while let Some(at) = open.pop() {
-            if std::mem::replace(&mut seen[at], true) {
-                continue;
-            }
-            for source in &steps[at].inputs {
-                match source {
-                    Source::Link { step, .. } => open.push(*step),
-                    Source::Literal(Literal::Path { path, identity }) => {
-                        let now = folders::identity(Path::new(path), identify);
-                        if now.as_ref().ok() != Some(identity) && !changed.contains(path) {
-                            changed.push(path.clone());
-                        }
-                    }
-                    _ => (),
-                }
-            }
-        }
-        changed
     }
 
     /// Counts a failure that [`Self::blame`] gave, and that was told.
@@ -356,12 +327,12 @@ mod tests {
         let plan = plan(&catalogue);
         let position = |id: &str| plan.steps().iter().position(|step| step.name.id == id).unwrap();
         let mut track = Track::new(&plan);
-        let nobody = track.blame("ended", &catalogue, Identify::SizeAndTime);
+        let nobody = track.blame("ended", &catalogue);
         assert_eq!(nobody.unwrap_err(), "the process that runs nodes ended");
         for report in [started("a"), done("a"), started("save"), done("save"), started("bad")] {
             assert!(track.believe(report).is_some());
         }
-        let failure = track.blame("ended with 7", &catalogue, Identify::SizeAndTime).unwrap();
+        let failure = track.blame("ended with 7", &catalogue).unwrap();
         assert_eq!(failure.message, "its library liba.so ended with 7");
         track.failed(failure);
         let wanted = Earlier { made: vec![position("save")], failed: vec![position("bad")] };
@@ -391,15 +362,15 @@ mod tests {
         let mut track = Track::new(&plan);
         track.believe(started("a"));
         track.believe(done("a"));
-        let failure = track.blame("ended", &catalogue, Identify::SizeAndTime).unwrap();
+        let failure = track.blame("ended", &catalogue).unwrap();
         assert_eq!(failure.message, "after it had run, its library liba.so ended");
         track.believe(started("a"));
         track.believe(Report::Notice(Notice::Loading { library: "/p/liba.so".into() }));
-        let failure = track.blame("ended", &catalogue, Identify::SizeAndTime).unwrap();
+        let failure = track.blame("ended", &catalogue).unwrap();
         assert_eq!(failure.message, "while it was loaded, its library liba.so ended");
         track.believe(started("a"));
         track.believe(Report::Notice(Notice::Spoilt { by: "lowered a limit for good".into() }));
-        let failure = track.blame("ended", &catalogue, Identify::SizeAndTime).unwrap();
+        let failure = track.blame("ended", &catalogue).unwrap();
         assert!(failure.message.starts_with("its library liba.so lowered a limit for good,"));
     }
 }
