@@ -172,7 +172,12 @@ fn read_lines(stdout: impl Read, lines: &SyncSender<Vec<u8>>) {
 }
 
 /// What Rust's runtime says before it aborts. The supervisor says it in its own sentence ([`ending`]).
-const LAST_LINES: [&str; 3] = ["memory allocation of ", "fatal runtime error: ", "thread "];
+const LAST_LINES: [&str; 4] = [
+    "memory allocation of ",
+    "fatal runtime error: ",
+    "thread ",
+    "note: run with `RUST_BACKTRACE=1` environment variable to display a backtrace",
+];
 
 fn pass_on(mut stderr: impl Read, to: &dyn Fn(&[u8]), kept: &Mutex<VecDeque<u8>>) {
     let (mut buffer, mut line) = ([0; 4096], Vec::new());
@@ -211,6 +216,7 @@ fn is_last(line: &[u8]) -> bool {
     let text = text.trim_end();
     (text.starts_with(LAST_LINES[0]) && text.ends_with(" bytes failed"))
         || text.starts_with(LAST_LINES[1])
+        || text == LAST_LINES[3]
         || (text.starts_with(LAST_LINES[2]) && text.ends_with(" has overflowed its stack"))
 }
 
@@ -268,7 +274,8 @@ mod tests {
     #[test]
     fn the_runtimes_last_lines_are_kept_and_not_shown() {
         let said = "one\nmemory allocation of 5 bytes failed\nthread 'main' (7) has overflowed its \
-                    stack\nthread safe\nfatal runtime error: stack overflow, aborting\nhalf";
+                    stack\nthread safe\nfatal runtime error: stack overflow, aborting\nnote: run with \
+                    `RUST_BACKTRACE=1` environment variable to display a backtrace\nhalf";
         let shown = Mutex::new(Vec::new());
         let kept = Mutex::default();
         // In pieces, as a pipe gives them.

@@ -12,6 +12,9 @@ use crate::opencv_resize::{area, area_to, lanczos4, pyramid_up};
 use crate::shape::Shape;
 use crate::work::Undone;
 
+/// What a pixel of a hint takes on its way, of its three channels: numbers between, levels, a grey, levels of the hint, numbers again.
+const BYTES_A_PIXEL: usize = 3 * 4 + 3 + 1 + 3 + 3 * 4;
+
 /// Levels [height, width, 3].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Levels {
@@ -41,7 +44,7 @@ impl Levels {
         let factor = resolution as f64 / height.min(width) as f64;
         let times = |side: usize| ((side as f64 * factor).round_ties_even() as usize).max(1);
         let (to_height, to_width) = (times(height), times(width));
-        ask("the hint", &[to_height, to_width, 3], 1)?;
+        ask("the hint", &[to_height, to_width], BYTES_A_PIXEL)?;
         let pixels = if factor > 1.0 {
             let shape = Shape { batch: 1, height, width, channels: 3 };
             let values = from_levels(&self.pixels);
@@ -67,7 +70,7 @@ impl Levels {
         let times =
             |side: usize| ((side as f64 * factor / 64.0).round_ties_even() as usize).max(1) * 64;
         let (to_height, to_width) = (times(height), times(width));
-        ask("the hint", &[to_height, to_width, 3], 1)?;
+        ask("the hint", &[to_height, to_width], BYTES_A_PIXEL)?;
         let (from, to) = ((height, width, 3), (to_height, to_width));
         let pixels = match (height, width) == to {
             true => self.pixels.clone(),
