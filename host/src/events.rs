@@ -9,7 +9,7 @@ use crate::problem::{Kind, NodeName, Problem};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 use std::borrow::Cow;
-use std::path::Path;
+use std::path::{Component, Path};
 
 /// Receives events, from the executor's thread and, during a node's call, from any other.
 pub trait Listener: Sync {
@@ -135,6 +135,13 @@ pub fn files(output: &Json, output_directory: &Path, temp_directory: &Path) -> V
             _ => output_directory,
         };
         let subfolder = text(item, "subfolder").unwrap_or_default();
+        // A name that leads out of the folder is no file that a node made there.
+        let stays = |name: &str| {
+            Path::new(name).components().all(|part| matches!(part, Component::Normal(_)))
+        };
+        if !stays(&filename) || !stays(&subfolder) {
+            return None;
+        }
         Some(folder.join(subfolder).join(filename).display().to_string())
     };
     items.filter_map(path).collect()
@@ -194,7 +201,9 @@ mod tests {
     fn files_of_an_output() {
         let output = json!({"images": [
             {"filename": "a.png", "subfolder": "", "type": "output"},
-            {"filename": "b.png", "subfolder": "x", "type": "temp"}], "text": ["hello"], "n": 3});
+            {"filename": "b.png", "subfolder": "x", "type": "temp"},
+            {"filename": "passwd", "subfolder": "../etc", "type": "output"},
+            {"filename": "/etc/passwd", "subfolder": "", "type": "output"}], "text": ["hello"], "n": 3});
         let found = files(&output, Path::new("/out"), Path::new("/temp"));
         assert_eq!(found, ["/out/a.png", "/temp/x/b.png"]);
     }

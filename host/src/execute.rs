@@ -24,7 +24,7 @@ use std::any::Any;
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -537,7 +537,8 @@ impl Call for Hooks<'_> {
 
     fn output(&self, json: serde_json::Value) {
         let Properties { output_directory, temp_directory, .. } = self.setting.properties;
-        let files = files(&json, output_directory, temp_directory);
+        let mut files = files(&json, output_directory, temp_directory);
+        files.retain(|file| Path::new(file).is_file());
         let node = self.name.id.as_str().into();
         self.setting.listener.event(&Event::Output { node, output: Cow::Owned(json), files });
     }

@@ -4,8 +4,11 @@ use super::Setup;
 use crate::process;
 use crate::wire::{Command, Report};
 use crate::worker::PIPE_LOST;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use std::collections::VecDeque;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::process::CommandExt;
 use std::process::{self as std_process, ChildStdin, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -50,6 +53,8 @@ impl Child {
             command.arg("--memory-limit").arg(bytes.to_string());
         }
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // A group of its own: whatever a library forks ends with the worker.
+        command.process_group(0);
         let mut process = command.spawn()?;
         let (sender, lines) = sync_channel(WAITING);
         if let Some(stdout) = process.stdout.take() {
@@ -111,6 +116,7 @@ impl Child {
                 self.process.wait()?
             }
         };
+        self.end_group();
         self.wait_for_printing();
         let last_words = self.last_words.lock().unwrap_or_else(PoisonError::into_inner);
         let bytes: Vec<u8> = last_words.iter().copied().collect();
@@ -130,6 +136,14 @@ impl Child {
         }
     }
 
+    /// Ends what is left of the worker's group: processes that a library forked.
+    fn end_group(&self) {
+        if let Ok(group) = i32::try_from(self.process.id()) {
+            // There may be nobody left.
+            let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
+        }
+    }
+
     /// Until all it printed was passed on; what it forked may print for ever.
     fn wait_for_printing(&mut self) {
         if let Some(printing) = self.printing.take() {
@@ -146,6 +160,7 @@ impl Drop for Child {
             let _ = self.process.kill();
             let _ = self.process.wait();
         }
+        self.end_group();
         self.wait_for_printing();
     }
 }

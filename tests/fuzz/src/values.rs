@@ -211,7 +211,9 @@ impl Memory {
             }
         };
         let reach = (0..axes).try_fold(0i64, |reach, i| {
-            reach.checked_add((shape[i] - 1).max(0).checked_mul(steps(i).checked_abs()?)?)
+            reach.checked_add(
+                shape[i].saturating_sub(1).max(0).checked_mul(steps(i).checked_abs()?)?,
+            )
         });
         let reach = reach.filter(|reach| *reach < 4096);
         self.honest &= reach.is_some();
