@@ -145,6 +145,8 @@ pub struct LibraryEntry {
     pub classes: usize,
     /// Tells its descriptor from every other.
     pub digest: [u8; 16],
+    /// Whether it has "check/1".
+    pub checks: bool,
 }
 
 /// A class and who provides it: node number `node` of library number `library`.
@@ -196,7 +198,8 @@ impl Catalogue {
             self.classes.push(Class { library: number, node: node_number, provider, descriptor });
         }
         let (path, digest) = (path.to_owned(), digest(descriptor));
-        self.libraries.push(LibraryEntry { name, version, path, classes, digest });
+        let checks = descriptor.get("checks") == Some(&Value::Bool(true));
+        self.libraries.push(LibraryEntry { name, version, path, classes, digest, checks });
         Ok(number)
     }
 

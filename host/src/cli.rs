@@ -64,7 +64,7 @@ pub fn main(arguments: Arguments) -> Exit {
     };
     let exit = match arguments.command {
         Command::Run(args) => run::run(&args, listener, &screen),
-        Command::Check(check) => run::check(&check.workflow, listener),
+        Command::Check(check) => run::check(&check.workflow, listener, &screen),
         Command::Nodes(nodes) => list::nodes(&nodes, listener),
         Command::Plugins(plugins) => list::plugins(&plugins, listener),
         Command::Convert(args) => convert::convert(&args, listener, &screen),

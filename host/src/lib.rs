@@ -6,6 +6,7 @@
 pub mod args;
 pub mod catalogue;
 pub mod changes;
+pub mod checks;
 pub mod cli;
 pub mod conformance;
 pub mod editor;

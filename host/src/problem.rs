@@ -40,6 +40,8 @@ pub enum Kind {
     TooMuchMemory,
     /// A warning: the class has no input of that name.
     UnknownInput,
+    /// A warning of a library: what was put together does not go together.
+    Unfit,
 }
 
 /// The node a problem is about.

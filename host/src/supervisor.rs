@@ -14,17 +14,21 @@ use crate::events::{Event, Listener};
 use crate::execute::{Keep, Outcome, Properties};
 use crate::plan::Plan;
 use crate::problem::{Kind, Problem};
-use crate::wire::{Command, Convert, Notice, Provider, Report, Run};
+use crate::wire::{Check, Command, Convert, Notice, Provider, Report, Run};
 use child::{Child, Heard};
 use std::borrow::Cow;
 use std::path::PathBuf;
 use std::process::ExitStatus;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use track::Track;
 
 /// How long a worker that was asked to stop may take before it is ended.
 const GRACE: Duration = Duration::from_millis(1200);
+
+/// How long libraries may look at a plan. They read headers.
+const CHECKING: Duration = Duration::from_secs(10);
 
 /// How workers are started.
 #[derive(Clone)]
@@ -157,6 +161,59 @@ impl Supervisor {
         };
         listener.event(&Event::refused(Kind::Convert, sentence));
         false
+    }
+
+    /// What the libraries that check say of `plan`, as warnings; one that crashes or hangs over it is one.
+    pub fn check(&mut self, plan: &Plan, catalogue: &Catalogue) -> Vec<Problem> {
+        let entries = catalogue.libraries().iter().enumerate();
+        let takes_part = |number: usize| plan.steps().iter().any(|step| step.library == number);
+        let libraries: Vec<Provider> = entries
+            .filter(|(number, entry)| entry.checks && takes_part(*number))
+            .map(|(_, entry)| Provider::from(entry))
+            .collect();
+        if libraries.is_empty() {
+            return Vec::new();
+        }
+        let command = Command::Check(Box::new(Check { libraries, plan: plan.into() }));
+        let mut loading = None;
+        let mut warnings = Vec::new();
+        let late = Arc::new(AtomicBool::new(false));
+        let alarm = late.clone();
+        std::thread::spawn(move || {
+            std::thread::sleep(CHECKING);
+            alarm.store(true, Ordering::Relaxed);
+        });
+        let end = self.command(&command, &late, &mut |report| match report {
+            Report::Event(Event::Warning(problem)) => {
+                let mut steps = plan.steps().iter();
+                // About a step of the plan, or about a library as a whole.
+                let believed = match &problem.node {
+                    Some(node) => steps.any(|step| step.name == **node),
+                    None => true,
+                };
+                if believed && problem.kind == Kind::Unfit {
+                    warnings.push(problem.into_owned());
+                }
+            }
+            Report::Notice(Notice::Loading { library }) => loading = Some(library),
+            _ => (),
+        });
+        let who = || match &loading {
+            Some(library) => format!("the library {}", library.display()),
+            None => "the process that checks".to_owned(),
+        };
+        let sentence = match end {
+            Ok(End::Finished { interrupted: false }) => return warnings,
+            Ok(End::Finished { .. } | End::Ended) => {
+                format!("{} had not checked the plan after {} s", who(), CHECKING.as_secs())
+            }
+            Ok(End::Lost(status, last_words)) => {
+                format!("{} {}", who(), child::ending(status, &last_words))
+            }
+            Err(error) => format!("the process that checks cannot be started: {error}"),
+        };
+        warnings.push(Problem::new(Kind::Unfit, sentence));
+        warnings
     }
 
     /// Sends `command` and hears what comes until it is done, or until the worker is no more.

@@ -20,6 +20,7 @@ use std::sync::Arc;
 pub enum Command {
     Run(Box<Run>),
     Convert(Box<Convert>),
+    Check(Box<Check>),
     /// Stop what runs at the next step; the worker stays.
     Cancel,
 }
@@ -43,6 +44,14 @@ pub struct Convert {
     pub libraries: Vec<Provider>,
     /// What "convert/1" of node.h takes: the file, what to make, options as JSON.
     pub inputs: [String; 3],
+}
+
+/// A plan that libraries are asked about before it runs.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Check {
+    /// Those that are asked.
+    pub libraries: Vec<Provider>,
+    pub plan: BarePlan,
 }
 
 impl Convert {

@@ -8,11 +8,12 @@
 
 use crate::args;
 use crate::catalogue::digest;
+use crate::checks;
 use crate::events::{Event, Listener};
 use crate::execute::{Executor, Keep, Runner, Setting};
 use crate::plan::Plan;
 use crate::plugin::{Call, Library, LogLevel, NodeFailure, used_late};
-use crate::problem::{Kind, NodeName};
+use crate::problem::{Kind, NodeName, Problem};
 use crate::process::{self, Changes, State};
 use crate::value::Value;
 use crate::wire::{self, Command, Convert, Notice, Provider, Run};
@@ -58,6 +59,7 @@ pub fn main(args: &args::Worker) -> ! {
         let interrupted = match command {
             Command::Run(run) => run_plan(*run, &loader, &mut executor, &cancel),
             Command::Convert(convert) => run_conversion(&convert, &loader, &cancel),
+            Command::Check(check) => run_check(*check, &loader, &cancel),
             Command::Cancel => continue,
         };
         wire.send(&Notice::Finished { interrupted });
@@ -333,7 +335,37 @@ fn run_conversion(convert: &Convert, loader: &Loader, cancel: &AtomicBool) -> bo
     false
 }
 
-/// The host of a conversion.
+/// Asks libraries about a plan; what they say are warnings.
+fn run_check(check: wire::Check, loader: &Loader, cancel: &AtomicBool) -> bool {
+    let wire = loader.wire;
+    let Ok(plan) = Plan::try_from(check.plan) else { return false };
+    let inputs = [Value::string(&checks::told(&plan).to_string())];
+    let name = &NodeName { id: "check".into(), title: None, class: "check".into() };
+    let call = Conversion { wire, name, cancel };
+    for provider in &check.libraries {
+        let answer = loader.call(provider, &call, |library| {
+            library.call_extension("check/1", &call, &inputs, 1).transpose()
+        });
+        let problems = match &answer {
+            Ok(Some(values)) => {
+                let answer = values.first().and_then(Value::as_str).unwrap_or_default();
+                checks::heard(answer, &plan)
+            }
+            Ok(None) => Vec::new(),
+            Err(NodeFailure::Cancelled) => return true,
+            Err(NodeFailure::Failed { sentence, .. }) => {
+                let library = file_name(&provider.path);
+                vec![Problem::new(Kind::Unfit, format!("{library} could not check: {sentence}"))]
+            }
+        };
+        for problem in problems {
+            wire.event(&Event::Warning(Cow::Owned(problem)));
+        }
+    }
+    false
+}
+
+/// The host of a conversion, or of a check.
 struct Conversion<'a> {
     wire: &'a Wire,
     name: &'a NodeName,

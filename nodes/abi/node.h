@@ -322,7 +322,15 @@ typedef struct kg_library {
    *          is yet; options STRING, a JSON object: "tokenizer", a folder's absolute path
    *     out  STRING, a JSON object: "kind" (what it made), "output" (its path), "tensors" (how
    *          many), "notes" (a list of sentences); or NONE when `input` is of no kind that the
-   *          library converts. `output` appears when it is whole, or not at all. */
+   *          library converts. `output` appears when it is whole, or not at all.
+ *   "check/1"   a kg_interface (self is NULL) that looks at a plan before anything runs, reading no
+ *               more than the files' headers: `kosmograph check` calls it where the descriptor says
+ *               "checks".
+ *     in   plan STRING, a JSON object: "steps", a list in the order of the plan, of {"class",
+ *          "inputs"}; "inputs" has by name {"value": …}, {"file": path}, {"from": [step, output]},
+ *          each beside "files", {name: path}, where a text mentions some
+ *     out  STRING, a JSON list of {"step", "input", "message"}: what is going to be left out or is
+ *          otherwise odd, each a warning */
   const void *(*extension)(kg_str id);
 } kg_library;
 
@@ -348,6 +356,7 @@ KG_EXPORT const kg_library *kosmograph_library_v1(void);
  *     "outputs": [{"name": "image", "type": "IMAGE"}],
  *     "pure": true, "output_node": false}]}
  *
+ * "checks" (false), beside "nodes", says that the library has "check/1".
  * Input: "name", "type"; "optional" (false), "doc", and for widgets "default", "min", "max", "step",
  *   "choices" (type COMBO: a list of strings), "multiline".
  *   Types of widgets: INT (KG_INT), FLOAT (KG_FLOAT), STRING and COMBO (KG_STRING), BOOLEAN (KG_BOOL).

@@ -158,3 +158,53 @@ fn where_files_go_is_told_before_anything_runs() {
             .stderr_lacks("LoadImage …");
     }
 }
+
+/// A textual inversion of one vector of `width` numbers.
+fn embedding(path: &Path, width: usize) {
+    let data = vec![0u8; 4 * width];
+    let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![1, width], &data);
+    let file = safetensors::serialize([("emb_params", view.expect("a tensor"))], None);
+    fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+    fs::write(path, file.expect("safetensors")).expect("a file");
+}
+
+#[test]
+fn an_embedding_of_another_width_is_told_by_check_and_left_out() {
+    let models = tempfile::tempdir().expect("a temporary folder");
+    embedding(&models.path().join("embeddings/sub/wide.safetensors"), 1024);
+    let config = kosmograph_tests::repository().join("models/tiny/sd/text_encoder/config.json");
+    let config: Value = serde_json::from_slice(&fs::read(config).expect("a file")).expect("JSON");
+    let width = config["hidden_size"].as_u64().expect("a width") as usize;
+    embedding(&models.path().join("embeddings/fits.safetensors"), width);
+    let workflow = json!({
+        "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "tiny/sd"}},
+        "8": {"class_type": "CLIPSetLastLayer",
+            "inputs": {"clip": ["1", 1], "stop_at_clip_layer": -2}},
+        "2": {"class_type": "CLIPTextEncode",
+            "inputs": {"clip": ["8", 0], "text": "a hat,\tembedding:wide embedding:fits"}},
+        "4": {"class_type": "EmptyLatentImage",
+            "inputs": {"width": 64, "height": 64, "batch_size": 1}},
+        "5": {"class_type": "KSampler", "inputs": {"model": ["1", 0], "positive": ["2", 0],
+            "negative": ["2", 0], "latent_image": ["4", 0], "seed": 1, "steps": 1, "cfg": 1.0,
+            "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}},
+        "6": {"class_type": "VAEDecode", "inputs": {"samples": ["5", 0], "vae": ["1", 2]}},
+        "7": {"class_type": "SaveImage", "inputs": {"images": ["6", 0], "filename_prefix": "a"}},
+    });
+    let command = |subcommand: &str| {
+        let run = Run::new(subcommand).with_plugins().arg("-").stdin(workflow.to_string());
+        let bundled = kosmograph_tests::repository().join("models");
+        let run = run.arg("--models").arg(models.path()).arg("--models").arg(bundled);
+        run.arg("--out").arg(models.path().join("out"))
+    };
+    let sentence = format!("its vectors have 1024 numbers, those of the encoder {width}");
+    command("check")
+        .expect_code(0)
+        .stderr_contains("node 2 (CLIPTextEncode), input \"text\": ")
+        .stderr_contains("wide.safetensors is no embedding for this CLIP")
+        .stderr_contains(&sentence)
+        .stderr_lacks("fits.safetensors");
+    let found = command("check").arg("--json").expect_code(0).json();
+    assert_eq!(found["warnings"].as_array().map(Vec::len), Some(1), "{found}");
+    assert_eq!(found["warnings"][0]["kind"], "unfit");
+    command("run").expect_code(0).stderr_contains(&sentence).stderr_contains("it is left out");
+}

@@ -167,7 +167,7 @@ fn memory_limit(args: &args::Run) -> Option<u64> {
     }))
 }
 
-pub fn check(workflow: &args::Workflow, listener: &dyn Listener) -> Exit {
+pub fn check(workflow: &args::Workflow, listener: &dyn Listener, screen: &MultiProgress) -> Exit {
     let job = match Job::read(workflow) {
         Ok(job) => job,
         Err(problem) if workflow.json => {
@@ -184,7 +184,18 @@ pub fn check(workflow: &args::Workflow, listener: &dyn Listener) -> Exit {
         Ok((plan, _)) => {
             let exit = if plan.problems().is_empty() { Exit::Done } else { Exit::Failed };
             let left_out = plan.left_out().to_vec();
-            (plan.problems().to_vec(), left_out, plan.warnings().to_vec(), exit)
+            let mut warnings = plan.warnings().to_vec();
+            match setup(screen, None) {
+                Ok(setup) => {
+                    let catalogue = &job.libraries.catalogue;
+                    warnings.append(&mut Supervisor::new(setup).check(&plan, catalogue));
+                }
+                Err(error) => {
+                    let sentence = format!("the program's own file cannot be found: {error}");
+                    warnings.push(Problem::new(Kind::Unfit, sentence));
+                }
+            }
+            (plan.problems().to_vec(), left_out, warnings, exit)
         }
         Err(Refusal { problems, warnings }) => (problems, Vec::new(), warnings, Exit::Refused),
     };

@@ -4,6 +4,7 @@
 //! interfaces of node.h; the nodes call interfaces only, so that an object of any other library does as
 //! well.
 
+mod check;
 mod clip;
 mod clip_vision;
 mod conditioning;
@@ -98,5 +99,6 @@ node::library![
     LatentCrop,
     LatentFlip,
     LatentRotate;
-    prepare: kosmograph_threads::start
+    prepare: kosmograph_threads::start;
+    check: check::EmbeddingWidths
 ];

@@ -59,8 +59,8 @@ pub use context::Context;
 pub use error::{Error, Result};
 pub use input::{Class, Factor, Input, InputSpec, Inputs, Numbered, Reader, Single};
 pub use library::{
-    Convert, Entry as NodeEntry, Family, Node, Outputs, Prepare, RunFn, converting_extension,
-    extension,
+    Check, Convert, Entry as NodeEntry, ExtensionFn, Family, Node, Outputs, Prepare, Remark, RunFn,
+    checking_extension, converting_extension, extension,
 };
 pub use object::{Entry as InterfaceEntry, Export, Interface, Object};
 pub use sockets::{

@@ -141,21 +141,25 @@ pub struct Family {
 pub type Prepare = fn() -> Option<String>;
 
 impl Family {
-    /// Describes the library once; the memory is kept for as long as the process lives.
+    /// Describes the library once; the memory is kept for as long as the process lives. The last
+    /// argument is its extensions, and whether "check/1" is among them.
     pub fn get(
         cell: &'static OnceLock<Family>,
         name: &str,
         version: &str,
         nodes: &'static [Entry],
         run: RunFn,
-        extension: ExtensionFn,
+        (extension, checks): (ExtensionFn, bool),
         prepare: Prepare,
     ) -> *const abi::Library {
         let family = cell.get_or_init(|| {
             let specs: Vec<Vec<InputSpec>> = nodes.iter().map(|node| (node.specs)()).collect();
             let described: Vec<Json> =
                 nodes.iter().zip(&specs).map(|(node, specs)| (node.json)(specs)).collect();
-            let json = json!({"name": name, "version": version, "nodes": described});
+            let mut json = json!({"name": name, "version": version, "nodes": described});
+            if checks {
+                json["checks"] = true.into();
+            }
             let descriptor: &'static str = json.to_string().leak();
             let table = abi::Library {
                 size: size_of::<abi::Library>() as u32,
@@ -247,6 +251,75 @@ pub trait Convert {
     ) -> Result<Option<Json>>;
 }
 
+/// "check/1": what a library has to say of a plan before anything runs.
+pub trait Check {
+    /// Looks at `plan`, which node.h describes. Reads no more than the headers of files.
+    ///
+    /// # Errors
+    /// One sentence: that nothing could be looked at.
+    fn check(cx: &Context<'_>, plan: &Json) -> Result<Vec<Remark>>;
+}
+
+/// Something odd about one step of a plan.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Remark {
+    /// Its number in the plan.
+    pub step: usize,
+    pub input: String,
+    /// A sentence without its full stop.
+    pub message: String,
+}
+
+/// The extensions of a library that checks.
+///
+/// # Safety
+/// `id` is borrowed text, as node.h says.
+pub unsafe extern "C" fn checking_extension<C: Check>(id: abi::Str) -> *const c_void {
+    // SAFETY: node.h: borrowed text.
+    match unsafe { id.as_bytes() } {
+        b"check/1" => (&raw const *Checking::<C>::TABLE).cast(),
+        // SAFETY: as above.
+        _ => unsafe { extension(id) },
+    }
+}
+
+struct Checking<C>(std::marker::PhantomData<C>);
+
+impl<C: Check> Checking<C> {
+    const TABLE: &'static abi::Interface =
+        &abi::Interface { size: size_of::<abi::Interface>() as u32, reserved: 0, call: check::<C> };
+}
+
+unsafe extern "C" fn check<C: Check>(
+    _object: *mut abi::Object,
+    context: *const abi::Context,
+    inputs: *const abi::Value,
+    n_inputs: usize,
+    outputs: *mut abi::Value,
+    n_outputs: usize,
+) -> abi::Status {
+    let body = |cx: &Context<'_>| {
+        if (n_inputs, n_outputs) != (1, 1) {
+            return Err(Error::new(format!(
+                "check/1 has 1 input and 1 output, but {n_inputs} and {n_outputs} were given"
+            )));
+        }
+        // SAFETY: node.h: `inputs` are `n_inputs` values, borrowed for the call.
+        let inputs = unsafe { borrow_values(inputs, n_inputs)? };
+        let plan = inputs.first().and_then(Value::as_str);
+        let plan = plan.ok_or_else(|| Error::new("check/1 takes a plan as JSON"))?;
+        let remarks = C::check(cx, &serde_json::from_str(plan)?)?;
+        let remarks = remarks.into_iter().map(|Remark { step, input, message }| {
+            json!({"step": step, "input": input, "message": message})
+        });
+        let remarks = Value::string(Json::from_iter(remarks).to_string());
+        // SAFETY: node.h: `outputs` has room for `n_outputs` values.
+        unsafe { write_values(vec![remarks], outputs, n_outputs) }
+    };
+    // SAFETY: node.h: the context is valid for the call.
+    unsafe { guard(context, body) }
+}
+
 /// The extensions of a library that converts.
 ///
 /// # Safety
@@ -333,22 +406,29 @@ unsafe extern "C" fn panic_inside(
 /// Makes a node library of the crate: `node::library![ImageInvert, ImageScale];`, once, at its root.
 /// One that has something to do before its first node runs says what, a [`Prepare`](crate::Prepare), and
 /// one that also converts files ([`Convert`](crate::Convert)) says with what:
-/// `node::library![Loader; prepare: threads::start; convert: Checkpoints];`.
+/// `node::library![Loader; prepare: threads::start; convert: Checkpoints];`. So does one that looks at
+/// plans before they run ([`Check`](crate::Check)): `node::library![Encode; check: Widths];`.
 #[macro_export]
 macro_rules! library {
     ($($node:ty),+ $(,)?) => {
-        $crate::library!(@with $crate::extension, || None; $($node),+);
+        $crate::library!(@with ($crate::extension, false), || None; $($node),+);
     };
     ($($node:ty),+ $(,)?; prepare: $prepare:path) => {
-        $crate::library!(@with $crate::extension, $prepare; $($node),+);
+        $crate::library!(@with ($crate::extension, false), $prepare; $($node),+);
     };
     ($($node:ty),+ $(,)?; convert: $convert:ty) => {
-        $crate::library!(@with $crate::converting_extension::<$convert>, || None; $($node),+);
+        $crate::library!(@with ($crate::converting_extension::<$convert>, false), || None; $($node),+);
     };
     ($($node:ty),+ $(,)?; prepare: $prepare:path; convert: $convert:ty) => {
-        $crate::library!(@with $crate::converting_extension::<$convert>, $prepare; $($node),+);
+        $crate::library!(@with ($crate::converting_extension::<$convert>, false), $prepare; $($node),+);
     };
-    (@with $extension:expr, $prepare:expr; $($node:ty),+) => {
+    ($($node:ty),+ $(,)?; check: $check:ty) => {
+        $crate::library!(@with ($crate::checking_extension::<$check>, true), || None; $($node),+);
+    };
+    ($($node:ty),+ $(,)?; prepare: $prepare:path; check: $check:ty) => {
+        $crate::library!(@with ($crate::checking_extension::<$check>, true), $prepare; $($node),+);
+    };
+    (@with $extensions:expr, $prepare:expr; $($node:ty),+) => {
         #[doc(hidden)]
         mod kosmograph_library {
             use super::*;
@@ -378,7 +458,8 @@ macro_rules! library {
             pub extern "C" fn kosmograph_library_v1() -> *const abi::Library {
                 let (name, version) = (env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
                 let described = ::std::panic::catch_unwind(|| {
-                    $crate::Family::get(&FAMILY, name, version, NODES, run, $extension, $prepare)
+                    let extensions: ($crate::ExtensionFn, bool) = $extensions;
+                    $crate::Family::get(&FAMILY, name, version, NODES, run, extensions, $prepare)
                 });
                 described.unwrap_or(::std::ptr::null())
             }

@@ -1,0 +1,110 @@
+//! What libraries say of a plan before anything runs: "check/1" of node.h.
+
+use crate::plan::{Literal, Plan, Source};
+use crate::problem::{Kind, Problem};
+use serde::Deserialize;
+use serde_json::{Map, Value as Json, json};
+
+/// `plan` as "check/1" takes it.
+pub fn told(plan: &Plan) -> Json {
+    let steps = plan.steps().iter().map(|step| {
+        let inputs = step.descriptor.inputs.iter().zip(&step.inputs);
+        let inputs: Map<String, Json> = inputs
+            .filter_map(|(input, source)| Some((input.name.clone(), source_json(source)?)))
+            .collect();
+        json!({"class": step.descriptor.class, "inputs": inputs})
+    });
+    json!({"steps": steps.collect::<Vec<_>>()})
+}
+
+fn source_json(source: &Source) -> Option<Json> {
+    Some(match source {
+        Source::Absent => return None,
+        Source::Link { step, slot } => json!({"from": [step, slot]}),
+        Source::Literal(literal) => match literal {
+            Literal::Boolean(value) => json!({"value": value}),
+            Literal::Integer(value) => json!({"value": value}),
+            Literal::Natural(value) => json!({"value": value}),
+            Literal::Number(value) => json!({"value": value}),
+            Literal::Text(text) => json!({"value": text}),
+            Literal::Path { path, .. } => json!({"file": path}),
+            Literal::TextWithFiles { text, files } => {
+                // "file:embeddings/NAME", where a name may have folders in it.
+                let name = |property: &str| {
+                    let name = property.split_once('/').map_or(property, |(_, name)| name);
+                    name.to_owned()
+                };
+                let files: Map<String, Json> = files
+                    .iter()
+                    .map(|file| (name(&file.property), file.path.clone().into()))
+                    .collect();
+                json!({"value": text, "files": files})
+            }
+        },
+    })
+}
+
+/// What a library answered, as warnings. What is no remark about a step of the plan says nothing.
+pub fn heard(answer: &str, plan: &Plan) -> Vec<Problem> {
+    #[derive(Deserialize)]
+    struct Remark {
+        step: usize,
+        input: String,
+        message: String,
+    }
+    let remarks: Vec<Json> = serde_json::from_str(answer).unwrap_or_default();
+    let problem = |remark: Json| {
+        let Remark { step, input, message } = Remark::deserialize(remark).ok()?;
+        let step = plan.steps().get(step)?;
+        step.descriptor.input(&input)?;
+        Some(Problem::new(Kind::Unfit, message).at(step.name.clone()).input(&input))
+    };
+    remarks.into_iter().filter_map(problem).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalogue::Catalogue;
+    use crate::folders::Folders;
+    use crate::graph::Graph;
+    use std::path::Path;
+
+    #[test]
+    fn a_plan_is_told_and_remarks_about_it_are_heard() {
+        let library = json!({"name": "a", "version": "1", "nodes": [
+            {"class": "Load", "inputs": [{"name": "file", "type": "STRING", "role": "path",
+                "folder": "input", "entry": "file"}], "outputs": [{"name": "x", "type": "X"}]},
+            {"class": "Show", "output_node": true, "inputs": [{"name": "x", "type": "X"},
+                {"name": "text", "type": "STRING", "mentions": "embeddings"},
+                {"name": "n", "type": "INT", "default": 3}]}]});
+        let mut catalogue = Catalogue::default();
+        catalogue.add(Path::new("a"), &library).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("a.png"), "").unwrap();
+        std::fs::create_dir(folder.path().join("embeddings")).unwrap();
+        std::fs::write(folder.path().join("embeddings/mood.pt"), "").unwrap();
+        let root = folder.path().to_owned();
+        let folders =
+            Folders { input: vec![root.clone()], models: vec![root.clone()], ..Folders::default() };
+        let graph = json!({"1": {"class_type": "Load", "inputs": {"file": "a.png"}},
+            "2": {"class_type": "Show", "inputs": {"x": ["1", 0], "text": "embedding:mood"}}});
+        let graph = Graph::parse(&graph.to_string()).unwrap();
+        let plan = Plan::new(&graph, &catalogue, &folders, "cpu").unwrap();
+        let text = json!({"value": "embedding:mood",
+            "files": {"mood": root.join("embeddings/mood.pt")}});
+        assert_eq!(
+            told(&plan),
+            json!({"steps": [
+                {"class": "Load", "inputs": {"file": {"file": root.join("a.png")}}},
+                {"class": "Show", "inputs":
+                    {"x": {"from": [0, 0]}, "text": text, "n": {"value": 3}}}]})
+        );
+        let answer = json!([{"step": 1, "input": "text", "message": "is odd"}, 3,
+            {"step": 2, "input": "text", "message": "x"}, {"step": 1, "input": "y", "message": "x"}]);
+        let heard: Vec<String> =
+            heard(&answer.to_string(), &plan).iter().map(Problem::to_string).collect();
+        assert_eq!(heard, ["node 2 (Show), input \"text\": is odd"]);
+        assert!(super::heard("no JSON", &plan).is_empty());
+    }
+}
