@@ -24,7 +24,7 @@ static TELLS: OnceLock<Told> = OnceLock::new();
 
 /// Who hears the last word.
 struct Told {
-    listener: &'static (dyn Listener + Sync),
+    listener: &'static dyn Listener,
     start: Instant,
 }
 

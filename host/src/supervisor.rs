@@ -94,9 +94,16 @@ impl Supervisor {
                 }
             });
             let sentence = match end {
-                Ok(End::Finished { interrupted }) => {
-                    // A cancelled worker may have been through just in time.
+                // A cancelled worker may have been through just in time.
+                Ok(End::Finished { interrupted }) if cancel.load(Ordering::Relaxed) => {
                     break interrupted;
+                }
+                Ok(End::Finished { .. }) if track.is_through() => break false,
+                // It, or a library in its name, says what cannot be.
+                Ok(End::Finished { .. }) => {
+                    self.worker = None;
+                    Err("the process that runs nodes says that it is through, which it is not"
+                        .into())
                 }
                 Ok(End::Ended) => break true,
                 Ok(End::Lost(..)) if cancelled_soon(cancel) => break true,
@@ -274,5 +281,89 @@ fn cancelled_soon(cancel: &AtomicBool) -> bool {
             return false;
         }
         std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::folders::Folders;
+    use crate::graph::Graph;
+    use serde_json::json;
+    use std::os::unix::fs::PermissionsExt;
+    use std::path::Path;
+    use std::sync::Mutex;
+
+    #[derive(Default)]
+    struct Heard(Mutex<Vec<serde_json::Value>>);
+
+    impl Listener for Heard {
+        fn event(&self, event: &Event) {
+            self.0.lock().unwrap().push(serde_json::to_value(event).unwrap());
+        }
+    }
+
+    /// Runs a plan of one output in a worker that is played by a shell.
+    fn run(script: &str) -> (Outcome, Vec<serde_json::Value>) {
+        let library = json!({"name": "a", "version": "1", "nodes": [
+            {"class": "Show", "inputs": [], "output_node": true}]});
+        let mut catalogue = Catalogue::default();
+        catalogue.add(Path::new("/p/liba.so"), &library).unwrap();
+        let graph = Graph::parse(r#"{"s": {"class_type": "Show", "inputs": {}}}"#).unwrap();
+        let plan = Plan::new(&graph, &catalogue, &Folders::default(), "cpu").unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("worker");
+        std::fs::write(&program, format!("#!/bin/sh\nread command\n{script}\n")).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let mut supervisor =
+            Supervisor::new(Setup { program, memory_limit: None, stderr: Arc::new(|_| ()) });
+        let task = Task {
+            plan: &plan,
+            catalogue: &catalogue,
+            properties: &Properties::default(),
+            keep: Keep::Nothing,
+            budget: None,
+        };
+        let heard = Heard::default();
+        let outcome = supervisor.run(&task, &heard, &AtomicBool::new(false));
+        (outcome, heard.0.into_inner().unwrap())
+    }
+
+    const STARTED: &str = r#"echo '{"event":"node_started","node":"s","class":"Show"}'"#;
+    const DONE: &str = r#"echo '{"event":"node_done","node":"s","seconds":0.5}'"#;
+    const FINISHED: &str = r#"echo '{"worker":"finished","interrupted":false}'"#;
+
+    #[test]
+    fn a_worker_that_does_its_work_is_believed() {
+        let (outcome, heard) = run(&format!("{STARTED}; {DONE}; {FINISHED}; sleep 5"));
+        assert!(outcome.failures.is_empty() && !outcome.interrupted, "{outcome:?}");
+        assert_eq!((outcome.executed, heard.len()), (1, 2));
+    }
+
+    #[test]
+    fn a_worker_that_is_through_before_it_was_is_not() {
+        for script in [
+            FINISHED.to_owned(),
+            format!("{STARTED}; {FINISHED}"),
+            r#"echo '{"worker":"finished","interrupted":true}'"#.to_owned(),
+        ] {
+            let (outcome, heard) = run(&script);
+            assert!(!outcome.interrupted, "nobody asked it to stop");
+            assert_eq!(outcome.failures.len(), 1, "{script}: {outcome:?}");
+            assert_eq!(heard.last().unwrap()["kind"], "node_failed", "{script}");
+        }
+    }
+
+    #[test]
+    fn a_worker_that_ends_is_blamed_on_its_node() {
+        let (outcome, heard) =
+            run(&format!("{STARTED}; printf '{{\"event\":\"node_d'; kill -SEGV $$"));
+        assert_eq!(outcome.failures.len(), 1, "{heard:?}");
+        let told = "its library liba.so ended its process with SIGSEGV (segmentation fault)";
+        assert_eq!(outcome.failures[0].message, told);
+        // One that never begins is given a second try, and no third.
+        let (outcome, heard) = run("exit 7");
+        assert_eq!((outcome.failures.len(), heard.len()), (1, 1), "{heard:?}");
+        assert!(outcome.failures[0].message.ends_with("exit code 7"), "{outcome:?}");
     }
 }

@@ -9,7 +9,7 @@
 use crate::args;
 use crate::catalogue::digest;
 use crate::checks;
-use crate::events::{Event, Listener};
+use crate::events::{Event, Level, Listener};
 use crate::execute::{Executor, Keep, Runner, Setting};
 use crate::plan::Plan;
 use crate::plugin::{Call, Library, LogLevel, NodeFailure, used_late};
@@ -159,7 +159,8 @@ impl Wire {
         }
     }
 
-    /// Whether somebody wants to hear this, too: a node may say more than anybody can read.
+    /// Whether somebody wants to hear this, too: a node may say more than anybody can read. That lines are
+    /// left out is said once.
     fn passes_on(&self, event: &Event) -> bool {
         let mut flood = self.flood.lock().unwrap_or_else(PoisonError::into_inner);
         match event {
@@ -172,8 +173,13 @@ impl Wire {
                 }
                 flood.last = Instant::now();
             }
-            Event::Log { .. } => {
+            Event::Log { node, .. } => {
                 flood.lines = flood.lines.saturating_add(1);
+                if flood.lines == LINES + 1 {
+                    let message = format!("it says more than {LINES} lines; the rest is left out");
+                    let (level, node) = (Level::Warning, node.clone());
+                    self.send(&Event::Log { level, node, message: message.into() });
+                }
                 return flood.lines <= LINES;
             }
             _ => (),

@@ -159,12 +159,13 @@ fn memory_limit(args: &args::Run) -> Option<u64> {
     if args.workflow.device.0 != "cpu" {
         return None;
     }
-    let asked = args.memory_limit.map(Budget::bytes);
-    let all = || Budget::Percent(100).bytes();
-    Some(asked.unwrap_or_else(|| {
-        let all = all();
-        all - (all / 20).min(1 << 30)
-    }))
+    Some(args.memory_limit.map_or_else(
+        || {
+            let all = Budget::Percent(100).bytes();
+            all - (all / 20).min(1 << 30)
+        },
+        Budget::bytes,
+    ))
 }
 
 pub fn check(workflow: &args::Workflow, listener: &dyn Listener, screen: &MultiProgress) -> Exit {

@@ -217,7 +217,8 @@ impl Memory {
         });
         let reach = reach.filter(|reach| *reach < 4096);
         self.honest &= reach.is_some();
-        let side = (reach.unwrap_or(0) as usize + 1) * 32;
+        // One element more than that, for an offset.
+        let side = (reach.unwrap_or(0) as usize + 2) * 32;
         let data = keep(&mut self.numbers, vec![0x3f80_0000_3f80_0000; side / 4]);
         // SAFETY: the middle of the allocation.
         let middle = unsafe { data.cast::<u8>().add(side) };
@@ -239,7 +240,11 @@ impl Memory {
                     device_type: if input.rarely() { i32::from(input.byte()) } else { abi::kDLCPU },
                     device_id: 0,
                 },
-                ndim: if input.rarely() { input.number().min(0) as i32 } else { axes as i32 },
+                ndim: if input.rarely() {
+                    input.number().clamp(i32::MIN.into(), 0) as i32
+                } else {
+                    axes as i32
+                },
                 dtype,
                 shape: if input.rarely() { null_mut() } else { shape },
                 strides,
