@@ -6,14 +6,17 @@
 
 use crate::plugin::LogLevel;
 use crate::problem::{Kind, NodeName, Problem};
+use crate::promise::Promise;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 use std::borrow::Cow;
-use std::path::{Component, Path};
 
 /// Receives events, from the executor's thread and, during a node's call, from any other.
 pub trait Listener: Sync {
     fn event(&self, event: &Event);
+
+    /// The node at work is about to give a file its name: nothing to show, but to remember.
+    fn promise(&self, _promise: &Promise) {}
 
     /// Why what was told did not arrive, if it did not: a closed or full standard output.
     fn trouble(&self) -> Option<String> {
@@ -122,31 +125,6 @@ impl From<LogLevel> for Level {
     }
 }
 
-/// The paths of the files that an output names, in ComfyUI's convention: lists of objects with
-/// "filename", "subfolder" and "type", "output" or "temp".
-pub fn files(output: &Json, output_directory: &Path, temp_directory: &Path) -> Vec<String> {
-    let lists = output.as_object().into_iter().flat_map(|object| object.values());
-    let items = lists.filter_map(Json::as_array).flatten();
-    let text = |item: &Json, key: &str| item.get(key).and_then(Json::as_str).map(str::to_owned);
-    let path = |item: &Json| {
-        let filename = text(item, "filename")?;
-        let folder = match text(item, "type").as_deref() {
-            Some("temp") => temp_directory,
-            _ => output_directory,
-        };
-        let subfolder = text(item, "subfolder").unwrap_or_default();
-        // A name that leads out of the folder is no file that a node made there.
-        let stays = |name: &str| {
-            Path::new(name).components().all(|part| matches!(part, Component::Normal(_)))
-        };
-        if !stays(&filename) || !stays(&subfolder) {
-            return None;
-        }
-        Some(folder.join(subfolder).join(filename).display().to_string())
-    };
-    items.filter_map(path).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -195,16 +173,5 @@ mod tests {
             assert!(!line.contains('\n'), "{line}");
             assert_eq!(serde_json::from_str::<Event>(&line).unwrap(), event, "{line}");
         }
-    }
-
-    #[test]
-    fn files_of_an_output() {
-        let output = json!({"images": [
-            {"filename": "a.png", "subfolder": "", "type": "output"},
-            {"filename": "b.png", "subfolder": "x", "type": "temp"},
-            {"filename": "passwd", "subfolder": "../etc", "type": "output"},
-            {"filename": "/etc/passwd", "subfolder": "", "type": "output"}], "text": ["hello"], "n": 3});
-        let found = files(&output, Path::new("/out"), Path::new("/temp"));
-        assert_eq!(found, ["/out/a.png", "/temp/x/b.png"]);
     }
 }

@@ -10,11 +10,12 @@ mod memory;
 
 pub use memory::Budget;
 
-use crate::events::{Event, Listener, files};
+use crate::events::{Event, Listener};
 use crate::need;
 use crate::plan::{Key, Literal, Plan, Source, Step};
 use crate::plugin::{Call, Library, LogLevel, NodeFailure};
 use crate::problem::{NodeName, Problem};
+use crate::promise::{Promise, files};
 use crate::value::Value;
 use crate::wire::Earlier;
 use files::Files;
@@ -537,6 +538,9 @@ impl Call for Hooks<'_> {
 
     fn output(&self, json: serde_json::Value) {
         let Properties { output_directory, temp_directory, .. } = self.setting.properties;
+        if let Some(promise) = Promise::of(&json, output_directory, temp_directory) {
+            return self.setting.listener.promise(&promise);
+        }
         let mut files = files(&json, output_directory, temp_directory);
         files.retain(|file| Path::new(file).is_file());
         let node = self.name.id.as_str().into();

@@ -24,6 +24,7 @@ pub mod plugin;
 pub mod problem;
 pub mod process;
 pub mod progress;
+pub mod promise;
 pub mod supervisor;
 pub mod value;
 pub mod wire;

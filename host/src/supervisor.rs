@@ -8,6 +8,7 @@ mod child;
 mod track;
 
 pub use child::Stderr;
+pub(crate) use child::pass_on;
 
 use crate::catalogue::Catalogue;
 use crate::events::{Event, Listener};
@@ -93,6 +94,11 @@ impl Supervisor {
                     listener.event(&event);
                 }
             });
+            if let Ok(End::Ended | End::Lost(..)) = &end
+                && let Some(event) = track.untold(task.properties)
+            {
+                listener.event(&event);
+            }
             let sentence = match end {
                 // A cancelled worker may have been through just in time.
                 Ok(End::Finished { interrupted }) if cancel.load(Ordering::Relaxed) => {

@@ -9,6 +9,7 @@ use crate::events::Event;
 use crate::execute::{self, Properties};
 use crate::plan::{Key, Plan, Source, Step};
 use crate::problem::NodeName;
+use crate::promise::Promise;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -185,6 +186,8 @@ pub enum Notice {
     Loading { library: PathBuf },
     /// It did.
     Loaded,
+    /// The node at work is about to give a file its name.
+    Making { promise: Promise },
     /// A library did to the process what cannot be set back: the end of a sentence about it. The worker
     /// ends.
     Spoilt { by: String },

@@ -15,6 +15,7 @@ use crate::plan::Plan;
 use crate::plugin::{Call, Library, LogLevel, NodeFailure, used_late};
 use crate::problem::{Kind, NodeName, Problem};
 use crate::process::{self, Changes, State};
+use crate::promise::Promise;
 use crate::value::Value;
 use crate::wire::{self, Command, Convert, Notice, Provider, Run};
 use nix::sys::signal::Signal;
@@ -193,6 +194,10 @@ impl Listener for Wire {
         if self.passes_on(event) {
             self.send(event);
         }
+    }
+
+    fn promise(&self, promise: &Promise) {
+        self.send(&Notice::Making { promise: promise.clone() });
     }
 }
 

@@ -282,7 +282,10 @@ typedef struct kg_context {
   void (*property)(const struct kg_context *self, kg_str name, kg_str *value);
 
   /* Something an output node made: a JSON object such as
-   * {"images":[{"filename":"a_00001_.png","subfolder":"","type":"output"}]}. */
+   * {"images":[{"filename":"a_00001_.png","subfolder":"","type":"output"}]}.
+   * {"making":{"filename":".a.tmp","subfolder":"","type":"output"}} is said before a file that was
+   * written under a name with a dot is given its own: if the process ends before the file is told,
+   * the host finds it and tells it, or removes it where it still has the temporary name. */
   void (*output)(const struct kg_context *self, kg_str json);
 
   /* Values allocated by the host, for authors who do not want to write their own. Each returns

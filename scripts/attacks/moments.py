@@ -25,17 +25,34 @@ def children(process):
 
 def long_workflow(folder, rng):
     """One that loads, tokenises, samples, decodes, filters and saves, in an order and of a size that differ."""
-    graph = json.loads((REPOSITORY / "workflows" / rng.choice(["text", "subject", "control", "variants"])).with_suffix(".json").read_text())
+    graph = json.loads((REPOSITORY / "workflows" / f"{rng.choice(['text', 'subject', 'control', 'variants'])}.json").read_text())
     for node in graph.values():
         if "steps" in node["inputs"]:
             node["inputs"]["steps"] = rng.choice([3, 10, 40])
-        if node["class_type"] in ("EmptyLatentImage",):
+        if node["class_type"] == "EmptyLatentImage":
             node["inputs"]["batch_size"] = rng.choice([1, 3])
-    # A picture that is large, filtered, and takes a while to be written.
-    graph["big"] = {"class_type": "EmptyImage", "inputs": {"width": rng.choice([256, 2048]), "height": 2048, "batch_size": 3, "color": 5}}
+    # Pictures that are large, filtered, and take a while to be written: one after the other, and several of one node.
+    graph["load"] = {"class_type": "LoadImage", "inputs": {"image": "monster-1.png"}}
+    graph["big"] = {"class_type": "ImageScale", "inputs": {"image": ["load", 0], "width": rng.choice([512, 2048]), "height": 1024,
+                                                           "upscale_method": rng.choice(["lanczos", "bicubic"]), "crop": "disabled"}}
     graph["soft"] = {"class_type": "ImageBlur", "inputs": {"image": ["big", 0], "blur_radius": rng.choice([1, 25]), "sigma": 5.0}}
-    graph["saved"] = {"class_type": "SaveImage", "inputs": {"images": ["soft", 0], "filename_prefix": "soft"}}
+    graph["both"] = {"class_type": "ImageBatch", "inputs": {"image1": ["big", 0], "image2": ["soft", 0]}}
+    for name in ("big", "both"):
+        graph[f"save {name}"] = {"class_type": "SaveImage", "inputs": {"images": [name, 0], "filename_prefix": name}}
     (folder / "workflow.json").write_text(json.dumps(graph))
+
+
+def await_moment(folder, child, rng):
+    """Until a time after the start, or until so many events and a little more; returns it in words."""
+    if rng.random() < 0.4:
+        delay = rng.choice([rng.uniform(0, 0.05), rng.uniform(0, 0.5), rng.uniform(0, 2)])
+        time.sleep(delay)
+        return f"{delay:.3f} s after the start"
+    events, delay = rng.randrange(60), rng.choice([0, 0.002, 0.01, 0.05, 0.2])
+    while child.poll() is None and (folder / "stdout").read_bytes().count(b"\n") < events:
+        time.sleep(0.0005)
+    time.sleep(delay)
+    return f"{delay} s after event {events}"
 
 
 def arguments(folder):
@@ -55,11 +72,11 @@ class Signals(Kind):
     def attack(self, setting, number, rng, folder):
         long_workflow(folder, rng)
         which = rng.choice([signal.SIGINT, signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-        delay = rng.choice([rng.uniform(0, 0.05), rng.uniform(0, 0.5), rng.uniform(0, 3)])
-        took = {}
+        took = {"when": "never"}
 
         def during(child, mark, ended):
-            time.sleep(delay)
+            took["when"] = await_moment(folder, child, rng)
+            took["after"] = time.monotonic() - ended.began
             if child.poll() is None:
                 took["caught"] = catches(child.pid, which)
                 begin = time.monotonic()
@@ -77,12 +94,12 @@ class Signals(Kind):
         ended = run(setting, arguments(folder), folder, patience=30, during=during)
         findings = judge_run(ended, folder / "out")
         # Before the program had any handler it ends as every program would.
-        if ended.code == -which and not took.get("caught") and delay < 0.1:
+        if ended.code == -which and not took.get("caught") and took["after"] < 0.1:
             findings = [finding for finding in findings if finding[0] != "died"]
         if took.get("seconds", 0) > STOP:
-            findings.append(("slow to stop", f"{took['seconds']:.1f} s after {which.name} at {delay:.3f} s"))
+            findings.append(("slow to stop", f"{took['seconds']:.1f} s after {which.name}, {took['when']}"))
         if took.get("caught") and ended.code not in (0, 130):
-            findings.append(("exit code", f"{ended.code} after {which.name} at {delay:.3f} s"))
+            findings.append(("exit code", f"{ended.code} after {which.name}, {took['when']}"))
         return findings
 
 
@@ -96,10 +113,10 @@ class Kills(Kind):
 
     def attack(self, setting, number, rng, folder):
         long_workflow(folder, rng)
-        delay, killed = rng.uniform(0, 2.5), []
+        killed = []
 
         def during(child, mark, ended):
-            time.sleep(delay)
+            await_moment(folder, child, rng)
             if child.poll() is not None:
                 return
             # Every other time a child of it, as the system does when memory runs out.

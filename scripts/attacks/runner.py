@@ -1,5 +1,6 @@
 """Runs the program once, in bounded time and memory, and says how it ended and what it left."""
 
+import collections
 import os
 import random
 import shutil
@@ -29,7 +30,7 @@ class Ended:
     stopped_in: float | None = None  # how long it took to end after it was asked to
     hangs: bool = False
     orphans: list = field(default_factory=list)
-    caught: bool = True  # whether the signal that was sent had a handler by then
+    began: float = 0.0  # on the monotonic clock
 
 
 @dataclass
@@ -37,6 +38,8 @@ class Setting:
     program: Path
     seed: int
     root: Path
+    # How often the runs of a kind ended with which code.
+    codes: collections.Counter = field(default_factory=collections.Counter)
 
     def random(self, kind, number):
         return random.Random(f"{self.seed}/{kind}/{number}")
@@ -98,7 +101,7 @@ def run(setting, arguments, folder, *, patience=PATIENCE, memory=MEMORY, limits=
         child = subprocess.Popen(["sh", "-c", shell, "sh", *command], cwd=folder, env=variables,
                                  stdin=subprocess.DEVNULL, stdout=out if stdout is None else stdout,
                                  stderr=error if stderr is None else stderr, start_new_session=True)
-        ended = Ended(command, 0, b"", b"", 0.0)
+        ended = Ended(command, 0, b"", b"", 0.0, began=begin)
         # Processes that the child leaves behind are found by the mark; the child itself is reaped here.
         helper = threading.Thread(target=during, args=(child, mark, ended)) if during else None
         if helper:
@@ -125,6 +128,7 @@ def run(setting, arguments, folder, *, patience=PATIENCE, memory=MEMORY, limits=
     for process in left:
         send(process, signal.SIGKILL)
     ended.stdout, ended.stderr = out_path.read_bytes(), error_path.read_bytes()
+    setting.codes[folder.name.rsplit("-", 1)[0], ended.code] += 1
     return ended
 
 

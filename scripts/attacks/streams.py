@@ -51,7 +51,7 @@ def cannot_mount(setting):
 class FullDisk(Kind):
     """A disk that is full after so many bytes, and the limit on a file's size (ulimit -f)."""
 
-    name = "full disk"
+    name = "full-disk"
 
     def count(self, setting):
         return 40

@@ -270,6 +270,19 @@ fn an_exit_is_no_success() {
 }
 
 #[test]
+fn a_file_that_had_its_name_and_was_not_told_is() {
+    let run = run_with(&faulty("output_untold"));
+    let mut told: BTreeSet<String> = BESIDE.map(String::from).into();
+    told.insert("untold.png".into());
+    assert_eq!(run.told(), told, "{}", run.finished);
+    assert_eq!(run.of("error").len(), 1, "{}", run.finished);
+    // Nor is anything left of one that had not.
+    let run = run_with(&faulty("output_unnamed"));
+    assert_eq!(run.told(), BESIDE.map(String::from).into(), "{}", run.finished);
+    assert!(!run.job.out().join(".faulty.tmp").exists());
+}
+
+#[test]
 fn a_stack_that_overflows() {
     // Rust's own guard turns the first into the second.
     expect_death("stack", &["SIGSEGV", "SIGABRT"]);
@@ -579,6 +592,7 @@ fn check_plugin_fails_what_costs_its_process() {
         "limit_file",
         "limit_open",
         "late_call",
+        "fork_returns",
         "ctor_segv",
         "ctor_exit0",
         "desc_dangling",
@@ -587,7 +601,8 @@ fn check_plugin_fails_what_costs_its_process() {
         let finished = check(&faulty(fault));
         assert!(!finished.stderr().contains("panicked"), "{fault}: {finished}");
     }
-    check(&throws());
+    let finished = check(&throws());
+    assert!(!finished.stderr().contains("fatal runtime error"), "{finished}");
     // What is right passes.
     Run::new("check-plugin").arg(faulty("none")).expect_success();
 }

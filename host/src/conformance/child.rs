@@ -3,11 +3,13 @@
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Mutex;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
 use super::{Check, Event, Outcome, Report, library};
 use crate::process;
+use crate::supervisor::pass_on;
 
 /// A call with made-up inputs is small; one that takes longer than this hangs.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -24,10 +26,16 @@ pub fn report_here(path: &Path) {
     process::bound_memory(None);
     // If the parent is gone there is nobody to tell.
     let Ok(mut out) = process::take_stdout() else { return };
+    let process = std::process::id();
     library::check_watched(path, &mut |event| {
+        let is_copy = std::process::id() != process;
+        let event = if is_copy { &Event::Forked } else { event };
         if let Ok(mut line) = serde_json::to_vec(event) {
             line.push(b'\n');
             let _ = out.write_all(&line);
+        }
+        if is_copy {
+            process::end_at_once(0);
         }
     });
 }
@@ -45,7 +53,16 @@ pub fn check_in_child(path: &Path) -> std::io::Result<Report> {
 
 /// Starts `command` and puts its events together; `patience` is the longest it may say nothing.
 fn watch(mut command: Command, path: &Path, patience: Duration) -> std::io::Result<Report> {
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn()?;
+    let stderr = child.stderr.take();
+    // What Rust's runtime says of an end is said in the report's own sentence.
+    let (printed, printing) = channel::<()>();
+    std::thread::spawn(move || {
+        let Some(stderr) = stderr else { return };
+        pass_on(stderr, &|bytes| drop(std::io::stderr().write_all(bytes)), &Mutex::default());
+        drop(printed);
+    });
     let (sender, events) = channel();
     let stdout = child.stdout.take();
     let reader = std::thread::spawn(move || {
@@ -64,6 +81,15 @@ fn watch(mut command: Command, path: &Path, patience: Duration) -> std::io::Resu
             Ok(Event::Started(name)) => (running, doing) = (Some(name), None),
             Ok(Event::Doing(what)) => doing = Some(what),
             Ok(Event::Through) => through = true,
+            Ok(Event::Forked) => {
+                let name = "library: one process comes back from a call".to_owned();
+                let doing = doing.as_deref().unwrap_or("called");
+                let what = format!("it forked while it was {doing}, and both processes came back");
+                // One sentence says it for all calls.
+                if !checks.iter().any(|check: &Check| check.name == name) {
+                    checks.push(Check { name, outcome: Outcome::Failed(what) });
+                }
+            }
             Ok(Event::Finished(check)) => {
                 running = None;
                 checks.push(check);
@@ -80,6 +106,8 @@ fn watch(mut command: Command, path: &Path, patience: Duration) -> std::io::Resu
     if !hangs {
         let _ = reader.join();
     }
+    // Until what it printed was passed on; what it forked may print for ever.
+    let _ = printing.recv_timeout(Duration::from_millis(200));
     // What a killed child could not clean up itself.
     let _ = std::fs::remove_dir_all(folder(child.id()));
     let what = match hangs {

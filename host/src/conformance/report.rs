@@ -32,6 +32,8 @@ pub enum Event {
     /// What is about to be done, as the end of a sentence: "called without image".
     Doing(String),
     Finished(Check),
+    /// A copy of the process has come back from a call.
+    Forked,
     /// All checks were made: what the process does now is end.
     Through,
 }

@@ -194,7 +194,9 @@ const LAST_LINES: [&str; 4] = [
     "note: run with `RUST_BACKTRACE=1` environment variable to display a backtrace",
 ];
 
-fn pass_on(mut stderr: impl Read, to: &dyn Fn(&[u8]), kept: &Mutex<VecDeque<u8>>) {
+/// Passes on what a process prints, but for what Rust's runtime says before it aborts; `kept` has the last of
+/// everything.
+pub(crate) fn pass_on(mut stderr: impl Read, to: &dyn Fn(&[u8]), kept: &Mutex<VecDeque<u8>>) {
     let (mut buffer, mut line) = ([0; 4096], Vec::new());
     while let Ok(length @ 1..) = stderr.read(&mut buffer) {
         let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);

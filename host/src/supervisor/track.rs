@@ -3,10 +3,11 @@
 
 use crate::catalogue::Catalogue;
 use crate::events::Event;
-use crate::execute::Outcome;
 use crate::execute::files::Files;
+use crate::execute::{Outcome, Properties};
 use crate::plan::{Plan, Source};
 use crate::problem::{Kind, Problem};
+use crate::promise::Promise;
 use crate::wire::{Earlier, Notice, Report};
 use crate::worker::file_name;
 use std::borrow::Cow;
@@ -36,6 +37,8 @@ pub(super) struct Track<'a> {
     last: Option<usize>,
     /// The library that is being loaded for the step at work.
     loading: Option<PathBuf>,
+    /// The file that the step at work is giving its name.
+    promise: Option<Promise>,
     /// What the step at work did to its process for good: the end of a sentence.
     spoilt: Option<String>,
     /// The libraries, by number, that have run in the process there is now.
@@ -55,6 +58,7 @@ impl<'a> Track<'a> {
             current: None,
             last: None,
             loading: None,
+            promise: None,
             spoilt: None,
             ran: BTreeSet::new(),
             failures: Vec::new(),
@@ -84,12 +88,23 @@ impl<'a> Track<'a> {
                 self.loading = None;
                 return None;
             }
+            Report::Notice(Notice::Making { promise }) => {
+                self.promise = Some(promise);
+                return None;
+            }
             Report::Notice(Notice::Spoilt { by }) => {
                 self.spoilt = Some(by);
                 return None;
             }
             Report::Notice(Notice::Finished { .. }) => return None,
         };
+        if let Event::Output { .. }
+        | Event::NodeStarted(_)
+        | Event::NodeDone { .. }
+        | Event::Error(_) = event
+        {
+            self.promise = None;
+        }
         let believed = match &event {
             Event::NodeStarted(name) => match self.positions.get(name.id.as_str()) {
                 Some(&at) if self.current.is_none() && !self.told[at].failed => {
@@ -149,6 +164,15 @@ impl<'a> Track<'a> {
 
     fn is_at_work(&self, node: &str) -> bool {
         self.current.is_some_and(|at| self.plan.steps()[at].name.id == node)
+    }
+
+    /// Of a worker that is no more: the file that it gave its name and did not come to tell.
+    pub fn untold(&mut self, properties: &Properties) -> Option<Event<'static>> {
+        let promise = self.promise.take()?;
+        let node = self.plan.steps()[self.current?].name.id.clone().into();
+        let Properties { output_directory, temp_directory, .. } = properties;
+        let (output, file) = promise.kept(output_directory, temp_directory)?;
+        Some(Event::Output { node, output: Cow::Owned(output), files: vec![file] })
     }
 
     /// Whose failure it is that the worker `ended` as it did.

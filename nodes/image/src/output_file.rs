@@ -130,17 +130,22 @@ impl Series {
     }
 
     /// Saves picture number `index` of the batch; `write` is given the open file. Returns the file's name.
+    /// `making` hears the temporary name before anything has another.
     ///
     /// # Errors
     /// Those of the file system and of `write`; nothing is left behind then.
     pub fn save(
         &mut self,
         index: usize,
+        making: impl FnOnce(&str),
         write: impl FnOnce(&mut dyn Write) -> Result<(), png::EncodingError>,
     ) -> Result<String, OutputError> {
         let name = batch_name(&self.name, index);
         let failed = |cause: io::Error| OutputError::Folder { folder: self.folder.clone(), cause };
         let mut file = temporary(&self.folder).map_err(failed)?;
+        if let Some(name) = file.path().file_name().and_then(|name| name.to_str()) {
+            making(name);
+        }
         let mut buffer = BufWriter::new(file.as_file_mut());
         let written = write(&mut buffer).and_then(|()| Ok(buffer.flush()?));
         drop(buffer);
@@ -282,7 +287,7 @@ mod tests {
     }
 
     fn save(series: &mut Series, index: usize, bytes: &[u8]) -> Result<String, OutputError> {
-        series.save(index, |file| Ok(file.write_all(bytes)?))
+        series.save(index, |_| (), |file| Ok(file.write_all(bytes)?))
     }
 
     fn listing(folder: &Path) -> Vec<String> {
@@ -362,10 +367,14 @@ mod tests {
         assert_eq!(listing(root.path()).len(), 2);
         // Written by another run meanwhile, and whole.
         let mut series = Series::begin(root.path(), "b", 1).unwrap();
-        let saved = series.save(0, |file| {
-            Series::begin(root.path(), "c", 1).map_err(io::Error::other)?;
-            Ok(file.write_all(b"whole")?)
-        });
+        let saved = series.save(
+            0,
+            |_| (),
+            |file| {
+                Series::begin(root.path(), "c", 1).map_err(io::Error::other)?;
+                Ok(file.write_all(b"whole")?)
+            },
+        );
         assert_eq!(fs::read(root.path().join(saved.unwrap())).unwrap(), b"whole");
     }
 
@@ -373,10 +382,14 @@ mod tests {
     fn an_error_leaves_nothing() {
         let root = tempfile::tempdir().unwrap();
         let mut series = Series::begin(root.path(), "a", 1).unwrap();
-        let error = series.save(0, |file| {
-            file.write_all(&[0; 100_000])?;
-            Err(io::Error::other("the disk is full").into())
-        });
+        let error = series.save(
+            0,
+            |_| (),
+            |file| {
+                file.write_all(&[0; 100_000])?;
+                Err(io::Error::other("the disk is full").into())
+            },
+        );
         let sentence = error.unwrap_err().to_string();
         assert!(sentence.contains("a_00001_.png") && sentence.contains("the disk is full"));
         assert!(listing(root.path()).is_empty());

@@ -62,7 +62,12 @@ unsafe extern "C" fn property(context: *const abi::Context, name: abi::Str, valu
 unsafe extern "C" fn output(context: *const abi::Context, json: abi::Str) {
     // SAFETY: as in `fail`.
     let (host, json) = unsafe { (host(context), text(json)) };
-    host.outputs.borrow_mut().push(serde_json::from_str(&json).unwrap());
+    let told: Json = serde_json::from_str(&json).unwrap();
+    match told.get("making") {
+        // The file has no name yet.
+        Some(item) => assert!(item["filename"].as_str().unwrap().starts_with('.')),
+        None => host.outputs.borrow_mut().push(told),
+    }
 }
 
 unsafe extern "C" fn no_string(_: *const abi::Context, _: abi::Str) -> *mut abi::KgString {

@@ -79,12 +79,16 @@ pub(super) fn save_pictures(
         let index = index?;
         ask("the levels of a picture", &[picture.len()], 1)?;
         let levels = to_levels(picture);
-        let filename = series.save(index, |file| {
-            write_png(file, &levels, (shape.width, shape.channels), to.compression, &texts)
-        })?;
-        let subfolder = series.subfolder();
-        let image = json!({"filename": filename, "subfolder": subfolder, "type": to.kind});
-        cx.output(&json!({"images": [image]}));
+        let subfolder = series.subfolder().to_owned();
+        let item =
+            |filename: &str| json!({"filename": filename, "subfolder": subfolder, "type": to.kind});
+        let filename = series.save(
+            index,
+            // Should the process end between the file's renaming and the word about it, the host finds it.
+            |temporary| cx.output(&json!({"making": item(temporary)})),
+            |file| write_png(file, &levels, (shape.width, shape.channels), to.compression, &texts),
+        )?;
+        cx.output(&json!({"images": [item(&filename)]}));
     }
     Ok(())
 }
