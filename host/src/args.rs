@@ -84,8 +84,9 @@ pub enum Command {
 pub struct Run {
     #[command(flatten)]
     pub workflow: Workflow,
-    /// The most that models may take, 6G, 6.5GB or 75% of the memory there is: before each node
-    /// those that it does not use are let go, the least recently used first, and read again later
+    /// The most that models and kept results may take, 6G, 6.5GB or 75% of the memory there is:
+    /// before each node what it does not use is let go, the least recently used first, and read or
+    /// made again later
     #[arg(long, value_name = "SIZE")]
     pub memory_budget: Option<Budget>,
     /// Recognise files by what is in them, not by size and time of change: every model is read

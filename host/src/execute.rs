@@ -113,7 +113,7 @@ pub struct Outcome {
 pub struct Executor<R> {
     runner: R,
     results: HashMap<Key, Results>,
-    /// How many bytes objects may hold, where that is bounded.
+    /// How many bytes objects and kept results may hold, where that is bounded.
     budget: Option<u64>,
     memory: Memory,
 }
@@ -150,8 +150,8 @@ impl<R: Runner> Executor<R> {
         Self { runner, results: HashMap::new(), budget: None, memory: Memory::default() }
     }
 
-    /// Before each step lets go of objects until `bytes` are enough: the least recently used ones
-    /// that the step does not use, of those that offer "memory/1".
+    /// Before each step lets go of what is kept until `bytes` are enough: results, and what objects that
+    /// offer "memory/1" hold and the step does not use, the least recently used first.
     pub fn with_budget(mut self, bytes: Option<u64>) -> Self {
         self.set_budget(bytes);
         self
@@ -214,6 +214,9 @@ impl<R: Runner> Executor<R> {
             }
             if step.same_as.is_some() || states[position] == State::Unneeded {
                 outcome.cached += 1;
+                if self.results.contains_key(&step.key) {
+                    self.memory.used(step.key);
+                }
                 setting.listener.event(&Event::Cached(Cow::Borrowed(&step.name)));
                 continue;
             }
@@ -233,10 +236,7 @@ impl<R: Runner> Executor<R> {
                 outcome.cached += 1;
                 setting.listener.event(&Event::Cached(Cow::Borrowed(&step.name)));
                 live[position] = used(&results, &uses[position]);
-                match kept(&results) {
-                    Some(part) => self.results.insert(step.key, part),
-                    None => self.results.remove(&step.key),
-                };
+                self.keep(step.key, kept(&results));
                 continue;
             }
             if let Some(failed) = links(step).find_map(|(from, _)| states[from].cause()) {
@@ -255,10 +255,7 @@ impl<R: Runner> Executor<R> {
                     Ok(results) => {
                         let results: Vec<Option<Value>> = results.into_iter().map(Some).collect();
                         live[position] = used(&results, &uses[position]);
-                        match kept(&results) {
-                            Some(part) => self.results.insert(step.key, part),
-                            None => self.results.remove(&step.key),
-                        };
+                        self.keep(step.key, kept(&results));
                         outcome.executed += 1;
                     }
                     Err(Stop::Cancelled) => {
@@ -286,6 +283,19 @@ impl<R: Runner> Executor<R> {
             self.results.clear();
         }
         outcome
+    }
+
+    /// Keeps `results` for later runs, or nothing.
+    fn keep(&mut self, key: Key, results: Option<Results>) {
+        let Some(results) = results else {
+            self.results.remove(&key);
+            return;
+        };
+        self.results.insert(key, results);
+        self.memory.used(key);
+        for key in self.memory.too_many(&self.results) {
+            self.results.remove(&key);
+        }
     }
 
     /// The results of `step`, where all that is used of them is there.
@@ -362,9 +372,12 @@ impl<R: Runner> Executor<R> {
         setting.listener.event(&Event::NodeStarted(Cow::Borrowed(&step.name)));
         let hooks = Hooks { name: &step.name, inputs: &step.inputs, setting };
         if let Some(budget) = self.budget {
-            let kept = self.results.values().flat_map(|results| results.iter().flatten());
-            let live = live.iter().flatten().flatten().chain(kept);
-            if let Some(warning) = self.memory.make_room(budget, &inputs, live, &hooks) {
+            let live = live.iter().flatten().flatten();
+            let room = self.memory.make_room(budget, &inputs, live, &self.results, &hooks);
+            for key in room.drop {
+                self.results.remove(&key);
+            }
+            if let Some(warning) = room.warning {
                 hooks.log(LogLevel::Warn, &warning);
             }
         }

@@ -1,4 +1,4 @@
-//! `--memory-budget`: what objects hold is kept under a bound.
+//! `--memory-budget`: what objects hold and what is kept of results is held under a bound.
 //!
 //! A loader's object may take no memory until it is used, and may give it back and read it again:
 //! "memory/1" says how much it holds and lets it go, "describe/1" says as "bytes" what it holds when
@@ -7,8 +7,12 @@
 //! step's own objects still have to read fit. What was let go is read again when it is used next: a
 //! model that the page cache still has costs a copy, not a disk.
 //!
-//! Pictures and latents are not counted: they are small beside models, and nothing can let them go.
+//! Results that are kept for later runs count as well, their tensors by their bytes, and are dropped in the
+//! same order: what was not used for longest goes first, be it a model or a picture. What the run itself
+//! still needs stays.
 
+use super::Results;
+use crate::plan::Key;
 use crate::plugin::{Call, call_interface, offers};
 use crate::value::Value;
 use serde_json::Value as Json;
@@ -17,7 +21,10 @@ use std::str::FromStr;
 
 const INTERFACE: &str = "memory/1";
 
-/// How many bytes objects may hold.
+/// How many results are kept at most. Most are small, but a worker may live for weeks.
+const MOST_RESULTS: usize = 4096;
+
+/// How many bytes objects and results may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Budget {
     Bytes(u64),
@@ -84,11 +91,13 @@ impl FromStr for Budget {
     }
 }
 
-/// What is known of the objects of a run.
+/// What is known of what is kept.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
     /// When each object that is alive was last used, by its identity.
     used: HashMap<usize, u64>,
+    /// When each result that is kept was last used.
+    results: HashMap<Key, u64>,
     /// Steps so far.
     clock: u64,
     /// Sentences that were said already.
@@ -102,58 +111,151 @@ struct Holder<'a> {
     held: u64,
 }
 
+/// What can be let go of.
+enum Idle<'a> {
+    Object(&'a Holder<'a>),
+    Result(Key, Vec<usize>),
+}
+
+/// What came of making room.
+#[derive(Default)]
+pub(super) struct Room {
+    /// The results to drop.
+    pub drop: Vec<Key>,
+    /// Where not enough room could be made, a sentence; once for each.
+    pub warning: Option<String>,
+}
+
 impl Memory {
-    /// Makes room for a step with these `inputs` among the `live` values, as far as it can be made.
-    /// Returns a warning where it cannot, once for each.
+    /// The result of `key` was used, or made.
+    pub fn used(&mut self, key: Key) {
+        self.clock += 1;
+        self.results.insert(key, self.clock);
+    }
+
+    /// The results to drop because there are too many.
+    pub fn too_many(&mut self, results: &HashMap<Key, Results>) -> Vec<Key> {
+        let more = results.len().saturating_sub(MOST_RESULTS);
+        if more == 0 {
+            return Vec::new();
+        }
+        self.results.retain(|key, _| results.contains_key(key));
+        let mut keys: Vec<Key> = results.keys().copied().collect();
+        keys.sort_by_key(|key| self.results.get(key));
+        // Some at once, so that not every step sorts.
+        keys.truncate(more + MOST_RESULTS / 16);
+        keys
+    }
+
+    /// Makes room for a step with these `inputs` among the values that the run still needs and the `results`
+    /// that are kept, as far as it can be made.
     pub fn make_room<'a>(
         &mut self,
         budget: u64,
         inputs: &'a [Value],
-        live: impl Iterator<Item = &'a Value>,
+        live: impl Iterator<Item = &'a Value> + Clone,
+        results: &'a HashMap<Key, Results>,
         call: &dyn Call,
-    ) -> Option<String> {
+    ) -> Room {
         self.clock += 1;
         let needed: Vec<Holder> = holders(inputs.iter(), call);
         let of_step: HashSet<usize> = needed.iter().map(|holder| holder.identity).collect();
-        let all = holders(inputs.iter().chain(live), call);
+        let kept = results.values().flat_map(|values| values.iter().flatten());
+        let all = holders(inputs.iter().chain(live.clone()).chain(kept), call);
         let alive: HashSet<usize> = all.iter().map(|holder| holder.identity).collect();
         self.used.retain(|identity, _| alive.contains(identity));
+        self.results.retain(|key, _| results.contains_key(key));
         for holder in &all {
             let used = self.used.entry(holder.identity).or_insert(self.clock);
             if of_step.contains(&holder.identity) {
                 *used = self.clock;
             }
         }
+        // The tensors of results: how many results hold each, and its bytes.
+        let of_run: HashSet<usize> = tensors(inputs.iter().chain(live)).map(|(id, _)| id).collect();
+        let mut shared: HashMap<usize, (usize, u64)> = HashMap::new();
+        let mut idle: Vec<(u64, Idle)> = Vec::new();
+        for (key, values) in results {
+            let mut own = Vec::new();
+            for (identity, bytes) in tensors(values.iter().flatten()) {
+                shared.entry(identity).or_insert((0, bytes)).0 += 1;
+                if !of_run.contains(&identity) {
+                    own.push(identity);
+                }
+            }
+            if !own.is_empty() {
+                let used = self.results.get(key).copied().unwrap_or(0);
+                idle.push((used, Idle::Result(*key, own)));
+            }
+        }
+        let is_idle = |holder: &&Holder| holder.held > 0 && !of_step.contains(&holder.identity);
+        for holder in all.iter().filter(is_idle) {
+            let used = self.used.get(&holder.identity).copied().unwrap_or(0);
+            idle.push((used, Idle::Object(holder)));
+        }
         // What the step's objects hold when they are whole, and have not read yet.
         let to_come = |holder: &Holder| whole(holder, call).saturating_sub(holder.held);
         let to_come = needed.iter().map(to_come).fold(0, u64::saturating_add);
-        let mut held = all.iter().map(|holder| holder.held).fold(0, u64::saturating_add);
-        let mut idle: Vec<&Holder> = all
-            .iter()
-            .filter(|holder| holder.held > 0 && !of_step.contains(&holder.identity))
-            .collect();
-        idle.sort_by_key(|holder| self.used.get(&holder.identity));
-        for holder in idle {
-            if held.saturating_add(to_come) <= budget {
+        let mut of_objects =
+            all.iter().map(|holder| holder.held).fold(to_come, u64::saturating_add);
+        let of_results = shared.values().map(|&(_, bytes)| bytes);
+        let mut of_results = of_results.fold(0, u64::saturating_add);
+        let mut room = Room::default();
+        idle.sort_by_key(|(used, _)| *used);
+        for (_, idle) in idle {
+            if of_objects.saturating_add(of_results) <= budget {
                 break;
             }
-            // One that does not let go, or fails at it, holds what it held.
-            let left = bytes(holder.object, true, call).unwrap_or(holder.held);
-            held = held.saturating_sub(holder.held).saturating_add(left);
-            tracing::debug!(was = holder.held, left, "let go of an object to make room");
+            match idle {
+                Idle::Object(holder) => {
+                    // One that does not let go, or fails at it, holds what it held.
+                    let left = bytes(holder.object, true, call).unwrap_or(holder.held);
+                    of_objects = of_objects.saturating_sub(holder.held).saturating_add(left);
+                    tracing::debug!(was = holder.held, left, "let go of an object to make room");
+                }
+                Idle::Result(key, own) => {
+                    for identity in own {
+                        if let Some((count, bytes)) = shared.get_mut(&identity) {
+                            *count -= 1;
+                            let freed = if *count == 0 { *bytes } else { 0 };
+                            of_results = of_results.saturating_sub(freed);
+                        }
+                    }
+                    tracing::debug!(?key, "dropped a result to make room");
+                    room.drop.push(key);
+                }
+            }
         }
-        let wanted = held.saturating_add(to_come);
-        if wanted <= budget {
-            return None;
+        if of_objects > budget {
+            let sentence = format!(
+                "the models that this step uses and what cannot be let go take {}, more than the \
+                 memory budget of {}; it goes on with more",
+                shown(of_objects),
+                shown(budget)
+            );
+            room.warning = self.said.insert(sentence.clone()).then_some(sentence);
         }
-        let sentence = format!(
-            "the models that this step uses and what cannot be let go take {}, more than the memory \
-             budget of {}; it goes on with more",
-            shown(wanted),
-            shown(budget)
-        );
-        self.said.insert(sentence.clone()).then_some(sentence)
+        room
     }
+}
+
+/// Each tensor in `values`, and in the lists and maps there, with its bytes; each once.
+fn tensors<'a>(values: impl Iterator<Item = &'a Value>) -> impl Iterator<Item = (usize, u64)> {
+    let mut seen = HashSet::new();
+    let mut open: Vec<&Value> = values.collect();
+    std::iter::from_fn(move || {
+        while let Some(value) = open.pop() {
+            let Some(identity) = value.identity().filter(|&identity| seen.insert(identity)) else {
+                continue;
+            };
+            open.extend(value.items());
+            open.extend(value.pairs().map(|(_, value)| value));
+            if let Some(tensor) = value.as_tensor() {
+                return Some((identity, tensor.bytes() as u64));
+            }
+        }
+        None
+    })
 }
 
 /// Each object in `values`, and in the lists and maps there, that says what it holds.

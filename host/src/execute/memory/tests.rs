@@ -301,3 +301,73 @@ fn what_cannot_fit_is_said_once_and_done() {
     assert_eq!(held, [40, 60, 40]);
     assert!(warnings[0].contains("take 60 B"), "{warnings:?}");
 }
+
+/// `Paint` gives a picture of 25 numbers, 100 bytes; counts how often.
+#[derive(Default)]
+struct Painter(AtomicU64);
+
+impl Runner for &Painter {
+    fn run(
+        &self,
+        _: usize,
+        node: u32,
+        _: &dyn Call,
+        _: &[Value],
+    ) -> Result<Vec<Value>, NodeFailure> {
+        if node > 0 {
+            return Ok(vec![]);
+        }
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Ok(vec![Value::tensor_f32(&[1, 5, 5, 1], &[0.0; 25]).unwrap()])
+    }
+}
+
+/// Paints in this order with the budget, keeping everything; how often each was really painted.
+fn painted(order: &[u64], budget: Option<u64>) -> (Vec<u64>, Vec<String>) {
+    let library = json!({"name": "test", "version": "1", "nodes": [
+        {"class": "Paint", "inputs": [{"name": "seed", "type": "INT"}],
+         "outputs": [{"name": "image", "type": "IMAGE"}]},
+        {"class": "Show", "inputs": [{"name": "image", "type": "IMAGE"}], "output_node": true,
+         "pure": false}]});
+    let mut catalogue = Catalogue::default();
+    catalogue.add(Path::new("test"), &library).unwrap();
+    let (painter, properties, warnings) =
+        (Painter::default(), Properties::default(), Warnings::default());
+    let mut executor = Executor::new(&painter).with_budget(budget);
+    let mut counts = Vec::new();
+    for seed in order {
+        let before = painter.0.load(Ordering::Relaxed);
+        let graph = json!({"p": {"class_type": "Paint", "inputs": {"seed": seed}},
+            "s": {"class_type": "Show", "inputs": {"image": ["p", 0]}}});
+        let graph = Graph::parse(&graph.to_string()).unwrap();
+        let plan = Plan::new(&graph, &catalogue, &Folders::default(), "cpu").unwrap();
+        let setting = Setting {
+            properties: &properties,
+            listener: &warnings,
+            cancel: &AtomicBool::new(false),
+            keep: Keep::Everything,
+            earlier: &Earlier::NONE,
+        };
+        let outcome = executor.run(&plan, setting);
+        assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
+        counts.push(painter.0.load(Ordering::Relaxed) - before);
+    }
+    (counts, warnings.0.into_inner().unwrap())
+}
+
+#[test]
+fn results_that_are_kept_count() {
+    let order = [1, 2, 1, 3, 1, 2];
+    assert_eq!(painted(&order, None).0, [1, 1, 0, 1, 0, 0]);
+    // Two have room. When the third is there the second was used longest ago.
+    assert_eq!(painted(&order, Some(200)), (vec![1, 1, 0, 1, 0, 1], vec![]));
+    // One has: what the run itself needs is there in any case, and no warning about it.
+    assert_eq!(painted(&order, Some(99)), (vec![1; 6], vec![]));
+}
+
+#[test]
+fn not_more_results_are_kept_than_a_worker_can_bear() {
+    let order: Vec<u64> = (0..MOST_RESULTS as u64 + 10).chain([5, MOST_RESULTS as u64]).collect();
+    let (counts, _) = painted(&order, None);
+    assert_eq!(counts[order.len() - 2..], [1, 0], "the oldest is gone, a late one is not");
+}
