@@ -47,7 +47,7 @@ class Libraries(Kind):
     def missing(self, setting):
         return next((f"{tool} is not there" for tool in ("cc", "c++") if os.system(f"command -v {tool} >/dev/null") != 0), None)
 
-    def build(self, fault, folder):
+    def build(self, setting, fault, folder):
         library = folder / "plugins" / f"lib{fault.split()[-1]}.so"
         library.parent.mkdir()
         if fault.startswith("no library"):
@@ -71,7 +71,7 @@ class Libraries(Kind):
 
     def attack(self, setting, number, rng, folder):
         fault = faults()[number]
-        library = self.build(fault, folder)
+        library = self.build(setting, fault, folder)
         plugins, out = folder / "plugins", folder / "out"
         (folder / "graph.json").write_text(json.dumps(GRAPH))
         ended = run(setting, ["run", "graph.json", "--json", "--plugins", plugins, "--out", out], folder, patience=4)
