@@ -12,9 +12,10 @@ use std::ffi::c_void;
 use std::path::{Path, PathBuf};
 
 use kosmograph_abi as abi;
+use kosmograph_abi::table::EXTENSIONS;
 use serde_json::Value as Json;
 
-pub use call::{Call, LogLevel, NodeFailure, call_interface, offers};
+pub use call::{Call, LogLevel, NodeFailure, call_interface, input, offers};
 pub use load::PluginError;
 
 use crate::value::Value;
@@ -117,31 +118,30 @@ impl Library {
     }
 
     /// Calls the extension "panic/1", which panics inside; `None` when the library does not offer it.
-    pub fn panic_inside(&self, call: &dyn Call) -> Option<Result<Vec<Value>, NodeFailure>> {
-        self.call_extension("panic/1", call, &[], 0)
+    pub fn panic_inside(&self, call: &dyn Call) -> Option<Result<Value, NodeFailure>> {
+        self.call_extension("panic/1", call, &call::input([]))
     }
 
-    /// Calls an extension that is a kg_interface, by its name in node.h; `None` when the library does
-    /// not offer it.
+    /// Calls an extension that is a kg_interface, by its name in node.h, with a map; `None` when the library
+    /// does not offer it.
     pub fn call_extension(
         &self,
         id: &str,
         call: &dyn Call,
-        inputs: &[Value],
-        n_outputs: usize,
-    ) -> Option<Result<Vec<Value>, NodeFailure>> {
+        input: &Value,
+    ) -> Option<Result<Value, NodeFailure>> {
         // SAFETY: node.h: `extension` takes borrowed text.
         let interface = unsafe { (self.extension?)(abi::Str::new(id)) };
         // SAFETY: node.h: the extensions that are called are each a kg_interface that lives as long as
         // the process.
         let interface = unsafe { kosmograph_abi_check::interface(interface.cast()) }?;
         let who = format!("\"{id}\"");
+        let row = EXTENSIONS.iter().find(|row| row.id == id);
         Some(match interface {
-            // SAFETY: as above; its self is NULL. Inputs and outputs are what node.h says for the call.
-            Ok(function) => invoke(&who, call, n_outputs, &[], |context, outputs| unsafe {
-                let values = inputs.as_ptr().cast();
-                function(std::ptr::null_mut(), context, values, inputs.len(), outputs, n_outputs)
-            }),
+            // SAFETY: as above; its self is NULL.
+            Ok(function) => unsafe {
+                call::call_function(&who, call, (function, std::ptr::null_mut()), input, row)
+            },
             Err(why) => Err(NodeFailure::failed(format!("its extension {who} {why}"))),
         })
     }

@@ -12,7 +12,7 @@ use crate::checks;
 use crate::events::{Event, Level, Listener};
 use crate::execute::{Executor, Keep, Runner, Setting};
 use crate::plan::Plan;
-use crate::plugin::{Call, Library, LogLevel, NodeFailure, used_late};
+use crate::plugin::{Call, Library, input, LogLevel, NodeFailure, used_late};
 use crate::problem::{Kind, NodeName, Problem};
 use crate::process::{self, Changes, State};
 use crate::promise::Promise;
@@ -303,15 +303,16 @@ pub(crate) fn file_name(path: &Path) -> Cow<'_, str> {
 /// Lets the first library that knows the file convert it. Returns whether it was interrupted.
 fn run_conversion(convert: &Convert, loader: &Loader, cancel: &AtomicBool) -> bool {
     let wire = loader.wire;
-    let inputs: [Value; 3] = std::array::from_fn(|at| Value::string(&convert.inputs[at]));
+    let [from, to, options] = convert.inputs.each_ref().map(|text| Value::string(text));
+    let asked = input([("input", from), ("output", to), ("options", options)]);
     let name = &Convert::name();
     let call = Conversion { wire, name, cancel };
     let start = Instant::now();
     wire.event(&Event::NodeStarted(Cow::Borrowed(name)));
-    let mut asked = 0;
+    let mut able = 0;
     for provider in &convert.libraries {
         let answer = loader.call(provider, &call, |library| {
-            library.call_extension("convert/1", &call, &inputs, 1).transpose()
+            library.call_extension("convert/1", &call, &asked).transpose()
         });
         match answer {
             Ok(None) => (),
@@ -320,9 +321,9 @@ fn run_conversion(convert: &Convert, loader: &Loader, cancel: &AtomicBool) -> bo
                 wire.event(&Event::refused(Kind::Convert, sentence));
                 return false;
             }
-            Ok(Some(values)) => {
-                asked += 1;
-                let Some(made) = values.first().and_then(Value::as_str) else { continue };
+            Ok(Some(answer)) => {
+                able += 1;
+                let Some(made) = answer.get("made").and_then(Value::as_str) else { continue };
                 // The library's own account; what is no JSON says nothing.
                 let made: Json = serde_json::from_str(made).unwrap_or_default();
                 let output = made["output"].as_str().unwrap_or(&convert.inputs[1]);
@@ -334,7 +335,7 @@ fn run_conversion(convert: &Convert, loader: &Loader, cancel: &AtomicBool) -> bo
             }
         }
     }
-    let message = match asked {
+    let message = match able {
         0 => {
             "no node library that converts was found; say where they are with --plugins DIR".into()
         }
@@ -350,16 +351,16 @@ fn run_conversion(convert: &Convert, loader: &Loader, cancel: &AtomicBool) -> bo
 fn run_check(check: wire::Check, loader: &Loader, cancel: &AtomicBool) -> bool {
     let wire = loader.wire;
     let Ok(plan) = Plan::try_from(check.plan) else { return false };
-    let inputs = [Value::string(&checks::told(&plan).to_string())];
+    let asked = input([("plan", Value::string(&checks::told(&plan).to_string()))]);
     let name = &NodeName { id: "check".into(), title: None, class: "check".into() };
     let call = Conversion { wire, name, cancel };
     for provider in &check.libraries {
         let answer = loader.call(provider, &call, |library| {
-            library.call_extension("check/1", &call, &inputs, 1).transpose()
+            library.call_extension("check/1", &call, &asked).transpose()
         });
         let problems = match &answer {
-            Ok(Some(values)) => {
-                let answer = values.first().and_then(Value::as_str).unwrap_or_default();
+            Ok(Some(answer)) => {
+                let answer = answer.get("problems").and_then(Value::as_str).unwrap_or_default();
                 checks::heard(answer, &plan)
             }
             Ok(None) => Vec::new(),

@@ -41,7 +41,7 @@ extern "C" {
 #endif
 
 #define KG_ABI_MAJOR 1
-#define KG_ABI_MINOR 0
+#define KG_ABI_MINOR 1 /* 0 was a draft whose interfaces took arrays */
 #define KG_LIBRARY_SYMBOL "kosmograph_library_v1"
 
 typedef int32_t kg_status;
@@ -132,14 +132,16 @@ struct kg_tensor {
 
 struct kg_context;
 
-/* An interface of an object is a function: values in, values out, exactly as a node. `call` reads
- * n_inputs values and writes n_outputs values; who calls with other counts than the interface's
- * documentation says gets KG_ERROR. */
+/* An interface of an object is a function of values by name: a map in, a map out. Which keys there are,
+ * and which may be absent, stands below for each. Keys that it does not know it passes over, so that a
+ * caller of tomorrow may say more; "describe/1" says which optional keys an object understands.
+ *   input   borrowed for the call, never NULL
+ *   output  where a map is written when the call returns KG_OK; its one reference passes to the caller */
 typedef struct kg_interface {
   uint32_t size;
   uint32_t reserved;
-  kg_status (*call)(kg_object *self, const struct kg_context *context, const kg_value *inputs,
-                    size_t n_inputs, kg_value *outputs, size_t n_outputs);
+  kg_status (*call)(kg_object *self, const struct kg_context *context, const kg_map *input,
+                    kg_map **output);
 } kg_interface;
 
 /* Something with behaviour: MODEL, CLIP, VAE … `query` returns the interface of that name, or
@@ -152,60 +154,157 @@ struct kg_object {
 
 /* ---- Interfaces of objects -------------------------------------------------------------------
  *
- * f32 tensors, on the device that kg_context's property "device" names. T tokens, D their width.
+ * What goes in and comes out, by name. A name in a shape stands for the same number in the whole call,
+ * 8H is eight times it, * is any number. A key with ? may be absent. Tensors are f32 in the CPU's memory:
+ * the property "device" says where to compute, not where they lie. T tokens, D their width.
+ * The same as data, for programs: table.rs beside this file; a test holds the two together.
  *
  * "denoiser/1" (MODEL): one evaluation of the noise predictor.
- *     in   x TENSOR [B,C,H,W]; timestep TENSOR [B], 0 … train steps - 1, fractions allowed;
- *          context TENSOR [B,T,D]; residuals NONE or LIST of TENSOR, the sum of what ControlNets
- *          return for this call: one per skip connection in the order of the encoder, the middle's last
- *     out  prediction TENSOR [B,C',H,W], of the kind that "describe/1" names
+ *     in   x TENSOR [B,C,H,W]
+ *          timestep TENSOR [B], 0 ... train steps - 1, fractions allowed
+ *          context TENSOR [B,T,D]
+ *          residuals? LIST of TENSOR, the sum of what ControlNets return for this call: one per skip
+ *              connection in the order of the encoder, the middle's last
+ *          pooled? TENSOR [B,P], the text's pooled vector
+ *          sizes? TENSOR [B,6], as SDXL has them: height and width of the original, top and left of the
+ *              crop, height and width of the target
+ *          extra_tokens? LIST of MAP {tokens TENSOR [*,*,*], weight? FLOAT, mask? TENSOR [*,*,*]}, what the
+ *              cross-attention reads beside the context, with the rows of x; weight is 1 when absent, a
+ *              mask over the picture 1 where they count
+ *     out  prediction TENSOR [B,*,H,W], of the kind that "describe/1" names
  * "control/1" (CONTROL_NET): the residuals that a ControlNet adds.
- *     in   x, timestep, context as above; hint TENSOR [B,3,8H,8W] in 0..1; strength FLOAT;
- *          guess BOOL (residuals grow with depth; such a call has the rows of the conditional half alone).
- *          A hint may have fewer rows than x, b that divide its B: row i takes hint i mod b
+ *     in   x TENSOR [B,C,H,W]
+ *          timestep TENSOR [B]
+ *          context TENSOR [B,T,D]
+ *          hint TENSOR [*,3,8H,8W] in 0..1. It may have fewer rows than x, b that divide its B: row i takes
+ *              hint i mod b
+ *          strength FLOAT
+ *          guess? BOOL, residuals grow with depth; such a call has the rows of the conditional half alone
+ *          pooled? TENSOR [B,P]
+ *          sizes? TENSOR [B,6]
  *     out  residuals LIST of TENSOR, as above
+ * "patch/1" (MODEL): the same model with changes inside its U-Net; the object itself stays what it is. A
+ *          model refuses, by its name, a kind or a block that it does not have.
+ *     in   patches LIST of MAP {kind TEXT, patch OBJECT PATCH, blocks? LIST of TEXT, start? FLOAT, end? FLOAT}
+ *              kind "self_attention", "cross_attention", with an "attention_patch/1"; "block_input",
+ *              "block_output", "skip" (what the decoder takes from the encoder), with a "block_patch/1".
+ *              blocks, all when absent, by diffusers' names, "down_blocks.1.attentions.0", "mid_block",
+ *              "up_blocks.2". start and end as in a CONTROL. Of several at one place each is given what
+ *              the one before it made.
+ *     out  model OBJECT MODEL
+ * "attention_patch/1" (PATCH): in the place of one attention (IP-Adapter, ToMe, HyperTile, PAG, SAG).
+ *     in   x TENSOR [B,N,D], what would be attended from
+ *          context TENSOR [B,T,E], what would be attended to; x itself in self-attention
+ *          attention OBJECT ATTENTION, the layer as it is
+ *          block TEXT
+ *          height INT, of the tokens of x as a picture
+ *          width INT
+ *          sigma FLOAT
+ *          rows LIST of TEXT, of each row of x "positive" or "negative"
+ *     out  x TENSOR [B,N,D]
+ * "attention/1" (ATTENTION): a layer with its own projections.
+ *     in   x TENSOR [B,N,D]
+ *          context? TENSOR [B,T,E], x itself when absent
+ *          keys? TENSOR [B,S,E], further keys, projected already
+ *          values? TENSOR [B,S,E], and their values
+ *     out  x TENSOR [B,N,D]
+ *          weights? TENSOR [B,A,N,*], of A heads, where the layer gives them
+ * "block_patch/1" (PATCH): what a block is given or gives (FreeU, T2I-Adapter).
+ *     in   x TENSOR [B,C,H,W]
+ *          skip? TENSOR [B,S,H,W], at a "skip"
+ *          block TEXT
+ *          sigma FLOAT
+ *          rows LIST of TEXT, as above
+ *     out  x TENSOR [B,C,H,W]
+ *          skip? TENSOR [B,S,H,W]
  * "text_encoder/1" (CLIP): text to what stands in the place of the cross-attention's context.
- *     in   text STRING
- *     out  context TENSOR [1,T,D]; pooled TENSOR [1,D] or NONE
+ *     in   text TEXT
+ *          texts? NAMED TEXT, where several encoders are given several texts: by the encoder's name ("l", "g"),
+ *              instead of text
+ *     out  context TENSOR [1,T,D]
+ *          pooled? TENSOR [1,P]
  * "text_layers/1" (CLIP): the same encoder ending at an earlier layer; the network is shared.
  *     in   stop_at_clip_layer INT, -1 the last, -2 the one before it
- *     out  OBJECT CLIP
+ *     out  clip OBJECT CLIP
  * "clip_vision/1" (CLIP_VISION): pictures as CLIP sees them.
- *     in   image TENSOR [B,H,W,C] in 0..1; crop BOOL (the middle square, else the whole, squeezed)
- *     out  last_hidden_state, penultimate_hidden_states TENSOR [B,T,D]; image_embeds TENSOR [B,P]
- * "vae_decode/1", "vae_encode/1" (VAE)
- *     in   latents TENSOR [B,C,H,W], scaled as the denoiser wants them / image TENSOR [B,H,W,3] in 0..1
- *     out  image TENSOR [B,H,W,3] in 0..1 / latents TENSOR [B,C,H,W], scaled, the mode of the posterior
- * "vae_decode_tiled/1", "vae_encode_tiled/1" (VAE): the same in tiles that fade into each other, or
- *     whole where a picture fits into half a tile.
- *     in   as above; tile, overlap INT, in latent pixels, overlap less than half of tile
- *     out  as above
+ *     in   image TENSOR [B,H,W,1] or [B,H,W,3] or [B,H,W,4] in 0..1
+ *          crop BOOL, the middle square, else the whole, squeezed
+ *     out  last_hidden_state TENSOR [B,T,D]
+ *          penultimate_hidden_states TENSOR [B,T,D]
+ *          image_embeds TENSOR [B,P]
+ * "vae_decode/1" (VAE)
+ *     in   latents TENSOR [B,C,H,W], scaled as the denoiser wants them
+ *     out  image TENSOR [B,*,*,3] in 0..1
+ * "vae_encode/1" (VAE)
+ *     in   image TENSOR [B,H,W,3] in 0..1
+ *     out  latents TENSOR [B,*,*,*], scaled, the mode of the posterior
+ * "vae_decode_tiled/1" (VAE): in tiles that fade into each other, or whole where a picture fits into half a tile.
+ *     in   latents TENSOR [B,C,H,W]
+ *          tile INT, in latent pixels
+ *          overlap INT, less than half of tile
+ *     out  image TENSOR [B,*,*,3]
+ * "vae_encode_tiled/1" (VAE)
+ *     in   image TENSOR [B,H,W,3]
+ *          tile INT
+ *          overlap INT
+ *     out  latents TENSOR [B,*,*,*]
  * "image_encoder/1" (KOSMOS, IMAGE_ENCODER): pictures to image tokens.
  *     in   image TENSOR [B,H,W,3] in 0..1
  *     out  tokens TENSOR [B,Q,D]
  * "interleave/1" (KOSMOS): text with <i> marks and the tokens of one picture for each mark.
- *     in   text STRING; images LIST of TENSOR [1,Q,D]
- *     out  hidden_states TENSOR [1,T,D]; mask TENSOR [1,T] f32, 1 where the token counts
+ *     in   text TEXT
+ *          images LIST of TENSOR [1,Q,D]
+ *     out  hidden_states TENSOR [1,T,*]
+ *          mask TENSOR [1,T], 1 where the token counts
  * "align/1" (KOSMOS): hidden states in CLIP's language.
- *     in   hidden_states TENSOR [B,T,D]; mask TENSOR [B,T] f32
- *     out  context TENSOR [B,77,D']
- * "lora/1" (MODEL, CLIP): the same with a LoRA put on: W becomes W + strength · scale · up · down for the
+ *     in   hidden_states TENSOR [B,T,D]
+ *          mask TENSOR [B,T]
+ *     out  context TENSOR [B,*,*]
+ * "lora/1" (MODEL, CLIP): the same with a LoRA put on: W becomes W + strength * scale * up * down for the
  *          weight W of every layer it names. The object itself stays what it is.
- *     in   layers MAP of MAP {"up": TENSOR [O,R] or [O,R,1,1], "down": TENSOR [R,I] or [R,I,kH,kW], "mid"?:
- *          TENSOR [R,R,kH,kW], between the two where down is 1 x 1, "scale": FLOAT}, by the modules' paths as
- *          diffusers ("down_blocks.0.attentions.0.proj_in") and transformers
- *          ("text_model.encoder.layers.0.self_attn.q_proj") name them; strength FLOAT, of any sign
- *     out  OBJECT of the same type; LIST of STRING, the paths that it has no such module for. A layer that
- *          fits by its path and not by its shape is an error.
- * "describe/1" (any): what the object is.
- *     in   nothing
- *     out  STRING, a JSON object. A MODEL gives "prediction" ("epsilon", "v_prediction", "sample"),
- *          "in_channels", "out_channels", "context_width", "train_steps" and "alphas_cumprod" (a
- *          list of that many numbers), a VAE "latent_channels", "downscale" and "scaling_factor".
- *          One that offers "memory/1" gives "bytes", what that will say when all of it is in memory.
- * "memory/1" (any): what it costs. Objects that share memory each count their part of it.
- *     in   purge BOOL: give back what can be had again
- *     out  INT, bytes held after that
+ *     in   layers NAMED MAP {up TENSOR [*,*] or [*,*,1,1], down TENSOR [*,*] or [*,*,*,*],
+ *              mid? TENSOR [*,*,*,*], scale FLOAT}, by the modules' paths as diffusers
+ *              ("down_blocks.0.attentions.0.proj_in") and transformers
+ *              ("text_model.encoder.layers.0.self_attn.q_proj") name them: up [O,R] or [O,R,1,1], down [R,I]
+ *              or [R,I,kH,kW], mid [R,R,kH,kW], between the two where down is 1 x 1
+ *          strength FLOAT, of any sign
+ *     out  object OBJECT MODEL or CLIP, of the same type
+ *          absent LIST of TEXT, the paths that it has no such module for. A layer that fits by its path and
+ *              not by its shape is an error.
+ * "sampler/1" (SAMPLER): the way from noise to a latent.
+ *     in   guider OBJECT GUIDER
+ *          sigmas TENSOR [N], falling; the last may be 0
+ *          latents TENSOR [B,C,H,W], what the noise is added to
+ *          noise OBJECT NOISE
+ *          noise_mask? TENSOR [*,*,*], as in a LATENT
+ *     out  latents TENSOR [B,C,H,W]
+ *          denoised TENSOR [B,C,H,W], the model's last x0
+ * "sigmas/1" (MODEL): the noise levels of a schedule of this model.
+ *     in   scheduler TEXT, "karras"
+ *          steps INT
+ *          denoise? FLOAT, 1 when absent
+ *     out  sigmas TENSOR [N]
+ * "guider/1" (GUIDER): x0 as a sampler asks for it, whatever models and conditions stand behind it.
+ *     in   x TENSOR [B,C,H,W]
+ *          sigma FLOAT
+ *     out  denoised TENSOR [B,C,H,W]
+ *          unconditional? TENSOR [B,C,H,W], for samplers that want it (cfg_pp)
+ * "noise/1" (NOISE): the noise of a picture.
+ *     in   latents TENSOR [B,C,H,W], whose shape it takes
+ *          batch_index? LIST of INT, which pictures of a larger batch these are
+ *     out  noise TENSOR [B,C,H,W]
+ * "describe/1": what the object is. Any object may offer it; a MODEL and a GUIDER do.
+ *     out  description TEXT, a JSON object. "understands" has by interface the optional keys that the object
+ *              makes use of, {"denoiser/1": ["residuals"]}. A MODEL, and a GUIDER as its model, gives
+ *              "prediction" ("epsilon", "v_prediction", "sample"), "in_channels", "out_channels",
+ *              "context_width", "train_steps" and "alphas_cumprod" (a list of that many numbers), and may
+ *              give "latent_rgb", a list of [r,g,b] for each latent channel, and "latent_rgb_bias", [r,g,b]:
+ *              what a picture of a latent is made with, in -1..1. A VAE gives "latent_channels",
+ *              "downscale" and "scaling_factor". One that offers "memory/1" gives "bytes", what that will
+ *              say when all of it is in memory.
+ * "memory/1": what the object costs. Any object may offer it. Objects that share memory each count their part.
+ *     in   purge BOOL, give back what can be had again
+ *     out  bytes INT, held after that
  */
 
 /* ---- Socket types --------------------------------------------------------------------------
@@ -299,6 +398,31 @@ typedef struct kg_context {
                            const int64_t *shape);
 } kg_context;
 
+/* ---- Reading and building maps, for authors in C ------------------------------------------- */
+
+/* The value under a key; NULL where there is none, or nothing in it. */
+static inline const kg_value *kg_map_get(const kg_map *map, const char *key) {
+  size_t length = 0;
+  while (key[length] != 0) length++;
+  for (size_t i = 0; i < map->count; i++) {
+    size_t same = 0;
+    if (map->keys[i].len != length) continue;
+    while (same < length && map->keys[i].ptr[same] == key[same]) same++;
+    if (same == length) return map->values[i].kind == KG_NONE ? NULL : &map->values[i];
+  }
+  return NULL;
+}
+
+/* Writes a map of one key to `output`, and lets go of `value`, which the map retains. */
+static inline kg_status kg_map_give(const kg_context *context, const char *key, kg_value value,
+                                    kg_map **output) {
+  kg_str name = {key, 0};
+  while (key[name.len] != 0) name.len++;
+  *output = context->new_map(context, &name, &value, 1);
+  if (value.kind >= KG_STRING && value.as.counted != NULL) value.as.counted->release(value.as.counted);
+  return *output != NULL ? KG_OK : KG_ERROR;
+}
+
 /* ---- The library --------------------------------------------------------------------------- */
 
 typedef struct kg_library {
@@ -316,24 +440,24 @@ typedef struct kg_library {
   kg_status (*run)(uint32_t node, const kg_context *context, const kg_value *inputs,
                    size_t n_inputs, kg_value *outputs, size_t n_outputs);
 
-  /* Optional features by name, or NULL. May be NULL itself.
-   *   "panic/1"   a kg_interface (self is NULL) that panics inside, for the conformance test:
-   *               it must come back as KG_ERROR
-   *   "convert/1" a kg_interface (self is NULL) that makes of a file what the library's nodes, or
-   *               other programs, read; what `kosmograph convert` calls.
-   *     in   input STRING, the file's absolute path; output STRING, an absolute path where nothing
-   *          is yet; options STRING, a JSON object: "tokenizer", a folder's absolute path
-   *     out  STRING, a JSON object: "kind" (what it made), "output" (its path), "tensors" (how
-   *          many), "notes" (a list of sentences); or NONE when `input` is of no kind that the
-   *          library converts. `output` appears when it is whole, or not at all.
- *   "check/1"   a kg_interface (self is NULL) that looks at a plan before anything runs, reading no
- *               more than the files' headers: `kosmograph check` calls it where the descriptor says
- *               "checks".
- *     in   plan STRING, a JSON object: "steps", a list in the order of the plan, of {"class",
- *          "inputs"}; "inputs" has by name {"value": …}, {"file": path}, {"from": [step, output]},
- *          each beside "files", {name: path}, where a text mentions some
- *     out  STRING, a JSON list of {"step", "input", "message"}: what is going to be left out or is
- *          otherwise odd, each a warning */
+  /* Optional features by name, or NULL. May be NULL itself. Each of these is a kg_interface whose self
+   * is NULL.
+   *   "panic/1"   panics inside, for the conformance test: it must come back as KG_ERROR
+   *   "convert/1" makes of a file what the library's nodes, or other programs, read; what `kosmograph
+   *               convert` calls.
+   *     in   input TEXT, the file's absolute path
+   *          output TEXT, an absolute path where nothing is yet
+   *          options TEXT, a JSON object: "tokenizer", a folder's absolute path
+   *     out  made? TEXT, a JSON object: "kind" (what it made), "output" (its path), "tensors" (how
+   *              many), "notes" (a list of sentences); absent when the input is of no kind that the
+   *              library converts. The file appears when it is whole, or not at all.
+   *   "check/1"   looks at a plan before anything runs, reading no more than the files' headers:
+   *               `kosmograph check` calls it where the descriptor says "checks".
+   *     in   plan TEXT, a JSON object: "steps", a list in the order of the plan, of {"class", "inputs"};
+   *              "inputs" has by name {"value": ...}, {"file": path}, {"from": [step, output]}, each
+   *              beside "files", {name: path}, where a text mentions some
+   *     out  problems TEXT, a JSON list of {"step", "input", "message"}: what is going to be left out or
+   *              is otherwise odd, each a warning */
   const void *(*extension)(kg_str id);
 } kg_library;
 

@@ -181,20 +181,26 @@ static double alpha_cumprod(const denoiser *self, double timestep) {
   return 1.0 / (1.0 + exp(log_variance));
 }
 
-/* "denoiser/1": (x, timestep, context, residuals) → prediction. */
-static kg_status denoise(kg_object *object, const kg_context *context, const kg_value *inputs,
-                         size_t n_inputs, kg_value *outputs, size_t n_outputs) {
+/* A tensor of an interface's input. */
+static kg_status read_key(const kg_context *context, const kg_map *input, const char *key, int32_t ndim,
+                          const char *axes, const DLTensor **tensor) {
+  static const kg_value nothing = {KG_NONE, 0, {0}};
+  const kg_value *value = kg_map_get(input, key);
+  return read_tensor(context, key, value != NULL ? value : &nothing, ndim, axes, tensor);
+}
+
+/* "denoiser/1": x, timestep, context → prediction. Of the keys that may be absent only residuals are looked
+ * at, to refuse them. */
+static kg_status denoise(kg_object *object, const kg_context *context, const kg_map *input,
+                         kg_map **output) {
   const denoiser *self = (const denoiser *)object;
   const DLTensor *x, *timestep, *conditioning;
-  if (check_counts(context, "denoiser/1", n_inputs, n_outputs, 4, 1) != KG_OK) return KG_ERROR;
-  if (read_tensor(context, "x", &inputs[0], 4, "[B, C, H, W]", &x) != KG_OK) return KG_ERROR;
-  if (read_tensor(context, "timestep", &inputs[1], 1, "[B]", &timestep) != KG_OK) return KG_ERROR;
+  const kg_value *residuals = kg_map_get(input, "residuals");
+  if (read_key(context, input, "x", 4, "[B, C, H, W]", &x) != KG_OK) return KG_ERROR;
+  if (read_key(context, input, "timestep", 1, "[B]", &timestep) != KG_OK) return KG_ERROR;
   /* The data is the same whatever the prompt, so the context is looked at but not used. */
-  if (read_tensor(context, "context", &inputs[2], 3, "[B, T, D]", &conditioning) != KG_OK)
-    return KG_ERROR;
-  if (inputs[3].kind != KG_NONE && inputs[3].kind != KG_LIST)
-    return fail(context, "residuals", "a list of tensors, or nothing, is wanted");
-  if (inputs[3].kind == KG_LIST && inputs[3].as.list->count > 0)
+  if (read_key(context, input, "context", 3, "[B, T, D]", &conditioning) != KG_OK) return KG_ERROR;
+  if (residuals != NULL && (residuals->kind != KG_LIST || residuals->as.list->count > 0))
     return fail(context, "residuals", "this model has no layers that a ControlNet could add to");
   int64_t batch = x->shape[0], each = count_of(x) / batch;
   if (timestep->shape[0] != batch || conditioning->shape[0] != batch)
@@ -215,15 +221,16 @@ static kg_status denoise(kg_object *object, const kg_context *context, const kg_
     for (int64_t i = b * each; i < (b + 1) * each; i++)
       eps[i] = (float)(sqrt(1.0 - a) * (element(x, i) - sqrt(a) * self->mean) / variance);
   }
-  return give_tensor(&outputs[0], prediction);
+  kg_value made = {KG_TENSOR, 0, {0}};
+  made.as.tensor = prediction;
+  return kg_map_give(context, "prediction", made, output);
 }
 
-/* "describe/1": () → STRING. */
-static kg_status describe(kg_object *object, const kg_context *context, const kg_value *inputs,
-                          size_t n_inputs, kg_value *outputs, size_t n_outputs) {
+/* "describe/1": → description. */
+static kg_status describe(kg_object *object, const kg_context *context, const kg_map *input,
+                          kg_map **output) {
   const denoiser *self = (const denoiser *)object;
-  (void)inputs;
-  if (check_counts(context, "describe/1", n_inputs, n_outputs, 0, 1) != KG_OK) return KG_ERROR;
+  (void)input;
   static const char begin[] = "{\"prediction\": \"epsilon\", \"in_channels\": 4, \"out_channels\": 4, "
                               "\"context_width\": 768, \"train_steps\": 1000, \"alphas_cumprod\": [";
   size_t room = sizeof begin + TRAIN_STEPS * 32, used = sizeof begin - 1;
@@ -238,20 +245,19 @@ static kg_status describe(kg_object *object, const kg_context *context, const kg
   kg_string *string = context->new_string(context, view); /* copies */
   free(json);
   if (string == NULL) return no_memory(context);
-  outputs[0].kind = KG_STRING;
-  outputs[0].as.string = string;
-  return KG_OK;
+  kg_value made = {KG_STRING, 0, {0}};
+  made.as.string = string;
+  return kg_map_give(context, "description", made, output);
 }
 
-/* "memory/1": (purge BOOL) → INT, bytes held. There is nothing that could be had again. */
-static kg_status memory(kg_object *object, const kg_context *context, const kg_value *inputs,
-                        size_t n_inputs, kg_value *outputs, size_t n_outputs) {
+/* "memory/1": purge → bytes held. There is nothing that could be had again. */
+static kg_status memory(kg_object *object, const kg_context *context, const kg_map *input,
+                        kg_map **output) {
+  const kg_value *purge = kg_map_get(input, "purge");
   (void)object;
-  if (check_counts(context, "memory/1", n_inputs, n_outputs, 1, 1) != KG_OK) return KG_ERROR;
-  if (inputs[0].kind != KG_BOOL) return fail(context, "purge", "a boolean is wanted");
-  outputs[0].kind = KG_INT;
-  outputs[0].as.integer = sizeof(denoiser);
-  return KG_OK;
+  if (purge == NULL || purge->kind != KG_BOOL) return fail(context, "purge", "a boolean is wanted");
+  kg_value made = {KG_INT, 0, {sizeof(denoiser)}};
+  return kg_map_give(context, "bytes", made, output);
 }
 
 static const kg_interface *query(kg_object *object, kg_str id) {

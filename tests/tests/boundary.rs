@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use kosmograph::plugin::{
-    Call, Library, LogLevel, NodeFailure, PluginError, call_interface, offers,
+    Call, Library, LogLevel, NodeFailure, PluginError, call_interface, input, offers,
 };
 use kosmograph::value::Value;
 use kosmograph_abi as abi;
@@ -174,8 +174,9 @@ fn the_denoiser_in_c_is_the_closed_form() {
     assert_eq!(model.object_type(), Some("MODEL"));
     assert!(offers(model, "denoiser/1") && !offers(model, "control/1"));
 
-    let described = call_interface(model, "describe/1", &Quiet, &[], 1).unwrap();
-    let json: serde_json::Value = serde_json::from_str(described[0].as_str().unwrap()).unwrap();
+    let described = call_interface(model, "describe/1", &Quiet, &input([])).unwrap();
+    let described = described.get("description").and_then(Value::as_str).unwrap();
+    let json: serde_json::Value = serde_json::from_str(described).unwrap();
     let alphas = alphas_cumprod();
     for (described, alpha) in json["alphas_cumprod"].as_array().unwrap().iter().zip(&alphas) {
         assert!((described.as_f64().unwrap() - alpha).abs() < 1e-12);
@@ -186,14 +187,14 @@ fn the_denoiser_in_c_is_the_closed_form() {
     let between = 0.75 * log_variance(alphas[500]) + 0.25 * log_variance(alphas[501]);
     let a = [alphas[999], 1.0 / (1.0 + between.exp())];
     let x: Vec<f32> = (0..16).map(|i| (i as f32 - 7.5) / 4.0).collect();
-    let inputs = [
-        Value::tensor_f32(&[2, 2, 2, 2], &x).unwrap(),
-        Value::tensor_f32(&[2], &[999.0, 500.25]).unwrap(),
-        Value::tensor_f32(&[2, 1, 1], &[0.0, 0.0]).unwrap(),
-        Value::NONE,
-    ];
-    let prediction = call_interface(model, "denoiser/1", &Quiet, &inputs, 1).unwrap();
-    let prediction = prediction[0].as_tensor().unwrap().to_f32().unwrap();
+    let asked = input([
+        ("x", Value::tensor_f32(&[2, 2, 2, 2], &x).unwrap()),
+        ("timestep", Value::tensor_f32(&[2], &[999.0, 500.25]).unwrap()),
+        ("context", Value::tensor_f32(&[2, 1, 1], &[0.0, 0.0]).unwrap()),
+    ]);
+    let answer = call_interface(model, "denoiser/1", &Quiet, &asked).unwrap();
+    let prediction = answer.get("prediction").and_then(Value::as_tensor).unwrap();
+    let prediction = prediction.to_f32().unwrap();
     for (i, (x, eps)) in x.iter().zip(prediction).enumerate() {
         let a = a[i / 8];
         let variance = a * deviation * deviation + 1.0 - a;

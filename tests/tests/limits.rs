@@ -166,21 +166,39 @@ fn a_chain_of_seventy_control_nets_is_run() {
 const FOREIGN: &str = r#"
 #include <string.h>
 #include "node.h"
-enum { ALIAS, NULL_TENSOR, NULL_STRING, UNKNOWN_KIND };
+enum { ALIAS, NULL_TENSOR, NULL_STRING, UNKNOWN_KIND, WRONG_SHAPE, OTHER_KEY, NO_MAP };
 static kg_str text(const char *s) { kg_str t = {s, strlen(s)}; return t; }
 static void keep(kg_counted *self) { (void)self; }
 #define BASE(type) {sizeof(type), 0, keep, keep}
-static kg_status describe(kg_object *self, const kg_context *c, const kg_value *in, size_t ni, kg_value *out, size_t no) {
-  (void)self; (void)in; (void)ni; (void)no;
-  out[0].kind = KG_STRING;
-  out[0].as.string = FAULT == NULL_STRING ? NULL : c->new_string(c, text(
+static kg_map *map_of(const char *key, kg_value value) {
+  static kg_map maps[8];
+  static kg_str keys[8];
+  static kg_value values[8];
+  static int next;
+  int at = next++ % 8;
+  kg_map map = {BASE(kg_map), &keys[at], &values[at], 1};
+  keys[at] = text(key);
+  values[at] = value;
+  maps[at] = map;
+  return &maps[at];
+}
+static kg_status describe(kg_object *self, const kg_context *c, const kg_map *in, kg_map **out) {
+  kg_value value = {KG_STRING, 0, {0}};
+  (void)self; (void)in;
+  value.as.string = FAULT == NULL_STRING ? NULL : c->new_string(c, text(
     "{\"prediction\":\"epsilon\",\"in_channels\":4,\"out_channels\":4,\"alphas_cumprod\":[0.9,0.5,0.1]}"));
+  *out = map_of("description", value);
   return KG_OK;
 }
-static kg_status denoise(kg_object *self, const kg_context *c, const kg_value *in, size_t ni, kg_value *out, size_t no) {
-  (void)self; (void)c; (void)in; (void)ni; (void)no;
-  out[0].kind = FAULT == UNKNOWN_KIND ? 77 : KG_TENSOR;
-  out[0].as.tensor = NULL;
+static kg_status denoise(kg_object *self, const kg_context *c, const kg_map *in, kg_map **out) {
+  kg_value value = {FAULT == UNKNOWN_KIND ? 77 : KG_TENSOR, 0, {0}};
+  (void)self; (void)c; (void)in;
+  if (FAULT == WRONG_SHAPE) {
+    int64_t shape[4] = {1, 4, 2, 2};
+    DLDataType f32 = {kDLFloat, 32, 1};
+    value.as.tensor = c->new_tensor(c, f32, 4, shape);
+  }
+  *out = FAULT == NO_MAP ? NULL : map_of(FAULT == OTHER_KEY ? "predicted" : "prediction", value);
   return KG_OK;
 }
 static const kg_interface *query(kg_object *self, kg_str id) {
@@ -227,13 +245,16 @@ fn what_another_library_made_up_is_that_librarys_error() {
         ("ALIAS", "is a tensor at the address of a string"),
         (
             "NULL_TENSOR",
-            "\"denoiser/1\" of this MODEL gave a value that is a tensor at NULL; its library breaks",
+            "\"denoiser/1\" of this MODEL gave a map that",
         ),
         (
             "NULL_STRING",
-            "\"describe/1\" of this MODEL gave a value that is a string at NULL; its library breaks",
+            "\"describe/1\" of this MODEL gave a map that",
         ),
-        ("UNKNOWN_KIND", "\"denoiser/1\" of this MODEL gave a value that is of kind 77"),
+        ("UNKNOWN_KIND", "\"denoiser/1\" of this MODEL gave a map that"),
+        ("WRONG_SHAPE", "\"denoiser/1\" of this MODEL gave a wrong \"prediction\": its shape is"),
+        ("OTHER_KEY", "\"denoiser/1\" of this MODEL gave a wrong \"prediction\""),
+        ("NO_MAP", "\"denoiser/1\" of this MODEL says it is done, but gives no map"),
     ] {
         let define = format!("-DFAULT={fault}");
         let library = build_c_text(&format!("foreign_{fault}"), FOREIGN, &[OsStr::new(&define)]);

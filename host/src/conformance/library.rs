@@ -11,7 +11,7 @@ use super::object;
 use super::report::{Event, Log, Report};
 use super::synthesis::{Wrong, out_of_range, strided, synthesise, wrong_kinds, wrong_shapes};
 use crate::catalogue::{Catalogue, InputDescriptor, InputKind, NodeDescriptor};
-use crate::plugin::{Library, NodeFailure, used_late};
+use crate::plugin::{Library, NodeFailure, input, used_late};
 use crate::process::State;
 use crate::value::Value;
 
@@ -73,15 +73,16 @@ fn check_library(path: &Path, folder: &Path, log: &mut Log) {
         log.doing("asked to panic (\"panic/1\")");
         match library.panic_inside(&host) {
             None => Ok(Some("it does not offer \"panic/1\"".to_owned())),
-            Some(result) => refused(&result, None).map(|()| None),
+            Some(result) => refused(&result.map(|_| vec![]), None).map(|()| None),
         }
     });
     log.check_or_skip("library: what it converts is a file of its kind", |log| {
         log.doing("asked to convert a picture (\"convert/1\")");
         let output = folder.join("converted");
         let paths = [Value::string(&picture), Value::string(&output.display().to_string())];
-        let inputs = [paths[0].clone(), paths[1].clone(), Value::string("{}")];
-        match library.call_extension("convert/1", &host, &inputs, 1) {
+        let [from, to] = paths.clone();
+        let asked = input([("input", from), ("output", to), ("options", Value::string("{}"))]);
+        match library.call_extension("convert/1", &host, &asked) {
             None => return Ok(Some("it does not offer \"convert/1\"".to_owned())),
             Some(Err(failure)) if failure.is_broken_rule() => return Err(failure.to_string()),
             Some(_) => (),
@@ -89,9 +90,12 @@ fn check_library(path: &Path, folder: &Path, log: &mut Log) {
         if output.exists() {
             return Err("it made something of a picture".to_owned());
         }
-        log.doing("asked to convert with too few inputs");
-        let result = library.call_extension("convert/1", &host, &paths, 1);
-        result.map_or(Ok(()), |result| refused(&result, None)).map(|()| None)
+        log.doing("asked to convert without options");
+        let [from, to] = paths;
+        let asked = input([("input", from), ("output", to)]);
+        let result = library.call_extension("convert/1", &host, &asked);
+        let refused = |result: Result<Value, _>| refused(&result.map(|_| vec![]), Some("options"));
+        result.map_or(Ok(()), refused).map(|()| None)
     });
     for (index, node) in nodes.iter().enumerate() {
         Subject::new(&library, index, node, &host, &picture).check(log);

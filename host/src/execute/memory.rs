@@ -13,7 +13,7 @@
 
 use super::Results;
 use crate::plan::Key;
-use crate::plugin::{Call, call_interface, offers};
+use crate::plugin::{Call, call_interface, input, offers};
 use crate::value::Value;
 use serde_json::Value as Json;
 use std::collections::{HashMap, HashSet};
@@ -279,16 +279,17 @@ fn holders<'a>(values: impl Iterator<Item = &'a Value>, call: &dyn Call) -> Vec<
 
 /// The bytes that an object holds, after it let go of what it can have again if `purge`.
 fn bytes(object: &Value, purge: bool, call: &dyn Call) -> Option<u64> {
-    let answer = call_interface(object, INTERFACE, call, &[Value::boolean(purge)], 1);
+    let asked = input([("purge", Value::boolean(purge))]);
+    let answer = call_interface(object, INTERFACE, call, &asked);
     let answer = answer.inspect_err(|error| tracing::warn!("\"{INTERFACE}\": {error}")).ok()?;
-    answer.first()?.as_i64().map(|bytes| u64::try_from(bytes).unwrap_or(0))
+    answer.get("bytes")?.as_i64().map(|bytes| u64::try_from(bytes).unwrap_or(0))
 }
 
 /// The bytes of an object when all of it is there, as far as it says.
 fn whole(holder: &Holder, call: &dyn Call) -> u64 {
     let describe = || {
-        let answer = call_interface(holder.object, "describe/1", call, &[], 1).ok()?;
-        let json: Json = serde_json::from_str(answer.first()?.as_str()?).ok()?;
+        let answer = call_interface(holder.object, "describe/1", call, &input([])).ok()?;
+        let json: Json = serde_json::from_str(answer.get("description")?.as_str()?).ok()?;
         json.get("bytes")?.as_u64()
     };
     describe().unwrap_or(holder.held)

@@ -5,7 +5,7 @@ use crate::catalogue::{Class, InputKind, Writes};
 use crate::graph::Node;
 use crate::problem::{Kind, Problem};
 use std::fs::{self, OpenOptions};
-use std::io;
+use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
 
 /// The longest name of a file and the longest path, in bytes, of the usual file systems.
@@ -124,7 +124,19 @@ fn without_patterns(prefix: &str) -> String {
 
 /// Why no file can be made in `folder`, which is made itself when it is not there; none where one can.
 fn why_not_written(folder: &Path) -> Option<String> {
-    let nearest = folder.ancestors().find_map(|path| Some((path, fs::metadata(path).ok()?)));
+    let mut nearest = None;
+    for path in folder.ancestors() {
+        match fs::metadata(path) {
+            Ok(metadata) => {
+                nearest = Some((path, metadata));
+                break;
+            }
+            // What is not there yet is made; a name that no file can have, or a place that may not be
+            // entered, never will be.
+            Err(error) if [ErrorKind::NotFound, ErrorKind::NotADirectory].contains(&error.kind()) => (),
+            Err(error) => return Some(error.to_string()),
+        }
+    }
     let Some((nearest, metadata)) = nearest else { return Some("there is no such place".into()) };
     if !metadata.is_dir() {
         return Some(format!("{} is not a folder", nearest.display()));
@@ -137,8 +149,8 @@ fn why_not_written(folder: &Path) -> Option<String> {
             None
         }
         // Another thread's.
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => None,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => None,
+        Err(error) if error.kind() == ErrorKind::NotFound => {
             Some("no file can be made there".to_owned())
         }
         Err(error) => Some(error.to_string()),

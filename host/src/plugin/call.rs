@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
 use kosmograph_abi as abi;
+use kosmograph_abi::table;
 use kosmograph_abi_check as check;
+use kosmograph_abi_check::conform::{self, Axes};
 use serde_json::Value as Json;
 
 use crate::value::{Value, parts, text_bytes};
@@ -94,19 +96,9 @@ impl Expected {
     }
 }
 
-/// The kind that values of a socket type have, as node.h lists them.
+/// The kind that values of a socket type have, as the boundary's table has it.
 pub(crate) fn kind_of_type(type_name: &str) -> Option<abi::Kind> {
-    Some(match type_name {
-        "INT" => abi::INT,
-        "FLOAT" => abi::FLOAT,
-        "STRING" | "COMBO" => abi::STRING,
-        "BOOLEAN" => abi::BOOL,
-        "IMAGE" | "MASK" | "IMAGE_TOKENS" => abi::TENSOR,
-        "LATENT" | "CONTROL" | "HIDDEN_STATES" => abi::MAP,
-        "CONDITIONING" => abi::LIST,
-        "MODEL" | "CLIP" | "VAE" | "CONTROL_NET" | "KOSMOS" | "IMAGE_ENCODER" => abi::OBJECT,
-        _ => return None,
-    })
+    table::socket(type_name)?.of.kind()
 }
 
 /// What stands behind a `kg_context`. The context comes first, so that its address is the frame's.
@@ -255,7 +247,7 @@ pub(super) fn invoke(
     let mut raw = vec![abi::Value::NONE; n_outputs];
     raw.resize(n_outputs + WATCHED, UNTOUCHED);
     let status = function((&raw const *frame).cast(), raw.as_mut_ptr());
-    let (Notes { failure, violation, host_panic, .. }, cancelled) = frame.take_back();
+    let left = frame.take_back();
     let past = raw.split_off(n_outputs);
     // All of them, before anything is returned: each carries a reference that is the host's now.
     // SAFETY: node.h: what was written to `outputs` is a value with a reference that passes to the caller.
@@ -263,32 +255,7 @@ pub(super) fn invoke(
     if past.iter().any(|value| value.kind != UNTOUCHED.kind) {
         return Err(NodeFailure::broken(format!("{who} wrote past its {n_outputs} outputs")));
     }
-    if let Some(what) = host_panic {
-        return Err(NodeFailure::failed(format!(
-            "kosmograph itself failed in {what} while {who} ran; this is a mistake in kosmograph"
-        )));
-    }
-    match status {
-        abi::OK => (),
-        abi::CANCELLED if cancelled => return Err(NodeFailure::Cancelled),
-        abi::CANCELLED => {
-            let what = format!("{who} ended as cancelled, though nobody asked it to stop");
-            return Err(NodeFailure::broken(what));
-        }
-        abi::ERROR => {
-            return Err(match failure {
-                Some((input, sentence)) if !sentence.trim().is_empty() => {
-                    let input = (!input.is_empty()).then_some(input);
-                    NodeFailure::Failed { input, sentence }
-                }
-                _ => NodeFailure::broken(format!("{who} failed and gave no reason")),
-            });
-        }
-        other => return Err(NodeFailure::broken(format!("{who} returned the status {other}"))),
-    }
-    if let Some(what) = violation {
-        return Err(NodeFailure::broken(format!("{who} {what}")));
-    }
+    judge(who, status, left)?;
     let mut outputs = Vec::with_capacity(n_outputs);
     for (i, value) in values.into_iter().enumerate() {
         let declared = expected.get(i);
@@ -314,6 +281,84 @@ pub(super) fn invoke(
     Ok(outputs)
 }
 
+/// What a call's status and what it left say of it.
+fn judge(who: &str, status: abi::Status, left: (Notes, bool)) -> Result<(), NodeFailure> {
+    let (Notes { failure, violation, host_panic, .. }, cancelled) = left;
+    if let Some(what) = host_panic {
+        return Err(NodeFailure::failed(format!(
+            "kosmograph itself failed in {what} while {who} ran; this is a mistake in kosmograph"
+        )));
+    }
+    match status {
+        abi::OK => (),
+        abi::CANCELLED if cancelled => return Err(NodeFailure::Cancelled),
+        abi::CANCELLED => {
+            let what = format!("{who} ended as cancelled, though nobody asked it to stop");
+            return Err(NodeFailure::broken(what));
+        }
+        abi::ERROR => {
+            return Err(match failure {
+                Some((input, sentence)) if !sentence.trim().is_empty() => {
+                    let input = (!input.is_empty()).then_some(input);
+                    NodeFailure::Failed { input, sentence }
+                }
+                _ => NodeFailure::broken(format!("{who} failed and gave no reason")),
+            });
+        }
+        other => return Err(NodeFailure::broken(format!("{who} returned the status {other}"))),
+    }
+    match violation {
+        Some(what) => Err(NodeFailure::broken(format!("{who} {what}"))),
+        None => Ok(()),
+    }
+}
+
+/// Calls `function`, which is a kg_interface's, with a map; takes the map that it gives, and holds it against
+/// the `row` of the table where there is one. `who` is what a sentence calls it.
+///
+/// # Safety
+/// `function` obeys node.h with `this` as its object.
+pub(super) unsafe fn call_function(
+    who: &str,
+    call: &dyn Call,
+    (function, this): (check::InterfaceFn, *mut abi::Object),
+    input: &Value,
+    row: Option<&table::Interface>,
+) -> Result<Value, NodeFailure> {
+    debug_assert_eq!(input.kind(), abi::MAP);
+    let frame = Frame::lend(call);
+    let mut output = std::ptr::null_mut();
+    // SAFETY: the caller's promise; the map is a value's by its kind, and alive, here and below.
+    let given = unsafe { input.as_raw().payload.map };
+    let context = (&raw const *frame).cast();
+    // SAFETY: as above.
+    let status = unsafe { function(this, context, given, &raw mut output) };
+    let left = frame.take_back();
+    let output = (!output.is_null()).then(|| {
+        let payload = abi::Payload { map: output };
+        // SAFETY: node.h: a map that was written carries a reference that is the host's now.
+        unsafe { Value::adopt(abi::Value { kind: abi::MAP, reserved: 0, payload }) }
+    });
+    judge(who, status, left)?;
+    let broken = |what: String| NodeFailure::broken(format!("{who} {what}"));
+    let output = match output {
+        None => return Err(broken("says it is done, but gives no map".into())),
+        Some(Err(malformed)) => return Err(broken(format!("gives a map that {malformed}"))),
+        Some(Ok(output)) => output,
+    };
+    if let Some(row) = row {
+        let mut axes = Axes::default();
+        // Whether what went in fits is the callee's to say; here it only names the axes.
+        // SAFETY: both maps are checked and alive.
+        let fits = unsafe {
+            let _ = conform::map(&*given, row.input, &mut axes);
+            conform::map(&*output.as_raw().payload.map, row.output, &mut axes)
+        };
+        fits.map_err(|misfit| broken(format!("gives a wrong {misfit}")))?;
+    }
+    Ok(output)
+}
+
 fn query(object: &Value, id: &str) -> Option<Result<check::InterfaceFn, String>> {
     if object.kind() != abi::OBJECT {
         return None;
@@ -331,7 +376,13 @@ pub fn offers(object: &Value, id: &str) -> bool {
     query(object, id).is_some()
 }
 
-/// Calls an interface of an object; what goes in and out stands in node.h.
+/// The map that goes into an interface.
+pub fn input<const N: usize>(pairs: [(&str, Value); N]) -> Value {
+    Value::map(pairs.map(|(key, value)| (key.to_owned(), value)).into())
+}
+
+/// Calls an interface of an object with a map, by [`input`]; what goes in and out stands in node.h. What
+/// comes out is the map that the table says.
 ///
 /// # Errors
 /// As for [`Library::run`](super::Library::run), and when the object does not offer the interface.
@@ -339,9 +390,8 @@ pub fn call_interface(
     object: &Value,
     id: &str,
     call: &dyn Call,
-    inputs: &[Value],
-    n_outputs: usize,
-) -> Result<Vec<Value>, NodeFailure> {
+    input: &Value,
+) -> Result<Value, NodeFailure> {
     let who = match object.object_type() {
         Some(type_name) => format!("\"{id}\" of a {type_name}"),
         None => {
@@ -353,12 +403,11 @@ pub fn call_interface(
         Some(Err(why)) => return Err(NodeFailure::failed(format!("{who} {why}"))),
         Some(Ok(function)) => function,
     };
-    // SAFETY: the interface belongs to this live object; context, inputs and outputs are what node.h
-    // says for the duration of the call.
-    invoke(&who, call, n_outputs, &[], |context, outputs| unsafe {
+    // SAFETY: the interface belongs to this live object.
+    unsafe {
         let this = object.as_raw().payload.object;
-        function(this, context, inputs.as_ptr().cast(), inputs.len(), outputs, n_outputs)
-    })
+        call_function(&who, call, (function, this), input, table::interface(id))
+    }
 }
 
 /// The frame behind a context.

@@ -5,6 +5,8 @@
 //! seen: kinds out of range, NULL where something must be, structs that are too small, text that is not
 //! UTF-8, a list that contains itself, a tensor whose shape cannot be.
 
+pub mod conform;
+
 use std::collections::HashMap;
 
 use kosmograph_abi as abi;
@@ -348,10 +350,8 @@ fn bytes_of(shape: &[i64], dtype: DLDataType) -> Option<usize> {
 pub type InterfaceFn = unsafe extern "C" fn(
     *mut abi::Object,
     *const abi::Context,
-    *const abi::Value,
-    usize,
-    *mut abi::Value,
-    usize,
+    *const abi::Map,
+    *mut *mut abi::Map,
 ) -> abi::Status;
 
 /// [`abi::Interface`] with a function pointer that may be NULL, as memory from outside may have it.

@@ -7,6 +7,7 @@
 #![no_std]
 
 mod dlpack;
+pub mod table;
 
 pub use dlpack::*;
 
@@ -15,7 +16,7 @@ use core::ffi::{c_char, c_void};
 /// The major version, which is also in the exported symbol's name: another major is another boundary.
 pub const ABI_MAJOR: u16 = 1;
 /// The minor version: structs grew or names were added; older readers still understand.
-pub const ABI_MINOR: u16 = 0;
+pub const ABI_MINOR: u16 = 1;
 /// The one symbol a node library exports, a [`LibraryFn`].
 pub const LIBRARY_SYMBOL: &str = "kosmograph_library_v1";
 
@@ -195,10 +196,8 @@ pub struct Interface {
     pub call: unsafe extern "C" fn(
         object: *mut Object,
         context: *const Context,
-        inputs: *const Value,
-        n_inputs: usize,
-        outputs: *mut Value,
-        n_outputs: usize,
+        input: *const Map,
+        output: *mut *mut Map,
     ) -> Status,
 }
 

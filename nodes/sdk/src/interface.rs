@@ -1,7 +1,7 @@
 //! The interfaces of node.h, from both sides: a trait for who offers one, a method of the socket for who
 //! calls it. Shapes, ranges and meaning stand in node.h.
 
-use crate::object::Interface;
+use crate::object::{Arguments, Interface};
 use crate::{Context, Error, Object, Result, Tensor, Value};
 
 /// "denoiser/1", offered by a MODEL.
@@ -194,133 +194,104 @@ pub mod marker {
 }
 
 macro_rules! interface {
-    ($marker:ident, $id:literal, $inputs:literal, $outputs:literal, $trait:ident,
-     |$object:ident, $cx:ident, $in:ident| $body:expr) => {
+    ($marker:ident, $id:literal, $trait:ident, |$object:ident, $cx:ident, $in:ident| $body:expr) => {
         impl<T: $trait> Interface<T> for marker::$marker {
             const ID: &'static str = $id;
-            const INPUTS: usize = $inputs;
-            const OUTPUTS: usize = $outputs;
 
-            fn call($object: &T, $cx: &Context<'_>, $in: &[Value]) -> Result<Vec<Value>> {
+            fn call($object: &T, $cx: &Context<'_>, $in: &Arguments) -> Result<Value> {
                 $body
             }
         }
     };
 }
 
-interface!(Denoiser, "denoiser/1", 4, 1, Denoise, |object, cx, input| {
-    let (x, timestep) = (tensor(input, 0, "x")?, tensor(input, 1, "timestep")?);
-    let (context, residuals) = (tensor(input, 2, "context")?, tensors(input, 3, "residuals")?);
-    let prediction = object.denoise(cx, &x, &timestep, &context, &residuals)?;
-    Ok(vec![prediction.into_value()])
+interface!(Denoiser, "denoiser/1", Denoise, |object, cx, input| {
+    let (x, timestep) = (input.tensor("x")?, input.tensor("timestep")?);
+    let (context, residuals) = (input.tensor("context")?, input.tensors("residuals")?);
+    give("prediction", object.denoise(cx, &x, &timestep, &context, &residuals)?)
 });
-interface!(ControlNet, "control/1", 6, 1, Control, |object, cx, input| {
+interface!(ControlNet, "control/1", Control, |object, cx, input| {
     let call = ControlCall {
-        x: tensor(input, 0, "x")?,
-        timestep: tensor(input, 1, "timestep")?,
-        context: tensor(input, 2, "context")?,
-        hint: tensor(input, 3, "hint")?,
-        strength: input[4].as_f64().ok_or_else(|| wrong(input, 4, "strength", "a number"))?,
-        guess: input[5].as_bool().ok_or_else(|| wrong(input, 5, "guess", "a boolean"))?,
+        x: input.tensor("x")?,
+        timestep: input.tensor("timestep")?,
+        context: input.tensor("context")?,
+        hint: input.tensor("hint")?,
+        strength: input.number("strength")?,
+        guess: input.boolean("guess")?,
     };
-    Ok(vec![list(object.residuals(cx, &call)?)])
+    Ok(Value::map([("residuals", list(object.residuals(cx, &call)?))]))
 });
-interface!(TextEncoder, "text_encoder/1", 1, 2, EncodeText, |object, cx, input| {
-    let (context, pooled) = object.encode_text(cx, text(input, 0, "text")?)?;
-    Ok(vec![context.into_value(), pooled.map_or(Value::NONE, Tensor::into_value)])
+interface!(TextEncoder, "text_encoder/1", EncodeText, |object, cx, input| {
+    let (context, pooled) = object.encode_text(cx, &input.text("text")?)?;
+    let context = [("context", context.into_value())];
+    Ok(Value::map(context.into_iter().chain(pooled.map(|pooled| ("pooled", pooled.into_value())))))
 });
-interface!(Lora, "lora/1", 2, 2, TakeLora, |object, cx, input| {
-    let layers = input[0].as_map().ok_or_else(|| wrong(input, 0, "layers", "a map of layers"))?;
+interface!(Lora, "lora/1", TakeLora, |object, cx, input| {
+    let layers = input.get("layers").as_map().unwrap_or_default();
     let layers: Vec<LoraLayer> = layers
         .into_iter()
         .map(|(module, layer)| LoraLayer::read(module, &layer))
         .collect::<Result<_>>()?;
-    let strength = input[1].as_f64().ok_or_else(|| wrong(input, 1, "strength", "a number"))?;
-    let (with_lora, absent) = object.with_lora(cx, &layers, strength)?;
-    let absent = absent.into_iter().map(Value::string).collect();
-    Ok(vec![with_lora.into_value(), Value::list(absent)])
+    let (with_lora, absent) = object.with_lora(cx, &layers, input.number("strength")?)?;
+    let absent = Value::list(absent.into_iter().map(Value::string).collect());
+    Ok(Value::map([("object", with_lora.into_value()), ("absent", absent)]))
 });
-interface!(TextLayers, "text_layers/1", 1, 1, TextLayers, |object, cx, input| {
-    let layer = input[0].as_i64();
-    let layer = layer.ok_or_else(|| wrong(input, 0, "stop_at_clip_layer", "an integer"))?;
-    Ok(vec![object.stop_at_layer(cx, layer)?.into_value()])
+interface!(TextLayers, "text_layers/1", TextLayers, |object, cx, input| {
+    let clip = object.stop_at_layer(cx, input.integer("stop_at_clip_layer")?)?;
+    Ok(Value::map([("clip", clip.into_value())]))
 });
-interface!(ClipVision, "clip_vision/1", 2, 3, EncodeClipVision, |object, cx, input| {
-    let crop = input[1].as_bool().ok_or_else(|| wrong(input, 1, "crop", "a boolean"))?;
-    let found = object.encode_clip_vision(cx, &tensor(input, 0, "image")?, crop)?;
-    let tensors = [found.last_hidden_state, found.penultimate_hidden_states, found.image_embeds];
-    Ok(tensors.map(Tensor::into_value).into())
+interface!(ClipVision, "clip_vision/1", EncodeClipVision, |object, cx, input| {
+    let found = object.encode_clip_vision(cx, &input.tensor("image")?, input.boolean("crop")?)?;
+    Ok(Value::map([
+        ("last_hidden_state", found.last_hidden_state.into_value()),
+        ("penultimate_hidden_states", found.penultimate_hidden_states.into_value()),
+        ("image_embeds", found.image_embeds.into_value()),
+    ]))
 });
-interface!(VaeDecode, "vae_decode/1", 1, 1, Autoencode, |object, cx, input| {
-    Ok(vec![object.decode(cx, &tensor(input, 0, "latents")?)?.into_value()])
+interface!(VaeDecode, "vae_decode/1", Autoencode, |object, cx, input| {
+    give("image", object.decode(cx, &input.tensor("latents")?)?)
 });
-interface!(VaeEncode, "vae_encode/1", 1, 1, Autoencode, |object, cx, input| {
-    Ok(vec![object.encode(cx, &tensor(input, 0, "image")?)?.into_value()])
+interface!(VaeEncode, "vae_encode/1", Autoencode, |object, cx, input| {
+    give("latents", object.encode(cx, &input.tensor("image")?)?)
 });
-interface!(VaeDecodeTiled, "vae_decode_tiled/1", 3, 1, AutoencodeTiled, |object, cx, input| {
-    let (tile, overlap) = (size(input, 1, "tile")?, size(input, 2, "overlap")?);
-    let latents = tensor(input, 0, "latents")?;
-    Ok(vec![object.decode_tiled(cx, &latents, tile, overlap)?.into_value()])
+interface!(VaeDecodeTiled, "vae_decode_tiled/1", AutoencodeTiled, |object, cx, input| {
+    let (tile, overlap) = (input.size("tile")?, input.size("overlap")?);
+    give("image", object.decode_tiled(cx, &input.tensor("latents")?, tile, overlap)?)
 });
-interface!(VaeEncodeTiled, "vae_encode_tiled/1", 3, 1, AutoencodeTiled, |object, cx, input| {
-    let (tile, overlap) = (size(input, 1, "tile")?, size(input, 2, "overlap")?);
-    let image = tensor(input, 0, "image")?;
-    Ok(vec![object.encode_tiled(cx, &image, tile, overlap)?.into_value()])
+interface!(VaeEncodeTiled, "vae_encode_tiled/1", AutoencodeTiled, |object, cx, input| {
+    let (tile, overlap) = (input.size("tile")?, input.size("overlap")?);
+    give("latents", object.encode_tiled(cx, &input.tensor("image")?, tile, overlap)?)
 });
-interface!(ImageEncoder, "image_encoder/1", 1, 1, EncodeImage, |object, cx, input| {
-    Ok(vec![object.encode_image(cx, &tensor(input, 0, "image")?)?.into_value()])
+interface!(ImageEncoder, "image_encoder/1", EncodeImage, |object, cx, input| {
+    give("tokens", object.encode_image(cx, &input.tensor("image")?)?)
 });
-interface!(Interleave, "interleave/1", 2, 2, Interleave, |object, cx, input| {
-    let images = tensors(input, 1, "images")?;
-    let (hidden_states, mask) = object.interleave(cx, text(input, 0, "text")?, &images)?;
-    Ok(vec![hidden_states.into_value(), mask.into_value()])
+interface!(Interleave, "interleave/1", Interleave, |object, cx, input| {
+    let images = input.tensors("images")?;
+    let (hidden_states, mask) = object.interleave(cx, &input.text("text")?, &images)?;
+    Ok(Value::map([("hidden_states", hidden_states.into_value()), ("mask", mask.into_value())]))
 });
-interface!(Align, "align/1", 2, 1, Align, |object, cx, input| {
-    let (hidden_states, mask) = (tensor(input, 0, "hidden_states")?, tensor(input, 1, "mask")?);
-    Ok(vec![object.align(cx, &hidden_states, &mask)?.into_value()])
+interface!(Align, "align/1", Align, |object, cx, input| {
+    give("context", object.align(cx, &input.tensor("hidden_states")?, &input.tensor("mask")?)?)
 });
-interface!(Describe, "describe/1", 0, 1, Describe, |object, _cx, _input| {
-    Ok(vec![Value::string(object.describe().to_string())])
+interface!(Describe, "describe/1", Describe, |object, _cx, _input| {
+    Ok(Value::map([("description", Value::string(object.describe().to_string()))]))
 });
-interface!(Memory, "memory/1", 1, 1, Memory, |object, _cx, input| {
-    let purge = input[0].as_bool().ok_or_else(|| wrong(input, 0, "purge", "a boolean"))?;
-    Ok(vec![Value::from(object.bytes(purge) as i64)])
+interface!(Memory, "memory/1", Memory, |object, _cx, input| {
+    Ok(Value::map([("bytes", Value::from(object.bytes(input.boolean("purge")?) as i64))]))
 });
 
-fn wrong(input: &[Value], i: usize, name: &str, wanted: &str) -> Error {
-    Error::at(name, format!("{wanted} is wanted, but {} was given", input[i].kind_name()))
-}
-
-fn tensor(input: &[Value], i: usize, name: &str) -> Result<Tensor> {
-    input[i].as_tensor().ok_or_else(|| wrong(input, i, name, "a tensor"))
-}
-
-fn tensors(input: &[Value], i: usize, name: &str) -> Result<Vec<Tensor>> {
-    if input[i].is_none() {
-        return Ok(Vec::new());
-    }
-    let items = input[i].as_list().ok_or_else(|| wrong(input, i, name, "a list of tensors"))?;
-    (0..items.len()).map(|item| tensor(&items, item, name)).collect()
-}
-
-fn text<'v>(input: &'v [Value], i: usize, name: &str) -> Result<&'v str> {
-    input[i].as_str().ok_or_else(|| wrong(input, i, name, "text in UTF-8"))
-}
-
-fn size(input: &[Value], i: usize, name: &str) -> Result<usize> {
-    let size = input[i].as_i64().and_then(|size| usize::try_from(size).ok());
-    size.ok_or_else(|| wrong(input, i, name, "an integer of 0 or more"))
+fn give(name: &str, tensor: Tensor) -> Result<Value> {
+    Ok(Value::map([(name, tensor.into_value())]))
 }
 
 fn list(tensors: Vec<Tensor>) -> Value {
     Value::list(tensors.into_iter().map(Tensor::into_value).collect())
 }
 
-fn answer(id: &str, value: Value) -> Result<Tensor> {
-    let kind = value.kind_name();
-    value.as_tensor().ok_or_else(|| {
-        Error::new(format!("\"{id}\" answered with {kind} where node.h wants a tensor"))
-    })
+/// The tensor that an answer has under `name`.
+fn tensor(answer: &Value, name: &str) -> Result<Tensor> {
+    let tensor = answer.get(name).and_then(|value| value.as_tensor());
+    tensor.ok_or_else(|| Error::new(format!("the answer has no tensor \"{name}\"")))
 }
 
 /// The calling side: the same names, on any object that offers them.
@@ -335,29 +306,34 @@ impl Object {
         residuals: Vec<Tensor>,
     ) -> Result<Tensor> {
         let residuals = if residuals.is_empty() { Value::NONE } else { list(residuals) };
-        let inputs = [x.into_value(), timestep.into_value(), context.into_value(), residuals];
-        let [prediction] = self.call(cx, "denoiser/1", &inputs)?;
-        answer("denoiser/1", prediction)
+        let input = [
+            ("x", x.into_value()),
+            ("timestep", timestep.into_value()),
+            ("context", context.into_value()),
+            ("residuals", residuals),
+        ];
+        tensor(&self.call(cx, "denoiser/1", input)?, "prediction")
     }
 
     /// "control/1".
     pub fn control(&self, cx: &Context<'_>, call: ControlCall) -> Result<Vec<Tensor>> {
-        let inputs = [
-            call.x.into_value(),
-            call.timestep.into_value(),
-            call.context.into_value(),
-            call.hint.into_value(),
-            call.strength.into(),
-            call.guess.into(),
+        let input = [
+            ("x", call.x.into_value()),
+            ("timestep", call.timestep.into_value()),
+            ("context", call.context.into_value()),
+            ("hint", call.hint.into_value()),
+            ("strength", call.strength.into()),
+            ("guess", call.guess.into()),
         ];
-        let residuals: [Value; 1] = self.call(cx, "control/1", &inputs)?;
-        tensors(&residuals, 0, "the residuals of control/1")
+        let answer = self.call(cx, "control/1", input)?;
+        let residuals = answer.get("residuals").and_then(|value| value.as_list());
+        Ok(residuals.unwrap_or_default().iter().filter_map(Value::as_tensor).collect())
     }
 
     /// "text_encoder/1".
     pub fn encode_text(&self, cx: &Context<'_>, text: &str) -> Result<(Tensor, Option<Tensor>)> {
-        let [context, pooled] = self.call(cx, "text_encoder/1", &[Value::string(text)])?;
-        Ok((answer("text_encoder/1", context)?, pooled.as_tensor()))
+        let answer = self.call(cx, "text_encoder/1", [("text", Value::string(text))])?;
+        Ok((tensor(&answer, "context")?, answer.get("pooled").and_then(|pooled| pooled.as_tensor())))
     }
 
     /// "lora/1".
@@ -368,29 +344,26 @@ impl Object {
         strength: f64,
     ) -> Result<(Object, Vec<String>)> {
         let layers = layers.into_iter().map(|layer| (layer.module.clone(), layer.into_value()));
-        let inputs = [Value::map(layers), strength.into()];
-        let [with_lora, absent] = self.call(cx, "lora/1", &inputs)?;
+        let input = [("layers", Value::map(layers)), ("strength", strength.into())];
+        let answer = self.call(cx, "lora/1", input)?;
         let same_type = |object: &Object| object.type_name() == self.type_name();
-        let with_lora = with_lora.as_object().filter(same_type).ok_or_else(|| {
+        let with_lora = answer.get("object").and_then(|object| object.as_object());
+        let with_lora = with_lora.filter(same_type).ok_or_else(|| {
             Error::new(format!(
                 "\"lora/1\" of this {0} answered with something else than a {0}",
                 self.type_name()
             ))
         })?;
-        let absent = absent.as_list().unwrap_or_default();
+        let absent = answer.get("absent").and_then(|absent| absent.as_list()).unwrap_or_default();
         let absent = absent.iter().filter_map(|path| path.as_str().map(str::to_owned)).collect();
         Ok((with_lora, absent))
     }
 
     /// "text_layers/1".
     pub fn stop_at_layer(&self, cx: &Context<'_>, layer: i64) -> Result<Object> {
-        let [clip] = self.call(cx, "text_layers/1", &[layer.into()])?;
-        clip.as_object().ok_or_else(|| {
-            let kind = clip.kind_name();
-            Error::new(format!(
-                "\"text_layers/1\" answered with {kind} where node.h wants an object"
-            ))
-        })
+        let answer = self.call(cx, "text_layers/1", [("stop_at_clip_layer", layer.into())])?;
+        let clip = answer.get("clip").and_then(|clip| clip.as_object());
+        clip.ok_or_else(|| Error::new("\"text_layers/1\" answered without a CLIP"))
     }
 
     /// "clip_vision/1".
@@ -400,25 +373,25 @@ impl Object {
         image: Tensor,
         crop: bool,
     ) -> Result<ClipVisionTensors> {
-        const ID: &str = "clip_vision/1";
-        let [last, penultimate, embeds] = self.call(cx, ID, &[image.into_value(), crop.into()])?;
+        let input = [("image", image.into_value()), ("crop", crop.into())];
+        let answer = self.call(cx, "clip_vision/1", input)?;
         Ok(ClipVisionTensors {
-            last_hidden_state: answer(ID, last)?,
-            penultimate_hidden_states: answer(ID, penultimate)?,
-            image_embeds: answer(ID, embeds)?,
+            last_hidden_state: tensor(&answer, "last_hidden_state")?,
+            penultimate_hidden_states: tensor(&answer, "penultimate_hidden_states")?,
+            image_embeds: tensor(&answer, "image_embeds")?,
         })
     }
 
     /// "vae_decode/1".
     pub fn decode(&self, cx: &Context<'_>, latents: Tensor) -> Result<Tensor> {
-        let [image] = self.call(cx, "vae_decode/1", &[latents.into_value()])?;
-        answer("vae_decode/1", image)
+        let input = [("latents", latents.into_value())];
+        tensor(&self.call(cx, "vae_decode/1", input)?, "image")
     }
 
     /// "vae_encode/1".
     pub fn encode(&self, cx: &Context<'_>, image: Tensor) -> Result<Tensor> {
-        let [latents] = self.call(cx, "vae_encode/1", &[image.into_value()])?;
-        answer("vae_encode/1", latents)
+        let input = [("image", image.into_value())];
+        tensor(&self.call(cx, "vae_encode/1", input)?, "latents")
     }
 
     /// "vae_decode_tiled/1".
@@ -429,10 +402,9 @@ impl Object {
         tile: usize,
         overlap: usize,
     ) -> Result<Tensor> {
-        const ID: &str = "vae_decode_tiled/1";
-        let inputs = [latents.into_value(), (tile as i64).into(), (overlap as i64).into()];
-        let [image] = self.call(cx, ID, &inputs)?;
-        answer(ID, image)
+        let (tile, overlap) = ((tile as i64).into(), (overlap as i64).into());
+        let input = [("latents", latents.into_value()), ("tile", tile), ("overlap", overlap)];
+        tensor(&self.call(cx, "vae_decode_tiled/1", input)?, "image")
     }
 
     /// "vae_encode_tiled/1".
@@ -443,16 +415,15 @@ impl Object {
         tile: usize,
         overlap: usize,
     ) -> Result<Tensor> {
-        const ID: &str = "vae_encode_tiled/1";
-        let inputs = [image.into_value(), (tile as i64).into(), (overlap as i64).into()];
-        let [latents] = self.call(cx, ID, &inputs)?;
-        answer(ID, latents)
+        let (tile, overlap) = ((tile as i64).into(), (overlap as i64).into());
+        let input = [("image", image.into_value()), ("tile", tile), ("overlap", overlap)];
+        tensor(&self.call(cx, "vae_encode_tiled/1", input)?, "latents")
     }
 
     /// "image_encoder/1".
     pub fn encode_image(&self, cx: &Context<'_>, image: Tensor) -> Result<Tensor> {
-        let [tokens] = self.call(cx, "image_encoder/1", &[image.into_value()])?;
-        answer("image_encoder/1", tokens)
+        let input = [("image", image.into_value())];
+        tensor(&self.call(cx, "image_encoder/1", input)?, "tokens")
     }
 
     /// "interleave/1".
@@ -462,16 +433,15 @@ impl Object {
         text: &str,
         images: Vec<Tensor>,
     ) -> Result<(Tensor, Tensor)> {
-        let inputs = [Value::string(text), list(images)];
-        let [hidden_states, mask] = self.call(cx, "interleave/1", &inputs)?;
-        Ok((answer("interleave/1", hidden_states)?, answer("interleave/1", mask)?))
+        let input = [("text", Value::string(text)), ("images", list(images))];
+        let answer = self.call(cx, "interleave/1", input)?;
+        Ok((tensor(&answer, "hidden_states")?, tensor(&answer, "mask")?))
     }
 
     /// "align/1".
     pub fn align(&self, cx: &Context<'_>, hidden_states: Tensor, mask: Tensor) -> Result<Tensor> {
-        let inputs = [hidden_states.into_value(), mask.into_value()];
-        let [context] = self.call(cx, "align/1", &inputs)?;
-        answer("align/1", context)
+        let input = [("hidden_states", hidden_states.into_value()), ("mask", mask.into_value())];
+        tensor(&self.call(cx, "align/1", input)?, "context")
     }
 
     /// "describe/1".
@@ -479,16 +449,17 @@ impl Object {
     /// # Errors
     /// When the object does not describe itself in JSON.
     pub fn describe(&self, cx: &Context<'_>) -> Result<serde_json::Value> {
-        let [description] = self.call(cx, "describe/1", &[])?;
-        let json = description.as_str().unwrap_or_default();
-        serde_json::from_str(json).map_err(|error| {
+        let answer = self.call(cx, "describe/1", [])?;
+        let description = answer.get("description").unwrap_or(Value::NONE);
+        serde_json::from_str(description.as_str().unwrap_or_default()).map_err(|error| {
             Error::new(format!("this {} describes itself badly: {error}", self.type_name()))
         })
     }
 
     /// "memory/1": bytes held.
     pub fn memory(&self, cx: &Context<'_>, purge: bool) -> Result<usize> {
-        let [bytes] = self.call(cx, "memory/1", &[purge.into()])?;
-        Ok(bytes.as_i64().and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(0))
+        let answer = self.call(cx, "memory/1", [("purge", purge.into())])?;
+        let bytes = answer.get("bytes").and_then(|bytes| bytes.as_i64());
+        Ok(bytes.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(0))
     }
 }

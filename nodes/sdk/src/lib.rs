@@ -62,7 +62,7 @@ pub use library::{
     Check, Convert, Entry as NodeEntry, ExtensionFn, Family, Node, Outputs, Prepare, Remark, RunFn,
     checking_extension, converting_extension, extension,
 };
-pub use object::{Entry as InterfaceEntry, Export, Interface, Object};
+pub use object::{Arguments, Entry as InterfaceEntry, Export, Interface, Object};
 pub use sockets::{
     Clip, ClipVision, ClipVisionOutput, Conditioning, Control, ControlNet, HiddenStates, Image,
     ImageEncoder, ImageTokens, Kosmos, Latent, Mask, Model, Socket, Vae,

@@ -5,11 +5,12 @@ use std::path::Path;
 use std::sync::{Once, OnceLock};
 
 use kosmograph_abi as abi;
+use kosmograph_abi::table;
 use serde_json::{Value as Json, json};
 
 use crate::context::guard;
 use crate::input::{Factor, InputSpec, Inputs, Reader};
-use crate::object::{borrow_values, write_values};
+use crate::object::{Arguments, answer, borrow_values, write_values};
 use crate::{Context, Error, Result, Socket, Value};
 
 /// A node: a function from its inputs, which are `self`, to its outputs.
@@ -293,31 +294,24 @@ impl<C: Check> Checking<C> {
 unsafe extern "C" fn check<C: Check>(
     _object: *mut abi::Object,
     context: *const abi::Context,
-    inputs: *const abi::Value,
-    n_inputs: usize,
-    outputs: *mut abi::Value,
-    n_outputs: usize,
+    input: *const abi::Map,
+    output: *mut *mut abi::Map,
 ) -> abi::Status {
-    let body = |cx: &Context<'_>| {
-        if (n_inputs, n_outputs) != (1, 1) {
-            return Err(Error::new(format!(
-                "check/1 has 1 input and 1 output, but {n_inputs} and {n_outputs} were given"
-            )));
-        }
-        // SAFETY: node.h: `inputs` are `n_inputs` values, borrowed for the call.
-        let inputs = unsafe { borrow_values(inputs, n_inputs)? };
-        let plan = inputs.first().and_then(Value::as_str);
-        let plan = plan.ok_or_else(|| Error::new("check/1 takes a plan as JSON"))?;
-        let remarks = C::check(cx, &serde_json::from_str(plan)?)?;
+    let body = |cx: &Context<'_>, input: &Arguments| {
+        let remarks = C::check(cx, &serde_json::from_str(&input.text("plan")?)?)?;
         let remarks = remarks.into_iter().map(|Remark { step, input, message }| {
             json!({"step": step, "input": input, "message": message})
         });
-        let remarks = Value::string(Json::from_iter(remarks).to_string());
-        // SAFETY: node.h: `outputs` has room for `n_outputs` values.
-        unsafe { write_values(vec![remarks], outputs, n_outputs) }
+        let problems = Value::string(Json::from_iter(remarks).to_string());
+        Ok(Value::map([("problems", problems)]))
     };
-    // SAFETY: node.h: the context is valid for the call.
-    unsafe { guard(context, body) }
+    // SAFETY: node.h: context, input and output are valid for the call.
+    unsafe { answer(row("check/1"), context, input, output, body) }
+}
+
+/// The row of an extension.
+fn row(id: &str) -> Option<&'static table::Interface> {
+    table::EXTENSIONS.iter().find(|row| row.id == id)
 }
 
 /// The extensions of a library that converts.
@@ -346,31 +340,17 @@ impl<C: Convert> Conversion<C> {
 unsafe extern "C" fn convert<C: Convert>(
     _object: *mut abi::Object,
     context: *const abi::Context,
-    inputs: *const abi::Value,
-    n_inputs: usize,
-    outputs: *mut abi::Value,
-    n_outputs: usize,
+    input: *const abi::Map,
+    output: *mut *mut abi::Map,
 ) -> abi::Status {
-    let body = |cx: &Context<'_>| {
-        if (n_inputs, n_outputs) != (3, 1) {
-            return Err(Error::new(format!(
-                "convert/1 has 3 inputs and 1 output, but {n_inputs} and {n_outputs} were given"
-            )));
-        }
-        // SAFETY: node.h: `inputs` are `n_inputs` values, borrowed for the call.
-        let inputs = unsafe { borrow_values(inputs, n_inputs) }?;
-        let text = |i: usize| {
-            let text = inputs.get(i).and_then(Value::as_str);
-            text.ok_or_else(|| Error::new("convert/1 takes three strings"))
-        };
-        let options = serde_json::from_str(text(2)?)?;
-        let made = C::convert(cx, Path::new(text(0)?), Path::new(text(1)?), &options)?;
-        let made = made.map_or(Value::NONE, |json| Value::string(json.to_string()));
-        // SAFETY: node.h: `outputs` has room for `n_outputs` values.
-        unsafe { write_values(vec![made], outputs, n_outputs) }
+    let body = |cx: &Context<'_>, input: &Arguments| {
+        let options = serde_json::from_str(&input.text("options")?)?;
+        let (from, to) = (input.text("input")?, input.text("output")?);
+        let made = C::convert(cx, Path::new(&from), Path::new(&to), &options)?;
+        Ok(Value::map(made.map(|json| ("made", Value::string(json.to_string())))))
     };
-    // SAFETY: node.h: the context is valid for the call.
-    unsafe { guard(context, body) }
+    // SAFETY: node.h: context, input and output are valid for the call.
+    unsafe { answer(row("convert/1"), context, input, output, body) }
 }
 
 /// The extensions of every library.
@@ -394,10 +374,8 @@ pub unsafe extern "C" fn extension(id: abi::Str) -> *const c_void {
 unsafe extern "C" fn panic_inside(
     _object: *mut abi::Object,
     context: *const abi::Context,
-    _inputs: *const abi::Value,
-    _n_inputs: usize,
-    _outputs: *mut abi::Value,
-    _n_outputs: usize,
+    _input: *const abi::Map,
+    _output: *mut *mut abi::Map,
 ) -> abi::Status {
     // SAFETY: node.h: the context is valid for the call.
     unsafe { guard(context, |_| panic!("as the conformance test asked")) }

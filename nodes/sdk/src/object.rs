@@ -3,11 +3,13 @@
 use std::any::Any;
 
 use kosmograph_abi as abi;
+use kosmograph_abi::table;
 use kosmograph_abi_check as check;
+use kosmograph_abi_check::conform::{self, Axes, Misfit};
 
 use crate::context::guard;
 use crate::counted::Allocated;
-use crate::{Context, Error, Result, Value};
+use crate::{Context, Error, Result, Tensor, Value};
 
 /// A reference to an object, whichever library it lives in.
 #[derive(Clone)]
@@ -27,15 +29,14 @@ pub struct Entry {
     table: abi::Interface,
 }
 
-/// An interface as a type without values: its name, how many values go in and out, and the call on a
-/// `T` that offers it. The interfaces of node.h are in [`crate::interface`].
+/// An interface as a type without values: its name, and the call on a `T` that offers it. The interfaces
+/// of node.h are in [`crate::interface`].
 pub trait Interface<T> {
     const ID: &'static str;
-    const INPUTS: usize;
-    const OUTPUTS: usize;
 
-    /// `inputs` are [`Self::INPUTS`] values; [`Self::OUTPUTS`] values come back.
-    fn call(object: &T, cx: &Context<'_>, inputs: &[Value]) -> Result<Vec<Value>>;
+    /// What goes in is what the boundary's table says of an interface of this name, where it has one; what
+    /// comes back is a map.
+    fn call(object: &T, cx: &Context<'_>, input: &Arguments) -> Result<Value>;
 }
 
 impl Entry {
@@ -57,33 +58,125 @@ macro_rules! interfaces {
 unsafe extern "C" fn call<T: Export, I: Interface<T>>(
     object: *mut abi::Object,
     context: *const abi::Context,
-    inputs: *const abi::Value,
-    n_inputs: usize,
-    outputs: *mut abi::Value,
-    n_outputs: usize,
+    input: *const abi::Map,
+    output: *mut *mut abi::Map,
 ) -> abi::Status {
-    let body = |cx: &Context<'_>| {
-        let counts = [("inputs", n_inputs, I::INPUTS), ("outputs", n_outputs, I::OUTPUTS)];
-        for (what, given, wanted) in counts {
-            if given != wanted {
-                let id = I::ID;
-                return Err(Error::new(format!(
-                    "{id} has {wanted} {what}, but {given} were given"
-                )));
-            }
-        }
+    let body = |cx: &Context<'_>, input: &Arguments| {
         // SAFETY: node.h: the object is alive, and this table is only reachable from objects of type T.
         let object = unsafe { Allocated::recognise(object.cast_const()) }
             .and_then(|allocated| allocated.owner.downcast_ref::<T>())
             .ok_or_else(|| Error::new(format!("{} was called with another's object", I::ID)))?;
-        // SAFETY: node.h: `inputs` are `n_inputs` values, borrowed for the call.
-        let inputs: Vec<Value> = unsafe { borrow_values(inputs, n_inputs) }?;
-        let results = I::call(object, cx, &inputs)?;
-        // SAFETY: node.h: `outputs` has room for `n_outputs` values.
-        unsafe { write_values(results, outputs, n_outputs) }
+        I::call(object, cx, input)
+    };
+    // SAFETY: node.h: context, input and output are valid for the call.
+    unsafe { answer(table::interface(I::ID), context, input, output, body) }
+}
+
+/// One call of a kg_interface of this library: what goes in is looked at and held against the `row` of the
+/// table before `body` sees it; the map that `body` gives goes out.
+///
+/// # Safety
+/// Context, input and output are what node.h says of a kg_interface's call.
+pub(crate) unsafe fn answer(
+    row: Option<&'static table::Interface>,
+    context: *const abi::Context,
+    input: *const abi::Map,
+    output: *mut *mut abi::Map,
+    body: impl FnOnce(&Context<'_>, &Arguments) -> Result<Value>,
+) -> abi::Status {
+    let body = |cx: &Context<'_>| {
+        let id = row.map_or("this interface", |row| row.id);
+        if input.is_null() || output.is_null() {
+            return Err(Error::new(format!("{id} was called without a map to read or to give")));
+        }
+        let payload = abi::Payload { map: input.cast_mut() };
+        let raw = abi::Value { kind: abi::MAP, reserved: 0, payload };
+        // SAFETY: node.h: a map, borrowed for the call; looked at before it is believed.
+        let values = unsafe { borrow_values(&raw const raw, 1) }?;
+        let [input] = &values[..] else { return Err(Error::new("there is no map")) };
+        if let Some(row) = row {
+            // SAFETY: checked just now, and alive.
+            let fits = unsafe { conform::map(&*payload.map, row.input, &mut Axes::default()) };
+            fits.map_err(|Misfit { place, what }| Error::at(&place, what))?;
+        }
+        let made = body(cx, &Arguments(input))?;
+        if made.kind() != abi::MAP {
+            return Err(Error::new(format!("{id} made no map; this is a mistake in the library")));
+        }
+        // SAFETY: node.h: `output` is where a map is written; the reference passes with it.
+        unsafe { output.write(made.into_raw().payload.map) };
+        Ok(())
     };
     // SAFETY: node.h: the context is valid for the call.
     unsafe { guard(context, body) }
+}
+
+/// What goes into an interface: values by name.
+pub struct Arguments<'a>(&'a Value);
+
+impl Arguments<'_> {
+    /// The value of a key; [`Value::NONE`] where there is none.
+    pub fn get(&self, name: &str) -> Value {
+        self.0.get(name).unwrap_or(Value::NONE)
+    }
+
+    fn wrong(&self, name: &str, wanted: &str) -> Error {
+        let given = self.get(name);
+        Error::at(name, format!("{wanted} is wanted, but {} was given", given.kind_name()))
+    }
+
+    /// # Errors
+    /// Where it is no tensor, and so of the other kinds below.
+    pub fn tensor(&self, name: &str) -> Result<Tensor> {
+        self.get(name).as_tensor().ok_or_else(|| self.wrong(name, "a tensor"))
+    }
+
+    /// One that may be absent.
+    pub fn optional_tensor(&self, name: &str) -> Option<Tensor> {
+        self.get(name).as_tensor()
+    }
+
+    /// A list of tensors; an empty one where it is absent.
+    pub fn tensors(&self, name: &str) -> Result<Vec<Tensor>> {
+        let wrong = || self.wrong(name, "a list of tensors");
+        let value = self.get(name);
+        if value.is_none() {
+            return Ok(Vec::new());
+        }
+        let items = value.as_list().ok_or_else(wrong)?;
+        items.iter().map(|item| item.as_tensor().ok_or_else(wrong)).collect()
+    }
+
+    pub fn text(&self, name: &str) -> Result<String> {
+        let value = self.get(name);
+        value.as_str().map(str::to_owned).ok_or_else(|| self.wrong(name, "text in UTF-8"))
+    }
+
+    pub fn number(&self, name: &str) -> Result<f64> {
+        let value = self.get(name);
+        // Whoever writes a map by hand says 1 for 1.0.
+        let number = value.as_f64().or_else(|| value.as_i64().map(|integer| integer as f64));
+        number.ok_or_else(|| self.wrong(name, "a number"))
+    }
+
+    /// `false` where it is absent.
+    pub fn boolean(&self, name: &str) -> Result<bool> {
+        let value = self.get(name);
+        match value.is_none() {
+            true => Ok(false),
+            false => value.as_bool().ok_or_else(|| self.wrong(name, "a boolean")),
+        }
+    }
+
+    pub fn integer(&self, name: &str) -> Result<i64> {
+        self.get(name).as_i64().ok_or_else(|| self.wrong(name, "an integer"))
+    }
+
+    /// An integer of 0 or more.
+    pub fn size(&self, name: &str) -> Result<usize> {
+        let size = usize::try_from(self.integer(name)?);
+        size.map_err(|_| Error::at(name, "an integer of 0 or more is wanted"))
+    }
 }
 
 /// What somebody else hands in, looked at before it is believed.
@@ -186,17 +279,18 @@ impl Object {
         unsafe { check::interface(((*self.raw()).query)(self.raw(), abi::Str::new(id))) }
     }
 
-    /// Calls an interface by its name; what goes in and out stands in node.h.
+    /// Calls an interface by its name, with values by name; what goes in and comes out stands in node.h. What
+    /// comes out is a map that the boundary's table allows, where the interface is in it.
     ///
     /// # Errors
-    /// When the object does not offer it, what the call itself reports, and what it wrote that no value can
-    /// be: it may be another library's.
-    pub fn call<const OUT: usize>(
+    /// When the object does not offer it, what the call itself reports, and what it wrote that cannot be
+    /// or is not what node.h says: it may be another library's.
+    pub fn call<const IN: usize>(
         &self,
         cx: &Context<'_>,
         id: &str,
-        inputs: &[Value],
-    ) -> Result<[Value; OUT]> {
+        input: [(&str, Value); IN],
+    ) -> Result<Value> {
         let function = match self.interface(id) {
             None => {
                 return Err(Error::new(format!(
@@ -207,52 +301,58 @@ impl Object {
             Some(Err(why)) => return Err(self.broken(id, &why)),
             Some(Ok(function)) => function,
         };
-        let raw_inputs: Vec<abi::Value> = inputs.iter().map(|value| *value.as_raw()).collect();
-        let mut raw_outputs = [abi::Value::NONE; OUT];
+        let input = Value::map(input.into_iter().filter(|(_, value)| !value.is_none()));
+        let mut output = std::ptr::null_mut();
         let failure = std::sync::Mutex::new(None);
         let relay = Relay::new(cx, &failure);
-        // SAFETY: node.h: the interface belongs to this live object; inputs are borrowed for the call.
-        let status = unsafe {
-            function(
-                self.raw(),
-                &relay.context,
-                raw_inputs.as_ptr(),
-                raw_inputs.len(),
-                raw_outputs.as_mut_ptr(),
-                OUT,
-            )
-        };
-        // All of them, before anything is returned: each carries a reference that is ours now, whatever the
-        // status.
-        let mut malformed = None;
-        let outputs = raw_outputs.map(|raw| {
-            // SAFETY: node.h: pointers that were written lead to what it says, where they are not NULL and
-            // aligned.
+        // SAFETY: a map by its kind, alive until the end of this function, here and below.
+        let given = unsafe { input.as_raw().payload.map };
+        // SAFETY: node.h: the interface belongs to this live object; the input is borrowed for the call.
+        let status = unsafe { function(self.raw(), &relay.context, given, &raw mut output) };
+        // Whatever the status, what was written carries a reference that is ours now.
+        let output = (!output.is_null()).then(|| {
+            let payload = abi::Payload { map: output };
+            let raw = abi::Value { kind: abi::MAP, reserved: 0, payload };
+            // SAFETY: node.h: a pointer that was written leads to what it says, where it is aligned.
             match unsafe { check::check(&raw) } {
                 // SAFETY: checked just now, here and below.
-                Ok(()) => unsafe { Value::from_raw(raw) },
+                Ok(()) => Ok(unsafe { Value::from_raw(raw) }),
                 Err(fault) => {
                     if fault.releasable {
                         drop(unsafe { Value::from_raw(raw) });
                     }
-                    malformed.get_or_insert(fault);
-                    Value::NONE
+                    Err(fault)
                 }
             }
         });
-        if let (abi::OK, Some(fault)) = (status, malformed) {
-            return Err(self.broken(id, &format!("gave a value that {fault}")));
-        }
         match status {
-            abi::OK => Ok(outputs),
-            abi::CANCELLED => Err(Error::Cancelled),
+            abi::OK => (),
+            abi::CANCELLED => return Err(Error::Cancelled),
             _ => {
                 let failure = failure.into_inner().unwrap_or_else(|e| e.into_inner());
-                Err(failure.unwrap_or_else(|| {
+                return Err(failure.unwrap_or_else(|| {
                     Error::new(format!("\"{id}\" of this {} gave no reason", self.type_name()))
-                }))
+                }));
             }
         }
+        let output = match output {
+            None => return Err(self.broken(id, "says it is done, but gives no map")),
+            Some(Err(fault)) => {
+                return Err(self.broken(id, &format!("gave a map that {fault}")));
+            }
+            Some(Ok(output)) => output,
+        };
+        if let Some(row) = table::interface(id) {
+            let mut axes = Axes::default();
+            // Whether what went in fits is the callee's to say; here it only names the axes.
+            // SAFETY: both maps are checked and alive.
+            let fits = unsafe {
+                let _ = conform::map(&*given, row.input, &mut axes);
+                conform::map(&*output.as_raw().payload.map, row.output, &mut axes)
+            };
+            fits.map_err(|misfit| self.broken(id, &format!("gave a wrong {misfit}")))?;
+        }
+        Ok(output)
     }
 }
 

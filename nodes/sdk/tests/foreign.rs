@@ -45,10 +45,8 @@ unsafe extern "C" fn query(object: *mut abi::Object, id: abi::Str) -> *const abi
 unsafe extern "C" fn describe(
     object: *mut abi::Object,
     _: *const abi::Context,
-    _: *const abi::Value,
-    _: usize,
-    outputs: *mut abi::Value,
-    _: usize,
+    _: *const abi::Map,
+    output: *mut *mut abi::Map,
 ) -> abi::Status {
     let null = std::ptr::null_mut();
     // SAFETY: only foreign objects have this interface.
@@ -58,8 +56,12 @@ unsafe extern "C" fn describe(
         Fault::TextThatIsNone => (abi::STRING, abi::Payload { string: text() }),
         _ => (77, abi::Payload { integer: 5 }),
     };
-    // SAFETY: there is room for one.
-    unsafe { outputs.write(abi::Value { kind: value.0, reserved: 0, payload: value.1 }) };
+    let value = abi::Value { kind: value.0, reserved: 0, payload: value.1 };
+    let keys = Box::leak(Box::new(abi::Str::new("description")));
+    let values = Box::leak(Box::new(value));
+    let map = abi::Map { base: base::<abi::Map>(), keys, values, count: 1 };
+    // SAFETY: node.h: where the map is written.
+    unsafe { output.write(Box::into_raw(Box::new(map))) };
     abi::OK
 }
 
@@ -138,10 +140,10 @@ fn what_another_library_gives_is_that_librarys_error() {
     for (fault, told) in [
         (
             Fault::NullString,
-            "\"describe/1\" of this MODEL gave a value that is a string at NULL; its library breaks",
+            "\"describe/1\" of this MODEL gave a map that",
         ),
-        (Fault::NullTensor, "gave a value that is a tensor at NULL; its library breaks"),
-        (Fault::UnknownKind, "gave a value that is of kind 77"),
+        (Fault::NullTensor, "is a tensor at NULL; its library breaks"),
+        (Fault::UnknownKind, "is of kind 77"),
         (
             Fault::NoFunction,
             "\"describe/1\" of this MODEL has no function call; its library breaks",

@@ -409,14 +409,36 @@ fn an_object_is_called_through_its_interface() {
     let model = outputs[0].as_object().unwrap();
     // SAFETY: the context outlives this test's calls.
     let cx = unsafe { Context::from_raw(&host.context) };
-    let vector = |value| Tensor::from_f32(&[2], vec![value; 2]).unwrap();
-    let call = |t| model.denoise(&cx, vector(3.0), vector(t), vector(0.0), vec![vector(0.0)]);
+    let tensor = |shape: &[usize], value| Tensor::from_f32(shape, vec![value; 2]).unwrap();
+    let (x, context) = (tensor(&[2, 1, 1, 1], 3.0), tensor(&[2, 1, 1], 0.0));
+    let call = |t| {
+        let (x, residual) = (x.clone(), tensor(&[2], 0.0));
+        model.denoise(&cx, x, tensor(&[2], t), context.clone(), vec![residual])
+    };
     assert_eq!(call(1.0).unwrap().to_f32().unwrap(), [7.0; 2].as_slice());
     assert_eq!(call(-1.0).unwrap_err().to_string(), "the timestep is negative");
-    let error = model.decode(&cx, vector(0.0)).unwrap_err();
+    let error = model.decode(&cx, x.clone()).unwrap_err();
     assert!(error.to_string().contains("does not offer \"vae_decode/1\""), "{error}");
-    let error = model.call::<1>(&cx, "denoiser/1", &[]).unwrap_err();
-    assert!(error.to_string().contains("has 4 inputs, but 0 were given"), "{error}");
+    let refused = |input, told: &str| {
+        let error = model.call::<1>(&cx, "denoiser/1", [("x", input)]).unwrap_err().to_string();
+        assert!(error.contains(told), "{error}");
+    };
+    refused(Value::NONE, "a tensor [B,C,H,W] is missing");
+    refused(Value::from(1i64), "a tensor [B,C,H,W] is wanted, but an integer was given");
+    refused(tensor(&[2], 0.0).into_value(), "a tensor [B,C,H,W] is wanted, but its shape is [2]");
+    refused(x.clone().into_value(), "a tensor [B] is missing");
+    let error = model.denoise(&cx, x.clone(), tensor(&[1, 2], 0.0), context.clone(), vec![]);
+    assert!(error.unwrap_err().to_string().contains("a tensor [B] is wanted"));
+    let one = Tensor::from_f32(&[1], vec![0.0]).unwrap();
+    let error = model.denoise(&cx, x.clone(), one, context.clone(), vec![]).unwrap_err();
+    let told = "its shape is [1], so B of [B] is 1, but it is 2 elsewhere in the call";
+    assert!(error.to_string().contains(told), "{error}");
+    // What it does not know is passed over.
+    let known = [("x", x), ("timestep", tensor(&[2], 1.0)), ("context", context)];
+    let known = known.map(|(name, tensor)| (name, tensor.into_value()));
+    let [x, timestep, context] = known;
+    let input = [x, timestep, context, ("of_tomorrow", Value::from(1i64))];
+    assert!(model.call(&cx, "denoiser/1", input).is_ok());
     assert!(model.local::<Doubler>().is_some());
 }
 
@@ -430,7 +452,7 @@ fn the_panic_extension_is_contained() {
         let panic: *const c_void = extension(abi::Str::new("panic/1"));
         let none = std::ptr::null_mut();
         let call = (*panic.cast::<abi::Interface>()).call;
-        call(none, &raw const host.context, std::ptr::null(), 0, std::ptr::null_mut(), 0)
+        call(none, &raw const host.context, std::ptr::null(), std::ptr::null_mut())
     };
     assert_eq!(status, abi::ERROR);
     assert!(host.failure().1.contains("as the conformance test asked"));
@@ -440,17 +462,21 @@ fn the_panic_extension_is_contained() {
 fn the_convert_extension_answers_as_node_h_says() {
     let library = kosmograph_library::kosmograph_library_v1();
     let convert = |host: &Host, inputs: &[&str]| {
-        let inputs: Vec<Value> = inputs.iter().map(|text| Value::string(*text)).collect();
-        let inputs: Vec<abi::Value> = inputs.iter().map(|value| *value.as_raw()).collect();
-        let mut output = abi::Value::NONE;
-        // SAFETY: the table obeys node.h, and so do these arguments, but for their number.
+        let names = ["input", "output", "options"];
+        let texts = inputs.iter().map(|text| Value::string(*text));
+        let input = Value::map(names.into_iter().zip(texts));
+        let mut output = std::ptr::null_mut();
+        // SAFETY: the table obeys node.h, and so do these arguments.
         unsafe {
             let extension = (*library).extension.unwrap();
             let interface: *const c_void = extension(abi::Str::new("convert/1"));
             let call = (*interface.cast::<abi::Interface>()).call;
             let (none, context) = (std::ptr::null_mut(), &raw const host.context);
-            let status = call(none, context, inputs.as_ptr(), inputs.len(), &mut output, 1);
-            (status, Value::from_raw(output))
+            let status = call(none, context, input.as_raw().payload.map, &mut output);
+            let payload = abi::Payload { map: output };
+            let raw = abi::Value { kind: abi::MAP, reserved: 0, payload };
+            let made = (!output.is_null()).then(|| Value::from_raw(raw).get("made")).flatten();
+            (status, made.unwrap_or(Value::NONE))
         }
     };
     let host = Host::new(u64::MAX);
@@ -461,7 +487,7 @@ fn the_convert_extension_answers_as_node_h_says() {
     assert_eq!((status, made.as_str()), (abi::OK, None));
     assert_eq!(convert(&Host::new(1), &["/a.old", "/b", "{}"]).0, abi::CANCELLED);
     assert_eq!(convert(&host, &["/a.old", "/b"]).0, abi::ERROR);
-    assert!(host.failure().1.contains("3 inputs and 1 output"));
+    assert!(host.failure().1.contains("text is missing"));
     assert_eq!(convert(&host, &["/a.old", "/b", "no JSON"]).0, abi::ERROR);
 }
 

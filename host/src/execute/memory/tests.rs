@@ -80,48 +80,48 @@ unsafe extern "C" fn query(_: *mut abi::Object, id: abi::Str) -> *const abi::Int
 type Function = unsafe extern "C" fn(
     *mut abi::Object,
     *const abi::Context,
-    *const abi::Value,
-    usize,
-    *mut abi::Value,
-    usize,
+    *const abi::Map,
+    *mut *mut abi::Map,
 ) -> abi::Status;
+
+/// Gives a map of one key.
+unsafe fn give(output: *mut *mut abi::Map, key: &str, value: Value) -> abi::Status {
+    let map = Value::map(vec![(key.to_owned(), value)]);
+    // SAFETY: node.h: where the map is written.
+    unsafe { output.write(map.into_raw().payload.map) };
+    abi::OK
+}
 
 unsafe extern "C" fn memory(
     this: *mut abi::Object,
     _: *const abi::Context,
-    inputs: *const abi::Value,
-    _: usize,
-    outputs: *mut abi::Value,
-    _: usize,
+    input: *const abi::Map,
+    output: *mut *mut abi::Map,
 ) -> abi::Status {
-    // SAFETY: the object is a Fake's; one input and one output (node.h).
-    unsafe {
-        let fake = &*this.cast::<Fake>();
-        if (*inputs).payload.boolean != 0 {
-            fake.purges.fetch_add(1, Ordering::Relaxed);
-            if !fake.stubborn {
-                fake.held.store(0, Ordering::Relaxed);
-            }
+    // SAFETY: the object is a Fake's; the map has the one key purge (node.h).
+    let (fake, purge) = unsafe { (&*this.cast::<Fake>(), (*(*input).values).payload.boolean) };
+    if purge != 0 {
+        fake.purges.fetch_add(1, Ordering::Relaxed);
+        if !fake.stubborn {
+            fake.held.store(0, Ordering::Relaxed);
         }
-        *outputs = Value::integer(fake.held.load(Ordering::Relaxed) as i64).into_raw();
     }
-    abi::OK
+    let held = Value::integer(fake.held.load(Ordering::Relaxed) as i64);
+    // SAFETY: node.h, as above.
+    unsafe { give(output, "bytes", held) }
 }
 
 unsafe extern "C" fn describe(
     this: *mut abi::Object,
     _: *const abi::Context,
-    _: *const abi::Value,
-    _: usize,
-    outputs: *mut abi::Value,
-    _: usize,
+    _: *const abi::Map,
+    output: *mut *mut abi::Map,
 ) -> abi::Status {
     // SAFETY: as in `memory`.
     unsafe {
         let whole = (*this.cast::<Fake>()).whole;
-        *outputs = Value::string(&json!({ "bytes": whole }).to_string()).into_raw();
+        give(output, "description", Value::string(&json!({ "bytes": whole }).to_string()))
     }
-    abi::OK
 }
 
 impl Fake {
