@@ -89,6 +89,9 @@ pub struct Run {
     /// made again later
     #[arg(long, value_name = "SIZE")]
     pub memory_budget: Option<Budget>,
+    /// While a sampler runs, write what each step has made so far into this folder, as NODE_STEP.png
+    #[arg(long, value_name = "DIR")]
+    pub previews: Option<PathBuf>,
     /// Recognise files by what is in them, not by size and time of change: every model is read
     /// through, once more for each seed
     #[arg(long)]

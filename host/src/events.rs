@@ -5,6 +5,7 @@
 //! written can be read back: borrowed where it is made, owned where it was read.
 
 use crate::plugin::LogLevel;
+use crate::preview::Preview;
 use crate::problem::{Kind, NodeName, Problem};
 use crate::promise::Promise;
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,14 @@ pub trait Listener: Sync {
 
     /// The node at work is about to give a file its name: nothing to show, but to remember.
     fn promise(&self, _promise: &Promise) {}
+
+    /// Whether somebody looks at previews.
+    fn wants_previews(&self) -> bool {
+        false
+    }
+
+    /// What a step of the node has made so far, where somebody wants it.
+    fn preview(&self, _node: &str, _preview: &Preview) {}
 
     /// Why what was told did not arrive, if it did not: a closed or full standard output.
     fn trouble(&self) -> Option<String> {
@@ -66,6 +75,13 @@ pub enum Event<'a> {
         output: Cow<'a, Json>,
         /// The files in it, as absolute paths.
         files: Vec<String>,
+    },
+    /// What a node has made so far, as a file in the folder of `--previews`.
+    Preview {
+        node: Cow<'a, str>,
+        step: u64,
+        steps: u64,
+        file: Cow<'a, str>,
     },
     /// A node failed, or the workflow, its file or the arguments are wrong: one event for each problem.
     Error(Cow<'a, Problem>),
@@ -159,6 +175,7 @@ mod tests {
             Event::NodeDone { node: id(), seconds: 0.25 },
             Event::Skipped { name: name(), because_of: Cow::Borrowed("2") },
             Event::Output { node: id(), output: Cow::Borrowed(&output), files: vec!["/a".into()] },
+            Event::Preview { node: id(), step: 1, steps: 2, file: "/p/3_00001.png".into() },
             Event::Error(Cow::Borrowed(&failure)),
             Event::Warning(Cow::Borrowed(&problem)),
             Event::refused(Kind::Workflow, "it is empty"),

@@ -14,6 +14,7 @@ use crate::events::{Event, Listener};
 use crate::need;
 use crate::plan::{Key, Literal, Plan, Source, Step};
 use crate::plugin::{Call, Library, LogLevel, NodeFailure};
+use crate::preview::Preview;
 use crate::problem::{NodeName, Problem};
 use crate::promise::{Promise, files};
 use crate::value::Value;
@@ -547,6 +548,14 @@ impl Call for Hooks<'_> {
             name if name.starts_with("file:") => self.mentioned(name),
             _ => None,
         }
+    }
+
+    fn wants_previews(&self) -> bool {
+        self.setting.listener.wants_previews()
+    }
+
+    fn preview(&self, preview: Preview) {
+        self.setting.listener.preview(&self.name.id, &preview);
     }
 
     fn output(&self, json: serde_json::Value) {

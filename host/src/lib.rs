@@ -21,6 +21,7 @@ pub mod need;
 pub mod object_info;
 pub mod plan;
 pub mod plugin;
+pub mod preview;
 pub mod problem;
 pub mod process;
 pub mod progress;

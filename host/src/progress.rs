@@ -128,7 +128,7 @@ impl Listener for Terminal {
     fn event(&self, event: &Event) {
         match event {
             Event::Plan { seed: Some(seed), .. } => self.say_unless_quiet(&format!("seed {seed}")),
-            Event::Plan { .. } => (),
+            Event::Plan { .. } | Event::Preview { .. } => (),
             Event::NodeStarted(name) => self.start(name),
             Event::Progress { step, steps, .. } => self.progress(*step, *steps),
             Event::Cached(name) => self.say_unless_quiet(&format!("{} cached", label(name))),

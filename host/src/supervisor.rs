@@ -87,10 +87,15 @@ impl Supervisor {
                 plan: task.plan.into(),
                 keep: task.keep.into(),
                 budget: task.budget,
+                previews: listener.wants_previews(),
                 earlier: track.earlier(),
             }));
             let end = self.command(&command, cancel, &mut |report| {
-                if let Some(event) = track.believe(report) {
+                if let Report::Notice(Notice::Preview { node, preview }) = &report {
+                    if track.is_at_work(node) && preview.is_sound() {
+                        listener.preview(node, preview);
+                    }
+                } else if let Some(event) = track.believe(report) {
                     listener.event(&event);
                 }
             });

@@ -8,6 +8,7 @@ use crate::catalogue::{LibraryEntry, NodeDescriptor};
 use crate::events::Event;
 use crate::execute::{self, Properties};
 use crate::plan::{Key, Plan, Source, Step};
+use crate::preview::Preview;
 use crate::problem::NodeName;
 use crate::promise::Promise;
 use serde::{Deserialize, Serialize};
@@ -36,6 +37,9 @@ pub struct Run {
     pub keep: Keep,
     /// How many bytes objects may hold, where that is bounded.
     pub budget: Option<u64>,
+    /// Whether somebody looks at what steps make.
+    #[serde(default)]
+    pub previews: bool,
     pub earlier: Earlier,
 }
 
@@ -188,6 +192,8 @@ pub enum Notice {
     Loaded,
     /// The node at work is about to give a file its name.
     Making { promise: Promise },
+    /// What the node at work has made so far.
+    Preview { node: String, preview: Preview },
     /// A library did to the process what cannot be set back: the end of a sentence about it. The worker
     /// ends.
     Spoilt { by: String },

@@ -12,7 +12,8 @@ use crate::checks;
 use crate::events::{Event, Level, Listener};
 use crate::execute::{Executor, Keep, Runner, Setting};
 use crate::plan::Plan;
-use crate::plugin::{Call, Library, input, LogLevel, NodeFailure, used_late};
+use crate::plugin::{Call, Library, LogLevel, NodeFailure, input, used_late};
+use crate::preview::Preview;
 use crate::problem::{Kind, NodeName, Problem};
 use crate::process::{self, Changes, State};
 use crate::promise::Promise;
@@ -91,8 +92,9 @@ fn run_plan(
     executor: &mut Executor<&Loader>,
     cancel: &AtomicBool,
 ) -> bool {
-    let Run { properties, libraries, plan, keep, budget, earlier } = run;
+    let Run { properties, libraries, plan, keep, budget, previews, earlier } = run;
     let wire = loader.wire;
+    wire.previews.store(previews, Ordering::Relaxed);
     let next = match &keep {
         wire::Keep::For(next) => Some(Plan::try_from(next.clone())),
         _ => None,
@@ -122,6 +124,8 @@ struct Wire {
     // Lines of several threads must not mix.
     pipe: Mutex<File>,
     flood: Mutex<Flood>,
+    /// Whether the present command's previews are wanted.
+    previews: AtomicBool,
     /// A library may fork, and what it forked has nothing to say here.
     process: u32,
 }
@@ -145,7 +149,8 @@ const BETWEEN: Duration = Duration::from_millis(10);
 impl Wire {
     fn new(pipe: File) -> Self {
         let flood = Mutex::new(Flood { reports: 0, lines: 0, last: Instant::now() });
-        Self { pipe: Mutex::new(pipe), flood, process: std::process::id() }
+        let previews = AtomicBool::new(false);
+        Self { pipe: Mutex::new(pipe), flood, previews, process: std::process::id() }
     }
 
     fn send(&self, message: &impl Serialize) {
@@ -198,6 +203,14 @@ impl Listener for Wire {
 
     fn promise(&self, promise: &Promise) {
         self.send(&Notice::Making { promise: promise.clone() });
+    }
+
+    fn wants_previews(&self) -> bool {
+        self.previews.load(Ordering::Relaxed)
+    }
+
+    fn preview(&self, node: &str, preview: &Preview) {
+        self.send(&Notice::Preview { node: node.to_owned(), preview: preview.clone() });
     }
 }
 

@@ -323,7 +323,8 @@ struct kg_object {
  * HIDDEN_STATES  MAP {"hidden_states": TENSOR f32 [1,T,D], "mask": TENSOR f32 [1,T]}
  * CLIP_VISION_OUTPUT   MAP {"last_hidden_state", "penultimate_hidden_states": TENSOR f32 [B,T,D],
  *                "image_embeds": TENSOR f32 [B,P]}
- * MODEL, CLIP, CLIP_VISION, VAE, CONTROL_NET, KOSMOS, IMAGE_ENCODER   OBJECT
+ * SIGMAS         TENSOR f32 [N], noise levels, falling
+ * MODEL, CLIP, CLIP_VISION, VAE, CONTROL_NET, KOSMOS, IMAGE_ENCODER, SAMPLER, GUIDER, NOISE   OBJECT
  *
  * An entry of a CONDITIONING may say where, when and how much it counts. A sampler takes, for each latent
  * pixel, the mean over the entries that reach it, weighted by strength, by mask and, at the inner edges
@@ -396,6 +397,17 @@ typedef struct kg_context {
   /* Zeroed, compact, on the CPU: fill dl->dl_tensor.data before handing it over. */
   kg_tensor *(*new_tensor)(const struct kg_context *self, DLDataType dtype, int32_t ndim,
                            const int64_t *shape);
+
+  /* What this host can do beyond that, by a name with a revision; NULL when it cannot, or nobody wants it
+   * done. The interface is called with a NULL object and the context that gave it, while the call lasts.
+   *   "preview/1"  shows what a step has made so far. Where nobody looks it is NULL, so ask first.
+   *     in   step INT, of the steps that are done
+   *          steps INT
+   *          latents? TENSOR [B,C,H,W], x0 of the step, with what makes a picture of it:
+   *          rgb? TENSOR [C,3], "latent_rgb" of the MODEL's "describe/1"
+   *          bias? TENSOR [3], its "latent_rgb_bias"
+   *          image? TENSOR [*,*,*,3] in 0..1, from a library that has a better picture, instead of these */
+  const kg_interface *(*extension)(const struct kg_context *self, kg_str name);
 } kg_context;
 
 /* ---- Reading and building maps, for authors in C ------------------------------------------- */
@@ -532,8 +544,8 @@ KG_ASSERT(sizeof(kg_map) == 48 && offsetof(kg_map, count) == 40);
 KG_ASSERT(sizeof(kg_tensor) == 40 && offsetof(kg_tensor, to_dlpack) == 32);
 KG_ASSERT(sizeof(kg_interface) == 16 && offsetof(kg_interface, call) == 8);
 KG_ASSERT(sizeof(kg_object) == 48 && offsetof(kg_object, query) == 40);
-KG_ASSERT(sizeof(kg_context) == 80 && offsetof(kg_context, property) == 32 &&
-          offsetof(kg_context, new_tensor) == 72);
+KG_ASSERT(sizeof(kg_context) == 88 && offsetof(kg_context, property) == 32 &&
+          offsetof(kg_context, extension) == 80);
 KG_ASSERT(sizeof(kg_library) == 40 && offsetof(kg_library, run) == 24);
 KG_ASSERT(sizeof(DLTensor) == 48 && offsetof(DLTensor, byte_offset) == 40);
 KG_ASSERT(sizeof(DLManagedTensorVersioned) == 80 &&

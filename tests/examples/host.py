@@ -88,6 +88,8 @@ class Context(c.Structure):
         ("new_string", NO_MEMORY_FN), ("new_list", NO_MEMORY_FN), ("new_map", NO_MEMORY_FN),
         ("new_tensor", c.CFUNCTYPE(c.c_void_p, c.c_void_p, DLDataType, c.c_int32,
                                    c.POINTER(c.c_int64))),
+        # It offers nothing beyond that.
+        ("extension", NO_MEMORY_FN),
     ]
 
 
@@ -101,7 +103,7 @@ class Library(c.Structure):
     ]
 
 
-assert (c.sizeof(Value), c.sizeof(Tensor), c.sizeof(Context), c.sizeof(Library)) == (16, 40, 80, 40)
+assert (c.sizeof(Value), c.sizeof(Tensor), c.sizeof(Context), c.sizeof(Library)) == (16, 40, 88, 40)
 
 # ---- Counted things of this host ----------------------------------------------------------------
 
@@ -232,7 +234,7 @@ def run(library, node, inputs, n_outputs, empty_tensor):
     functions = {name: types[name](function) for name, function in functions.items()}
     nothing = NO_MEMORY_FN(lambda: None)
     context = Context(size=c.sizeof(Context), new_string=nothing, new_list=nothing,
-                      new_map=nothing, **functions)
+                      new_map=nothing, extension=nothing, **functions)
     outputs = (Value * n_outputs)()
     arguments = (Value * len(inputs))(*inputs)
     status = library.run(node, c.byref(context), arguments, len(inputs), outputs, n_outputs)

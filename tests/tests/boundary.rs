@@ -77,7 +77,7 @@ fn rust_layout() -> Vec<(String, usize)> {
     of!("kg_interface", abi::Interface, "size" size, "reserved" reserved, "call" call);
     of!("kg_context", abi::Context, "size" size, "reserved" reserved, "log" log,
         "progress" progress, "fail" fail, "property" property, "output" output,
-        "new_string" new_string, "new_list" new_list, "new_map" new_map, "new_tensor" new_tensor);
+        "new_string" new_string, "new_list" new_list, "new_map" new_map, "new_tensor" new_tensor, "extension" extension);
     of!("kg_library", abi::Library, "size" size, "abi_major" abi_major, "abi_minor" abi_minor,
         "descriptor" descriptor, "run" run, "extension" extension);
     of!("DLDevice", abi::DLDevice, "device_type" device_type, "device_id" device_id);
@@ -283,7 +283,7 @@ fn library_of(name: &str, symbol: &str, fields: &str, descriptor: &str) -> PathB
     build_c_text(name, &text, &[])
 }
 
-const SOUND: &str = "{sizeof(kg_library), 1, 0, d, run, NULL}";
+const SOUND: &str = "{sizeof(kg_library), 1, 1, d, run, NULL}";
 
 /// Why the library cannot be loaded, with its path taken out of the sentence.
 fn refusal(library: &Path) -> String {
@@ -302,15 +302,18 @@ fn another_version_of_the_boundary_is_named() {
     let fields = "{sizeof(kg_library), 2, 0, d, run, NULL}";
     let field = library_of("major_2", "kosmograph_library_v1", fields, "");
     assert_eq!(refusal(&field), wanted);
+    let fields = "{sizeof(kg_library), 1, 0, d, run, NULL}";
+    let draft = library_of("minor_0", "kosmograph_library_v1", fields, "");
+    assert!(refusal(&draft).starts_with("it was built with node.h 1.0, a draft"));
 }
 
 #[test]
 fn a_table_that_is_not_one_is_refused() {
     let of = |name, fields| refusal(&library_of(name, "kosmograph_library_v1", fields, "{}"));
     let wanted = "its kg_library has 24 bytes, but version 1 of the boundary has 40";
-    assert_eq!(of("truncated", "{24, 1, 0, d, run, NULL}"), wanted);
-    assert!(of("no_size", "{0, 1, 0, d, run, NULL}").contains("has 0 bytes"));
-    let run = of("no_run", "{sizeof(kg_library), 1, 0, d, d.len == 4711 ? run : NULL, NULL}");
+    assert_eq!(of("truncated", "{24, 1, 1, d, run, NULL}"), wanted);
+    assert!(of("no_size", "{0, 1, 1, d, run, NULL}").contains("has 0 bytes"));
+    let run = of("no_run", "{sizeof(kg_library), 1, 1, d, d.len == 4711 ? run : NULL, NULL}");
     assert_eq!(run, "its kg_library has no function run");
     let text =
         "#include \"node.h\"\nconst kg_library *kosmograph_library_v1(void) { return NULL; }\n";

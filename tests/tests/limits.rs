@@ -243,14 +243,8 @@ KG_EXPORT const kg_library *kosmograph_library_v1(void) {
 fn what_another_library_made_up_is_that_librarys_error() {
     for (fault, told) in [
         ("ALIAS", "is a tensor at the address of a string"),
-        (
-            "NULL_TENSOR",
-            "\"denoiser/1\" of this MODEL gave a map that",
-        ),
-        (
-            "NULL_STRING",
-            "\"describe/1\" of this MODEL gave a map that",
-        ),
+        ("NULL_TENSOR", "\"denoiser/1\" of this MODEL gave a map that"),
+        ("NULL_STRING", "\"describe/1\" of this MODEL gave a map that"),
         ("UNKNOWN_KIND", "\"denoiser/1\" of this MODEL gave a map that"),
         ("WRONG_SHAPE", "\"denoiser/1\" of this MODEL gave a wrong \"prediction\": its shape is"),
         ("OTHER_KEY", "\"denoiser/1\" of this MODEL gave a wrong \"prediction\""),

@@ -11,6 +11,7 @@ use crate::interrupt;
 use crate::job::{Job, name};
 use crate::plan::{LeftOut, Plan, Refusal};
 use crate::plugin::Library;
+use crate::preview::Previews;
 use crate::problem::{Kind, Problem};
 use crate::supervisor::{Supervisor, Task};
 use crate::wire::Earlier;
@@ -63,8 +64,20 @@ impl Runner<'_> {
 }
 
 pub fn run(args: &args::Run, listener: &'static dyn Listener, screen: &MultiProgress) -> Exit {
-    let start = Instant::now();
     let cancel = interrupt::gracefully(listener);
+    match args.previews.clone() {
+        Some(folder) => run_with(args, &Previews { to: listener, folder }, screen, cancel),
+        None => run_with(args, listener, screen, cancel),
+    }
+}
+
+fn run_with(
+    args: &args::Run,
+    listener: &dyn Listener,
+    screen: &MultiProgress,
+    cancel: &AtomicBool,
+) -> Exit {
+    let start = Instant::now();
     let mut job = match Job::read(&args.workflow) {
         Ok(job) => job,
         Err(problem) => {

@@ -16,9 +16,8 @@ pub(super) fn check(
     doing: &mut dyn FnMut(&str),
 ) -> Result<(), String> {
     let type_name = object.object_type().unwrap_or_default();
-    let missing = INTERFACES
-        .iter()
-        .find(|row| row.required.contains(&type_name) && !offers(object, row.id));
+    let missing =
+        INTERFACES.iter().find(|row| row.required.contains(&type_name) && !offers(object, row.id));
     if let Some(Interface { id, .. }) = missing {
         return Err(format!("the {type_name} does not offer \"{id}\""));
     }
@@ -33,7 +32,9 @@ pub(super) fn check(
     for row in INTERFACES.iter().filter(|row| offers(object, row.id)) {
         if !row.types.is_empty() && !row.types.contains(&type_name) {
             let id = row.id;
-            return Err(format!("the {type_name} offers \"{id}\", which is no interface of its type"));
+            return Err(format!(
+                "the {type_name} offers \"{id}\", which is no interface of its type"
+            ));
         }
         refuses(object, row, &sizes, host, doing)?;
         answers(object, row, &sizes, host, doing)?;
@@ -258,8 +259,9 @@ fn describe(
 fn memory(object: &Value, host: &TestHost, doing: &mut dyn FnMut(&str)) -> Result<(), String> {
     for purge in [false, true] {
         doing(&format!("calling \"memory/1\" with purge = {purge}"));
-        let answer = call_interface(object, "memory/1", host, &input([("purge", Value::boolean(purge))]))
-            .map_err(|failure| format!("\"memory/1\": {failure}"))?;
+        let answer =
+            call_interface(object, "memory/1", host, &input([("purge", Value::boolean(purge))]))
+                .map_err(|failure| format!("\"memory/1\": {failure}"))?;
         match answer.get("bytes").and_then(Value::as_i64) {
             Some(0..) => (),
             other => return Err(format!("\"memory/1\" gives {other:?}, not a number of bytes")),

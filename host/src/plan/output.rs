@@ -133,7 +133,11 @@ fn why_not_written(folder: &Path) -> Option<String> {
             }
             // What is not there yet is made; a name that no file can have, or a place that may not be
             // entered, never will be.
-            Err(error) if [ErrorKind::NotFound, ErrorKind::NotADirectory].contains(&error.kind()) => (),
+            Err(error)
+                if [ErrorKind::NotFound, ErrorKind::NotADirectory].contains(&error.kind()) =>
+            {
+                ()
+            }
             Err(error) => return Some(error.to_string()),
         }
     }

@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
 use kosmograph_abi as abi;
-use kosmograph_abi::table;
+use kosmograph_abi::table::{self, HOST_FUNCTIONS};
 use kosmograph_abi_check as check;
 use kosmograph_abi_check::conform::{self, Axes};
 use serde_json::Value as Json;
 
+use crate::preview::Preview;
 use crate::value::{Value, parts, text_bytes};
 
 /// How much a line of log matters.
@@ -35,6 +36,14 @@ pub trait Call: Sync {
 
     /// Something that an output node made; an object.
     fn output(&self, json: Json);
+
+    /// Whether somebody looks at previews.
+    fn wants_previews(&self) -> bool {
+        false
+    }
+
+    /// What a step has made so far.
+    fn preview(&self, _preview: Preview) {}
 }
 
 /// Why a call gave no values.
@@ -178,6 +187,7 @@ impl Frame {
                 new_list,
                 new_map,
                 new_tensor,
+                extension,
             },
             lent: RwLock::new(None),
             notes: Mutex::default(),
@@ -566,6 +576,65 @@ unsafe extern "C" fn new_tensor(
     let Some(frame) = (unsafe { frame(context) }) else { return std::ptr::null_mut() };
     // SAFETY: see above.
     hand_out(frame, unsafe { parts::tensor(dtype, ndim, shape) }).cast()
+}
+
+/// What the host can do beyond node.h's first functions.
+unsafe extern "C" fn extension(
+    context: *const abi::Context,
+    name: abi::Str,
+) -> *const abi::Interface {
+    static PREVIEW: abi::Interface =
+        abi::Interface { size: size_of::<abi::Interface>() as u32, reserved: 0, call: preview };
+    // SAFETY: see above.
+    let (Some(frame), Ok(name)) = (unsafe { (frame(context), text_bytes(name)) }) else {
+        return std::ptr::null();
+    };
+    let is_wanted =
+        name == b"preview/1" && frame.with("extension", false, |call| call.wants_previews());
+    if is_wanted { &raw const PREVIEW } else { std::ptr::null() }
+}
+
+/// "preview/1".
+unsafe extern "C" fn preview(
+    _: *mut abi::Object,
+    context: *const abi::Context,
+    input: *const abi::Map,
+    output: *mut *mut abi::Map,
+) -> abi::Status {
+    // SAFETY: see above.
+    let Some(frame) = (unsafe { frame(context) }) else { return abi::ERROR };
+    let refused = |why: String| {
+        let why = format!("\"preview/1\": {why}");
+        frame.notes().failure = Some((String::new(), why));
+        abi::ERROR
+    };
+    if input.is_null() || output.is_null() {
+        return refused("there is no map to read, or to give".to_owned());
+    }
+    let payload = abi::Payload { map: input.cast_mut() };
+    // SAFETY: node.h: a map, borrowed for the call; looked at before it is believed.
+    let values = unsafe { Value::borrow(&abi::Value { kind: abi::MAP, reserved: 0, payload }) };
+    let values = match values {
+        Ok(values) => values,
+        Err(malformed) => return refused(format!("the map {malformed}")),
+    };
+    // SAFETY: checked just now, and alive.
+    let fits = unsafe { conform::map(&*input, HOST_FUNCTIONS[0].input, &mut Axes::default()) };
+    if let Err(misfit) = fits {
+        return refused(misfit.to_string());
+    }
+    let painted = frame.with("preview", Ok(()), |call| {
+        call.preview(Preview::paint(&values)?);
+        Ok(())
+    });
+    match painted {
+        Ok(()) => {
+            // SAFETY: node.h: where the map is written.
+            unsafe { output.write(Value::map(Vec::new()).into_raw().payload.map) };
+            abi::OK
+        }
+        Err(why) => refused(why),
+    }
 }
 
 #[cfg(test)]

@@ -96,7 +96,7 @@ impl<'a> Track<'a> {
                 self.spoilt = Some(by);
                 return None;
             }
-            Report::Notice(Notice::Finished { .. }) => return None,
+            Report::Notice(Notice::Finished { .. } | Notice::Preview { .. }) => return None,
         };
         if let Event::Output { .. }
         | Event::NodeStarted(_)
@@ -152,6 +152,7 @@ impl<'a> Track<'a> {
             // These are the supervisor's own to say.
             Event::Plan { .. }
             | Event::LeftOut { .. }
+            | Event::Preview { .. }
             | Event::Warning(_)
             | Event::Done { .. }
             | Event::Interrupted { .. } => false,
@@ -162,7 +163,8 @@ impl<'a> Track<'a> {
         believed.then_some(event)
     }
 
-    fn is_at_work(&self, node: &str) -> bool {
+    /// Whether this is the id of the node that is at work.
+    pub fn is_at_work(&self, node: &str) -> bool {
         self.current.is_some_and(|at| self.plan.steps()[at].name.id == node)
     }
 

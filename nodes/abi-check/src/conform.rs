@@ -165,7 +165,8 @@ unsafe fn tensor(
     if shapes.is_empty() {
         return Ok(());
     }
-    let wrong = || misfit(place, format!("a tensor {} is wanted, but its shape is {shape:?}", all(shapes)));
+    let wrong =
+        || misfit(place, format!("a tensor {} is wanted, but its shape is {shape:?}", all(shapes)));
     let names = |pattern: &'static str| pattern.split(',');
     let of_rank = |pattern: &&&'static str| names(pattern).count() == shape.len();
     let mut conflict = None;
@@ -274,7 +275,11 @@ mod tests {
                         let digits = axis.bytes().take_while(u8::is_ascii_digit).count();
                         let name = &axis[digits..];
                         assert!(!axis.is_empty() && name.len() <= 1, "{axis:?}");
-                        assert!(name.is_empty() || name == "*" && digits == 0 || name.as_bytes()[0].is_ascii_alphabetic());
+                        assert!(
+                            name.is_empty()
+                                || name == "*" && digits == 0
+                                || name.as_bytes()[0].is_ascii_alphabetic()
+                        );
                     }
                 }
                 Of::List(item) | Of::Named(item) => walk(*item),
@@ -286,7 +291,9 @@ mod tests {
         SOCKETS.iter().for_each(|socket| walk(socket.of));
         for row in INTERFACES.iter().chain(EXTENSIONS) {
             row.input.iter().chain(row.output).for_each(|part| walk(part.of));
-            assert!(row.types.is_empty() || row.required.iter().all(|name| row.types.contains(name)));
+            assert!(
+                row.types.is_empty() || row.required.iter().all(|name| row.types.contains(name))
+            );
         }
     }
 }

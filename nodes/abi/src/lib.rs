@@ -228,6 +228,7 @@ pub struct Context {
         ndim: i32,
         shape: *const i64,
     ) -> *mut Tensor,
+    pub extension: unsafe extern "C" fn(*const Context, name: Str) -> *const Interface,
 }
 
 /// `kg_library`.
@@ -267,6 +268,6 @@ assert_layout!(Map, 48, keys at 24, values at 32, count at 40);
 assert_layout!(Tensor, 40, dl at 24, to_dlpack at 32);
 assert_layout!(Interface, 16, call at 8);
 assert_layout!(Object, 48, type_name at 24, query at 40);
-assert_layout!(Context, 80, log at 8, progress at 16, fail at 24, property at 32, output at 40,
-    new_string at 48, new_list at 56, new_map at 64, new_tensor at 72);
+assert_layout!(Context, 88, log at 8, progress at 16, fail at 24, property at 32, output at 40,
+    new_string at 48, new_list at 56, new_map at 64, new_tensor at 72, extension at 80);
 assert_layout!(Library, 40, abi_major at 4, descriptor at 8, run at 24, extension at 32);

@@ -250,10 +250,7 @@ pub const INTERFACES: &[Interface] = &[
         types: &["CLIP"],
         required: &["CLIP"],
         input: &[part("text", Text), optional("texts", Named(&Text))],
-        output: &[
-            part("context", Tensor(&["1,T,D"])),
-            optional("pooled", Tensor(&["1,P"])),
-        ],
+        output: &[part("context", Tensor(&["1,T,D"])), optional("pooled", Tensor(&["1,P"]))],
     },
     Interface {
         id: "text_layers/1",
@@ -309,10 +306,7 @@ pub const INTERFACES: &[Interface] = &[
         types: &["KOSMOS"],
         required: &["KOSMOS"],
         input: &[part("text", Text), part("images", List(&Tensor(&["1,Q,D"])))],
-        output: &[
-            part("hidden_states", Tensor(&["1,T,*"])),
-            part("mask", Tensor(&["1,T"])),
-        ],
+        output: &[part("hidden_states", Tensor(&["1,T,*"])), part("mask", Tensor(&["1,T"]))],
     },
     Interface {
         id: "align/1",
@@ -407,6 +401,22 @@ pub const EXTENSIONS: &[Interface] = &[
         output: &[part("problems", Text)],
     },
 ];
+
+/// What a host may offer for a call, from a map to a map, with the context that gave it.
+pub const HOST_FUNCTIONS: &[Interface] = &[Interface {
+    id: "preview/1",
+    types: &[],
+    required: &[],
+    input: &[
+        part("step", Int),
+        part("steps", Int),
+        optional("latents", LATENTS),
+        optional("rgb", Tensor(&["C,3"])),
+        optional("bias", Tensor(&["3"])),
+        optional("image", Tensor(&["*,*,*,3"])),
+    ],
+    output: &[],
+}];
 
 /// The row of an interface.
 pub fn interface(id: &str) -> Option<&'static Interface> {

@@ -91,6 +91,10 @@ unsafe extern "C" fn no_map(
     std::ptr::null_mut()
 }
 
+unsafe extern "C" fn nothing_more(_: *const abi::Context, _: abi::Str) -> *const abi::Interface {
+    std::ptr::null()
+}
+
 unsafe extern "C" fn no_tensor(
     _: *const abi::Context,
     _: abi::DLDataType,
@@ -121,6 +125,7 @@ impl Host {
             new_list: no_list,
             new_map: no_map,
             new_tensor: no_tensor,
+            extension: nothing_more,
         };
         let properties = vec![
             ("output_directory", folder.clone()),

@@ -10,7 +10,15 @@ use std::sync::{Mutex, Once, PoisonError};
 use kosmograph_abi as abi;
 use kosmograph_interrupt as interrupt;
 
-use crate::{Error, Result};
+use crate::{Error, Result, Tensor, Value};
+
+/// A picture of work that is not done: see [`Context::preview`].
+pub enum Preview {
+    /// x₀ [B, C, H, W] with the colour of each channel [C, 3] and what is added to their sum \[3\], in -1..1.
+    Latents { latents: Tensor, rgb: Tensor, bias: Tensor },
+    /// [B, H, W, 3] in 0..1.
+    Image(Tensor),
+}
 
 /// What the host lends to a call: progress and cancelling, log lines, what it knows.
 #[derive(Clone, Copy)]
@@ -91,6 +99,59 @@ impl<'a> Context<'a> {
         let json = json.to_string();
         // SAFETY: as in `log`.
         unsafe { (self.raw.output)(self.raw, abi::Str::new(&json)) }
+    }
+
+    /// Whether somebody looks at previews: making one may cost something.
+    pub fn wants_previews(&self) -> bool {
+        !self.extension("preview/1").is_null()
+    }
+
+    /// "preview/1": shows what `step` of `steps` has made so far. Where nobody looks, or the host is too old to
+    /// show it, nothing happens.
+    ///
+    /// # Errors
+    /// What the host says of the values.
+    pub fn preview(&self, step: usize, steps: usize, picture: Preview) -> Result<()> {
+        let interface = self.extension("preview/1");
+        if interface.is_null() {
+            return Ok(());
+        }
+        let counts = [("step", Value::from(step as i64)), ("steps", Value::from(steps as i64))];
+        let picture = match picture {
+            Preview::Latents { latents, rgb, bias } => vec![
+                ("latents", latents.into_value()),
+                ("rgb", rgb.into_value()),
+                ("bias", bias.into_value()),
+            ],
+            Preview::Image(image) => vec![("image", image.into_value())],
+        };
+        let input = Value::map(counts.into_iter().chain(picture));
+        let mut output = std::ptr::null_mut();
+        // SAFETY: node.h: an interface that the host offers, called with the context that gave it, while the
+        // call lasts.
+        let status = unsafe {
+            let given = input.as_raw().payload.map;
+            ((*interface).call)(std::ptr::null_mut(), self.raw, given, &raw mut output)
+        };
+        if !output.is_null() {
+            let payload = abi::Payload { map: output };
+            // SAFETY: node.h: the map that was written carries one reference, which is ours.
+            drop(unsafe { Value::from_raw(abi::Value { kind: abi::MAP, reserved: 0, payload }) });
+        }
+        match status {
+            abi::OK => Ok(()),
+            _ => Err(Error::new("the host could not show a preview")),
+        }
+    }
+
+    fn extension(&self, name: &str) -> *const abi::Interface {
+        // A host of an earlier header has no such function.
+        let covered = std::mem::offset_of!(abi::Context, extension) + size_of::<usize>();
+        if (self.raw.size as usize) < covered {
+            return std::ptr::null();
+        }
+        // SAFETY: the context is alive; the text is for the duration of the call.
+        unsafe { (self.raw.extension)(self.raw, abi::Str::new(name)) }
     }
 
     /// A thing the host knows, by the names of node.h; `None` when it does not.

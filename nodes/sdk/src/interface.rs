@@ -333,7 +333,10 @@ impl Object {
     /// "text_encoder/1".
     pub fn encode_text(&self, cx: &Context<'_>, text: &str) -> Result<(Tensor, Option<Tensor>)> {
         let answer = self.call(cx, "text_encoder/1", [("text", Value::string(text))])?;
-        Ok((tensor(&answer, "context")?, answer.get("pooled").and_then(|pooled| pooled.as_tensor())))
+        Ok((
+            tensor(&answer, "context")?,
+            answer.get("pooled").and_then(|pooled| pooled.as_tensor()),
+        ))
     }
 
     /// "lora/1".

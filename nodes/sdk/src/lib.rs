@@ -55,7 +55,7 @@ mod sockets;
 mod tensor;
 mod value;
 
-pub use context::Context;
+pub use context::{Context, Preview};
 pub use error::{Error, Result};
 pub use input::{Class, Factor, Input, InputSpec, Inputs, Numbered, Reader, Single};
 pub use library::{

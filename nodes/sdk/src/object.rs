@@ -389,6 +389,7 @@ impl<'a> Relay<'a> {
             new_list: relay_new_list,
             new_map: relay_new_map,
             new_tensor: relay_new_tensor,
+            extension: relay_extension,
         };
         Self { context, host: cx.as_raw(), failure }
     }
@@ -458,4 +459,50 @@ unsafe extern "C" fn relay_new_tensor(
 ) -> *mut abi::Tensor {
     // SAFETY: see above.
     unsafe { (relay(cx).host.new_tensor)(relay(cx).host, dtype, ndim, shape) }
+}
+/// What the host offers is called with the host's context, so each goes through a function of its own here.
+unsafe extern "C" fn relay_extension(
+    cx: *const abi::Context,
+    name: abi::Str,
+) -> *const abi::Interface {
+    static PREVIEW: abi::Interface = abi::Interface {
+        size: size_of::<abi::Interface>() as u32,
+        reserved: 0,
+        call: relay_preview,
+    };
+    // SAFETY: see above.
+    let (offered, name) = unsafe { (relay_offered(cx, name), name.as_bytes()) };
+    match name {
+        b"preview/1" if !offered.is_null() => &raw const PREVIEW,
+        _ => std::ptr::null(),
+    }
+}
+
+/// # Safety
+/// As for the functions above.
+unsafe fn relay_offered(cx: *const abi::Context, name: abi::Str) -> *const abi::Interface {
+    // SAFETY: the caller's promise.
+    let host = unsafe { relay(cx) }.host;
+    let covered = std::mem::offset_of!(abi::Context, extension) + size_of::<usize>();
+    if (host.size as usize) < covered {
+        return std::ptr::null();
+    }
+    // SAFETY: as above; its size covers the function.
+    unsafe { (host.extension)(host, name) }
+}
+
+unsafe extern "C" fn relay_preview(
+    object: *mut abi::Object,
+    cx: *const abi::Context,
+    input: *const abi::Map,
+    output: *mut *mut abi::Map,
+) -> abi::Status {
+    // SAFETY: see above.
+    unsafe {
+        let offered = relay_offered(cx, abi::Str::new("preview/1"));
+        match offered.is_null() {
+            true => abi::ERROR,
+            false => ((*offered).call)(object, relay(cx).host, input, output),
+        }
+    }
 }

@@ -110,6 +110,9 @@ unsafe extern "C" fn new_map(
 ) -> *mut abi::Map {
     std::ptr::null_mut()
 }
+unsafe extern "C" fn extension(_: *const abi::Context, _: abi::Str) -> *const abi::Interface {
+    std::ptr::null()
+}
 unsafe extern "C" fn new_tensor(
     _: *const abi::Context,
     _: abi::DLDataType,
@@ -134,14 +137,12 @@ fn what_another_library_gives_is_that_librarys_error() {
         new_list,
         new_map,
         new_tensor,
+        extension,
     };
     // SAFETY: obeys node.h, and lives as long as the test.
     let cx = unsafe { Context::from_raw(&raw) };
     for (fault, told) in [
-        (
-            Fault::NullString,
-            "\"describe/1\" of this MODEL gave a map that",
-        ),
+        (Fault::NullString, "\"describe/1\" of this MODEL gave a map that"),
         (Fault::NullTensor, "is a tensor at NULL; its library breaks"),
         (Fault::UnknownKind, "is of kind 77"),
         (

@@ -167,6 +167,7 @@ impl Host {
             new_list,
             new_map,
             new_tensor,
+            extension,
         };
         Self {
             context,
@@ -253,6 +254,9 @@ unsafe extern "C" fn new_map(
     _: usize,
 ) -> *mut abi::Map {
     std::ptr::null_mut()
+}
+unsafe extern "C" fn extension(_: *const abi::Context, _: abi::Str) -> *const abi::Interface {
+    std::ptr::null()
 }
 unsafe extern "C" fn new_tensor(
     _: *const abi::Context,

@@ -126,7 +126,8 @@ impl Sampling {
             true => noise.first()?,
             false => latents.zeros_like()?,
         };
-        let run = Run { guided: &guided, latents: &latents, noise: &noise, first, mask };
+        let colours = described.colours()?;
+        let run = Run { guided: &guided, latents: &latents, noise: &noise, first, mask, colours };
         let sampled = match &self.method {
             Method::Timesteps { sampler, karras } => self.by_timesteps(&run, *sampler, *karras),
             Method::Sigmas { sampler, scheduler } => self.by_sigmas(&run, sampler, scheduler),
@@ -339,6 +340,8 @@ struct Run<'a> {
     /// What was added to them, of unit variance, or zeros.
     first: Candle,
     mask: Option<NoiseMask>,
+    /// The colour of each channel [C, 3], and what is added to their sum \[3\].
+    colours: Option<[Tensor; 2]>,
 }
 
 impl Run<'_> {
@@ -395,8 +398,22 @@ impl Run<'_> {
     /// Tells the host of a step. The samplers know candle's errors alone, so the wish to stop is left where
     /// [`Sampling::run`] finds it.
     fn report(&self, step: Step<'_>) -> candle_core::Result<()> {
-        let told = self.guided.cx.progress(step.done, step.steps);
+        let told = self.guided.cx.progress(step.done, step.steps).and_then(|()| self.show(step));
         told.map_err(|error| self.guided.leave(error))
+    }
+
+    /// Shows x₀ of a step to whoever looks, where the model says what its latents look like.
+    fn show(&self, step: Step<'_>) -> Result<()> {
+        let Some([rgb, bias]) = self.colours.as_ref().filter(|_| self.guided.cx.wants_previews())
+        else {
+            return Ok(());
+        };
+        let picture = Preview::Latents {
+            latents: export(&step.x0.narrow(0, 0, 1)?)?,
+            rgb: rgb.clone(),
+            bias: bias.clone(),
+        };
+        self.guided.cx.preview(step.done, step.steps, picture)
     }
 }
 
@@ -412,6 +429,9 @@ struct Described {
     /// The latents'.
     out_channels: Option<usize>,
     context_width: Option<usize>,
+    /// "latent_rgb" and "latent_rgb_bias".
+    latent_rgb: Vec<[f32; 3]>,
+    latent_rgb_bias: [f32; 3],
 }
 
 impl Described {
@@ -440,7 +460,21 @@ impl Described {
             in_channels: number("in_channels"),
             out_channels: number("out_channels"),
             context_width: number("context_width"),
+            // A model need not say it, and what cannot be read is as good as nothing.
+            latent_rgb: serde_json::from_value(json["latent_rgb"].clone()).unwrap_or_default(),
+            latent_rgb_bias: serde_json::from_value(json["latent_rgb_bias"].clone())
+                .unwrap_or_default(),
         })
+    }
+
+    /// What makes a picture of latents, [C, 3] and \[3\].
+    fn colours(&self) -> Result<Option<[Tensor; 2]>> {
+        if self.latent_rgb.is_empty() || self.out_channels != Some(self.latent_rgb.len()) {
+            return Ok(None);
+        }
+        let rgb = Tensor::from_f32(&[self.latent_rgb.len(), 3], self.latent_rgb.concat())?;
+        let bias = Tensor::from_f32(&[3], self.latent_rgb_bias.to_vec())?;
+        Ok(Some([rgb, bias]))
     }
 
     /// The latents with the model's channels. Empty ones have no picture to lose and take as many as the

@@ -66,6 +66,10 @@ unsafe extern "C" fn no_map(
     std::ptr::null_mut()
 }
 
+unsafe extern "C" fn nothing_more(_: *const abi::Context, _: abi::Str) -> *const abi::Interface {
+    std::ptr::null()
+}
+
 unsafe extern "C" fn no_tensor(
     _: *const abi::Context,
     _: abi::DLDataType,
@@ -114,6 +118,7 @@ pub fn run_told(
         new_list: no_list,
         new_map: no_map,
         new_tensor: no_tensor,
+        extension: nothing_more,
     };
     let host = Host { context, failure: RefCell::default(), told: RefCell::default() };
     // SAFETY: borrowed inputs and room for the outputs, as node.h has it.
