@@ -17,7 +17,7 @@ pub enum ChangeError {
     #[error("--set {given}: \"{title}\" is the name of the nodes {}; say which by its id, or {title}#1 for the first", .ids.join(", "))]
     Ambiguous { given: String, title: String, ids: Vec<String> },
     #[error(
-        "--set {given}: there are {count} nodes of the name \"{name}\", and none with the number {number}"
+        "--set {given}: nodes of the name \"{name}\" are counted from 1 to {count}; there is none with the number {number}"
     )]
     NoNumber { given: String, name: String, number: String, count: usize },
     #[error("--set {given}: node {id} ({class}) has no input \"{input}\"{}", meant(.nearest))]
@@ -56,8 +56,15 @@ pub fn set(graph: &mut Graph, catalogue: &Catalogue, given: &str) -> Result<(), 
     let Some((position, name)) = found else {
         let (node, _) = place.rsplit_once('.').ok_or_else(form)?;
         let nodes = graph.nodes().iter();
-        let names = nodes.flat_map(|node| node.title().into_iter().chain([node.id.as_str()]));
-        let nearest = nearest(node, names).map(str::to_owned);
+        // A number behind the name is none of it.
+        let (bare, number) = match node.rsplit_once('#') {
+            Some((bare, number)) if number.parse::<usize>().is_ok() => (bare, format!("#{number}")),
+            _ => (node, String::new()),
+        };
+        let names = nodes.flat_map(|node| {
+            node.title().into_iter().chain([node.class.as_str(), node.id.as_str()])
+        });
+        let nearest = nearest(bare, names).map(|name| format!("{name}{number}"));
         return Err(ChangeError::NoNode {
             given: given.to_owned(),
             name: node.to_owned(),
@@ -299,8 +306,13 @@ mod tests {
             ("Sampler v15.steps=3", "did you mean \"Sampler v1.5\"?"),
             ("3.stepps=3", "node 3 (K) has no input \"stepps\"; did you mean \"steps\"?"),
             ("Twice.steps=3", "is the name of the nodes 4, 5; say which by its id, or Twice#1"),
-            ("K#5.steps=3", "there are 4 nodes of the name \"K\", and none with the number 5"),
-            ("K#0.steps=3", "none with the number 0"),
+            (
+                "K#5.steps=3",
+                "nodes of the name \"K\" are counted from 1 to 4; there is none with the number 5",
+            ),
+            ("K#0.steps=3", "there is none with the number 0"),
+            ("k#1.steps=3", "did you mean \"K#1\"?"),
+            ("Twce#2.steps=3", "did you mean \"Twice#2\"?"),
             ("Q#1.steps=3", "no node has the id, title or class \"Q#1\""),
             ("3.steps=2.5", "\"2.5\" is not a whole number"),
             ("3.cfg=inf", "is not a finite number"),

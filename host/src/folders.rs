@@ -16,6 +16,7 @@ pub use identity::{Identify, identity};
 use crate::graph::Origin;
 use listing::Walk;
 use std::ffi::OsStr;
+use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
@@ -122,16 +123,43 @@ pub enum PathError {
     Escapes { name: String, place: String },
     #[error("\"{name}\" is {found}; {wanted} is wanted", wanted = wanted.wanted())]
     WrongEntry { name: String, found: &'static str, wanted: Entry },
-    #[error("there is no \"{name}\" in {searched}")]
-    Missing { name: String, searched: String },
-    #[error("there is no \"{name}\": no folder of this kind was found; {hint}")]
-    NoFolder { name: String, hint: &'static str },
+    #[error("there is no \"{name}\" in {searched}{unreached}")]
+    Missing { name: String, searched: String, unreached: Unreached },
+    #[error("there is no \"{name}\": no folder of this kind was found{unreached}; {hint}")]
+    NoFolder { name: String, hint: &'static str, unreached: Unreached },
     #[error("{path}: cannot be read: {source}")]
     Io { path: String, source: io::Error },
     #[error(
         "{path}: holds more than {MOST_FILES} files, or folders more than {DEEPEST} deep; that is no model's folder"
     )]
     TooMany { path: String },
+}
+
+/// A link on the way to a file that leads to nothing, and where it leads: a disk that is not mounted.
+#[derive(Debug, Default)]
+pub struct Unreached(Option<(PathBuf, PathBuf)>);
+
+impl Unreached {
+    /// The first such link on the way to `path`.
+    pub fn on_the_way(path: &Path) -> Self {
+        // What is behind it is not there, so only one of the folders around can be one.
+        let link = path.ancestors().find(|path| fs::symlink_metadata(path).is_ok());
+        let broken = link.filter(|link| fs::metadata(link).is_err());
+        Self(broken.and_then(|link| Some((link.to_owned(), fs::read_link(link).ok()?))))
+    }
+
+    /// In words, where there is one.
+    pub fn sentence(&self) -> Option<String> {
+        let (link, to) = self.0.as_ref()?;
+        let (link, to) = (link.display(), to.display());
+        Some(format!("{link} is a link to {to}, which cannot be reached"))
+    }
+}
+
+impl fmt::Display for Unreached {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        self.sentence().map_or(Ok(()), |sentence| write!(f, "; {sentence}"))
+    }
 }
 
 /// Why the folders of a run cannot be told.
@@ -232,7 +260,8 @@ impl Folders {
                 "output" | "temp" => "nothing was written there yet",
                 _ => "say where the models are with --models DIR",
             };
-            return Err(PathError::NoFolder { name: name.to_owned(), hint });
+            let unreached = self.unreached(folder, Path::new(""));
+            return Err(PathError::NoFolder { name: name.to_owned(), hint, unreached });
         }
         let mut wrong_entry = None;
         for (_, base) in &bases {
@@ -243,7 +272,19 @@ impl Folders {
                 Err(error) => wrong_entry = Some(error),
             }
         }
-        Err(wrong_entry.unwrap_or(PathError::Missing { name: name.to_owned(), searched }))
+        Err(wrong_entry.unwrap_or_else(|| {
+            let unreached = self.unreached(folder, &relative);
+            PathError::Missing { name: name.to_owned(), searched, unreached }
+        }))
+    }
+
+    /// What is in the way where a name of a kind of folder may have been meant to lead.
+    fn unreached(&self, folder: &str, name: &Path) -> Unreached {
+        let places = self.places(folder).into_iter().map(|(_, base)| base.join(name));
+        places
+            .map(|path| Unreached::on_the_way(&path))
+            .find(|found| found.0.is_some())
+            .unwrap_or_default()
     }
 
     /// The file of `folder` that a text means by `name`: as [`Folders::resolve`], the extension may be
@@ -302,8 +343,15 @@ impl Folders {
 
     /// Pairs of a root, which must not be left, and the folder in it where names are looked for.
     fn bases(&self, folder: &str) -> Vec<(PathBuf, PathBuf)> {
+        let mut bases = self.places(folder);
+        bases.retain(|(_, base)| base.is_dir());
+        bases
+    }
+
+    /// As [`Folders::bases`], with those that are not there.
+    fn places(&self, folder: &str) -> Vec<(PathBuf, PathBuf)> {
         let itself = |path: &PathBuf| (path.clone(), path.clone());
-        let mut bases = match folder {
+        match folder {
             "input" => self.input.iter().map(itself).collect(),
             "output" => vec![itself(&self.output)],
             "temp" => vec![itself(&self.temp)],
@@ -323,9 +371,7 @@ impl Folders {
                 let last = extra(false).map(|extra| itself(&extra.path));
                 first.chain(self.models.iter().flat_map(of_root)).chain(last).collect()
             }
-        };
-        bases.retain(|(_, base)| base.is_dir());
-        bases
+        }
     }
 }
 

@@ -114,6 +114,10 @@ pub enum GraphError {
     )]
     NotAnObject { found: &'static str },
     #[error(
+        "this JSON is no workflow, there is no node with a class_type in it; it has {keys} where the ids of nodes were expected"
+    )]
+    NoNodes { keys: String },
+    #[error(
         "this is the editor's format, in which values have no names; the API format was expected, \
          which the editor writes with Export (API)"
     )]
@@ -222,10 +226,7 @@ pub fn open(text: &str) -> Result<Opened, GraphError> {
     if text.trim_start().is_empty() {
         return Err(GraphError::Empty);
     }
-    match json::parse(text)? {
-        Value::Object(object) => body::workflow_in(object),
-        other => Err(GraphError::NotAnObject { found: json_kind(&other) }),
-    }
+    body::workflow_in(json::parse(text)?)
 }
 
 /// As [`open`]: the workflow alone.
@@ -259,7 +260,7 @@ fn node(id: &str, value: Value) -> Result<Node, Problem> {
             return Err(wrong(
                 "",
                 None,
-                format!("is {found}; an object with a class_type, was expected"),
+                format!("is {found}; an object with a class_type was expected"),
             ));
         }
     };
@@ -415,7 +416,7 @@ mod tests {
     fn bare_placeholders_are_texts() {
         let graph = parse(
             r#"{"1": {"class_type": "A", "inputs": {"a": {{seed}}, "b": %cfg%, "c": __RANDOM_INT__,
-            "d": {"x": 1}, "e": "{{text}}"}}}"#,
+            "d": {"x": 1}, "e": "{{text}}", "f": $seed, "g": {{seed | int}}, "h": %(n)s}}}"#,
         );
         let text = |name: &str| match graph.nodes()[0].input(name) {
             Some(Input::Literal { value, .. }) => value.clone(),
@@ -423,6 +424,8 @@ mod tests {
         };
         assert_eq!((text("a"), text("b")), ("{{seed}}".into(), "%cfg%".into()));
         assert_eq!((text("c"), text("e")), ("__RANDOM_INT__".into(), "{{text}}".into()));
+        assert_eq!((text("f"), text("g")), ("$seed".into(), "{{seed | int}}".into()));
+        assert_eq!(text("h"), "%(n)s");
         assert!(sentence("{\"1\": {{seed}").contains("line 1"));
     }
 

@@ -111,6 +111,33 @@ fn links_are_the_persons_own_and_followed() {
 
 #[cfg(unix)]
 #[test]
+fn a_link_to_nothing_is_named() {
+    use std::os::unix::fs::symlink;
+    let place = place();
+    let root = place.folder.path();
+    let disk = root.join("not mounted");
+    symlink(&disk, root.join("models/loras")).unwrap();
+    symlink(disk.join("dog.png"), root.join("in/linked.png")).unwrap();
+    symlink(&disk, root.join("in/below")).unwrap();
+    for (folder, name, link) in [
+        ("loras", "style.pt", "models/loras"),
+        ("input", "linked.png", "in/linked.png"),
+        ("input", "below/dog.png", "in/below"),
+        ("input", "below/deep/dog.png", "in/below"),
+    ] {
+        let sentence = place.find(folder, name).unwrap_err();
+        let said = format!("{link} is a link to {}", disk.display());
+        assert!(sentence.contains(&said) && sentence.contains("cannot be reached"), "{sentence}");
+    }
+    let sentence = place.find("input", "none.png").unwrap_err();
+    assert!(!sentence.contains("is a link"), "{sentence}");
+    // What lies elsewhere is found nevertheless.
+    fs::write(root.join("models/style.pt"), "").unwrap();
+    assert_eq!(place.find("loras", "style.pt").unwrap(), "models/style.pt");
+}
+
+#[cfg(unix)]
+#[test]
 fn a_link_back_ends() {
     let place = place();
     let sd = place.folder.path().join("models/tiny/sd");

@@ -1,10 +1,10 @@
 //! A workflow inside what a client of ComfyUI's server saves: `{"prompt": …, "client_id": …}`, a worker's
-//! `{"input": {"workflow": …}}`, an entry of the server's history. It may be a text that is JSON.
+//! `{"input": {"workflow": …}}`, an entry of the server's queue or history. It may be a text that is JSON.
 //!
 //! What was run comes before what the editor shows: of a request that carries both, the API's graph
 //! is taken, and the editor's is what goes with it into a picture.
 
-use super::{GraphError, is_editor_format, json};
+use super::{GraphError, is_editor_format, json, json_kind};
 use serde_json::{Map, Value};
 
 /// How deep inside a file a workflow is looked for; the history of a server has it at four.
@@ -23,16 +23,20 @@ pub struct Opened {
     pub inside: bool,
 }
 
-/// The workflow that `object` is or holds; `object` itself where there is none to be seen.
+/// The workflow that `value` is or holds. An object none of whose parts looks like a node of a workflow is
+/// none; one with a malformed node is given back as it is.
 ///
 /// # Errors
-/// [`GraphError::Several`], when it holds several that differ.
-pub(super) fn workflow_in(object: Map<String, Value>) -> Result<Opened, GraphError> {
-    if is_editor_format(&object) || is_api_format(&object) {
-        return Ok(Opened { object, editor: None, inside: false });
-    }
+/// [`GraphError`], when it holds no workflow, or several that differ.
+pub(super) fn workflow_in(value: Value) -> Result<Opened, GraphError> {
+    let value = match unpacked(value) {
+        Value::Object(object) if is_editor_format(&object) || is_api_format(&object) => {
+            return Ok(Opened { object, editor: None, inside: false });
+        }
+        value => value,
+    };
     let (mut of_api, mut of_editor) = (Vec::new(), Vec::new());
-    let mut level = vec![(String::new(), Value::Object(object.clone()))];
+    let mut level = vec![(String::new(), value.clone())];
     for _ in 0..DEEPEST {
         let inside = level.into_iter().flat_map(|(path, value)| parts(&path, value));
         level = Vec::new();
@@ -60,7 +64,32 @@ pub(super) fn workflow_in(object: Map<String, Value>) -> Result<Opened, GraphErr
     if !of_editor.is_empty() {
         return Ok(Opened { object: only(of_editor)?, editor: None, inside: true });
     }
-    Ok(Opened { object, editor: None, inside: false })
+    match value {
+        Value::Object(object) if object.is_empty() || object.values().any(is_like_a_node) => {
+            Ok(Opened { object, editor: None, inside: false })
+        }
+        Value::Object(object) => Err(GraphError::NoNodes { keys: keys(&object) }),
+        other => Err(GraphError::NotAnObject { found: json_kind(&other) }),
+    }
+}
+
+/// Whether somebody may have meant a node of the API's format.
+fn is_like_a_node(value: &Value) -> bool {
+    ["class_type", "inputs"].iter().any(|key| value.get(key).is_some())
+}
+
+/// The first keys of `object`, in words.
+fn keys(object: &Map<String, Value>) -> String {
+    const LONGEST: usize = 40;
+    let shown = |key: &String| match key.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{:?}", format!("{}…", &key[..end])),
+        None => format!("{key:?}"),
+    };
+    let mut keys: Vec<String> = object.keys().take(MOST_NAMED).map(shown).collect();
+    if object.len() > MOST_NAMED {
+        keys.push("…".to_owned());
+    }
+    keys.join(", ")
 }
 
 /// Whether `object` has a node of the API's format.
@@ -129,6 +158,10 @@ mod tests {
             json!({"output": api(), "workflow": {"nodes": [], "links": []}}),
             json!({"0f-1c": {"prompt": [3, "0f-1c", api(), {}, ["1"]], "outputs": {}}}),
             json!({"prompt": api(), "again": api()}),
+            json!([api()]),
+            json!(text),
+            json!([3, "0f-1c", api(), {}, ["1"]]),
+            json!({"queue_running": [[3, "0f-1c", api(), {}, ["1"]]], "queue_pending": []}),
         ] {
             let graph = Graph::parse(&body.to_string()).unwrap();
             assert_eq!(graph, Graph::parse(&api().to_string()).unwrap(), "{body}");
@@ -145,6 +178,26 @@ mod tests {
         assert_eq!((Value::Object(alone.object), alone.editor), (editor, None));
         let plain = open(&api().to_string()).unwrap();
         assert_eq!((Value::Object(plain.object), plain.inside), (api(), false));
+    }
+
+    #[test]
+    fn what_holds_none_says_what_it_holds() {
+        let sentence = |value: Value| open(&value.to_string()).unwrap_err().to_string();
+        for body in [
+            json!({"prompt": {}, "client_id": "me"}),
+            json!({"prompt": "a cat", "client_id": null}),
+            json!({"prompt": null, "client_id": {"a": [1, {}]}}),
+        ] {
+            let said = sentence(body);
+            assert!(said.contains("no node"), "{said}");
+            assert!(said.contains("it has \"prompt\", \"client_id\""), "{said}");
+        }
+        assert!(sentence(json!({"x".repeat(1000): 1, "b": 2})).len() < 300);
+        assert!(sentence(json!([1, [2]])).contains("is a list"));
+        assert!(sentence(json!("a cat")).contains("is a string"));
+        assert!(sentence(json!("{not JSON")).contains("is a string"));
+        // A malformed node is not nothing.
+        assert!(open(&json!({"1": {"inputs": {}}}).to_string()).is_ok());
     }
 
     #[test]

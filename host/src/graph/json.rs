@@ -132,7 +132,7 @@ fn as_json(text: &str) -> Option<String> {
             found = true;
             plain.push_str(&format!("{{\"{NUMBER}\": \"{word}\"}}"));
             word.len()
-        } else if let Some(length) = placeholder::length(from) {
+        } else if let Some(length) = placeholder::bare_length(from) {
             found = true;
             // Its signs need no escapes.
             plain.push_str(&format!("\"{}\"", &from[..length]));

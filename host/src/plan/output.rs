@@ -2,6 +2,7 @@
 
 use super::{Check, Literal, Source};
 use crate::catalogue::{Class, InputKind, Writes};
+use crate::folders::Unreached;
 use crate::graph::Node;
 use crate::problem::{Kind, Problem};
 use std::fs::{self, OpenOptions};
@@ -142,6 +143,9 @@ fn why_not_written(folder: &Path) -> Option<String> {
         }
     }
     let Some((nearest, metadata)) = nearest else { return Some("there is no such place".into()) };
+    if let Some(sentence) = Unreached::on_the_way(folder).sentence() {
+        return Some(sentence);
+    }
     if !metadata.is_dir() {
         return Some(format!("{} is not a folder", nearest.display()));
     }
@@ -211,6 +215,14 @@ mod tests {
             assert_eq!(reason, format!("{} is not a folder", file.display()));
         }
         assert_eq!(fs::read(&file).unwrap(), b"in the way");
+        #[cfg(unix)]
+        {
+            let link = root.path().join("link");
+            std::os::unix::fs::symlink("nowhere", &link).unwrap();
+            let said = format!("{} is a link to nowhere, which cannot be reached", link.display());
+            assert_eq!(why_not_written(&link), Some(said.clone()));
+            assert_eq!(why_not_written(&link.join("below")), Some(said));
+        }
         #[cfg(target_os = "linux")]
         assert!(why_not_written(Path::new("/proc/none")).is_some());
     }

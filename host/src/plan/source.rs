@@ -240,9 +240,12 @@ fn called_placeholder(
     value: &Value,
 ) -> Problem {
     if let Some(found) = value.as_str().and_then(placeholder) {
-        let set = set(node, input, "VALUE");
-        let sentence =
-            format!("; {found} is a placeholder that nothing has filled in: --set {set} does");
+        let mut sentence = format!("; {found} is a placeholder that nothing has filled in");
+        // A link is not given on the command line.
+        if input.kind != InputKind::Socket || input.type_name == "*" {
+            let set = set(node, input, "VALUE");
+            sentence.push_str(&format!(": --set {set} does"));
+        }
         problem.message.push_str(&sentence);
         problem.nearest = None;
     }

@@ -164,6 +164,11 @@ fn placeholders_are_named_with_what_fills_them() {
         assert!(found.ends_with(&wanted), "{found}");
     }
     assert_eq!(sentence("s", "%text%"), "", "a text may be any");
+    let link = wrong(&json!({"2": {"class_type": "Save", "inputs": {"image": "{{image}}"}}}));
+    assert!(
+        link[0].ends_with("; {{image}} is a placeholder that nothing has filled in"),
+        "--set gives no links: {link:?}"
+    );
     assert!(!sentence("n", "many").contains("placeholder"));
     let file = wrong(&json!({
         "a b": {"class_type": "Load", "inputs": {"image": "{{name}}.png"}},

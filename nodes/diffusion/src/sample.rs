@@ -132,10 +132,11 @@ impl Node for KSamplerAdvanced {
 /// Denoises latents with a Stable Diffusion U-Net, steered by what Kosmos-G or CLIP made of text and
 /// pictures, and by ControlNets.
 ///
-/// Kosmos-G's authors draw four pictures at once in their demo, in 50 steps with guidance 6, and dpms. The
-/// guidance and the sampler are theirs here. The steps are 20, since each costs seconds on a CPU and dpms
-/// gains little by more: set 50 to draw as they do. The pictures are as many as the latent has: one by
-/// default, as in ComfyUI, or `batch_size` 4 of EmptyLatentImage.
+/// Kosmos-G's authors draw four pictures at once in their demo (one with a ControlNet), in 50 steps with
+/// guidance 6, and dpms: app.py and controlnet/ in github.com/microsoft/unilm, kosmos-g, as of f058c91; its
+/// first version had 20 steps and guidance 7.5. The guidance and the sampler are theirs here. The steps are
+/// 20, since each costs seconds on a CPU and dpms gains little by more: set 50 to draw as they do. The
+/// pictures are as many as the latent has: one by default, as in ComfyUI, or `batch_size` 4 of EmptyLatentImage.
 #[derive(Inputs)]
 #[node(category = "kosmograph")]
 pub struct UNetSample {
