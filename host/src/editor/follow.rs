@@ -149,13 +149,23 @@ impl<'a> Flat<'a> {
         self.node(place).mode == Mode::Runs
     }
 
-    /// Values of the node's widgets that the copy of the subgraph shows as its own.
-    pub fn overrides(&self, place: Place) -> impl Iterator<Item = (String, &'a Value)> {
+    /// Values of the node's widgets that the copy of the subgraph shows as its own; of what a copy further
+    /// out shows of that one, those.
+    pub fn overrides(&self, place: Place) -> Vec<(String, &'a Value)> {
+        let Some(copy) = self.scopes[place.scope].copy else { return Vec::new() };
         let id = &self.node(place).id;
-        let copy = self.scopes[place.scope].copy.map(|copy| self.node(copy));
-        shown(copy)
-            .filter(move |(of, _, value)| of == id && !value.is_null())
-            .map(|(_, name, value)| (name, value))
+        let listed = shown(self.node(copy)).into_iter().filter(|shown| shown.node == *id);
+        let mut listed = listed.peekable();
+        if listed.peek().is_none() {
+            return Vec::new();
+        }
+        let further_out = self.overrides(copy);
+        let value = |shown: Shown<'a>| {
+            let outer = further_out.iter().find(|(name, _)| *name == shown.widget);
+            let value = outer.map(|(_, value)| *value).or(shown.value)?;
+            (!value.is_null()).then_some((shown.widget, value))
+        };
+        listed.filter_map(value).collect()
     }
 
     /// What link number `link` brings to an input of the node at `place` that takes `wanted`.
@@ -248,10 +258,16 @@ impl<'a> Flat<'a> {
     /// What the copy of a subgraph shows as the value of its input `name`, where nothing is linked.
     /// `scope` is the inside of the copy.
     fn promoted(&self, scope: usize, name: &String) -> Option<&'a Value> {
-        let node = self.node(self.scopes[scope].copy?);
-        let listed = shown(Some(node));
-        let mut of_input = listed.filter(|(of, widget, _)| of == "-1" && *widget == *name);
-        if let Some((_, _, value)) = of_input.next() {
+        let copy = self.scopes[scope].copy?;
+        let node = self.node(copy);
+        let further_out = self.overrides(copy);
+        if let Some((_, value)) = further_out.iter().find(|(widget, _)| widget == name) {
+            return Some(value);
+        }
+        let mut listed = shown(node).into_iter();
+        if let Some(of_input) = listed.find(|shown| shown.node == INPUTS && shown.widget == *name)
+            && let Some(value) = of_input.value
+        {
             return Some(value).filter(|value| !value.is_null());
         }
         let value = match (&node.named, &node.values) {
@@ -291,24 +307,37 @@ impl<'a> Flat<'a> {
     }
 }
 
-/// What the copy of a subgraph shows of its nodes' widgets: the node's id ("-1" for an input of the
-/// subgraph itself), the widget's name, the value.
-fn shown(copy: Option<&SavedNode>) -> impl Iterator<Item = (String, String, &Value)> {
-    let widgets = copy.and_then(|copy| match copy.properties.get("proxyWidgets")? {
-        Value::Array(widgets) => Some(widgets.clone()),
+/// A widget inside a subgraph that a copy shows.
+struct Shown<'a> {
+    /// The id of the node inside, or [`INPUTS`].
+    node: String,
+    widget: String,
+    /// What the copy has for it.
+    value: Option<&'a Value>,
+}
+
+/// What stands in the place of a node's id where an input of the subgraph itself is shown.
+const INPUTS: &str = "-1";
+
+/// What the copy of a subgraph shows of its nodes' widgets.
+fn shown(copy: &SavedNode) -> Vec<Shown<'_>> {
+    let widgets = match copy.properties.get("proxyWidgets") {
+        Some(Value::Array(widgets)) => widgets.clone(),
         // Some files hold the list as a text.
-        Value::String(text) => serde_json::from_str(text).ok(),
+        Some(Value::String(text)) => serde_json::from_str(text).unwrap_or_default(),
+        _ => Vec::new(),
+    };
+    let values = match &copy.values {
+        Values::Listed(values) => &values[..],
+        Values::Named(_) => &[],
+    };
+    let shown = |(at, widget): (usize, &Value)| match widget.as_array()?.as_slice() {
+        [id, Value::String(name), ..] => {
+            Some(Shown { node: text(id)?, widget: name.clone(), value: values.get(at) })
+        }
         _ => None,
-    });
-    let values = copy.and_then(|copy| match &copy.values {
-        Values::Listed(values) => Some(values),
-        Values::Named(_) => None,
-    });
-    let listed = widgets.into_iter().flatten().zip(values.into_iter().flatten());
-    listed.filter_map(|(widget, value)| match widget.as_array()?.as_slice() {
-        [id, Value::String(name), ..] => Some((text(id)?, name.clone(), value)),
-        _ => None,
-    })
+    };
+    widgets.iter().enumerate().filter_map(shown).collect()
 }
 
 /// The link that a bypassed node passes on to who takes `wanted`, as the editor chooses it: of the

@@ -148,6 +148,43 @@ fn slots_of_a_subgraph_are_matched_by_name() {
 }
 
 #[test]
+fn what_a_copy_shows_of_a_copy_inside_is_the_outer_ones() {
+    // A copy of a subgraph inside another, each of which shows the widgets of what is in it.
+    let around = |values: Value, shown: Value, of_inner: Value| {
+        let mut workflow = widget_slots(&[("model", Some(1), false)], json!([12, 4.5, "inner", 7]));
+        let mut inner = workflow["nodes"][1].clone();
+        inner["properties"]["proxyWidgets"] =
+            json!([["-1", "steps"], ["3", "cfg"], ["-1", "text"], ["-1", "seed"]]);
+        inner["widgets_values"] = of_inner;
+        inner["id"] = json!(5);
+        let link = |id: i64, from: i64, to: i64| {
+            json!({"id": id, "origin_id": from, "origin_slot": 0, "target_id": to,
+                "target_slot": 0, "type": "*"})
+        };
+        let outer = json!({"id": "0a", "name": "Around", "nodes": [inner],
+            "inputNode": {"id": -10}, "outputNode": {"id": -20}, "inputs": [{"name": "model"}],
+            "outputs": [{"name": "IMAGE"}], "links": [link(1, -10, 5), link(2, 5, -20)]});
+        workflow["definitions"]["subgraphs"].as_array_mut().unwrap().push(outer);
+        workflow["nodes"][1]["type"] = json!("0a");
+        workflow["nodes"][1]["properties"]["proxyWidgets"] = shown;
+        workflow["nodes"][1]["widgets_values"] = values;
+        let graph = api(&workflow);
+        let inputs = &graph["12:5:3"]["inputs"];
+        assert_eq!(inputs["model"], json!(["1", 0]), "{graph:#}");
+        let text = graph["12:5:6"]["inputs"]["text"].clone();
+        json!([inputs["steps"], inputs["cfg"], text, inputs["seed"]])
+    };
+    let of_inner = json!([12, 4.5, "inner", 7]);
+    assert_eq!(around(json!([]), json!([]), of_inner.clone()), of_inner);
+    let shown = json!([["5", "cfg"], ["5", "text"], ["5", "seed"]]);
+    let values = json!([6.5, "outer", 8]);
+    let all = json!([12, 6.5, "outer", 8]);
+    assert_eq!(around(values.clone(), shown.clone(), of_inner), all);
+    // The inner copy has no values of its own.
+    assert_eq!(around(values, shown, json!([])), json!([2, 6.5, "outer", 8]));
+}
+
+#[test]
 fn two_nodes_of_one_id_are_two_nodes() {
     let mut nodes = vec![
         node(1, "Checkpoint", &[], json!(["sd.safetensors"])),
