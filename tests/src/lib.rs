@@ -5,6 +5,7 @@
 
 mod build;
 mod run;
+pub mod single_file;
 pub mod torch;
 
 pub use build::{

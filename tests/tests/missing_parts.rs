@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::Path;
 
+use kosmograph_tests::single_file::{self, Part};
 use kosmograph_tests::{Run, repository};
 use serde_json::{Value, json};
 
@@ -89,6 +90,101 @@ fn a_pipelines_missing_part_is_told_by_the_node_that_uses_it() {
             run(&workflow(class, "no-clip", json!(["2", 0]), json!(["1", 2])), no_clip.path(), 0);
         assert!(made, "{told}");
     }
+}
+
+/// A models folder with files of these names and parts, and a VAE alone.
+fn files(files: &[(&str, &[Part])]) -> tempfile::TempDir {
+    let models = tempfile::tempdir().expect("a folder");
+    let folder = models.path().join("checkpoints");
+    fs::create_dir_all(&folder).expect("a folder");
+    fs::create_dir_all(models.path().join("vae")).expect("a folder");
+    for (name, parts) in files {
+        single_file::write(&folder.join(name), parts);
+    }
+    single_file::write_vae(&models.path().join("vae/alone.safetensors"));
+    models
+}
+
+/// What `check` says; it reads headers, so a part that is missing is the run's to tell.
+fn check(workflow: &Value, models: &Path) {
+    let run = Run::new("check").with_plugins().args(["-", "--models"]).arg(models);
+    let run = run.arg("--models").arg(repository().join("models")).stdin(workflow.to_string());
+    run.expect_code(0).stdout_contains("nothing is wrong");
+}
+
+#[test]
+fn a_whole_file_draws() {
+    let models = files(&[("whole.safetensors", &[Part::UNet, Part::Clip, Part::Vae])]);
+    let class = "CheckpointLoaderSimple";
+    let own = workflow(class, "whole.safetensors", json!(["1", 1]), json!(["1", 2]));
+    let (told, made) = run(&own, models.path(), 0);
+    assert!(made && !told.contains("without its"), "{told}");
+}
+
+#[test]
+fn a_file_without_a_vae_serves_until_it_is_used() {
+    let models = files(&[("novae.safetensors", &[Part::UNet, Part::Clip])]);
+    let class = "CheckpointLoaderSimple";
+    let mut elsewhere = workflow(class, "novae.safetensors", json!(["1", 1]), json!(["3", 0]));
+    elsewhere["3"]["inputs"]["vae_name"] = json!("alone.safetensors");
+    check(&elsewhere, models.path());
+    let (told, made) = run(&elsewhere, models.path(), 0);
+    assert!(made && told.contains("loaded without its VAE"), "{told}");
+
+    let mut own = elsewhere.clone();
+    own["7"]["inputs"]["vae"] = json!(["1", 2]);
+    check(&own, models.path());
+    let (told, made) = run(&own, models.path(), 3);
+    let says = ["node 7 \"The decoding\"", "autoencoder (VAE)", "novae.safetensors", "VAELoader"];
+    assert!(!made && says.iter().all(|word| told.contains(word)), "{told}");
+
+    // Who encodes tells it as well; what does not take it is drawn beside.
+    let mut beside = elsewhere;
+    beside["10"] = json!({"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 0}});
+    beside["11"] = json!({"class_type": "VAEEncode", "_meta": {"title": "The encoding"}, "inputs": {"pixels": ["10", 0], "vae": ["1", 2]}});
+    beside["12"] =
+        json!({"class_type": "VAEDecode", "inputs": {"samples": ["11", 0], "vae": ["3", 0]}});
+    beside["13"] =
+        json!({"class_type": "SaveImage", "inputs": {"images": ["12", 0], "filename_prefix": "b"}});
+    let (told, made) = run(&beside, models.path(), 3);
+    let says = ["node 11 \"The encoding\"", "autoencoder (VAE)", "novae.safetensors", "VAELoader"];
+    assert!(made && says.iter().all(|word| told.contains(word)), "{told}");
+}
+
+#[test]
+fn a_file_without_a_clip_serves_until_it_is_used() {
+    let models = files(&[("noclip.safetensors", &[Part::UNet, Part::Vae])]);
+    let class = "CheckpointLoaderSimple";
+    let elsewhere = workflow(class, "noclip.safetensors", json!(["2", 0]), json!(["1", 2]));
+    check(&elsewhere, models.path());
+    let (told, made) = run(&elsewhere, models.path(), 0);
+    assert!(made && told.contains("loaded without its CLIP"), "{told}");
+
+    let mut own = elsewhere;
+    own["4"]["inputs"]["clip"] = json!(["1", 1]);
+    check(&own, models.path());
+    let (told, made) = run(&own, models.path(), 3);
+    let says = ["node 4 \"The words\"", "CLIP text encoder", "noclip.safetensors", "CLIPLoader"];
+    assert!(!made && says.iter().all(|word| told.contains(word)), "{told}");
+}
+
+#[test]
+fn a_file_of_neither_serves_and_one_without_a_unet_is_named() {
+    let models = files(&[
+        ("bare.safetensors", &[Part::UNet]),
+        ("rest.safetensors", &[Part::Clip, Part::Vae]),
+    ]);
+    let class = "CheckpointLoaderSimple";
+    let bare = workflow(class, "bare.safetensors", json!(["2", 0]), json!(["3", 0]));
+    let (told, made) = run(&bare, models.path(), 0);
+    assert!(
+        made && told.contains("without its VAE") && told.contains("without its CLIP"),
+        "{told}"
+    );
+    let rest = workflow(class, "rest.safetensors", json!(["1", 1]), json!(["1", 2]));
+    let (told, made) = run(&rest, models.path(), 3);
+    let says = ["node 1 \"The checkpoint\"", "U-Net", "rest.safetensors"];
+    assert!(!made && says.iter().all(|word| told.contains(word)), "{told}");
 }
 
 #[test]
