@@ -128,6 +128,14 @@ impl Plan {
         let of_all = known.iter().any(|problem| of_node(problem).is_none());
         let Walked { order, left_out, any_output, reached } = check.walk();
         let Check { mut problems, mut warnings, .. } = check;
+        // Of a class that is not there for a reason that is known, the reason is said and no more.
+        let same = |problem: &Problem| {
+            let is_of =
+                |known: &Problem| (known.kind, &known.node) == (problem.kind, &problem.node);
+            problem.kind == Kind::MissingNodeType && known.iter().any(is_of)
+        };
+        problems.retain(|problem| !same(problem));
+        warnings.retain(|problem| !same(problem));
         for problem in known {
             match of_node(&problem) {
                 Some(at) if !reached[at] => warnings.push(problem),

@@ -95,7 +95,7 @@ impl<'a> Flat<'a> {
             let Scope { graph, depth, .. } = this.scopes[next];
             for (at, node) in graph.nodes.iter().enumerate() {
                 let is_copy = this.scopes[next].roles[at] == Role::Copy;
-                let Some(definition) = saved.definitions.get(&node.class).filter(|_| is_copy)
+                let Some(definition) = saved.definitions.get(node.definition()).filter(|_| is_copy)
                 else {
                     continue;
                 };
@@ -354,7 +354,7 @@ fn role(node: &SavedNode, saved: &Saved, catalogue: &Catalogue) -> Role {
         return Role::Computes;
     }
     match node.class.as_str() {
-        class if saved.definitions.contains_key(class) => Role::Copy,
+        _ if saved.definitions.contains_key(node.definition()) => Role::Copy,
         "Note" | "MarkdownNote" => Role::Note,
         class if switches_in_the_page(class) => Role::Note,
         "PrimitiveNode"

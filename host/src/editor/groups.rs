@@ -8,7 +8,7 @@
 
 use super::follow::{DEEPEST, MOST_NODES};
 use super::saved::{
-    Definition, Saved, SavedGraph, SavedInput, SavedLink, SavedNode, Values, node, slot, text,
+    Definition, Mode, Saved, SavedGraph, SavedInput, SavedLink, SavedNode, Values, node, slot, text,
 };
 use super::widgets::{is_control_word, named};
 use crate::catalogue::{Catalogue, InputDescriptor, InputKind};
@@ -27,9 +27,9 @@ pub(super) fn expand(
     problems: &mut Vec<Problem>,
 ) {
     let groups = object.get("extra").and_then(|extra| extra.get("groupNodes"));
-    let Some(groups) = groups.and_then(Value::as_object) else { return };
+    let groups = groups.and_then(Value::as_object).into_iter().flatten();
     let read = |(name, group): (&String, &Value)| Some((name.clone(), Group::read(group)?));
-    let groups: HashMap<String, Group> = groups.iter().filter_map(read).collect();
+    let groups: HashMap<String, Group> = groups.filter_map(read).collect();
     let mut expansion =
         Expansion { groups: &groups, catalogue, definitions: HashMap::new(), nodes: 0, problems };
     expansion.graph(&mut saved.graph, "", 0);
@@ -137,7 +137,14 @@ impl Expansion<'_> {
     /// Expands the group nodes of one graph, whose nodes have ids with `prefix`.
     fn graph(&mut self, graph: &mut SavedGraph, prefix: &str, depth: usize) {
         for node in &mut graph.nodes {
-            let Some(group) = group_name(&node.class).and_then(|name| self.groups.get(name)) else {
+            let Some(name) = group_name(&node.class) else { continue };
+            // One that is muted or bypassed need not be known.
+            if node.mode != Mode::Runs {
+                continue;
+            }
+            let Some(group) = self.groups.get(name) else {
+                let reason = "extra.groupNodes of the file has no definition of its name";
+                self.problems.push(not_laid_out(node, prefix, reason));
                 continue;
             };
             let inside = format!("{prefix}{}:", node.id);
@@ -150,17 +157,13 @@ impl Expansion<'_> {
             };
             match shape {
                 Ok(shape) => {
-                    let class = format!("{} ({})", node.class, inside.trim_end_matches(':'));
+                    let id = format!("{} ({})", node.class, inside.trim_end_matches(':'));
                     let mut definition = self.definition(group, &shape, node);
                     self.graph(&mut definition.graph, &inside, depth + 1);
-                    self.definitions.insert(class.clone(), definition);
-                    node.class = class;
+                    self.definitions.insert(id.clone(), definition);
+                    node.laid_out = Some(id);
                 }
-                Err(reason) => {
-                    let message = format!("this group node cannot be laid out: {reason}");
-                    let problem = Problem::new(Kind::MissingNodeType, message);
-                    self.problems.push(problem.at(node.name(prefix)));
-                }
+                Err(reason) => self.problems.push(not_laid_out(node, prefix, &reason)),
             }
         }
     }
@@ -374,6 +377,11 @@ impl Expansion<'_> {
             }
         }
     }
+}
+
+fn not_laid_out(node: &SavedNode, prefix: &str, reason: &str) -> Problem {
+    let message = format!("this group node cannot be laid out: {reason}");
+    Problem::new(Kind::MissingNodeType, message).at(node.name(prefix))
 }
 
 /// What a group takes a node inside for.

@@ -47,6 +47,8 @@ pub(super) enum Values {
 pub(super) struct SavedNode {
     pub id: String,
     pub class: String,
+    /// The definition that it is a copy of, where the class is not the definition's id: a group node.
+    pub laid_out: Option<String>,
     pub title: Option<String>,
     pub mode: Mode,
     pub inputs: Vec<SavedInput>,
@@ -58,6 +60,11 @@ pub(super) struct SavedNode {
 }
 
 impl SavedNode {
+    /// The id of the definition that it is a copy of, if there is one of this id.
+    pub fn definition(&self) -> &str {
+        self.laid_out.as_deref().unwrap_or(&self.class)
+    }
+
     /// The first of the values, where there is a list.
     pub fn first_value(&self) -> Option<&Value> {
         match &self.values {
@@ -232,6 +239,7 @@ pub(super) fn node(value: &Value) -> Result<SavedNode, Problem> {
     Ok(SavedNode {
         id,
         class,
+        laid_out: None,
         title: title.map(str::to_owned),
         mode,
         inputs: inputs.map(input).collect(),

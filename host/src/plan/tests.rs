@@ -227,6 +227,20 @@ fn what_was_found_before_costs_the_outputs_that_need_it() {
 }
 
 #[test]
+fn a_missing_class_whose_reason_is_known_is_said_once() {
+    let graph = json!({
+        "1": {"class_type": "workflow>Draw", "inputs": {}},
+        "2": {"class_type": "Save", "inputs": {"image": ["1", 0]}}});
+    let graph = Graph::parse(&graph.to_string()).unwrap();
+    let known =
+        Problem::new(Kind::MissingNodeType, "cannot be laid out").at(graph.nodes()[0].name());
+    let refusal = Plan::with_known(&graph, &catalogue(), &Folders::default(), "cpu", vec![known])
+        .unwrap_err();
+    let said: Vec<String> = refusal.problems.iter().map(Problem::to_string).collect();
+    assert_eq!(said, ["node 1 (workflow>Draw): cannot be laid out"]);
+}
+
+#[test]
 fn an_unknown_class_whose_results_nobody_takes_is_an_output() {
     let good = json!({
         "1": {"class_type": "Dice"},

@@ -312,6 +312,30 @@ fn a_group_with_an_unknown_class_is_named() {
           \"Nobody's\", which no library has"
         ]
     );
+    workflow["extra"]["groupNodes"] = json!({"Other": {"nodes": []}});
+    for extra in [workflow["extra"].clone(), json!({})] {
+        workflow["extra"] = extra;
+        assert_eq!(
+            sentences(&converted(&workflow).problems),
+            [
+                "node 5 (workflow>Draw): this group node cannot be laid out: extra.groupNodes of the file \
+             has no definition of its name"
+            ]
+        );
+    }
+}
+
+#[test]
+fn a_muted_group_need_not_be_known() {
+    let mut workflow = group_node("workflow>Draw");
+    workflow["nodes"][1]["mode"] = json!(2);
+    workflow["extra"]["groupNodes"]["Draw"]["nodes"][1]["type"] = json!("Nobody's");
+    let converted = converted(&workflow);
+    assert!(converted.problems.is_empty(), "{:?}", converted.problems);
+    assert_eq!(
+        sentences(&converted.warnings),
+        ["node 9 (Save), input \"images\": is linked to node 5 (workflow>Draw), which is muted"]
+    );
 }
 
 #[test]
