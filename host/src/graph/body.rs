@@ -19,7 +19,7 @@ pub struct Opened {
     pub object: Map<String, Value>,
     /// The editor's graph, where one stands beside a workflow of the API's format.
     pub editor: Option<Map<String, Value>>,
-    /// Whether the workflow is a part of the file.
+    /// Whether the workflow is a part of the file, or stands in a text.
     pub inside: bool,
 }
 
@@ -29,9 +29,10 @@ pub struct Opened {
 /// # Errors
 /// [`GraphError`], when it holds no workflow, or several that differ.
 pub(super) fn workflow_in(value: Value) -> Result<Opened, GraphError> {
+    let inside = value.is_string();
     let value = match unpacked(value) {
         Value::Object(object) if is_editor_format(&object) || is_api_format(&object) => {
-            return Ok(Opened { object, editor: None, inside: false });
+            return Ok(Opened { object, editor: None, inside });
         }
         value => value,
     };
@@ -175,7 +176,9 @@ mod tests {
         let opened = open(&body.to_string()).unwrap();
         assert_eq!((Value::Object(opened.object), opened.inside), (api(), true));
         let alone = open(&json!({"data": {"workflow": editor}}).to_string()).unwrap();
-        assert_eq!((Value::Object(alone.object), alone.editor), (editor, None));
+        assert_eq!((Value::Object(alone.object), alone.editor), (editor.clone(), None));
+        let text = open(&json!(editor.to_string()).to_string()).unwrap();
+        assert_eq!((Value::Object(text.object), text.inside), (editor.clone(), true));
         let plain = open(&api().to_string()).unwrap();
         assert_eq!((Value::Object(plain.object), plain.inside), (api(), false));
     }
