@@ -1,5 +1,7 @@
 //! A hint picture as a ControlNet takes it.
 
+use kosmograph_pixels::crop::margins;
+use kosmograph_pixels::torch::nearest_exact;
 use node::{Error, Image, Result, Tensor, memory};
 
 /// A hint [B, H, W, 3] as [rows, 3, height, width]: its middle at the aspect of the target, scaled to the
@@ -14,43 +16,21 @@ pub fn hint_for(hint: &Image, rows: usize, height: usize, width: usize) -> Resul
     }
     let pixels = hint.0.to_f32()?;
     // The largest part of the hint that has the target's aspect, around its middle.
-    let (top, left) = margins(from_height, from_width, height, width);
-    let (part_height, part_width) = (from_height - 2 * top, from_width - 2 * left);
+    let (top, left) = margins((from_height, from_width), (height, width));
+    let part = (from_height - 2 * top, from_width - 2 * left);
+    let (rows_of, columns_of) = nearest_exact(part, (height, width));
     let rows = if batch == 1 { 1 } else { rows };
     let shape = [rows, 3, height, width];
     let mut values = memory::room("the hints", &shape)?;
     for b in (0..rows).map(|row| row % batch) {
         for channel in 0..3 {
-            for y in 0..height {
-                let row = top + nearest(y, height, part_height);
-                for x in 0..width {
-                    let column = left + nearest(x, width, part_width);
-                    let index =
-                        ((b * from_height + row) * from_width + column) * channels + channel;
-                    values.push(pixels[index]);
-                }
+            for y in &rows_of {
+                let row = (b * from_height + top + y) * from_width + left;
+                values.extend(columns_of.iter().map(|x| pixels[(row + x) * channels + channel]));
             }
         }
     }
     Tensor::from_f32(&shape, values)
-}
-
-/// How many pixels go above and below, and on the left and right, for the proportions `height` : `width`.
-fn margins(from_height: usize, from_width: usize, height: usize, width: usize) -> (usize, usize) {
-    let (h, w) = (from_height as f64, from_width as f64);
-    let (from_aspect, aspect) = (w / h, width as f64 / height as f64);
-    let margin = |excess: f64, side: usize| {
-        ((excess / 2.0).round_ties_even().max(0.0) as usize).min((side - 1) / 2)
-    };
-    (
-        margin(h - h * (from_aspect / aspect), from_height),
-        margin(w - w * (aspect / from_aspect), from_width),
-    )
-}
-
-/// The source of target pixel `i` of `to`: the one under its centre.
-fn nearest(i: usize, to: usize, from: usize) -> usize {
-    ((2 * i + 1) * from / (2 * to)).min(from - 1)
 }
 
 #[cfg(test)]

@@ -98,7 +98,7 @@ fn scaled(
     let values = samples.to_f32()?;
     let old = [batch, channels, old_height, old_width];
     let values = if crop {
-        let (cropped, values) = crop_center(&values, old, (height, width));
+        let (cropped, values) = crop_center(&values, old, (height, width))?;
         resize(&values, cropped, (height, width), method)?
     } else {
         resize(&values, old, (height, width), method)?

@@ -2,10 +2,11 @@
 
 use std::borrow::Cow;
 
-use crate::interpolate::Mode;
-use crate::scale::{Method, crop_center, scale};
-use crate::shape::Shape;
-use crate::work::Undone;
+use crate::scale::{Method, scale};
+use kosmograph_pixels::Shape;
+use kosmograph_pixels::Undone;
+use kosmograph_pixels::crop::crop_center;
+use kosmograph_pixels::torch::Mode;
 
 /// `first` followed by `second`. The second is cut around its centre and scaled to the first one's size where that differs; a picture
 /// with fewer channels gets more: grey becomes colour, and alpha is 1.
@@ -27,7 +28,7 @@ pub fn concatenate(
         out.extend_from_slice(&second);
     } else {
         let (cropped_shape, cropped) =
-            crop_center(&second, second_shape, shape.width, shape.height)?;
+            crop_center(&second, second_shape, (shape.height, shape.width))?;
         let bilinear = Method::Interpolate(Mode::Bilinear);
         out.extend(scale(&cropped, cropped_shape, shape.width, shape.height, bilinear)?);
     }

@@ -3,8 +3,9 @@
 //! A Gaussian over a square is the product of one along rows and one along columns, so each is a pass of its own. Beyond the border the
 //! picture is mirrored at its outermost pixels, which are not repeated: torch's padding "reflect" and OpenCV's BORDER_REFLECT_101.
 
-use crate::shape::Shape;
-use crate::work::{Undone, each_row};
+use kosmograph_pixels::Shape;
+use kosmograph_pixels::Undone;
+use kosmograph_pixels::work::each_row;
 
 /// The weights of ComfyUI's ImageBlur along one axis: 2 · `radius` + 1 of them, `sigma` in units of the radius and not in pixels.
 pub fn comfy_kernel(radius: usize, sigma: f64) -> Vec<f32> {

@@ -7,7 +7,8 @@
 use node::interrupt;
 use node::memory::ask;
 
-use crate::work::{Undone, each_row};
+use kosmograph_pixels::Undone;
+use kosmograph_pixels::work::each_row;
 
 /// OpenCV's RGB → grey: ITU-R 601 weights with 15 bits after the point, rounded to nearest.
 pub fn grey(red: u8, green: u8, blue: u8) -> u8 {

@@ -21,7 +21,7 @@ use node::memory::{Shortage, ask, ask_bytes};
 
 use crate::jpeg::has_end;
 use crate::levels::from_level;
-use crate::shape::Shape;
+use kosmograph_pixels::Shape;
 
 /// The longest side that is read, in pixels.
 pub const MAX_SIDE: u32 = 16_384;

@@ -6,11 +6,11 @@ use node::memory::ask;
 
 use crate::blur::{blur, opencv_kernel};
 use crate::canny::grey;
-use crate::interpolate::{Mode, interpolate};
 use crate::levels::from_levels;
 use crate::opencv_resize::{area, area_to, lanczos4, pyramid_up};
-use crate::shape::Shape;
-use crate::work::Undone;
+use kosmograph_pixels::Shape;
+use kosmograph_pixels::Undone;
+use kosmograph_pixels::torch::{Mode, interpolate};
 
 /// What a pixel of a hint takes on its way, of its three channels: numbers between, levels, a grey, levels of the hint, numbers again.
 const BYTES_A_PIXEL: usize = 3 * 4 + 3 + 1 + 3 + 3 * 4;
@@ -48,7 +48,7 @@ impl Levels {
         let pixels = if factor > 1.0 {
             let shape = Shape { batch: 1, height, width, channels: 3 };
             let values = from_levels(&self.pixels);
-            let values = interpolate(&values, shape, to_height, to_width, Mode::Bicubic)?;
+            let values = interpolate(&values, shape, (to_height, to_width), Mode::Bicubic)?;
             // To nearest, as OpenCV does.
             values.iter().map(|value| (value * 255.0).round_ties_even() as u8).collect()
         } else {
@@ -131,7 +131,7 @@ pub fn tile(picture: &Levels, halvings: u32) -> Result<Levels, Undone> {
     } else {
         let shape = Shape { batch: 1, height: from_height, width: from_width, channels: 3 };
         let values = from_levels(&picture.pixels);
-        let values = interpolate(&values, shape, height, width, Mode::Bilinear)?;
+        let values = interpolate(&values, shape, (height, width), Mode::Bilinear)?;
         values.iter().map(|value| (value * 255.0).round_ties_even() as u8).collect()
     };
     for _ in 0..halvings {

@@ -1,7 +1,7 @@
 //! Node library: pictures from files and to files, scaled, joined, and prepared for ControlNets.
 //!
-//! Each function works on plain slices of f32 [B, H, W, C] or of 8-bit levels and stands in its own module; `nodes` gives them the
-//! inputs and names that ComfyUI's workflows use. No tensor library is linked.
+//! Each function works on plain slices of f32 [B, H, W, C] or of 8-bit levels and stands in its own module (sizes are changed by
+//! `kosmograph_pixels`); `nodes` gives them the inputs and names that ComfyUI's workflows use. No tensor library is linked.
 
 pub mod batch;
 pub mod blur;
@@ -9,9 +9,7 @@ pub mod canny;
 pub mod decode;
 pub mod encode;
 pub mod hint;
-pub mod interpolate;
 pub mod jpeg;
-pub mod lanczos;
 pub mod levels;
 pub mod mask;
 pub mod nodes;
@@ -19,8 +17,6 @@ pub mod opencv_resize;
 pub mod outpaint;
 pub mod output_file;
 pub mod scale;
-pub mod shape;
-pub mod work;
 
 use nodes::canny::Canny;
 use nodes::hint_preprocessors::{

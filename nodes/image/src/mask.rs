@@ -4,8 +4,9 @@
 
 use node::memory::ask;
 
-use crate::shape::Shape;
-use crate::work::{Undone, each_row};
+use kosmograph_pixels::Shape;
+use kosmograph_pixels::Undone;
+use kosmograph_pixels::work::each_row;
 
 /// Grows the white of masks by `expand` pixels, or shrinks it by -`expand`: as many times the largest (smallest) of each pixel and its
 /// neighbours, four of them with `tapered` corners, else eight.

@@ -2,7 +2,8 @@
 
 use node::memory::filled;
 
-use crate::work::{Undone, each_row};
+use kosmograph_pixels::Undone;
+use kosmograph_pixels::work::each_row;
 
 /// [height, width, channels] → [to_height, to_width, channels], each pixel the mean of the area it covers. Neither side grows, and no
 /// size is 0.

@@ -2,8 +2,8 @@
 
 use node::memory::filled;
 
-use crate::shape::Shape;
-use crate::work::Undone;
+use kosmograph_pixels::Shape;
+use kosmograph_pixels::Undone;
 
 /// How many pixels are added on each side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

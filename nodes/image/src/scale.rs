@@ -1,10 +1,11 @@
-//! Scaling a batch of pictures as ComfyUI's `common_upscale` does: cut to the new proportions if asked to, then one of five methods.
+//! Scaling a batch of pictures as ComfyUI's `common_upscale` does, by one of five methods.
 
-use crate::interpolate::{Mode, interpolate};
-use crate::lanczos::{lanczos, lanczos_rgba};
+use kosmograph_pixels::pillow::{Filter, Picture, resize, resize_rgba};
+use kosmograph_pixels::torch::{Mode, interpolate};
+
 use crate::levels::{from_levels, to_levels};
-use crate::shape::Shape;
-use crate::work::{Undone, each_row};
+use kosmograph_pixels::Shape;
+use kosmograph_pixels::Undone;
 
 /// ComfyUI's `upscale_method`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,14 +18,10 @@ pub enum Method {
 impl Method {
     /// The method of that name; `None` for another name than the nodes' choices.
     pub fn named(name: &str) -> Option<Method> {
-        Some(match name {
-            "nearest-exact" => Method::Interpolate(Mode::NearestExact),
-            "bilinear" => Method::Interpolate(Mode::Bilinear),
-            "area" => Method::Interpolate(Mode::Area),
-            "bicubic" => Method::Interpolate(Mode::Bicubic),
-            "lanczos" => Method::Lanczos,
-            _ => return None,
-        })
+        match name {
+            "lanczos" => Some(Method::Lanczos),
+            name => Mode::named(name).map(Method::Interpolate),
+        }
     }
 }
 
@@ -54,54 +51,33 @@ pub fn scale(
     method: Method,
 ) -> Result<Vec<f32>, Undone> {
     match method {
-        Method::Interpolate(mode) => interpolate(values, shape, height, width, mode),
+        Method::Interpolate(mode) => interpolate(values, shape, (height, width), mode),
         Method::Lanczos => {
             let resized = Shape { height, width, ..shape };
             let mut out = resized.room()?;
             for picture in values.chunks(shape.picture()) {
-                let (levels, to) = (to_levels(picture), (height, width));
+                let levels = to_levels(picture);
                 let resized = match shape.channels {
-                    4 => lanczos_rgba(&levels, shape.width, to)?,
-                    channels => lanczos(&levels, (shape.width, channels), to)?,
+                    4 => {
+                        let from = (shape.width, shape.height);
+                        resize_rgba(&levels, from, (width, height), Filter::Lanczos)?
+                    }
+                    channels => {
+                        let Shape { width: old_width, height: old_height, .. } = shape;
+                        let picture = Picture {
+                            pixels: &levels,
+                            width: old_width,
+                            height: old_height,
+                            channels,
+                        };
+                        resize(picture, width, height, Filter::Lanczos)?
+                    }
                 };
                 out.extend(from_levels(&resized));
             }
             Ok(out)
         }
     }
-}
-
-/// The largest part around the centre that has the proportions `width` : `height`: the new shape and its values [B, H', W', C].
-///
-/// # Errors
-/// [`Undone`].
-pub fn crop_center(
-    values: &[f32],
-    shape: Shape,
-    width: usize,
-    height: usize,
-) -> Result<(Shape, Vec<f32>), Undone> {
-    let (old_width, old_height) = (shape.width as f64, shape.height as f64);
-    let old_aspect = old_width / old_height;
-    let new_aspect = width as f64 / height as f64;
-    let margin = |excess: f64, side: usize| {
-        // At least one pixel stays, however thin the part.
-        ((excess / 2.0).round_ties_even() as usize).min((side - 1) / 2)
-    };
-    let (mut x, mut y) = (0, 0);
-    if old_aspect > new_aspect {
-        x = margin(old_width - old_width * (new_aspect / old_aspect), shape.width);
-    } else if old_aspect < new_aspect {
-        y = margin(old_height - old_height * (old_aspect / new_aspect), shape.height);
-    }
-    let cropped = Shape { width: shape.width - 2 * x, height: shape.height - 2 * y, ..shape };
-    let mut out = cropped.zeros()?;
-    each_row(&mut out, cropped.row(), |i, out| {
-        let (picture, row) = (i / cropped.height, i % cropped.height + y);
-        let start = picture * shape.picture() + row * shape.row() + x * shape.channels;
-        out.copy_from_slice(&values[start..][..cropped.row()]);
-    })?;
-    Ok((cropped, out))
 }
 
 #[cfg(test)]
@@ -118,24 +94,5 @@ mod tests {
         assert_eq!(in_proportion(SHAPE, 100, 7), (100, 7));
         let strip = Shape { height: 1, width: 1000, ..SHAPE };
         assert_eq!(in_proportion(strip, 10, 0), (10, 1));
-    }
-
-    #[test]
-    fn the_centre_is_cut_out() {
-        let shape = Shape { batch: 2, height: 2, width: 6, channels: 1 };
-        let values: Vec<f32> = (0..24).map(|i| i as f32).collect();
-        let (cropped, out) = crop_center(&values, shape, 64, 64).unwrap();
-        assert_eq!(cropped, Shape { width: 2, ..shape });
-        assert_eq!(out, [2., 3., 8., 9., 14., 15., 20., 21.]);
-        let (same, out) = crop_center(&values, shape, 300, 100).unwrap();
-        assert_eq!((same, out), (shape, values));
-    }
-
-    #[test]
-    fn a_thin_strip_keeps_a_pixel() {
-        let shape = Shape { batch: 1, height: 1000, width: 1, channels: 1 };
-        let (cropped, out) = crop_center(&vec![1.0; 1000], shape, 512, 512).unwrap();
-        assert_eq!((cropped.width, out.len()), (1, cropped.height));
-        assert!(cropped.height >= 1);
     }
 }

@@ -7,7 +7,7 @@ use kosmograph_image::canny::{canny, grey};
 use kosmograph_image::decode::decode;
 use kosmograph_image::hint::{Levels, binary, scribble, tile, xdog};
 use kosmograph_image::levels::{from_levels, to_levels};
-use kosmograph_image::shape::Shape;
+use kosmograph_pixels::Shape;
 use serde_json::Value;
 
 fn cases(kind: &str) -> Vec<Value> {

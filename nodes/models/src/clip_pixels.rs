@@ -2,9 +2,10 @@
 //! bicubic filter in floating point, the middle cut out, rounded to 8 bits, normalised.
 //!
 //! [`crate::preprocess`] does the same in the 8 bits of PIL, which is what Kosmos-G was trained with. The filter is torch's
-//! `interpolate(mode="bicubic", antialias=True)`: Keys' cubic with a = -0.5, stretched when shrinking.
+//! `interpolate(mode="bicubic", antialias=True)`.
 
 use candle_core::{DType, Device, Tensor};
+use kosmograph_pixels::torch::antialiased_bicubic;
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
@@ -70,38 +71,13 @@ impl Taps {
     /// The middle `size` of `to` pixels, made from `from`.
     fn middle(from: usize, to: usize, size: usize) -> Taps {
         let start = (to - size) / 2;
-        if from == to {
-            return Taps((start..start + size).map(|i| (i, vec![1.0])).collect());
-        }
-        let scale = from as f64 / to as f64;
-        let stretch = scale.max(1.0);
-        let support = 2.0 * stretch;
-        let taps = |out: usize| {
-            let centre = scale * (out as f64 + 0.5);
-            let first = (centre - support + 0.5).max(0.0) as usize;
-            let end = ((centre + support + 0.5) as usize).min(from);
-            let weights: Vec<f64> =
-                (first..end).map(|i| cubic((i as f64 - centre + 0.5) / stretch)).collect();
-            let sum: f64 = weights.iter().sum();
-            (first, weights.into_iter().map(|weight| (weight / sum) as f32).collect())
-        };
-        Taps((start..start + size).map(taps).collect())
+        Taps(antialiased_bicubic(from, to, start..start + size))
     }
 
     fn span(&self) -> std::ops::Range<usize> {
         let start = self.0.iter().map(|(first, _)| *first).min().unwrap_or(0);
         let end = self.0.iter().map(|(first, weights)| first + weights.len()).max().unwrap_or(0);
         start..end
-    }
-}
-
-/// Keys' cubic, a = -0.5.
-fn cubic(x: f64) -> f64 {
-    const A: f64 = -0.5;
-    match x.abs() {
-        x if x < 1.0 => ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0,
-        x if x < 2.0 => ((x - 5.0) * x + 8.0) * x * A - 4.0 * A,
-        _ => 0.0,
     }
 }
 

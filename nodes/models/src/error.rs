@@ -6,7 +6,6 @@ use crate::clip_tokens::ClipTokensError;
 use crate::kosmos_tokens::KosmosTokensError;
 use crate::lora::LoraError;
 use crate::pickle::PickleError;
-use crate::pil_resize::ResizeError;
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -97,7 +96,7 @@ pub enum Error {
 
     /// A picture could not be resized.
     #[error(transparent)]
-    Resize(#[from] ResizeError),
+    Resize(kosmograph_pixels::Undone),
 
     /// The caller asked to stop.
     #[error("cancelled")]
@@ -115,6 +114,16 @@ pub enum Error {
 impl From<kosmograph_interrupt::Interrupted> for Error {
     fn from(_: kosmograph_interrupt::Interrupted) -> Self {
         Error::Cancelled
+    }
+}
+
+impl From<kosmograph_pixels::Undone> for Error {
+    fn from(undone: kosmograph_pixels::Undone) -> Self {
+        match undone {
+            kosmograph_pixels::Undone::Interrupted(interrupted) => interrupted.into(),
+            kosmograph_pixels::Undone::Memory(shortage) => shortage.into(),
+            undone => Error::Resize(undone),
+        }
     }
 }
 

@@ -23,7 +23,6 @@ pub mod lora;
 pub mod magneto;
 pub mod mllm;
 pub mod pickle;
-pub mod pil_resize;
 pub mod preprocess;
 pub mod python_json;
 pub mod randn;

@@ -7,17 +7,14 @@
 use candle_core::{Device, Tensor};
 
 use crate::error::{Error, Result};
-use crate::pil_resize::{Filter, Picture, ResizeError, Window, pil_resize_window};
+use kosmograph_pixels::Undone;
+use kosmograph_pixels::pillow::{Filter, Picture, Window, resize_window};
 
 /// Resizes so that the short edge has `size` pixels (the long edge truncated, as torchvision does)
 /// and cuts the `size` × `size` pixels in the middle.
 ///
 /// Returns [size, size, channels].
-pub fn resize_and_crop(
-    picture: Picture,
-    size: usize,
-    filter: Filter,
-) -> std::result::Result<Vec<u8>, ResizeError> {
+pub fn resize_and_crop(picture: Picture, size: usize, filter: Filter) -> Result<Vec<u8>, Undone> {
     let (width, height) = (picture.width, picture.height);
     let short = width.min(height).max(1);
     // In 128 bits, so that no width overflows.
@@ -29,7 +26,7 @@ pub fn resize_and_crop(
         width: size,
         height: size,
     };
-    pil_resize_window(picture, to_width, to_height, window, filter)
+    resize_window(picture, to_width, to_height, window, filter)
 }
 
 /// Half of the margin. A half pixel goes to the even side, as Python's `round` has it.

@@ -13,10 +13,10 @@ use kosmograph_models::connector::{Connector, ConnectorConfig};
 use kosmograph_models::kosmos::{KosmosConfig, KosmosG};
 use kosmograph_models::kosmos_tokens::KosmosTokenizer;
 use kosmograph_models::mllm::{ImageTokens, Mllm, MllmConfig};
-use kosmograph_models::pil_resize::{Filter, Picture};
 use kosmograph_models::preprocess::{PictureTransform, resize_and_crop};
 use kosmograph_models::sentencepiece::Sentencepiece;
 use kosmograph_models::vit::{Vit, VitConfig};
+use kosmograph_pixels::pillow::{Filter, Picture};
 use serde_json::{Value, json};
 
 use crate::case::{Case, read_json, read_tensors, scaled_weights};

@@ -2,7 +2,11 @@
 
 use candle_core::{Error, Result, Tensor};
 
+use kosmograph_pixels::torch::Mode;
+
 use crate::latent_resize::{Dims, Method, crop_center, resize};
+
+const BILINEAR: Method = Method::Interpolate(Mode::Bilinear);
 
 /// [B, C, H, W] at `height` × `width`: torch's `interpolate` by mode "bilinear".
 ///
@@ -13,7 +17,7 @@ pub fn bilinear(image: &Tensor, height: usize, width: usize) -> Result<Tensor> {
         return Ok(image.clone());
     }
     let (values, dims) = parts(image)?;
-    let values = resize(&values, dims, (height, width), Method::Bilinear);
+    let values = resize(&values, dims, (height, width), BILINEAR);
     from_parts(values.map_err(Error::wrap)?, dims, height, width, image)
 }
 
@@ -23,8 +27,9 @@ pub fn bilinear(image: &Tensor, height: usize, width: usize) -> Result<Tensor> {
 /// The tensor has other than four axes.
 pub fn bilinear_middle(image: &Tensor, height: usize, width: usize) -> Result<Tensor> {
     let (values, dims) = parts(image)?;
-    let (dims, middle) = crop_center(&values, dims, (height, width));
-    let values = resize(&middle, dims, (height, width), Method::Bilinear);
+    let middle = crop_center(&values, dims, (height, width));
+    let (dims, middle) = middle.map_err(Error::wrap)?;
+    let values = resize(&middle, dims, (height, width), BILINEAR);
     from_parts(values.map_err(Error::wrap)?, dims, height, width, image)
 }
 

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::{image, pictures};
 use crate::canny::{canny, grey};
 use crate::levels::{from_level, to_levels};
-use crate::shape::Shape;
+use kosmograph_pixels::Shape;
 
 /// Finds the edges in pictures: white lines on black, equal to OpenCV's for the thresholds times 255.
 #[derive(Inputs)]

@@ -6,8 +6,8 @@ use super::{MAX_RESOLUTION, image, pictures};
 use crate::canny::{canny, grey};
 use crate::hint::{Levels, binary, scribble, tile, xdog};
 use crate::levels::{from_levels, to_levels};
-use crate::shape::Shape;
-use crate::work::Undone;
+use kosmograph_pixels::Shape;
+use kosmograph_pixels::Undone;
 
 /// Black and white: white where the picture is brighter than the threshold.
 #[derive(Inputs)]

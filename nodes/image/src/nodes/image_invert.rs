@@ -3,7 +3,7 @@
 use node::{Context, Image, Inputs, Node, Result, outputs};
 
 use super::{image, pictures};
-use crate::work::map;
+use kosmograph_pixels::work::map;
 
 /// Inverts pictures: each value becomes one minus itself.
 #[derive(Inputs)]

@@ -3,8 +3,9 @@
 use node::{Context, Error, Image, Inputs, Node, Result, outputs};
 
 use super::{MAX_RESOLUTION, UPSCALE_METHODS, image, pictures};
-use crate::scale::{Method, crop_center, in_proportion, scale};
-use crate::shape::Shape;
+use crate::scale::{Method, in_proportion, scale};
+use kosmograph_pixels::Shape;
+use kosmograph_pixels::crop::crop_center;
 
 /// Scales pictures to a width and height in pixels; 0 for one of them keeps the proportions.
 #[derive(Inputs)]
@@ -35,7 +36,7 @@ impl Node for ImageScale {
         let (width, height) = in_proportion(shape, self.width as usize, self.height as usize);
         let method = method(&self.upscale_method)?;
         let scaled = if self.crop == "center" {
-            let (cropped_shape, cropped) = crop_center(&values, shape, width, height)?;
+            let (cropped_shape, cropped) = crop_center(&values, shape, (height, width))?;
             scale(&cropped, cropped_shape, width, height, method)?
         } else {
             scale(&values, shape, width, height, method)?

@@ -5,7 +5,7 @@ use node::{Context, Image, Inputs, Node, Result, outputs};
 use super::image_scale::method;
 use super::{UPSCALE_METHODS, image, pictures};
 use crate::scale::scale;
-use crate::shape::Shape;
+use kosmograph_pixels::Shape;
 
 /// Scales both sides of pictures by a factor.
 #[derive(Inputs)]

@@ -6,8 +6,8 @@ use super::image_scale::method;
 use super::{MAX_RESOLUTION, UPSCALE_METHODS, image, pictures};
 use crate::levels::from_level;
 use crate::scale::scale;
-use crate::shape::Shape;
-use crate::work::each_row;
+use kosmograph_pixels::Shape;
+use kosmograph_pixels::work::each_row;
 
 /// Pictures of one colour.
 #[derive(Inputs)]

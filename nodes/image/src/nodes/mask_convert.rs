@@ -7,8 +7,8 @@ use node::{Context, Error, Image, Inputs, Mask, Node, Result, Tensor, outputs};
 
 use super::{MAX_RESOLUTION, image, mask, masks, pictures};
 use crate::decode::decode;
-use crate::shape::Shape;
-use crate::work::map;
+use kosmograph_pixels::Shape;
+use kosmograph_pixels::work::map;
 
 /// A mask as a grey picture.
 #[derive(Inputs)]

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use node::{Error, Image, Mask, Result, Tensor};
 
-use crate::shape::Shape;
+use kosmograph_pixels::Shape;
 
 pub mod canny;
 pub mod hint_preprocessors;

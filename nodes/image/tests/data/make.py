@@ -1,9 +1,9 @@
-"""Computes what the tests of this folder compare with: OpenCV's edges, PyTorch's and Pillow's scaling, Pillow's decoding.
+"""Computes what the tests of this folder compare with: OpenCV's edges, Pillow's decoding.
 
-    pip install torch numpy pillow==12.3.0 opencv-python-headless
+    pip install numpy pillow==12.3.0 opencv-python-headless
     python nodes/image/tests/data/make.py
 
-Made with torch 2.15.0, Pillow 12.3.0, OpenCV 5.0.0. (Pillow 13.0.0 resizes some pictures along columns first.) The files are committed; the tests need no Python.
+Made with Pillow 12.3.0, OpenCV 5.0.0. The files are committed; the tests need no Python.
 """
 
 import json
@@ -11,7 +11,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 from PIL import Image, ImageOps, ImageSequence
 
 HERE = Path(__file__).parent
@@ -40,35 +39,6 @@ def edges():
     rgb = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(1, -1, 3)
     grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY).reshape(-1)
     Image.fromarray(grey.reshape(18 * 3, -1)).save(HERE / "edges/grey_levels.png", optimize=True)
-
-
-def scaling():
-    cases = []
-
-    def case(method, source, height, width, out):
-        cases.append({"method": method, "from": list(source.shape), "to": [height, width],
-                      "values": [round(float(v), 7) for v in np.asarray(out).reshape(-1)]})
-
-    for height, width in [(4, 5), (13, 16), (7, 20), (3, 9)]:
-        source = pattern(9, 7, 1)
-        x = torch.from_numpy(source.astype(np.float32) / 255.0)[None].movedim(-1, 1)
-        for method in ["nearest-exact", "bilinear", "area", "bicubic"]:
-            out = torch.nn.functional.interpolate(x, size=(height, width), mode=method)
-            case(method, source, height, width, out.movedim(1, -1).numpy())
-        for channels in [1, 3, 4]:
-            source = pattern(9, 7, channels)
-            picture = Image.fromarray(source if channels > 1 else source[..., 0])
-            out = np.array(picture.resize((width, height), Image.Resampling.LANCZOS))
-            cases.append({"method": "lanczos", "from": list(source.shape), "to": [height, width],
-                          "levels": out.reshape(-1).tolist()})
-    # Where pixels are equally near, rounding decides.
-    for from_width, width in [(14, 385), (20, 470), (30, 705)]:
-        x = torch.arange(from_width, dtype=torch.float32)[None, None, None, :] / 255.0
-        out = torch.nn.functional.interpolate(x, size=(1, width), mode="nearest-exact")
-        cases.append({"method": "nearest-exact", "from": [1, from_width, 1], "to": [1, width],
-                      "ramp": True, "levels": (out * 255).round().int().reshape(-1).tolist()})
-    lines = ",\n".join(json.dumps(case) for case in cases)
-    (HERE / "scaling.json").write_text(f"[\n{lines}\n]\n")
 
 
 def pictures():
@@ -130,5 +100,4 @@ def pictures():
 
 
 edges()
-scaling()
 pictures()

@@ -1,16 +1,15 @@
-"""Computes what the tests of latent_resize.rs compare with: torch's interpolate, and "bislerp" from its definition.
+"""Computes what the tests of latent_resize.rs compare with: "bislerp" from its definition.
 
-    pip install torch numpy
-    python nodes/diffusion/tests/data/make_latent_resize.py
+    pip install numpy
+    python nodes/diffusion/tests/data/make_bislerp.py
 
-Made with torch 2.15.0. The file is committed; the tests need no Python.
+The file is committed; the tests need no Python.
 """
 
 import json
 from pathlib import Path
 
 import numpy as np
-import torch
 
 HERE = Path(__file__).parent
 
@@ -61,13 +60,8 @@ for shape, sizes in {(1, 4, 5, 7): [(8, 11), (5, 7), (3, 4), (10, 14)], (1, 4, 9
                 x = x[:, :, cut_y : shape[2] - cut_y, cut_x : shape[3] - cut_x]
             if 0 in x.shape:
                 continue
-            for method in ["nearest-exact", "bilinear", "area", "bicubic", "bislerp"]:
-                if method == "bislerp":
-                    out = bislerp(x.astype(np.float64), height, width)
-                else:
-                    tensor = torch.from_numpy(np.ascontiguousarray(x))
-                    out = torch.nn.functional.interpolate(tensor, size=(height, width), mode=method).numpy()
-                cases.append({"method": method, "from": list(shape), "to": [height, width], "crop": crop,
-                              "values": [round(float(v), 6) for v in out.reshape(-1)]})
+            out = bislerp(x.astype(np.float64), height, width)
+            cases.append({"from": list(shape), "to": [height, width], "crop": crop,
+                          "values": [round(float(v), 6) for v in out.reshape(-1)]})
 lines = ",\n".join(json.dumps(case) for case in cases)
-(HERE / "latent_resize.json").write_text(f"[\n{lines}\n]\n")
+(HERE / "bislerp.json").write_text(f"[\n{lines}\n]\n")

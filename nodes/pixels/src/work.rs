@@ -1,7 +1,7 @@
 //! Work on pictures in portions: memory is asked for first, and between portions whether to go on.
 
-use node::interrupt::{self, Interrupted};
-use node::memory::Shortage;
+use kosmograph_interrupt::{self as interrupt, Interrupted};
+use kosmograph_memory::Shortage;
 use rayon::prelude::*;
 
 use crate::shape::Shape;
@@ -13,6 +13,26 @@ pub enum Undone {
     Memory(#[from] Shortage),
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
+    /// The slice is not width · height · channels bytes long.
+    #[error("a picture of {width} x {height} pixels with {channels} channels has {} bytes, but {found} were given", width * height * channels)]
+    Length { width: usize, height: usize, channels: usize, found: usize },
+    /// A picture without pixels, on either side.
+    #[error(
+        "a picture cannot be resized from {from_width} x {from_height} to {to_width} x {to_height} pixels: every side needs at least one pixel"
+    )]
+    Empty { from_width: usize, from_height: usize, to_width: usize, to_height: usize },
+    /// The window reaches beyond the resized picture.
+    #[error(
+        "the window of {width} x {height} pixels at ({left}, {top}) does not lie within the resized picture of {to_width} x {to_height} pixels"
+    )]
+    Window {
+        left: usize,
+        top: usize,
+        width: usize,
+        height: usize,
+        to_width: usize,
+        to_height: usize,
+    },
 }
 
 /// The values of a portion, of which a slow processor makes some in a second whatever is done with them.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use node::memory::{Shortage, filled, room};
+use kosmograph_memory::{Shortage, filled, room};
 
 /// [B, H, W, C] of f32 values, row-major: channels vary fastest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
