@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use kosmograph_models::Weights;
-use kosmograph_models::clip_tokens::ClipTokenizer;
+use kosmograph_models::text::clip_tokens::ClipTokenizer;
 use kosmograph_tests::{Finished, Run, repository};
 use serde_json::{Value, json};
 

@@ -6,8 +6,8 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
 use kosmograph_models::Weights;
-use kosmograph_models::python_json;
-use kosmograph_models::vae::{Vae, VaeConfig};
+use kosmograph_models::files::python_json;
+use kosmograph_models::stable_diffusion::vae::{Vae, VaeConfig};
 
 /// The autoencoder of the golden case `vae`, its weights random. With `damped` its global attention is
 /// off and its residual branches are weak: like a trained one, it then looks at neighbours first.

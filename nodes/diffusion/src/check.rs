@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use candle_core::Device;
-use kosmograph_models::checkpoint::Checkpoint;
+use kosmograph_models::stable_diffusion::checkpoint::Checkpoint;
 use node::{Check, Context, Inputs, Remark, Result};
 use serde_json::Value as Json;
 

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use kosmograph_models::Weights;
-use kosmograph_models::clip_prompt_tokens::{PromptRows, SENTENCE_SIGNS};
-use kosmograph_models::clip_text::{ClipText, ClipTextConfig};
-use kosmograph_models::clip_tokens::ClipTokenizer;
+use kosmograph_models::clip::text::{ClipText, ClipTextConfig};
 use kosmograph_models::lora::Adapted;
+use kosmograph_models::text::clip_prompt_tokens::{PromptRows, SENTENCE_SIGNS};
+use kosmograph_models::text::clip_tokens::ClipTokenizer;
 use node::interface::{self, LoraLayer, marker};
 use node::*;
 use node_candle::export;

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use candle_core::Device;
-use kosmograph_models::checkpoint::Checkpoint;
-use kosmograph_models::clip_pixels::clip_pixels;
-use kosmograph_models::clip_vision::{ClipVision as VisionTransformer, ClipVisionConfig};
+use kosmograph_models::clip::pixels::clip_pixels;
+use kosmograph_models::clip::vision::{ClipVision as VisionTransformer, ClipVisionConfig};
+use kosmograph_models::stable_diffusion::checkpoint::Checkpoint;
 use kosmograph_models::{Resident, Weights};
 use node::interface::{self, ClipVisionTensors, marker};
 use node::*;

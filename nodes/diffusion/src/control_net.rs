@@ -3,7 +3,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use candle_core::Tensor as Candle;
-use kosmograph_models::controlnet::{ControlNet, ControlNetConfig};
+use kosmograph_models::stable_diffusion::controlnet::{ControlNet, ControlNetConfig};
 use kosmograph_models::{Resident, Weights};
 use node::interface::{self, ControlCall, marker};
 use node::*;

@@ -5,8 +5,8 @@
 
 use std::path::{Path, PathBuf};
 
-use kosmograph_models::checkpoint::Checkpoint;
-use kosmograph_models::clip_tokens::ClipTokenizer;
+use kosmograph_models::stable_diffusion::checkpoint::Checkpoint;
+use kosmograph_models::text::clip_tokens::ClipTokenizer;
 use node::*;
 use node_candle::device;
 

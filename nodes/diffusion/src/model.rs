@@ -3,7 +3,7 @@
 use kosmograph_models::Weights;
 use kosmograph_models::lora::Adapted;
 use kosmograph_models::samplers::{Prediction, Schedule, SchedulerConfig};
-use kosmograph_models::unet::{Residuals, UNet, UNetConfig};
+use kosmograph_models::stable_diffusion::unet::{Residuals, UNet, UNetConfig};
 use node::interface::{self, LoraLayer, marker};
 use node::*;
 use node_candle::{export, import};

@@ -1,8 +1,8 @@
 //! The VAE object: pictures [B, H, W, 3] in 0..1 and latents as the U-Net wants them, scaled.
 
 use candle_core::Tensor as Candle;
-use kosmograph_models::vae::{Vae as Autoencoder, VaeConfig};
-use kosmograph_models::vae_feathered::Feathering;
+use kosmograph_models::stable_diffusion::vae::{Vae as Autoencoder, VaeConfig};
+use kosmograph_models::stable_diffusion::vae_feathered::Feathering;
 use kosmograph_models::{Resident, Weights};
 use node::interface::{self, marker};
 use node::*;

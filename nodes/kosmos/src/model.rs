@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use candle_core::{DType, Device, Tensor as Candle};
 use kosmograph_models::kosmos::Kosmos as Model;
-use kosmograph_models::kosmos_tokens::PICTURE_MARK;
+use kosmograph_models::text::kosmos_tokens::PICTURE_MARK;
 use node::interface::{self, marker};
 use node::*;
 use node_candle::{device, export, import};

@@ -17,9 +17,9 @@ use std::time::{Duration, Instant};
 use candle_core::{DType, Device, Tensor};
 use criterion::{Criterion, criterion_group, criterion_main};
 use kosmograph_models::Weights;
-use kosmograph_models::clip_text::ClipText;
+use kosmograph_models::clip::text::ClipText;
 use kosmograph_models::lora::{Adapted, Lora};
-use kosmograph_models::unet::UNet;
+use kosmograph_models::stable_diffusion::unet::UNet;
 
 mod full_size;
 

@@ -18,10 +18,10 @@ use candle_core::{DType, Device, Tensor};
 use clap::{Parser, ValueEnum};
 use full_size::{random, weights};
 use kosmograph_kernels::profile::{Calls, profile};
-use kosmograph_models::clip_text::ClipText;
-use kosmograph_models::mllm::Mllm;
-use kosmograph_models::unet::UNet;
-use kosmograph_models::vae::Vae;
+use kosmograph_models::clip::text::ClipText;
+use kosmograph_models::kosmos::mllm::Mllm;
+use kosmograph_models::stable_diffusion::unet::UNet;
+use kosmograph_models::stable_diffusion::vae::Vae;
 
 /// Times one part of a picture on random weights in the real shapes
 #[derive(Parser)]

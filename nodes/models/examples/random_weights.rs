@@ -16,11 +16,11 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, ValueEnum};
 use half::f16;
 use kosmograph_models::Weights;
-use kosmograph_models::aligner::Reconstruction;
-use kosmograph_models::clip_text::{ClipText, ClipTextConfig};
+use kosmograph_models::clip::text::{ClipText, ClipTextConfig};
+use kosmograph_models::kosmos::aligner::Reconstruction;
 use kosmograph_models::kosmos::{KosmosConfig, KosmosG};
-use kosmograph_models::unet::{UNet, UNetConfig};
-use kosmograph_models::vae::{Vae, VaeConfig};
+use kosmograph_models::stable_diffusion::unet::{UNet, UNetConfig};
+use kosmograph_models::stable_diffusion::vae::{Vae, VaeConfig};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 

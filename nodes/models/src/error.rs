@@ -2,10 +2,8 @@
 
 use std::path::PathBuf;
 
-use crate::clip_tokens::ClipTokensError;
-use crate::kosmos_tokens::KosmosTokensError;
-use crate::lora::LoraError;
-use crate::pickle::PickleError;
+/// The error of a part of this crate, or of another, which knows more of it than is said here.
+pub type Source = Box<dyn std::error::Error + Send + Sync>;
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -26,7 +24,7 @@ pub enum Error {
 
     /// A torch file is damaged, or holds what is not read from it.
     #[error("{} is not read as a torch checkpoint: {source}", path.display())]
-    NotTorch { path: PathBuf, source: PickleError },
+    NotTorch { path: PathBuf, source: Source },
 
     /// A file that is something else than a model which this program runs.
     #[error("{} cannot be used here: {what}", path.display())]
@@ -82,17 +80,13 @@ pub enum Error {
     #[error("{0}")]
     Input(String),
 
-    /// A CLIP tokenizer could not be read or used.
+    /// A tokenizer could not be read, or a prompt not be laid out.
     #[error(transparent)]
-    ClipTokens(#[from] ClipTokensError),
-
-    /// Kosmos-G's tokenizer could not be read, or a prompt not be laid out.
-    #[error(transparent)]
-    KosmosTokens(#[from] KosmosTokensError),
+    Text(Source),
 
     /// A LoRA could not be read or does not fit.
     #[error(transparent)]
-    Lora(#[from] LoraError),
+    Lora(Source),
 
     /// A picture could not be resized.
     #[error(transparent)]

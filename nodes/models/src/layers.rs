@@ -5,7 +5,7 @@
 use candle_core::{D, DType, Device, Result as CandleResult, Tensor};
 
 use crate::error::{Error, Result};
-use crate::weights::Weights;
+use crate::files::weights::Weights;
 
 /// y = x Wᵀ + b.
 #[derive(Clone, Debug)]

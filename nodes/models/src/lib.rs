@@ -1,44 +1,31 @@
-pub mod aligner;
-pub mod charsmap;
-pub mod checkpoint;
-pub mod clip_pixels;
-pub mod clip_prompt;
-pub mod clip_prompt_encode;
-pub mod clip_prompt_tokens;
-pub mod clip_text;
-pub mod clip_tokens;
-pub mod clip_vision;
-pub mod connector;
-pub mod controlnet;
+//! Stable Diffusion 1.5 and Kosmos-G, one readable file per model.
+//!
+//! The rooms, each of which knows only those above it. Doors are `mod.rs` files that say what is inside.
+//!
+//! 1. [`error`]: what can go wrong, in sentences.
+//! 2. [`files`]: weights by name, torch's pickles, configurations; networks that come into memory when they are needed.
+//! 3. [`text`]: prompts to token ids, as CLIP and as Kosmos-G cut them.
+//! 4. [`layers`]: what the transformers share.
+//! 5. [`clip`]: CLIP's two encoders, of text and of pictures.
+//! 6. [`kosmos`]: Kosmos-G, pictures and text to a condition.
+//! 7. [`samplers`]: from noise to a latent, by asking a denoiser.
+//! 8. [`stable_diffusion`]: U-Net, ControlNet, autoencoder, and the checkpoints they come in.
+//! 9. [`lora`]: changes of a model's weights in few numbers.
+//! 10. [`convert`]: torch files to safetensors.
+//!
+//! A model is read from the constructor down: `load(weights, config)` asks for tensors by the names of the released checkpoints, and
+//! `forward` computes. Operators are `kosmograph_kernels`'; no model file names a device.
+
+pub mod clip;
 pub mod convert;
-mod diffusers_config;
 pub mod error;
-pub mod guidance;
-#[cfg(test)]
-mod half_precision_tests;
+pub mod files;
 pub mod kosmos;
-pub mod kosmos_tokens;
 pub mod layers;
 pub mod lora;
-pub mod magneto;
-pub mod mllm;
-pub mod pickle;
-pub mod preprocess;
-pub mod python_json;
-pub mod randn;
-pub mod resident;
-mod resnet;
 pub mod samplers;
-pub mod sentencepiece;
-mod tiles;
-mod transformer2d;
-pub mod unet;
-mod unet_blocks;
-pub mod vae;
-pub mod vae_feathered;
-pub mod vit;
-pub mod weights;
+pub mod stable_diffusion;
+pub mod text;
 
 pub use error::{Error, Result};
-pub use resident::Resident;
-pub use weights::Weights;
+pub use files::{Resident, Weights};

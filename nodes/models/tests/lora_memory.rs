@@ -6,7 +6,7 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use kosmograph_models::lora::{Adapted, Lora};
-use kosmograph_models::unet::{UNet, UNetConfig};
+use kosmograph_models::stable_diffusion::unet::{UNet, UNetConfig};
 use kosmograph_models::{Result, Weights};
 use serde_json::json;
 

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::{DType, Device, Error, Result, Tensor};
-use kosmograph_models::randn::Generator;
 use kosmograph_models::samplers::noise::{initial, initial_per_item};
+use kosmograph_models::samplers::randn::Generator;
 use kosmograph_models::samplers::{
     self, BrownianTree, Guided, NAMES, Noise, PerItemNoise, Schedule, SchedulerConfig, SecondOrder,
     Settings, Step, Tolerance, TorchNoise, Variant, sigmas,

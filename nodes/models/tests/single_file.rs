@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
 use kosmograph_models::Weights;
-use kosmograph_models::checkpoint::Checkpoint;
+use kosmograph_models::stable_diffusion::checkpoint::Checkpoint;
 use serde_json::Value;
 
 fn golden() -> PathBuf {

@@ -7,13 +7,13 @@ use candle_core::Device;
 use kosmograph::workflow_file::WorkflowFile;
 use kosmograph_image::decode::{MAX_PIXELS, decode};
 use kosmograph_models::Weights;
-use kosmograph_models::checkpoint::Checkpoint;
-use kosmograph_models::clip_text::ClipText;
-use kosmograph_models::controlnet::ControlNet;
+use kosmograph_models::clip::text::ClipText;
 use kosmograph_models::lora::Lora;
-use kosmograph_models::sentencepiece::Sentencepiece;
-use kosmograph_models::unet::UNet;
-use kosmograph_models::vae::Vae;
+use kosmograph_models::stable_diffusion::checkpoint::Checkpoint;
+use kosmograph_models::stable_diffusion::controlnet::ControlNet;
+use kosmograph_models::stable_diffusion::unet::UNet;
+use kosmograph_models::stable_diffusion::vae::Vae;
+use kosmograph_models::text::sentencepiece::Sentencepiece;
 
 /// The bytes as a file, in memory where the system has such a place. The next input takes its place.
 fn file(name: &str, data: &[u8]) -> PathBuf {

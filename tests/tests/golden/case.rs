@@ -281,7 +281,7 @@ pub fn scaled_weights(file: &Path, factors: &Value) -> Result<Weights> {
 /// A JSON file.
 pub fn read_json(path: &Path) -> Result<Value> {
     let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-    Ok(kosmograph_models::python_json::parse(&text, &path.display().to_string())?)
+    Ok(kosmograph_models::files::python_json::parse(&text, &path.display().to_string())?)
 }
 
 /// All tensors of a safetensors file; bool becomes u8.

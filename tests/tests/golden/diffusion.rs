@@ -5,9 +5,9 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Tensor};
 use kosmograph_models::Weights;
-use kosmograph_models::controlnet::{ControlNet, ControlNetConfig};
-use kosmograph_models::unet::{Residuals, UNet, UNetConfig};
-use kosmograph_models::vae::{Vae, VaeConfig};
+use kosmograph_models::stable_diffusion::controlnet::{ControlNet, ControlNetConfig};
+use kosmograph_models::stable_diffusion::unet::{Residuals, UNet, UNetConfig};
+use kosmograph_models::stable_diffusion::vae::{Vae, VaeConfig};
 use serde_json::{Value, json};
 
 use crate::case::{Case, read_json, read_tensors, scaled_weights};

@@ -6,16 +6,16 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use candle_core::Tensor;
 use kosmograph_models::Weights;
-use kosmograph_models::aligner::{
+use kosmograph_models::kosmos::aligner::{
     Aligner, AlignerConfig, Reconstruction, alignment_loss, reconstruction_loss,
 };
-use kosmograph_models::connector::{Connector, ConnectorConfig};
+use kosmograph_models::kosmos::connector::{Connector, ConnectorConfig};
+use kosmograph_models::kosmos::mllm::{ImageTokens, Mllm, MllmConfig};
+use kosmograph_models::kosmos::preprocess::{PictureTransform, resize_and_crop};
+use kosmograph_models::kosmos::vit::{Vit, VitConfig};
 use kosmograph_models::kosmos::{KosmosConfig, KosmosG};
-use kosmograph_models::kosmos_tokens::KosmosTokenizer;
-use kosmograph_models::mllm::{ImageTokens, Mllm, MllmConfig};
-use kosmograph_models::preprocess::{PictureTransform, resize_and_crop};
-use kosmograph_models::sentencepiece::Sentencepiece;
-use kosmograph_models::vit::{Vit, VitConfig};
+use kosmograph_models::text::kosmos_tokens::KosmosTokenizer;
+use kosmograph_models::text::sentencepiece::Sentencepiece;
 use kosmograph_pixels::pillow::{Filter, Picture};
 use serde_json::{Value, json};
 

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Tensor};
 use kosmograph_models::Weights;
 use kosmograph_models::lora::{Adapted, Lora};
-use kosmograph_models::unet::{UNet, UNetConfig};
+use kosmograph_models::stable_diffusion::unet::{UNet, UNetConfig};
 use serde_json::Value;
 
 use crate::case::{Case, read_tensors};

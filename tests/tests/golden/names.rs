@@ -9,8 +9,8 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use candle_core::Device;
 use kosmograph_models::Weights;
-use kosmograph_models::checkpoint::Checkpoint;
-use kosmograph_models::vae::Vae;
+use kosmograph_models::stable_diffusion::checkpoint::Checkpoint;
+use kosmograph_models::stable_diffusion::vae::Vae;
 use serde_json::{Map, Value, json};
 
 use crate::case::Case;

@@ -4,14 +4,14 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Result as CandleResult, Tensor};
-use kosmograph_models::controlnet::ControlNet;
-use kosmograph_models::guidance::{guide, guided};
-use kosmograph_models::randn::Generator;
+use kosmograph_models::samplers::guidance::{guide, guided};
+use kosmograph_models::samplers::randn::Generator;
 use kosmograph_models::samplers::{
     self, Ending, Noise, Schedule, SchedulerConfig, Step, diffusers,
 };
-use kosmograph_models::unet::UNet;
-use kosmograph_models::vae::Vae;
+use kosmograph_models::stable_diffusion::controlnet::ControlNet;
+use kosmograph_models::stable_diffusion::unet::UNet;
+use kosmograph_models::stable_diffusion::vae::Vae;
 use serde_json::Value;
 
 use crate::case::{Case, read_json};

@@ -2,9 +2,9 @@
 
 use anyhow::{Context, Result};
 use kosmograph_models::Weights;
-use kosmograph_models::clip_text::{ClipText, ClipTextConfig};
-use kosmograph_models::clip_tokens::ClipTokenizer;
-use kosmograph_models::clip_vision::{ClipVision, ClipVisionConfig};
+use kosmograph_models::clip::text::{ClipText, ClipTextConfig};
+use kosmograph_models::clip::vision::{ClipVision, ClipVisionConfig};
+use kosmograph_models::text::clip_tokens::ClipTokenizer;
 use serde_json::{Value, json};
 
 use crate::case::{Case, read_json, read_tensors, scaled_weights};

@@ -8,7 +8,7 @@
 use std::cell::RefCell;
 
 use candle_core::Tensor as Candle;
-use kosmograph_models::guidance::guide;
+use kosmograph_models::samplers::guidance::guide;
 use kosmograph_models::samplers::{Prediction, Schedule};
 use node::*;
 use node_candle::{export, import};

@@ -1,7 +1,7 @@
 //! The noise of a sampling, from its seed.
 
 use candle_core::{Device, Tensor as Candle};
-use kosmograph_models::randn::Generator;
+use kosmograph_models::samplers::randn::Generator;
 use kosmograph_models::samplers::{Noise, TorchNoise};
 use node::*;
 

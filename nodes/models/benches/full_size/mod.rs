@@ -4,10 +4,10 @@
 #![allow(dead_code)]
 
 use candle_core::{DType, Device, Tensor};
-use kosmograph_models::clip_text::ClipTextConfig;
-use kosmograph_models::mllm::MllmConfig;
-use kosmograph_models::unet::UNetConfig;
-use kosmograph_models::vae::VaeConfig;
+use kosmograph_models::clip::text::ClipTextConfig;
+use kosmograph_models::kosmos::mllm::MllmConfig;
+use kosmograph_models::stable_diffusion::unet::UNetConfig;
+use kosmograph_models::stable_diffusion::vae::VaeConfig;
 use kosmograph_models::{Result, Weights};
 use rayon::prelude::*;
 use serde_json::json;

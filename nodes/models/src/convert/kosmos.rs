@@ -9,12 +9,13 @@ use candle_core::Device;
 use serde_json::{Value, json};
 
 use super::stable_diffusion;
-use super::write::{Unfinished, write_safetensors, write_text};
+use super::write::{Unfinished, pretty, write_safetensors, write_text};
 use super::{ConvertError, Converted, Progress, Renamed, Result};
 use crate::error::Error;
+use crate::files::pickle::TorchFile;
 use crate::kosmos::Kosmos;
-use crate::kosmos_tokens::{DICTIONARY_FILE, SENTENCEPIECE_FILE};
-use crate::pickle::TorchFile;
+use crate::kosmos::kosmos_g::is_needed;
+use crate::text::kosmos_tokens::{DICTIONARY_FILE, SENTENCEPIECE_FILE};
 
 /// What every stage of training saves.
 const EMBEDDING: &str = "gpt_model.decoder.embed_tokens.weight";
@@ -33,23 +34,6 @@ pub(super) fn prefix(file: &TorchFile) -> Option<&str> {
     let name =
         names.find(|name| prefix(name).is_some_and(|n| n == 0 || name[..n].ends_with('.')))?;
     Some(&name[..prefix(name)?])
-}
-
-/// Is a tensor of Kosmos-G (named without the prefix) needed for a condition? The others are buffers
-/// that nothing reads, the second copy of the embedding, the fused attention that `ts_attn` replaced,
-/// and CLIP, which the first stage was taught by.
-fn is_needed(name: &str) -> bool {
-    let parts = ["gpt_model.", "img_model.", "img_connector.", "aligner."];
-    let unused = [
-        "gpt_model.decoder.embed_positions._float_tensor",
-        "gpt_model.decoder.output_projection.weight",
-        "gpt_model.decoder.self_attn_sope.scale",
-    ];
-    let is_part = parts.iter().any(|part| name.starts_with(part));
-    let is_fused = name.starts_with("img_model.") && name.contains(".attn.");
-    let is_clip = name.starts_with("aligner.clip_encoder.");
-    let is_unused = unused.contains(&name) || name.ends_with(".version");
-    is_part && !is_fused && !is_clip && !is_unused
 }
 
 /// What of a checkpoint of Kosmos-G makes a condition.
@@ -214,10 +198,6 @@ fn config_of_shapes(file: &TorchFile, prefix: &str) -> Result<Value> {
             "layer_norm_eps": 1e-5,
         },
     }))
-}
-
-pub(super) fn pretty(json: &Value) -> String {
-    format!("{json:#}\n")
 }
 
 /// Where the tokenizer's files are.

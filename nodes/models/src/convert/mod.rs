@@ -15,8 +15,8 @@ use std::path::{Path, PathBuf};
 use candle_core::Device;
 
 use crate::error::Error;
-use crate::pickle::TorchFile;
-use crate::weights::Weights;
+use crate::files::pickle::TorchFile;
+use crate::files::weights::Weights;
 pub use kosmos::KosmosCheckpoint;
 use write::{Unfinished, write_safetensors};
 

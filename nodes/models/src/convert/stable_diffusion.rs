@@ -6,14 +6,13 @@ use std::path::Path;
 use candle_core::Device;
 use serde_json::{Value, json};
 
-use super::kosmos::pretty;
-use super::write::{write_safetensors, write_text};
+use super::write::{pretty, write_safetensors, write_text};
 use super::{ConvertError, Renamed, Result};
 use crate::error::Error;
-use crate::pickle::TorchFile;
-use crate::unet::{UNet, UNetConfig};
-use crate::vae::{Vae, VaeConfig};
-use crate::weights::Weights;
+use crate::files::pickle::TorchFile;
+use crate::files::weights::Weights;
+use crate::stable_diffusion::unet::{UNet, UNetConfig};
+use crate::stable_diffusion::vae::{Vae, VaeConfig};
 
 const WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
 

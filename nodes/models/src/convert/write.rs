@@ -6,9 +6,10 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Metadata, TensorInfo};
+use serde_json::Value;
 
 use super::{ConvertError, Renamed, Result};
-use crate::pickle::TorchFile;
+use crate::files::pickle::TorchFile;
 
 /// A file or a folder under a name of its own until it is finished; it goes if it never is.
 pub(super) struct Unfinished {
@@ -74,6 +75,10 @@ fn remove(path: &Path) {
     };
 }
 
+pub(super) fn pretty(json: &Value) -> String {
+    format!("{json:#}\n")
+}
+
 /// Writes `text` as a whole file.
 pub(super) fn write_text(path: &Path, text: &str) -> Result<()> {
     let write = |source| ConvertError::Write { path: path.to_owned(), source };
@@ -90,7 +95,7 @@ pub(super) fn write_safetensors(
     written: &mut dyn FnMut(u64) -> crate::Result<()>,
 ) -> Result<()> {
     let write = |source| ConvertError::Write { path: path.to_owned(), source };
-    let mut order: Vec<(&str, &str, crate::pickle::TensorInfo)> = tensors
+    let mut order: Vec<(&str, &str, crate::files::pickle::TensorInfo)> = tensors
         .iter()
         .filter_map(|(name, source)| Some((&**name, &**source, file.info(source)?.clone())))
         .collect();

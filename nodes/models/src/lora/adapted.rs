@@ -14,8 +14,8 @@ use rayon::prelude::*;
 
 use super::{Layer, Layers, LoraError};
 use crate::error::{Error, Result};
-use crate::resident::Resident;
-use crate::weights::Weights;
+use crate::files::resident::Resident;
+use crate::files::weights::Weights;
 
 /// A network `N` and the LoRAs that are on it: none, or any number. Cloning is cheap, and a clone
 /// shares the network.

@@ -56,6 +56,12 @@ pub enum LoraError {
     Misfit { layer: String, lora: Vec<usize>, model: Vec<usize> },
 }
 
+impl From<LoraError> for crate::Error {
+    fn from(error: LoraError) -> Self {
+        crate::Error::Lora(error.into())
+    }
+}
+
 fn first_name(name: &Option<String>) -> String {
     name.as_ref().map_or_else(String::new, |name| format!(" (its first tensor is `{name}`)"))
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::weights::Weights;
+use crate::files::weights::Weights;
 
 /// A family of models whose LoRAs are told apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -22,7 +22,7 @@ use std::path::Path;
 use candle_core::Device;
 
 use crate::error::{Error, Result};
-use crate::weights::Weights;
+use crate::files::weights::Weights;
 use names::{Part, Place, Role};
 
 pub use adapted::{Adapted, Loaded};

@@ -6,7 +6,7 @@
 //! rounded to six decimals, and a node's seed is a word of numpy's `SeedSequence` (M. O'Neill's
 //! `seed_seq_fe`) over the seed, the node's place and its depth.
 
-use crate::randn::Generator;
+use crate::samplers::randn::Generator;
 
 /// The motion W over [low, high], `count` independent values.
 pub struct BrownianTree {

@@ -8,7 +8,7 @@
 use candle_core::{Device, Result, Shape, Tensor};
 
 use super::brownian::BrownianTree;
-use crate::randn::Generator;
+use crate::samplers::randn::Generator;
 
 /// Noise for the steps of a sampler, of the shape of its x.
 pub trait Noise {

@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::combine;
-use crate::diffusers_config::Options;
-use crate::python_json;
+use crate::files::diffusers_config::Options;
+use crate::files::python_json;
 
 /// What the network's output means.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

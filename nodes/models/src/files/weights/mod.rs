@@ -1,0 +1,455 @@
+//! Weights by name: a view of memory-mapped files, whatever they call their tensors.
+//!
+//! Files come from strangers. The header's offsets, every shape, the type and the finiteness of
+//! every value are checked before a model sees a tensor, and [`Weights::finish`] finds tensors that
+//! no part of the model asked for: together they prove that the file is this model's.
+
+mod source;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use candle_core::{CpuStorage, DType, Device, Shape, Storage, Tensor};
+use rayon::prelude::*;
+
+use crate::error::{Error, Result};
+use source::Source;
+
+/// Named tensors, seen from a prefix: `weights.sub("down_blocks.0")` is the same weights with every
+/// name under `down_blocks.0.`. Cloning is cheap.
+#[derive(Clone)]
+pub struct Weights {
+    store: Arc<Store>,
+    /// Empty, or ends in a dot.
+    prefix: String,
+    device: Device,
+}
+
+struct Store {
+    /// What errors call it: the file's path.
+    origin: String,
+    source: Arc<Source>,
+    reading: Reading,
+    /// Full names that were read, and the bytes that each takes in memory.
+    read: Mutex<HashMap<String, usize>>,
+}
+
+/// What it means to read a tensor.
+enum Reading {
+    /// Its numbers come into memory and are looked at.
+    Numbers,
+    /// Its name, shape and type are looked at; zeros that take no memory stand for the numbers.
+    Header,
+    /// As `Numbers`, and the tensors are remembered.
+    Keeping(Mutex<HashMap<String, Tensor>>),
+    /// Its numbers were looked at before.
+    Again,
+}
+
+impl Weights {
+    /// Opens a `.safetensors` file, a `.safetensors.index.json` with its shards beside it, a file of
+    /// `torch.save` (see [`crate::files::pickle`]), or a folder with one of these under the names that
+    /// diffusers and transformers give them. What a file is shows in its first bytes, not in its
+    /// name. Tensors will be read onto `device`.
+    ///
+    /// The files are mapped, not read; they must not change while the weights are in use.
+    ///
+    /// # Errors
+    /// A file cannot be opened; a header is damaged, or disagrees with the file's length; a folder
+    /// holds no weights; an index names a file outside its folder, or a tensor that its shard lacks.
+    pub fn open(path: &Path, device: &Device) -> Result<Weights> {
+        Ok(Weights::new(path.display().to_string(), Source::open(path)?, device))
+    }
+
+    /// The same tensors under other names: `names` leads from each new name to the one that stands in
+    /// the file, without this prefix. Tensors that it does not lead to are not there any more. Errors
+    /// call a tensor what the file calls it.
+    pub fn renamed(&self, names: impl IntoIterator<Item = (String, String)>) -> Weights {
+        let full = |(new, old): (String, String)| (new, format!("{}{old}", self.prefix));
+        let names = names.into_iter().map(full).collect();
+        let source = Source::Renamed { source: self.store.source.clone(), names };
+        Weights::new(self.store.origin.clone(), source, &self.device)
+    }
+
+    /// What the header of a safetensors file says under `key` of its metadata.
+    pub fn metadata(&self, key: &str) -> Option<&str> {
+        self.store.source.metadata(key)
+    }
+
+    /// Weights that are in memory already; `origin` is what errors call them.
+    pub fn from_tensors(
+        origin: impl Into<String>,
+        tensors: HashMap<String, Tensor>,
+        device: &Device,
+    ) -> Weights {
+        Weights::new(origin.into(), Source::Tensors(tensors), device)
+    }
+
+    /// Weights that grant every request with zeros that take no memory and note what was asked
+    /// for, to learn which tensors a configuration needs: see [`Weights::recorded`].
+    pub fn recording() -> Weights {
+        let source = Source::Recording(Mutex::new(BTreeMap::new()));
+        Weights::new("the recording".to_owned(), source, &Device::Cpu)
+    }
+
+    /// Tensors that [`Weights::load_kept`] gave, some of them replaced by their like: the values are
+    /// not looked at again. `origin` is what errors call them.
+    pub fn from_kept(
+        origin: impl Into<String>,
+        tensors: HashMap<String, Tensor>,
+        device: &Device,
+    ) -> Weights {
+        Weights::from_tensors(origin, tensors, device).with(Reading::Again, "")
+    }
+
+    fn new(origin: String, source: Source, device: &Device) -> Weights {
+        let (source, reading) = (Arc::new(source), Reading::Numbers);
+        let store = Arc::new(Store { origin, source, reading, read: Mutex::default() });
+        Weights { store, prefix: String::new(), device: device.clone() }
+    }
+
+    /// The same weights under the prefix `prefix`, to be read in another way and from the beginning.
+    fn with(&self, reading: Reading, prefix: &str) -> Weights {
+        let (origin, source) = (self.store.origin.clone(), self.store.source.clone());
+        let store = Arc::new(Store { origin, source, reading, read: Mutex::default() });
+        Weights { store, prefix: prefix.to_owned(), device: self.device.clone() }
+    }
+
+    /// What `load` loads, and the tensors that it holds then, by the names (under this prefix) that it
+    /// asked for: a variant that changes some of them can share the others.
+    ///
+    /// # Errors
+    /// What `load` reports.
+    pub fn load_kept<N>(
+        &self,
+        load: impl FnOnce(&Weights) -> Result<N>,
+    ) -> Result<(N, HashMap<String, Tensor>)> {
+        let keeping = self.with(Reading::Keeping(Mutex::default()), &self.prefix);
+        let network = load(&keeping)?;
+        let kept = match &keeping.store.reading {
+            Reading::Keeping(kept) => std::mem::take(&mut *lock(kept)),
+            _ => HashMap::new(),
+        };
+        let own = |(name, tensor): (String, Tensor)| {
+            Some((name.strip_prefix(&self.prefix)?.to_owned(), tensor))
+        };
+        Ok((network, kept.into_iter().filter_map(own).collect()))
+    }
+
+    /// Whether these are the weights of the model that `load` loads: every tensor it asks for is
+    /// there, in its shape and of a type that can be read, and no other but the `tolerated` ones
+    /// ([`Weights::finish`]). No numbers are read. Returns the bytes that the model will take.
+    ///
+    /// # Errors
+    /// What `load` and [`Weights::finish`] report.
+    pub fn check<N>(
+        &self,
+        load: impl FnOnce(&Weights) -> Result<N>,
+        tolerated: &[&str],
+    ) -> Result<usize> {
+        let header = self.with(Reading::Header, &self.prefix);
+        load(&header)?;
+        header.finish(tolerated)?;
+        Ok(header.loaded_bytes())
+    }
+
+    /// The same weights, names taken from under `name` (a dotted path).
+    pub fn sub(&self, name: impl AsRef<str>) -> Weights {
+        let name = name.as_ref();
+        let prefix =
+            if name.is_empty() { self.prefix.clone() } else { format!("{}{name}.", self.prefix) };
+        Weights { store: self.store.clone(), prefix, device: self.device.clone() }
+    }
+
+    /// Whether there is memory for `bytes` of these weights, where they are read to the CPU.
+    ///
+    /// # Errors
+    /// There is not; the error names the file.
+    pub fn ask(&self, bytes: usize) -> Result<()> {
+        if self.device.is_cpu() {
+            let what = format_args!("the weights of {}", self.origin());
+            kosmograph_memory::ask_bytes(what, bytes as u128, "")?;
+        }
+        Ok(())
+    }
+
+    /// What these weights were opened from, for error messages.
+    pub fn origin(&self) -> &str {
+        &self.store.origin
+    }
+
+    /// Where tensors are read to.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Is there a tensor of this name, or any below it when it is a dotted path?
+    pub fn has(&self, name: &str) -> bool {
+        let full = format!("{}{name}", self.prefix);
+        self.store.source.has(&full)
+    }
+
+    /// The shape of a tensor, if there is one of this name.
+    pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        let full = format!("{}{name}", self.prefix);
+        match &*self.store.source {
+            Source::Recording(recorded) => lock(recorded).get(&full).cloned(),
+            source => source.stored(&full).map(|stored| stored.shape),
+        }
+    }
+
+    /// The names under this prefix, without it, sorted.
+    pub fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = self
+            .store
+            .source
+            .names()
+            .into_iter()
+            .filter_map(|name| name.strip_prefix(&self.prefix).map(str::to_owned))
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// The tensor `name` in f32, which must have the shape `shape`.
+    ///
+    /// # Errors
+    /// There is no such tensor, its shape or its type is another, or a value is NaN or infinite.
+    pub fn get(&self, name: &str, shape: impl Into<Shape>) -> Result<Tensor> {
+        self.read(name, shape.into(), |_| DType::F32)
+    }
+
+    /// [`Weights::get`] for the weight of a linear layer or a convolution: f16 and bf16 stay what
+    /// they are. The kernels widen such a weight when they use it, which is exact, so it costs half
+    /// the memory and no accuracy.
+    ///
+    /// # Errors
+    /// As [`Weights::get`].
+    pub fn get_kept(&self, name: &str, shape: impl Into<Shape>) -> Result<Tensor> {
+        self.read(name, shape.into(), |stored| match stored {
+            DType::F16 | DType::BF16 => stored,
+            _ => DType::F32,
+        })
+    }
+
+    fn read(&self, name: &str, expected: Shape, kept: fn(DType) -> DType) -> Result<Tensor> {
+        let full = format!("{}{name}", self.prefix);
+        let placeholder =
+            || Ok(Tensor::zeros(1, DType::F32, &self.device)?.broadcast_as(&expected)?);
+        if let Source::Recording(recorded) = &*self.store.source {
+            lock(recorded).insert(full, expected.dims().to_vec());
+            return placeholder();
+        }
+        let (found, stored) = self.shape_and_type(&full)?;
+        self.check_shape(&full, &expected, &found)?;
+        let kept = kept(stored);
+        let bytes = expected.elem_count() * kept.size_in_bytes();
+        if !matches!(self.store.reading, Reading::Header) {
+            kosmograph_interrupt::check()?;
+        }
+        let tensor = match self.store.reading {
+            Reading::Header => placeholder()?,
+            Reading::Again => {
+                self.numbers(&full, stored)?.to_dtype(kept)?.to_device(&self.device)?
+            }
+            Reading::Numbers | Reading::Keeping(_) => {
+                let tensor = self.numbers(&full, stored)?.to_dtype(kept)?;
+                self.check_finite(&full, &tensor)?;
+                tensor.to_device(&self.device)?
+            }
+        };
+        if let Reading::Keeping(kept) = &self.store.reading {
+            lock(kept).insert(full.clone(), tensor.clone());
+        }
+        lock(&self.store.read).insert(full, bytes);
+        Ok(tensor)
+    }
+
+    /// The one number of the tensor `name`, of any type.
+    ///
+    /// # Errors
+    /// There is no such tensor, it holds more or fewer numbers than one, or NaN or an infinity.
+    pub fn number(&self, name: &str) -> Result<f64> {
+        let full = format!("{}{name}", self.prefix);
+        let shape = self.shape(name).ok_or_else(|| self.missing(&full))?;
+        if shape.iter().product::<usize>() != 1 {
+            return Err(Error::Shape {
+                file: self.file(&full),
+                name: full,
+                expected: Vec::new(),
+                found: shape,
+            });
+        }
+        let stored = self.store.source.stored(&full).ok_or_else(|| self.missing(&full))?;
+        if stored.dtype == Ok(DType::I64) {
+            let whole = self.numbers(&full, DType::I64)?.flatten_all()?.to_vec1::<i64>()?;
+            lock(&self.store.read).insert(full, size_of::<i64>());
+            return Ok(whole.first().copied().unwrap_or(0) as f64);
+        }
+        self.only(&self.get(name, shape)?)
+    }
+
+    fn only(&self, number: &Tensor) -> Result<f64> {
+        Ok(f64::from(number.flatten_all()?.get(0)?.to_scalar::<f32>()?))
+    }
+
+    /// The shape and the type of a tensor that can be read.
+    fn shape_and_type(&self, full: &str) -> Result<(Vec<usize>, DType)> {
+        let stored = self.store.source.stored(full).ok_or_else(|| self.missing(full))?;
+        match stored.dtype {
+            Ok(dtype) if dtype.is_float() => Ok((stored.shape, dtype)),
+            Ok(dtype) => Err(self.wrong_type(full, format!("{dtype:?}"))),
+            Err(other) => Err(self.wrong_type(full, other)),
+        }
+    }
+
+    /// A tensor's numbers, in the type `dtype` that they have in the file.
+    fn numbers(&self, full: &str, dtype: DType) -> Result<Tensor> {
+        match self.store.source.tensor(full, dtype)? {
+            Some(tensor) => Ok(tensor),
+            None => Err(self.missing(full)),
+        }
+    }
+
+    /// Ends the loading of a model: every tensor under this prefix must have been read, but for
+    /// `tolerated` names (under this prefix; a `*` stands for any run of characters): buffers that
+    /// checkpoints carry and no computation uses.
+    ///
+    /// # Errors
+    /// Tensors were left unread; the error names some of them.
+    pub fn finish(&self, tolerated: &[&str]) -> Result<()> {
+        let unread: Vec<String> = {
+            let read = lock(&self.store.read);
+            let is_unread = |name: &String| !read.contains_key(&format!("{}{name}", self.prefix));
+            let is_tolerated = |name: &String| tolerated.iter().any(|t| matches(t, name));
+            self.names().into_iter().filter(|name| is_unread(name) && !is_tolerated(name)).collect()
+        };
+        if unread.is_empty() {
+            return Ok(());
+        }
+        let own = |name: &String| {
+            let full = format!("{}{name}", self.prefix);
+            format!("`{}`", self.store.source.own_name(&full))
+        };
+        let sample: Vec<String> = unread.iter().take(5).map(own).collect();
+        Err(Error::UnusedTensors {
+            file: self.store.origin.clone(),
+            count: unread.len(),
+            sample: sample.join(", "),
+        })
+    }
+
+    /// The bytes that the tensors read so far, under this prefix, take in memory.
+    pub fn loaded_bytes(&self) -> usize {
+        let read = lock(&self.store.read);
+        read.iter().filter(|(name, _)| name.starts_with(&self.prefix)).map(|(_, bytes)| bytes).sum()
+    }
+
+    /// What a [`Weights::recording`] was asked for: full names and shapes.
+    pub fn recorded(&self) -> BTreeMap<String, Vec<usize>> {
+        match &*self.store.source {
+            Source::Recording(recorded) => lock(recorded).clone(),
+            _ => BTreeMap::new(),
+        }
+    }
+
+    /// The file that holds a tensor: one of several, where these weights are a folder or shards.
+    fn file(&self, full: &str) -> String {
+        match self.store.source.file(full) {
+            Some(path) => path.display().to_string(),
+            None => self.store.origin.clone(),
+        }
+    }
+
+    fn missing(&self, full: &str) -> Error {
+        let source = &self.store.source;
+        let nearest = source
+            .names()
+            .into_iter()
+            .map(|name| (strsim::jaro_winkler(full, name), name))
+            .max_by(|a, b| a.0.total_cmp(&b.0).then_with(|| b.1.cmp(a.1)))
+            .map(|(_, name)| source.own_name(name).to_owned());
+        let name = source.own_name(full).to_owned();
+        Error::MissingTensor { file: self.store.origin.clone(), name, nearest }
+    }
+
+    fn check_shape(&self, full: &str, expected: &Shape, found: &[usize]) -> Result<()> {
+        if expected.dims() == found {
+            return Ok(());
+        }
+        Err(Error::Shape {
+            file: self.file(full),
+            name: self.store.source.own_name(full).to_owned(),
+            expected: expected.dims().to_vec(),
+            found: found.to_vec(),
+        })
+    }
+
+    fn wrong_type(&self, full: &str, found: String) -> Error {
+        let name = self.store.source.own_name(full).to_owned();
+        Error::DType { file: self.file(full), name, found }
+    }
+
+    fn check_finite(&self, full: &str, tensor: &Tensor) -> Result<()> {
+        let values = tensor.to_device(&Device::Cpu)?.flatten_all()?.contiguous()?;
+        let (storage, layout) = values.storage_and_layout();
+        let Some((start, end)) = layout.contiguous_offsets() else {
+            return Err(self.wrong_type(full, format!("{layout:?}")));
+        };
+        let damaged = match &*storage {
+            Storage::Cpu(CpuStorage::F32(values)) => {
+                not_finite(&values[start..end], |value| value.is_finite(), |value| *value)
+            }
+            Storage::Cpu(CpuStorage::F16(values)) => {
+                not_finite(&values[start..end], |value| value.is_finite(), |value| value.to_f32())
+            }
+            Storage::Cpu(CpuStorage::BF16(values)) => {
+                not_finite(&values[start..end], |value| value.is_finite(), |value| value.to_f32())
+            }
+            _ => return Err(self.wrong_type(full, format!("{:?}", tensor.dtype()))),
+        };
+        match damaged {
+            None => Ok(()),
+            Some((index, value)) => Err(Error::NotFinite {
+                file: self.file(full),
+                name: self.store.source.own_name(full).to_owned(),
+                index,
+                value,
+            }),
+        }
+    }
+}
+
+/// The first value that is NaN or infinite, and its place. Whole blocks are looked at without a branch, in
+/// vector code, and a value is widened only to be told: a model has a thousand million of them.
+fn not_finite<T: Sync>(
+    values: &[T],
+    is_finite: impl Fn(&T) -> bool + Sync,
+    to_f32: fn(&T) -> f32,
+) -> Option<(usize, f32)> {
+    const BLOCK: usize = 4096;
+    let is_damaged = |block: &[T]| !block.iter().fold(true, |all, value| all & is_finite(value));
+    let block = values.par_chunks(BLOCK).position_first(is_damaged)?;
+    let mut values = values.iter().enumerate().skip(block * BLOCK);
+    values.find(|(_, value)| !is_finite(value)).map(|(index, value)| (index, to_f32(value)))
+}
+
+/// Is `name` what `pattern` stands for? A `*` is any run of characters.
+pub(crate) fn matches(pattern: &str, name: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == name,
+        Some((start, rest)) => name.strip_prefix(start).is_some_and(|name| {
+            (0..=name.len())
+                .filter(|&i| name.is_char_boundary(i))
+                .any(|i| matches(rest, &name[i..]))
+        }),
+    }
+}
+
+/// A panic while a set of names was locked leaves that set whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

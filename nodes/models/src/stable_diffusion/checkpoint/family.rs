@@ -1,0 +1,134 @@
+//! What a file is, from the names and shapes in it: never from its own name.
+
+use crate::files::weights::Weights;
+
+/// What was found in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    /// A model of this family, in one of the namings.
+    Known(Naming),
+    /// Something else that people have, by the name they know it by.
+    Other(&'static str),
+    /// Nothing that is known.
+    Nothing,
+}
+
+/// How a file names its tensors, and so what is in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Naming {
+    /// A whole checkpoint of the original code: `model.diffusion_model.`, `first_stage_model.`,
+    /// `cond_stage_model.`, or some of these.
+    Checkpoint,
+    /// A U-Net alone, by the original code's names or by diffusers'.
+    LdmUNet,
+    UNet,
+    /// An autoencoder alone.
+    LdmVae,
+    Vae,
+    /// A ControlNet, with `control_model.` or without.
+    LdmControlNet,
+    ControlNet,
+    /// A CLIP text encoder, with `text_model.` or without.
+    ClipText,
+    /// A CLIP vision encoder.
+    ClipVision,
+}
+
+/// Names that one kind of file alone has, the surer ones first. A mark that ends in a dot or an
+/// underscore is the beginning of a name, one that begins with a dot is within it.
+const OTHERS: [(&str, &str); 27] = [
+    ("lora_unet_", "a LoRA, which LoraLoader takes"),
+    ("lora_te_", "a LoRA, which LoraLoader takes"),
+    (".lora_A.", "a LoRA, which LoraLoader takes"),
+    (".lora_down.", "a LoRA, which LoraLoader takes"),
+    (".lora.down.", "a LoRA, which LoraLoader takes"),
+    ("_lora.down.", "a LoRA, which LoraLoader takes"),
+    ("string_to_param.", "a textual inversion, which a prompt names as embedding:NAME"),
+    ("emb_params", "a textual inversion, which a prompt names as embedding:NAME"),
+    ("conditioner.embedders.1.", "an SDXL checkpoint"),
+    ("conditioner.embedders.0.model.", "an SDXL refiner"),
+    ("conditioner.embedders.0.", "an SDXL checkpoint"),
+    ("model.diffusion_model.joint_blocks.", "a Stable Diffusion 3 checkpoint"),
+    ("joint_blocks.", "a Stable Diffusion 3 model"),
+    ("model.diffusion_model.double_blocks.", "a FLUX checkpoint"),
+    ("double_blocks.", "a FLUX model"),
+    ("single_transformer_blocks.", "a FLUX model"),
+    (".attn.add_q_proj.", "a Stable Diffusion 3 model"),
+    ("adaln_single.", "a PixArt model"),
+    ("model.diffusion_model.label_emb.", "an SDXL checkpoint"),
+    ("label_emb.", "an SDXL U-Net"),
+    ("add_embedding.", "an SDXL U-Net"),
+    ("cond_stage_model.model.", "a Stable Diffusion 2 checkpoint"),
+    ("clf.1.", "a Stable Cascade model"),
+    ("down_blocks.0.motion_modules.", "an AnimateDiff motion module"),
+    ("gpt_model.decoder.", "a Kosmos-G checkpoint, which `kosmograph convert` turns into a folder"),
+    ("model.layers.0.self_attn.", "a language model"),
+    ("encoder.block.0.layer.0.SelfAttention.", "a T5 text encoder"),
+];
+
+/// What `weights` are.
+pub(super) fn of(weights: &Weights) -> Found {
+    let names = weights.names();
+    let has = |start: &str| names.iter().any(|name| name.starts_with(start));
+    let shows = |mark: &str| match mark.starts_with(['.', '_']) {
+        true => names.iter().any(|name| name.contains(mark)),
+        false => has(mark),
+    };
+    if let Some((_, what)) = OTHERS.iter().find(|(mark, _)| shows(mark)) {
+        return Found::Other(what);
+    }
+    let is_control = has("control_model.") || has("input_hint_block.");
+    let known = if is_control {
+        Naming::LdmControlNet
+    } else if has("controlnet_cond_embedding.") {
+        Naming::ControlNet
+    } else if ["model.diffusion_model.", "first_stage_model.", "cond_stage_model."]
+        .iter()
+        .any(|p| has(p))
+    {
+        Naming::Checkpoint
+    } else if has("input_blocks.") {
+        Naming::LdmUNet
+    } else if has("encoder.down.") {
+        Naming::LdmVae
+    } else if has("encoder.down_blocks.") {
+        Naming::Vae
+    } else if has("down_blocks.") {
+        Naming::UNet
+    } else if has("vision_model.") {
+        Naming::ClipVision
+    } else if clip_text_prefix(weights).is_some() {
+        Naming::ClipText
+    } else if has("model_ema.") {
+        return Found::Other("the averaged (EMA) weights of a checkpoint without the others");
+    } else {
+        return Found::Nothing;
+    };
+    // The width of the text that a U-Net reads tells the generations apart.
+    let width = names.iter().find_map(|name| {
+        name.ends_with("attn2.to_k.weight").then(|| weights.shape(name)?.get(1).copied()).flatten()
+    });
+    match width {
+        Some(1024) => Found::Other("a model of Stable Diffusion 2"),
+        Some(1280) => Found::Other("an SDXL refiner"),
+        Some(2048) => Found::Other("an SDXL model"),
+        _ => Found::Known(known),
+    }
+}
+
+/// What stands before `embeddings.token_embedding.weight` in a CLIP text encoder's file.
+pub(super) fn clip_text_prefix(weights: &Weights) -> Option<&'static str> {
+    const PREFIXES: [&str; 8] = [
+        "text_model",
+        "",
+        "cond_stage_model.transformer.text_model",
+        "cond_stage_model.transformer",
+        "text_encoder.text_model",
+        "text_encoders.clip_l.transformer.text_model",
+        "clip_l.transformer.text_model",
+        "transformer.text_model",
+    ];
+    PREFIXES
+        .into_iter()
+        .find(|prefix| weights.sub(prefix).shape("embeddings.token_embedding.weight").is_some())
+}

@@ -1,0 +1,438 @@
+//! Checkpoints as people have them: a folder in diffusers' layout, or one file of any kind.
+//!
+//! A file is what its tensors' names and shapes say ([`family`]). Its weights are handed out under
+//! diffusers' and transformers' names whatever it calls them ([`ldm`] translates the original code's),
+//! with the configuration that a folder has in `config.json` and a file in its shapes ([`infer`]).
+
+mod family;
+mod infer;
+mod ldm;
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+use saphyr_parser::{Event, Parser};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use crate::clip::text::ClipTextConfig;
+use crate::clip::vision::ClipVisionConfig;
+use crate::error::{Error, Result};
+use crate::files::diffusers_config::check_sizes;
+use crate::files::python_json;
+use crate::files::weights::Weights;
+use crate::samplers::SchedulerConfig;
+use crate::stable_diffusion::controlnet::ControlNetConfig;
+use crate::stable_diffusion::unet::UNetConfig;
+use crate::stable_diffusion::vae::VaeConfig;
+use family::{Found, Naming};
+use ldm::Rows;
+
+/// A checkpoint, or a part of one. Nothing but headers is read.
+pub struct Checkpoint {
+    path: PathBuf,
+    device: Device,
+    /// What a single file holds; None for a folder.
+    file: Option<(Weights, Naming)>,
+}
+
+impl Checkpoint {
+    /// Opens `path`: a folder in diffusers' layout (a pipeline, or one model of it), or a file, of
+    /// safetensors or of torch. Tensors will be read onto `device`.
+    ///
+    /// # Errors
+    /// The file cannot be read; or it is of another kind or family, which the error names.
+    pub fn open(path: &Path, device: &Device) -> Result<Checkpoint> {
+        let is_described = |folder: &Path| {
+            ["config.json", "model_index.json", "unet"].iter().any(|f| folder.join(f).exists())
+        };
+        let mut file = None;
+        if !path.is_dir() || !is_described(path) {
+            let weights = without_wrapping(Weights::open(path, device)?);
+            let naming = match family::of(&weights) {
+                Found::Known(naming) => naming,
+                Found::Other(what) => return Err(not_for_us(path, format!("it is {what}"))),
+                Found::Nothing => {
+                    let names: Vec<String> = weights.names().into_iter().take(3).collect();
+                    let what = match &names[..] {
+                        [] => "it holds no tensors".to_owned(),
+                        _ => format!(
+                            "its tensors ({} …) are of no kind that is known",
+                            names.join(", ")
+                        ),
+                    };
+                    return Err(not_for_us(path, what));
+                }
+            };
+            file = Some((weights, naming));
+        }
+        Ok(Checkpoint { path: path.to_owned(), device: device.clone(), file })
+    }
+
+    /// What it is, in words: "a ControlNet".
+    pub fn kind(&self) -> &'static str {
+        match self.file.as_ref().map(|(_, naming)| naming) {
+            None => "a folder in diffusers' layout",
+            Some(Naming::Checkpoint) => "a checkpoint",
+            Some(Naming::LdmUNet | Naming::UNet) => "a U-Net",
+            Some(Naming::LdmVae | Naming::Vae) => "an autoencoder (VAE)",
+            Some(Naming::LdmControlNet | Naming::ControlNet) => "a ControlNet",
+            Some(Naming::ClipText) => "a CLIP text encoder",
+            Some(Naming::ClipVision) => "a CLIP vision encoder",
+        }
+    }
+
+    /// Is it a checkpoint of several models, of which a loader of one takes its own?
+    pub fn is_whole(&self) -> bool {
+        match &self.file {
+            None => self.path.join("unet").is_dir(),
+            Some((_, naming)) => *naming == Naming::Checkpoint,
+        }
+    }
+
+    /// The U-Net: its configuration, the noise schedule it was trained on, and its weights.
+    ///
+    /// # Errors
+    /// There is none in it, or its configuration is not supported.
+    pub fn unet(&self) -> Result<(UNetConfig, SchedulerConfig, Weights)> {
+        let Some((weights, naming)) = &self.file else {
+            let folder = self.folder("unet", "a U-Net")?;
+            let (config, file) = json_of(&folder.join("config.json"))?;
+            let weights = Weights::open(&folder, &self.device)?;
+            return Ok((
+                UNetConfig::from_value(&config, &file)?,
+                self.scheduler(&folder)?,
+                weights,
+            ));
+        };
+        let unet = match naming {
+            Naming::Checkpoint => weights.sub("model.diffusion_model"),
+            Naming::LdmUNet | Naming::UNet => weights.clone(),
+            _ => return Err(self.has_no("a U-Net")),
+        };
+        // The mark of what the network predicts stands beside its tensors where it is alone in its file.
+        let names: Vec<String> = unet.names().into_iter().filter(|name| name != "v_pred").collect();
+        let rows = Rows::of(names.iter().map(String::as_str));
+        let unet = match (naming, rows) {
+            (Naming::UNet, _) => unet.renamed(names.into_iter().map(|name| (name.clone(), name))),
+            (_, Some(rows)) => unet.renamed(
+                names.into_iter().map(|old| (rows.unet(&old).unwrap_or_else(|| old.clone()), old)),
+            ),
+            (_, None) => return Err(self.has_no("a U-Net")),
+        };
+        let config = UNetConfig::from_value(&infer::unet(&unet)?, &self.shapes())?;
+        let scheduler = self.prediction(weights)?;
+        Ok((config, scheduler, unet))
+    }
+
+    /// The autoencoder: its configuration and weights.
+    ///
+    /// # Errors
+    /// There is none in it, or its configuration is not supported.
+    pub fn vae(&self) -> Result<(VaeConfig, Weights)> {
+        let Some((weights, naming)) = &self.file else {
+            let folder = self.folder("vae", "an autoencoder (VAE)")?;
+            let (config, file) = json_of(&folder.join("config.json"))?;
+            return Ok((
+                VaeConfig::from_value(&config, &file)?,
+                Weights::open(&folder, &self.device)?,
+            ));
+        };
+        let vae = match naming {
+            Naming::Checkpoint => weights.sub("first_stage_model"),
+            Naming::LdmVae | Naming::Vae => weights.clone(),
+            _ => return Err(self.has_no("an autoencoder (VAE)")),
+        };
+        // What the training of an autoencoder leaves in its file beside it.
+        let belongs = |name: &String| !name.starts_with("loss.") && !name.starts_with("model_ema.");
+        let names: Vec<String> = vae.names().into_iter().filter(belongs).collect();
+        let vae = if *naming == Naming::Vae {
+            vae.renamed(names.into_iter().map(|name| (name.clone(), name)))
+        } else {
+            let levels = ldm::vae_levels(names.iter().map(String::as_str));
+            if levels == 0 {
+                return Err(self.has_no("an autoencoder (VAE)"));
+            }
+            vae.renamed(
+                names
+                    .into_iter()
+                    .map(|old| (ldm::vae(&old, levels).unwrap_or_else(|| old.clone()), old)),
+            )
+        };
+        Ok((VaeConfig::from_value(&infer::vae(&vae)?, &self.shapes())?, vae))
+    }
+
+    /// The CLIP text encoder: its configuration and weights.
+    ///
+    /// # Errors
+    /// There is none in it, or its configuration is not supported.
+    pub fn clip_text(&self) -> Result<(ClipTextConfig, Weights)> {
+        let Some((weights, _)) = &self.file else {
+            let folder = self.folder("text_encoder", "a CLIP text encoder")?;
+            let (config, file) = json_of(&folder.join("config.json"))?;
+            return Ok((deserialized(config, &file)?, Weights::open(&folder, &self.device)?));
+        };
+        let Some(prefix) = family::clip_text_prefix(weights) else {
+            return Err(self.has_no("a CLIP text encoder"));
+        };
+        let text = weights.sub(prefix);
+        // A file of the whole of CLIP has its picture half and its projections beside the text half.
+        let belongs = |name: &String| {
+            ["embeddings.", "encoder.layers.", "final_layer_norm."]
+                .iter()
+                .any(|part| name.starts_with(part))
+                && !name.ends_with("position_ids")
+        };
+        let names = text.names().into_iter().filter(belongs);
+        let text = text.renamed(names.map(|name| (format!("text_model.{name}"), name)));
+        Ok((deserialized(infer::clip_text(&text)?, &self.shapes())?, text))
+    }
+
+    /// The CLIP vision encoder: its configuration and weights.
+    ///
+    /// # Errors
+    /// There is none in it, or its configuration is not supported.
+    pub fn clip_vision(&self) -> Result<(ClipVisionConfig, Weights)> {
+        let Some((weights, _)) = &self.file else {
+            let folder = self.folder("image_encoder", "a CLIP vision encoder")?;
+            let (config, file) = json_of(&folder.join("config.json"))?;
+            // The configuration of the whole of CLIP has its picture half's in it.
+            let config = match config.get("vision_config") {
+                Some(Value::Object(vision)) => {
+                    let mut vision = vision.clone();
+                    let width = config.get("projection_dim").cloned().unwrap_or(json!(768));
+                    vision.entry("projection_dim").or_insert(width);
+                    Value::Object(vision)
+                }
+                _ => config,
+            };
+            let weights = picture_half(&Weights::open(&folder, &self.device)?);
+            return Ok((deserialized(config, &file)?, weights));
+        };
+        if !weights.has("vision_model") || !weights.has("visual_projection") {
+            return Err(self.has_no("a CLIP vision encoder"));
+        }
+        let vision = picture_half(weights);
+        Ok((ClipVisionConfig::from_weights(&vision)?, vision))
+    }
+
+    /// The ControlNet: its configuration and weights.
+    ///
+    /// # Errors
+    /// It is none, or one of a kind that is not supported.
+    pub fn control_net(&self) -> Result<(ControlNetConfig, Weights)> {
+        let Some((weights, naming)) = &self.file else {
+            let folder = self.folder("controlnet", "a ControlNet")?;
+            let (config, file) = json_of(&folder.join("config.json"))?;
+            let config = ControlNetConfig::from_value(&config, &file)?;
+            return Ok((config, Weights::open(&folder, &self.device)?));
+        };
+        let control = match naming {
+            Naming::ControlNet => weights.clone(),
+            Naming::LdmControlNet if weights.shape("difference").is_some() => {
+                let what = "it is a ControlNet saved as its difference to a U-Net; the whole ControlNet would be right";
+                return Err(not_for_us(&self.path, what.to_owned()));
+            }
+            Naming::LdmControlNet => {
+                let bare = if weights.has("control_model") { "control_model" } else { "" };
+                let control = weights.sub(bare);
+                let names = control.names();
+                let hint = |name: &String| {
+                    name.strip_prefix("input_hint_block.")?.split_once('.')?.0.parse::<usize>().ok()
+                };
+                let hint_layers = names.iter().filter_map(hint).max().unwrap_or(0) / 2;
+                let Some(rows) = Rows::of(names.iter().map(String::as_str)) else {
+                    return Err(self.has_no("a ControlNet"));
+                };
+                control.renamed(names.into_iter().map(|old| {
+                    (rows.control_net(&old, hint_layers).unwrap_or_else(|| old.clone()), old)
+                }))
+            }
+            _ => return Err(self.has_no("a ControlNet")),
+        };
+        let config = infer::control_net(&control, self.control_net_pools()?)?;
+        Ok((ControlNetConfig::from_value(&config, &self.shapes())?, control))
+    }
+
+    /// Whether a single file is a ControlNet that pools ("shuffle"): the original code's configuration beside
+    /// it (NAME.yaml) says so, or its name does, as with ComfyUI.
+    fn control_net_pools(&self) -> Result<bool> {
+        let stated = stated(&self.path.with_extension("yaml"), "global_average_pooling")?;
+        if let Some(stated) = stated {
+            return Ok(stated.eq_ignore_ascii_case("true"));
+        }
+        let name = self.path.file_stem().unwrap_or_default().to_string_lossy().to_lowercase();
+        Ok(name.split(|c: char| !c.is_alphanumeric()).any(|word| word == "shuffle"))
+    }
+
+    /// The folder of the tokenizer that the checkpoint brings, if it does.
+    pub fn tokenizer(&self) -> Option<PathBuf> {
+        let inside = self.path.join("tokenizer");
+        let beside = self.path.with_file_name("tokenizer");
+        match self.file {
+            None if inside.is_dir() => Some(inside),
+            None if beside.is_dir() => Some(beside),
+            _ => None,
+        }
+    }
+
+    /// The folder of a part: in the pipeline's folder, or the folder itself where that is one model.
+    ///
+    /// # Errors
+    /// The pipeline has none, or the folder says itself that it is another model.
+    fn folder(&self, part: &str, what: &'static str) -> Result<PathBuf> {
+        let inside = self.path.join(part);
+        if inside.is_dir() {
+            return Ok(inside);
+        }
+        let is_pipeline = ["model_index.json", "unet"].iter().any(|f| self.path.join(f).exists());
+        let class = || {
+            let (config, _) = json_of(&self.path.join("config.json")).ok()?;
+            let first = || config.get("architectures")?.get(0);
+            part_of_class(config.get("_class_name").or_else(first)?.as_str()?)
+        };
+        let is_other = class().is_some_and(|of| of != part);
+        match is_pipeline || is_other {
+            true => Err(self.has_no(what)),
+            false => Ok(self.path.clone()),
+        }
+    }
+
+    /// The scheduler's configuration beside a U-Net's folder. A U-Net that stands alone was trained on
+    /// Stable Diffusion 1.5's schedule.
+    fn scheduler(&self, unet: &Path) -> Result<SchedulerConfig> {
+        let path = unet.with_file_name("scheduler").join("scheduler_config.json");
+        if !path.is_file() {
+            return Ok(SchedulerConfig::default());
+        }
+        let (config, file) = json_of(&path)?;
+        SchedulerConfig::from_value(&config, &file)
+    }
+
+    /// The schedule of a single file: Stable Diffusion 1.5's; what the network predicts may stand in the
+    /// file's header, in the mark of a tensor, or in the original code's configuration beside the file
+    /// (NAME.yaml).
+    fn prediction(&self, weights: &Weights) -> Result<SchedulerConfig> {
+        if weights.shape("ztsnr").is_some() {
+            let what = "it was trained to a signal-to-noise ratio of zero (the mark `ztsnr`), a schedule that is not supported";
+            return Err(not_for_us(&self.path, what.to_owned()));
+        }
+        let beside = self.path.with_extension("yaml");
+        let parameterization = stated(&beside, "parameterization")?;
+        if let Some(found) =
+            parameterization.as_ref().filter(|it| !matches!(it.as_str(), "v" | "eps"))
+        {
+            return Err(Error::UnsupportedConfig {
+                file: beside.display().to_string(),
+                key: "parameterization".to_owned(),
+                found: format!("`{found}`"),
+                supported: "`eps` and `v`".to_owned(),
+            });
+        }
+        let stated = weights.metadata("modelspec.prediction_type");
+        let is_v = matches!(stated, Some("v" | "v_prediction"))
+            || weights.shape("v_pred").is_some()
+            || parameterization.as_deref() == Some("v");
+        let prediction = if is_v { "v_prediction" } else { "epsilon" };
+        let config =
+            infer::with_header(json!({"prediction_type": prediction}), weights, "scheduler")?;
+        SchedulerConfig::from_value(&config, &self.shapes())
+    }
+
+    /// What errors call the configuration that was read off the weights.
+    fn shapes(&self) -> String {
+        format!("the shapes in {}", self.path.display())
+    }
+
+    fn has_no(&self, what: &'static str) -> Error {
+        Error::HasNo { path: self.path.clone(), kind: self.kind(), what }
+    }
+}
+
+/// What the original code's configuration says of `key`, where it is there and does. What else it says, the
+/// networks' shapes, is read off the weights.
+fn stated(yaml: &Path, key: &str) -> Result<Option<String>> {
+    if !yaml.is_file() {
+        return Ok(None);
+    }
+    let text = std::fs::read_to_string(yaml)
+        .map_err(|source| Error::Io { path: yaml.to_owned(), source })?;
+    let mut is_value = false;
+    for event in Parser::new_from_str(&text) {
+        let (event, _) = event.map_err(|error| Error::Config {
+            file: yaml.display().to_string(),
+            problem: format!("line {}: {}", error.marker().line(), error.info()),
+        })?;
+        match event {
+            Event::Scalar(value, ..) if is_value => return Ok(Some(value.into_owned())),
+            Event::Scalar(found, ..) => is_value = found == key,
+            _ => is_value = false,
+        }
+    }
+    Ok(None)
+}
+
+/// The model within a training checkpoint of torch, which keeps it under `state_dict`.
+fn without_wrapping(weights: Weights) -> Weights {
+    if !weights.has("state_dict") {
+        return weights;
+    }
+    let model = weights.sub("state_dict");
+    model.renamed(model.names().into_iter().map(|name| (name.clone(), name)))
+}
+
+/// The picture half of a file of the whole of CLIP.
+fn picture_half(weights: &Weights) -> Weights {
+    let belongs = |name: &String| {
+        name.starts_with("visual_projection.")
+            || name.starts_with("vision_model.") && !name.ends_with("position_ids")
+    };
+    let names = weights.names().into_iter().filter(belongs);
+    weights.renamed(names.map(|name| (name.clone(), name)).collect::<Vec<_>>())
+}
+
+/// The part of a pipeline that diffusers' or transformers' class of this name is, for those that are not
+/// one another.
+fn part_of_class(class: &str) -> Option<&'static str> {
+    match class {
+        "UNet2DConditionModel" => Some("unet"),
+        "AutoencoderKL" => Some("vae"),
+        "CLIPTextModel" | "CLIPTextModelWithProjection" => Some("text_encoder"),
+        "CLIPVisionModel" | "CLIPVisionModelWithProjection" => Some("image_encoder"),
+        "ControlNetModel" => Some("controlnet"),
+        _ => None,
+    }
+}
+
+fn not_for_us(path: &Path, what: String) -> Error {
+    Error::NotThisKind { path: path.to_owned(), what }
+}
+
+/// A file of JSON, and its name for errors.
+fn json_of(path: &Path) -> Result<(Value, String)> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| Error::Io { path: path.to_owned(), source })?;
+    let file = path.display().to_string();
+    Ok((python_json::parse(&text, &file)?, file))
+}
+
+/// The numbers of CLIP's configurations that sizes and loops are made of.
+const CLIP_SIZES: [&str; 9] = [
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+    "image_size",
+    "patch_size",
+    "projection_dim",
+];
+
+fn deserialized<C: DeserializeOwned>(config: Value, file: &str) -> Result<C> {
+    check_sizes(&config, &CLIP_SIZES, file)?;
+    C::deserialize(config)
+        .map_err(|error| Error::Config { file: file.to_owned(), problem: error.to_string() })
+}

@@ -1,0 +1,157 @@
+//! The transformer within a U-Net level: pixels attend to each other, then to the context (the
+//! text). Rombach et al., arXiv 2112.10752, §3.3; names are diffusers' `Transformer2DModel`.
+
+use candle_core::{Result as CandleResult, Tensor};
+use kosmograph_kernels as kernels;
+
+use crate::error::Result;
+use crate::files::weights::Weights;
+use crate::layers::{LayerNorm, Linear};
+use crate::stable_diffusion::resnet::GroupNorm;
+
+/// ε of the GroupNorm before the projection; not the ResNet blocks' 1e-5.
+const GROUP_NORM_EPS: f64 = 1e-6;
+const LAYER_NORM_EPS: f64 = 1e-5;
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Transformer2DConfig {
+    pub(crate) channels: usize,
+    pub(crate) heads: usize,
+    /// Blocks in a row.
+    pub(crate) layers: usize,
+    /// Width of the context.
+    pub(crate) cross_attention_dim: usize,
+    pub(crate) groups: usize,
+    /// `proj_in` and `proj_out` are linear (SD 2) rather than 1 × 1 convolutions (SD 1). The same
+    /// computation; only the shape in the file differs.
+    pub(crate) use_linear_projection: bool,
+}
+
+/// Attention whose queries, keys and values have no bias.
+struct Attention {
+    to_q: Linear,
+    to_k: Linear,
+    to_v: Linear,
+    to_out: Linear,
+    heads: usize,
+}
+
+impl Attention {
+    fn load(weights: &Weights, channels: usize, context: usize, heads: usize) -> Result<Self> {
+        Ok(Attention {
+            to_q: Linear::load_without_bias(&weights.sub("to_q"), channels, channels)?,
+            to_k: Linear::load_without_bias(&weights.sub("to_k"), context, channels)?,
+            to_v: Linear::load_without_bias(&weights.sub("to_v"), context, channels)?,
+            to_out: Linear::load(&weights.sub("to_out.0"), channels, channels)?,
+            heads,
+        })
+    }
+
+    /// `x` [B, L, C], `context` [B, T, D] → [B, L, C].
+    fn forward(&self, x: &Tensor, context: &Tensor) -> CandleResult<Tensor> {
+        let (batch, length, channels) = x.dims3()?;
+        let head_dim = channels / self.heads;
+        let split = |x: Tensor| x.reshape((batch, (), self.heads, head_dim))?.transpose(1, 2);
+        let q = split(self.to_q.forward(x)?)?;
+        let k = split(self.to_k.forward(context)?)?;
+        let v = split(self.to_v.forward(context)?)?;
+        let heads = kernels::attention(&q, &k, &v, None, (head_dim as f64).powf(-0.5))?;
+        self.to_out.forward(&heads.transpose(1, 2)?.reshape((batch, length, channels))?)
+    }
+}
+
+/// Self-attention, cross-attention, GEGLU feed-forward, each on the normalised and added to it.
+struct BasicTransformerBlock {
+    norm1: LayerNorm,
+    attn1: Attention,
+    norm2: LayerNorm,
+    attn2: Attention,
+    norm3: LayerNorm,
+    ff_in: Linear,
+    ff_out: Linear,
+}
+
+impl BasicTransformerBlock {
+    fn load(weights: &Weights, config: Transformer2DConfig) -> Result<Self> {
+        let Transformer2DConfig { channels, heads, cross_attention_dim, .. } = config;
+        let norm = |name| LayerNorm::load(&weights.sub(name), channels, LAYER_NORM_EPS);
+        let hidden = 4 * channels;
+        Ok(BasicTransformerBlock {
+            norm1: norm("norm1")?,
+            attn1: Attention::load(&weights.sub("attn1"), channels, channels, heads)?,
+            norm2: norm("norm2")?,
+            attn2: Attention::load(&weights.sub("attn2"), channels, cross_attention_dim, heads)?,
+            norm3: norm("norm3")?,
+            ff_in: Linear::load(&weights.sub("ff.net.0.proj"), channels, 2 * hidden)?,
+            ff_out: Linear::load(&weights.sub("ff.net.2"), hidden, channels)?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, context: &Tensor) -> CandleResult<Tensor> {
+        let normed = self.norm1.forward(x)?;
+        let x = (x + self.attn1.forward(&normed, &normed)?)?;
+        let x = (&x + self.attn2.forward(&self.norm2.forward(&x)?, context)?)?;
+        let hidden = kernels::geglu(&self.ff_in.forward(&self.norm3.forward(&x)?)?)?;
+        &x + self.ff_out.forward(&hidden)?
+    }
+}
+
+pub(crate) struct Transformer2D {
+    norm: GroupNorm,
+    proj_in: Projection,
+    transformer_blocks: Vec<BasicTransformerBlock>,
+    proj_out: Projection,
+}
+
+impl Transformer2D {
+    pub(crate) fn load(weights: &Weights, config: Transformer2DConfig) -> Result<Self> {
+        let Transformer2DConfig { channels, groups, use_linear_projection, .. } = config;
+        let projection =
+            |name| Projection::load(&weights.sub(name), channels, use_linear_projection);
+        Ok(Transformer2D {
+            norm: GroupNorm::load(&weights.sub("norm"), channels, groups, GROUP_NORM_EPS)?,
+            proj_in: projection("proj_in")?,
+            transformer_blocks: (0..config.layers)
+                .map(|i| {
+                    let weights = weights.sub(format!("transformer_blocks.{i}"));
+                    BasicTransformerBlock::load(&weights, config)
+                })
+                .collect::<Result<_>>()?,
+            proj_out: projection("proj_out")?,
+        })
+    }
+
+    /// `x` [B, C, H, W], `context` [B, T, D] → [B, C, H, W].
+    pub(crate) fn forward(&self, x: &Tensor, context: &Tensor) -> CandleResult<Tensor> {
+        let (batch, channels, height, width) = x.dims4()?;
+        let pixels = self.norm.forward(x)?.flatten_from(2)?.transpose(1, 2)?.contiguous()?;
+        let mut hidden_states = self.proj_in.forward(&pixels)?;
+        for block in &self.transformer_blocks {
+            hidden_states = block.forward(&hidden_states, context)?;
+        }
+        let pixels = self.proj_out.forward(&hidden_states)?.transpose(1, 2)?;
+        x + pixels.reshape((batch, channels, height, width))?
+    }
+}
+
+/// A linear layer over channels, stored as one or as a 1 × 1 convolution.
+struct Projection {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl Projection {
+    fn load(weights: &Weights, channels: usize, is_linear: bool) -> Result<Self> {
+        let weight = if is_linear {
+            weights.get_kept("weight", (channels, channels))?
+        } else {
+            weights.get_kept("weight", (channels, channels, 1, 1))?.squeeze(3)?.squeeze(2)?
+        };
+        Ok(Projection { weight, bias: weights.get("bias", channels)? })
+    }
+
+    /// [B, L, C] → [B, L, C].
+    fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
+        kernels::linear(x, &self.weight, Some(&self.bias))
+    }
+}

@@ -1,0 +1,365 @@
+//! Stable Diffusion's U-Net: noisy latents, a timestep and a context → the predicted noise (or
+//! velocity; the scheduler's configuration says which).
+//!
+//! Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", arXiv
+//! 2112.10752; computed as diffusers' `UNet2DConditionModel` does, and configured by its
+//! `config.json`: any number of levels, channels, heads and input channels.
+
+use candle_core::{DType, Result as CandleResult, Tensor};
+use serde_json::{Value, json};
+
+use crate::error::{Error, Result};
+use crate::files::diffusers_config::Options;
+use crate::files::python_json::parse;
+use crate::files::weights::Weights;
+use crate::stable_diffusion::resnet::{Conv2d, GroupNorm};
+use crate::stable_diffusion::unet_blocks::{Encoded, Encoder, EncoderConfig, UpBlock2D};
+
+pub use crate::stable_diffusion::unet_blocks::Probe;
+
+/// `config.json` of a `UNet2DConditionModel`.
+#[derive(Clone, Debug)]
+pub struct UNetConfig {
+    encoder: EncoderConfig,
+    out_channels: usize,
+    /// For every level of the expanding half, from the lowest: has it cross-attention?
+    up_cross_attention: Vec<bool>,
+}
+
+impl UNetConfig {
+    /// Reads the JSON text; `file` is what errors call it.
+    ///
+    /// # Errors
+    /// The text is not JSON, an option has a value that is not supported, or an option is not
+    /// known; the error names the option.
+    pub fn from_json(text: &str, file: &str) -> Result<Self> {
+        UNetConfig::from_value(&parse(text, file)?, file)
+    }
+
+    /// As [`UNetConfig::from_json`], from JSON that is parsed already.
+    ///
+    /// # Errors
+    /// As [`UNetConfig::from_json`].
+    pub fn from_value(json: &Value, file: &str) -> Result<Self> {
+        let mut options = Options::new(json, file)?;
+        let encoder = EncoderConfig::read(&mut options)?;
+        let up_block_types: Vec<String> = options.get_or(
+            "up_block_types",
+            ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"]
+                .map(str::to_owned)
+                .to_vec(),
+        )?;
+        if up_block_types.len() != encoder.levels.len() {
+            let supported = format!("as many as `down_block_types`, {}", encoder.levels.len());
+            return Err(options.unsupported("up_block_types", &supported));
+        }
+        let up_cross_attention = up_block_types
+            .iter()
+            .map(|name| match name.as_str() {
+                "CrossAttnUpBlock2D" => Ok(true),
+                "UpBlock2D" => Ok(false),
+                _ => Err(options.unsupported("up_block_types", "CrossAttnUpBlock2D and UpBlock2D")),
+            })
+            .collect::<Result<_>>()?;
+        let out_channels = options.get_or("out_channels", 4)?;
+        options.only(&[
+            ("center_input_sample", json!(false)),
+            ("class_embeddings_concat", json!(false)),
+            ("conv_in_kernel", json!(3)),
+            ("conv_out_kernel", json!(3)),
+            ("cross_attention_norm", json!(null)),
+            ("dual_cross_attention", json!(false)),
+            ("mid_block_only_cross_attention", json!(null)),
+            ("resnet_out_scale_factor", json!(1.0)),
+            ("resnet_skip_time_act", json!(false)),
+            ("reverse_transformer_layers_per_block", json!(null)),
+            ("time_cond_proj_dim", json!(null)),
+            ("time_embedding_act_fn", json!(null)),
+            ("time_embedding_dim", json!(null)),
+            ("time_embedding_type", json!("positional")),
+            ("timestep_post_act", json!(null)),
+        ])?;
+        options.finish()?;
+        Ok(UNetConfig { encoder, out_channels, up_cross_attention })
+    }
+
+    /// Channels of x: 4 for latents, 9 for inpainting models.
+    pub fn in_channels(&self) -> usize {
+        self.encoder.in_channels
+    }
+
+    /// Channels of the prediction.
+    pub fn out_channels(&self) -> usize {
+        self.out_channels
+    }
+
+    /// Width of the context's tokens.
+    pub fn cross_attention_dim(&self) -> usize {
+        self.encoder.cross_attention_dim
+    }
+
+    /// Whether there is memory for what lies between the layers for latents `x` [B, C, H, W]. On the outermost level,
+    /// where the most of it is, there are at least eight tensors of the level's channels at once.
+    ///
+    /// # Errors
+    /// There is not. (What a GPU has, it says itself.)
+    fn ask(&self, x: &Tensor) -> Result<()> {
+        let (batch, _, height, width) = x.dims4()?;
+        if x.device().is_cpu() {
+            let channels = 8 * self.encoder.levels[0].channels;
+            let what = format_args!("the U-Net, at work on latents of {width} x {height},");
+            kosmograph_memory::ask(what, &[batch, channels, height, width], size_of::<f32>())?;
+        }
+        Ok(())
+    }
+
+    /// Channels of every skip connection, which are the channels of [`Residuals::down`].
+    pub fn skip_channels(&self) -> Vec<usize> {
+        self.encoder.skip_channels()
+    }
+}
+
+/// What a ControlNet adds within the U-Net.
+#[derive(Clone, Debug)]
+pub struct Residuals {
+    /// For every skip connection, [B, Cᵢ, Hᵢ, Wᵢ], in the order that the U-Net makes them.
+    pub down: Vec<Tensor>,
+    /// For the middle block's result, [B, C, H, W].
+    pub mid: Tensor,
+}
+
+impl Residuals {
+    /// All multiplied by `scale`: the conditioning scale (the strength) of a ControlNet.
+    ///
+    /// # Errors
+    /// Only what the tensor library reports.
+    pub fn scaled(&self, scale: f64) -> Result<Residuals> {
+        let down = self.down.iter().map(|r| r * scale).collect::<CandleResult<_>>()?;
+        Ok(Residuals { down, mid: (&self.mid * scale)? })
+    }
+
+    /// Guess mode: residuals weigh from 0.1 at the top to 1 in the middle, so that the picture's
+    /// fine structure stays the U-Net's own. All are multiplied by `scale` besides.
+    ///
+    /// # Errors
+    /// Only what the tensor library reports.
+    pub fn scaled_for_guess_mode(&self, scale: f64) -> Result<Residuals> {
+        let count = self.down.len() as f64;
+        let down = self
+            .down
+            .iter()
+            .enumerate()
+            .map(|(i, r)| r * (10f64.powf(i as f64 / count - 1.0) * scale))
+            .collect::<CandleResult<_>>()?;
+        Ok(Residuals { down, mid: (&self.mid * scale)? })
+    }
+
+    /// The sum with another ControlNet's residuals.
+    ///
+    /// # Errors
+    /// The other ones belong to a U-Net of another shape.
+    pub fn plus(&self, other: &Residuals) -> Result<Residuals> {
+        if self.down.len() != other.down.len() {
+            return Err(Error::Input(format!(
+                "two ControlNets differ: one gives {} residuals, the other {}",
+                self.down.len(),
+                other.down.len()
+            )));
+        }
+        let down =
+            self.down.iter().zip(&other.down).map(|(a, b)| a + b).collect::<CandleResult<_>>()?;
+        Ok(Residuals { down, mid: (&self.mid + &other.mid)? })
+    }
+}
+
+/// The U-Net.
+pub struct UNet {
+    encoder: Encoder,
+    up_blocks: Vec<UpBlock2D>,
+    conv_norm_out: GroupNorm,
+    conv_out: Conv2d,
+    config: UNetConfig,
+}
+
+impl UNet {
+    /// Reads the tensors that `config` asks for, under diffusers' names.
+    ///
+    /// # Errors
+    /// A tensor is missing, of another shape, or damaged. Call [`Weights::finish`] afterwards to
+    /// find those that are too many.
+    pub fn load(weights: &Weights, config: &UNetConfig) -> Result<Self> {
+        let encoder_config = &config.encoder;
+        let encoder = Encoder::load(weights, encoder_config)?;
+        let levels = &encoder_config.levels;
+        let mut skips = encoder_config.skip_channels();
+        let mut input = levels[levels.len() - 1].channels;
+        let mut up_blocks = Vec::with_capacity(levels.len());
+        for (i, level) in levels.iter().rev().enumerate() {
+            // The last skip connection of a level below the first is that of the downsampling
+            // before it, so each level takes one more than it has layers.
+            let mut taken = skips.split_off(skips.len() - (level.layers + 1));
+            taken.reverse();
+            up_blocks.push(UpBlock2D::load(
+                &weights.sub(format!("up_blocks.{i}")),
+                input,
+                level,
+                config.up_cross_attention[i],
+                &taken,
+                i + 1 < levels.len(),
+                encoder_config.resnet(),
+            )?);
+            input = level.channels;
+        }
+        let (groups, eps) = (encoder_config.norm_num_groups, encoder_config.norm_eps);
+        Ok(UNet {
+            encoder,
+            up_blocks,
+            conv_norm_out: GroupNorm::load(&weights.sub("conv_norm_out"), input, groups, eps)?,
+            conv_out: Conv2d::load_3x3(&weights.sub("conv_out"), input, config.out_channels)?,
+            config: config.clone(),
+        })
+    }
+
+    pub fn config(&self) -> &UNetConfig {
+        &self.config
+    }
+
+    /// The prediction [B, out_channels, H, W], in f32, for `x` [B, in_channels, H, W] at `timesteps`
+    /// ([1] for all, or [B]; integers or f32, 0 ≤ t < the schedule's training steps) with `context`
+    /// [B, T, cross_attention_dim]. H and W may be any size.
+    ///
+    /// # Errors
+    /// The shapes do not fit the network or each other.
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        timesteps: &Tensor,
+        context: &Tensor,
+        residuals: Option<&Residuals>,
+    ) -> Result<Tensor> {
+        self.forward_with(x, timesteps, context, residuals, &mut |_, _| {})
+    }
+
+    /// [`UNet::forward`], with `probe` told of the intermediate results `time_proj`,
+    /// `time_embedding`, `conv_in`, `down{i}_resnet{j}`, `down{i}_attn{j}`, `down{i}`, `mid` and
+    /// `up{i}`.
+    ///
+    /// # Errors
+    /// As [`UNet::forward`].
+    pub fn forward_with(
+        &self,
+        x: &Tensor,
+        timesteps: &Tensor,
+        context: &Tensor,
+        residuals: Option<&Residuals>,
+        probe: &mut Probe,
+    ) -> Result<Tensor> {
+        self.encoder.config().check(x, timesteps, context)?;
+        self.config.ask(x)?;
+        let activations = self.encoder.activations();
+        let (x, context) = (&x.to_dtype(activations)?, &context.to_dtype(activations)?);
+        let Encoded { mut skips, mid, temb } =
+            self.encoder.forward(x, timesteps, context, None, probe)?;
+        let mut hidden_states = mid;
+        if let Some(residuals) = residuals {
+            check_residuals(residuals, &skips, &hidden_states)?;
+            for (skip, residual) in skips.iter_mut().zip(&residuals.down) {
+                *skip = (&*skip + residual.to_dtype(activations)?)?;
+            }
+            hidden_states = (hidden_states + residuals.mid.to_dtype(activations)?)?;
+        }
+        probe("mid", &hidden_states);
+        for (i, block) in self.up_blocks.iter().enumerate() {
+            hidden_states = block.forward(&hidden_states, &mut skips, &temb, context)?;
+            probe(&format!("up{i}"), &hidden_states);
+        }
+        let hidden_states = self.conv_norm_out.forward_silu(&hidden_states)?;
+        Ok(self.conv_out.forward(&hidden_states)?.to_dtype(DType::F32)?)
+    }
+}
+
+fn check_residuals(residuals: &Residuals, skips: &[Tensor], mid: &Tensor) -> Result<()> {
+    let fits = residuals.down.len() == skips.len()
+        && residuals.down.iter().zip(skips).all(|(r, s)| r.dims() == s.dims())
+        && residuals.mid.dims() == mid.dims();
+    if fits {
+        return Ok(());
+    }
+    let shapes = |tensors: &[Tensor], mid: &Tensor| {
+        let list: Vec<String> =
+            tensors.iter().chain([mid]).map(|t| format!("{:?}", t.dims())).collect();
+        list.join(" ")
+    };
+    Err(Error::Input(format!(
+        "the ControlNet is of another shape than the U-Net: its residuals are {}, expected {}",
+        shapes(&residuals.down, &residuals.mid),
+        shapes(skips, mid)
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    fn tiny() -> Value {
+        json!({
+            "block_out_channels": [4, 8], "norm_num_groups": 2, "attention_head_dim": [1, 2],
+            "cross_attention_dim": 6, "layers_per_block": 1, "in_channels": 9,
+            "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+            "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+        })
+    }
+
+    fn zeros(shape: &[usize]) -> Tensor {
+        Tensor::zeros(shape, DType::F32, &Device::Cpu).expect("zeros")
+    }
+
+    #[test]
+    fn takes_any_number_of_channels_and_odd_sizes() -> Result<()> {
+        let unet = UNet::load(&Weights::recording(), &UNetConfig::from_value(&tiny(), "tiny")?)?;
+        let (x, context) = (zeros(&[2, 9, 5, 7]), zeros(&[2, 3, 6]));
+        let out = unet.forward(&x, &zeros(&[1]), &context, None)?;
+        assert_eq!(out.dims(), [2, 4, 5, 7]);
+        assert_eq!(unet.config().skip_channels(), [4, 4, 4, 8]);
+        Ok(())
+    }
+
+    #[test]
+    fn options_that_are_not_supported_are_named() {
+        for (key, value) in [
+            ("class_embed_type", json!("timestep")),
+            ("time_embedding_type", json!("fourier")),
+            ("down_block_types", json!(["AttnDownBlock2D", "DownBlock2D"])),
+            ("up_block_types", json!(["UpBlock2D"])),
+            ("block_out_channels", json!([4, 7])),
+            ("layers_per_block", json!(0)),
+            ("addition_embed_type", json!("text_time")),
+            ("some_new_option", json!("on")),
+        ] {
+            let mut json = tiny();
+            json[key] = value;
+            let error = UNetConfig::from_value(&json, "config.json").unwrap_err().to_string();
+            assert!(error.contains(key) && error.contains("config.json"), "{error}");
+        }
+    }
+
+    #[test]
+    fn inputs_that_do_not_fit_are_named() -> Result<()> {
+        let unet = UNet::load(&Weights::recording(), &UNetConfig::from_value(&tiny(), "tiny")?)?;
+        let (x, t, context) = (zeros(&[2, 9, 4, 4]), zeros(&[1]), zeros(&[2, 3, 6]));
+        let fails = |x: &Tensor, t: &Tensor, context: &Tensor, part: &str| {
+            let error = unet.forward(x, t, context, None).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        };
+        fails(&zeros(&[2, 4, 4, 4]), &t, &context, "latents");
+        fails(&zeros(&[2, 9, 0, 4]), &t, &context, "latents");
+        fails(&x, &t, &zeros(&[2, 3, 5]), "conditioning");
+        fails(&x, &t, &zeros(&[1, 3, 6]), "conditioning");
+        fails(&x, &zeros(&[3]), &context, "timesteps");
+        let residuals = Residuals { down: vec![], mid: zeros(&[2, 8, 2, 2]) };
+        let error = unet.forward(&x, &t, &context, Some(&residuals)).unwrap_err().to_string();
+        assert!(error.contains("ControlNet"), "{error}");
+        Ok(())
+    }
+}
