@@ -134,7 +134,7 @@ impl Library {
         let interface = unsafe { (self.extension?)(abi::Str::new(id)) };
         // SAFETY: node.h: the extensions that are called are each a kg_interface that lives as long as
         // the process.
-        let interface = unsafe { kosmograph_abi_check::interface(interface.cast()) }?;
+        let interface = unsafe { kosmograph_values::check::interface(interface.cast()) }?;
         let who = format!("\"{id}\"");
         let row = EXTENSIONS.iter().find(|row| row.id == id);
         Some(match interface {

@@ -173,7 +173,7 @@ mod tests {
     fn input(pairs: Vec<(&str, Value)>) -> Value {
         let counts = [("step", Value::integer(2)), ("steps", Value::integer(4))];
         let pairs = counts.into_iter().chain(pairs);
-        Value::map(pairs.map(|(key, value)| (key.to_owned(), value)).collect())
+        Value::map(pairs)
     }
 
     #[test]

@@ -316,7 +316,7 @@ pub(crate) fn file_name(path: &Path) -> Cow<'_, str> {
 /// Lets the first library that knows the file convert it. Returns whether it was interrupted.
 fn run_conversion(convert: &Convert, loader: &Loader, cancel: &AtomicBool) -> bool {
     let wire = loader.wire;
-    let [from, to, options] = convert.inputs.each_ref().map(|text| Value::string(text));
+    let [from, to, options] = convert.inputs.each_ref().map(Value::string);
     let asked = input([("input", from), ("output", to), ("options", options)]);
     let name = &Convert::name();
     let call = Conversion { wire, name, cancel };
@@ -364,7 +364,7 @@ fn run_conversion(convert: &Convert, loader: &Loader, cancel: &AtomicBool) -> bo
 fn run_check(check: wire::Check, loader: &Loader, cancel: &AtomicBool) -> bool {
     let wire = loader.wire;
     let Ok(plan) = Plan::try_from(check.plan) else { return false };
-    let asked = input([("plan", Value::string(&checks::told(&plan).to_string()))]);
+    let asked = input([("plan", Value::string(checks::told(&plan).to_string()))]);
     let name = &NodeName { id: "check".into(), title: None, class: "check".into() };
     let call = Conversion { wire, name, cancel };
     for provider in &check.libraries {

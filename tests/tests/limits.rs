@@ -243,9 +243,17 @@ KG_EXPORT const kg_library *kosmograph_library_v1(void) {
 fn what_another_library_made_up_is_that_librarys_error() {
     for (fault, told) in [
         ("ALIAS", "is a tensor at the address of a string"),
-        ("NULL_TENSOR", "\"denoiser/1\" of this MODEL gave a map that"),
-        ("NULL_STRING", "\"describe/1\" of this MODEL gave a map that"),
-        ("UNKNOWN_KIND", "\"denoiser/1\" of this MODEL gave a map that"),
+        (
+            "NULL_TENSOR",
+            "\"denoiser/1\" of this MODEL gave a value that is a map whose \"prediction\" is a tensor at NULL; its \
+             library libforeign_NULL_TENSOR.so breaks the boundary's rules",
+        ),
+        (
+            "NULL_STRING",
+            "\"describe/1\" of this MODEL gave a value that is a map whose \"description\" is a string at NULL; its \
+             library libforeign_NULL_STRING.so breaks the boundary's rules",
+        ),
+        ("UNKNOWN_KIND", "gave a value that is a map whose \"prediction\" is of kind 77"),
         ("WRONG_SHAPE", "\"denoiser/1\" of this MODEL gave a wrong \"prediction\": its shape is"),
         ("OTHER_KEY", "\"denoiser/1\" of this MODEL gave a wrong \"prediction\""),
         ("NO_MAP", "\"denoiser/1\" of this MODEL says it is done, but gives no map"),

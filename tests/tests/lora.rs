@@ -229,7 +229,7 @@ fn a_model_that_cannot_take_a_lora_says_so() {
     let folder = models(&shapes("unet", "lora_unet_"), |_, _| {});
     let file = folder.path().join("loras/a.safetensors");
     let inputs = |strength: f64| {
-        [model[0].clone(), Value::string(&file.display().to_string()), Value::number(strength)]
+        [model[0].clone(), Value::string(file.display().to_string()), Value::number(strength)]
     };
     match loaders.run(number, &Quiet, &inputs(1.0)) {
         Err(NodeFailure::Failed { input, sentence }) => {

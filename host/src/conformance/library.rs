@@ -79,7 +79,7 @@ fn check_library(path: &Path, folder: &Path, log: &mut Log) {
     log.check_or_skip("library: what it converts is a file of its kind", |log| {
         log.doing("asked to convert a picture (\"convert/1\")");
         let output = folder.join("converted");
-        let paths = [Value::string(&picture), Value::string(&output.display().to_string())];
+        let paths = [Value::string(&picture), Value::string(output.display().to_string())];
         let [from, to] = paths.clone();
         let asked = input([("input", from), ("output", to), ("options", Value::string("{}"))]);
         match library.call_extension("convert/1", &host, &asked) {

@@ -101,7 +101,7 @@ impl Sizes {
             }
             Of::List(_) => Value::list(Vec::new()),
             Of::Map(parts) => self.map(parts, |_| true)?,
-            Of::Named(_) => Value::map(Vec::new()),
+            Of::Named(_) => Value::empty_map(),
             Of::Object(_) => return None,
         })
     }
@@ -109,8 +109,8 @@ impl Sizes {
     /// What goes into an interface, of the keys that must be there those that are `wanted`.
     fn map(&self, parts: &[Part], wanted: impl Fn(&Part) -> bool) -> Option<Value> {
         let parts = parts.iter().filter(|part| !part.optional && wanted(part));
-        let pair = |part: &Part| Some((part.name.to_owned(), self.value(part.name, part.of)?));
-        Some(Value::map(parts.map(pair).collect::<Option<_>>()?))
+        let pair = |part: &Part| Some((part.name, self.value(part.name, part.of)?));
+        Some(Value::map(parts.map(pair).collect::<Option<Vec<_>>>()?))
     }
 }
 
@@ -137,13 +137,8 @@ fn refuses(
         let Part { name, of, .. } = part;
         let others = |part: &Part| part.name != *name;
         // Where another key wants an object of somebody's, that is missing, too.
-        let rest = sizes.map(parts, others).unwrap_or_else(|| Value::map(Vec::new()));
-        let with = |value: Value| {
-            let mut pairs: Vec<(String, Value)> =
-                rest.pairs().map(|(key, value)| (key.to_owned(), value.clone())).collect();
-            pairs.push(((*name).to_owned(), value));
-            Value::map(pairs)
-        };
+        let rest = sizes.map(parts, others).unwrap_or_else(Value::empty_map);
+        let with = |value: Value| rest.with(name, value);
         refused(&format!("without \"{name}\""), &rest)?;
         refused(&format!("with nothing as \"{name}\""), &with(Value::NONE))?;
         let object = Value::object_without_interfaces("KOSMOGRAPH_TEST");

@@ -32,7 +32,7 @@ pub(super) fn tensor(shape: &[i64]) -> Value {
 /// What a socket of this type takes; `None` where it takes an object or something unknown.
 fn socket(type_name: &str) -> Option<Value> {
     let map = |pairs: &[(&str, Value)]| {
-        Value::map(pairs.iter().map(|(key, value)| (String::from(*key), value.clone())).collect())
+        Value::map(pairs.iter().map(|(key, value)| (*key, value.clone())))
     };
     Some(match type_name {
         "IMAGE" => tensor(&[1, SIDE, SIDE, 3]),

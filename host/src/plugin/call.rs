@@ -7,12 +7,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
 use kosmograph_abi as abi;
 use kosmograph_abi::table::{self, HOST_FUNCTIONS};
-use kosmograph_abi_check as check;
-use kosmograph_abi_check::conform::{self, Axes};
+use kosmograph_values::check;
+use kosmograph_values::conform::{self, Axes};
 use serde_json::Value as Json;
 
 use crate::preview::Preview;
-use crate::value::{Value, parts, text_bytes};
+use crate::value::{Checker, Value, parts, text_bytes};
 
 /// How much a line of log matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -260,8 +260,9 @@ pub(super) fn invoke(
     let left = frame.take_back();
     let past = raw.split_off(n_outputs);
     // All of them, before anything is returned: each carries a reference that is the host's now.
+    let mut checker = Checker::default();
     // SAFETY: node.h: what was written to `outputs` is a value with a reference that passes to the caller.
-    let values: Vec<_> = raw.into_iter().map(|raw| unsafe { Value::adopt(raw) }).collect();
+    let values: Vec<_> = raw.into_iter().map(|raw| unsafe { checker.adopt(raw) }).collect();
     if past.iter().any(|value| value.kind != UNTOUCHED.kind) {
         return Err(NodeFailure::broken(format!("{who} wrote past its {n_outputs} outputs")));
     }
@@ -338,57 +339,34 @@ pub(super) unsafe fn call_function(
     debug_assert_eq!(input.kind(), abi::MAP);
     let frame = Frame::lend(call);
     let mut output = std::ptr::null_mut();
-    // SAFETY: the caller's promise; the map is a value's by its kind, and alive, here and below.
-    let given = unsafe { input.as_raw().payload.map };
-    let context = (&raw const *frame).cast();
-    // SAFETY: as above.
+    let (context, given) = ((&raw const *frame).cast(), input.as_raw_map());
+    // SAFETY: the caller's promise; the map is a value's, and alive.
     let status = unsafe { function(this, context, given, &raw mut output) };
     let left = frame.take_back();
-    let output = (!output.is_null()).then(|| {
-        let payload = abi::Payload { map: output };
-        // SAFETY: node.h: a map that was written carries a reference that is the host's now.
-        unsafe { Value::adopt(abi::Value { kind: abi::MAP, reserved: 0, payload }) }
-    });
+    // SAFETY: node.h: a map that was written carries a reference that is the host's now.
+    let output = unsafe { Value::adopt_map(output) };
     judge(who, status, left)?;
     let broken = |what: String| NodeFailure::broken(format!("{who} {what}"));
     let output = match output {
         None => return Err(broken("says it is done, but gives no map".into())),
-        Some(Err(malformed)) => return Err(broken(format!("gives a map that {malformed}"))),
+        Some(Err(malformed)) => return Err(broken(format!("gives a value that {malformed}"))),
         Some(Ok(output)) => output,
     };
     if let Some(row) = row {
-        let mut axes = Axes::default();
-        // Whether what went in fits is the callee's to say; here it only names the axes.
-        // SAFETY: both maps are checked and alive.
-        let fits = unsafe {
-            let _ = conform::map(&*given, row.input, &mut axes);
-            conform::map(&*output.as_raw().payload.map, row.output, &mut axes)
-        };
+        let fits = conform::answer(row, input, &output);
         fits.map_err(|misfit| broken(format!("gives a wrong {misfit}")))?;
     }
     Ok(output)
 }
 
-fn query(object: &Value, id: &str) -> Option<Result<check::InterfaceFn, String>> {
-    if object.kind() != abi::OBJECT {
-        return None;
-    }
-    // SAFETY: an object by kind, checked and alive; the text is borrowed for the call, and the answer
-    // lives as long as the process.
-    unsafe {
-        let object = object.as_raw().payload.object;
-        check::interface(((*object).query)(object, abi::Str::new(id)))
-    }
-}
-
 /// Whether `object` is an object that offers the interface `id`.
 pub fn offers(object: &Value, id: &str) -> bool {
-    query(object, id).is_some()
+    object.interface(id).is_some()
 }
 
 /// The map that goes into an interface.
 pub fn input<const N: usize>(pairs: [(&str, Value); N]) -> Value {
-    Value::map(pairs.map(|(key, value)| (key.to_owned(), value)).into())
+    Value::map(pairs)
 }
 
 /// Calls an interface of an object with a map, by [`input`]; what goes in and out stands in node.h. What
@@ -408,7 +386,7 @@ pub fn call_interface(
             return Err(NodeFailure::failed(format!("{} offers no \"{id}\"", object.kind_name())));
         }
     };
-    let function = match query(object, id) {
+    let function = match object.interface(id) {
         None => return Err(NodeFailure::failed(format!("{who} is not offered"))),
         Some(Err(why)) => return Err(NodeFailure::failed(format!("{who} {why}"))),
         Some(Ok(function)) => function,
@@ -611,15 +589,12 @@ unsafe extern "C" fn preview(
     if input.is_null() || output.is_null() {
         return refused("there is no map to read, or to give".to_owned());
     }
-    let payload = abi::Payload { map: input.cast_mut() };
     // SAFETY: node.h: a map, borrowed for the call; looked at before it is believed.
-    let values = unsafe { Value::borrow(&abi::Value { kind: abi::MAP, reserved: 0, payload }) };
-    let values = match values {
+    let values = match unsafe { Value::borrow_map(input) } {
         Ok(values) => values,
-        Err(malformed) => return refused(format!("the map {malformed}")),
+        Err(malformed) => return refused(format!("the value {malformed}")),
     };
-    // SAFETY: checked just now, and alive.
-    let fits = unsafe { conform::map(&*input, HOST_FUNCTIONS[0].input, &mut Axes::default()) };
+    let fits = conform::map(&values, HOST_FUNCTIONS[0].input, &mut Axes::default());
     if let Err(misfit) = fits {
         return refused(misfit.to_string());
     }
@@ -630,7 +605,7 @@ unsafe extern "C" fn preview(
     match painted {
         Ok(()) => {
             // SAFETY: node.h: where the map is written.
-            unsafe { output.write(Value::map(Vec::new()).into_raw().payload.map) };
+            unsafe { output.write(Value::empty_map().into_raw().payload.map) };
             abi::OK
         }
         Err(why) => refused(why),

@@ -1,179 +1,50 @@
 //! The nodes as a host calls them: through the library's one symbol, with a small host made here.
 
-use std::cell::RefCell;
 use std::fs;
 use std::path::Path;
 
 use kosmograph_image as _;
 use node::abi;
-use node::{Tensor, Value};
+use node::testing::{Host, Library, this_library};
+use node::{Error, Result, Tensor, Value};
 use serde_json::Value as Json;
 
-unsafe extern "C" {
-    /// The library's one symbol, as a host finds it.
-    safe fn kosmograph_library_v1() -> *const abi::Library;
+/// A host that writes to `folder`.
+fn host(folder: &Path) -> Host {
+    let folder = folder.to_str().unwrap();
+    Host::new()
+        .with("output_directory", folder)
+        .with("temp_directory", folder)
+        .with("prompt", r#"{"1": {"text": "Käse 🧀"}}"#)
 }
 
-/// A host that keeps what it is told.
-#[repr(C)]
-struct Host {
-    context: abi::Context,
-    properties: Vec<(&'static str, String)>,
-    failure: RefCell<Option<(String, String)>>,
-    outputs: RefCell<Vec<Json>>,
-    /// Asks to stop when it is asked, and from this step on.
-    stops: bool,
-    stops_at: u64,
+/// Runs a node with its inputs in order; those that are left out have their defaults.
+fn run(host: &Host, class: &str, inputs: Vec<Value>) -> Result<Vec<Value>> {
+    let library: Library = this_library!();
+    let specs = library.node(class)["inputs"].as_array().unwrap();
+    assert!(inputs.len() <= specs.len());
+    let names = specs.iter().map(|spec| spec["name"].as_str().unwrap());
+    let inputs: Vec<(&str, Value)> = names.zip(inputs).collect();
+    host.run(&library, class, &inputs)
 }
 
-/// # Safety
-/// `context` is the first field of a [`Host`].
-unsafe fn host<'a>(context: *const abi::Context) -> &'a Host {
-    // SAFETY: the caller's promise.
-    unsafe { &*context.cast::<Host>() }
-}
-
-unsafe fn text(text: abi::Str) -> String {
-    // SAFETY: node.h: borrowed for the call.
-    String::from_utf8(unsafe { text.as_bytes() }.to_vec()).unwrap()
-}
-
-unsafe extern "C" fn log(_: *const abi::Context, _: abi::LogLevel, _: abi::Str) {}
-
-unsafe extern "C" fn progress(context: *const abi::Context, step: u64, _: u64) -> i32 {
-    // SAFETY: made by `Host::new`.
-    let host = unsafe { host(context) };
-    i32::from(host.stops || step >= host.stops_at)
-}
-
-unsafe extern "C" fn fail(context: *const abi::Context, input: abi::Str, sentence: abi::Str) {
-    // SAFETY: made by `Host::new`; the texts are for the call.
-    unsafe { *host(context).failure.borrow_mut() = Some((text(input), text(sentence))) };
-}
-
-unsafe extern "C" fn property(context: *const abi::Context, name: abi::Str, value: *mut abi::Str) {
-    // SAFETY: as in `fail`.
-    let (host, name) = unsafe { (host(context), text(name)) };
-    let known = host.properties.iter().find(|(known, _)| *known == name);
-    // SAFETY: node.h: there is room for the answer.
-    unsafe { *value = abi::Str::new(known.map_or("", |(_, value)| value)) };
-}
-
-unsafe extern "C" fn output(context: *const abi::Context, json: abi::Str) {
-    // SAFETY: as in `fail`.
-    let (host, json) = unsafe { (host(context), text(json)) };
-    let told: Json = serde_json::from_str(&json).unwrap();
-    match told.get("making") {
+/// Which files were told.
+fn saved(host: &Host) -> Vec<Json> {
+    let (making, saved): (Vec<_>, Vec<_>) =
+        host.outputs().into_iter().partition(|told| told.get("making").is_some());
+    for told in making {
         // The file has no name yet.
-        Some(item) => assert!(item["filename"].as_str().unwrap().starts_with('.')),
-        None => host.outputs.borrow_mut().push(told),
+        assert!(told["making"]["filename"].as_str().unwrap().starts_with('.'));
     }
+    saved
 }
 
-unsafe extern "C" fn no_string(_: *const abi::Context, _: abi::Str) -> *mut abi::KgString {
-    std::ptr::null_mut()
-}
-
-unsafe extern "C" fn no_list(
-    _: *const abi::Context,
-    _: *const abi::Value,
-    _: usize,
-) -> *mut abi::List {
-    std::ptr::null_mut()
-}
-
-unsafe extern "C" fn no_map(
-    _: *const abi::Context,
-    _: *const abi::Str,
-    _: *const abi::Value,
-    _: usize,
-) -> *mut abi::Map {
-    std::ptr::null_mut()
-}
-
-unsafe extern "C" fn nothing_more(_: *const abi::Context, _: abi::Str) -> *const abi::Interface {
-    std::ptr::null()
-}
-
-unsafe extern "C" fn no_tensor(
-    _: *const abi::Context,
-    _: abi::DLDataType,
-    _: i32,
-    _: *const i64,
-) -> *mut abi::Tensor {
-    std::ptr::null_mut()
-}
-
-#[derive(Debug)]
-enum Failure {
-    Cancelled,
-    Failed { input: String, sentence: String },
-}
-
-impl Host {
-    fn new(folder: &Path) -> Host {
-        let folder = folder.to_str().unwrap().to_owned();
-        let context = abi::Context {
-            size: size_of::<abi::Context>() as u32,
-            reserved: 0,
-            log,
-            progress,
-            fail,
-            property,
-            output,
-            new_string: no_string,
-            new_list: no_list,
-            new_map: no_map,
-            new_tensor: no_tensor,
-            extension: nothing_more,
-        };
-        let properties = vec![
-            ("output_directory", folder.clone()),
-            ("temp_directory", folder),
-            ("prompt", r#"{"1": {"text": "Käse 🧀"}}"#.to_owned()),
-        ];
-        let (failure, outputs) = (RefCell::new(None), RefCell::new(Vec::new()));
-        Host { context, properties, failure, outputs, stops: false, stops_at: u64::MAX }
+/// What went wrong, and with which input.
+fn failed(result: Result<Vec<Value>>) -> (String, String) {
+    match result {
+        Err(Error::Failed { input, sentence }) => (input.unwrap_or_default(), sentence),
+        other => panic!("{other:?} is no failure"),
     }
-
-    fn run(
-        &self,
-        class: &str,
-        inputs: Vec<Value>,
-        n_outputs: usize,
-    ) -> Result<Vec<Value>, Failure> {
-        // SAFETY: the library obeys node.h.
-        let library = unsafe { &*kosmograph_library_v1() };
-        let nodes = descriptor()["nodes"].clone();
-        let index = nodes.as_array().unwrap().iter().position(|node| node["class"] == class);
-        let raw: Vec<abi::Value> = inputs.iter().map(|value| *value.as_raw()).collect();
-        let mut outputs: Vec<abi::Value> = (0..n_outputs).map(|_| Value::NONE.into_raw()).collect();
-        // SAFETY: borrowed inputs and room for the outputs, as node.h has it.
-        let status = unsafe {
-            (library.run)(
-                index.unwrap() as u32,
-                (&raw const *self).cast(),
-                raw.as_ptr(),
-                raw.len(),
-                outputs.as_mut_ptr(),
-                outputs.len(),
-            )
-        };
-        match status {
-            // SAFETY: each output carries one reference, which passes to us.
-            abi::OK => Ok(outputs.into_iter().map(|v| unsafe { Value::from_raw(v) }).collect()),
-            abi::CANCELLED => Err(Failure::Cancelled),
-            _ => {
-                let (input, sentence) = self.failure.take().unwrap();
-                Err(Failure::Failed { input, sentence })
-            }
-        }
-    }
-}
-
-fn descriptor() -> Json {
-    // SAFETY: the library obeys node.h.
-    unsafe { serde_json::from_str(&text((*kosmograph_library_v1()).descriptor)).unwrap() }
 }
 
 fn picture(shape: [usize; 4]) -> Value {
@@ -193,13 +64,8 @@ fn string(text: &str) -> Value {
 
 #[test]
 fn inputs_are_comfyuis() {
-    let scale = descriptor()["nodes"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .find(|node| node["class"] == "ImageScale")
-        .unwrap()
-        .clone();
+    let library = this_library!();
+    let scale = library.node("ImageScale");
     let names: Vec<&str> = scale["inputs"]
         .as_array()
         .unwrap()
@@ -214,18 +80,18 @@ fn inputs_are_comfyuis() {
 #[test]
 fn a_saved_picture_is_loaded_again() {
     let folder = tempfile::tempdir().unwrap();
-    let host = Host::new(folder.path());
+    let host = host(folder.path());
     let image = picture([2, 5, 7, 3]);
-    let passed = host.run("SaveImage", vec![image.clone(), string("a/b%width%")], 1).unwrap();
+    let passed = run(&host, "SaveImage", vec![image.clone(), string("a/b%width%")]).unwrap();
     assert_eq!(values(&passed[0]), values(&image), "the pictures are passed on");
-    let outputs = host.outputs.borrow();
+    let outputs = saved(&host);
     assert_eq!(outputs.len(), 2, "each picture is told by itself");
     let saved = &outputs[1]["images"][0];
     assert_eq!(saved["filename"], "b7_00002_.png");
     assert_eq!((&saved["subfolder"], &saved["type"]), (&"a".into(), &"output".into()));
 
     let file = folder.path().join("a/b7_00002_.png");
-    let loaded = host.run("LoadImage", vec![string(file.to_str().unwrap())], 2).unwrap();
+    let loaded = run(&host, "LoadImage", vec![string(file.to_str().unwrap())]).unwrap();
     let (shape, pixels) = values(&loaded[0]);
     assert_eq!((shape, &pixels[..]), (vec![1, 5, 7, 3], &values(&image).1[105..]));
     assert_eq!(values(&loaded[1]), (vec![1, 64, 64], vec![0.0; 64 * 64]));
@@ -241,9 +107,9 @@ fn a_saved_picture_is_loaded_again() {
 #[test]
 fn a_preview_goes_to_the_temporary_folder() {
     let folder = tempfile::tempdir().unwrap();
-    let host = Host::new(folder.path());
-    host.run("PreviewImage", vec![picture([1, 4, 4, 4])], 1).unwrap();
-    let shown = host.outputs.borrow()[0]["images"][0].clone();
+    let host = host(folder.path());
+    run(&host, "PreviewImage", vec![picture([1, 4, 4, 4])]).unwrap();
+    let shown = saved(&host)[0]["images"][0].clone();
     assert_eq!(shown["type"], "temp");
     let name = shown["filename"].as_str().unwrap();
     assert!(name.starts_with("ComfyUI_temp_") && name.ends_with("_00001_.png"), "{name}");
@@ -253,26 +119,22 @@ fn a_preview_goes_to_the_temporary_folder() {
 #[test]
 fn nothing_is_saved_outside_or_after_a_stop() {
     let folder = tempfile::tempdir().unwrap();
-    let mut host = Host::new(folder.path());
+    let host = host(folder.path());
     let inputs = vec![picture([1, 4, 4, 3]), string("../a")];
-    match host.run("SaveImage", inputs, 1).unwrap_err() {
-        Failure::Failed { sentence, .. } => assert!(sentence.contains("leads out of")),
-        Failure::Cancelled => panic!("it was not asked to stop"),
-    }
-    host.stops = true;
-    let stopped = host.run("SaveImage", vec![picture([1, 4, 4, 3]), string("a")], 1);
-    assert!(matches!(stopped, Err(Failure::Cancelled)));
+    assert!(failed(run(&host, "SaveImage", inputs)).1.contains("leads out of"));
+    let host = host.stop_at(0);
+    let stopped = run(&host, "SaveImage", vec![picture([1, 4, 4, 3]), string("a")]);
+    assert!(matches!(stopped, Err(Error::Cancelled)));
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 
 #[test]
 fn what_was_saved_before_a_stop_is_told() {
     let folder = tempfile::tempdir().unwrap();
-    let mut host = Host::new(folder.path());
-    host.stops_at = 2;
-    let stopped = host.run("SaveImage", vec![picture([4, 4, 4, 3]), string("a")], 1);
-    assert!(matches!(stopped, Err(Failure::Cancelled)));
-    let outputs = host.outputs.borrow();
+    let host = host(folder.path()).stop_at(2);
+    let stopped = run(&host, "SaveImage", vec![picture([4, 4, 4, 3]), string("a")]);
+    assert!(matches!(stopped, Err(Error::Cancelled)));
+    let outputs = saved(&host);
     let names: Vec<&str> =
         outputs.iter().map(|output| output["images"][0]["filename"].as_str().unwrap()).collect();
     assert_eq!(names, ["a_00001_.png", "a_00002_.png"]);
@@ -308,22 +170,16 @@ fn giant(shape: [i64; 4]) -> Value {
         Box::into_raw(Box::new(abi::Tensor { base, dl: &raw const *dl, to_dlpack: no_dlpack }));
     let payload = abi::Payload { tensor };
     // SAFETY: a tensor as node.h wants it, alive for ever.
-    unsafe { Value::from_raw(abi::Value { kind: abi::TENSOR, reserved: 0, payload }) }
+    unsafe { Value::adopt(abi::Value { kind: abi::TENSOR, reserved: 0, payload }) }.unwrap()
 }
 
 #[test]
 fn what_memory_does_not_hold_is_refused_with_the_sum() {
     let folder = tempfile::tempdir().unwrap();
-    let host = Host::new(folder.path());
-    let told = |class: &str, inputs: Vec<Value>, outputs: usize| match host
-        .run(class, inputs, outputs)
-        .unwrap_err()
-    {
-        Failure::Failed { sentence, .. } => sentence,
-        Failure::Cancelled => panic!("it was not asked to stop"),
-    };
+    let host = host(folder.path());
+    let told = |class: &str, inputs: Vec<Value>| failed(run(&host, class, inputs)).1;
     let numbers = |numbers: &[i64]| numbers.iter().map(|n| Value::from(*n)).collect::<Vec<_>>();
-    let sentence = told("EmptyImage", numbers(&[16384, 16384, 4096, 0]), 1);
+    let sentence = told("EmptyImage", numbers(&[16384, 16384, 4096, 0]));
     assert!(
         sentence.starts_with("the pictures would take 13.2 TB (4096 x 16384 x 16384 x 3 numbers"),
         "{sentence}"
@@ -331,14 +187,14 @@ fn what_memory_does_not_hold_is_refused_with_the_sum() {
     // A chain of ImageBatch that doubles ends here, and all that copy what is seen and is not there.
     let giant = || giant([1 << 20, 16384, 16384, 3]);
     let method = || string("bilinear");
-    for (class, inputs, outputs) in [
-        ("ImageBatch", vec![giant(), giant()], 1),
-        ("ImageInvert", vec![giant()], 1),
-        ("ImageScaleBy", vec![giant(), method(), 1.0.into()], 1),
-        ("ImageScale", vec![giant(), method(), 64i64.into(), 64i64.into(), string("center")], 1),
-        ("SaveImage", vec![giant(), string("a")], 1),
+    for (class, inputs) in [
+        ("ImageBatch", vec![giant(), giant()]),
+        ("ImageInvert", vec![giant()]),
+        ("ImageScaleBy", vec![giant(), method(), 1.0.into()]),
+        ("ImageScale", vec![giant(), method(), 64i64.into(), 64i64.into(), string("center")]),
+        ("SaveImage", vec![giant(), string("a")]),
     ] {
-        let sentence = told(class, inputs, outputs);
+        let sentence = told(class, inputs);
         assert!(sentence.contains(" would take 3.38 PB ("), "{class}: {sentence}");
     }
 }
@@ -346,54 +202,50 @@ fn what_memory_does_not_hold_is_refused_with_the_sum() {
 #[test]
 fn sizes_are_those_asked_for() {
     let folder = tempfile::tempdir().unwrap();
-    let host = Host::new(folder.path());
+    let host = host(folder.path());
     for method in ["nearest-exact", "bilinear", "area", "bicubic", "lanczos"] {
         for crop in ["disabled", "center"] {
             let inputs =
                 vec![picture([2, 6, 9, 3]), string(method), 4i64.into(), 0i64.into(), string(crop)];
-            let scaled = host.run("ImageScale", inputs, 1).unwrap();
+            let scaled = run(&host, "ImageScale", inputs).unwrap();
             assert_eq!(values(&scaled[0]).0, [2, 3, 4, 3], "{method}, {crop}");
         }
         let inputs = vec![picture([1, 6, 9, 4]), string(method), 1.5.into()];
-        let scaled = host.run("ImageScaleBy", inputs, 1).unwrap();
+        let scaled = run(&host, "ImageScaleBy", inputs).unwrap();
         assert_eq!(values(&scaled[0]).0, [1, 9, 14, 4], "13.5 rounds to even");
     }
     let batch = vec![picture([2, 6, 9, 3]), picture([1, 3, 3, 1])];
-    assert_eq!(values(&host.run("ImageBatch", batch, 1).unwrap()[0]).0, [3, 6, 9, 3]);
+    assert_eq!(values(&run(&host, "ImageBatch", batch).unwrap()[0]).0, [3, 6, 9, 3]);
     let numbers = [8i64, 0, 0, 16, 2].map(Value::from);
     let inputs = [picture([1, 6, 9, 3])].into_iter().chain(numbers).collect();
-    let padded = host.run("ImagePadForOutpaint", inputs, 2).unwrap();
+    let padded = run(&host, "ImagePadForOutpaint", inputs).unwrap();
     assert_eq!(values(&padded[0]).0, [1, 22, 17, 3]);
     assert_eq!(values(&padded[1]).0, [1, 22, 17]);
-    let (_, inverted) =
-        values(&host.run("ImageInvert", vec![picture([1, 1, 2, 3])], 1).unwrap()[0]);
+    let (_, inverted) = values(&run(&host, "ImageInvert", vec![picture([1, 1, 2, 3])]).unwrap()[0]);
     assert_eq!(inverted[..2], [1.0, 1.0 - 38.0 / 255.0]);
 }
 
 #[test]
 fn edges_are_white_on_black_and_thresholds_in_order() {
     let folder = tempfile::tempdir().unwrap();
-    let host = Host::new(folder.path());
+    let host = host(folder.path());
     let step = (0..8 * 8).map(|i| if i % 8 < 4 { 0.0 } else { 1.0 }).collect();
     let step = Tensor::from_f32(&[1, 8, 8, 1], step).unwrap().into_value();
-    let found = host.run("Canny", vec![step.clone(), 0.4.into(), 0.8.into()], 1).unwrap();
+    let found = run(&host, "Canny", vec![step.clone(), 0.4.into(), 0.8.into()]).unwrap();
     let (shape, edges) = values(&found[0]);
     assert_eq!(shape, [1, 8, 8, 3]);
     for (i, pixel) in edges.chunks(3).enumerate() {
         assert_eq!(pixel, if i % 8 == 3 { [1.0; 3] } else { [0.0; 3] });
     }
-    match host.run("Canny", vec![step, 0.8.into(), 0.4.into()], 1).unwrap_err() {
-        Failure::Failed { input, .. } => assert_eq!(input, "low_threshold"),
-        Failure::Cancelled => panic!("it was not asked to stop"),
-    }
+    assert_eq!(failed(run(&host, "Canny", vec![step, 0.8.into(), 0.4.into()])).0, "low_threshold");
 }
 
 #[test]
 fn masks_and_hints_have_their_shapes() {
     let folder = tempfile::tempdir().unwrap();
-    let host = Host::new(folder.path());
+    let host = host(folder.path());
     let run = |class: &str, inputs: Vec<Value>| {
-        let made = host.run(class, inputs, 1);
+        let made = run(&host, class, inputs);
         values(&made.unwrap_or_else(|failure| panic!("{class}: {failure:?}"))[0])
     };
     let mask = || {
@@ -403,10 +255,8 @@ fn masks_and_hints_have_their_shapes() {
     assert_eq!(run("MaskToImage", vec![mask()]).0, [2, 6, 9, 3]);
     let (shape, red) = run("ImageToMask", vec![picture([1, 2, 3, 4]), string("red")]);
     assert_eq!((shape, red[1]), (vec![1, 2, 3], values(&picture([1, 2, 3, 4])).1[4]));
-    match host.run("ImageToMask", vec![picture([1, 2, 3, 3]), string("alpha")], 1).unwrap_err() {
-        Failure::Failed { input, .. } => assert_eq!(input, "channel"),
-        Failure::Cancelled => panic!("it was not asked to stop"),
-    }
+    let alpha = vec![picture([1, 2, 3, 3]), string("alpha")];
+    assert_eq!(failed(self::run(&host, "ImageToMask", alpha)).0, "channel");
     assert_eq!(run("InvertMask", vec![mask()]).1[0], 1.0);
     let (_, hard) = run("ThresholdMask", vec![mask(), 0.5.into()]);
     assert_eq!((hard[54], hard[55]), (0.0, 1.0), "a half is not above a half");
@@ -462,7 +312,7 @@ fn masks_and_hints_have_their_shapes() {
 
     let grey_alpha = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/pictures/rgba.png");
     let file = || string(grey_alpha.to_str().unwrap());
-    let loaded = host.run("LoadImage", vec![file()], 2).unwrap();
+    let loaded = self::run(&host, "LoadImage", vec![file()]).unwrap();
     assert_eq!(run("LoadImageMask", vec![file(), string("alpha")]), values(&loaded[1]));
     let green = values(&loaded[0]).1[1];
     assert_eq!(run("LoadImageMask", vec![file(), string("green")]).1[0], green);

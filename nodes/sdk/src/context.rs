@@ -130,14 +130,11 @@ impl<'a> Context<'a> {
         // SAFETY: node.h: an interface that the host offers, called with the context that gave it, while the
         // call lasts.
         let status = unsafe {
-            let given = input.as_raw().payload.map;
+            let given = input.counted().as_raw_map();
             ((*interface).call)(std::ptr::null_mut(), self.raw, given, &raw mut output)
         };
-        if !output.is_null() {
-            let payload = abi::Payload { map: output };
-            // SAFETY: node.h: the map that was written carries one reference, which is ours.
-            drop(unsafe { Value::from_raw(abi::Value { kind: abi::MAP, reserved: 0, payload }) });
-        }
+        // SAFETY: node.h: the map that was written carries one reference, which is ours.
+        drop(unsafe { kosmograph_values::Value::adopt_map(output) });
         match status {
             abi::OK => Ok(()),
             _ => Err(Error::new("the host could not show a preview")),

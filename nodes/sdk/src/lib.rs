@@ -31,7 +31,8 @@
 //! against the declaration before [`Node::run`] sees them; a panic inside is an error of that node. What
 //! crosses the boundary, and who owns it, stands in `node.h` (crate `kosmograph-abi`), whose words the
 //! types here keep: a [`Value`] is what travels along a link, a [`Tensor`] is DLPack's, an [`Object`] has
-//! interfaces. No type of this crate knows of a tensor library; `kosmograph-sdk-candle` adds candle.
+//! interfaces. No type of this crate knows of a tensor library; `kosmograph-sdk-candle` adds candle. A
+//! library's tests run its nodes with the small host of [`testing`].
 
 // So that the macros' `node::…` paths and the example above mean this crate here too.
 extern crate self as node;
@@ -45,7 +46,6 @@ pub use kosmograph_sdk_derive::Inputs;
 pub use serde_json::json;
 
 mod context;
-mod counted;
 mod error;
 mod input;
 pub mod interface;
@@ -53,6 +53,7 @@ mod library;
 mod object;
 mod sockets;
 mod tensor;
+pub mod testing;
 mod value;
 
 pub use context::{Context, Preview};

@@ -4,11 +4,11 @@ use std::any::Any;
 
 use kosmograph_abi as abi;
 use kosmograph_abi::table;
-use kosmograph_abi_check as check;
-use kosmograph_abi_check::conform::{self, Axes, Misfit};
+use kosmograph_values as counted;
+use kosmograph_values::check;
+use kosmograph_values::conform::{self, Axes, Misfit};
 
 use crate::context::guard;
-use crate::counted::Allocated;
 use crate::{Context, Error, Result, Tensor, Value};
 
 /// A reference to an object, whichever library it lives in.
@@ -63,8 +63,7 @@ unsafe extern "C" fn call<T: Export, I: Interface<T>>(
 ) -> abi::Status {
     let body = |cx: &Context<'_>, input: &Arguments| {
         // SAFETY: node.h: the object is alive, and this table is only reachable from objects of type T.
-        let object = unsafe { Allocated::recognise(object.cast_const()) }
-            .and_then(|allocated| allocated.owner.downcast_ref::<T>())
+        let object = unsafe { counted::Value::owner_of::<T>(object) }
             .ok_or_else(|| Error::new(format!("{} was called with another's object", I::ID)))?;
         I::call(object, cx, input)
     };
@@ -89,17 +88,17 @@ pub(crate) unsafe fn answer(
         if input.is_null() || output.is_null() {
             return Err(Error::new(format!("{id} was called without a map to read or to give")));
         }
-        let payload = abi::Payload { map: input.cast_mut() };
-        let raw = abi::Value { kind: abi::MAP, reserved: 0, payload };
         // SAFETY: node.h: a map, borrowed for the call; looked at before it is believed.
-        let values = unsafe { borrow_values(&raw const raw, 1) }?;
-        let [input] = &values[..] else { return Err(Error::new("there is no map")) };
+        let input = unsafe { counted::Value::borrow_map(input) }.map_err(|fault| {
+            Error::new(format!(
+                "{id} was called with a value that {fault}; whoever calls breaks the boundary's rules"
+            ))
+        })?;
         if let Some(row) = row {
-            // SAFETY: checked just now, and alive.
-            let fits = unsafe { conform::map(&*payload.map, row.input, &mut Axes::default()) };
+            let fits = conform::map(&input, row.input, &mut Axes::default());
             fits.map_err(|Misfit { place, what }| Error::at(&place, what))?;
         }
-        let made = body(cx, &Arguments(input))?;
+        let made = body(cx, &Arguments(&input.into()))?;
         if made.kind() != abi::MAP {
             return Err(Error::new(format!("{id} made no map; this is a mistake in the library")));
         }
@@ -185,18 +184,10 @@ impl Arguments<'_> {
 /// `values` points at `count` values whose pointers lead to what node.h says, where they are not NULL and
 /// aligned; or `count` is 0.
 pub(crate) unsafe fn borrow_values(values: *const abi::Value, count: usize) -> Result<Vec<Value>> {
-    let borrow = |i: usize| {
-        // SAFETY: the caller's promise, here and below.
-        let value = unsafe { &*values.add(i) };
-        unsafe { check::check(value) }.map_err(|malformed| {
-            Error::new(format!(
-                "value number {i} of the call {malformed}; whoever calls breaks the boundary's rules"
-            ))
-        })?;
-        // SAFETY: checked, and alive for the call.
-        Ok(unsafe { Value::borrow_raw(value) })
-    };
-    (0..count).map(borrow).collect()
+    // SAFETY: the caller's promise.
+    let values = unsafe { check::Checker::default().borrow_all(values, count) };
+    let broken = |why| Error::new(format!("{why}; whoever calls breaks the boundary's rules"));
+    Ok(values.map_err(broken)?.into_iter().map(Value::from).collect())
 }
 
 /// # Safety
@@ -221,7 +212,7 @@ pub(crate) unsafe fn write_values(
 
 unsafe extern "C" fn query<T: Export>(_: *mut abi::Object, id: abi::Str) -> *const abi::Interface {
     // SAFETY: node.h: borrowed text, alive for the call.
-    let id = unsafe { id.as_bytes() };
+    let id = unsafe { check::bytes(id) }.unwrap_or_default();
     let entry = T::INTERFACES.iter().find(|entry| entry.id.as_bytes() == id);
     entry.map_or(std::ptr::null(), |entry| &raw const entry.table)
 }
@@ -229,21 +220,13 @@ unsafe extern "C" fn query<T: Export>(_: *mut abi::Object, id: abi::Str) -> *con
 impl Object {
     /// Hands out `inner` as an object with the interfaces of its type.
     pub fn new<T: Export>(inner: T) -> Self {
-        let header = abi::Object {
-            base: Allocated::<abi::Object>::base(),
-            type_name: abi::Str::new(T::TYPE),
-            query: query::<T>,
-        };
-        let object = Allocated::allocate(header, Box::new(inner));
-        let raw = abi::Value { kind: abi::OBJECT, reserved: 0, payload: abi::Payload { object } };
-        // SAFETY: a fresh value that obeys node.h, with its one reference.
-        Self(unsafe { Value::from_raw(raw) })
+        // SAFETY: `query` finds interfaces that are called with objects of this type.
+        Self(unsafe { counted::Value::object(T::TYPE, query::<T>, inner) }.into())
     }
 
-    /// `value` is of kind OBJECT.
-    pub(crate) fn from_value(value: Value) -> Self {
-        debug_assert_eq!(value.kind(), abi::OBJECT);
-        Self(value)
+    /// `None` for a value of any other kind.
+    pub(crate) fn from_value(value: Value) -> Option<Self> {
+        (value.kind() == abi::OBJECT).then_some(Self(value))
     }
 
     pub fn into_value(self) -> Value {
@@ -257,16 +240,13 @@ impl Object {
 
     /// The socket type it fits.
     pub fn type_name(&self) -> String {
-        // SAFETY: alive while `self` is.
-        let bytes = unsafe { (*self.raw()).type_name.as_bytes() };
-        String::from_utf8_lossy(bytes).into_owned()
+        self.0.counted().object_type().unwrap_or_default().to_owned()
     }
 
     /// The Rust value behind an object of this same library, so that a family of nodes pays nothing for
     /// the boundary inside itself.
     pub fn local<T: Export>(&self) -> Option<&T> {
-        // SAFETY: alive while `self` is.
-        unsafe { Allocated::recognise(self.raw().cast_const()) }?.owner.downcast_ref()
+        self.0.counted().object_owner()
     }
 
     pub fn offers(&self, id: &str) -> bool {
@@ -274,9 +254,7 @@ impl Object {
     }
 
     fn interface(&self, id: &str) -> Option<Result<check::InterfaceFn, String>> {
-        // SAFETY: node.h: `query` may be called while the object is alive, and the answer lives as long as
-        // the process.
-        unsafe { check::interface(((*self.raw()).query)(self.raw(), abi::Str::new(id))) }
+        self.0.counted().interface(id)
     }
 
     /// Calls an interface by its name, with values by name; what goes in and comes out stands in node.h. What
@@ -305,26 +283,13 @@ impl Object {
         let mut output = std::ptr::null_mut();
         let failure = std::sync::Mutex::new(None);
         let relay = Relay::new(cx, &failure);
-        // SAFETY: a map by its kind, alive until the end of this function, here and below.
-        let given = unsafe { input.as_raw().payload.map };
         // SAFETY: node.h: the interface belongs to this live object; the input is borrowed for the call.
-        let status = unsafe { function(self.raw(), &relay.context, given, &raw mut output) };
-        // Whatever the status, what was written carries a reference that is ours now.
-        let output = (!output.is_null()).then(|| {
-            let payload = abi::Payload { map: output };
-            let raw = abi::Value { kind: abi::MAP, reserved: 0, payload };
-            // SAFETY: node.h: a pointer that was written leads to what it says, where it is aligned.
-            match unsafe { check::check(&raw) } {
-                // SAFETY: checked just now, here and below.
-                Ok(()) => Ok(unsafe { Value::from_raw(raw) }),
-                Err(fault) => {
-                    if fault.releasable {
-                        drop(unsafe { Value::from_raw(raw) });
-                    }
-                    Err(fault)
-                }
-            }
-        });
+        let status = unsafe {
+            function(self.raw(), &relay.context, input.counted().as_raw_map(), &raw mut output)
+        };
+        // SAFETY: node.h: whatever the status, what was written leads to what it says, where it is aligned,
+        // and carries a reference that is ours now.
+        let output = unsafe { counted::Value::adopt_map(output) };
         match status {
             abi::OK => (),
             abi::CANCELLED => return Err(Error::Cancelled),
@@ -338,21 +303,15 @@ impl Object {
         let output = match output {
             None => return Err(self.broken(id, "says it is done, but gives no map")),
             Some(Err(fault)) => {
-                return Err(self.broken(id, &format!("gave a map that {fault}")));
+                return Err(self.broken(id, &format!("gave a value that {fault}")));
             }
             Some(Ok(output)) => output,
         };
         if let Some(row) = table::interface(id) {
-            let mut axes = Axes::default();
-            // Whether what went in fits is the callee's to say; here it only names the axes.
-            // SAFETY: both maps are checked and alive.
-            let fits = unsafe {
-                let _ = conform::map(&*given, row.input, &mut axes);
-                conform::map(&*output.as_raw().payload.map, row.output, &mut axes)
-            };
+            let fits = conform::answer(row, input.counted(), &output);
             fits.map_err(|misfit| self.broken(id, &format!("gave a wrong {misfit}")))?;
         }
-        Ok(output)
+        Ok(output.into())
     }
 }
 
@@ -360,10 +319,37 @@ impl Object {
     /// The error that an interface of this object broke a rule: `what` it did.
     fn broken(&self, id: &str, what: &str) -> Error {
         let kind = self.type_name();
+        let library = self.library().map_or(String::new(), |name| format!(" {name}"));
         Error::new(format!(
-            "\"{id}\" of this {kind} {what}; its library breaks the boundary's rules"
+            "\"{id}\" of this {kind} {what}; its library{library} breaks the boundary's rules"
         ))
     }
+
+    /// The name of the file that its functions are in, "libdenoiser.so"; `None` where the system does not say.
+    fn library(&self) -> Option<String> {
+        // SAFETY: alive while `self` is.
+        let function = unsafe { (*self.raw()).query } as *const std::ffi::c_void;
+        file_of(function)
+    }
+}
+
+#[cfg(unix)]
+fn file_of(function: *const std::ffi::c_void) -> Option<String> {
+    // SAFETY: NULL pointers are what dladdr may leave.
+    let mut found: libc::Dl_info = unsafe { std::mem::zeroed() };
+    // SAFETY: room for the answer; any address may be asked for.
+    if unsafe { libc::dladdr(function, &mut found) } == 0 || found.dli_fname.is_null() {
+        return None;
+    }
+    // SAFETY: a path that lives as long as its library, which is never unloaded (node.h).
+    let path = unsafe { std::ffi::CStr::from_ptr(found.dli_fname) }.to_string_lossy();
+    let name = std::path::Path::new(&*path).file_name()?;
+    Some(name.to_string_lossy().into_owned())
+}
+
+#[cfg(not(unix))]
+fn file_of(_: *const std::ffi::c_void) -> Option<String> {
+    None
 }
 
 /// A context for a call across libraries: the host's own, but `fail` comes to the caller first, who may
@@ -415,8 +401,11 @@ unsafe extern "C" fn relay_progress(cx: *const abi::Context, step: u64, steps: u
 unsafe extern "C" fn relay_fail(cx: *const abi::Context, _input: abi::Str, sentence: abi::Str) {
     // The input's name is the callee's own and would mislead: the caller's inputs have other names.
     // SAFETY: see above; the text is borrowed for this call and copied.
-    let (relay, bytes) = unsafe { (relay(cx), sentence.as_bytes()) };
-    let error = Error::new(String::from_utf8_lossy(bytes));
+    let (relay, text) = unsafe { (relay(cx), check::bytes(sentence)) };
+    let error = match text {
+        Ok(bytes) => Error::new(String::from_utf8_lossy(bytes)),
+        Err(why) => Error::new(format!("(a text that {why})")),
+    };
     *relay.failure.lock().unwrap_or_else(|e| e.into_inner()) = Some(error);
 }
 unsafe extern "C" fn relay_property(cx: *const abi::Context, name: abi::Str, value: *mut abi::Str) {
@@ -471,9 +460,9 @@ unsafe extern "C" fn relay_extension(
         call: relay_preview,
     };
     // SAFETY: see above.
-    let (offered, name) = unsafe { (relay_offered(cx, name), name.as_bytes()) };
+    let (offered, name) = unsafe { (relay_offered(cx, name), check::bytes(name)) };
     match name {
-        b"preview/1" if !offered.is_null() => &raw const PREVIEW,
+        Ok(b"preview/1") if !offered.is_null() => &raw const PREVIEW,
         _ => std::ptr::null(),
     }
 }

@@ -1,298 +1,221 @@
 //! [`Value`]: what travels along a link, with its reference counted by Rust's rules.
 
 use kosmograph_abi as abi;
+use kosmograph_values as counted;
 
-use crate::counted::Allocated;
-use crate::{Object, Tensor};
+use crate::{Error, Object, Result, Tensor};
 
 /// A value of the boundary that this code holds a reference to: dropping it releases, cloning retains.
-pub struct Value(abi::Value);
+///
+/// Everything reachable through it was checked and is immutable. Counting, checking and reading are the
+/// crate `kosmograph-values`; this is its value as a node meets it.
+// Transparent, so that a slice of those is a slice of these.
+#[derive(Clone)]
+#[repr(transparent)]
+pub struct Value(counted::Value);
 
-// SAFETY: the boundary demands that counts are atomic and that everything reachable through a value is
-// immutable once handed over (node.h, "Counting").
-unsafe impl Send for Value {}
-// SAFETY: as for Send.
-unsafe impl Sync for Value {}
-
+/// Crossing the boundary.
 impl Value {
-    pub const NONE: Self = Self(abi::Value::NONE);
-
-    /// Takes over the reference that `raw` carries.
+    /// Takes over the reference that `raw` carries. A malformed value is released, where its header is
+    /// sound enough for that.
     ///
     /// # Safety
-    /// `raw` obeys node.h and its reference is the caller's to give.
-    pub unsafe fn from_raw(raw: abi::Value) -> Self {
-        Self(raw)
+    /// Pointers in `raw` that are not NULL and aligned lead to what node.h says, and its reference is the
+    /// caller's to give.
+    ///
+    /// # Errors
+    /// How the value breaks node.h.
+    pub unsafe fn adopt(raw: abi::Value) -> Result<Self> {
+        // SAFETY: the caller's promise.
+        unsafe { counted::Value::adopt(raw) }.map(Self).map_err(malformed)
     }
 
     /// Holds a reference of its own to a borrowed value.
     ///
     /// # Safety
-    /// `raw` obeys node.h and is alive now.
-    pub unsafe fn borrow_raw(raw: &abi::Value) -> Self {
-        // SAFETY: the caller's promise; the copy below has its own reference after `retain`.
-        unsafe { retain(raw) };
-        Self(*raw)
+    /// As for [`Self::adopt`], and `raw` is alive now.
+    ///
+    /// # Errors
+    /// As for [`Self::adopt`].
+    pub unsafe fn borrow(raw: &abi::Value) -> Result<Self> {
+        // SAFETY: the caller's promise.
+        unsafe { counted::Value::borrow(raw) }.map(Self).map_err(malformed)
     }
 
     /// Gives the reference away.
     pub fn into_raw(self) -> abi::Value {
-        let raw = self.0;
-        std::mem::forget(self);
-        raw
+        self.0.into_raw()
     }
 
     pub fn as_raw(&self) -> &abi::Value {
+        self.0.as_raw()
+    }
+
+    pub(crate) fn counted(&self) -> &counted::Value {
         &self.0
     }
+}
 
-    pub fn kind(&self) -> abi::Kind {
-        self.0.kind
-    }
+fn malformed(fault: counted::Malformed) -> Error {
+    Error::new(format!("the value {fault}"))
+}
 
-    /// "a tensor", "nothing" …: for sentences.
-    pub fn kind_name(&self) -> &'static str {
-        abi::kind_name(self.0.kind)
+impl From<counted::Value> for Value {
+    fn from(value: counted::Value) -> Self {
+        Self(value)
     }
+}
 
-    pub fn is_none(&self) -> bool {
-        self.0.kind == abi::NONE
+impl From<Value> for counted::Value {
+    fn from(value: Value) -> Self {
+        value.0
     }
+}
+
+/// Making values. The plain ones are made by [`From`].
+impl Value {
+    pub const NONE: Self = Self(counted::Value::NONE);
 
     pub fn string(text: impl Into<String>) -> Self {
-        let text: Box<str> = text.into().into();
-        // The text's address does not change when its box moves into the owner.
-        let header =
-            abi::KgString { base: Allocated::<abi::KgString>::base(), text: abi::Str::new(&text) };
-        let string = Allocated::allocate(header, Box::new(text));
-        Self(abi::Value { kind: abi::STRING, reserved: 0, payload: abi::Payload { string } })
+        Self(counted::Value::string(text.into()))
     }
 
     pub fn list(items: Vec<Value>) -> Self {
-        // `Value` is not repr(transparent) over its raw form on purpose; the list holds raw ones.
-        let owner = RawValues(items.into_iter().map(Value::into_raw).collect());
-        let header = abi::List {
-            base: Allocated::<abi::List>::base(),
-            items: owner.0.as_ptr(),
-            count: owner.0.len(),
-        };
-        let list = Allocated::allocate(header, Box::new(owner));
-        Self(abi::Value { kind: abi::LIST, reserved: 0, payload: abi::Payload { list } })
+        Self(counted::Value::list(items.into_iter().map(|item| item.0).collect()))
     }
 
-    /// A map of unique keys in the order given.
+    /// In the order given; of two pairs with the same key the first stays.
     pub fn map(pairs: impl IntoIterator<Item = (impl Into<String>, Value)>) -> Self {
-        let (texts, values): (Vec<Box<str>>, Vec<abi::Value>) =
-            pairs.into_iter().map(|(k, v)| (Box::from(k.into()), v.into_raw())).unzip();
-        let owner = MapOwner {
-            keys: texts.iter().map(|text| abi::Str::new(text)).collect(),
-            values: RawValues(values.into()),
-            _texts: texts,
-        };
-        let header = abi::Map {
-            base: Allocated::<abi::Map>::base(),
-            keys: owner.keys.as_ptr(),
-            values: owner.values.0.as_ptr(),
-            count: owner.keys.len(),
-        };
-        let map = Allocated::allocate(header, Box::new(owner));
-        Self(abi::Value { kind: abi::MAP, reserved: 0, payload: abi::Payload { map } })
-    }
-
-    pub fn as_bool(&self) -> Option<bool> {
-        // SAFETY: every payload is 64 bits, and any bits are an integer; the kind says if it is meant.
-        (self.0.kind == abi::BOOL).then_some(unsafe { self.0.payload.boolean != 0 })
-    }
-
-    pub fn as_i64(&self) -> Option<i64> {
-        // SAFETY: as in `as_bool`.
-        (self.0.kind == abi::INT).then_some(unsafe { self.0.payload.integer })
-    }
-
-    /// The same 64 bits as [`Self::as_i64`], for inputs of an unsigned range.
-    pub fn as_u64(&self) -> Option<u64> {
-        // SAFETY: as in `as_bool`.
-        (self.0.kind == abi::INT).then_some(unsafe { self.0.payload.natural })
-    }
-
-    /// A float, or an integer as one.
-    pub fn as_f64(&self) -> Option<f64> {
-        match self.0.kind {
-            // SAFETY: by kind.
-            abi::FLOAT => Some(unsafe { self.0.payload.number }),
-            abi::INT => self.as_i64().map(|value| value as f64),
-            _ => None,
-        }
-    }
-
-    /// The text of a string; `None` too when it is not UTF-8.
-    pub fn as_str(&self) -> Option<&str> {
-        if self.0.kind != abi::STRING {
-            return None;
-        }
-        // SAFETY: by kind; the string lives as long as the reference that `self` holds.
-        let bytes = unsafe { (*self.0.payload.string).text.as_bytes() };
-        std::str::from_utf8(bytes).ok()
-    }
-
-    /// The items of a list, each with a reference of its own.
-    pub fn as_list(&self) -> Option<Vec<Value>> {
-        if self.0.kind != abi::LIST {
-            return None;
-        }
-        // SAFETY: by kind; items are alive while the list is.
-        unsafe {
-            let list = &*self.0.payload.list;
-            Some(raw_slice(list.items, list.count).iter().map(|v| Value::borrow_raw(v)).collect())
-        }
-    }
-
-    /// The pairs of a map in their order.
-    pub fn as_map(&self) -> Option<Vec<(String, Value)>> {
-        if self.0.kind != abi::MAP {
-            return None;
-        }
-        // SAFETY: by kind; keys and values are alive while the map is.
-        unsafe {
-            let map = &*self.0.payload.map;
-            let keys = raw_slice(map.keys, map.count).iter();
-            let values = raw_slice(map.values, map.count).iter();
-            let text = |key: &abi::Str| String::from_utf8_lossy(key.as_bytes()).into_owned();
-            Some(keys.zip(values).map(|(k, v)| (text(k), Value::borrow_raw(v))).collect())
-        }
-    }
-
-    /// The value of `key` in a map.
-    pub fn get(&self, key: &str) -> Option<Value> {
-        self.as_map()?.into_iter().find_map(|(name, value)| (name == key).then_some(value))
-    }
-
-    /// Whether both are references to one string, list, map, tensor or object.
-    pub fn is_same(&self, other: &Value) -> bool {
-        // SAFETY: every payload is 64 bits, and any bits are an integer; of a counted kind they are its
-        // address.
-        let bits = |value: &Value| unsafe { value.0.payload.natural };
-        self.0.is_counted() && self.kind() == other.kind() && bits(self) == bits(other)
+        Self(counted::Value::map(pairs.into_iter().map(|(key, value)| (key.into(), value.0))))
     }
 
     /// A map with `key` set to `value`, everything else as it is in `self`.
     pub fn with(&self, key: &str, value: Value) -> Value {
-        let mut pairs = self.as_map().unwrap_or_default();
-        match pairs.iter_mut().find(|(name, _)| name == key) {
-            Some(pair) => pair.1 = value,
-            None => pairs.push((key.to_owned(), value)),
-        }
-        Value::map(pairs)
+        Self(self.0.with(key, value.0))
+    }
+}
+
+/// Reading values.
+impl Value {
+    pub fn kind(&self) -> abi::Kind {
+        self.0.kind()
+    }
+
+    /// "a tensor", "nothing" …: for sentences.
+    pub fn kind_name(&self) -> &'static str {
+        self.0.kind_name()
+    }
+
+    pub fn is_none(&self) -> bool {
+        self.0.is_none()
+    }
+
+    pub fn as_bool(&self) -> Option<bool> {
+        self.0.as_bool()
+    }
+
+    pub fn as_i64(&self) -> Option<i64> {
+        self.0.as_i64()
+    }
+
+    /// The same 64 bits as [`Self::as_i64`], for inputs of an unsigned range.
+    pub fn as_u64(&self) -> Option<u64> {
+        self.0.as_u64()
+    }
+
+    /// A float, or an integer as one.
+    pub fn as_f64(&self) -> Option<f64> {
+        self.0.as_f64().or_else(|| self.0.as_i64().map(|value| value as f64))
+    }
+
+    pub fn as_str(&self) -> Option<&str> {
+        self.0.as_str()
+    }
+
+    /// The items of a list; none for every other kind.
+    pub fn items(&self) -> &[Value] {
+        of_counted(self.0.items())
+    }
+
+    /// The items of a list, each with a reference of its own.
+    pub fn as_list(&self) -> Option<Vec<Value>> {
+        (self.kind() == abi::LIST).then(|| self.items().to_vec())
+    }
+
+    /// The pairs of a map in their order; none for every other kind.
+    pub fn pairs(&self) -> impl Iterator<Item = (&str, &Value)> {
+        self.0.pairs().map(|(key, value)| (key, one_of_counted(value)))
+    }
+
+    /// The pairs of a map in their order, each with a reference of its own.
+    pub fn as_map(&self) -> Option<Vec<(String, Value)>> {
+        let own = |(key, value): (&str, &Value)| (key.to_owned(), value.clone());
+        (self.kind() == abi::MAP).then(|| self.pairs().map(own).collect())
+    }
+
+    /// The value of `key` in a map, with a reference of its own.
+    pub fn get(&self, key: &str) -> Option<Value> {
+        self.0.get(key).cloned().map(Self)
+    }
+
+    /// Whether both are references to one string, list, map, tensor or object.
+    pub fn is_same(&self, other: &Value) -> bool {
+        self.0.is_same(&other.0)
     }
 
     pub fn as_tensor(&self) -> Option<Tensor> {
-        (self.0.kind == abi::TENSOR).then(|| Tensor::from_value(self.clone()))
+        Tensor::from_value(self.clone())
     }
 
     pub fn as_object(&self) -> Option<Object> {
-        (self.0.kind == abi::OBJECT).then(|| Object::from_value(self.clone()))
+        Object::from_value(self.clone())
     }
 }
 
-/// # Safety
-/// `raw` obeys node.h and is alive now.
-unsafe fn retain(raw: &abi::Value) {
-    if raw.is_counted() {
-        // SAFETY: every counted kind begins with a Counted, and it is alive.
-        unsafe { ((*raw.payload.counted).retain)(raw.payload.counted) }
-    }
+fn one_of_counted(value: &counted::Value) -> &Value {
+    // SAFETY: `Value` is transparent, here and below.
+    unsafe { &*std::ptr::from_ref(value).cast() }
 }
 
-/// # Safety
-/// `raw` carries a reference that is given up here.
-unsafe fn release(raw: &abi::Value) {
-    if raw.is_counted() {
-        // SAFETY: every counted kind begins with a Counted, and it is alive until this call.
-        unsafe { ((*raw.payload.counted).release)(raw.payload.counted) }
-    }
-}
-
-/// # Safety
-/// `ptr` points at `count` values alive for `'a`, or `count` is 0.
-unsafe fn raw_slice<'a, T>(ptr: *const T, count: usize) -> &'a [T] {
-    if ptr.is_null() || count == 0 {
-        return &[];
-    }
-    // SAFETY: the caller's promise.
-    unsafe { std::slice::from_raw_parts(ptr, count) }
-}
-
-impl Drop for Value {
-    fn drop(&mut self) {
-        // SAFETY: the reference that `self` carries ends here.
-        unsafe { release(&self.0) }
-    }
-}
-
-impl Clone for Value {
-    fn clone(&self) -> Self {
-        // SAFETY: `self` keeps the value alive.
-        unsafe { Self::borrow_raw(&self.0) }
-    }
+fn of_counted(values: &[counted::Value]) -> &[Value] {
+    // SAFETY: as above.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), values.len()) }
 }
 
 impl std::fmt::Debug for Value {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.kind() {
-            abi::BOOL => write!(f, "{:?}", self.as_bool()),
-            abi::INT => write!(f, "{:?}", self.as_i64()),
-            abi::FLOAT => write!(f, "{:?}", self.as_f64()),
-            abi::STRING => write!(f, "{:?}", self.as_str()),
-            _ => f.write_str(self.kind_name()),
+            // They may be long, and stand in sentences.
+            abi::LIST | abi::MAP | abi::TENSOR | abi::OBJECT | abi::NONE => {
+                f.write_str(self.kind_name())
+            }
+            _ => self.0.fmt(f),
         }
     }
 }
 
 impl From<bool> for Value {
     fn from(value: bool) -> Self {
-        Self(abi::Value::boolean(value))
+        Self(counted::Value::boolean(value))
     }
 }
 impl From<i64> for Value {
     fn from(value: i64) -> Self {
-        Self(abi::Value::integer(value))
+        Self(counted::Value::integer(value))
     }
 }
 impl From<u64> for Value {
     fn from(value: u64) -> Self {
-        Self(abi::Value::natural(value))
+        Self(counted::Value::natural(value))
     }
 }
 impl From<f64> for Value {
     fn from(value: f64) -> Self {
-        Self(abi::Value::number(value))
+        Self(counted::Value::number(value))
     }
 }
 impl From<String> for Value {
     fn from(value: String) -> Self {
         Self::string(value)
     }
-}
-
-/// The items of a list: owned references in their raw form.
-struct RawValues(Box<[abi::Value]>);
-
-// SAFETY: raw values are as shareable as `Value` is; see there.
-unsafe impl Send for RawValues {}
-// SAFETY: as above.
-unsafe impl Sync for RawValues {}
-
-impl Drop for RawValues {
-    fn drop(&mut self) {
-        for raw in &self.0 {
-            // SAFETY: each item carries one reference, which ends with its list.
-            unsafe { release(raw) }
-        }
-    }
-}
-
-struct MapOwner {
-    keys: Box<[abi::Str]>,
-    values: RawValues,
-    _texts: Vec<Box<str>>,
 }

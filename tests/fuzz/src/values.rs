@@ -1,10 +1,12 @@
 //! What a library hands out, in memory that is there: every field may be wrong, but no pointer leads nowhere.
+//!
+//! The tests of `nodes/values` and `nodes/sdk` include this file: the same values, by proptest.
 
 use std::ffi::c_void;
 use std::ptr::null_mut;
 
-use kosmograph::value::Value;
 use kosmograph_abi as abi;
+use kosmograph_values::Value;
 
 /// Reads numbers off the input; past its end they are 0.
 struct Input<'a>(&'a [u8]);
@@ -60,7 +62,7 @@ struct Counted {
 
 /// Owns what the values point to.
 #[derive(Default)]
-struct Memory {
+pub struct Memory {
     #[expect(clippy::vec_box, reason = "addresses stay when the list grows")]
     counted: Vec<Box<Counted>>,
     bytes: Vec<Box<[u8]>>,
@@ -79,6 +81,11 @@ fn keep<T>(all: &mut Vec<Box<[T]>>, items: Vec<T>) -> *mut T {
 }
 
 impl Memory {
+    /// A value built off the input, which may share parts with those before it.
+    pub fn any(&mut self, data: &[u8]) -> abi::Value {
+        self.value(&mut Input(data), 0)
+    }
+
     fn text(&mut self, input: &mut Input) -> abi::Str {
         let length = usize::from(input.byte() % 8);
         let bytes = if input.rarely() {
@@ -258,7 +265,7 @@ impl Memory {
 /// A value built off the input passes the checks or does not; what passed can be read to its last number.
 pub fn values(data: &[u8]) {
     let mut memory = Memory { honest: true, ..Memory::default() };
-    let raw = memory.value(&mut Input(data), 0);
+    let raw = memory.any(data);
     // SAFETY: every pointer in it is NULL or leads to `memory`, which lives longer than the values.
     match unsafe { Value::borrow(&raw) } {
         Err(malformed) => assert!(!malformed.to_string().is_empty()),

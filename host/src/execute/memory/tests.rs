@@ -120,7 +120,7 @@ unsafe extern "C" fn describe(
     // SAFETY: as in `memory`.
     unsafe {
         let whole = (*this.cast::<Fake>()).whole;
-        give(output, "description", Value::string(&json!({ "bytes": whole }).to_string()))
+        give(output, "description", Value::string(json!({ "bytes": whole }).to_string()))
     }
 }
 

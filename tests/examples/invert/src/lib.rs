@@ -22,3 +22,20 @@ impl Node for ImageInvert {
 }
 
 node::library![ImageInvert];
+
+#[cfg(test)]
+mod tests {
+    use node::testing::{Host, this_library};
+    use node::*;
+
+    #[test]
+    fn white_becomes_black() -> std::result::Result<(), String> {
+        let run = || -> Result<Vec<f32>> {
+            let picture = Tensor::from_f32(&[1, 1, 1, 3], vec![1.0, 0.25, 0.0])?.into_value();
+            let made = Host::new().run(&this_library!(), "ImageInvert", &[("image", picture)])?;
+            made[0].as_tensor().ok_or_else(|| Error::new("no tensor"))?.to_vec()
+        };
+        assert_eq!(run().map_err(|error| error.to_string())?, [0.0, 0.75, 1.0]);
+        Ok(())
+    }
+}

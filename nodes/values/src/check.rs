@@ -5,18 +5,25 @@
 //! seen: kinds out of range, NULL where something must be, structs that are too small, text that is not
 //! UTF-8, a list that contains itself, a tensor whose shape cannot be.
 
-pub mod conform;
-
 use std::collections::HashMap;
 
 use kosmograph_abi as abi;
 use kosmograph_abi::DLDataType;
+
+use crate::tensor::bytes_of;
+use crate::{Value, counted};
 
 /// Values nest a few levels, and CONTROLs chain, each a level deeper; past this somebody builds them to break the stack of
 /// whoever walks them.
 pub const DEEPEST: usize = 512;
 /// The axes of a tensor; nobody has more than five.
 const MOST_AXES: i32 = 64;
+/// What is said to be longer than this, in bytes, is no length: it is the address of a function, where a
+/// tensor or an object is taken for a string, a list or a map.
+const LONGEST: usize = 1 << 40;
+/// No function lies below this: it is a length, where a string, a list or a map is taken for a tensor or an
+/// object.
+const LOWEST: usize = 1 << 12;
 
 /// How a value breaks node.h, as the end of a sentence that begins with "the value".
 #[derive(Debug)]
@@ -49,13 +56,23 @@ impl Malformed {
     }
 }
 
-/// [`abi::Counted`] with function pointers that may be NULL, as memory from outside may have them.
+/// A function pointer as memory from outside may have it: NULL, or no function's address.
+#[repr(transparent)]
+struct RawFunction(usize);
+
+impl RawFunction {
+    fn is_missing(&self) -> bool {
+        self.0 < LOWEST
+    }
+}
+
+/// [`abi::Counted`] with function pointers that are not believed.
 #[repr(C)]
 struct RawCounted {
     size: u32,
     reserved: u32,
-    retain: Option<unsafe extern "C" fn(*mut abi::Counted)>,
-    release: Option<unsafe extern "C" fn(*mut abi::Counted)>,
+    retain: RawFunction,
+    release: RawFunction,
 }
 
 /// [`abi::Tensor`], as above.
@@ -63,7 +80,7 @@ struct RawCounted {
 struct RawTensor {
     base: RawCounted,
     dl: *const abi::DLManagedTensorVersioned,
-    to_dlpack: Option<unsafe extern "C" fn(*mut abi::Tensor) -> *mut abi::DLManagedTensorVersioned>,
+    to_dlpack: RawFunction,
 }
 
 /// [`abi::Object`], as above.
@@ -71,7 +88,7 @@ struct RawTensor {
 struct RawObject {
     base: RawCounted,
     type_name: abi::Str,
-    query: Option<unsafe extern "C" fn(*mut abi::Object, abi::Str) -> *const abi::Interface>,
+    query: RawFunction,
 }
 
 /// Borrowed text as bytes, without believing more of it than must be.
@@ -79,7 +96,7 @@ struct RawObject {
 /// # Safety
 /// `text.ptr` is NULL or points at `text.len` readable bytes, unchanged for `'a`.
 pub unsafe fn bytes<'a>(text: abi::Str) -> Result<&'a [u8], &'static str> {
-    if text.len > isize::MAX as usize {
+    if text.len > LONGEST {
         return Err("is longer than memory");
     }
     if text.ptr.is_null() && text.len > 0 {
@@ -99,10 +116,25 @@ unsafe fn text<'a>(text: abi::Str, what: &str) -> Result<&'a str, Malformed> {
     })
 }
 
-/// Which counted things were looked at, as what, and how many levels deep each is; `None` while that is
-/// going on. Shared parts are looked at once, or a list that holds its child twice, sixty times over, would
-/// take forever.
-type Seen = HashMap<*const abi::Counted, (abi::Kind, Option<usize>)>;
+/// How far the look at a counted thing has come.
+#[derive(Clone, Copy)]
+enum State {
+    /// It goes on: whoever meets it again is inside of it.
+    Open,
+    /// It is sound, and this many levels deep.
+    Sound(usize),
+    /// It was found to be malformed.
+    Broken,
+}
+
+/// Looks at values and everything that can be reached through them. One looks at all the values of a call:
+/// what was one thing in the first is the same thing in the last.
+#[derive(Default)]
+pub struct Checker {
+    /// Which counted things were looked at, and as what. Shared parts are looked at once, or a list that
+    /// holds its child twice, sixty times over, would take forever.
+    seen: HashMap<*const abi::Counted, (abi::Kind, State)>,
+}
 
 /// Checks `raw` and everything that can be reached through it.
 ///
@@ -110,16 +142,89 @@ type Seen = HashMap<*const abi::Counted, (abi::Kind, Option<usize>)>;
 /// Pointers that are not NULL and aligned lead to readable memory that stays unchanged meanwhile.
 pub unsafe fn check(raw: &abi::Value) -> Result<(), Malformed> {
     // SAFETY: the caller's promise.
-    unsafe { check_within(raw, &mut Seen::new(), 0) }.map(drop)
+    unsafe { Checker::default().check(raw) }
+}
+
+/// What comes from somebody else becomes a value that can be used.
+impl Checker {
+    /// Takes over the reference that `raw` carries. A malformed value is released, where its header
+    /// is sound enough for that.
+    ///
+    /// # Safety
+    /// Pointers in `raw` that are not NULL and aligned lead to what node.h says, and its reference is
+    /// the caller's to give. What this checker saw before is still alive.
+    pub unsafe fn adopt(&mut self, raw: abi::Value) -> Result<Value, Malformed> {
+        // SAFETY: the caller's promise.
+        match unsafe { self.check(&raw) } {
+            // SAFETY: checked, and the reference is ours now.
+            Ok(()) => Ok(unsafe { Value::trusted(raw) }),
+            Err(malformed) => {
+                if malformed.releasable {
+                    // SAFETY: its own header is sound, and the reference is ours to give back.
+                    drop(unsafe { Value::trusted(raw) });
+                }
+                Err(malformed)
+            }
+        }
+    }
+
+    /// Holds a reference of its own to a borrowed value.
+    ///
+    /// # Safety
+    /// As for [`Self::adopt`], and `raw` is alive now.
+    pub unsafe fn borrow(&mut self, raw: &abi::Value) -> Result<Value, Malformed> {
+        // SAFETY: the caller's promise.
+        unsafe { self.check(raw) }?;
+        if raw.is_counted() {
+            // SAFETY: checked, and alive now.
+            unsafe { ((*raw.payload.counted).retain)(raw.payload.counted) };
+        }
+        // SAFETY: checked, and the reference is the one taken above.
+        Ok(unsafe { Value::trusted(*raw) })
+    }
+
+    /// [`Self::borrow`]s `count` values; the error is a sentence.
+    ///
+    /// # Safety
+    /// `values` is NULL, or points at `count` values for which [`Self::borrow`] may be called.
+    pub unsafe fn borrow_all(
+        &mut self,
+        values: *const abi::Value,
+        count: usize,
+    ) -> Result<Vec<Value>, String> {
+        if count == 0 {
+            return Ok(Vec::new());
+        }
+        if values.is_null() || !values.is_aligned() || count > LONGEST / size_of::<abi::Value>() {
+            return Err(format!("{count} values were given, but not where they are"));
+        }
+        // SAFETY: `count` values stand there.
+        let values = unsafe { std::slice::from_raw_parts(values, count) };
+        let borrow = |(i, raw)| {
+            // SAFETY: the caller's promise.
+            unsafe { self.borrow(raw) }.map_err(|malformed| format!("value {i} {malformed}"))
+        };
+        values.iter().enumerate().map(borrow).collect()
+    }
+
+    /// Checks `raw` and everything that can be reached through it.
+    ///
+    /// # Safety
+    /// Pointers that are not NULL and aligned lead to readable memory that stays unchanged meanwhile. What
+    /// this checker saw before is still alive.
+    pub unsafe fn check(&mut self, raw: &abi::Value) -> Result<(), Malformed> {
+        // SAFETY: the caller's promise.
+        unsafe { check_within(raw, self, 0) }.map(drop)
+    }
 }
 
 /// Returns how many levels of counted things there are in `raw`, which itself is `depth` levels down.
 ///
 /// # Safety
-/// As for [`check`].
+/// As for [`Checker::check`].
 unsafe fn check_within(
     raw: &abi::Value,
-    seen: &mut Seen,
+    checker: &mut Checker,
     depth: usize,
 ) -> Result<usize, Malformed> {
     let too_deep = || Malformed::new(format!("is nested more than {DEEPEST} levels deep"));
@@ -149,23 +254,29 @@ unsafe fn check_within(
     if !counted.cast::<u64>().is_aligned() {
         return Err(Malformed::unreleasable(format!("is {what} at an address not aligned to 8")));
     }
-    match seen.get(&counted) {
-        Some(&(kind, _)) if kind != raw.kind => {
-            let first = abi::kind_name(kind);
-            let message = format!("is {what} at the address of {first}");
-            return Err(Malformed::unreleasable(message));
+    match checker.seen.get(&counted) {
+        Some(&(kind, _)) if kind != raw.kind => return Err(alias(what, kind)),
+        Some(&(_, State::Sound(levels))) if depth + levels <= DEEPEST => return Ok(levels),
+        Some((_, State::Sound(_))) => return Err(too_deep()),
+        Some((_, State::Open)) => {
+            return Err(Malformed::new(format!("is {what} that contains itself")));
         }
-        Some(&(_, Some(levels))) if depth + levels <= DEEPEST => return Ok(levels),
-        Some((_, Some(_))) => return Err(too_deep()),
-        Some((_, None)) => return Err(Malformed::new(format!("is {what} that contains itself"))),
-        None if depth == DEEPEST => return Err(too_deep()),
-        None => (),
+        _ if depth == DEEPEST => return Err(too_deep()),
+        // The fault is told again.
+        Some((_, State::Broken)) | None => (),
     }
-    seen.insert(counted, (raw.kind, None));
+    checker.seen.insert(counted, (raw.kind, State::Open));
     // SAFETY: not NULL and aligned; the caller promises that such memory is readable.
-    let levels = 1 + unsafe { check_counted(raw, what, counted, seen, depth) }?;
-    seen.insert(counted, (raw.kind, Some(levels)));
-    Ok(levels)
+    let levels = unsafe { check_counted(raw, what, counted, checker, depth) };
+    let state = levels.as_ref().map_or(State::Broken, |levels| State::Sound(1 + levels));
+    checker.seen.insert(counted, (raw.kind, state));
+    levels.map(|levels| 1 + levels)
+}
+
+/// One address is one thing.
+fn alias(what: &str, kind: abi::Kind) -> Malformed {
+    let first = abi::kind_name(kind);
+    Malformed::unreleasable(format!("is {what} at the address of {first}"))
 }
 
 /// Returns how many levels there are below.
@@ -176,7 +287,7 @@ unsafe fn check_counted(
     raw: &abi::Value,
     what: &str,
     counted: *const abi::Counted,
-    seen: &mut Seen,
+    checker: &mut Checker,
     depth: usize,
 ) -> Result<usize, Malformed> {
     let wanted = match raw.kind {
@@ -194,8 +305,14 @@ unsafe fn check_counted(
     }
     // SAFETY: `size` covers it.
     let base = unsafe { &*counted.cast::<RawCounted>() };
-    if base.retain.is_none() || base.release.is_none() {
+    if base.retain.is_missing() || base.release.is_missing() {
         return Err(Malformed::unreleasable(format!("is {what} without retain and release")));
+    }
+    // SAFETY: as above; the functions are there.
+    if let Some(kind) = unsafe { counted::kind(counted) }
+        && kind != raw.kind
+    {
+        return Err(alias(what, kind));
     }
     // SAFETY: by kind, and `size` covers the whole struct, here and below.
     match raw.kind {
@@ -204,17 +321,20 @@ unsafe fn check_counted(
         }
         abi::LIST => unsafe {
             let list = &*raw.payload.list;
-            check_items(list.items, list.count, what, seen, depth)
+            let place = |i| format!("is a list whose item {i}");
+            check_items(list.items, list.count, what, place, checker, depth)
         },
         abi::MAP => unsafe {
             let map = &*raw.payload.map;
             check_keys(map.keys, map.count)?;
-            check_items(map.values, map.count, what, seen, depth)
+            let key = |i| text(*map.keys.add(i), "is a map whose key").unwrap_or_default();
+            let place = |i| format!("is a map whose \"{}\"", key(i));
+            check_items(map.values, map.count, what, place, checker, depth)
         },
         abi::TENSOR => unsafe { check_tensor(&*counted.cast()) }.map(|()| 0),
         _ => {
             let object = unsafe { &*counted.cast::<RawObject>() };
-            if object.query.is_none() {
+            if object.query.is_missing() {
                 return Err(Malformed::new("is an object without query"));
             }
             match unsafe { text(object.type_name, "is an object whose type") }? {
@@ -225,13 +345,16 @@ unsafe fn check_counted(
     }
 }
 
+/// `place` is what a sentence calls an item.
+///
 /// # Safety
 /// As for [`check`].
 unsafe fn check_items(
     items: *const abi::Value,
     count: usize,
     what: &str,
-    seen: &mut Seen,
+    place: impl Fn(usize) -> String,
+    checker: &mut Checker,
     depth: usize,
 ) -> Result<usize, Malformed> {
     if count == 0 {
@@ -240,14 +363,14 @@ unsafe fn check_items(
     if items.is_null() || !items.is_aligned() {
         return Err(Malformed::new(format!("is {what} of {count} values without them")));
     }
-    if count > isize::MAX as usize / size_of::<abi::Value>() {
+    if count > LONGEST / size_of::<abi::Value>() {
         return Err(Malformed::new(format!("is {what} of {count} values, more than memory holds")));
     }
     let mut levels = 0;
     for i in 0..count {
         // SAFETY: `count` values stand there (the caller's promise).
-        let inner = unsafe { check_within(&*items.add(i), seen, depth + 1) };
-        let inner = inner.map_err(|fault| fault.inside(&format!("is {what} whose item {i}")))?;
+        let inner = unsafe { check_within(&*items.add(i), checker, depth + 1) };
+        let inner = inner.map_err(|fault| fault.inside(&place(i)))?;
         levels = levels.max(inner);
     }
     Ok(levels)
@@ -261,6 +384,9 @@ unsafe fn check_keys(keys: *const abi::Str, count: usize) -> Result<(), Malforme
     }
     if keys.is_null() || !keys.is_aligned() {
         return Err(Malformed::new(format!("is a map of {count} values without keys")));
+    }
+    if count > LONGEST / size_of::<abi::Str>() {
+        return Err(Malformed::new(format!("is a map of {count} keys, more than memory holds")));
     }
     let mut unique = std::collections::HashSet::new();
     for i in 0..count {
@@ -277,7 +403,7 @@ unsafe fn check_keys(keys: *const abi::Str, count: usize) -> Result<(), Malforme
 /// As for [`check`].
 unsafe fn check_tensor(tensor: &RawTensor) -> Result<(), Malformed> {
     let fault = |what: String| Err(Malformed::new(format!("is a tensor {what}")));
-    if tensor.to_dlpack.is_none() {
+    if tensor.to_dlpack.is_missing() {
         return fault("without to_dlpack".into());
     }
     if tensor.dl.is_null() || !tensor.dl.is_aligned() {
@@ -335,15 +461,6 @@ unsafe fn check_tensor(tensor: &RawTensor) -> Result<(), Malformed> {
         }
     }
     Ok(())
-}
-
-/// The bytes of a compact tensor, if that is a number that can be.
-fn bytes_of(shape: &[i64], dtype: DLDataType) -> Option<usize> {
-    let count =
-        shape.iter().try_fold(1usize, |count, &n| count.checked_mul(usize::try_from(n).ok()?))?;
-    let bytes_each = usize::from(dtype.bits).div_ceil(8) * usize::from(dtype.lanes);
-    // Less what an allocation is aligned to.
-    count.checked_mul(bytes_each).filter(|&bytes| bytes <= isize::MAX as usize - 64)
 }
 
 /// The type of `kg_interface.call`.

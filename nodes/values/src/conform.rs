@@ -2,7 +2,9 @@
 //! there, shapes, and axes of one name that must be equal.
 
 use kosmograph_abi as abi;
-use kosmograph_abi::table::{Of, Part};
+use kosmograph_abi::table::{Interface, Of, Part};
+
+use crate::{TensorView, Value};
 
 /// What the names of axes stood for so far, in one call: in what goes in, then in what comes out.
 #[derive(Clone, Debug, Default)]
@@ -29,67 +31,42 @@ impl std::error::Error for Misfit {}
 ///
 /// # Errors
 /// The first value that does not fit.
+pub fn map(map: &Value, parts: &[Part], axes: &mut Axes) -> Result<(), Misfit> {
+    fits_map(map, parts, axes, "")
+}
+
+/// Holds the map that came out of a call against its `row` of the table.
 ///
-/// # Safety
-/// `map` was checked ([`crate::check`]) and is alive.
-pub unsafe fn map(map: &abi::Map, parts: &[Part], axes: &mut Axes) -> Result<(), Misfit> {
-    // SAFETY: the caller's promise.
-    unsafe { fits_map(map, parts, axes, "") }
+/// # Errors
+/// As for [`map`].
+pub fn answer(row: &Interface, input: &Value, output: &Value) -> Result<(), Misfit> {
+    let mut axes = Axes::default();
+    // Whether what went in fits is the callee's to say; here it only names the axes.
+    let _ = map(input, row.input, &mut axes);
+    map(output, row.output, &mut axes)
 }
 
 /// Holds one value against what it should be.
 ///
 /// # Errors
 /// What does not fit.
-///
-/// # Safety
-/// `value` was checked ([`crate::check`]) and is alive.
-pub unsafe fn value(value: &abi::Value, of: Of, axes: &mut Axes, name: &str) -> Result<(), Misfit> {
-    // SAFETY: the caller's promise.
-    unsafe { fits(value, of, axes, name) }
-}
-
-/// The value of a key; `None` where there is none, or nothing in it.
-///
-/// # Safety
-/// As for [`map`].
-pub unsafe fn get<'m>(map: &'m abi::Map, key: &str) -> Option<&'m abi::Value> {
-    // SAFETY: a checked map has `count` keys and values, and its keys are text.
-    let (keys, values) = unsafe { (slice(map.keys, map.count), slice(map.values, map.count)) };
-    let at = keys.iter().position(|name| unsafe { name.as_bytes() } == key.as_bytes())?;
-    values.get(at).filter(|value| value.kind != abi::NONE)
-}
-
-/// # Safety
-/// `first` points at `count` items, or `count` is 0.
-unsafe fn slice<'a, T>(first: *const T, count: usize) -> &'a [T] {
-    match count {
-        0 => &[],
-        // SAFETY: the caller's promise.
-        _ => unsafe { std::slice::from_raw_parts(first, count) },
-    }
+pub fn value(value: &Value, of: Of, axes: &mut Axes, name: &str) -> Result<(), Misfit> {
+    fits(value, of, axes, name)
 }
 
 fn misfit(place: &str, what: impl Into<String>) -> Misfit {
     Misfit { place: place.to_owned(), what: what.into() }
 }
 
-/// # Safety
-/// As for [`map`].
-unsafe fn fits_map(
-    map: &abi::Map,
-    parts: &[Part],
-    axes: &mut Axes,
-    place: &str,
-) -> Result<(), Misfit> {
+fn fits_map(map: &Value, parts: &[Part], axes: &mut Axes, place: &str) -> Result<(), Misfit> {
     for part in parts {
         let place = match place {
             "" => part.name.to_owned(),
             place => format!("{place}.{}", part.name),
         };
-        // SAFETY: the caller's promise, here and below.
-        match unsafe { get(map, part.name) } {
-            Some(value) => unsafe { fits(value, part.of, axes, &place) }?,
+        // Nothing in a key is as good as no key.
+        match map.get(part.name).filter(|value| !value.is_none()) {
+            Some(value) => fits(value, part.of, axes, &place)?,
             None if part.optional => (),
             None => return Err(misfit(&place, format!("{} is missing", wanted(part.of)))),
         }
@@ -97,67 +74,56 @@ unsafe fn fits_map(
     Ok(())
 }
 
-/// # Safety
-/// As for [`value`].
-unsafe fn fits(value: &abi::Value, of: Of, axes: &mut Axes, place: &str) -> Result<(), Misfit> {
-    let is_kind = of.kind().is_none_or(|kind| kind == value.kind);
+fn fits(value: &Value, of: Of, axes: &mut Axes, place: &str) -> Result<(), Misfit> {
+    let given = value.kind();
     // Whoever wants a number takes an integer: a map that was made by hand says 1 for 1.0.
-    if !is_kind && !(of == Of::Float && value.kind == abi::INT) {
-        let given = abi::kind_name(value.kind);
+    let is_number = of == Of::Float && given == abi::INT;
+    let is_kind = of.kind().is_none_or(|kind| kind == given) || is_number;
+    if !is_kind {
+        let given = value.kind_name();
         return Err(misfit(place, format!("{} is wanted, but {given} was given", wanted(of))));
     }
-    // SAFETY: the kind says which field of the payload is meant, and it was checked.
-    unsafe {
-        match of {
-            Of::Any | Of::Bool | Of::Int | Of::Float | Of::Text => Ok(()),
-            Of::Tensor(shapes) => tensor(&*value.payload.tensor, shapes, axes, place),
-            Of::List(item) => {
-                let list = &*value.payload.list;
-                for (i, value) in slice(list.items, list.count).iter().enumerate() {
-                    // Axes of a name are equal in the whole call; those of a list's items in each.
-                    fits(value, *item, &mut axes.clone(), &format!("{place}[{i}]"))?;
-                }
-                Ok(())
+    match of {
+        Of::Any | Of::Bool | Of::Int | Of::Float | Of::Text => Ok(()),
+        Of::Tensor(shapes) => match value.as_tensor() {
+            Some(view) => tensor(view, shapes, axes, place),
+            None => Ok(()),
+        },
+        Of::List(item) => {
+            for (i, value) in value.items().iter().enumerate() {
+                // Axes of a name are equal in the whole call; those of a list's items in each.
+                fits(value, *item, &mut axes.clone(), &format!("{place}[{i}]"))?;
             }
-            Of::Map(parts) => fits_map(&*value.payload.map, parts, axes, place),
-            Of::Named(item) => {
-                let map = &*value.payload.map;
-                let pairs = slice(map.keys, map.count).iter().zip(slice(map.values, map.count));
-                for (name, value) in pairs {
-                    let name = String::from_utf8_lossy(name.as_bytes());
-                    fits(value, *item, &mut axes.clone(), &format!("{place}.{name}"))?;
-                }
-                Ok(())
+            Ok(())
+        }
+        Of::Map(parts) => fits_map(value, parts, axes, place),
+        Of::Named(item) => {
+            for (name, value) in value.pairs() {
+                fits(value, *item, &mut axes.clone(), &format!("{place}.{name}"))?;
             }
-            Of::Object(types) => {
-                let given = (*value.payload.object).type_name.as_bytes();
-                match types.is_empty() || types.iter().any(|name| name.as_bytes() == given) {
-                    true => Ok(()),
-                    false => {
-                        let given = String::from_utf8_lossy(given);
-                        let what = format!("{} is wanted, but a {given} was given", wanted(of));
-                        Err(misfit(place, what))
-                    }
+            Ok(())
+        }
+        Of::Object(types) => {
+            let given = value.object_type().unwrap_or_default();
+            match types.is_empty() || types.contains(&given) {
+                true => Ok(()),
+                false => {
+                    let what = format!("{} is wanted, but a {given} was given", wanted(of));
+                    Err(misfit(place, what))
                 }
             }
         }
     }
 }
 
-/// # Safety
-/// As for [`value`].
-unsafe fn tensor(
-    tensor: &abi::Tensor,
+fn tensor(
+    tensor: TensorView<'_>,
     shapes: &[&'static str],
     axes: &mut Axes,
     place: &str,
 ) -> Result<(), Misfit> {
-    // SAFETY: a checked tensor has a DLPack view, and that has `ndim` axes.
-    let (dl, shape) = unsafe {
-        let dl = &(*tensor.dl).dl_tensor;
-        (dl, slice(dl.shape, dl.ndim as usize))
-    };
-    let abi::DLDataType { code, bits, lanes } = dl.dtype;
+    let shape = tensor.shape();
+    let abi::DLDataType { code, bits, lanes } = tensor.dtype();
     if (code, bits, lanes) != (abi::DLDataType::F32.code, 32, 1) {
         let what = format!("f32 is wanted, but the tensor has {bits} bits of DLPack's code {code}");
         return Err(misfit(place, what));

@@ -5,6 +5,9 @@ use std::ptr::null;
 
 use proptest::prelude::*;
 
+use kosmograph_abi as abi;
+use kosmograph_abi::{DLDataType, DLManagedTensorVersioned};
+
 use super::*;
 
 /// A value described by Rust's own types.
@@ -52,11 +55,11 @@ fn build(model: &Model) -> Value {
         Model::Bool(x) => Value::boolean(*x),
         Model::Int(x) => Value::integer(*x),
         Model::Float(x) => Value::number(*x),
-        Model::Text(x) => Value::string(x),
+        Model::Text(x) => Value::string(x.as_str()),
         Model::Tensor(shape, data) => Value::tensor_f32(shape, data).unwrap(),
         Model::List(items) => Value::list(items.iter().map(build).collect()),
         Model::Map(pairs) => {
-            Value::map(pairs.iter().map(|(key, item)| (key.clone(), build(item))).collect())
+            Value::map(pairs.iter().map(|(key, item)| (key.as_str(), build(item))))
         }
     }
 }
