@@ -86,8 +86,9 @@ impl interface::Describe for UNetModel {
             Prediction::VPrediction => "v_prediction",
             Prediction::Sample => "sample",
         };
-        json!({
+        let mut described = json!({
             "family": "stable-diffusion-1",
+            "understands": {"denoiser/1": ["residuals"]},
             "prediction": prediction,
             "in_channels": config.in_channels(),
             "out_channels": config.out_channels(),
@@ -95,7 +96,12 @@ impl interface::Describe for UNetModel {
             "train_steps": self.schedule.train_steps(),
             "alphas_cumprod": self.schedule.alphas_cumprod,
             "bytes": self.unet.bytes(),
-        })
+        });
+        if let Some((rgb, bias)) = config.latent_rgb() {
+            described["latent_rgb"] = json!(rgb);
+            described["latent_rgb_bias"] = json!(bias);
+        }
+        described
     }
 }
 

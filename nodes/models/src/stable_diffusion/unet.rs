@@ -24,6 +24,9 @@ pub struct UNetConfig {
     out_channels: usize,
     /// For every level of the expanding half, from the lowest: has it cross-attention?
     up_cross_attention: Vec<bool>,
+    /// The colour of each latent channel, and what is added to their sum, in -1..1: our own options
+    /// "latent_rgb" and "latent_rgb_bias", which `examples/latent_rgb.rs` fits. Empty where nobody said it.
+    latent_rgb: (Vec<[f32; 3]>, [f32; 3]),
 }
 
 impl UNetConfig {
@@ -62,6 +65,8 @@ impl UNetConfig {
             })
             .collect::<Result<_>>()?;
         let out_channels = options.get_or("out_channels", 4)?;
+        let latent_rgb =
+            (options.get_or("latent_rgb", vec![])?, options.get_or("latent_rgb_bias", [0.0; 3])?);
         options.only(&[
             ("center_input_sample", json!(false)),
             ("class_embeddings_concat", json!(false)),
@@ -80,7 +85,7 @@ impl UNetConfig {
             ("timestep_post_act", json!(null)),
         ])?;
         options.finish()?;
-        Ok(UNetConfig { encoder, out_channels, up_cross_attention })
+        Ok(UNetConfig { encoder, out_channels, up_cross_attention, latent_rgb })
     }
 
     /// Channels of x: 4 for latents, 9 for inpainting models.
@@ -91,6 +96,26 @@ impl UNetConfig {
     /// Channels of the prediction.
     pub fn out_channels(&self) -> usize {
         self.out_channels
+    }
+
+    /// What makes a picture of latents, in -1..1: the colour of each channel, and what is added to their sum.
+    /// `None` where neither the configuration says it nor the family is one whose latents are known.
+    pub fn latent_rgb(&self) -> Option<(Vec<[f32; 3]>, [f32; 3])> {
+        // The VAE of Stable Diffusion 1 and 2, as ComfyUI has it.
+        const KNOWN: [[f32; 3]; 4] = [
+            [0.3512, 0.2297, 0.3227],
+            [0.3250, 0.4974, 0.2350],
+            [-0.2829, 0.1762, 0.2721],
+            [-0.2120, -0.2616, -0.7177],
+        ];
+        let own = &self.latent_rgb;
+        match own.0.len() {
+            0 if self.out_channels == 4 && [768, 1024].contains(&self.cross_attention_dim()) => {
+                Some((KNOWN.to_vec(), [0.0; 3]))
+            }
+            0 => None,
+            _ => Some(own.clone()),
+        }
     }
 
     /// Width of the context's tokens.
