@@ -7,12 +7,12 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::{DType, Device, Error, Result, Tensor};
-use kosmograph_models::samplers::noise::{initial, initial_per_item};
+use candle_core::{DType, Device, Tensor};
 use kosmograph_models::samplers::randn::Generator;
 use kosmograph_models::samplers::{
-    self, BrownianTree, Guided, NAMES, Noise, PerItemNoise, Schedule, SchedulerConfig, SecondOrder,
-    Settings, Step, Tolerance, TorchNoise, Variant, sigmas,
+    self, BrownianTree, Ending, Error, Guided, NAMES, NoiseSampler, Result, SAMPLERS, Schedule,
+    SchedulerConfig, SecondOrder, Settings, Step, StepNoise, Tolerance, TorchNoise, Variant,
+    sampler, sigmas,
 };
 use serde::Deserialize;
 
@@ -57,15 +57,11 @@ struct Recorded<'a> {
     drawn: usize,
 }
 
-impl Noise for Recorded<'_> {
-    fn unit(&mut self) -> Result<Tensor> {
+impl NoiseSampler for Recorded<'_> {
+    fn sample(&mut self, _sigma: f64, _next: f64) -> Result<Tensor> {
         self.drawn += 1;
         let values = self.noises[self.drawn - 1].clone();
-        Tensor::from_vec(values, (2, 1, 4, 4), &Device::Cpu)
-    }
-
-    fn between(&mut self, _sigma: f64, _next: f64) -> Result<Tensor> {
-        self.unit()
+        Ok(Tensor::from_vec(values, (2, 1, 4, 4), &Device::Cpu)?)
     }
 }
 
@@ -101,7 +97,7 @@ fn every_sampler_has_comfyuis_values() {
     assert!(compared >= 180, "{compared}");
     // None is without values: those of the GPU are the same by another name.
     let held = |name: &str| {
-        let name = samplers::draws_on_gpu(name).unwrap_or(name);
+        let name = sampler(name).unwrap().draws_on_gpu().unwrap_or(name);
         name == "ddim" || reference.samplers.contains_key(&format!("{name}.full"))
     };
     let open: Vec<_> = NAMES.iter().filter(|name| !held(name)).collect();
@@ -153,7 +149,7 @@ const DEVIATION: f64 = 0.7;
 
 fn gaussian(x: &Tensor, sigma: f64) -> Result<Tensor> {
     let (data, noise) = (DEVIATION * DEVIATION, sigma * sigma);
-    x.affine(data / (data + noise), noise * MEAN / (data + noise))
+    Ok(x.affine(data / (data + noise), noise * MEAN / (data + noise))?)
 }
 
 /// The same with guidance and without.
@@ -170,14 +166,15 @@ fn flow(x: f64, sigma: f64, end: f64) -> f64 {
 /// No noise: for samplers with η = 0.
 struct Silence;
 
-impl Noise for Silence {
-    fn unit(&mut self) -> Result<Tensor> {
-        Err(Error::Msg("no noise is to be drawn".to_owned()))
+impl NoiseSampler for Silence {
+    fn sample(&mut self, _sigma: f64, _next: f64) -> Result<Tensor> {
+        Err(said("no noise is to be drawn"))
     }
+}
 
-    fn between(&mut self, _sigma: f64, _next: f64) -> Result<Tensor> {
-        self.unit()
-    }
+/// An error of a caller's own.
+fn said(what: &str) -> Error {
+    Error::caller(std::io::Error::other(what.to_owned()))
 }
 
 type Method = fn(&[f64], Tensor) -> Result<Tensor>;
@@ -333,7 +330,7 @@ fn dpm_adaptive_is_as_exact_as_it_is_asked_to_be() {
 #[test]
 fn without_guidance_the_forms_of_cfg_pp_are_the_plain_ones() {
     let (schedule, reference) = (schedule(), reference());
-    for name in NAMES.iter().filter(|name| samplers::is_cfg_pp(name)) {
+    for name in SAMPLERS.iter().filter(|s| s.is_cfg_pp()).map(|s| s.name) {
         let plain = name.strip_suffix("_cfg_pp").unwrap();
         let run = |name: &str| {
             let x = Tensor::from_vec(reference.x.clone(), (2, 1, 4, 4), &Device::Cpu).unwrap();
@@ -369,7 +366,8 @@ fn moments(sampler: &str, steps: usize) -> (f64, f64) {
     let levels = sigmas::by_name("karras", &schedule, steps).unwrap();
     let noise = Tensor::from_vec(Generator::new(5).randn(20_000), (20_000, 1, 1, 1), &Device::Cpu);
     let x = noise.unwrap().affine(DEVIATION.hypot(levels[0]), MEAN).unwrap();
-    let mut noise = TorchNoise::new(9, &x, &levels);
+    let kind = samplers::sampler(sampler).unwrap().noise;
+    let mut noise = TorchNoise::new(kind, 9, &x, &levels);
     let (model, observe) = (&mut alike, &mut quiet);
     let x = samplers::sample_guided(sampler, &schedule, &levels, x, model, &mut noise, observe);
     let x = x.unwrap().to_dtype(DType::F64).unwrap().flatten_all().unwrap();
@@ -439,7 +437,7 @@ fn short_and_partial_schedules_are_run() {
             &[2.0, 1.0, 0.6, 0.3, 0.1, 0.0],
             &[2.0, 1.0, 1.0, 1.0, 0.5, 0.5, 0.0],
         ] {
-            let mut noise = TorchNoise::new(3, &x, levels);
+            let mut noise = TorchNoise::new(sampler(name).unwrap().noise, 3, &x, levels);
             let told = Cell::new(0);
             let end = samplers::sample_guided(
                 name,
@@ -470,7 +468,7 @@ fn nan_from_the_model_is_no_panic_and_errors_end_the_sampling() {
     let x = Tensor::full(2f32, (1, 1, 4, 4), &Device::Cpu).unwrap();
     let levels = [5.0, 2.0, 1.0, 0.5, 0.3, 0.1, 0.0];
     for name in NAMES {
-        let mut noise = TorchNoise::new(3, &x, &levels);
+        let mut noise = TorchNoise::new(sampler(name).unwrap().noise, 3, &x, &levels);
         let mut nan = |x: &Tensor, _: f64| {
             let x0 = (x * f64::NAN)?;
             Ok(Guided { uncond: x0.clone(), x0 })
@@ -488,12 +486,14 @@ fn nan_from_the_model_is_no_panic_and_errors_end_the_sampling() {
             (_, sampled) => drop(sampled.unwrap()),
         }
         let mut stop = |step: Step<'_>| match step.done {
-            2 => Err(Error::Msg("cancelled".to_owned())),
+            2 => Err(said("cancelled")),
             _ => Ok(()),
         };
         let error = run(&mut alike, &mut noise, &mut stop).unwrap_err();
-        assert!(error.to_string().contains("cancelled"), "{name}: {error}");
-        let mut broken = |_: &Tensor, _: f64| Err(Error::Msg("no model".to_owned()));
+        let Error::Caller(error) = error else { panic!("{name}: {error}") };
+        let error = error.downcast::<std::io::Error>().expect("as it was");
+        assert_eq!(error.to_string(), "cancelled", "{name}");
+        let mut broken = |_: &Tensor, _: f64| Err(said("no model"));
         let error = run(&mut broken, &mut noise, &mut quiet).unwrap_err();
         assert!(error.to_string().contains("no model"), "{name}: {error}");
     }
@@ -504,7 +504,7 @@ fn what_is_no_schedule_or_no_sampler_is_refused() {
     let schedule = schedule();
     let run = |name: &str, levels: &[f64]| {
         let x = Tensor::full(2f32, (1, 1, 4, 4), &Device::Cpu).unwrap();
-        let mut noise = TorchNoise::new(3, &x, levels);
+        let mut noise = TorchNoise::new(StepNoise::Fresh, 3, &x, levels);
         samplers::sample(name, &schedule, levels, x, &mut gaussian, &mut noise, &mut quiet)
     };
     for levels in [&[1.0, 2.0][..], &[1.0, -1.0], &[f64::NAN, 0.0], &[f64::INFINITY, 1.0]] {
@@ -518,22 +518,45 @@ fn what_is_no_schedule_or_no_sampler_is_refused() {
 }
 
 #[test]
-fn an_item_has_the_noise_that_it_has_alone() {
-    let x = Tensor::zeros((3, 4, 2, 2), DType::F32, &Device::Cpu).unwrap();
-    let levels = [14.0, 3.0, 0.5, 0.0];
-    let values = |x: Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-    let mut batch = PerItemNoise::new(7, &x, &levels).unwrap();
-    let (units, increments) = (batch.unit().unwrap(), batch.between(levels[0], levels[1]).unwrap());
-    let first = initial_per_item(7, &x).unwrap();
-    for i in 0..3 {
-        let item = x.narrow(0, i, 1).unwrap();
-        let mut alone = TorchNoise::new(7 + i as u64, &item, &levels);
-        assert_eq!(values(units.get(i).unwrap()), values(alone.unit().unwrap()));
-        let alone = alone.between(levels[0], levels[1]).unwrap();
-        assert_eq!(values(increments.get(i).unwrap()), values(alone));
-        let alone = initial(7 + i as u64, &item).unwrap();
-        assert_eq!(values(first.get(i).unwrap()), values(alone));
+fn samplers_draw_the_noise_that_the_sheet_says() {
+    struct Counted(usize);
+    impl NoiseSampler for Counted {
+        fn sample(&mut self, sigma: f64, next: f64) -> Result<Tensor> {
+            assert!(sigma > next && next > 0.0, "{sigma} to {next}");
+            self.0 += 1;
+            Ok(Tensor::zeros((1, 1, 2, 2), DType::F64, &Device::Cpu)?)
+        }
     }
+    let schedule = schedule();
+    let levels = sigmas::by_name("karras", &schedule, 8).unwrap();
+    for row in SAMPLERS {
+        let x = Tensor::full(2f64, (1, 1, 2, 2), &Device::Cpu).unwrap();
+        let mut noise = Counted(0);
+        let (model, observe) = (&mut alike, &mut quiet);
+        samplers::sample_guided(row.name, &schedule, &levels, x, model, &mut noise, observe)
+            .unwrap();
+        assert_eq!(noise.0 == 0, row.noise == StepNoise::Nothing, "{}: {}", row.name, noise.0);
+    }
+}
+
+#[test]
+fn the_last_steps_of_a_schedule_end_as_the_whole_does() {
+    // diffusers counts the schedule's steps, not those that are taken (img2img's strength): 15 and more end
+    // with a step of second order where σ stays above 0.
+    let schedule = schedule();
+    let timesteps = samplers::dpm_timesteps(&schedule, 20);
+    let levels: Vec<_> = timesteps[17..].iter().map(|&t| (t, schedule.sigma_at(t))).collect();
+    let run = |scheduled| {
+        let x = Tensor::full(1.5f64, (1, 1, 1, 1), &Device::Cpu).unwrap();
+        let mut model = |x: &Tensor, t: f64| Ok(((x.sin()? * 0.3)? + 0.1 * t / 1000.0)?);
+        let ending = Ending::SigmaMin;
+        let end =
+            samplers::dpm_solver(&schedule, &levels, scheduled, ending, x, &mut model, &mut quiet);
+        end.unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap()[0]
+    };
+    assert_eq!(run(20), run(15));
+    assert_eq!(run(3), run(14));
+    assert!((run(20) - run(3)).abs() > 1e-4, "{} {}", run(20), run(3));
 }
 
 #[test]

@@ -10,6 +10,7 @@
 //! The arguments are those of any test: a part of a case's name, `--list`, `--exact`.
 
 mod case;
+mod diffusers;
 mod diffusion;
 mod kosmos;
 mod lora;

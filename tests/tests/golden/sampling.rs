@@ -3,18 +3,17 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use candle_core::{DType, Device, Result as CandleResult, Tensor};
-use kosmograph_models::samplers::guidance::{guide, guided};
+use candle_core::{DType, Device, Tensor};
+use kosmograph_models::samplers::guidance::guide;
 use kosmograph_models::samplers::randn::Generator;
-use kosmograph_models::samplers::{
-    self, Ending, Noise, Schedule, SchedulerConfig, Step, diffusers,
-};
+use kosmograph_models::samplers::{self, Ending, NoiseSampler, Schedule, SchedulerConfig, Step};
 use kosmograph_models::stable_diffusion::controlnet::ControlNet;
 use kosmograph_models::stable_diffusion::unet::UNet;
 use kosmograph_models::stable_diffusion::vae::Vae;
 use serde_json::Value;
 
 use crate::case::{Case, read_json};
+use crate::diffusers;
 use crate::diffusion::{folder, load_controlnet, load_unet, load_vae};
 
 pub fn torch_randn(case: &mut Case) -> Result<()> {
@@ -116,8 +115,8 @@ pub fn schedulers(case: &mut Case) -> Result<()> {
 }
 
 /// The network of these cases: sin(x)·0.3 + 0.1·t/1000.
-fn closed_form(x: &Tensor, t: f64) -> CandleResult<Tensor> {
-    (x.sin()? * 0.3)? + 0.1 * t / 1000.0
+fn closed_form(x: &Tensor, t: f64) -> samplers::Result<Tensor> {
+    Ok(((x.sin()? * 0.3)? + 0.1 * t / 1000.0)?)
 }
 
 /// The noises of the case, one after the other.
@@ -126,15 +125,11 @@ struct Recorded<'a> {
     drawn: usize,
 }
 
-impl Noise for Recorded<'_> {
-    fn unit(&mut self) -> CandleResult<Tensor> {
+impl NoiseSampler for Recorded<'_> {
+    fn sample(&mut self, _sigma: f64, _next: f64) -> samplers::Result<Tensor> {
         let message = |error: anyhow::Error| candle_core::Error::Msg(error.to_string());
         self.drawn += 1;
-        self.case.input("noises").map_err(message)?.get(self.drawn - 1)
-    }
-
-    fn between(&mut self, _sigma: f64, _next: f64) -> CandleResult<Tensor> {
-        self.unit()
+        Ok(self.case.input("noises").map_err(message)?.get(self.drawn - 1)?)
     }
 }
 
@@ -169,14 +164,14 @@ fn sample_with(case: &Case, scheduler: &Scheduler) -> Result<Option<Sampled>> {
                 }
                 Some(eta) => {
                     let x = x_t.clone();
-                    samplers::ddim_stochastic(
+                    diffusers::ddim_stochastic(
                         &schedule,
                         &t,
                         stride,
                         eta,
                         x,
                         &mut model,
-                        &mut || noise.unit(),
+                        &mut noise,
                         &mut observe,
                     )?;
                 }
@@ -210,9 +205,12 @@ fn sample_with(case: &Case, scheduler: &Scheduler) -> Result<Option<Sampled>> {
             match is_sde {
                 true => {
                     let noise = &mut noise;
-                    samplers::dpm_solver_sde(&schedule, &levels, ending, x, model, noise, observe)?
+                    diffusers::dpm_solver_sde(&schedule, &levels, ending, x, model, noise, observe)?
                 }
-                false => samplers::dpm_solver(&schedule, &levels, ending, x, model, observe)?,
+                false => {
+                    let count = levels.len();
+                    samplers::dpm_solver(&schedule, &levels, count, ending, x, model, observe)?
+                }
             };
             (levels.iter().map(|level| level.0 as f64).collect(), sigmas, 1.0)
         }
@@ -234,7 +232,7 @@ fn sample_with(case: &Case, scheduler: &Scheduler) -> Result<Option<Sampled>> {
                 let t = levels[step].0;
                 step += 1;
                 let scaled = (x / (sigma * sigma + 1.0).sqrt())?;
-                x - (closed_form(&scaled, t)? * sigma)?
+                Ok((x - (closed_form(&scaled, t)? * sigma)?)?)
             };
             let x = (&x_t * init)?;
             match class {
@@ -260,7 +258,7 @@ fn sample_with(case: &Case, scheduler: &Scheduler) -> Result<Option<Sampled>> {
             let order = scheduler.options.get("solver_order").and_then(Value::as_u64).unwrap_or(2);
             let karras = scheduler.is("use_karras_sigmas");
             let (levels, sigmas) = dpm_levels(&schedule, scheduler, ending, karras, offset)?;
-            samplers::uni_pc_by_timesteps(
+            diffusers::uni_pc_by_timesteps(
                 &schedule,
                 &levels,
                 ending,
@@ -275,9 +273,9 @@ fn sample_with(case: &Case, scheduler: &Scheduler) -> Result<Option<Sampled>> {
         "LCMScheduler" => {
             let original = scheduler.options.get("original_inference_steps");
             let original = original.and_then(Value::as_u64).unwrap_or(50) as usize;
-            let t = samplers::lcm_timesteps(&schedule, original, steps)?;
+            let t = diffusers::lcm_timesteps(&schedule, original, steps)?;
             let (model, observe) = (&mut model, &mut observe);
-            samplers::lcm_by_timesteps(&schedule, &t, x_t.clone(), model, &mut noise, observe)?;
+            diffusers::lcm_by_timesteps(&schedule, &t, x_t.clone(), model, &mut noise, observe)?;
             (integers(&t), Vec::new(), 1.0)
         }
         _ => return Ok(None),
@@ -340,19 +338,21 @@ struct Guided<'a> {
 }
 
 impl Guided<'_> {
-    fn predict(&self, x: &Tensor, t: f64) -> CandleResult<Tensor> {
-        guided(x, self.guidance_scale, |rows| {
-            let timesteps = Tensor::new(&[t as f32], &Device::Cpu)?;
-            let message =
-                |error: kosmograph_models::Error| candle_core::Error::Msg(error.to_string());
-            let residuals = match &self.control {
-                Some((controlnet, hint)) => Some(
-                    controlnet.forward(rows, &timesteps, &self.context, hint).map_err(message)?,
-                ),
-                None => None,
-            };
-            self.unet.forward(rows, &timesteps, &self.context, residuals.as_ref()).map_err(message)
-        })
+    fn predict(&self, x: &Tensor, t: f64) -> samplers::Result<Tensor> {
+        let (batch, rows) = (x.dim(0)?, Tensor::cat(&[x, x], 0)?);
+        let both = self.both(&rows, t).map_err(samplers::Error::caller)?;
+        let (uncond, cond) = (both.narrow(0, 0, batch)?, both.narrow(0, batch, batch)?);
+        Ok(guide(&uncond, &cond, self.guidance_scale)?)
+    }
+
+    /// For `rows` [2B, C, H, W], of which the first half has no condition.
+    fn both(&self, rows: &Tensor, t: f64) -> kosmograph_models::Result<Tensor> {
+        let timesteps = Tensor::new(&[t as f32], &Device::Cpu)?;
+        let residuals = match &self.control {
+            Some((net, hint)) => Some(net.forward(rows, &timesteps, &self.context, hint)?),
+            None => None,
+        };
+        self.unet.forward(rows, &timesteps, &self.context, residuals.as_ref())
     }
 }
 
@@ -422,6 +422,7 @@ pub fn e2e(case: &mut Case) -> Result<()> {
             let sampled = samplers::dpm_solver(
                 &schedule,
                 &levels,
+                levels.len(),
                 ending,
                 latents,
                 &mut |x, t| {
@@ -527,13 +528,15 @@ fn sample_officially(
             samplers::ddim(schedule, &timesteps, stride, x, model, observe)?
         }
         "pndm" => {
-            let timesteps = samplers::pndm_timesteps(schedule, steps);
+            let mut timesteps = samplers::ddim_timesteps(schedule, steps);
+            samplers::repeat_second(&mut timesteps);
             samplers::pndm(schedule, &timesteps, stride, x, model, observe)?
         }
         "dpms" => {
             let timesteps = samplers::dpm_timesteps(schedule, steps).into_iter();
             let levels: Vec<_> = timesteps.map(|t| (t, schedule.sigma_at(t))).collect();
-            samplers::dpm_solver(schedule, &levels, Ending::SigmaMin, x, model, observe)?
+            let count = levels.len();
+            samplers::dpm_solver(schedule, &levels, count, Ending::SigmaMin, x, model, observe)?
         }
         other => bail!("there is no sampler `{other}`"),
     })

@@ -8,7 +8,7 @@ use node::interface::ControlCall;
 use node::*;
 use node_candle::{export, import};
 
-use super::entry::Range;
+use super::range::Range;
 use crate::hint::hint_for;
 
 /// All of a sampling, each once, however many entries of the conditionings name it.

@@ -5,8 +5,6 @@
 //! Both are sums whose weights add up to one, so that it makes no difference whether they are taken of the
 //! network's output, as here, or of x₀, as in ComfyUI.
 
-use std::cell::RefCell;
-
 use candle_core::Tensor as Candle;
 use kosmograph_models::samplers::guidance::guide;
 use kosmograph_models::samplers::{Prediction, Schedule};
@@ -29,8 +27,6 @@ pub struct Guided<'a> {
     pub negative: Vec<Entry>,
     pub cfg: f64,
     pub controls: Controls,
-    /// Why a call across the boundary failed: candle's error type has no place for it.
-    pub failure: RefCell<Option<Error>>,
 }
 
 /// One entry that counts at this noise level.
@@ -57,40 +53,24 @@ impl Part<'_> {
 
 impl Guided<'_> {
     /// The network's guided output for x [B, C, H, W] in VP at `timestep`, whose noise level is σ.
-    pub fn predict(&self, x: &Candle, timestep: f64, sigma: f64) -> candle_core::Result<Candle> {
+    pub fn predict(&self, x: &Candle, timestep: f64, sigma: f64) -> Result<Candle> {
         let timestep = self.within(timestep);
         // Without guidance the unconditional half is not asked for.
-        let unguided = (self.cfg - 1.0).abs() <= 1e-9;
-        let guided = match unguided {
-            true => self.halves::<1>(x, timestep, sigma).map(|[cond]| cond),
-            false => self
-                .halves(x, timestep, sigma)
-                .and_then(|[cond, uncond]| Ok(guide(&uncond, &cond, self.cfg)?)),
-        };
-        guided.map_err(|error| self.leave(error))
+        if (self.cfg - 1.0).abs() <= 1e-9 {
+            return self.halves::<1>(x, timestep, sigma).map(|[cond]| cond);
+        }
+        let [cond, uncond] = self.halves(x, timestep, sigma)?;
+        Ok(guide(&uncond, &cond, self.cfg)?)
     }
 
     /// As [`Guided::predict`], and what the negative alone gives: asked for whatever the guidance is.
-    pub fn predict_both(
-        &self,
-        x: &Candle,
-        timestep: f64,
-        sigma: f64,
-    ) -> candle_core::Result<[Candle; 2]> {
-        let halves = self.halves(x, self.within(timestep), sigma);
-        let [cond, uncond] = halves.map_err(|error| self.leave(error))?;
+    pub fn predict_both(&self, x: &Candle, timestep: f64, sigma: f64) -> Result<[Candle; 2]> {
+        let [cond, uncond] = self.halves(x, self.within(timestep), sigma)?;
         Ok([guide(&uncond, &cond, self.cfg)?, uncond])
     }
 
     fn within(&self, timestep: f64) -> f64 {
         timestep.clamp(0.0, (self.schedule.train_steps() - 1) as f64)
-    }
-
-    /// Leaves `error` where the sampling finds it; candle's own error only unwinds the sampler.
-    pub fn leave(&self, error: Error) -> candle_core::Error {
-        let sentence = error.to_string();
-        *self.failure.borrow_mut() = Some(error);
-        candle_core::Error::Msg(sentence)
     }
 
     /// What the network says at x (VP) for the positive, and of two halves for the negative, too.

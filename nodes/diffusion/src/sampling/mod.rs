@@ -11,9 +11,9 @@ mod extra;
 mod guided;
 mod inpaint;
 mod noise;
+mod range;
 mod resize;
-
-use std::cell::RefCell;
+mod through;
 
 use candle_core::{DType, Device, Tensor as Candle};
 use kosmograph_models::samplers::{self, Ending, Prediction, Schedule, Step, sigmas};
@@ -28,6 +28,7 @@ use inpaint::NoiseMask;
 pub use noise::Draw;
 use noise::Seeded;
 pub use resize::bilinear;
+use through::{into_sampler, out_of_sampler};
 
 /// The published Kosmos-G's samplers, which bring their own timesteps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,12 +133,7 @@ impl Sampling {
             Method::Timesteps { sampler, karras } => self.by_timesteps(&run, *sampler, *karras),
             Method::Sigmas { sampler, scheduler } => self.by_sigmas(&run, sampler, scheduler),
         };
-        // What the denoiser or the host said goes before what the sampler made of it.
-        match (sampled, guided.failure.into_inner()) {
-            (Ok(samples), None) => Ok(latent.with_samples(export(&samples)?)),
-            (_, Some(failure)) => Err(failure),
-            (Err(error), None) => Err(error),
-        }
+        Ok(latent.with_samples(export(&sampled?)?))
     }
 
     /// The denoiser with all that steers it.
@@ -176,7 +172,6 @@ impl Sampling {
             negative,
             cfg: self.cfg,
             controls,
-            failure: RefCell::new(None),
         })
     }
 
@@ -229,17 +224,17 @@ impl Sampling {
         };
         let mut observe = |step: Step<'_>| run.report(step);
         let mut model = |x: &Candle, t: f64| run.output(x, t);
-        let samples = match sampler {
+        let sampled = match sampler {
             Published::Ddim => {
                 let timesteps = last(samplers::ddim_timesteps(schedule, total));
                 let x = start(timesteps[0])?;
-                samplers::ddim(schedule, &timesteps, stride, x, &mut model, &mut observe)?
+                samplers::ddim(schedule, &timesteps, stride, x, &mut model, &mut observe)
             }
             Published::Pndm => {
                 let mut timesteps = last(samplers::ddim_timesteps(schedule, total));
                 let x = start(timesteps[0])?;
                 samplers::repeat_second(&mut timesteps);
-                samplers::pndm(schedule, &timesteps, stride, x, &mut model, &mut observe)?
+                samplers::pndm(schedule, &timesteps, stride, x, &mut model, &mut observe)
             }
             Published::Dpms(ending) => {
                 let mut levels = match (karras, ending) {
@@ -253,11 +248,14 @@ impl Sampling {
                         at_timesteps(schedule, timesteps)
                     }
                 };
-                levels.drain(..levels.len().saturating_sub(self.steps));
+                let scheduled = levels.len();
+                levels.drain(..scheduled.saturating_sub(self.steps));
                 let x = start(levels[0].0)?;
-                samplers::dpm_solver(schedule, &levels, ending, x, &mut model, &mut observe)?
+                let (model, observe) = (&mut model, &mut observe);
+                samplers::dpm_solver(schedule, &levels, scheduled, ending, x, model, observe)
             }
         };
+        let samples = sampled.map_err(out_of_sampler)?;
         match &run.mask {
             Some(mask) => Ok(mask.restore(&samples, run.latents)?),
             None => Ok(samples),
@@ -266,6 +264,7 @@ impl Sampling {
 
     fn by_sigmas(&self, run: &Run<'_>, sampler: &str, scheduler: &str) -> Result<Candle> {
         let schedule = run.guided.schedule;
+        let sampler = samplers::sampler(sampler)?;
         let levels = self.levels(schedule, sampler, scheduler)?;
         let (Some(&first), true) = (levels.first(), levels.len() > 1) else {
             return Ok(run.latents.clone());
@@ -276,27 +275,30 @@ impl Sampling {
         let scale = if whole { (1.0 + first * first).sqrt() } else { first };
         let x = (run.latents + (&run.first * scale)?)?;
         // ComfyUI's ddim is euler; what lies outside a mask has noise of its own there.
-        let outside = match sampler {
+        let outside = match sampler.name {
             "ddim" => run.noise.reseeded(self.noise.seed.wrapping_add(1)).first()?,
             _ => run.first.clone(),
         };
         let mut observe = |step: Step<'_>| run.report(step);
-        if let Some(on_the_cpu) = samplers::draws_on_gpu(sampler) {
+        if let Some(on_the_cpu) = sampler.draws_on_gpu() {
+            let name = sampler.name;
             run.guided.cx.info(format!(
-                "{sampler} is {on_the_cpu} here: its noise is drawn on the CPU, where ComfyUI draws other \
+                "{name} is {on_the_cpu} here: its noise is drawn on the CPU, where ComfyUI draws other \
                  noise of the same seed on the GPU"
             ));
         }
-        let mut noise = run.noise.of_steps(&x, &levels)?;
-        let samples = if samplers::is_cfg_pp(sampler) {
+        let mut noise = run.noise.of_steps(sampler.noise, &x, &levels)?;
+        let name = sampler.name;
+        let sampled = if sampler.is_cfg_pp() {
             let mut model = |x: &Candle, sigma: f64| run.denoised_both(x, sigma, &outside);
             let (model, observe) = (&mut model, &mut observe);
-            samplers::sample_guided(sampler, schedule, &levels, x, model, &mut noise, observe)?
+            samplers::sample_guided(name, schedule, &levels, x, model, &mut noise, observe)
         } else {
             let mut model = |x: &Candle, sigma: f64| run.denoised(x, sigma, &outside);
             let (model, observe) = (&mut model, &mut observe);
-            samplers::sample(sampler, schedule, &levels, x, model, &mut noise, observe)?
+            samplers::sample(name, schedule, &levels, x, model, &mut noise, observe)
         };
+        let samples = sampled.map_err(out_of_sampler)?;
         match &run.mask {
             // Multistep samplers carry a little of the way into the end.
             Some(mask) if levels.last() == Some(&0.0) => Ok(mask.restore(&samples, run.latents)?),
@@ -305,7 +307,12 @@ impl Sampling {
     }
 
     /// The noise levels to run over; one or none when there is nothing to do.
-    fn levels(&self, schedule: &Schedule, sampler: &str, scheduler: &str) -> Result<Vec<f64>> {
+    fn levels(
+        &self,
+        schedule: &Schedule,
+        sampler: &samplers::Sampler,
+        scheduler: &str,
+    ) -> Result<Vec<f64>> {
         let total = self.total_steps()?;
         let levels = sigmas::for_sampler(sampler, scheduler, schedule, total);
         interrupt::check()?;
@@ -345,22 +352,27 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
+    /// The network's guided output at x in VP, whatever the mask.
+    fn predict(&self, x: &Candle, timestep: f64, sigma: f64) -> samplers::Result<Candle> {
+        self.guided.predict(x, timestep, sigma).map_err(into_sampler)
+    }
+
     /// The network's guided output at x in VP.
-    fn output(&self, x: &Candle, timestep: f64) -> candle_core::Result<Candle> {
+    fn output(&self, x: &Candle, timestep: f64) -> samplers::Result<Candle> {
         let schedule = self.guided.schedule;
         let sigma = schedule.sigma(timestep);
-        let Some(mask) = &self.mask else { return self.guided.predict(x, timestep, sigma) };
+        let Some(mask) = &self.mask else { return self.predict(x, timestep, sigma) };
         let alpha = 1.0 / (sigma * sigma + 1.0).sqrt();
         let known = ((self.latents * alpha)? + (&self.first * (sigma * alpha))?)?;
         let x = mask.mix(x, &known)?;
-        let output = self.guided.predict(&x, timestep, sigma)?;
-        mask.mix(&output, &output_for_x0(schedule, &x, self.latents, sigma)?)
+        let output = self.predict(&x, timestep, sigma)?;
+        Ok(mask.mix(&output, &output_for_x0(schedule, &x, self.latents, sigma)?)?)
     }
 
     /// x₀ at x in VE, where σ · `outside` is the noise outside the mask.
-    fn denoised(&self, x: &Candle, sigma: f64, outside: &Candle) -> candle_core::Result<Candle> {
+    fn denoised(&self, x: &Candle, sigma: f64, outside: &Candle) -> samplers::Result<Candle> {
         let x = self.seen(x, sigma, outside)?;
-        let mut network = |x: &Candle, timestep| self.guided.predict(x, timestep, sigma);
+        let mut network = |x: &Candle, timestep| self.predict(x, timestep, sigma);
         let x0 = self.guided.schedule.denoised(&x, sigma, &mut network)?;
         self.masked(x0)
     }
@@ -372,34 +384,35 @@ impl Run<'_> {
         x: &Candle,
         sigma: f64,
         outside: &Candle,
-    ) -> candle_core::Result<samplers::Guided> {
+    ) -> samplers::Result<samplers::Guided> {
         let x = self.seen(x, sigma, outside)?;
-        let mut network = |x: &Candle, timestep| self.guided.predict_both(x, timestep, sigma);
+        let mut network = |x: &Candle, timestep| {
+            self.guided.predict_both(x, timestep, sigma).map_err(into_sampler)
+        };
         let [x0, uncond] = self.guided.schedule.denoised_each(&x, sigma, &mut network)?;
         Ok(samplers::Guided { x0: self.masked(x0)?, uncond })
     }
 
     /// What the network sees of x in VE: outside the mask the given latents with their noise.
-    fn seen(&self, x: &Candle, sigma: f64, outside: &Candle) -> candle_core::Result<Candle> {
+    fn seen(&self, x: &Candle, sigma: f64, outside: &Candle) -> samplers::Result<Candle> {
         match &self.mask {
-            Some(mask) => mask.mix(x, &(self.latents + (outside * sigma)?)?),
+            Some(mask) => Ok(mask.mix(x, &(self.latents + (outside * sigma)?)?)?),
             None => Ok(x.clone()),
         }
     }
 
     /// x₀, outside the mask the given latents.
-    fn masked(&self, x0: Candle) -> candle_core::Result<Candle> {
+    fn masked(&self, x0: Candle) -> samplers::Result<Candle> {
         match &self.mask {
-            Some(mask) => mask.mix(&x0, self.latents),
+            Some(mask) => Ok(mask.mix(&x0, self.latents)?),
             None => Ok(x0),
         }
     }
 
-    /// Tells the host of a step. The samplers know candle's errors alone, so the wish to stop is left where
-    /// [`Sampling::run`] finds it.
-    fn report(&self, step: Step<'_>) -> candle_core::Result<()> {
+    /// Tells the host of a step.
+    fn report(&self, step: Step<'_>) -> samplers::Result<()> {
         let told = self.guided.cx.progress(step.done, step.steps).and_then(|()| self.show(step));
-        told.map_err(|error| self.guided.leave(error))
+        told.map_err(into_sampler)
     }
 
     /// Shows x₀ of a step to whoever looks, where the model says what its latents look like.

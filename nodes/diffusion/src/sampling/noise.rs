@@ -2,7 +2,7 @@
 
 use candle_core::{Device, Tensor as Candle};
 use kosmograph_models::samplers::randn::Generator;
-use kosmograph_models::samplers::{Noise, TorchNoise};
+use kosmograph_models::samplers::{self, NoiseSampler, StepNoise, TorchNoise};
 use node::*;
 
 /// How noise is drawn for several pictures.
@@ -93,28 +93,23 @@ impl Seeded {
         (0..self.dims[0]).map(|i| self.seed.wrapping_add(place(i))).collect()
     }
 
-    /// The noise of the steps, for latents like `x` sampled over `sigmas`.
-    pub fn of_steps(&self, x: &Candle, sigmas: &[f64]) -> Result<StepNoise> {
+    /// The `noise` of the steps, for latents like `x` sampled over `sigmas`.
+    pub fn of_steps(&self, noise: StepNoise, x: &Candle, sigmas: &[f64]) -> Result<EachItem> {
         if self.draw == Draw::Batch {
-            return Ok(StepNoise(vec![TorchNoise::new(self.seed, x, sigmas)]));
+            return Ok(EachItem(vec![TorchNoise::new(noise, self.seed, x, sigmas)]));
         }
-        let item = |(i, seed)| Ok(TorchNoise::new(seed, &x.narrow(0, i, 1)?, sigmas));
+        let item = |(i, seed)| Ok(TorchNoise::new(noise, seed, &x.narrow(0, i, 1)?, sigmas));
         let items = self.item_seeds().into_iter().enumerate().map(item);
-        items.collect::<Result<_>>().map(StepNoise)
+        items.collect::<Result<_>>().map(EachItem)
     }
 }
 
-/// Fresh noise for each step: one torch generator's for the whole batch, or one's for each picture.
-pub struct StepNoise(Vec<TorchNoise>);
+/// The noise of each step: one torch generator's for the whole batch, or one's for each picture.
+pub struct EachItem(Vec<TorchNoise>);
 
-impl Noise for StepNoise {
-    fn unit(&mut self) -> candle_core::Result<Candle> {
-        let items: Vec<Candle> = self.0.iter_mut().map(Noise::unit).collect::<Result<_, _>>()?;
-        Candle::cat(&items, 0)
-    }
-
-    fn between(&mut self, sigma: f64, next: f64) -> candle_core::Result<Candle> {
-        let items = self.0.iter_mut().map(|item| item.between(sigma, next));
-        Candle::cat(&items.collect::<Result<Vec<_>, _>>()?, 0)
+impl NoiseSampler for EachItem {
+    fn sample(&mut self, sigma: f64, next: f64) -> samplers::Result<Candle> {
+        let items = self.0.iter_mut().map(|item| item.sample(sigma, next));
+        Ok(Candle::cat(&items.collect::<Result<Vec<_>, _>>()?, 0)?)
     }
 }

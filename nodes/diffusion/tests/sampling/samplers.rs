@@ -1,6 +1,6 @@
 //! The samplers by their names, as the nodes offer them.
 
-use kosmograph_models::samplers::{NAMES, discards_penultimate_sigma};
+use kosmograph_models::samplers::{NAMES, sampler};
 use node::Value;
 
 use crate::host::{run, run_told, samples, tensor};
@@ -34,7 +34,7 @@ fn every_sampler_comes_to_what_the_model_believes() {
             // These two end at the last level above 0, with its noise.
             "dpm_fast" | "dpm_adaptive" => 0.2,
             // Asked last between two timesteps, where the believer answers for one of them.
-            name if discards_penultimate_sigma(name) => 5e-3,
+            name if sampler(name).unwrap().discards_penultimate_sigma() => 5e-3,
             _ => 1e-4,
         };
         if farthest > bound {

@@ -2,9 +2,12 @@
 //! guidance how to get there. The forms that ComfyUI has of Euler's method, DPM-Solver++(2S) and (2M); in VE.
 //! Where both halves say the same each is its plain form.
 
-use candle_core::{Result, Tensor};
+use candle_core::Tensor;
 
-use super::{Guided, GuidedDenoiser, Noise, Observe, Step, ancestral_step, combine};
+use super::{
+    Guided, GuidedDenoiser, NoiseSampler, Observe, Result, Step, combine, down_and_up, noised,
+    toward,
+};
 
 /// Euler's method with ancestral noise, which `eta` scales; 0 is `euler_cfg_pp`.
 ///
@@ -15,21 +18,19 @@ pub fn euler_ancestral_cfg_pp(
     eta: f64,
     mut x: Tensor,
     model: &mut GuidedDenoiser<'_>,
-    noise: &mut dyn Noise,
+    noise: &mut dyn NoiseSampler,
     observe: &mut Observe<'_>,
 ) -> Result<Tensor> {
     let steps = sigmas.len().saturating_sub(1);
     for (i, pair) in sigmas.windows(2).enumerate() {
         let (sigma, next) = (pair[0], pair[1]);
         let Guided { x0, uncond } = model(&x, sigma)?;
-        let (down, up) = ancestral_step(sigma, next, eta);
+        let (down, up) = down_and_up(sigma, next, eta);
         x = match next > 0.0 {
             true => combine(&[(1.0, &x0), (down / sigma, &x), (-down / sigma, &uncond)])?,
             false => x0.clone(),
         };
-        if up > 0.0 {
-            x = combine(&[(1.0, &x), (up, &noise.unit()?)])?;
-        }
+        x = noised(x, up, (sigma, next), noise)?;
         observe(Step { done: i + 1, steps, x: &x, x0: &x0 })?;
     }
     Ok(x)
@@ -45,26 +46,24 @@ pub fn dpmpp_2s_ancestral_cfg_pp(
     eta: f64,
     mut x: Tensor,
     model: &mut GuidedDenoiser<'_>,
-    noise: &mut dyn Noise,
+    noise: &mut dyn NoiseSampler,
     observe: &mut Observe<'_>,
 ) -> Result<Tensor> {
     let steps = sigmas.len().saturating_sub(1);
     for (i, pair) in sigmas.windows(2).enumerate() {
         let (sigma, next) = (pair[0], pair[1]);
         let Guided { x0, uncond } = model(&x, sigma)?;
-        let (down, up) = ancestral_step(sigma, next, eta);
+        let (down, up) = down_and_up(sigma, next, eta);
         x = if down > 0.0 {
             let middle = (sigma * down).sqrt();
-            let halfway = combine(&[(middle / sigma, &x), (1.0 - middle / sigma, &uncond)])?;
+            let halfway = toward(&x, &uncond, sigma, middle)?;
             let there = model(&halfway, middle)?.uncond;
             let share = down / sigma;
             combine(&[(share, &x), (1.0 - share, &there), (1.0, &x0), (-1.0, &uncond)])?
         } else {
             x0.clone()
         };
-        if up > 0.0 {
-            x = combine(&[(1.0, &x), (up, &noise.unit()?)])?;
-        }
+        x = noised(x, up, (sigma, next), noise)?;
         observe(Step { done: i + 1, steps, x: &x, x0: &x0 })?;
     }
     Ok(x)

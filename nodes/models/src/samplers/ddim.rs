@@ -1,8 +1,8 @@
 //! DDIM, deterministic (Song et al., arXiv 2010.02502, equation 12 with σ = 0), in VP.
 
-use candle_core::{Result, Tensor};
+use candle_core::Tensor;
 
-use super::{Observe, Schedule, Step, combine};
+use super::{Denoiser, Observe, Result, Schedule, Step, combine};
 
 /// The timesteps of `steps` steps, falling: diffusers' "leading" spacing with Stable Diffusion's offset 1.
 pub fn ddim_timesteps(schedule: &Schedule, steps: usize) -> Vec<usize> {
@@ -22,7 +22,7 @@ pub fn ddim(
     timesteps: &[usize],
     stride: usize,
     mut x: Tensor,
-    model: &mut dyn FnMut(&Tensor, f64) -> Result<Tensor>,
+    model: &mut Denoiser<'_>,
     observe: &mut Observe<'_>,
 ) -> Result<Tensor> {
     for (i, &t) in timesteps.iter().enumerate() {
@@ -34,38 +34,6 @@ pub fn ddim(
         let x0 = schedule.x0(&x, &output, a, s)?;
         let eps = schedule.epsilon(&x, &output, a, s)?;
         x = combine(&[(alpha_prev.sqrt(), &x0), ((1.0 - alpha_prev).sqrt(), &eps)])?;
-        observe(Step { done: i + 1, steps: timesteps.len(), x: &x, x0: &x0 })?;
-    }
-    Ok(x)
-}
-
-/// As [`ddim`], with fresh noise in every step: equation 16, η = `eta`. 0 is [`ddim`], 1 is DDPM's
-/// variance. `noise()` gives unit noise of x's shape.
-///
-/// # Errors
-/// What `model`, `noise` and `observe` report.
-#[allow(clippy::too_many_arguments)] // ddim's, and what the noise needs
-pub fn ddim_stochastic(
-    schedule: &Schedule,
-    timesteps: &[usize],
-    stride: usize,
-    eta: f64,
-    mut x: Tensor,
-    model: &mut dyn FnMut(&Tensor, f64) -> Result<Tensor>,
-    noise: &mut dyn FnMut() -> Result<Tensor>,
-    observe: &mut Observe<'_>,
-) -> Result<Tensor> {
-    for (i, &t) in timesteps.iter().enumerate() {
-        let alpha_t = schedule.alphas_cumprod[t];
-        let alpha_prev = schedule.alphas_cumprod[t.saturating_sub(stride)];
-        let output = model(&x, t as f64)?;
-        let (a, s) = (alpha_t.sqrt(), (1.0 - alpha_t).sqrt());
-        let x0 = schedule.x0(&x, &output, a, s)?;
-        let eps = schedule.epsilon(&x, &output, a, s)?;
-        let variance = (1.0 - alpha_prev) / (1.0 - alpha_t) * (1.0 - alpha_t / alpha_prev);
-        let sigma = eta * variance.max(0.0).sqrt();
-        let direction = (1.0 - alpha_prev - sigma * sigma).max(0.0).sqrt();
-        x = combine(&[(alpha_prev.sqrt(), &x0), (direction, &eps), (sigma, &noise()?)])?;
         observe(Step { done: i + 1, steps: timesteps.len(), x: &x, x0: &x0 })?;
     }
     Ok(x)

@@ -1,9 +1,9 @@
 //! DDPM's ancestral sampling (Ho et al., arXiv 2006.11239, algorithm 2, variance β̃) between any two noise
 //! levels, in VE.
 
-use candle_core::{Result, Tensor};
+use candle_core::Tensor;
 
-use super::{Denoiser, Noise, Observe, Step, combine};
+use super::{Denoiser, NoiseSampler, Observe, Result, Step, combine, noised};
 
 /// `sigmas` fall and end where the sample should be.
 ///
@@ -13,7 +13,7 @@ pub fn ddpm(
     sigmas: &[f64],
     mut x: Tensor,
     model: &mut Denoiser<'_>,
-    noise: &mut dyn Noise,
+    noise: &mut dyn NoiseSampler,
     observe: &mut Observe<'_>,
 ) -> Result<Tensor> {
     let steps = sigmas.len().saturating_sub(1);
@@ -24,10 +24,8 @@ pub fn ddpm(
         // shares of variance. Its variance is β̃ = β (1-ᾱ')/(1-ᾱ), scaled back by σ'²+1.
         let kept = next * next / (sigma * sigma);
         x = combine(&[(kept, &x), (1.0 - kept, &x0)])?;
-        if next > 0.0 {
-            let up = next * (1.0 - kept).max(0.0).sqrt();
-            x = combine(&[(1.0, &x), (up, &noise.unit()?)])?;
-        }
+        let up = next * (1.0 - kept).max(0.0).sqrt();
+        x = noised(x, up, (sigma, next), noise)?;
         observe(Step { done: i + 1, steps, x: &x, x0: &x0 })?;
     }
     Ok(x)

@@ -1,9 +1,9 @@
 //! DEIS (Zhang & Chen, arXiv 2204.13902), tAB of order 3, in VE: the slopes of the probability-flow ODE are
 //! extrapolated by polynomials in the time of the continuous VP process (Song et al., arXiv 2011.13456).
 
-use candle_core::{Result, Tensor};
+use candle_core::Tensor;
 
-use super::{Denoiser, Observe, Step, combine};
+use super::{Denoiser, Observe, Result, Step, combine};
 
 const ORDER: usize = 3;
 /// Points at which a coefficient's integral is summed: the sum of ComfyUI's source, whose value it is.

@@ -1,9 +1,9 @@
 //! DPM-Solver-2 (Lu et al., arXiv 2206.00927) in k-diffusion's form, on Karras' ODE: the slope halfway in
 //! log σ carries the whole step. With its ancestral variant; in VE.
 
-use candle_core::{Result, Tensor};
+use candle_core::Tensor;
 
-use super::{Denoiser, Noise, Observe, Step, ancestral_step, combine};
+use super::{Denoiser, NoiseSampler, Observe, Result, Step, combine, down_and_up, noised, toward};
 
 /// `sigmas` fall and end where the sample should be. Two evaluations a step, one for a step to σ = 0.
 ///
@@ -33,17 +33,16 @@ pub fn dpm_2_ancestral(
     eta: f64,
     mut x: Tensor,
     model: &mut Denoiser<'_>,
-    noise: &mut dyn Noise,
+    noise: &mut dyn NoiseSampler,
     observe: &mut Observe<'_>,
 ) -> Result<Tensor> {
     let steps = sigmas.len().saturating_sub(1);
     for (i, pair) in sigmas.windows(2).enumerate() {
-        let x0 = model(&x, pair[0])?;
-        let (down, up) = ancestral_step(pair[0], pair[1], eta);
-        x = midpoint(&x, &x0, pair[0], down, model)?;
-        if up > 0.0 {
-            x = combine(&[(1.0, &x), (up, &noise.unit()?)])?;
-        }
+        let (sigma, next) = (pair[0], pair[1]);
+        let x0 = model(&x, sigma)?;
+        let (down, up) = down_and_up(sigma, next, eta);
+        x = midpoint(&x, &x0, sigma, down, model)?;
+        x = noised(x, up, (sigma, next), noise)?;
         observe(Step { done: i + 1, steps, x: &x, x0: &x0 })?;
     }
     Ok(x)
@@ -61,7 +60,7 @@ fn midpoint(
         return Ok(x0.clone());
     }
     let middle = (sigma * next).sqrt();
-    let halfway = combine(&[(middle / sigma, x), (1.0 - middle / sigma, x0)])?;
+    let halfway = toward(x, x0, sigma, middle)?;
     let x0_there = model(&halfway, middle)?;
     let dt = (next - sigma) / middle;
     combine(&[(1.0, x), (dt, &halfway), (-dt, &x0_there)])

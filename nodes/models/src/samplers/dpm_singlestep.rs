@@ -2,9 +2,9 @@
 //! λ = -log σ: `dpm_fast` divides a number of evaluations into steps of third order, `dpm_adaptive` chooses its
 //! steps by their error. k-diffusion's, without noise.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::Tensor;
 
-use super::{Denoiser, Observe, Step, combine};
+use super::{Denoiser, Error, Observe, Result, Step, combine};
 
 /// DPM-Solver-fast: as many evaluations as there are steps in `sigmas`, of which the first and the last
 /// level above 0 alone count. It ends at that last one, not at 0.
@@ -87,9 +87,7 @@ pub fn dpm_adaptive(
         let (lower, higher) = first.third_order((-to).exp(), model)?;
         let error = distance(&lower, &higher, &before, tolerance)?;
         if !error.is_finite() {
-            bail!(
-                "dpm_adaptive finds no step that is short enough: the model answers with numbers that are none"
-            );
+            return Err(Error::NotANumber);
         }
         // Of the third order, so that the error falls with the cube of the step.
         let factor = 1.0 + ((1.0 / (error + 1e-8)).cbrt() - 1.0).atan();
@@ -101,9 +99,7 @@ pub fn dpm_adaptive(
         h *= factor;
         tries += 1;
         if tries == MOST_TRIES {
-            bail!(
-                "dpm_adaptive has not come to an end in {tries} steps; another sampler would be right"
-            );
+            return Err(Error::Endless(tries));
         }
         let left = ((end - at - 1e-5).max(0.0) / h).ceil() as usize;
         observe(Step { done: tries, steps: tries + left, x: &x, x0: &x0 })?;
@@ -157,7 +153,7 @@ impl Evaluated {
 
     /// What the noise is at `share` of the step, less what it is here; and the place where it was asked.
     fn change(&self, place: Tensor, sigma: f64, model: &mut Denoiser<'_>) -> Result<Tensor> {
-        Self::at(place, sigma, model)?.eps - &self.eps
+        Ok((Self::at(place, sigma, model)?.eps - &self.eps)?)
     }
 
     fn second_order(&self, next: f64, share: f64, model: &mut Denoiser<'_>) -> Result<Tensor> {

@@ -1,9 +1,9 @@
 //! DPM-Solver++(2M), midpoint (Lu et al., arXiv 2211.01095, algorithm 2), in VP, on diffusers' timesteps:
 //! Kosmos-G's `dpms`.
 
-use candle_core::{Result, Tensor};
+use candle_core::Tensor;
 
-use super::{Denoiser, Noise, Observe, Schedule, Step, combine, sigmas};
+use super::{Denoiser, Observe, Result, Schedule, Step, combine, sigmas};
 
 /// Where the last step ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,16 +32,17 @@ pub fn dpm_timesteps_karras(schedule: &Schedule, steps: usize) -> Vec<(usize, f6
 }
 
 /// `model(x, timestep)` gives the network's output for x [B, C, H, W]. `levels` are the timesteps, falling,
-/// each with its σ.
+/// each with its σ; they may be the last of a schedule of `scheduled` steps.
 ///
 /// # Errors
 /// What `model` and `observe` report.
 pub fn dpm_solver(
     schedule: &Schedule,
     levels: &[(usize, f64)],
+    scheduled: usize,
     ending: Ending,
     mut x: Tensor,
-    model: &mut dyn FnMut(&Tensor, f64) -> Result<Tensor>,
+    model: &mut Denoiser<'_>,
     observe: &mut Observe<'_>,
 ) -> Result<Tensor> {
     let steps = levels.len();
@@ -68,9 +69,9 @@ pub fn dpm_solver(
         let shrink = (-h).exp_m1();
         let first = [(sigma_t / sigma_s, &x), (-alpha_t * shrink, &x0)];
         let is_last = i + 1 == steps;
-        // diffusers' lower_order_final: fewer than 15 steps end with one of first order, as does a step
-        // to σ = 0, whose λ is infinite.
-        let first_order = is_last && (steps < 15 || ending == Ending::Zero);
+        // diffusers' lower_order_final: a schedule of fewer than 15 steps ends with one of first order,
+        // however many of them are taken, as does a step to σ = 0, whose λ is infinite.
+        let first_order = is_last && (scheduled < 15 || ending == Ending::Zero);
         x = match &previous {
             Some((x1, lambda_1)) if !first_order => {
                 let r = (lambda_s - lambda_1) / h;
@@ -79,55 +80,6 @@ pub fn dpm_solver(
             }
             _ => combine(&first)?,
         };
-        observe(Step { done: i + 1, steps, x: &x, x0: &x0 })?;
-        previous = Some((x0, lambda_s));
-    }
-    Ok(x)
-}
-
-/// As [`dpm_solver`], for the diffusion SDE (section 4.3, with all of its noise): diffusers'
-/// `sde-dpmsolver++`. A unit noise is drawn for every step, the last one to σ = 0 too, where it is
-/// multiplied by 0.
-///
-/// # Errors
-/// What `model`, `noise` and `observe` report.
-pub fn dpm_solver_sde(
-    schedule: &Schedule,
-    levels: &[(usize, f64)],
-    ending: Ending,
-    mut x: Tensor,
-    model: &mut Denoiser<'_>,
-    noise: &mut dyn Noise,
-    observe: &mut Observe<'_>,
-) -> Result<Tensor> {
-    let steps = levels.len();
-    let last_sigma = match ending {
-        Ending::SigmaMin => schedule.sigma_min(),
-        Ending::Zero => 0.0,
-    };
-    let vp = |sigma: f64| {
-        let alpha = 1.0 / (sigma * sigma + 1.0).sqrt();
-        (alpha, sigma * alpha)
-    };
-    let mut previous: Option<(Tensor, f64)> = None;
-    for (i, &(t, sigma)) in levels.iter().enumerate() {
-        let next_sigma = levels.get(i + 1).map_or(last_sigma, |level| level.1);
-        let ((alpha_s, sigma_s), (alpha_t, sigma_t)) = (vp(sigma), vp(next_sigma));
-        let (lambda_s, lambda_t) = (-sigma.ln(), -next_sigma.ln());
-        let h = lambda_t - lambda_s;
-        let output = model(&x, t as f64)?;
-        let x0 = schedule.x0(&x, &output, alpha_s, sigma_s)?;
-        let grow = -alpha_t * (-2.0 * h).exp_m1();
-        let drawn = noise.unit()?;
-        let spread = sigma_t * (-(-2.0 * h).exp_m1()).max(0.0).sqrt();
-        let mut terms = vec![(sigma_t / sigma_s * (-h).exp(), &x), (grow, &x0), (spread, &drawn)];
-        let is_last = i + 1 == steps;
-        let first_order = is_last && (steps < 15 || ending == Ending::Zero);
-        if let (Some((x1, lambda_1)), false) = (&previous, first_order) {
-            let slope = 0.5 * grow * h / (lambda_s - lambda_1);
-            terms.extend([(slope, &x0), (-slope, x1)]);
-        }
-        x = combine(&terms)?;
         observe(Step { done: i + 1, steps, x: &x, x0: &x0 })?;
         previous = Some((x0, lambda_s));
     }

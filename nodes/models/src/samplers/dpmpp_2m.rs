@@ -1,9 +1,9 @@
 //! DPM-Solver++(2M) (Lu et al., arXiv 2211.01095) as k-diffusion and ComfyUI run it: in VE, over any
 //! noise levels, the multistep correction in exponential form.
 
-use candle_core::{Result, Tensor};
+use candle_core::Tensor;
 
-use super::{Denoiser, Observe, Step, combine};
+use super::{Denoiser, Observe, Result, Step, combine};
 
 /// `model(x, σ)` gives x₀ for x [B, C, H, W]; `sigmas` fall and end where the sample should be.
 ///

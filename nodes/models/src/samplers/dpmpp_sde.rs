@@ -1,9 +1,9 @@
 //! DPM-Solver++ for the diffusion SDE (Lu et al., arXiv 2211.01095, section 4.3), as k-diffusion has it, in
 //! VE: single-step with the middle at r = ½, and multistep of second and third order.
 
-use candle_core::{Result, Tensor};
+use candle_core::Tensor;
 
-use super::{Denoiser, Noise, Observe, Step, ancestral_step, combine};
+use super::{Denoiser, NoiseSampler, Observe, Result, SdeStep, Step, ancestral, combine, noised};
 
 /// The single-step solver. `sigmas` fall and end where the sample should be; `eta` scales the noise. Two
 /// evaluations a step, one for a step to σ = 0.
@@ -15,7 +15,7 @@ pub fn dpmpp_sde(
     eta: f64,
     mut x: Tensor,
     model: &mut Denoiser<'_>,
-    noise: &mut dyn Noise,
+    noise: &mut dyn NoiseSampler,
     observe: &mut Observe<'_>,
 ) -> Result<Tensor> {
     let steps = sigmas.len().saturating_sub(1);
@@ -25,19 +25,10 @@ pub fn dpmpp_sde(
         x = if next > 0.0 {
             // Both halves start from x: their noises are increments of one Brownian motion.
             let middle = (sigma * next).sqrt();
-            let (down, up) = ancestral_step(sigma, middle, eta);
-            let mut halfway = combine(&[(down / sigma, &x), (1.0 - down / sigma, &x0)])?;
-            if up > 0.0 {
-                halfway = combine(&[(1.0, &halfway), (up, &noise.between(sigma, middle)?)])?;
-            }
+            let halfway = ancestral(&x, &x0, (sigma, middle), eta, noise)?;
             let x0_there = model(&halfway, middle)?;
-            let (down, up) = ancestral_step(sigma, next, eta);
             // With r = ½ the first evaluation has the weight 1 - 1/(2r) = 0.
-            let x = combine(&[(down / sigma, &x), (1.0 - down / sigma, &x0_there)])?;
-            match up > 0.0 {
-                true => combine(&[(1.0, &x), (up, &noise.between(sigma, next)?)])?,
-                false => x,
-            }
+            ancestral(&x, &x0_there, (sigma, next), eta, noise)?
         } else {
             x0.clone()
         };
@@ -63,7 +54,7 @@ pub fn dpmpp_2m_sde(
     form: SecondOrder,
     mut x: Tensor,
     model: &mut Denoiser<'_>,
-    noise: &mut dyn Noise,
+    noise: &mut dyn NoiseSampler,
     observe: &mut Observe<'_>,
 ) -> Result<Tensor> {
     let steps = sigmas.len().saturating_sub(1);
@@ -74,17 +65,17 @@ pub fn dpmpp_2m_sde(
         let x0 = model(&x, sigma)?;
         let h = (sigma / next).ln();
         x = if next > 0.0 {
-            let grow = -(-h * (eta + 1.0)).exp_m1();
-            let mut terms = vec![(next / sigma * (-h * eta).exp(), &x), (grow, &x0)];
+            let SdeStep { kept, grown, spread } = SdeStep::new(next / sigma, h, eta);
+            let mut terms = vec![(kept, &x), (grown, &x0)];
             if let Some((x1, h_last)) = &previous {
                 let h_eta = h * (eta + 1.0);
                 let slope = match form {
-                    SecondOrder::Midpoint => 0.5 * grow * h / h_last,
-                    SecondOrder::Heun => (1.0 - grow / h_eta) * h / h_last,
+                    SecondOrder::Midpoint => 0.5 * grown * h / h_last,
+                    SecondOrder::Heun => (1.0 - grown / h_eta) * h / h_last,
                 };
                 terms.extend([(slope, &x0), (-slope, x1)]);
             }
-            noised(combine(&terms)?, sigma, next, eta, noise)?
+            noised(combine(&terms)?, next * spread, (sigma, next), noise)?
         } else {
             x0.clone()
         };
@@ -103,7 +94,7 @@ pub fn dpmpp_3m_sde(
     eta: f64,
     mut x: Tensor,
     model: &mut Denoiser<'_>,
-    noise: &mut dyn Noise,
+    noise: &mut dyn NoiseSampler,
     observe: &mut Observe<'_>,
 ) -> Result<Tensor> {
     let steps = sigmas.len().saturating_sub(1);
@@ -115,8 +106,8 @@ pub fn dpmpp_3m_sde(
         let h = (sigma / next).ln();
         x = if next > 0.0 {
             let h_eta = h * (eta + 1.0);
-            let first =
-                combine(&[(next / sigma * (-h * eta).exp(), &x), (-(-h_eta).exp_m1(), &x0)])?;
+            let SdeStep { kept, grown, spread } = SdeStep::new(next / sigma, h, eta);
+            let first = combine(&[(kept, &x), (grown, &x0)])?;
             let phi_2 = (-h_eta).exp_m1() / h_eta + 1.0;
             let corrected = match &previous[..] {
                 [] => first,
@@ -134,7 +125,7 @@ pub fn dpmpp_3m_sde(
                     combine(&[(1.0, &first), (phi_2 + bend, &d_0), (-bend, &d_1)])?
                 }
             };
-            noised(corrected, sigma, next, eta, noise)?
+            noised(corrected, next * spread, (sigma, next), noise)?
         } else {
             x0.clone()
         };
@@ -143,14 +134,4 @@ pub fn dpmpp_3m_sde(
         previous.insert(0, (x0, h));
     }
     Ok(x)
-}
-
-/// The SDE's noise on the way from σ to `next`: of variance σ'² (1 - e^(-2ηh)).
-fn noised(x: Tensor, sigma: f64, next: f64, eta: f64, noise: &mut dyn Noise) -> Result<Tensor> {
-    let h = (sigma / next).ln();
-    let scale = next * (-(-2.0 * h * eta).exp_m1()).max(0.0).sqrt();
-    match scale > 0.0 {
-        true => combine(&[(1.0, &x), (scale, &noise.between(sigma, next)?)]),
-        false => Ok(x),
-    }
 }

@@ -1,9 +1,9 @@
 //! ER-SDE-Solver-3 (Cui et al., "Elucidating the solution space of extended reverse-time SDE for diffusion
 //! models", arXiv 2309.06169), with the noise scale that its authors found best; in VE.
 
-use candle_core::{Result, Tensor};
+use candle_core::Tensor;
 
-use super::{Denoiser, Noise, Observe, Step, combine};
+use super::{Denoiser, NoiseSampler, Observe, Result, Step, combine, noised};
 
 /// The integrals of a step are sums over so many points.
 const POINTS: usize = 200;
@@ -16,7 +16,7 @@ pub fn er_sde(
     sigmas: &[f64],
     mut x: Tensor,
     model: &mut Denoiser<'_>,
-    noise: &mut dyn Noise,
+    noise: &mut dyn NoiseSampler,
     observe: &mut Observe<'_>,
 ) -> Result<Tensor> {
     let steps = sigmas.len().saturating_sub(1);
@@ -51,10 +51,7 @@ pub fn er_sde(
             }
             last_slope = slope;
             let variance = next * next - (sigma * r).powi(2);
-            match variance > 0.0 {
-                true => combine(&[(1.0, &integrated), (variance.sqrt(), &noise.unit()?)])?,
-                false => integrated,
-            }
+            noised(integrated, variance.max(0.0).sqrt(), (sigma, next), noise)?
         } else {
             x0.clone()
         };

@@ -2,9 +2,9 @@
 //! Perspective", arXiv 2306.04848, algorithm 2): Euler's method, the change of the slope added once more; in
 //! VE, and in its CFG++ form as ComfyUI has it.
 
-use candle_core::{Result, Tensor};
+use candle_core::Tensor;
 
-use super::{Guided, GuidedDenoiser, Observe, Step, combine};
+use super::{Guided, GuidedDenoiser, Observe, Result, Step, combine};
 
 /// How much of the last slope's change is added, plus 1.
 const GAMMA: f64 = 2.0;

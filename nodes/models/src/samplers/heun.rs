@@ -1,8 +1,8 @@
 //! Heun's method on the probability-flow ODE (Karras et al., arXiv 2206.00364, algorithm 1), in VE.
 
-use candle_core::{Result, Tensor};
+use candle_core::Tensor;
 
-use super::{Denoiser, Observe, Step, combine};
+use super::{Denoiser, Observe, Result, Step, combine};
 
 /// `sigmas` fall and end where the sample should be. Two evaluations a step, one for a step to σ = 0.
 ///

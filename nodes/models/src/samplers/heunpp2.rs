@@ -1,9 +1,9 @@
 //! Heun++ on the probability-flow ODE, as ComfyUI has it: the slopes at this level and the next two, weighted
 //! by their noise levels; in VE.
 
-use candle_core::{Result, Tensor};
+use candle_core::Tensor;
 
-use super::{Denoiser, Observe, Step, combine};
+use super::{Denoiser, Observe, Result, Step, combine};
 
 /// `sigmas` fall and end where the sample should be. Three evaluations a step, two for the last but one, one
 /// for the last.

@@ -2,9 +2,9 @@
 //! even steps on the slopes of the probability-flow ODE, from a lower order at the start; order 4, in VE. With
 //! the variant for uneven steps.
 
-use candle_core::{Result, Tensor};
+use candle_core::Tensor;
 
-use super::{Denoiser, Observe, Step, combine};
+use super::{Denoiser, Observe, Result, Step, combine};
 
 /// Adams-Bashforth, newest slope first, for 1, 2, 3 and 4 slopes.
 const COEFFICIENTS: [&[f64]; 4] = [

@@ -1,9 +1,9 @@
 //! Linear multistep (Adams-Bashforth on uneven levels) for the probability-flow ODE in σ: k-diffusion's
 //! `lms`, order 4; the multistep methods of Liu et al., arXiv 2202.09778, section 3, in VE.
 
-use candle_core::{Result, Tensor};
+use candle_core::Tensor;
 
-use super::{Denoiser, Observe, Step, combine};
+use super::{Denoiser, Observe, Result, Step, combine};
 
 const ORDER: usize = 4;
 

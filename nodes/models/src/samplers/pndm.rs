@@ -1,16 +1,9 @@
 //! PNDM without its Runge-Kutta start, that is PLMS (Liu et al., arXiv 2202.09778, equations 9 and 12),
 //! in VP; as diffusers runs it for Stable Diffusion (`skip_prk_steps`).
 
-use candle_core::{Result, Tensor};
+use candle_core::Tensor;
 
-use super::{Observe, Schedule, Step, combine, ddim_timesteps};
-
-/// The timesteps of the steps+1 evaluations, falling; the second is evaluated twice.
-pub fn pndm_timesteps(schedule: &Schedule, steps: usize) -> Vec<usize> {
-    let mut timesteps = ddim_timesteps(schedule, steps);
-    repeat_second(&mut timesteps);
-    timesteps
-}
+use super::{Denoiser, Observe, Result, Schedule, Step, combine};
 
 /// Makes the timesteps of steps to those of evaluations: PLMS evaluates the second one twice.
 pub fn repeat_second(timesteps: &mut Vec<usize>) {
@@ -20,7 +13,7 @@ pub fn repeat_second(timesteps: &mut Vec<usize>) {
 }
 
 /// `model(x, timestep)` gives the network's output for x [B, C, H, W]; `timesteps` as
-/// [`pndm_timesteps`] gives them, `stride` = train steps / steps.
+/// [`repeat_second`] makes them, `stride` = train steps / steps.
 ///
 /// # Errors
 /// What `model` and `observe` report.
@@ -29,7 +22,7 @@ pub fn pndm(
     timesteps: &[usize],
     stride: usize,
     mut x: Tensor,
-    model: &mut dyn FnMut(&Tensor, f64) -> Result<Tensor>,
+    model: &mut Denoiser<'_>,
     observe: &mut Observe<'_>,
 ) -> Result<Tensor> {
     // The outputs of earlier evaluations, newest last; four at most are used.

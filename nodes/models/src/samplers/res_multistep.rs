@@ -2,9 +2,11 @@
 //! Sampling", arXiv 2308.02157): the exponential multistep method of second order, with ancestral noise and in
 //! its CFG++ form as ComfyUI has both; in VE.
 
-use candle_core::{Result, Tensor};
+use candle_core::Tensor;
 
-use super::{Guided, GuidedDenoiser, Noise, Observe, Step, ancestral_step, combine};
+use super::{
+    Guided, GuidedDenoiser, NoiseSampler, Observe, Result, Step, combine, down_and_up, noised,
+};
 
 /// `eta` scales the ancestral noise; 0 is the method itself. Where the model says the same with and without
 /// guidance, it is the plain form, else the one of CFG++ (arXiv 2406.08070).
@@ -16,7 +18,7 @@ pub fn res_multistep(
     eta: f64,
     mut x: Tensor,
     model: &mut GuidedDenoiser<'_>,
-    noise: &mut dyn Noise,
+    noise: &mut dyn NoiseSampler,
     observe: &mut Observe<'_>,
 ) -> Result<Tensor> {
     let steps = sigmas.len().saturating_sub(1);
@@ -25,7 +27,7 @@ pub fn res_multistep(
     for (i, pair) in sigmas.windows(2).enumerate() {
         let (sigma, next) = (pair[0], pair[1]);
         let Guided { x0, uncond } = model(&x, sigma)?;
-        let (down, up) = ancestral_step(sigma, next, eta);
+        let (down, up) = down_and_up(sigma, next, eta);
         let share = down / sigma;
         x = match &previous {
             Some((last, last_sigma, last_down)) if down > 0.0 => {
@@ -41,9 +43,7 @@ pub fn res_multistep(
             _ if down > 0.0 => combine(&[(1.0, &x0), (share, &x), (-share, &uncond)])?,
             _ => x0.clone(),
         };
-        if up > 0.0 {
-            x = combine(&[(1.0, &x), (up, &noise.unit()?)])?;
-        }
+        x = noised(x, up, (sigma, next), noise)?;
         observe(Step { done: i + 1, steps, x: &x, x0: &x0 })?;
         previous = Some((uncond, sigma, down));
     }

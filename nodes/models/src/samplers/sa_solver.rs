@@ -2,9 +2,9 @@
 //! 2309.05019): a predictor of third order and a corrector of fourth for the SDE whose noise is scaled by τ,
 //! predicting x₀; in VE.
 
-use candle_core::{Result, Tensor};
+use candle_core::Tensor;
 
-use super::{Denoiser, Noise, Observe, Schedule, Step, combine};
+use super::{Denoiser, NoiseSampler, Observe, Result, Schedule, Step, combine};
 
 const PREDICTOR: usize = 3;
 const CORRECTOR: usize = 4;
@@ -32,7 +32,7 @@ pub fn sa_solver(
     settings: &Settings<'_>,
     mut x: Tensor,
     model: &mut Denoiser<'_>,
-    noise: &mut dyn Noise,
+    noise: &mut dyn NoiseSampler,
     observe: &mut Observe<'_>,
 ) -> Result<Tensor> {
     let steps = sigmas.len().saturating_sub(1);
@@ -70,7 +70,7 @@ pub fn sa_solver(
             let mut way = Led { from: i, tau, noise: None };
             let scale = next * (-(2.0 * tau * tau * (next / sigma).ln()).exp_m1()).max(0.0).sqrt();
             if scale > 0.0 {
-                way.noise = Some((noise.unit()? * scale)?);
+                way.noise = Some((noise.sample(sigma, next)? * scale)?);
             }
             let order = PREDICTOR.min(known.len()).min(left - 1);
             let place = way.step(&x, sigmas, i, &known[known.len() - order..])?;

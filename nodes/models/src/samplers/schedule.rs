@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::combine;
+use super::steps::sum;
 use crate::files::diffusers_config::Options;
 use crate::files::python_json;
 
@@ -225,7 +225,7 @@ impl Schedule {
     /// The timestep is not one of training, or the shapes differ.
     pub fn add_noise(&self, x0: &Tensor, noise: &Tensor, timestep: usize) -> Result<Tensor> {
         match self.alphas_cumprod.get(timestep) {
-            Some(&alpha) => combine(&[(alpha.sqrt(), x0), ((1.0 - alpha).sqrt(), noise)]),
+            Some(&alpha) => sum(&[(alpha.sqrt(), x0), ((1.0 - alpha).sqrt(), noise)]),
             None => bail!("timestep {timestep} is not below the training's {}", self.train_steps()),
         }
     }
@@ -239,25 +239,25 @@ impl Schedule {
     }
 
     /// ε from the model's output at `x` (VP), where x = α x₀ + σ ε.
-    pub(super) fn epsilon(
-        &self,
-        x: &Tensor,
-        output: &Tensor,
-        alpha: f64,
-        sigma: f64,
-    ) -> Result<Tensor> {
+    ///
+    /// # Errors
+    /// The shapes differ.
+    pub fn epsilon(&self, x: &Tensor, output: &Tensor, alpha: f64, sigma: f64) -> Result<Tensor> {
         match self.prediction {
             Prediction::Epsilon => Ok(output.clone()),
-            Prediction::VPrediction => combine(&[(alpha, output), (sigma, x)]),
-            Prediction::Sample => combine(&[(1.0 / sigma, x), (-alpha / sigma, output)]),
+            Prediction::VPrediction => sum(&[(alpha, output), (sigma, x)]),
+            Prediction::Sample => sum(&[(1.0 / sigma, x), (-alpha / sigma, output)]),
         }
     }
 
     /// x₀ from the model's output at `x` (VP), where x = α x₀ + σ ε.
-    pub(super) fn x0(&self, x: &Tensor, output: &Tensor, alpha: f64, sigma: f64) -> Result<Tensor> {
+    ///
+    /// # Errors
+    /// The shapes differ.
+    pub fn x0(&self, x: &Tensor, output: &Tensor, alpha: f64, sigma: f64) -> Result<Tensor> {
         match self.prediction {
-            Prediction::Epsilon => combine(&[(1.0 / alpha, x), (-sigma / alpha, output)]),
-            Prediction::VPrediction => combine(&[(alpha, x), (-sigma, output)]),
+            Prediction::Epsilon => sum(&[(1.0 / alpha, x), (-sigma / alpha, output)]),
+            Prediction::VPrediction => sum(&[(alpha, x), (-sigma, output)]),
             Prediction::Sample => Ok(output.clone()),
         }
     }
@@ -268,8 +268,8 @@ impl Schedule {
         &self,
         x: &Tensor,
         sigma: f64,
-        network: &mut impl FnMut(&Tensor, f64) -> Result<Tensor>,
-    ) -> Result<Tensor> {
+        network: &mut impl FnMut(&Tensor, f64) -> super::Result<Tensor>,
+    ) -> super::Result<Tensor> {
         let [x0] = self.denoised_each(x, sigma, &mut |x, timestep| Ok([network(x, timestep)?]))?;
         Ok(x0)
     }
@@ -279,8 +279,8 @@ impl Schedule {
         &self,
         x: &Tensor,
         sigma: f64,
-        network: &mut impl FnMut(&Tensor, f64) -> Result<[Tensor; N]>,
-    ) -> Result<[Tensor; N]> {
+        network: &mut impl FnMut(&Tensor, f64) -> super::Result<[Tensor; N]>,
+    ) -> super::Result<[Tensor; N]> {
         let alpha = 1.0 / (sigma * sigma + 1.0).sqrt();
         let scaled = (x * alpha)?;
         let mut outputs = network(&scaled, self.timestep(sigma))?;

@@ -2,9 +2,9 @@
 //! Models", arXiv 2305.14267): single-step exponential solvers of the diffusion SDE with one and two places in
 //! between, predicting x₀; in VE.
 
-use candle_core::{Result, Tensor};
+use candle_core::Tensor;
 
-use super::{Denoiser, Noise, Observe, Step, combine};
+use super::{Denoiser, NoiseSampler, Observe, Result, SdeStep, Step, combine};
 
 /// SEEDS-2, the place between at half the step in λ. `eta` scales the noise. Two evaluations a step, one for
 /// a step to σ = 0.
@@ -16,7 +16,7 @@ pub fn seeds_2(
     eta: f64,
     mut x: Tensor,
     model: &mut Denoiser<'_>,
-    noise: &mut dyn Noise,
+    noise: &mut dyn NoiseSampler,
     observe: &mut Observe<'_>,
 ) -> Result<Tensor> {
     let steps = sigmas.len().saturating_sub(1);
@@ -46,7 +46,7 @@ pub fn seeds_3(
     eta: f64,
     mut x: Tensor,
     model: &mut Denoiser<'_>,
-    noise: &mut dyn Noise,
+    noise: &mut dyn NoiseSampler,
     observe: &mut Observe<'_>,
 ) -> Result<Tensor> {
     const FIRST: f64 = 1.0 / 3.0;
@@ -107,20 +107,25 @@ impl<'a> Way<'a> {
     }
 
     /// x at a share of the step where x₀ is the mean `x0`, with the noise of all that way.
-    fn to(&mut self, share: f64, x0: &[(f64, &Tensor)], noise: &mut dyn Noise) -> Result<Tensor> {
+    fn to(
+        &mut self,
+        share: f64,
+        x0: &[(f64, &Tensor)],
+        noise: &mut dyn NoiseSampler,
+    ) -> Result<Tensor> {
         let level = self.level(share);
-        let grown = -(-self.exponent(share)).exp_m1();
-        let kept = level / self.sigma * (-share * self.h * self.eta).exp();
+        let SdeStep { kept, grown, .. } =
+            SdeStep::new(level / self.sigma, share * self.h, self.eta);
         let mut terms = vec![(kept, self.x)];
         terms.extend(x0.iter().map(|(weight, x0)| (grown * weight, *x0)));
         // The noise so far fades as x does, and the rest of the way adds its own.
-        let way = (share - self.reached) * self.h * self.eta;
-        let fresh = (-(-2.0 * way).exp_m1()).max(0.0).sqrt();
+        let way = (share - self.reached) * self.h;
+        let fresh = SdeStep::spread(way, self.eta);
         if fresh > 0.0 {
-            let unit = noise.unit()?;
+            let unit = noise.sample(self.level(self.reached), level)?;
             self.noise = Some(match &self.noise {
                 None => (unit * fresh)?,
-                Some(before) => combine(&[((-way).exp(), before), (fresh, &unit)])?,
+                Some(before) => combine(&[((-way * self.eta).exp(), before), (fresh, &unit)])?,
             });
         }
         self.reached = share;

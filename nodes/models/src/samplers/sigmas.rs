@@ -16,15 +16,15 @@ pub const NAMES: &[&str] = &[
     "kl_optimal",
 ];
 
-/// The noise levels that ComfyUI gives to a sampler: [`by_name`]'s, but for dpm_2, dpm_2_ancestral, uni_pc
-/// and uni_pc_bh2 those of one step more without the last above 0.
+/// The noise levels that ComfyUI gives to a sampler: [`by_name`]'s, but for those that discard the
+/// penultimate those of one step more without the last above 0.
 pub fn for_sampler(
-    sampler: &str,
+    sampler: &super::Sampler,
     scheduler: &str,
     schedule: &Schedule,
     steps: usize,
 ) -> Option<Vec<f64>> {
-    if !super::discards_penultimate_sigma(sampler) {
+    if !sampler.discards_penultimate_sigma() {
         return by_name(scheduler, schedule, steps);
     }
     let mut sigmas = by_name(scheduler, schedule, steps + 1)?;

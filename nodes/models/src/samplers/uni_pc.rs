@@ -1,10 +1,9 @@
 //! UniPC (Zhao et al., arXiv 2302.04867), multistep, order 3, predicting data, with B₁(h) = h or
-//! B₂(h) = e^h - 1, as ComfyUI runs it over any noise levels, in VE; and of any order on timesteps, as
-//! diffusers runs it.
+//! B₂(h) = e^h - 1, as ComfyUI runs it over any noise levels, in VE.
 
-use candle_core::{Result, Tensor};
+use candle_core::Tensor;
 
-use super::{Denoiser, Ending, Observe, Schedule, Step, combine};
+use super::{Denoiser, Observe, Result, Step, combine};
 
 /// The paper's two choices of B(h), section 4.1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,62 +57,8 @@ pub fn uni_pc(
     Ok(x)
 }
 
-/// UniPC as diffusers' `UniPCMultistepScheduler` steps, in VP: `model(x, timestep)` gives the network's
-/// output for x [B, C, H, W]; `levels` are the timesteps, falling, each with its σ; `order` is at least 1.
-///
-/// A step ends with its prediction, and is corrected when the next has the output there: what `observe` is
-/// told of is not yet corrected.
-///
-/// # Errors
-/// What `model` and `observe` report.
-#[allow(clippy::too_many_arguments)] // dpm_solver's, and what UniPC leaves open
-pub fn uni_pc_by_timesteps(
-    schedule: &Schedule,
-    levels: &[(usize, f64)],
-    ending: Ending,
-    variant: Variant,
-    order: usize,
-    x: Tensor,
-    model: &mut Denoiser<'_>,
-    observe: &mut Observe<'_>,
-) -> Result<Tensor> {
-    let steps = levels.len();
-    let last_sigma = match ending {
-        Ending::SigmaMin => schedule.sigma_min(),
-        Ending::Zero => 0.0,
-    };
-    let mut x = x;
-    // x₀ at the last levels with λ of each, newest first.
-    let mut history: Vec<(Tensor, f64)> = Vec::with_capacity(order + 1);
-    // Where the last step started from, in VE, and its equations.
-    let mut last: Option<(Tensor, Update)> = None;
-    for (i, &(timestep, sigma)) in levels.iter().enumerate() {
-        let next = levels.get(i + 1).map_or(last_sigma, |level| level.1);
-        // 1/α of the sample's level and of the next: VE is VP with x/α.
-        let (scale, next_scale) = ((sigma * sigma + 1.0).sqrt(), (next * next + 1.0).sqrt());
-        let output = model(&x, timestep as f64)?;
-        let x0 = schedule.x0(&x, &output, 1.0 / scale, sigma / scale)?;
-        let corrected = match &last {
-            Some((start, update)) => {
-                update.apply(start, &update.corrector(), &history, Some(&x0))?
-            }
-            None => (&x * scale)?,
-        };
-        history.truncate(order.saturating_sub(1));
-        history.insert(0, (x0, -sigma.ln()));
-        let order = order.min(steps - i).min(history.len());
-        let update = Update::new(&history, -next.ln(), order, variant);
-        let x0 = &history[0].0;
-        let start = combine(&[(next / sigma, &corrected), (1.0 - next / sigma, x0)])?;
-        x = (update.apply(&start, &update.predictor(), &history, None)? / next_scale)?;
-        observe(Step { done: i + 1, steps, x: &x, x0 })?;
-        last = Some((start, update));
-    }
-    Ok(x)
-}
-
 /// One step's equations: algorithm 5 for B(h).
-struct Update {
+pub struct Update {
     /// (λ_i - λ_0) / h of the earlier levels, then 1 for the level that is stepped to.
     ratios: Vec<f64>,
     /// The right-hand side, g(h)/B(h), one for each order.
@@ -123,7 +68,8 @@ struct Update {
 }
 
 impl Update {
-    fn new(history: &[(Tensor, f64)], lambda: f64, order: usize, variant: Variant) -> Update {
+    /// From `history`, x₀ at the last levels with λ of each, newest first, to the level λ = `lambda`, by `order` of these.
+    pub fn new(history: &[(Tensor, f64)], lambda: f64, order: usize, variant: Variant) -> Update {
         let now = history[0].1;
         let h = lambda - now;
         let mut ratios: Vec<f64> =
@@ -146,7 +92,7 @@ impl Update {
     }
 
     /// Weights of the earlier levels' differences; order 2 has the paper's ½.
-    fn predictor(&self) -> Vec<f64> {
+    pub fn predictor(&self) -> Vec<f64> {
         match self.ratios.len() - 1 {
             0 => Vec::new(),
             1 => vec![0.5],
@@ -155,7 +101,7 @@ impl Update {
     }
 
     /// Weights of the earlier levels' differences and of the new level's; order 1 has the paper's ½.
-    fn corrector(&self) -> Vec<f64> {
+    pub fn corrector(&self) -> Vec<f64> {
         match self.ratios.len() {
             1 => vec![0.5],
             _ => vandermonde(&self.ratios, &self.b),
@@ -163,7 +109,10 @@ impl Update {
     }
 
     /// `start` - B(-h) Σ weight · (x₀ of a level - x₀ now) / ratio.
-    fn apply(
+    ///
+    /// # Errors
+    /// A tensor operation failed.
+    pub fn apply(
         &self,
         start: &Tensor,
         weights: &[f64],
