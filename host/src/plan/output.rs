@@ -125,6 +125,9 @@ fn without_patterns(prefix: &str) -> String {
 
 /// Why no file can be made in `folder`, which is made itself when it is not there; none where one can.
 fn why_not_written(folder: &Path) -> Option<String> {
+    if let Some(sentence) = Unreached::on_the_way(folder).sentence() {
+        return Some(sentence);
+    }
     let mut nearest = None;
     for path in folder.ancestors() {
         match fs::metadata(path) {
@@ -143,9 +146,6 @@ fn why_not_written(folder: &Path) -> Option<String> {
         }
     }
     let Some((nearest, metadata)) = nearest else { return Some("there is no such place".into()) };
-    if let Some(sentence) = Unreached::on_the_way(folder).sentence() {
-        return Some(sentence);
-    }
     if !metadata.is_dir() {
         return Some(format!("{} is not a folder", nearest.display()));
     }
@@ -222,6 +222,9 @@ mod tests {
             let said = format!("{} is a link to nowhere, which cannot be reached", link.display());
             assert_eq!(why_not_written(&link), Some(said.clone()));
             assert_eq!(why_not_written(&link.join("below")), Some(said));
+            let itself = root.path().join("itself");
+            std::os::unix::fs::symlink(&itself, &itself).unwrap();
+            assert!(why_not_written(&itself).unwrap().contains("is a link to"));
         }
         #[cfg(target_os = "linux")]
         assert!(why_not_written(Path::new("/proc/none")).is_some());
