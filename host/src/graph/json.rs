@@ -8,14 +8,17 @@
 
 use super::GraphError;
 use super::placeholder;
+use kosmograph_python_json as python_json;
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
+use std::borrow::Cow;
 use std::fmt;
 
 /// The key of an object that stands for a number that JSON does not have:
 /// `{"__number__": "NaN"}`.
 const NUMBER: &str = "__number__";
-const NOT_FINITE: [&str; 3] = ["NaN", "Infinity", "-Infinity"];
+/// What placeholders that stand bare begin with.
+const PLACEHOLDERS: [char; 5] = ['{', '%', '_', '$', '<'];
 
 /// The JSON value that `text` is.
 ///
@@ -31,7 +34,7 @@ pub(super) fn parse(text: &str) -> Result<Value, GraphError> {
 /// Python's word for the number that `value` stands for, where it is one that is not finite.
 pub fn not_finite(value: &Value) -> Option<&str> {
     let object = value.as_object().filter(|object| object.len() == 1)?;
-    object.get(NUMBER)?.as_str().filter(|word| NOT_FINITE.contains(word))
+    object.get(NUMBER)?.as_str().filter(|word| python_json::NOT_FINITE.contains(word))
 }
 
 fn parse_strict(text: &str) -> Result<Value, GraphError> {
@@ -121,43 +124,16 @@ impl<'de> Visitor<'de> for StrictVisitor {
 /// `text` with every bare NaN, Infinity and -Infinity as the object that [`not_finite`] knows, and
 /// every bare placeholder as a string; `None` where there is none.
 fn as_json(text: &str) -> Option<String> {
-    let mut plain = String::with_capacity(text.len());
-    let mut found = false;
-    let mut rest = text;
-    while let Some(at) = rest.find(['"', 'N', 'I', '-', '{', '%', '_', '$', '<']) {
-        let (before, from) = rest.split_at(at);
-        plain.push_str(before);
-        let word = NOT_FINITE.into_iter().find(|word| from.starts_with(word));
-        let taken = if let Some(word) = word {
-            found = true;
-            plain.push_str(&format!("{{\"{NUMBER}\": \"{word}\"}}"));
-            word.len()
-        } else if let Some(length) = placeholder::bare_length(from) {
-            found = true;
-            // Its signs need no escapes.
-            plain.push_str(&format!("\"{}\"", &from[..length]));
-            length
-        } else {
-            let taken = if from.starts_with('"') { string_length(from) } else { 1 };
-            plain.push_str(&from[..taken]);
-            taken
-        };
-        rest = &from[taken..];
-    }
-    plain.push_str(rest);
-    found.then_some(plain)
-}
-
-/// The bytes of the JSON string that `text` begins with, quotes included.
-fn string_length(text: &str) -> usize {
-    let mut escaped = false;
-    for (at, byte) in text.bytes().enumerate().skip(1) {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' => escaped = true,
-            b'"' => return at + 1,
-            _ => (),
+    let instead = |rest: &str| {
+        if let Some(word) = python_json::not_finite(rest) {
+            return Some((word.len(), format!("{{\"{NUMBER}\": \"{word}\"}}").into()));
         }
+        let length = rest.starts_with(PLACEHOLDERS).then(|| placeholder::bare_length(rest))??;
+        // Its signs need no escapes.
+        Some((length, format!("\"{}\"", &rest[..length]).into()))
+    };
+    match python_json::outside_strings(text, instead) {
+        Cow::Owned(plain) => Some(plain),
+        Cow::Borrowed(_) => None,
     }
-    text.len()
 }

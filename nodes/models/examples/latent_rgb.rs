@@ -82,7 +82,8 @@ fn main() -> Result<()> {
         let by_pixel = |tensor: &Tensor, channels: usize| -> Result<Vec<Vec<f32>>> {
             Ok(tensor.reshape((channels, ()))?.t()?.to_vec2::<f32>()?)
         };
-        for (latent, colour) in by_pixel(&latents, channels)?.into_iter().zip(by_pixel(&small, 3)?) {
+        for (latent, colour) in by_pixel(&latents, channels)?.into_iter().zip(by_pixel(&small, 3)?)
+        {
             rows.push(latent.into_iter().map(f64::from).chain([1.0]).collect::<Vec<_>>());
             colours.push(colour);
         }
@@ -92,7 +93,9 @@ fn main() -> Result<()> {
     let a: Vec<Vec<f64>> = (0..n).map(|i| (0..n).map(|j| products(i, j)).collect()).collect();
     let fits: Vec<Vec<f64>> = (0..3)
         .map(|c| {
-            let b = |i: usize| rows.iter().zip(&colours).map(|(row, to)| row[i] * f64::from(to[c])).sum();
+            let b = |i: usize| {
+                rows.iter().zip(&colours).map(|(row, to)| row[i] * f64::from(to[c])).sum()
+            };
             solve(a.clone(), (0..n).map(b).collect())
         })
         .collect();
@@ -109,6 +112,9 @@ fn main() -> Result<()> {
     let factors: Vec<String> = (0..n - 1).map(triple).collect();
     println!("\"latent_rgb\": [{}],", factors.join(", "));
     println!("\"latent_rgb_bias\": {},", triple(n - 1));
-    eprintln!("root of the mean square error, of -1..1: {:.3}", (error / rows.len() as f64 / 3.0).sqrt());
+    eprintln!(
+        "root of the mean square error, of -1..1: {:.3}",
+        (error / rows.len() as f64 / 3.0).sqrt()
+    );
     Ok(())
 }

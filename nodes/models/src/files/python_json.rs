@@ -1,6 +1,7 @@
 //! JSON as Python writes it: diffusers' files may hold `-Infinity` (`lambda_min_clipped` of a
 //! scheduler) and `NaN`, which are not JSON.
 
+use kosmograph_python_json::{not_finite, outside_strings};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
@@ -11,44 +12,9 @@ use crate::error::{Error, Result};
 /// # Errors
 /// The text is not JSON besides.
 pub fn parse(text: &str, file: &str) -> Result<Value> {
-    serde_json::from_str(&without_non_numbers(text))
+    let nulls = |rest: &str| Some((not_finite(rest)?.len(), "null".into()));
+    serde_json::from_str(&outside_strings(text, nulls))
         .map_err(|error| Error::Config { file: file.to_owned(), problem: error.to_string() })
-}
-
-fn without_non_numbers(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(next) = rest.chars().next() {
-        let word = ["-Infinity", "Infinity", "NaN"].into_iter().find(|word| rest.starts_with(word));
-        let length = match (next, word) {
-            // Strings stay what they are.
-            ('"', _) => string_length(rest),
-            (_, Some(word)) => {
-                out.push_str("null");
-                rest = &rest[word.len()..];
-                continue;
-            }
-            _ => next.len_utf8(),
-        };
-        out.push_str(&rest[..length]);
-        rest = &rest[length..];
-    }
-    out
-}
-
-/// The length of the string literal that `text` begins with, quotes included; all of `text` where it
-/// does not end.
-fn string_length(text: &str) -> usize {
-    let mut is_escaped = false;
-    for (i, c) in text.char_indices().skip(1) {
-        match c {
-            _ if is_escaped => is_escaped = false,
-            '\\' => is_escaped = true,
-            '"' => return i + 1,
-            _ => {}
-        }
-    }
-    text.len()
 }
 
 #[cfg(test)]

@@ -13,20 +13,37 @@ use crate::files::diffusers_config::Options;
 use crate::files::python_json::parse;
 use crate::files::weights::Weights;
 use crate::stable_diffusion::resnet::{Conv2d, GroupNorm};
-use crate::stable_diffusion::unet_blocks::{Encoded, Encoder, EncoderConfig, UpBlock2D};
+pub use crate::stable_diffusion::unet_blocks::EncoderConfig;
+use crate::stable_diffusion::unet_blocks::{Encoded, Encoder, UpBlock2D};
 
-pub use crate::stable_diffusion::unet_blocks::Probe;
+pub use crate::stable_diffusion::unet_blocks::{LevelConfig, Probe};
 
 /// `config.json` of a `UNet2DConditionModel`.
-#[derive(Clone, Debug)]
+///
+/// It can be built by hand as well: `UNetConfig { out_channels: 8, ..UNetConfig::default() }`.
+#[derive(Clone, Debug, PartialEq)]
 pub struct UNetConfig {
-    encoder: EncoderConfig,
-    out_channels: usize,
+    /// What it shares with its ControlNets.
+    pub encoder: EncoderConfig,
+    /// Channels of the prediction.
+    pub out_channels: usize,
     /// For every level of the expanding half, from the lowest: has it cross-attention?
-    up_cross_attention: Vec<bool>,
+    pub up_cross_attention: Vec<bool>,
     /// The colour of each latent channel, and what is added to their sum, in -1..1: our own options
     /// "latent_rgb" and "latent_rgb_bias", which `examples/latent_rgb.rs` fits. Empty where nobody said it.
-    latent_rgb: (Vec<[f32; 3]>, [f32; 3]),
+    pub latent_rgb: (Vec<[f32; 3]>, [f32; 3]),
+}
+
+impl Default for UNetConfig {
+    /// Stable Diffusion 1.5's.
+    fn default() -> Self {
+        UNetConfig {
+            encoder: EncoderConfig::default(),
+            out_channels: 4,
+            up_cross_attention: vec![false, true, true, true],
+            latent_rgb: Default::default(),
+        }
+    }
 }
 
 impl UNetConfig {
@@ -88,16 +105,6 @@ impl UNetConfig {
         Ok(UNetConfig { encoder, out_channels, up_cross_attention, latent_rgb })
     }
 
-    /// Channels of x: 4 for latents, 9 for inpainting models.
-    pub fn in_channels(&self) -> usize {
-        self.encoder.in_channels
-    }
-
-    /// Channels of the prediction.
-    pub fn out_channels(&self) -> usize {
-        self.out_channels
-    }
-
     /// What makes a picture of latents, in -1..1: the colour of each channel, and what is added to their sum.
     /// `None` where neither the configuration says it nor the family is one whose latents are known.
     pub fn latent_rgb(&self) -> Option<(Vec<[f32; 3]>, [f32; 3])> {
@@ -110,17 +117,14 @@ impl UNetConfig {
         ];
         let own = &self.latent_rgb;
         match own.0.len() {
-            0 if self.out_channels == 4 && [768, 1024].contains(&self.cross_attention_dim()) => {
+            0 if self.out_channels == 4
+                && [768, 1024].contains(&self.encoder.cross_attention_dim) =>
+            {
                 Some((KNOWN.to_vec(), [0.0; 3]))
             }
             0 => None,
             _ => Some(own.clone()),
         }
-    }
-
-    /// Width of the context's tokens.
-    pub fn cross_attention_dim(&self) -> usize {
-        self.encoder.cross_attention_dim
     }
 
     /// Whether there is memory for what lies between the layers for latents `x` [B, C, H, W]. On the outermost level,
@@ -216,6 +220,14 @@ impl UNet {
         let encoder_config = &config.encoder;
         let encoder = Encoder::load(weights, encoder_config)?;
         let levels = &encoder_config.levels;
+        if config.up_cross_attention.len() != levels.len() {
+            return Err(Error::UnsupportedConfig {
+                file: "the configuration".to_owned(),
+                key: "up_cross_attention".to_owned(),
+                found: format!("{:?}", config.up_cross_attention),
+                supported: format!("one for each of the {} levels", levels.len()),
+            });
+        }
         let mut skips = encoder_config.skip_channels();
         let mut input = levels[levels.len() - 1].channels;
         let mut up_blocks = Vec::with_capacity(levels.len());
@@ -227,11 +239,10 @@ impl UNet {
             up_blocks.push(UpBlock2D::load(
                 &weights.sub(format!("up_blocks.{i}")),
                 input,
-                level,
+                (encoder_config, level),
                 config.up_cross_attention[i],
                 &taken,
                 i + 1 < levels.len(),
-                encoder_config.resnet(),
             )?);
             input = level.channels;
         }
@@ -347,6 +358,43 @@ mod tests {
         let out = unet.forward(&x, &zeros(&[1]), &context, None)?;
         assert_eq!(out.dims(), [2, 4, 5, 7]);
         assert_eq!(unet.config().skip_channels(), [4, 4, 4, 8]);
+        Ok(())
+    }
+
+    #[test]
+    fn a_configuration_is_built_by_hand() -> Result<()> {
+        let by_hand = UNetConfig {
+            encoder: EncoderConfig {
+                in_channels: 9,
+                levels: [(4, true, 1), (8, false, 2)]
+                    .map(|(channels, cross_attention, heads)| LevelConfig {
+                        channels,
+                        layers: 1,
+                        cross_attention,
+                        heads,
+                        transformer_layers: 1,
+                    })
+                    .to_vec(),
+                cross_attention_dim: 6,
+                norm_num_groups: 2,
+                ..EncoderConfig::default()
+            },
+            up_cross_attention: vec![false, true],
+            ..UNetConfig::default()
+        };
+        assert_eq!(by_hand, UNetConfig::from_value(&tiny(), "tiny")?);
+        let published = json!({"cross_attention_dim": 768});
+        assert_eq!(UNetConfig::default(), UNetConfig::from_value(&published, "SD 1.5's")?);
+        // What JSON cannot say by hand is refused as well.
+        let refused = |config: UNetConfig, word: &str| {
+            let error = UNet::load(&Weights::recording(), &config).err().expect("refused");
+            assert!(error.to_string().contains(word), "{error}");
+        };
+        refused(UNetConfig { up_cross_attention: vec![true], ..by_hand.clone() }, "up_cross");
+        let no_levels = EncoderConfig { levels: Vec::new(), ..by_hand.encoder.clone() };
+        refused(UNetConfig { encoder: no_levels, ..by_hand.clone() }, "levels");
+        let groups = EncoderConfig { norm_num_groups: 3, ..by_hand.encoder.clone() };
+        refused(UNetConfig { encoder: groups, ..by_hand }, "norm_num_groups (3)");
         Ok(())
     }
 

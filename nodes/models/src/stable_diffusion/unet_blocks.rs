@@ -16,27 +16,63 @@ use crate::stable_diffusion::transformer2d::{Transformer2D, Transformer2DConfig}
 pub type Probe<'a> = dyn FnMut(&str, &Tensor) + 'a;
 
 /// One level of the U-Net, as the contracting half has it.
-#[derive(Clone, Debug)]
-pub(crate) struct LevelConfig {
-    pub(crate) channels: usize,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LevelConfig {
+    /// A multiple of the norms' groups and of the heads; of the first level even, and at least 4.
+    pub channels: usize,
     /// ResNet blocks in the contracting half; the expanding half has one more.
-    pub(crate) layers: usize,
-    pub(crate) cross_attention: bool,
-    pub(crate) transformer: Transformer2DConfig,
+    pub layers: usize,
+    /// Whether a transformer follows each of them.
+    pub cross_attention: bool,
+    /// Of its attention; their width follows from the channels.
+    pub heads: usize,
+    /// Blocks in a row within a transformer.
+    pub transformer_layers: usize,
 }
 
-/// The contracting half: all that a U-Net and its ControlNets have in common.
-#[derive(Clone, Debug)]
-pub(crate) struct EncoderConfig {
-    pub(crate) in_channels: usize,
-    pub(crate) levels: Vec<LevelConfig>,
-    pub(crate) cross_attention_dim: usize,
-    pub(crate) norm_num_groups: usize,
-    pub(crate) norm_eps: f64,
+/// The contracting half: all that a U-Net and its ControlNets have in common. [`Default`] is Stable Diffusion
+/// 1.5's.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EncoderConfig {
+    /// Channels of x: 4 for latents, 9 for inpainting models.
+    pub in_channels: usize,
+    /// From the outermost, of full size, down; at least one.
+    pub levels: Vec<LevelConfig>,
+    /// Width of the context's tokens.
+    pub cross_attention_dim: usize,
+    /// Groups of every GroupNorm.
+    pub norm_num_groups: usize,
+    /// ε of the ResNet blocks' norms.
+    pub norm_eps: f64,
     /// Time features are [cos ‖ sin] rather than [sin ‖ cos].
-    pub(crate) flip_sin_to_cos: bool,
+    pub flip_sin_to_cos: bool,
     /// Subtracted from the number of frequencies in their exponent.
-    pub(crate) freq_shift: f64,
+    pub freq_shift: f64,
+    /// A transformer's outer projections are linear (SD 2) rather than 1 × 1 convolutions (SD 1). The same
+    /// computation; only the shape in the file differs.
+    pub use_linear_projection: bool,
+}
+
+impl Default for EncoderConfig {
+    fn default() -> Self {
+        let level = |channels, cross_attention| LevelConfig {
+            channels,
+            layers: 2,
+            cross_attention,
+            heads: 8,
+            transformer_layers: 1,
+        };
+        EncoderConfig {
+            in_channels: 4,
+            levels: vec![level(320, true), level(640, true), level(1280, true), level(1280, false)],
+            cross_attention_dim: 768,
+            norm_num_groups: 32,
+            norm_eps: 1e-5,
+            flip_sin_to_cos: true,
+            freq_shift: 0.0,
+            use_linear_projection: false,
+        }
+    }
 }
 
 impl EncoderConfig {
@@ -93,37 +129,16 @@ impl EncoderConfig {
         ])?;
         // A question of half precision only: here attention computes in f32 anyway.
         let _: bool = options.get_or("upcast_attention", false)?;
-        for (i, &channels) in channels.iter().enumerate() {
-            if channels == 0 || groups == 0 || channels % groups != 0 || channels % heads[i] != 0 {
-                return Err(options.unsupported(
-                    "block_out_channels",
-                    &format!(
-                        "multiples of norm_num_groups ({groups}) and of attention_head_dim \
-                         ({}, the number of heads)",
-                        heads[i]
-                    ),
-                ));
-            }
-        }
-        if !channels[0].is_multiple_of(2) || channels[0] < 4 {
-            return Err(options.unsupported("block_out_channels", "an even first one, at least 4"));
-        }
         let levels = (0..blocks)
             .map(|i| LevelConfig {
                 channels: channels[i],
                 layers: layers[i],
                 cross_attention: cross_attention[i],
-                transformer: Transformer2DConfig {
-                    channels: channels[i],
-                    heads: heads[i],
-                    layers: transformer_layers[i],
-                    cross_attention_dim,
-                    groups,
-                    use_linear_projection,
-                },
+                heads: heads[i],
+                transformer_layers: transformer_layers[i],
             })
             .collect();
-        Ok(EncoderConfig {
+        let config = EncoderConfig {
             in_channels: options.get_or("in_channels", 4)?,
             levels,
             cross_attention_dim,
@@ -131,7 +146,48 @@ impl EncoderConfig {
             norm_eps: options.get_or("norm_eps", 1e-5)?,
             flip_sin_to_cos: options.get_or("flip_sin_to_cos", true)?,
             freq_shift: options.get_or("freq_shift", 0.0)?,
-        })
+            use_linear_projection,
+        };
+        match config.problem() {
+            Some(wanted) => Err(options.unsupported("block_out_channels", &wanted)),
+            None => Ok(config),
+        }
+    }
+
+    /// What would be right where the levels' channels cannot be.
+    fn problem(&self) -> Option<String> {
+        let groups = self.norm_num_groups;
+        let divides = |parts: usize, whole: usize| parts > 0 && whole > 0 && whole % parts == 0;
+        let odd = |level: &&LevelConfig| {
+            !divides(groups, level.channels) || !divides(level.heads, level.channels)
+        };
+        if let Some(LevelConfig { heads, .. }) = self.levels.iter().find(odd) {
+            return Some(format!(
+                "multiples of norm_num_groups ({groups}) and of attention_head_dim ({heads}, the number of heads)"
+            ));
+        }
+        if self.levels.iter().any(|level| level.layers == 0) {
+            return Some("levels of at least one layer".to_owned());
+        }
+        match self.levels.first() {
+            None => Some("at least one".to_owned()),
+            Some(first) if first.channels % 2 != 0 || first.channels < 4 => {
+                Some("an even first one, at least 4".to_owned())
+            }
+            Some(_) => None,
+        }
+    }
+
+    /// The transformers of a level.
+    pub(crate) fn transformer(&self, level: &LevelConfig) -> Transformer2DConfig {
+        Transformer2DConfig {
+            channels: level.channels,
+            heads: level.heads,
+            layers: level.transformer_layers,
+            cross_attention_dim: self.cross_attention_dim,
+            groups: self.norm_num_groups,
+            use_linear_projection: self.use_linear_projection,
+        }
     }
 
     pub(crate) fn resnet(&self) -> ResnetConfig {
@@ -258,6 +314,14 @@ pub(crate) struct Encoded {
 
 impl Encoder {
     pub(crate) fn load(weights: &Weights, config: &EncoderConfig) -> Result<Self> {
+        if let Some(wanted) = config.problem() {
+            return Err(Error::UnsupportedConfig {
+                file: "the configuration".to_owned(),
+                key: "levels".to_owned(),
+                found: format!("{:?}", config.levels),
+                supported: wanted,
+            });
+        }
         let resnet = config.resnet();
         let first = config.levels[0].channels;
         let time = weights.sub("time_embedding");
@@ -286,7 +350,9 @@ impl Encoder {
                 input = level.channels;
                 if level.cross_attention {
                     let weights = weights.sub(format!("attentions.{j}"));
-                    block.attentions.push(Transformer2D::load(&weights, level.transformer)?);
+                    block
+                        .attentions
+                        .push(Transformer2D::load(&weights, config.transformer(level))?);
                 }
             }
             if i + 1 < config.levels.len() {
@@ -304,7 +370,7 @@ impl Encoder {
         };
         let mid_block = UNetMidBlock2DCrossAttn {
             resnet_0: mid_resnet(0)?,
-            attention: Transformer2D::load(&mid.sub("attentions.0"), last.transformer)?,
+            attention: Transformer2D::load(&mid.sub("attentions.0"), config.transformer(last))?,
             resnet_1: mid_resnet(1)?,
         };
         Ok(Encoder {
@@ -391,11 +457,10 @@ impl UpBlock2D {
     pub(crate) fn load(
         weights: &Weights,
         input: usize,
-        level: &LevelConfig,
+        (config, level): (&EncoderConfig, &LevelConfig),
         cross_attention: bool,
         skips: &[usize],
         upsamples: bool,
-        resnet: ResnetConfig,
     ) -> Result<Self> {
         let mut block = UpBlock2D { resnets: Vec::new(), attentions: Vec::new(), upsampler: None };
         let mut input = input;
@@ -405,12 +470,12 @@ impl UpBlock2D {
                 &resnet_weights,
                 input + skip,
                 level.channels,
-                resnet,
+                config.resnet(),
             )?);
             input = level.channels;
             if cross_attention {
                 let weights = weights.sub(format!("attentions.{j}"));
-                block.attentions.push(Transformer2D::load(&weights, level.transformer)?);
+                block.attentions.push(Transformer2D::load(&weights, config.transformer(level))?);
             }
         }
         if upsamples {

@@ -120,7 +120,7 @@ fn a_single_file_holds_all_three() -> Result<()> {
     }
     let (_file, checkpoint) = open(&shapes)?;
     let config = check_unet(&checkpoint)?;
-    assert_eq!((config.in_channels(), config.cross_attention_dim()), (4, 768));
+    assert_eq!((config.encoder.in_channels, config.encoder.cross_attention_dim), (4, 768));
     check_vae(&checkpoint)?;
     check_clip(&checkpoint)?;
     assert!(checkpoint.control_net().is_err_and(|e| e.to_string().contains("is a checkpoint")));
@@ -205,7 +205,7 @@ fn other_numbers_of_input_channels_are_read_off() -> Result<()> {
             "model.diffusion_model.input_blocks.0.0.weight".to_owned(),
             vec![320, channels, 3, 3],
         );
-        assert_eq!(check_unet(&open(&shapes)?.1)?.in_channels(), channels);
+        assert_eq!(check_unet(&open(&shapes)?.1)?.encoder.in_channels, channels);
     }
     Ok(())
 }
