@@ -1,5 +1,6 @@
 //! From a file to a [`Library`]: what can be wrong with it, each with a sentence of its own.
 
+use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 
 use kosmograph_abi as abi;
@@ -120,7 +121,8 @@ struct RawLibrary {
 const _: () = assert!(size_of::<RawLibrary>() == size_of::<abi::Library>());
 
 pub(super) fn load(path: &Path) -> Result<Library, PluginError> {
-    let shared = open(path)?;
+    // Never unloaded, refused or not: what it handed out points into it, and its destructors are a stranger's.
+    let shared = ManuallyDrop::new(open(path)?);
     let table = table(path, &shared)?;
     // SAFETY: node.h: the size stands first; more is read only as far as it goes.
     let size = unsafe { *table.cast::<u32>() };
@@ -151,8 +153,6 @@ pub(super) fn load(path: &Path) -> Result<Library, PluginError> {
     let descriptor = descriptor(path, table.descriptor)?;
     let (name, version, nodes) = outline(&descriptor)
         .map_err(|what| PluginError::DescriptorIncomplete { path: path.to_owned(), what })?;
-    // Never unloaded: what it handed out points into it.
-    std::mem::forget(shared);
     Ok(Library {
         path: path.to_owned(),
         name,

@@ -8,7 +8,7 @@ use crate::simd::{Isa, Vector};
 use crate::storage::WeightValues;
 
 /// The sizes of one convolution: x [B, C, H, W] and w [O, C, kH, kW] to y [B, O, oH, oW].
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Sizes {
     pub(super) batch: usize,
     pub(super) channels: usize,

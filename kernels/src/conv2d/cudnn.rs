@@ -3,6 +3,8 @@
 //!
 //! The functions and their numbers are those of cuDNN 8 and 9, `cudnn_ops` and `cudnn_cnn` of its API reference.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr::null_mut;
 
@@ -51,6 +53,13 @@ struct Performance {
     determinism: c_int,
     math_type: c_int,
     reserved: [c_int; 3],
+}
+
+/// The way that a convolution is computed, and the bytes that it works in.
+#[derive(Clone, Copy)]
+struct Algorithm {
+    number: c_int,
+    memory: usize,
 }
 
 /// The library's functions that a convolution calls.
@@ -171,11 +180,11 @@ impl Cudnn {
     ///
     /// # Errors
     /// cuDNN's.
-    pub(super) fn handle(&self, stream: *mut c_void) -> Result<Owned> {
-        let handle = self.object("cudnnCreate", self.create, self.destroy)?;
+    pub(super) fn handle(&self, stream: *mut c_void) -> Result<Handle> {
+        let owned = self.object("cudnnCreate", self.create, self.destroy)?;
         // SAFETY: the handle just made, and a stream of the current context.
-        self.checked("cudnnSetStream", unsafe { (self.set_stream)(handle.object, stream) })?;
-        Ok(handle)
+        self.checked("cudnnSetStream", unsafe { (self.set_stream)(owned.object, stream) })?;
+        Ok(Handle { owned, chosen: RefCell::default() })
     }
 
     /// y = w ⋆ x + bias, all of one number type. `workspace` gives memory of as many bytes as it is asked for.
@@ -188,7 +197,7 @@ impl Cudnn {
     /// workspace is lives until the stream has done what is asked here.
     pub(super) unsafe fn conv2d(
         &self,
-        handle: &Owned,
+        handle: &Handle,
         number_type: Type,
         s: Sizes,
         addresses: Addresses,
@@ -205,9 +214,7 @@ impl Cudnn {
             self.destroy_convolution,
         )?;
         let [padding, stride, ..] = ints([s.padding, s.stride, 0, 0])?;
-        let mut found = [Performance::default(); ALGORITHMS];
-        let mut count = 0;
-        // SAFETY: descriptors of the kinds that the functions take, and room for as many answers as are asked for.
+        // SAFETY: descriptors of the kinds that the functions take.
         unsafe {
             let status = (self.set_filter)(w.object, data_type(number_type), NCHW, o, c, kh, kw);
             self.checked("cudnnSetFilter4dDescriptor", status)?;
@@ -225,38 +232,30 @@ impl Cudnn {
             self.checked("cudnnSetConvolution2dDescriptor", status)?;
             let status = (self.set_math_type)(convolution.object, math_type(number_type));
             self.checked("cudnnSetConvolutionMathType", status)?;
-            let status = (self.algorithms)(
-                handle.object,
-                x.object,
-                w.object,
-                convolution.object,
-                y.object,
-                ALGORITHMS as c_int,
-                &mut count,
-                found.as_mut_ptr(),
-            );
-            self.checked("cudnnGetConvolutionForwardAlgorithm_v7", status)?;
         }
-        // The likely fastest first; for f32 none that would multiply in another type (the descriptor forbids it too).
-        let fits = |p: &&Performance| {
-            let exact = number_type != Type::F32 || p.math_type == math_type(Type::F32);
-            p.status == 0 && p.memory <= MOST_WORKSPACE && (exact || p.math_type == 0)
-        };
-        let Some(best) = found[..ALGORITHMS.min(count as usize)].iter().find(fits) else {
-            bail!("conv2d: cuDNN has no algorithm for {s:?}. KOSMOGRAPH_CUDNN=off runs without it")
+        let key = (number_type, s);
+        let known = handle.chosen.borrow().get(&key).copied();
+        let best = match known {
+            Some(best) => best,
+            None => {
+                let descriptors = [&x, &w, &convolution, &y].map(|owned| owned.object);
+                let best = self.choose(handle, number_type, s, descriptors)?;
+                handle.chosen.borrow_mut().insert(key, best);
+                best
+            }
         };
         let room = if best.memory == 0 { null_mut() } else { workspace(best.memory)? as Object };
         // SAFETY: the caller's addresses, for the sizes that the descriptors were given.
         unsafe {
             let status = (self.forward)(
-                handle.object,
+                handle.owned.object,
                 &1.0,
                 x.object,
                 addresses.x as *const c_void,
                 w.object,
                 addresses.w as *const c_void,
                 convolution.object,
-                best.algorithm,
+                best.number,
                 room,
                 best.memory,
                 &0.0,
@@ -268,11 +267,44 @@ impl Cudnn {
                 let values = self.tensor(number_type, [1, s.out_channels, 1, 1])?;
                 let (bias, to) = (bias as *const c_void, addresses.y as *mut c_void);
                 let status =
-                    (self.add)(handle.object, &1.0, values.object, bias, &1.0, y.object, to);
+                    (self.add)(handle.owned.object, &1.0, values.object, bias, &1.0, y.object, to);
                 self.checked("cudnnAddTensor", status)?;
             }
         }
         Ok(())
+    }
+}
+
+impl Cudnn {
+    /// The likely fastest algorithm that is exact and has room; cuDNN's answer takes longer than a small convolution, so it
+    /// is asked once for a handle and sizes. `descriptors` are x's, w's, the convolution's and y's.
+    fn choose(
+        &self,
+        handle: &Handle,
+        number_type: Type,
+        s: Sizes,
+        [x, w, convolution, y]: [Object; 4],
+    ) -> Result<Algorithm> {
+        let mut found = [Performance::default(); ALGORITHMS];
+        let mut count = 0;
+        // SAFETY: descriptors of the kinds that the function takes, and room for as many answers as are asked for.
+        let status = unsafe {
+            let most = ALGORITHMS as c_int;
+            let found = found.as_mut_ptr();
+            (self.algorithms)(handle.owned.object, x, w, convolution, y, most, &mut count, found)
+        };
+        self.checked("cudnnGetConvolutionForwardAlgorithm_v7", status)?;
+        // The likely fastest first; for f32 none that would multiply in another type (the descriptor forbids it too).
+        let fits = |p: &&Performance| {
+            let exact = number_type != Type::F32 || p.math_type == math_type(Type::F32);
+            p.status == 0 && p.memory <= MOST_WORKSPACE && (exact || p.math_type == 0)
+        };
+        match found[..ALGORITHMS.min(count as usize)].iter().find(fits) {
+            Some(best) => Ok(Algorithm { number: best.algorithm, memory: best.memory }),
+            None => bail!(
+                "conv2d: cuDNN has no algorithm for {s:?}. KOSMOGRAPH_CUDNN=off runs without it"
+            ),
+        }
     }
 }
 
@@ -283,6 +315,12 @@ pub(super) struct Addresses {
     pub(super) w: u64,
     pub(super) bias: Option<u64>,
     pub(super) y: u64,
+}
+
+/// cuDNN on one stream, with what it has chosen there.
+pub(super) struct Handle {
+    owned: Owned,
+    chosen: RefCell<HashMap<(Type, Sizes), Algorithm>>,
 }
 
 /// A handle or a descriptor, destroyed when it is dropped.
@@ -342,7 +380,7 @@ pub(super) fn on_gpu(
 
 #[cfg(feature = "cuda")]
 thread_local! {
-    static HANDLES: std::cell::RefCell<std::collections::HashMap<usize, Owned>> = Default::default();
+    static HANDLES: std::cell::RefCell<HashMap<usize, Handle>> = Default::default();
 }
 
 #[cfg(test)]
@@ -405,6 +443,17 @@ mod tests {
                 assert_close(Type::F32, &y, &want, 1e-5, "cudnn");
                 assert_eq!(room.len(), 64, "the algorithm's workspace");
             }
+        }
+        // Two calls of each size.
+        assert_eq!(asked(&cudnn), 3, "asked once for each size");
+    }
+
+    /// How often the stand-in was asked for algorithms.
+    fn asked(cudnn: &Cudnn) -> c_int {
+        // SAFETY: the stand-in's own function, without arguments.
+        unsafe {
+            let asked = cudnn._library.get::<unsafe extern "C" fn() -> c_int>(b"timesAsked\0");
+            asked.expect("the stand-in's function")()
         }
     }
 

@@ -73,9 +73,13 @@ int cudnnSetConvolutionMathType(Object *o, int math) {
     return OK;
 }
 
+static int times_asked;
+int timesAsked(void) { return times_asked; }
+
 int cudnnGetConvolutionForwardAlgorithm_v7(Object *handle, Object *x, Object *w, Object *c, Object *y, int asked, int *found, Performance *p) {
     if (handle->kind != HANDLE || x->kind != TENSOR || w->kind != FILTER || c->kind != CONVOLUTION || y->kind != TENSOR || asked < 4) return BAD;
     if (c->math != (x->type == 0 ? 3 : 1)) return BAD;
+    times_asked++;
     p[0] = (Performance){.algorithm = 90, .status = 9};                                       /* not supported */
     p[1] = (Performance){.algorithm = 91, .memory = (size_t)1 << 40, .math = c->math};        /* too much memory */
     p[2] = (Performance){.algorithm = x->type == 0 ? 92 : 6, .memory = 64, .math = 2};        /* may convert f32 */

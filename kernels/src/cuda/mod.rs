@@ -11,7 +11,7 @@ pub(crate) mod device;
 pub(crate) mod on_cpu;
 
 /// The number types of activations.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) enum Type {
     F32,
     F16,

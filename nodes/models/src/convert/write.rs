@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Metadata, TensorInfo};
@@ -47,15 +47,34 @@ impl Unfinished {
         &self.path
     }
 
-    /// Gives it its name.
+    /// Gives it its name, unless something has it meanwhile.
     pub fn finish(mut self) -> Result<()> {
-        if self.output.symlink_metadata().is_ok() {
-            return Err(ConvertError::Exists(self.output.clone()));
+        match self.path.is_dir() {
+            true => self.name_folder(),
+            false => self.name_file(),
         }
-        let write = |source| ConvertError::Write { path: self.output.clone(), source };
-        std::fs::rename(&self.path, &self.output).map_err(write)?;
+        .map_err(|source| match source.kind() {
+            ErrorKind::AlreadyExists | ErrorKind::DirectoryNotEmpty | ErrorKind::NotADirectory => {
+                ConvertError::Exists(self.output.clone())
+            }
+            _ => ConvertError::Write { path: self.output.clone(), source },
+        })?;
         self.finished = true;
         Ok(())
+    }
+
+    fn name_file(&self) -> std::io::Result<()> {
+        let written = tempfile::TempPath::try_from_path(&self.path)?;
+        Ok(written.persist_noclobber(&self.output)?)
+    }
+
+    fn name_folder(&self) -> std::io::Result<()> {
+        // Made by us or not at all; what is empty is replaced in one step, and nothing else is.
+        std::fs::create_dir(&self.output)?;
+        std::fs::rename(&self.path, &self.output).inspect_err(|_| {
+            // Where somebody has put something into it, it stays.
+            let _ = std::fs::remove_dir(&self.output);
+        })
     }
 }
 
@@ -132,4 +151,46 @@ pub(super) fn write_safetensors(
     let out = out.into_inner().map_err(|error| write(error.into_error()))?;
     // A name stands for a whole file, also after the power fails.
     out.sync_all().map_err(write)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_came_meanwhile_is_not_written_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let output = folder.path().join("model.safetensors");
+        let unfinished = Unfinished::file(&output).unwrap();
+        std::fs::write(unfinished.path(), "ours").unwrap();
+        std::fs::write(&output, "theirs").unwrap();
+        assert!(matches!(unfinished.finish(), Err(ConvertError::Exists(path)) if path == output));
+        assert_eq!(std::fs::read_to_string(&output).unwrap(), "theirs");
+
+        // An empty folder is somebody's too.
+        let output = folder.path().join("kosmos");
+        let unfinished = Unfinished::folder(&output).unwrap();
+        std::fs::create_dir(&output).unwrap();
+        assert!(matches!(unfinished.finish(), Err(ConvertError::Exists(path)) if path == output));
+        assert!(output.read_dir().unwrap().next().is_none());
+
+        let left = std::fs::read_dir(folder.path()).unwrap().count();
+        assert_eq!(left, 2, "what is unfinished goes");
+    }
+
+    #[test]
+    fn what_is_finished_has_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("model.safetensors");
+        let unfinished = Unfinished::file(&file).unwrap();
+        std::fs::write(unfinished.path(), "ours").unwrap();
+        unfinished.finish().unwrap();
+        let whole = folder.path().join("kosmos");
+        let unfinished = Unfinished::folder(&whole).unwrap();
+        write_text(&unfinished.path().join("config.json"), "{}").unwrap();
+        unfinished.finish().unwrap();
+        assert_eq!(std::fs::read_to_string(file).unwrap(), "ours");
+        assert_eq!(std::fs::read_to_string(whole.join("config.json")).unwrap(), "{}");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
+    }
 }

@@ -38,7 +38,7 @@ pub struct TorchNoise {
 }
 
 enum Source {
-    Fresh(Generator),
+    Fresh(Box<Generator>),
     Brownian(BrownianTree),
 }
 
@@ -50,7 +50,7 @@ impl TorchNoise {
                 Source::Brownian(BrownianTree::over(sigmas, x.elem_count(), seed))
             }
             // k-diffusion's default noise sampler: one seed further on where x is on the CPU.
-            _ => Source::Fresh(Generator::new(seed.wrapping_add(1))),
+            _ => Source::Fresh(Box::new(Generator::new(seed.wrapping_add(1)))),
         };
         TorchNoise { shape: x.shape().clone(), device: x.device().clone(), source }
     }

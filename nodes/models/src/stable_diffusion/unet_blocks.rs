@@ -157,7 +157,8 @@ impl EncoderConfig {
     /// What would be right where the levels' channels cannot be.
     fn problem(&self) -> Option<String> {
         let groups = self.norm_num_groups;
-        let divides = |parts: usize, whole: usize| parts > 0 && whole > 0 && whole % parts == 0;
+        let divides =
+            |parts: usize, whole: usize| parts > 0 && whole > 0 && whole.is_multiple_of(parts);
         let odd = |level: &&LevelConfig| {
             !divides(groups, level.channels) || !divides(level.heads, level.channels)
         };
