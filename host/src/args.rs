@@ -2,11 +2,12 @@
 
 use crate::changes::Seeds;
 use crate::execute::Budget;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Subcommand};
 use std::path::PathBuf;
 use std::str::FromStr;
 
-const EXIT_CODES: &str = "\
+/// What stands behind the help.
+pub const EXIT_CODES: &str = "\
 Exit codes:
   0    done
   2    the workflow or the arguments are wrong; nothing was run
@@ -36,25 +37,7 @@ A workflow as ComfyUI's editor saves it:
 
 KOSMOGRAPH_LOG (or RUST_LOG) says how much the host logs: error, warn, info, debug.";
 
-/// Runs image workflows, written as JSON graphs, with nodes from dynamically loaded libraries.
-#[derive(Debug, Parser)]
-#[command(name = "kosmograph", version, after_help = EXIT_CODES)]
-pub struct Arguments {
-    #[command(subcommand)]
-    pub command: Command,
-}
-
-impl Arguments {
-    /// Whether this process was started by another of this program, to load a library.
-    pub fn is_child(&self) -> bool {
-        match &self.command {
-            Command::Worker(_) | Command::Describe(_) => true,
-            Command::CheckPlugin(check) => check.here,
-            _ => false,
-        }
-    }
-}
-
+/// What the host does; `serve`, which stands above it, is the program's own.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run a workflow and print the paths of what it made
@@ -78,6 +61,17 @@ pub enum Command {
     /// Load a library and write down what it says of itself
     #[command(hide = true)]
     Describe(Describe),
+}
+
+impl Command {
+    /// Whether this process was started by another of this program, to load a library.
+    pub fn is_child(&self) -> bool {
+        match self {
+            Self::Worker(_) | Self::Describe(_) => true,
+            Self::CheckPlugin(check) => check.here,
+            _ => false,
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -114,6 +108,9 @@ pub struct Worker {
     /// The most private memory of the process, in bytes
     #[arg(long, value_name = "BYTES")]
     pub memory_limit: Option<u64>,
+    /// The first line of standard input says what the process may touch
+    #[arg(long)]
+    pub confined: bool,
 }
 
 #[derive(Debug, Args)]
@@ -247,12 +244,6 @@ impl FromStr for Device {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
-
-    #[test]
-    fn the_command_line_is_consistent() {
-        Arguments::command().debug_assert();
-    }
 
     #[test]
     fn devices() {

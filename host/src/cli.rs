@@ -4,7 +4,7 @@ mod convert;
 mod list;
 mod run;
 
-use crate::args::{Arguments, Command};
+use crate::args::Command;
 use crate::events::{Event, Listener};
 use crate::problem::Kind;
 use crate::progress::{JsonLines, LogWriter, Show, Terminal};
@@ -44,10 +44,10 @@ impl Exit {
 }
 
 /// Does what the arguments say.
-pub fn main(arguments: Arguments) -> Exit {
+pub fn main(command: Command) -> Exit {
     // A file that grows past `ulimit -f` is an error of that file, and no reason to end.
     process::ignore_signals(&[Signal::SIGXFSZ]);
-    let (json, quiet) = match &arguments.command {
+    let (json, quiet) = match &command {
         Command::Run(run) => (run.workflow.json, run.quiet),
         Command::Convert(convert) => (false, convert.quiet),
         _ => (false, false),
@@ -62,7 +62,7 @@ pub fn main(arguments: Arguments) -> Exit {
             Box::leak(Box::new(Terminal::new(show, screen.clone())))
         }
     };
-    let exit = match arguments.command {
+    let exit = match command {
         Command::Run(args) => run::run(&args, listener, &screen),
         Command::Check(check) => run::check(&check.workflow, listener, &screen),
         Command::Nodes(nodes) => list::nodes(&nodes, listener),
@@ -92,7 +92,7 @@ fn setup(screen: &MultiProgress, memory_limit: Option<u64>) -> std::io::Result<S
     let stderr = Arc::new(move |bytes: &[u8]| {
         let _ = LogWriter(screen.clone()).write_all(bytes);
     });
-    Ok(Setup { program: std::env::current_exe()?, memory_limit, stderr })
+    Ok(Setup { program: std::env::current_exe()?, memory_limit, stderr, sandbox: None })
 }
 
 /// The host's own diagnostics go to standard error, as much as KOSMOGRAPH_LOG or RUST_LOG says.

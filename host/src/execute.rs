@@ -163,6 +163,13 @@ impl<R: Runner> Executor<R> {
         self.budget = bytes;
     }
 
+    /// Lets go of these results, where they are kept.
+    pub fn forget(&mut self, keys: &[Key]) {
+        for key in keys {
+            self.results.remove(key);
+        }
+    }
+
     /// How many nodes' results are kept.
     pub fn kept(&self) -> usize {
         self.results.len()
@@ -201,6 +208,24 @@ impl<R: Runner> Executor<R> {
         let mut live: Vec<Live> = vec![Live::new(); steps.len()];
         let mut outcome = Outcome::default();
         let files = Files::of(plan);
+        // What need not run is told first: whoever watches then knows what is left to do. What is used of
+        // it lives from here on, so that making room for a step does not drop it.
+        let mut is_cached = vec![false; steps.len()];
+        for (position, step) in steps.iter().enumerate() {
+            if states[position].cause().is_some() {
+                continue;
+            }
+            let there = self.there(step, &uses[position]);
+            let unneeded = step.same_as.is_some() || states[position] == State::Unneeded;
+            is_cached[position] = unneeded || there.is_some();
+            if let Some(results) = there.filter(|_| !unneeded) {
+                live[position] = used(results, &uses[position]);
+            }
+            if is_cached[position] {
+                outcome.cached += 1;
+                setting.listener.event(&Event::Cached(Cow::Borrowed(&step.name)));
+            }
+        }
         for (position, step) in steps.iter().enumerate() {
             if setting.cancel.load(Ordering::Relaxed) {
                 outcome.interrupted = true;
@@ -214,11 +239,9 @@ impl<R: Runner> Executor<R> {
                 continue;
             }
             if step.same_as.is_some() || states[position] == State::Unneeded {
-                outcome.cached += 1;
                 if self.results.contains_key(&step.key) {
                     self.memory.used(step.key);
                 }
-                setting.listener.event(&Event::Cached(Cow::Borrowed(&step.name)));
                 continue;
             }
             // What is kept of its results.
@@ -233,11 +256,10 @@ impl<R: Runner> Executor<R> {
                     Keep::Everything => Some(results.into()),
                 }
             };
-            if let Some(results) = self.there(step, &uses[position]).cloned() {
-                outcome.cached += 1;
-                setting.listener.event(&Event::Cached(Cow::Borrowed(&step.name)));
-                live[position] = used(&results, &uses[position]);
-                self.keep(step.key, kept(&results));
+            if is_cached[position] {
+                if let Some(results) = self.results.get(&step.key).cloned() {
+                    self.keep(step.key, kept(&results));
+                }
                 continue;
             }
             if let Some(failed) = links(step).find_map(|(from, _)| states[from].cause()) {

@@ -172,6 +172,17 @@ pub enum FoldersError {
 }
 
 impl Folders {
+    /// The kinds of models by the names that ComfyUI has for them today.
+    pub fn kinds() -> impl Iterator<Item = &'static str> {
+        let is_old = |kind: &str| ALIASES.iter().any(|names| names[1..].contains(&kind));
+        KINDS.iter().copied().filter(move |kind| !is_old(kind))
+    }
+
+    /// Where models of a kind are looked for, the first places first; those that are there.
+    pub fn places_of(&self, kind: &str) -> Vec<PathBuf> {
+        self.bases(kind).into_iter().map(|(_, base)| base).collect()
+    }
+
     /// The folders given, then those found: see `kosmograph run --help`.
     ///
     /// # Errors

@@ -15,7 +15,40 @@ use crate::plan::{Plan, Refusal};
 use crate::problem::{Kind, Problem};
 use crate::workflow_file::WorkflowFile;
 use serde_json::{Map, Value};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::SystemTime;
+
+/// What workflows are run with, whichever they are.
+#[derive(Clone, Debug)]
+pub struct Surroundings {
+    pub folders: Folders,
+    pub libraries: Arc<Libraries>,
+    /// "cpu" or "cuda:0".
+    pub device: String,
+}
+
+impl Surroundings {
+    /// Finds the libraries in the folders `plugins` and where they are looked for anyway.
+    ///
+    /// # Errors
+    /// A problem of kind [`Kind::Arguments`]: a folder is not there, or there is no library.
+    pub fn find(folders: Folders, plugins: &[PathBuf], device: &str) -> Result<Self, Problem> {
+        let arguments = |sentence: String| Problem::new(Kind::Arguments, sentence);
+        let libraries = Libraries::find(plugins).map_err(|error| arguments(error.to_string()))?;
+        if libraries.catalogue.classes().is_empty() {
+            let searched: Vec<String> =
+                libraries.searched.iter().map(|path| path.display().to_string()).collect();
+            let failed: String =
+                libraries.failed.iter().map(|failed| format!("\n{}", failed.reason)).collect();
+            return Err(arguments(format!(
+                "no node library was found in {}; say where they are with --plugins DIR{failed}",
+                searched.join(", ")
+            )));
+        }
+        Ok(Self { folders, libraries: Arc::new(libraries), device: device.to_owned() })
+    }
+}
 
 /// Everything that is read before a plan is made.
 pub struct Job {
@@ -26,9 +59,11 @@ pub struct Job {
     wrong: Refusal,
     now: Now,
     /// The editor's own graph, where the file carried one.
-    editor: Option<String>,
+    pub editor: Option<String>,
+    /// Whether the file itself was in the editor's format.
+    pub is_converted: bool,
     pub folders: Folders,
-    pub libraries: Libraries,
+    pub libraries: Arc<Libraries>,
     device: String,
     /// Whether a problem with one output is one with all.
     strict: bool,
@@ -42,14 +77,12 @@ impl Job {
     /// A problem of kind [`Kind::Workflow`] or [`Kind::Arguments`]: the file or the command line as a
     /// whole is wrong. What is wrong with single nodes, [`Self::plan`] says.
     pub fn read(workflow: &args::Workflow) -> Result<Self, Problem> {
-        fn as_kind<E: ToString>(kind: Kind) -> impl Fn(E) -> Problem {
-            move |error| Problem::new(kind, error.to_string())
-        }
-        let file = WorkflowFile::read(&workflow.path).map_err(as_kind(Kind::Workflow))?;
+        let arguments = |sentence: String| Problem::new(Kind::Arguments, sentence);
+        let file = WorkflowFile::read(&workflow.path)
+            .map_err(|error| Problem::new(Kind::Workflow, error.to_string()))?;
         let name = name(workflow);
-        let in_file = |error| Problem::new(Kind::Workflow, format!("{name}: {error}"));
-        let Opened { object, editor: beside, inside } =
-            graph::open(&file.prompt).map_err(in_file)?;
+        // What is no workflow is told before the machine is looked through.
+        let opened = opened(&file, &name)?;
         let given = Given {
             models: &workflow.models,
             extra_model_paths: &workflow.extra_model_paths,
@@ -57,49 +90,65 @@ impl Job {
             output: workflow.out.as_deref(),
             workflow: file.folder.as_deref(),
         };
-        let folders = Folders::find(given).map_err(as_kind(Kind::Arguments))?;
-        let libraries = Libraries::find(&workflow.plugins).map_err(as_kind(Kind::Arguments))?;
-        let catalogue = &libraries.catalogue;
-        if catalogue.classes().is_empty() {
-            let searched: Vec<String> =
-                libraries.searched.iter().map(|path| path.display().to_string()).collect();
-            let failed: String =
-                libraries.failed.iter().map(|failed| format!("\n{}", failed.reason)).collect();
-            let sentence = format!(
-                "no node library was found in {}; say where they are with --plugins DIR{failed}",
-                searched.join(", ")
-            );
-            return Err(Problem::new(Kind::Arguments, sentence));
-        }
-        let json = |object: &Map<String, Value>| Value::Object(object.clone()).to_string();
-        let mut editor = file.editor.or_else(|| beside.as_ref().map(json));
-        let converted = match is_editor_format(&object) {
-            true => {
-                editor = Some(if inside { json(&object) } else { file.prompt });
-                convert(&object, catalogue)
-            }
-            false => Graph::from_object(object).map_err(in_file)?.into(),
-        };
-        let Converted { mut graph, texts, problems, warnings } = converted;
+        let folders = Folders::find(given).map_err(|error| arguments(error.to_string()))?;
+        let with = Surroundings::find(folders, &workflow.plugins, &workflow.device.0)?;
+        let mut this = Self::opened(file, opened, &name, with)?;
+        let catalogue = &this.libraries.catalogue;
         for change in &workflow.set {
-            set(&mut graph, catalogue, change).map_err(as_kind(Kind::Arguments))?;
+            set(&mut this.graph, catalogue, change)
+                .map_err(|error| arguments(error.to_string()))?;
         }
         if let Some(seeds) = workflow.seed {
-            set_seed(&mut graph, catalogue, seeds.first()).map_err(as_kind(Kind::Arguments))?;
+            set_seed(&mut this.graph, catalogue, seeds.first())
+                .map_err(|error| arguments(error.to_string()))?;
         }
-        let device = workflow.device.0.clone();
-        let (seeds, now) = (workflow.seed, Now::from(SystemTime::now()));
-        let wrong = Refusal { problems, warnings };
+        (this.strict, this.seeds) = (workflow.strict, workflow.seed);
+        Ok(this)
+    }
+
+    /// The job of a workflow that was read, whose sentences call it `name`.
+    ///
+    /// # Errors
+    /// A problem of kind [`Kind::Workflow`]: the file as a whole is wrong.
+    pub fn of(file: WorkflowFile, name: &str, with: Surroundings) -> Result<Self, Problem> {
+        let opened = opened(&file, name)?;
+        Self::opened(file, opened, name, with)
+    }
+
+    fn opened(
+        file: WorkflowFile,
+        opened: Opened,
+        name: &str,
+        with: Surroundings,
+    ) -> Result<Self, Problem> {
+        let Opened { object, editor: beside, inside } = opened;
+        let Surroundings { folders, libraries, device } = with;
+        let json = |object: &Map<String, Value>| Value::Object(object.clone()).to_string();
+        let mut editor = file.editor.or_else(|| beside.as_ref().map(json));
+        let is_converted = is_editor_format(&object);
+        let converted = match is_converted {
+            true => {
+                editor = Some(if inside { json(&object) } else { file.prompt });
+                convert(&object, &libraries.catalogue)
+            }
+            false => Graph::from_object(object)
+                .map_err(|error| Problem::new(Kind::Workflow, format!("{name}: {error}")))?
+                .into(),
+        };
+        let Converted { graph, texts, problems, warnings } = converted;
+        let (now, wrong) = (Now::from(SystemTime::now()), Refusal { problems, warnings });
+        let (strict, seeds) = (false, None);
         Ok(Self {
             graph,
             texts,
             wrong,
             now,
             editor,
+            is_converted,
             folders,
             libraries,
             device,
-            strict: workflow.strict,
+            strict,
             seeds,
         })
     }
@@ -160,6 +209,11 @@ impl Job {
             listener.event(&Event::log(Level::Warning, message));
         }
     }
+}
+
+fn opened(file: &WorkflowFile, name: &str) -> Result<Opened, Problem> {
+    let in_file = |error| Problem::new(Kind::Workflow, format!("{name}: {error}"));
+    graph::open(&file.prompt).map_err(in_file)
 }
 
 /// What a sentence calls the workflow.

@@ -26,6 +26,7 @@ pub mod problem;
 pub mod process;
 pub mod progress;
 pub mod promise;
+pub mod sandbox;
 pub mod supervisor;
 pub mod value;
 pub mod wire;

@@ -38,6 +38,8 @@ pub fn class_info(catalogue: &Catalogue, class: &Class, folders: &Folders) -> Va
         "python_module": format!("custom_nodes.{library}"),
         "category": node.category,
         "output_node": node.output_node,
+        "has_intermediate_output": false,
+        "search_aliases": [],
     })
 }
 
@@ -136,7 +138,8 @@ mod tests {
                 "input_order": {"required": ["image", "seed", "how", "text"], "optional": ["mask"]},
                 "output": ["IMAGE"], "output_is_list": [false], "output_name": ["image"],
                 "name": "A", "display_name": "A", "description": "Does.",
-                "python_module": "custom_nodes.l", "category": "image", "output_node": true}})
+                "python_module": "custom_nodes.l", "category": "image", "output_node": true,
+                "has_intermediate_output": false, "search_aliases": []}})
         );
     }
 }

@@ -13,15 +13,16 @@ pub(crate) use child::pass_on;
 use crate::catalogue::Catalogue;
 use crate::events::{Event, Listener};
 use crate::execute::{Keep, Outcome, Properties};
-use crate::plan::Plan;
+use crate::plan::{Key, Plan};
 use crate::problem::{Kind, Problem};
+use crate::sandbox::Sandbox;
 use crate::wire::{Check, Command, Convert, Notice, Provider, Report, Run};
 use child::{Child, Heard};
 use std::borrow::Cow;
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use track::Track;
 
@@ -40,6 +41,8 @@ pub struct Setup {
     pub memory_limit: Option<u64>,
     /// Where what workers print goes.
     pub stderr: Stderr,
+    /// What a worker may touch; `None` is whatever this process may.
+    pub sandbox: Option<Sandbox>,
 }
 
 /// One run of one plan, as a worker is given it.
@@ -49,14 +52,36 @@ pub struct Task<'a> {
     pub catalogue: &'a Catalogue,
     pub properties: &'a Properties,
     pub keep: Keep<'a>,
+    /// Results that are not to be used, though they may be kept: the files they stand for are gone.
+    pub forget: &'a [Key],
     /// How many bytes objects may hold, where that is bounded.
     pub budget: Option<u64>,
+}
+
+/// What others may know of a supervisor's worker while it works.
+#[derive(Debug, Default)]
+pub struct Vitals {
+    /// The process there is; 0 where there is none.
+    process: AtomicU32,
+    /// How many were started so far.
+    started: AtomicU64,
+}
+
+impl Vitals {
+    pub fn process(&self) -> Option<u32> {
+        Some(self.process.load(Ordering::Relaxed)).filter(|&id| id != 0)
+    }
+
+    pub fn started(&self) -> u64 {
+        self.started.load(Ordering::Relaxed)
+    }
 }
 
 /// See the module. The worker stays from one run to the next, and with it what it keeps.
 pub struct Supervisor {
     setup: Setup,
     worker: Option<Child>,
+    vitals: Arc<Vitals>,
 }
 
 /// How a command ended.
@@ -72,7 +97,40 @@ enum End {
 
 impl Supervisor {
     pub fn new(setup: Setup) -> Self {
-        Self { setup, worker: None }
+        Self { setup, worker: None, vitals: Arc::default() }
+    }
+
+    /// Of the worker there is, for as long as this supervisor is there.
+    pub fn vitals(&self) -> Arc<Vitals> {
+        self.vitals.clone()
+    }
+
+    /// Lets the worker go, with all that it keeps: the next command starts another.
+    pub fn let_go(&mut self) {
+        self.worker = None;
+        self.vitals.process.store(0, Ordering::Relaxed);
+    }
+
+    /// From now on a worker may touch what `sandbox` says: one that was started for less is let go.
+    pub fn confine(&mut self, sandbox: Sandbox) {
+        if self.setup.sandbox.as_ref() != Some(&sandbox) {
+            self.setup.sandbox = Some(sandbox);
+            self.let_go();
+        }
+    }
+
+    /// Starts a worker now if there is none, so that the next command need not wait for one.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start(&mut self) -> std::io::Result<()> {
+        if self.worker.is_none() {
+            let child = Child::start(&self.setup)?;
+            self.vitals.process.store(child.id(), Ordering::Relaxed);
+            self.vitals.started.fetch_add(1, Ordering::Relaxed);
+            self.worker = Some(child);
+        }
+        Ok(())
     }
 
     /// Runs the plan of `task`. Failures are in the outcome and were told to the listener, as
@@ -86,6 +144,7 @@ impl Supervisor {
                 libraries: task.catalogue.libraries().iter().map(Provider::from).collect(),
                 plan: task.plan.into(),
                 keep: task.keep.into(),
+                forget: task.forget.to_vec(),
                 budget: task.budget,
                 previews: listener.wants_previews(),
                 earlier: track.earlier(),
@@ -112,7 +171,7 @@ impl Supervisor {
                 Ok(End::Finished { .. }) if track.is_through() => break false,
                 // It, or a library in its name, says what cannot be.
                 Ok(End::Finished { .. }) => {
-                    self.worker = None;
+                    self.let_go();
                     Err("the process that runs nodes says that it is through, which it is not"
                         .into())
                 }
@@ -241,9 +300,9 @@ impl Supervisor {
         cancel: &AtomicBool,
         hear: &mut dyn FnMut(Report),
     ) -> std::io::Result<End> {
-        let mut worker = match self.worker.take() {
-            Some(worker) => worker,
-            None => Child::start(&self.setup)?,
+        self.start()?;
+        let Some(mut worker) = self.worker.take() else {
+            return Err(std::io::ErrorKind::NotFound.into());
         };
         // One that is gone already takes no command; the wait below says how it ended.
         let _ = worker.send(command);
@@ -256,6 +315,7 @@ impl Supervisor {
                 Heard::Report(report) => hear(report),
                 Heard::Nothing => (),
                 Heard::End => {
+                    self.vitals.process.store(0, Ordering::Relaxed);
                     let (status, last_words) = worker.end()?;
                     return Ok(match stop_by {
                         Some(_) => End::Ended,
@@ -269,6 +329,7 @@ impl Supervisor {
                     stop_by = Some(Instant::now() + GRACE);
                 }
                 Some(time) if Instant::now() >= time => {
+                    self.vitals.process.store(0, Ordering::Relaxed);
                     worker.end()?;
                     return Ok(End::Ended);
                 }
@@ -326,13 +387,18 @@ mod tests {
         let program = folder.path().join("worker");
         std::fs::write(&program, format!("#!/bin/sh\nread command\n{script}\n")).unwrap();
         std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
-        let mut supervisor =
-            Supervisor::new(Setup { program, memory_limit: None, stderr: Arc::new(|_| ()) });
+        let mut supervisor = Supervisor::new(Setup {
+            program,
+            memory_limit: None,
+            stderr: Arc::new(|_| ()),
+            sandbox: None,
+        });
         let task = Task {
             plan: &plan,
             catalogue: &catalogue,
             properties: &Properties::default(),
             keep: Keep::Nothing,
+            forget: &[],
             budget: None,
         };
         let heard = Heard::default();

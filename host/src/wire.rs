@@ -35,6 +35,9 @@ pub struct Run {
     pub libraries: Vec<Provider>,
     pub plan: BarePlan,
     pub keep: Keep,
+    /// Results that are not to be used, though they may be kept: what they stand for is gone.
+    #[serde(default)]
+    pub forget: Vec<Key>,
     /// How many bytes objects may hold, where that is bounded.
     pub budget: Option<u64>,
     /// Whether somebody looks at what steps make.

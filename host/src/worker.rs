@@ -17,6 +17,7 @@ use crate::preview::Preview;
 use crate::problem::{Kind, NodeName, Problem};
 use crate::process::{self, Changes, State};
 use crate::promise::Promise;
+use crate::sandbox::Sandbox;
 use crate::value::Value;
 use crate::wire::{self, Command, Convert, Notice, Provider, Run};
 use nix::sys::signal::Signal;
@@ -49,6 +50,11 @@ pub fn main(args: &args::Worker) -> ! {
             process::end_at_once(2)
         }
     };
+    let mut input = BufReader::new(input);
+    if args.confined {
+        // Before there is another thread, which would not be confined, and before there is a library.
+        confine(&mut input);
+    }
     let (sender, commands) = channel();
     std::thread::spawn(move || {
         read_commands(input, &sender);
@@ -69,10 +75,26 @@ pub fn main(args: &args::Worker) -> ! {
     process::end_at_once(0)
 }
 
+/// Reads what this process may touch, and touches nothing else from then on. It ends where it cannot be
+/// confined as it was asked to be.
+fn confine(input: &mut BufReader<File>) {
+    let mut line = Vec::new();
+    let read = input.read_until(b'\n', &mut line);
+    let confined = match (read, serde_json::from_slice::<Sandbox>(&line)) {
+        (Ok(_), Ok(sandbox)) => sandbox.enter().map_err(|error| error.to_string()),
+        (Err(error), _) => Err(error.to_string()),
+        (_, Err(error)) => Err(error.to_string()),
+    };
+    if let Err(reason) = confined {
+        eprintln!("error: this process cannot be confined: {reason}");
+        process::end_at_once(2)
+    }
+}
+
 /// Sends each command on with its own flag, which the next [`Command::Cancel`] sets.
-fn read_commands(input: File, commands: &Sender<(Command, Arc<AtomicBool>)>) {
+fn read_commands(input: BufReader<File>, commands: &Sender<(Command, Arc<AtomicBool>)>) {
     let mut cancel = Arc::new(AtomicBool::new(false));
-    for line in BufReader::new(input).split(b'\n').map_while(Result::ok) {
+    for line in input.split(b'\n').map_while(Result::ok) {
         match serde_json::from_slice(&line) {
             Ok(Command::Cancel) => cancel.store(true, Ordering::Relaxed),
             Ok(command) => {
@@ -92,7 +114,7 @@ fn run_plan(
     executor: &mut Executor<&Loader>,
     cancel: &AtomicBool,
 ) -> bool {
-    let Run { properties, libraries, plan, keep, budget, previews, earlier } = run;
+    let Run { properties, libraries, plan, keep, forget, budget, previews, earlier } = run;
     let wire = loader.wire;
     wire.previews.store(previews, Ordering::Relaxed);
     let next = match &keep {
@@ -116,6 +138,7 @@ fn run_plan(
     let setting =
         Setting { properties: &properties, listener: wire, cancel, keep, earlier: &earlier };
     executor.set_budget(budget);
+    executor.forget(&forget);
     executor.run(&plan, setting).interrupted
 }
 

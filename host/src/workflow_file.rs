@@ -84,6 +84,14 @@ impl WorkflowFile {
         Ok(this)
     }
 
+    /// As [`Self::read`], of bytes that somebody sent; sentences call them `name`.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn from_bytes(bytes: &[u8], name: &str) -> Result<Self, ReadError> {
+        Self::from_stream(Cursor::new(bytes), name)
+    }
+
     fn from_stream(stream: impl Read, name: &str) -> Result<Self, ReadError> {
         let mut bytes = Vec::new();
         stream

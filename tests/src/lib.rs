@@ -5,6 +5,7 @@
 
 mod build;
 mod run;
+pub mod server;
 pub mod single_file;
 pub mod torch;
 

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use clap::Parser;
-use kosmograph::args::{Arguments, Command};
+use kosmograph::args::Command;
 use kosmograph::events::{Event, Listener};
 use kosmograph::execute::Keep;
 use kosmograph::job::Job;
@@ -21,6 +21,12 @@ impl Listener for Heard {
     fn event(&self, event: &Event) {
         self.0.lock().unwrap().push(serde_json::to_value(event).unwrap());
     }
+}
+
+#[derive(clap::Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
 }
 
 fn job(workflow: &str, out: &Path) -> Job {
@@ -52,6 +58,7 @@ fn models_stay_loaded_from_one_job_to_the_next() {
         program: kosmograph(),
         memory_limit: None,
         stderr: Arc::new(|_| ()),
+        sandbox: None,
     });
     let cancel = AtomicBool::new(false);
     let mut done = Vec::new();
@@ -63,6 +70,7 @@ fn models_stay_loaded_from_one_job_to_the_next() {
             catalogue: &job.libraries.catalogue,
             properties: &job.properties(&graph),
             keep: Keep::Everything,
+            forget: &[],
             budget: None,
         };
         let heard = Heard::default();

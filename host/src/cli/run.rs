@@ -136,6 +136,7 @@ fn run_with(
             catalogue: &job.libraries.catalogue,
             properties: &job.properties(&graph),
             keep,
+            forget: &[],
             budget,
         };
         let outcome = runner.run(&task, listener, cancel);

@@ -52,6 +52,9 @@ impl Child {
         if let Some(bytes) = setup.memory_limit {
             command.arg("--memory-limit").arg(bytes.to_string());
         }
+        if setup.sandbox.is_some() {
+            command.arg("--confined");
+        }
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // A group of its own: whatever a library forks ends with the worker.
         command.process_group(0);
@@ -69,8 +72,18 @@ impl Child {
                 drop(printed);
             })?;
         }
-        let commands = process.stdin.take();
+        let mut commands = process.stdin.take();
+        if let (Some(sandbox), Some(pipe)) = (&setup.sandbox, &mut commands) {
+            let mut line = serde_json::to_vec(sandbox)?;
+            line.push(b'\n');
+            // One that is gone already takes nothing; how it ended is told by whoever waits for it.
+            let _ = pipe.write_all(&line);
+        }
         Ok(Self { process, commands, lines, last_words, printing: Some(printing) })
+    }
+
+    pub fn id(&self) -> u32 {
+        self.process.id()
     }
 
     /// # Errors

@@ -1,0 +1,347 @@
+//! Who may use the server, and from which pages.
+//!
+//! Closed unless opened: on a loopback address every program of the machine may, but no page of a
+//! stranger's that a browser on it shows; at any other address a token says who may.
+
+use crate::app::App;
+use crate::fault::Fault;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use axum::http::{Method, StatusCode};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Redirect, Response};
+use blake3::Hash;
+use std::io;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+/// The shortest token that is one.
+const SHORTEST: usize = 16;
+
+const COOKIE: &str = "kosmograph_session";
+
+/// How long a browser stays logged in, in seconds: thirty days.
+const SESSION: u32 = 30 * 24 * 3600;
+
+/// What is let through without a token: it says nothing, or is how one gets in.
+const OPEN: [&str; 4] = ["/healthz", "/readyz", "/login", "/kosmograph/page.css"];
+
+/// See the module.
+pub struct Access {
+    /// Of the tokens; none where everybody may.
+    tokens: Vec<Hash>,
+    /// Of the sessions, one for each token.
+    sessions: Vec<Hash>,
+    secret: [u8; 32],
+    /// `Access-Control-Allow-Origin`.
+    cors: Option<HeaderValue>,
+    /// The names by which the server may be called; empty where any will do.
+    hosts: Vec<String>,
+}
+
+/// Why it cannot be said who may use the server.
+#[derive(Debug, thiserror::Error)]
+pub enum AccessError {
+    #[error("--token-file {path}: cannot be read: {error}")]
+    Unreadable { path: String, error: io::Error },
+    #[error(
+        "--token-file {path}: line {line} is shorter than {SHORTEST} signs, which can be guessed"
+    )]
+    Short { path: String, line: usize },
+    #[error("--token-file {path}: has no token; write one of at least {SHORTEST} signs a line")]
+    Empty { path: String },
+    #[error("--cors {0}: is no origin; https://example.com is one, or * for all")]
+    Origin(String),
+}
+
+impl Access {
+    /// `is_loopback`: nobody but programs of this machine can connect. `secret` is what cookies are made
+    /// with.
+    ///
+    /// # Errors
+    /// [`AccessError`].
+    pub fn new(
+        token_file: Option<&Path>,
+        cors: Option<&str>,
+        hosts: &[String],
+        is_loopback: bool,
+        secret: [u8; 32],
+    ) -> Result<Self, AccessError> {
+        let tokens = token_file.map(read_tokens).transpose()?.unwrap_or_default();
+        let cors = cors.map(|origin| {
+            let value = HeaderValue::from_str(origin);
+            let is_origin = origin == "*" || origin.contains("://");
+            value.ok().filter(|_| is_origin).ok_or_else(|| AccessError::Origin(origin.to_owned()))
+        });
+        // Whoever needs a token, or listens to the world, may be called by any name. On a loopback address a
+        // strange name is a page of a stranger's whose name leads here.
+        let checks = is_loopback && tokens.is_empty();
+        let hosts = if checks {
+            let own = ["localhost".to_owned()].into_iter().chain(hostname());
+            own.chain(hosts.iter().map(|host| host.to_ascii_lowercase())).collect()
+        } else {
+            Vec::new()
+        };
+        let sessions = tokens.iter().map(|token| blake3::keyed_hash(&secret, token.as_bytes()));
+        let sessions = sessions.collect();
+        Ok(Self { tokens, sessions, secret, cors: cors.transpose()?, hosts })
+    }
+
+    /// Whether a token is asked for.
+    pub fn is_closed(&self) -> bool {
+        !self.tokens.is_empty()
+    }
+
+    /// The cookie of a browser that knows `token`.
+    pub fn session(&self, token: &str) -> Option<String> {
+        let hash = blake3::hash(token.trim().as_bytes());
+        // Comparing hashes of this kind takes as long for every one.
+        self.tokens.contains(&hash).then(|| {
+            let session = blake3::keyed_hash(&self.secret, hash.as_bytes()).to_hex();
+            format!("{COOKIE}={session}; Path=/; HttpOnly; SameSite=Strict; Max-Age={SESSION}")
+        })
+    }
+
+    fn knows(&self, headers: &HeaderMap) -> bool {
+        let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+        let bearer = text(header::AUTHORIZATION).and_then(|value| {
+            let (scheme, token) = value.split_once(' ')?;
+            scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
+        });
+        if bearer.is_some_and(|token| self.tokens.contains(&blake3::hash(token.as_bytes()))) {
+            return true;
+        }
+        let cookies = text(header::COOKIE).into_iter().flat_map(|cookies| cookies.split(';'));
+        let sessions =
+            cookies.filter_map(|cookie| cookie.trim().strip_prefix(COOKIE)?.strip_prefix('='));
+        sessions
+            .filter_map(|hex| Hash::from_hex(hex).ok())
+            .any(|hash| self.sessions.contains(&hash))
+    }
+
+    /// Why the page that a request comes from may not make it.
+    fn refuses(&self, headers: &HeaderMap) -> Option<String> {
+        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        let host = text("host").unwrap_or_default().to_ascii_lowercase();
+        if !self.hosts.is_empty() && !host.is_empty() {
+            let name = without_port(&host);
+            let is_address = name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
+            if !is_address && !self.hosts.iter().any(|known| known == name) {
+                return Some(format!(
+                    "this server is not called {name}; a proxy's name for it is told with --host-name {name}"
+                ));
+            }
+        }
+        if self.cors.is_some() {
+            return None;
+        }
+        if text("sec-fetch-site") == Some("cross-site") {
+            return Some("pages of other sites may not use this server".to_owned());
+        }
+        let origin = text("origin")?.to_ascii_lowercase();
+        let authority = origin.split_once("://").map_or(origin.as_str(), |(_, rest)| rest);
+        let has_port = |name: &str| without_port(name) != name;
+        let same = match has_port(&host) && has_port(authority) {
+            true => host == authority,
+            false => without_port(&host) == without_port(authority),
+        };
+        (!same && !host.is_empty()).then(|| {
+            format!("a page of {origin} may not use this server, which is {host}; --cors allows it")
+        })
+    }
+
+    fn allow(&self, headers: &mut HeaderMap) {
+        let Some(origin) = &self.cors else { return };
+        let fixed = HeaderValue::from_static;
+        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+        headers.insert(
+            header::ACCESS_CONTROL_ALLOW_METHODS,
+            fixed("POST, GET, DELETE, PUT, OPTIONS, PATCH"),
+        );
+        headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, fixed("Content-Type, Authorization"));
+        headers.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, fixed("true"));
+    }
+}
+
+fn without_port(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        // An address of version 6 has colons of its own, in brackets.
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) && !name.ends_with(':') => {
+            if name.contains(':') && !name.ends_with(']') {
+                host
+            } else {
+                name
+            }
+        }
+        _ => host,
+    }
+}
+
+fn hostname() -> Option<String> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+    Some(name.trim().to_ascii_lowercase()).filter(|name| !name.is_empty())
+}
+
+fn read_tokens(path: &Path) -> Result<Vec<Hash>, AccessError> {
+    let name = path.display().to_string();
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| AccessError::Unreadable { path: name.clone(), error })?;
+    let mut tokens = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        let token = line.trim();
+        if token.is_empty() || token.starts_with('#') {
+            continue;
+        }
+        if token.len() < SHORTEST {
+            return Err(AccessError::Short { path: name, line: number + 1 });
+        }
+        tokens.push(blake3::hash(token.as_bytes()));
+    }
+    if tokens.is_empty() { Err(AccessError::Empty { path: name }) } else { Ok(tokens) }
+}
+
+/// The secret of cookies, kept in `folder` so that a restart logs nobody out.
+///
+/// # Errors
+/// It can be neither read nor written.
+pub fn secret(folder: &Path) -> io::Result<[u8; 32]> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let path = folder.join("secret");
+    if let Ok(bytes) = std::fs::read(&path)
+        && let Ok(secret) = <[u8; 32]>::try_from(bytes)
+    {
+        return Ok(secret);
+    }
+    let mut secret = [0; 32];
+    secret[..16].copy_from_slice(uuid::Uuid::new_v4().as_bytes());
+    secret[16..].copy_from_slice(uuid::Uuid::new_v4().as_bytes());
+    let mut options = std::fs::File::options();
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    io::Write::write_all(&mut file, &secret)?;
+    Ok(secret)
+}
+
+/// Lets a request through, or says why not.
+pub async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let access = &app.access;
+    let mut response = match check(access, &request) {
+        Ok(()) => next.run(request).await,
+        Err(response) => response,
+    };
+    access.allow(response.headers_mut());
+    let nosniff = HeaderValue::from_static("nosniff");
+    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, nosniff);
+    response
+}
+
+fn check(access: &Access, request: &Request) -> Result<(), Response> {
+    let refused =
+        |sentence| Fault::new(StatusCode::FORBIDDEN, "forbidden", sentence).into_response();
+    let path = request.uri().path();
+    // Whoever watches over the server may call it what he likes.
+    if path == "/healthz" || path == "/readyz" {
+        return Ok(());
+    }
+    if request.method() == Method::OPTIONS {
+        return Err(Response::new(Body::empty()));
+    }
+    if let Some(sentence) = access.refuses(request.headers()) {
+        return Err(refused(sentence));
+    }
+    if !access.is_closed() || OPEN.contains(&path) || access.knows(request.headers()) {
+        return Ok(());
+    }
+    let accept = request.headers().get(header::ACCEPT).and_then(|value| value.to_str().ok());
+    if request.method() == Method::GET && accept.is_some_and(|accept| accept.contains("text/html"))
+    {
+        return Err(Redirect::to("/login").into_response());
+    }
+    let sentence = "a token is needed: Authorization: Bearer TOKEN, or log in at /login";
+    let mut response =
+        Fault::new(StatusCode::UNAUTHORIZED, "unauthorized", sentence).into_response();
+    let bearer = HeaderValue::from_static("Bearer");
+    response.headers_mut().insert(header::WWW_AUTHENTICATE, bearer);
+    Err(response)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn access(tokens: Option<&Path>, is_loopback: bool) -> Access {
+        Access::new(tokens, None, &["studio.example".into()], is_loopback, [7; 32]).unwrap()
+    }
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        let pair = |(name, value): &(&'static str, &str)| {
+            (HeaderName::from_static(name), HeaderValue::from_str(value).unwrap())
+        };
+        pairs.iter().map(pair).collect()
+    }
+
+    #[test]
+    fn pages_of_strangers_are_refused() {
+        let access = access(None, true);
+        let refuses = |pairs: &[(&'static str, &str)]| access.refuses(&headers(pairs)).is_some();
+        assert!(!refuses(&[("host", "127.0.0.1:8188")]));
+        assert!(!refuses(&[("host", "localhost:8188"), ("origin", "http://localhost:8188")]));
+        assert!(!refuses(&[("host", "localhost:8188"), ("origin", "http://localhost")]));
+        assert!(!refuses(&[("host", "[::1]:8188"), ("origin", "http://[::1]:8188")]));
+        assert!(!refuses(&[("host", "studio.example"), ("origin", "https://studio.example")]));
+        assert!(refuses(&[("host", "localhost:8188"), ("origin", "http://localhost:9")]));
+        assert!(refuses(&[("host", "127.0.0.1:8188"), ("origin", "https://evil.example")]));
+        assert!(refuses(&[("host", "127.0.0.1:8188"), ("origin", "null")]));
+        assert!(refuses(&[("host", "evil.example:8188")]), "a name that leads here");
+        assert!(refuses(&[("host", "evil.example"), ("origin", "http://evil.example")]));
+        assert!(refuses(&[("host", "127.0.0.1"), ("sec-fetch-site", "cross-site")]));
+        assert!(!refuses(&[("host", "127.0.0.1"), ("sec-fetch-site", "same-origin")]));
+    }
+
+    #[test]
+    fn a_token_opens() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokens");
+        std::fs::write(&path, "# mine\n\nabcdefghijklmnop\n").unwrap();
+        let access = access(Some(&path), false);
+        let knows = |name: &'static str, value: &str| access.knows(&headers(&[(name, value)]));
+        assert!(knows("authorization", "Bearer abcdefghijklmnop"));
+        assert!(knows("authorization", "bearer  abcdefghijklmnop"));
+        assert!(!knows("authorization", "Bearer abcdefghijklmno"));
+        assert!(!knows("authorization", "Basic abcdefghijklmnop"));
+        let cookie = access.session("abcdefghijklmnop").unwrap();
+        assert!(cookie.contains("HttpOnly") && cookie.contains("SameSite=Strict"), "{cookie}");
+        assert!(!cookie.contains("abcdefgh"), "a cookie is not the token");
+        let pair = cookie.split(';').next().unwrap();
+        assert!(
+            knows("cookie", &format!("a=b; {pair}")) && !knows("cookie", "kosmograph_session=00")
+        );
+        assert_eq!(access.session("wrong"), None);
+        let other = Access::new(Some(&path), None, &[], false, [8; 32]).unwrap();
+        assert!(!other.knows(&headers(&[("cookie", pair)])), "of another server");
+    }
+
+    #[test]
+    fn files_of_tokens_that_are_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokens");
+        let told = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            Access::new(Some(&path), None, &[], false, [7; 32]).err().unwrap().to_string()
+        };
+        assert!(told("").contains("no token"));
+        assert!(told("abcdefghijklmnop\nshort\n").contains("line 2"));
+        let missing = folder.path().join("none");
+        assert!(Access::new(Some(&missing), None, &[], false, [7; 32]).is_err());
+        assert!(Access::new(None, Some("x"), &[], true, [7; 32]).is_err());
+    }
+
+    #[test]
+    fn a_new_secret_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = secret(folder.path()).unwrap();
+        assert_eq!(secret(folder.path()).unwrap(), first);
+        assert_ne!(first, [0; 32]);
+    }
+}

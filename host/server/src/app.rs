@@ -1,0 +1,130 @@
+//! What every request and every worker shares.
+
+use crate::access::Access;
+use crate::hub::Hub;
+use crate::log::Log;
+use crate::message::status;
+use crate::metrics::Metrics;
+use crate::queue::Queue;
+use crate::store::Store;
+use kosmograph::job::Surroundings;
+use kosmograph::plan::Key;
+use kosmograph::supervisor::Vitals;
+use serde_json::Value as Json;
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// What the command line says, in the units in which it is used.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How many bytes the models of a worker may hold.
+    pub budget: u64,
+    /// The most private memory of a worker, in bytes.
+    pub memory_limit: Option<u64>,
+    /// Whether jobs that do not say it want pictures of what is being made.
+    pub previews: bool,
+    /// Whether workers are confined.
+    pub sandbox: bool,
+    pub job_timeout: Option<Duration>,
+    pub history_limit: u64,
+    /// The largest body of a request, in bytes.
+    pub upload_limit: usize,
+    /// The official frontend.
+    pub frontend: Option<PathBuf>,
+    /// The workflows of the own page.
+    pub workflows: PathBuf,
+    /// The editor's own files, one folder for each user; there is one.
+    pub userdata: PathBuf,
+    /// The arguments, for `/system_stats`.
+    pub arguments: Vec<String>,
+}
+
+/// What an output node made, for jobs that find its result kept.
+#[derive(Clone, Debug)]
+pub struct Made {
+    pub output: Json,
+    pub files: Vec<PathBuf>,
+}
+
+/// How many outputs are remembered: far more than workers keep results.
+const MOST_MADE: usize = 65_536;
+
+/// See the module.
+pub struct App {
+    pub options: Options,
+    pub surroundings: Surroundings,
+    pub store: Store,
+    pub queue: Queue,
+    pub hub: Hub,
+    pub log: Log,
+    pub metrics: Metrics,
+    pub access: Access,
+    made: Mutex<HashMap<Key, Made>>,
+    pub vitals: Mutex<Vec<Arc<Vitals>>>,
+    stopping: AtomicBool,
+}
+
+impl App {
+    pub fn new(
+        options: Options,
+        surroundings: Surroundings,
+        store: Store,
+        queue: Queue,
+        access: Access,
+    ) -> Self {
+        Self {
+            options,
+            surroundings,
+            store,
+            queue,
+            hub: Hub::default(),
+            log: Log::default(),
+            metrics: Metrics::default(),
+            access,
+            made: Mutex::default(),
+            vitals: Mutex::default(),
+            stopping: AtomicBool::new(false),
+        }
+    }
+
+    /// Tells everybody how much there is to do.
+    pub fn tell_status(&self) {
+        self.hub.send(None, &status(self.queue.remaining()));
+    }
+
+    fn made(&self) -> MutexGuard<'_, HashMap<Key, Made>> {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the output of `key` was, if all of its files are still there.
+    pub fn made_before(&self, key: Key) -> Option<Json> {
+        let made = self.made().get(&key).cloned()?;
+        made.files.iter().all(|file| file.is_file()).then_some(made.output)
+    }
+
+    pub fn remember(&self, key: Key, made: Made) {
+        let mut all = self.made();
+        if all.len() >= MOST_MADE {
+            // Then those outputs are made again.
+            all.clear();
+        }
+        all.insert(key, made);
+    }
+
+    pub fn vitals(&self) -> Vec<Arc<Vitals>> {
+        self.vitals.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// No worker takes another job from now on.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        self.queue.stop();
+    }
+
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
+    }
+}

@@ -1,0 +1,131 @@
+//! The command line of `kosmograph serve`.
+
+use clap::Args;
+use kosmograph::args::Device;
+use kosmograph::execute::Budget;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// Where ComfyUI listens, too.
+const PORT: u16 = 8188;
+
+#[derive(Debug, Args)]
+pub struct Serve {
+    /// Where to listen, ADDRESS[:PORT]; several with commas. Other machines reach it only if this is no
+    /// loopback address, which needs --token-file or --no-auth
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8188", value_delimiter = ',')]
+    pub listen: Vec<Listen>,
+    /// A folder of models, or ComfyUI's own folder; may be given several times
+    #[arg(long, value_name = "DIR")]
+    pub models: Vec<PathBuf>,
+    /// A file as ComfyUI's extra_model_paths.yaml; may be given several times
+    #[arg(long, value_name = "FILE")]
+    pub extra_model_paths: Vec<PathBuf>,
+    /// Where input pictures are, and uploads go [default: ./input]
+    #[arg(long, value_name = "DIR")]
+    pub input: Option<PathBuf>,
+    /// Where results are written [default: ./output]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Queue, history, settings and the editor's files [default: $XDG_STATE_HOME/kosmograph, or
+    /// ~/.local/state/kosmograph]
+    #[arg(long, value_name = "DIR")]
+    pub state: Option<PathBuf>,
+    /// A folder of node libraries, or one library; may be given several times
+    #[arg(long, value_name = "DIR")]
+    pub plugins: Vec<PathBuf>,
+    /// What nodes compute on: cpu, cuda or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub device: Device,
+    /// How many jobs run side by side, each in a process of its own with its own models
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub workers: u16,
+    /// The most that models and kept results of a worker may take, 6G or 75% of the memory there is
+    #[arg(long, value_name = "SIZE", default_value = "60%")]
+    pub memory_budget: Budget,
+    /// The most memory that a worker may take for itself, mapped model files not counted [default: what
+    /// there is, less a reserve]
+    #[arg(long, value_name = "SIZE")]
+    pub memory_limit: Option<Budget>,
+    /// The folder of the official frontend; without it, it is looked for where Python's package
+    /// comfyui-frontend-package is installed
+    #[arg(long, value_name = "DIR")]
+    pub frontend: Option<PathBuf>,
+    /// Show the own page even if the official frontend is there
+    #[arg(long, conflicts_with = "frontend")]
+    pub no_frontend: bool,
+    /// The workflows that the own page offers [default: ./workflows]
+    #[arg(long, value_name = "DIR")]
+    pub workflows: Option<PathBuf>,
+    /// Who may use the server: a file with a token of at least 16 signs a line. Programs send it as
+    /// Authorization: Bearer TOKEN, browsers once, to a login page
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// Let everybody who reaches the address use the server: for containers behind a proxy that checks
+    #[arg(long, conflicts_with = "token_file")]
+    pub no_auth: bool,
+    /// Let pages of this origin use the server, https://example.com or *
+    #[arg(long, value_name = "ORIGIN", num_args = 0..=1, default_missing_value = "*")]
+    pub cors: Option<String>,
+    /// A name by which a proxy calls the server, besides those of the machine itself; may be given
+    /// several times
+    #[arg(long, value_name = "NAME")]
+    pub host_name: Vec<String>,
+    /// Show pictures of what is being made to jobs that do not say whether they want them; some clients
+    /// take each for a result
+    #[arg(long)]
+    pub previews: bool,
+    /// A job that takes longer is ended, in seconds
+    #[arg(long, value_name = "S", value_parser = clap::value_parser!(u64).range(1..))]
+    pub job_timeout: Option<u64>,
+    /// Let workers do whatever the server may: read every file, use the network, start programs
+    #[arg(long)]
+    pub no_sandbox: bool,
+    /// How many jobs may wait; then submitting is answered with 429
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    pub queue_limit: usize,
+    /// How many finished jobs the history keeps
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    pub history_limit: u64,
+    /// The largest request in bytes, 100M
+    #[arg(long, value_name = "SIZE", default_value = "100M")]
+    pub upload_limit: Budget,
+    /// How long a running job may go on after SIGTERM, in seconds; then it is put back into the queue
+    #[arg(long, value_name = "S", default_value_t = 30)]
+    pub stop_grace: u64,
+}
+
+/// An address to listen at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listen(pub SocketAddr);
+
+impl FromStr for Listen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let text = text.trim().replace("localhost", "127.0.0.1");
+        let with_port = text.parse::<SocketAddr>();
+        let plain = text.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+        match (with_port, plain) {
+            (Ok(address), _) => Ok(Self(address)),
+            (_, Ok(address)) => Ok(Self(SocketAddr::new(address, PORT))),
+            _ => Err(format!("\"{text}\" is no address; 127.0.0.1, 0.0.0.0:8188 or [::1]:8188 is")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses() {
+        let listen = |text: &str| text.parse::<Listen>().map(|listen| listen.0.to_string());
+        assert_eq!(listen("127.0.0.1").as_deref(), Ok("127.0.0.1:8188"));
+        assert_eq!(listen("localhost:0").as_deref(), Ok("127.0.0.1:0"));
+        assert_eq!(listen("[::1]:9").as_deref(), Ok("[::1]:9"));
+        assert_eq!(listen("::1").as_deref(), Ok("[::1]:8188"));
+        assert!(listen("nowhere:1").is_err() && listen("").is_err());
+    }
+}

@@ -1,0 +1,25 @@
+//! `kosmograph serve`: ComfyUI's server contract over a queue that survives and workers that may crash.
+//!
+//! Three parts. The [`store`] says what is true: a job is accepted when it is committed, and done when its
+//! pictures are synced and its row is. Worker threads ([`run`]) take jobs from the [`queue`] and have a
+//! process run each, through the host's supervisor; this process loads no node library. [`routes`] answers
+//! requests, and the [`hub`] tells open sockets what happens. docs/serve.md is the operator's side.
+
+mod access;
+mod app;
+mod args;
+mod fault;
+pub mod hub;
+mod log;
+pub mod message;
+mod metrics;
+mod prompt;
+mod queue;
+mod routes;
+mod run;
+mod start;
+mod store;
+mod validation;
+
+pub use args::Serve;
+pub use start::main;

@@ -1,0 +1,114 @@
+//! What goes over a socket: the messages of ComfyUI's server, their shapes and their binary frames.
+
+use axum::body::Bytes;
+use axum::extract::ws::Utf8Bytes;
+use serde_json::{Value as Json, json};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Milliseconds since 1970.
+pub fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// `{"type": kind, "data": data}`.
+pub fn text(kind: &str, data: &Json) -> Utf8Bytes {
+    Utf8Bytes::from(json!({"type": kind, "data": data}).to_string())
+}
+
+pub fn status(remaining: usize) -> Utf8Bytes {
+    text("status", &json!({"status": {"exec_info": {"queue_remaining": remaining}}}))
+}
+
+/// The first message of a connection.
+pub fn welcome(remaining: usize, sid: &str) -> Utf8Bytes {
+    let status = json!({"exec_info": {"queue_remaining": remaining}});
+    text("status", &json!({"status": status, "sid": sid}))
+}
+
+pub fn logs(entries: &[Json]) -> Utf8Bytes {
+    text("logs", &json!({"entries": entries}))
+}
+
+/// A number as clients want it: whole where it is.
+pub fn number(number: f64) -> Json {
+    match number.fract() == 0.0 && number.abs() < 9e15 {
+        true => json!(number as i64),
+        false => json!(number),
+    }
+}
+
+/// How pictures in binary frames are encoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encoding {
+    Jpeg = 1,
+    Png = 2,
+}
+
+/// A picture that a node shows while it works.
+#[derive(Clone, Debug)]
+pub struct Preview {
+    pub job: String,
+    pub node: String,
+    pub encoding: Encoding,
+    pub picture: Vec<u8>,
+}
+
+impl Preview {
+    pub fn jpeg(job: &str, node: &str, picture: Vec<u8>) -> Self {
+        let (job, node) = (job.to_owned(), node.to_owned());
+        Self { job, node, encoding: Encoding::Jpeg, picture }
+    }
+
+    /// Frame 1: the picture and how it is encoded.
+    pub fn plain(&self) -> Bytes {
+        let mut frame = Vec::with_capacity(8 + self.picture.len());
+        frame.extend(1u32.to_be_bytes());
+        frame.extend((self.encoding as u32).to_be_bytes());
+        frame.extend(&self.picture);
+        frame.into()
+    }
+
+    /// Frame 4: the picture, and in front of it which node of which job it is of.
+    pub fn with_metadata(&self) -> Bytes {
+        let image_type = match self.encoding {
+            Encoding::Jpeg => "image/jpeg",
+            Encoding::Png => "image/png",
+        };
+        let metadata = json!({"node_id": self.node, "prompt_id": self.job,
+            "display_node_id": self.node, "parent_node_id": null, "real_node_id": self.node,
+            "image_type": image_type})
+        .to_string();
+        let mut frame = Vec::with_capacity(8 + metadata.len() + self.picture.len());
+        frame.extend(4u32.to_be_bytes());
+        // A sentence of names: far from 4 GB.
+        frame.extend(u32::try_from(metadata.len()).unwrap_or(0).to_be_bytes());
+        frame.extend(metadata.as_bytes());
+        frame.extend(&self.picture);
+        frame.into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_are_laid_out_as_clients_read_them() {
+        let preview = Preview::jpeg("p", "12:3", vec![1, 2, 3]);
+        assert_eq!(&preview.plain()[..], [0, 0, 0, 1, 0, 0, 0, 1, 1, 2, 3]);
+        let frame = preview.with_metadata();
+        assert_eq!(frame[..4], [0, 0, 0, 4]);
+        let length = u32::from_be_bytes(frame[4..8].try_into().unwrap()) as usize;
+        let metadata: Json = serde_json::from_slice(&frame[8..8 + length]).unwrap();
+        assert_eq!(metadata["node_id"], "12:3");
+        assert_eq!(metadata["image_type"], "image/jpeg");
+        assert_eq!(frame[8 + length..], [1, 2, 3]);
+    }
+
+    #[test]
+    fn whole_numbers_are_whole() {
+        assert_eq!(number(-3.0).to_string(), "-3");
+        assert_eq!(number(0.5).to_string(), "0.5");
+    }
+}

@@ -1,0 +1,101 @@
+//! What an operator's Prometheus reads.
+
+use crate::app::App;
+use crate::store::State;
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+#[derive(Default)]
+struct Counts {
+    /// Seconds and runs of each class.
+    classes: BTreeMap<String, (f64, u64)>,
+    completed: u64,
+    failed: u64,
+    cancelled: u64,
+}
+
+/// What was counted since the start.
+#[derive(Default)]
+pub struct Metrics(Mutex<Counts>);
+
+impl Metrics {
+    fn lock(&self) -> MutexGuard<'_, Counts> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn ran(&self, class: &str, seconds: f64) {
+        let mut counts = self.lock();
+        let (sum, runs) = counts.classes.entry(class.to_owned()).or_default();
+        *sum += seconds;
+        *runs += 1;
+    }
+
+    pub fn finished(&self, state: State) {
+        let mut counts = self.lock();
+        match state {
+            State::Failed => counts.failed += 1,
+            State::Cancelled => counts.cancelled += 1,
+            _ => counts.completed += 1,
+        }
+    }
+
+    /// In the text format of Prometheus.
+    pub fn text(&self, app: &App) -> String {
+        let vitals = app.vitals();
+        let restarts: u64 = vitals.iter().map(|vitals| vitals.started().saturating_sub(1)).sum();
+        let mut text = String::new();
+        let mut metric = |name: &str, kind: &str, help: &str, lines: &[(String, f64)]| {
+            // Writing to a string does not fail.
+            let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+            for (labels, value) in lines {
+                let _ = writeln!(text, "{name}{labels} {value}");
+            }
+        };
+        let one = |value: f64| vec![(String::new(), value)];
+        let counts = self.lock();
+        let (running, waiting) = (app.queue.running().len() as f64, app.queue.waiting() as f64);
+        metric("kosmograph_queue_waiting", "gauge", "Jobs that wait.", &one(waiting));
+        metric("kosmograph_queue_running", "gauge", "Jobs that run.", &one(running));
+        let jobs = [
+            ("completed", counts.completed),
+            ("failed", counts.failed),
+            ("cancelled", counts.cancelled),
+        ];
+        let jobs = jobs.map(|(state, count)| (format!("{{state=\"{state}\"}}"), count as f64));
+        metric("kosmograph_jobs_total", "counter", "Jobs that ended, by how.", &jobs);
+        let label = |class: &str| {
+            let class = class.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+            format!("{{class=\"{class}\"}}")
+        };
+        let classes = counts.classes.iter();
+        let seconds: Vec<_> = classes.map(|(class, (sum, _))| (label(class), *sum)).collect();
+        let help = "Seconds that the nodes of a class took.";
+        metric("kosmograph_node_seconds_total", "counter", help, &seconds);
+        let classes = counts.classes.iter();
+        let runs: Vec<_> = classes.map(|(class, (_, runs))| (label(class), *runs as f64)).collect();
+        metric("kosmograph_node_runs_total", "counter", "Nodes of a class that ran.", &runs);
+        let help = "Processes that run nodes and had to be started anew.";
+        metric("kosmograph_worker_restarts_total", "counter", help, &one(restarts as f64));
+        let mut resident = vec![("{process=\"server\"}".to_owned(), resident(None) as f64)];
+        for (number, vitals) in vitals.iter().enumerate() {
+            if let Some(process) = vitals.process() {
+                let bytes = self::resident(Some(process)) as f64;
+                resident.push((format!("{{process=\"worker {number}\"}}"), bytes));
+            }
+        }
+        metric("kosmograph_resident_bytes", "gauge", "Resident memory of a process.", &resident);
+        let clients = app.hub.count() as f64;
+        metric("kosmograph_websockets", "gauge", "Open sockets.", &one(clients));
+        text
+    }
+}
+
+/// The resident memory of a process, or of this one, in bytes; 0 where it cannot be told.
+fn resident(process: Option<u32>) -> u64 {
+    let name = process.map_or_else(|| "self".to_owned(), |id| id.to_string());
+    let status = std::fs::read_to_string(format!("/proc/{name}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kilobytes.unwrap_or(0) * 1024
+}

@@ -1,0 +1,300 @@
+//! What waits and what runs, in memory: the order in which workers take jobs, and how each is stopped.
+//!
+//! The store says the same, and says it first.
+
+use crate::store::Waiting;
+use axum::extract::ws::Utf8Bytes;
+use std::cmp::Ordering as Order;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+/// Why a running job was stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// Somebody asked for it.
+    Asked,
+    /// It took longer than jobs may.
+    TookTooLong,
+    /// The server ends; the job is run again when it is back.
+    ServerEnds,
+}
+
+/// What those who watch a job were told last.
+#[derive(Debug)]
+pub struct Live {
+    /// The node at work.
+    pub node: Option<String>,
+    /// The last `progress_state`, and when it was sent.
+    pub state: Option<Utf8Bytes>,
+    pub sent: Instant,
+}
+
+/// A job at work.
+#[derive(Debug)]
+pub struct Running {
+    pub id: String,
+    pub client: Option<String>,
+    pub since: Instant,
+    /// Set when it is to stop.
+    pub cancel: AtomicBool,
+    why: Mutex<Option<Why>>,
+    pub live: Mutex<Live>,
+}
+
+impl Running {
+    fn new(job: Waiting) -> Self {
+        let Waiting { id, client, .. } = job;
+        let now = Instant::now();
+        let live = Mutex::new(Live { node: None, state: None, sent: now });
+        let (cancel, why) = (AtomicBool::new(false), Mutex::new(None));
+        Self { id, client, since: now, cancel, why, live }
+    }
+
+    /// Has it stop; the first reason stays.
+    pub fn stop(&self, why: Why) {
+        self.why.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
+        self.cancel.store(true, Ordering::SeqCst);
+    }
+
+    pub fn why(&self) -> Option<Why> {
+        *self.why.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn live(&self) -> MutexGuard<'_, Live> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A job's place: smaller numbers first, then the older ones.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Place {
+    number: f64,
+    seq: i64,
+}
+
+impl Eq for Place {}
+
+impl Ord for Place {
+    fn cmp(&self, other: &Self) -> Order {
+        self.number.total_cmp(&other.number).then(self.seq.cmp(&other.seq))
+    }
+}
+
+impl PartialOrd for Place {
+    fn partial_cmp(&self, other: &Self) -> Option<Order> {
+        Some(self.cmp(other))
+    }
+}
+
+#[derive(Default)]
+struct Inside {
+    waiting: BTreeMap<Place, Waiting>,
+    places: HashMap<String, Place>,
+    running: Vec<Arc<Running>>,
+    /// Places that were promised to jobs on their way through the store.
+    promised: usize,
+    /// The next number of a job that brings none.
+    counter: f64,
+    /// For each worker, whether it is to let go of what it keeps.
+    free: Vec<bool>,
+    stopped: bool,
+}
+
+/// What a worker does next.
+pub enum Next {
+    Job(Arc<Running>),
+    /// Let go of models and results.
+    Free,
+    Stop,
+}
+
+/// See the module.
+pub struct Queue {
+    inside: Mutex<Inside>,
+    wake: Condvar,
+    limit: usize,
+}
+
+impl Queue {
+    /// A queue of `limit` jobs at most for `workers` workers; `last` is the largest number given so far.
+    pub fn new(limit: usize, workers: usize, last: f64, waiting: Vec<Waiting>) -> Self {
+        let (free, counter) = (vec![false; workers], last + 1.0);
+        let inside = Mutex::new(Inside { free, counter, ..Inside::default() });
+        let this = Self { inside, wake: Condvar::new(), limit };
+        this.lock().promised = waiting.len();
+        this.push(waiting);
+        this
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inside> {
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Promises room for `count` jobs; false where there is none.
+    pub fn promise(&self, count: usize) -> bool {
+        let mut inside = self.lock();
+        let there_is = inside.waiting.len() + inside.promised + count <= self.limit;
+        inside.promised += if there_is { count } else { 0 };
+        there_is
+    }
+
+    /// Takes back a promise.
+    pub fn release(&self, count: usize) {
+        let mut inside = self.lock();
+        inside.promised = inside.promised.saturating_sub(count);
+    }
+
+    /// The number of a job that brings none; negative with `front`.
+    pub fn next_number(&self, front: bool) -> f64 {
+        let mut inside = self.lock();
+        let number = inside.counter;
+        inside.counter += 1.0;
+        if front { -number } else { number }
+    }
+
+    /// Adds jobs that were promised room.
+    pub fn push(&self, jobs: Vec<Waiting>) {
+        let mut inside = self.lock();
+        inside.promised = inside.promised.saturating_sub(jobs.len());
+        for job in jobs {
+            let place = Place { number: job.number, seq: job.seq };
+            inside.places.insert(job.id.clone(), place);
+            inside.waiting.insert(place, job);
+        }
+        self.wake.notify_all();
+    }
+
+    /// What `worker` does next; waits until there is something.
+    pub fn take(&self, worker: usize) -> Next {
+        let mut inside = self.lock();
+        loop {
+            if inside.stopped {
+                return Next::Stop;
+            }
+            if std::mem::take(&mut inside.free[worker]) {
+                return Next::Free;
+            }
+            if let Some((_, job)) = inside.waiting.pop_first() {
+                inside.places.remove(&job.id);
+                let running = Arc::new(Running::new(job));
+                inside.running.push(running.clone());
+                return Next::Job(running);
+            }
+            inside = self.wake.wait(inside).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// A job does not run any more.
+    pub fn done(&self, job: &Running) {
+        // Not by its id: one that was put back may run again by now.
+        self.lock().running.retain(|running| !std::ptr::eq(&**running, job));
+    }
+
+    /// Takes jobs that wait out of it, those of `ids` or all; returns their ids.
+    pub fn remove(&self, ids: Option<&[String]>) -> Vec<String> {
+        let mut inside = self.lock();
+        match ids {
+            None => {
+                inside.places.clear();
+                std::mem::take(&mut inside.waiting).into_values().map(|job| job.id).collect()
+            }
+            Some(ids) => {
+                let mut removed = Vec::new();
+                for id in ids {
+                    if let Some(place) = inside.places.remove(id) {
+                        inside.waiting.remove(&place);
+                        removed.push(id.clone());
+                    }
+                }
+                removed
+            }
+        }
+    }
+
+    pub fn running(&self) -> Vec<Arc<Running>> {
+        self.lock().running.clone()
+    }
+
+    pub fn waiting(&self) -> usize {
+        self.lock().waiting.len()
+    }
+
+    /// Waiting and running together.
+    pub fn remaining(&self) -> usize {
+        let inside = self.lock();
+        inside.waiting.len() + inside.running.len()
+    }
+
+    /// Whether there is room for one more.
+    pub fn has_room(&self) -> bool {
+        let inside = self.lock();
+        inside.waiting.len() + inside.promised < self.limit
+    }
+
+    /// Has every worker let go of what it keeps, between jobs.
+    pub fn free(&self) {
+        self.lock().free.fill(true);
+        self.wake.notify_all();
+    }
+
+    /// No worker takes another job.
+    pub fn stop(&self) {
+        self.lock().stopped = true;
+        self.wake.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(seq: i64, number: f64) -> Waiting {
+        Waiting { seq, id: seq.to_string(), number, client: None }
+    }
+
+    fn next(queue: &Queue) -> String {
+        match queue.take(0) {
+            Next::Job(job) => job.id.clone(),
+            Next::Free => "free".into(),
+            Next::Stop => "stop".into(),
+        }
+    }
+
+    #[test]
+    fn small_numbers_first_then_the_older_ones() {
+        let queue =
+            Queue::new(9, 1, 4.0, vec![job(1, 1.0), job(2, 0.0), job(3, 0.0), job(4, -7.5)]);
+        assert_eq!((queue.next_number(false), queue.next_number(true)), (5.0, -6.0));
+        let taken = [next(&queue), next(&queue), next(&queue)];
+        assert_eq!(taken, ["4", "2", "3"]);
+        assert_eq!((queue.waiting(), queue.remaining()), (1, 4));
+        let running = queue.running();
+        queue.done(&running[0]);
+        assert_eq!(queue.remaining(), 3);
+        assert_eq!(queue.remove(Some(&["1".into(), "2".into()])), ["1"], "what runs stays");
+        queue.free();
+        queue.stop();
+        assert_eq!(next(&queue), "stop");
+    }
+
+    #[test]
+    fn room_is_promised_once() {
+        let queue = Queue::new(2, 1, -1.0, vec![]);
+        assert!(queue.promise(1) && queue.promise(1) && !queue.promise(1));
+        queue.push(vec![job(1, 0.0)]);
+        assert!(!queue.promise(1));
+        queue.release(1);
+        assert!(queue.has_room() && queue.promise(1));
+        assert_eq!(queue.remove(None), ["1"]);
+    }
+
+    #[test]
+    fn the_first_reason_to_stop_stays() {
+        let running = Running::new(job(1, 0.0));
+        running.stop(Why::TookTooLong);
+        running.stop(Why::Asked);
+        assert_eq!(running.why(), Some(Why::TookTooLong));
+    }
+}

@@ -1,0 +1,94 @@
+//! Submitting, listing, stopping.
+
+use super::{Shared, blocking, json_text, object, texts};
+use crate::fault::Fault;
+use crate::message::number;
+use crate::prompt::{self, Submission, truth};
+use crate::queue::Why;
+use crate::store::{Entry, State as JobState};
+use axum::Json as JsonBody;
+use axum::body::Bytes;
+use axum::extract::{Query, State};
+use axum::http::StatusCode;
+use axum::response::Response;
+use serde_json::{Value as Json, json};
+use std::collections::HashMap;
+
+pub async fn remaining(State(app): Shared) -> JsonBody<Json> {
+    JsonBody(json!({"exec_info": {"queue_remaining": app.queue.remaining()}}))
+}
+
+pub async fn submit(
+    State(app): Shared,
+    Query(parameters): Query<HashMap<String, String>>,
+    body: Bytes,
+) -> Result<JsonBody<Json>, Fault> {
+    let accepted =
+        blocking(app, move |app| prompt::submit(app, Submission::read(&body, &parameters)?))
+            .await?;
+    let mut answer = json!({"prompt_id": accepted.ids[0], "number": number(accepted.number),
+        "node_errors": accepted.node_errors});
+    if accepted.ids.len() > 1 {
+        answer["prompt_ids"] = accepted.ids.into();
+    }
+    Ok(JsonBody(answer))
+}
+
+/// `[number, prompt_id, prompt, extra_data, [output node ids]]`, put together from the texts that the
+/// store has.
+pub fn tuple(entry: &Entry) -> String {
+    let Entry { number: n, id, prompt, extra, targets, .. } = entry;
+    format!("[{},{},{prompt},{extra},{targets}]", number(*n), Json::from(id.as_str()))
+}
+
+pub async fn list(State(app): Shared) -> Result<Response, Fault> {
+    let text = blocking(app, |app| {
+        let entries = app.store.queue()?;
+        let list = |state: JobState| {
+            let of_state = entries.iter().filter(|entry| entry.state == state);
+            of_state.map(tuple).collect::<Vec<_>>().join(",")
+        };
+        let (running, pending) = (list(JobState::Running), list(JobState::Pending));
+        Ok(format!("{{\"queue_running\":[{running}],\"queue_pending\":[{pending}]}}"))
+    })
+    .await?;
+    Ok(json_text(text))
+}
+
+pub async fn change(State(app): Shared, body: Bytes) -> Result<StatusCode, Fault> {
+    let asked = object(&body)?;
+    let delete = texts(&asked, "delete")?;
+    blocking(app, move |app| {
+        let mut removed = Vec::new();
+        if asked.get("clear").is_some_and(truth) {
+            removed = app.queue.remove(None);
+        }
+        if let Some(ids) = delete {
+            removed.extend(app.queue.remove(Some(&ids)));
+        }
+        app.store.delete_waiting(&removed)?;
+        app.tell_status();
+        Ok(StatusCode::OK)
+    })
+    .await
+}
+
+/// Whatever the body is: clients send none, or half of one.
+pub async fn interrupt(State(app): Shared, body: Bytes) -> StatusCode {
+    let asked = object(&body).unwrap_or_default();
+    let id = asked.get("prompt_id").and_then(Json::as_str);
+    for running in app.queue.running() {
+        if id.is_none_or(|id| running.id == id) {
+            running.stop(Why::Asked);
+        }
+    }
+    StatusCode::OK
+}
+
+pub async fn free(State(app): Shared, body: Bytes) -> StatusCode {
+    let asked = object(&body).unwrap_or_default();
+    if ["unload_models", "free_memory"].iter().any(|key| asked.get(*key).is_some_and(truth)) {
+        app.queue.free();
+    }
+    StatusCode::OK
+}

@@ -1,0 +1,313 @@
+//! From the command line to the server, and back to the shell.
+
+use crate::access::{Access, secret};
+use crate::app::{App, Options};
+use crate::args::Serve;
+use crate::queue::{Queue, Why};
+use crate::store::Store;
+use crate::{routes, run};
+use kosmograph::execute::Budget;
+use kosmograph::folders::{Folders, Given};
+use kosmograph::job::Surroundings;
+use kosmograph::process;
+use kosmograph::sandbox::Sandbox;
+use nix::sys::signal::Signal;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// The exit code where the arguments, or what they name, are wrong.
+const REFUSED: u8 = 2;
+
+/// While a job runs its clients hear something at least this often: some give a silent server up.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+
+/// How long a job that is put back may take to stop.
+const STOPPING: Duration = Duration::from_secs(3);
+
+/// Serves until it is told to end.
+pub fn main(args: Serve) -> ExitCode {
+    process::ignore_signals(&[Signal::SIGXFSZ]);
+    let wanted = std::env::var("KOSMOGRAPH_LOG").or_else(|_| std::env::var("RUST_LOG"));
+    let filter = EnvFilter::try_new(wanted.as_deref().unwrap_or("info"));
+    let filter = filter.unwrap_or_else(|_| EnvFilter::new("info"));
+    // It fails where another one was set, which then does the work.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .try_init();
+    match serve(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(sentence) => {
+            use std::io::Write;
+            let _ = writeln!(std::io::stderr(), "error: {sentence}");
+            ExitCode::from(REFUSED)
+        }
+    }
+}
+
+/// As [`main`], with a sentence about what cannot be.
+fn serve(args: Serve) -> Result<(), String> {
+    let text = |error: &dyn std::fmt::Display| error.to_string();
+    let addresses: Vec<SocketAddr> = args.listen.iter().map(|listen| listen.0).collect();
+    let is_loopback = addresses.iter().all(|address| address.ip().is_loopback());
+    if !is_loopback && args.token_file.is_none() && !args.no_auth {
+        return Err("--listen: other machines reach this address, so say who may use the server: \
+                    --token-file FILE, or --no-auth for everybody"
+            .into());
+    }
+    let state = state_folder(args.state.as_deref())?;
+    let store = Store::open(&state).map_err(|error| text(&error))?;
+    let secret = secret(&state).map_err(|error| format!("{}: {error}", state.display()))?;
+    let access = Access::new(
+        args.token_file.as_deref(),
+        args.cors.as_deref(),
+        &args.host_name,
+        is_loopback,
+        secret,
+    )
+    .map_err(|error| text(&error))?;
+    // Before libraries are looked through: a port that is taken is told at once.
+    let listeners = addresses.iter().map(listen).collect::<Result<Vec<_>, _>>()?;
+    let surroundings = surroundings(&args, &state)?;
+    for failed in &surroundings.libraries.failed {
+        tracing::warn!("{}", failed.reason);
+    }
+    let (again, lost) = store.running_at_start().map_err(|error| text(&error))?;
+    let waiting = store.waiting().map_err(|error| text(&error))?;
+    if !waiting.is_empty() {
+        tracing::info!("{} jobs wait, of which {again} ran when the server ended", waiting.len());
+    }
+    let last = store.last_number().map_err(|error| text(&error))?;
+    let workers = usize::from(args.workers);
+    let queue = Queue::new(args.queue_limit.max(waiting.len()), workers, last, waiting);
+    let options = options(&args, &state)?;
+    if let Some(frontend) = &options.frontend {
+        tracing::info!("the official frontend is {}", frontend.display());
+    }
+    if args.no_auth {
+        tracing::warn!("--no-auth: everybody who reaches this server may use it");
+    }
+    let app = Arc::new(App::new(options, surroundings, store, queue, access));
+    run::give_up(&app, &lost);
+    let program = std::env::current_exe()
+        .map_err(|error| format!("the program's own file cannot be found: {error}"))?;
+    let threads: Vec<JoinHandle<()>> = (0..workers)
+        .map(|number| {
+            let (app, program) = (app.clone(), program.clone());
+            let work = move || run::work(&app, number, program);
+            std::thread::Builder::new().name(format!("worker {number}")).spawn(work)
+        })
+        .collect::<Result<_, _>>()
+        .map_err(|error| format!("no thread can be started: {error}"))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(16)
+        .enable_all()
+        .build()
+        .map_err(|error| format!("the server cannot be started: {error}"))?;
+    let grace = Duration::from_secs(args.stop_grace);
+    let result = runtime.block_on(until_told(app.clone(), listeners, grace));
+    for thread in threads {
+        // Its worker ends with it; what a thread that hangs was at is run again.
+        if thread.is_finished() {
+            let _ = thread.join();
+        }
+    }
+    runtime.shutdown_timeout(Duration::from_millis(200));
+    let _ = std::fs::remove_dir_all(&app.surroundings.folders.temp);
+    result
+}
+
+/// Answers requests until a signal says to end, and until what runs then is done or put back.
+async fn until_told(
+    app: Arc<App>,
+    listeners: Vec<TcpListener>,
+    grace: Duration,
+) -> Result<(), String> {
+    let cannot = |error: std::io::Error| format!("the server cannot be started: {error}");
+    let router = routes::router(app.clone()).into_make_service_with_connect_info::<SocketAddr>();
+    for listener in listeners {
+        let address = listener.local_addr().map_err(cannot)?;
+        listener.set_nonblocking(true).map_err(cannot)?;
+        let listener = tokio::net::TcpListener::from_std(listener).map_err(cannot)?;
+        let listener = axum::serve::ListenerExt::tap_io(listener, |stream| {
+            // Messages are small, and somebody waits for each.
+            let _ = stream.set_nodelay(true);
+        });
+        let router = router.clone();
+        tokio::spawn(async move {
+            if let Err(error) = axum::serve(listener, router).await {
+                tracing::error!("{error}");
+            }
+        });
+        tracing::info!("listening at http://{address}");
+    }
+    tokio::spawn(look_after(app.clone()));
+    let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
+    let at_once = tokio::select! {
+        _ = terminate.recv() => false,
+        _ = interrupt.recv() => true,
+    };
+    app.stop();
+    let end = Instant::now() + if at_once { Duration::ZERO } else { grace };
+    if !app.queue.running().is_empty() && !at_once {
+        tracing::info!(
+            "the server ends when what runs is done, in {} s at the latest",
+            grace.as_secs()
+        );
+    }
+    while !app.queue.running().is_empty() && Instant::now() < end {
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_millis(20)) => (),
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+        }
+    }
+    let running = app.queue.running();
+    running.iter().for_each(|job| job.stop(Why::ServerEnds));
+    let end = Instant::now() + STOPPING;
+    while !app.queue.running().is_empty() && Instant::now() < end {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // Whoever submitted hears that it is over before the sockets close.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    Ok(())
+}
+
+/// Repeats progress to clients of silent nodes, and ends jobs that take too long.
+async fn look_after(app: Arc<App>) {
+    let mut ticks = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        ticks.tick().await;
+        for job in app.queue.running() {
+            if app.options.job_timeout.is_some_and(|most| job.since.elapsed() > most) {
+                job.stop(Why::TookTooLong);
+            }
+            let mut live = job.live();
+            if live.sent.elapsed() >= HEARTBEAT
+                && let Some(state) = &live.state
+            {
+                app.hub.send(job.client.as_deref(), state);
+                live.sent = Instant::now();
+            }
+        }
+    }
+}
+
+fn listen(address: &SocketAddr) -> Result<TcpListener, String> {
+    TcpListener::bind(address).map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            let (address, port) = (address.ip(), address.port());
+            format!("--listen: the port {port} of {address} is taken; another server listens there")
+        }
+        _ => format!("--listen {address}: {error}"),
+    })
+}
+
+/// Whether workers can be confined, and are to be; where they are not that is said loudly.
+fn is_confined(args: &Serve) -> bool {
+    let is_possible = Sandbox::is_possible();
+    if args.no_sandbox {
+        tracing::warn!(
+            "--no-sandbox: node libraries may read, write and send whatever this user may"
+        );
+    } else if !is_possible {
+        tracing::warn!(
+            "this system has no Landlock: node libraries may read, write and send whatever this user may"
+        );
+    }
+    is_possible && !args.no_sandbox
+}
+
+fn state_folder(given: Option<&Path>) -> Result<PathBuf, String> {
+    if let Some(folder) = given {
+        return std::path::absolute(folder).map_err(|error| format!("--state: {error}"));
+    }
+    let absolute = |name| {
+        let path = PathBuf::from(std::env::var_os(name)?);
+        path.is_absolute().then_some(path)
+    };
+    let states = absolute("XDG_STATE_HOME")
+        .or(absolute("HOME").map(|home| home.join(".local/state")))
+        .ok_or("there is no home folder; say where queue and history are kept with --state DIR")?;
+    Ok(states.join("kosmograph"))
+}
+
+fn surroundings(args: &Serve, state: &Path) -> Result<Surroundings, String> {
+    let made = |path: &Path| {
+        let made = std::fs::create_dir_all(path);
+        made.map_err(|error| format!("{}: the folder cannot be made: {error}", path.display()))
+    };
+    let input = args.input.clone().unwrap_or_else(|| "input".into());
+    made(&input)?;
+    let given = Given {
+        models: &args.models,
+        extra_model_paths: &args.extra_model_paths,
+        input: Some(&input),
+        output: args.out.as_deref(),
+        workflow: None,
+    };
+    let mut folders = Folders::find(given).map_err(|error| error.to_string())?;
+    made(&folders.output)?;
+    // Previews of an earlier server are nobody's any more.
+    folders.temp = state.join("temp");
+    let _ = std::fs::remove_dir_all(&folders.temp);
+    made(&folders.temp)?;
+    let device = &args.device.0;
+    Surroundings::find(folders, &args.plugins, device).map_err(|problem| problem.to_string())
+}
+
+fn options(args: &Serve, state: &Path) -> Result<Options, String> {
+    let frontend = match &args.frontend {
+        Some(folder) if folder.join("index.html").is_file() => Some(folder.clone()),
+        Some(folder) => {
+            return Err(format!(
+                "--frontend {}: there is no index.html; the folder comfyui_frontend_package/static has one",
+                folder.display()
+            ));
+        }
+        None if args.no_frontend => None,
+        None => routes::installed_frontend(),
+    };
+    let memory_limit = (args.device.0 == "cpu").then(|| {
+        args.memory_limit.map_or_else(
+            || {
+                let all = Budget::Percent(100).bytes();
+                (all - (all / 20).min(1 << 30)) / u64::from(args.workers)
+            },
+            Budget::bytes,
+        )
+    });
+    let budget = match args.memory_budget {
+        // Of all there is: workers share it.
+        budget @ Budget::Percent(_) => budget.bytes() / u64::from(args.workers),
+        budget => budget.bytes(),
+    };
+    let userdata = state.join("user/default");
+    // The editor asks for these at once, and takes a folder that is not there for trouble.
+    for folder in ["workflows", "subgraphs"].map(|name| userdata.join(name)) {
+        std::fs::create_dir_all(&folder)
+            .map_err(|error| format!("{}: the folder cannot be made: {error}", folder.display()))?;
+    }
+    Ok(Options {
+        budget,
+        memory_limit,
+        previews: args.previews,
+        sandbox: is_confined(args),
+        job_timeout: args.job_timeout.map(Duration::from_secs),
+        history_limit: args.history_limit,
+        upload_limit: usize::try_from(args.upload_limit.bytes()).unwrap_or(usize::MAX),
+        frontend,
+        workflows: args.workflows.clone().unwrap_or_else(|| "workflows".into()),
+        userdata,
+        arguments: std::env::args().collect(),
+    })
+}

@@ -1,0 +1,103 @@
+//! A worker of the server reads its models, writes its results, and does nothing else.
+
+use super::{drawn, node, pictures};
+use kosmograph_tests::server::Server;
+use kosmograph_tests::{build_c_text, repository};
+use serde_json::{Value, json};
+use std::os::unix::fs::symlink;
+
+fn escapes() -> String {
+    let source = include_str!("../../hostile/escapes.c");
+    build_c_text("escapes", source, &[]).display().to_string()
+}
+
+/// What came of it, as the history says it.
+fn attempt(server: &Server, how: &str, path: &str) -> String {
+    let prompt = json!({"1": node("Escape", json!({"how": how, "path": path}))});
+    let id = server.submit(&prompt, None);
+    let entry = server.finished(&id);
+    let messages = entry["status"]["messages"].as_array().unwrap();
+    let error = &messages.last().unwrap()[1];
+    assert_eq!(error["node_type"], "Escape", "{entry}");
+    error["exception_message"].as_str().unwrap().trim().to_owned()
+}
+
+#[test]
+fn a_library_that_leaves_its_sandbox_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let secret = folder.path().join("secret.txt");
+    std::fs::write(&secret, "secret").unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let server = Server::start(folder.path(), &["--plugins", &escapes()]);
+    if server.said().contains("no Landlock") {
+        // Said, and not silently passed: what the server says loudly there is all that can be tested.
+        eprintln!("this kernel has no Landlock; the server says so, and confines nothing");
+        return;
+    }
+    let port = server.address.rsplit_once(':').unwrap().1;
+    for (how, path) in [
+        ("read", path("secret.txt")),
+        ("read", path("state/kosmograph.db")),
+        ("read", format!("/proc/{}/environ", server.id())),
+        ("write", path("elsewhere")),
+        ("write", path("in/a.png")),
+        ("link", path("out/l.png")),
+        ("connect", port.to_owned()),
+        ("unix", String::new()),
+        ("execute", "/bin/true".to_owned()),
+        ("kill", server.id().to_string()),
+    ] {
+        let said = attempt(&server, how, &path);
+        assert!(said.contains("refused: "), "{how} {path}: {said}");
+    }
+    assert!(attempt(&server, "write", &path("out/fine.txt")).contains("it worked"));
+    assert!(!folder.path().join("elsewhere").exists());
+    drop(server);
+    let server = Server::start(folder.path(), &["--no-sandbox", "--plugins", &escapes()]);
+    assert!(server.said().contains("--no-sandbox"));
+    assert!(attempt(&server, "read", &path("secret.txt")).contains("it worked"));
+}
+
+#[test]
+fn linked_models_are_read_and_links_may_change() {
+    let folder = tempfile::tempdir().unwrap();
+    let models = folder.path().join("linked/checkpoints");
+    std::fs::create_dir_all(&models).unwrap();
+    // Elsewhere, as a hub's cache is.
+    let copy = |name: &str| {
+        let to = folder.path().join(name);
+        copy_folder(&repository().join("models/tiny/sd"), &to);
+        to
+    };
+    let (first, second) = (copy("cache/first"), copy("cache/second"));
+    symlink(&first, models.join("mine")).unwrap();
+    let linked = folder.path().join("linked").display().to_string();
+    let server = Server::start(folder.path(), &["--models", &linked]);
+    let run = |seed: u64| -> Value {
+        let mut prompt = drawn(1, seed);
+        prompt["1"]["inputs"]["ckpt_name"] = "mine".into();
+        server.finished(&server.submit(&prompt, None))
+    };
+    let entry = run(1);
+    assert_eq!(entry["status"]["status_str"], "success", "{entry}");
+    std::fs::remove_file(models.join("mine")).unwrap();
+    symlink(&second, models.join("mine")).unwrap();
+    let entry = run(2);
+    assert_eq!(entry["status"]["status_str"], "success", "{entry}");
+    // A folder of results that was made anew is another one.
+    std::fs::remove_dir_all(folder.path().join("out")).unwrap();
+    let entry = run(3);
+    assert_eq!(entry["status"]["status_str"], "success", "{entry}");
+    assert_eq!(pictures(folder.path()).len(), 1);
+}
+
+fn copy_folder(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().flatten() {
+        let target = to.join(entry.file_name());
+        match entry.path().is_dir() {
+            true => copy_folder(&entry.path(), &target),
+            false => drop(std::fs::copy(entry.path(), target).unwrap()),
+        }
+    }
+}
