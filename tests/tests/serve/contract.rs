@@ -1,6 +1,6 @@
 //! What ComfyUI's clients count on: messages and their order, shapes of answers.
 
-use super::{drawn, pictures, plain};
+use super::{copy_folder, drawn, pictures, plain};
 use kosmograph_tests::Run;
 use kosmograph_tests::server::Server;
 use serde_json::{Value, json};
@@ -389,13 +389,24 @@ fn uploads_are_taken_and_shown() {
 #[test]
 fn a_job_that_asks_sees_what_is_made() {
     let folder = tempfile::tempdir().unwrap();
-    let server = Server::start(folder.path(), &[]);
+    // A model that says what its latents look like.
+    let model = folder.path().join("shown/checkpoints/shown");
+    copy_folder(&kosmograph_tests::repository().join("models/tiny/sd"), &model);
+    let config = model.join("unet/config.json");
+    let mut said: Value = serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
+    said["latent_rgb"] =
+        json!([[0.3, 0.2, 0.3], [0.3, 0.5, 0.2], [-0.3, 0.2, 0.3], [-0.2, -0.3, -0.7]]);
+    said["latent_rgb_bias"] = json!([0.0, 0.0, 0.0]);
+    std::fs::write(&config, said.to_string()).unwrap();
+    let models = folder.path().join("shown").display().to_string();
+    let server = Server::start(folder.path(), &["--models", &models]);
     let (mut old, mut new) = (server.socket("old"), server.socket("new"));
     new.send(&json!({"type": "feature_flags", "data": {"supports_preview_metadata": true}}));
     new.until(|message| message["type"] == "feature_flags");
     let submit = |client: &str, method: &str| {
         let extra = json!({"preview_method": method});
-        let prompt = drawn(3, 5 + client.len() as u64 + method.len() as u64);
+        let mut prompt = drawn(3, 5 + (client.len() + 8 * method.len()) as u64);
+        prompt["1"]["inputs"]["ckpt_name"] = "shown".into();
         let body = json!({"prompt": prompt, "client_id": client, "extra_data": extra});
         server.post("/prompt", &body).json()["prompt_id"].as_str().unwrap().to_owned()
     };

@@ -1,6 +1,6 @@
 //! A worker of the server reads its models, writes its results, and does nothing else.
 
-use super::{drawn, node, pictures};
+use super::{copy_folder, drawn, node, pictures};
 use kosmograph_tests::server::Server;
 use kosmograph_tests::{build_c_text, repository};
 use serde_json::{Value, json};
@@ -89,15 +89,4 @@ fn linked_models_are_read_and_links_may_change() {
     let entry = run(3);
     assert_eq!(entry["status"]["status_str"], "success", "{entry}");
     assert_eq!(pictures(folder.path()).len(), 1);
-}
-
-fn copy_folder(from: &std::path::Path, to: &std::path::Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap().flatten() {
-        let target = to.join(entry.file_name());
-        match entry.path().is_dir() {
-            true => copy_folder(&entry.path(), &target),
-            false => drop(std::fs::copy(entry.path(), target).unwrap()),
-        }
-    }
 }
