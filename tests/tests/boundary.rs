@@ -322,6 +322,28 @@ fn a_table_that_is_not_one_is_refused() {
 }
 
 #[test]
+fn a_refused_library_is_not_closed() {
+    // What it does when it is closed would be a stranger's code in our process.
+    let told = scratch().join("closed");
+    let _ = std::fs::remove_file(&told);
+    let text = format!(
+        "#include \"node.h\"\n#include <stdio.h>\n\
+         const kg_library *kosmograph_library_v1(void) {{\n\
+         \x20 static const kg_library library = {{.size = 24, .abi_major = 1, .abi_minor = 1}};\n\
+         \x20 return &library;\n\
+         }}\n\
+         __attribute__((destructor)) static void closed(void) {{\n\
+         \x20 FILE *file = fopen(\"{}\", \"w\");\n\
+         \x20 if (file) fclose(file);\n\
+         }}\n",
+        told.display()
+    );
+    let library = build_c_text("tells_of_its_end", &text, &[]);
+    assert!(refusal(&library).contains("has 24 bytes"));
+    assert!(!told.exists(), "it was closed");
+}
+
+#[test]
 fn a_descriptor_that_is_not_one_is_refused() {
     let of =
         |name, descriptor| refusal(&library_of(name, "kosmograph_library_v1", SOUND, descriptor));
