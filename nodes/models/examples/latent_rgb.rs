@@ -48,10 +48,11 @@ fn picture(path: &Path) -> Result<Tensor> {
 fn solve(mut a: Vec<Vec<f64>>, mut b: Vec<f64>) -> Vec<f64> {
     let n = b.len();
     for i in 0..n {
+        let pivot = a[i].clone();
         for j in i + 1..n {
-            let factor = a[j][i] / a[i][i];
-            for k in i..n {
-                a[j][k] -= factor * a[i][k];
+            let factor = a[j][i] / pivot[i];
+            for (value, above) in a[j].iter_mut().zip(&pivot) {
+                *value -= factor * above;
             }
             b[j] -= factor * b[i];
         }
