@@ -228,7 +228,7 @@ pub async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) ->
     let access = &app.access;
     let mut response = match check(access, &request) {
         Ok(()) => next.run(request).await,
-        Err(response) => response,
+        Err(response) => *response,
     };
     access.allow(response.headers_mut());
     let nosniff = HeaderValue::from_static("nosniff");
@@ -236,16 +236,17 @@ pub async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) ->
     response
 }
 
-fn check(access: &Access, request: &Request) -> Result<(), Response> {
-    let refused =
-        |sentence| Fault::new(StatusCode::FORBIDDEN, "forbidden", sentence).into_response();
+fn check(access: &Access, request: &Request) -> Result<(), Box<Response>> {
+    let refused = |sentence| {
+        Box::new(Fault::new(StatusCode::FORBIDDEN, "forbidden", sentence).into_response())
+    };
     let path = request.uri().path();
     // Whoever watches over the server may call it what he likes.
     if path == "/healthz" || path == "/readyz" {
         return Ok(());
     }
     if request.method() == Method::OPTIONS {
-        return Err(Response::new(Body::empty()));
+        return Err(Box::new(Response::new(Body::empty())));
     }
     if let Some(sentence) = access.refuses(request.headers()) {
         return Err(refused(sentence));
@@ -256,14 +257,14 @@ fn check(access: &Access, request: &Request) -> Result<(), Response> {
     let accept = request.headers().get(header::ACCEPT).and_then(|value| value.to_str().ok());
     if request.method() == Method::GET && accept.is_some_and(|accept| accept.contains("text/html"))
     {
-        return Err(Redirect::to("/login").into_response());
+        return Err(Box::new(Redirect::to("/login").into_response()));
     }
     let sentence = "a token is needed: Authorization: Bearer TOKEN, or log in at /login";
     let mut response =
         Fault::new(StatusCode::UNAUTHORIZED, "unauthorized", sentence).into_response();
     let bearer = HeaderValue::from_static("Bearer");
     response.headers_mut().insert(header::WWW_AUTHENTICATE, bearer);
-    Err(response)
+    Err(Box::new(response))
 }
 
 #[cfg(test)]
