@@ -41,7 +41,7 @@ extern "C" {
 #endif
 
 #define KG_ABI_MAJOR 1
-#define KG_ABI_MINOR 1 /* 0 was a draft whose interfaces took arrays */
+#define KG_ABI_MINOR 1
 #define KG_LIBRARY_SYMBOL "kosmograph_library_v1"
 
 typedef int32_t kg_status;
@@ -142,6 +142,7 @@ typedef struct kg_interface {
   uint32_t reserved;
   kg_status (*call)(kg_object *self, const struct kg_context *context, const kg_map *input,
                     kg_map **output);
+  uint64_t flags; /* 0. By its size alone an interface is told from a draft's, which took arrays */
 } kg_interface;
 
 /* Something with behaviour: MODEL, CLIP, VAE … `query` returns the interface of that name, or
@@ -542,7 +543,7 @@ KG_ASSERT(sizeof(kg_string) == 40 && offsetof(kg_string, text) == 24);
 KG_ASSERT(sizeof(kg_list) == 40 && offsetof(kg_list, count) == 32);
 KG_ASSERT(sizeof(kg_map) == 48 && offsetof(kg_map, count) == 40);
 KG_ASSERT(sizeof(kg_tensor) == 40 && offsetof(kg_tensor, to_dlpack) == 32);
-KG_ASSERT(sizeof(kg_interface) == 16 && offsetof(kg_interface, call) == 8);
+KG_ASSERT(sizeof(kg_interface) == 24 && offsetof(kg_interface, flags) == 16);
 KG_ASSERT(sizeof(kg_object) == 48 && offsetof(kg_object, query) == 40);
 KG_ASSERT(sizeof(kg_context) == 88 && offsetof(kg_context, property) == 32 &&
           offsetof(kg_context, extension) == 80);

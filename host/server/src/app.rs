@@ -92,7 +92,12 @@ impl App {
 
     /// Tells everybody how much there is to do.
     pub fn tell_status(&self) {
-        self.hub.send(None, &status(self.queue.remaining()));
+        self.tell_remaining(self.queue.remaining());
+    }
+
+    /// Tells everybody that so much is to do.
+    pub fn tell_remaining(&self, remaining: usize) {
+        self.hub.send(None, &status(remaining));
     }
 
     fn made(&self) -> MutexGuard<'_, HashMap<Key, Made>> {

@@ -265,8 +265,7 @@ pub fn submit(app: &App, submission: Submission) -> Result<Accepted, Fault> {
         let NewJob { id, number, client, .. } = job;
         Waiting { seq, id, number, client }
     });
-    app.queue.push(waiting.collect());
-    app.tell_status();
+    app.queue.push(waiting.collect(), |remaining| app.tell_remaining(remaining));
     Ok(Accepted { ids, number, node_errors })
 }
 

@@ -124,7 +124,7 @@ impl Queue {
         let inside = Mutex::new(Inside { free, counter, ..Inside::default() });
         let this = Self { inside, wake: Condvar::new(), limit };
         this.lock().promised = waiting.len();
-        this.push(waiting);
+        this.push(waiting, |_| ());
         this
     }
 
@@ -154,8 +154,9 @@ impl Queue {
         if front { -number } else { number }
     }
 
-    /// Adds jobs that were promised room.
-    pub fn push(&self, jobs: Vec<Waiting>) {
+    /// Adds jobs that were promised room. `tell` hears how many there are to do now, before one of them can
+    /// begin: clients expect to be told in this order.
+    pub fn push(&self, jobs: Vec<Waiting>, tell: impl FnOnce(usize)) {
         let mut inside = self.lock();
         inside.promised = inside.promised.saturating_sub(jobs.len());
         for job in jobs {
@@ -163,6 +164,7 @@ impl Queue {
             inside.places.insert(job.id.clone(), place);
             inside.waiting.insert(place, job);
         }
+        tell(inside.waiting.len() + inside.running.len());
         self.wake.notify_all();
     }
 
@@ -283,7 +285,7 @@ mod tests {
     fn room_is_promised_once() {
         let queue = Queue::new(2, 1, -1.0, vec![]);
         assert!(queue.promise(1) && queue.promise(1) && !queue.promise(1));
-        queue.push(vec![job(1, 0.0)]);
+        queue.push(vec![job(1, 0.0)], |remaining| assert_eq!(remaining, 1));
         assert!(!queue.promise(1));
         queue.release(1);
         assert!(queue.has_room() && queue.promise(1));

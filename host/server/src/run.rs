@@ -190,7 +190,7 @@ fn put_back(app: &App, job: &Running, goes_on: bool) {
             Ok(waiting) => {
                 let this = waiting.into_iter().filter(|waiting| waiting.id == job.id);
                 app.queue.done(job);
-                app.queue.push(this.collect());
+                app.queue.push(this.collect(), |_| ());
             }
             Err(error) => tracing::error!(job = job.id, "{error}; it runs when the server starts"),
         }

@@ -137,12 +137,11 @@ fn why_not_written(folder: &Path) -> Option<String> {
             }
             // What is not there yet is made; a name that no file can have, or a place that may not be
             // entered, never will be.
-            Err(error)
-                if [ErrorKind::NotFound, ErrorKind::NotADirectory].contains(&error.kind()) =>
-            {
-                ()
+            Err(error) => {
+                if ![ErrorKind::NotFound, ErrorKind::NotADirectory].contains(&error.kind()) {
+                    return Some(error.to_string());
+                }
             }
-            Err(error) => return Some(error.to_string()),
         }
     }
     let Some((nearest, metadata)) = nearest else { return Some("there is no such place".into()) };

@@ -561,8 +561,12 @@ unsafe extern "C" fn extension(
     context: *const abi::Context,
     name: abi::Str,
 ) -> *const abi::Interface {
-    static PREVIEW: abi::Interface =
-        abi::Interface { size: size_of::<abi::Interface>() as u32, reserved: 0, call: preview };
+    static PREVIEW: abi::Interface = abi::Interface {
+        size: size_of::<abi::Interface>() as u32,
+        reserved: 0,
+        call: preview,
+        flags: 0,
+    };
     // SAFETY: see above.
     let (Some(frame), Ok(name)) = (unsafe { (frame(context), text_bytes(name)) }) else {
         return std::ptr::null();

@@ -11,10 +11,6 @@ use super::call::Expected;
 use super::{ExtensionFn, Library, NodeOutline, RunFn};
 use crate::value::text_bytes;
 
-/// The first minor version that this host calls: the interfaces of 1.0, a draft, took arrays, and a call with
-/// a map would read past them.
-const FIRST_MINOR: u16 = 1;
-
 /// The longest descriptor that is read, in bytes: a hundred times our longest.
 const LONGEST_DESCRIPTOR: usize = 16 << 20;
 
@@ -48,13 +44,6 @@ pub enum PluginError {
         path.display(), abi::ABI_MAJOR
     )]
     OtherVersion { path: PathBuf, found: u32 },
-
-    #[error(
-        "{}: it was built with node.h {}.{minor}, a draft whose interfaces are called otherwise; built \
-         again with today's header it can be used",
-        path.display(), abi::ABI_MAJOR
-    )]
-    Draft { path: PathBuf, minor: u16 },
 
     #[error(
         "{}: its {} gave no library: it could not describe itself",
@@ -96,7 +85,6 @@ impl PluginError {
             | Self::Unloadable { path, .. }
             | Self::NotANodeLibrary { path }
             | Self::OtherVersion { path, .. }
-            | Self::Draft { path, .. }
             | Self::NoTable { path }
             | Self::TableTooSmall { path, .. }
             | Self::NoRun { path }
@@ -138,11 +126,6 @@ pub(super) fn load(path: &Path) -> Result<Library, PluginError> {
     let major = unsafe { (*table).abi_major };
     if major != abi::ABI_MAJOR {
         return Err(PluginError::OtherVersion { path: path.to_owned(), found: major.into() });
-    }
-    // SAFETY: as above.
-    let minor = unsafe { (*table).abi_minor };
-    if minor < FIRST_MINOR {
-        return Err(PluginError::Draft { path: path.to_owned(), minor });
     }
     if (size as usize) < size_of::<RawLibrary>() {
         return Err(begun());

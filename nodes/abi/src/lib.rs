@@ -199,6 +199,8 @@ pub struct Interface {
         input: *const Map,
         output: *mut *mut Map,
     ) -> Status,
+    /// 0 as yet.
+    pub flags: u64,
 }
 
 /// `kg_object`.
@@ -266,7 +268,7 @@ assert_layout!(KgString, 40, text at 24);
 assert_layout!(List, 40, items at 24, count at 32);
 assert_layout!(Map, 48, keys at 24, values at 32, count at 40);
 assert_layout!(Tensor, 40, dl at 24, to_dlpack at 32);
-assert_layout!(Interface, 16, call at 8);
+assert_layout!(Interface, 24, call at 8, flags at 16);
 assert_layout!(Object, 48, type_name at 24, query at 40);
 assert_layout!(Context, 88, log at 8, progress at 16, fail at 24, property at 32, output at 40,
     new_string at 48, new_list at 56, new_map at 64, new_tensor at 72, extension at 80);

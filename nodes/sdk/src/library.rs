@@ -287,8 +287,12 @@ pub unsafe extern "C" fn checking_extension<C: Check>(id: abi::Str) -> *const c_
 struct Checking<C>(std::marker::PhantomData<C>);
 
 impl<C: Check> Checking<C> {
-    const TABLE: &'static abi::Interface =
-        &abi::Interface { size: size_of::<abi::Interface>() as u32, reserved: 0, call: check::<C> };
+    const TABLE: &'static abi::Interface = &abi::Interface {
+        size: size_of::<abi::Interface>() as u32,
+        reserved: 0,
+        call: check::<C>,
+        flags: 0,
+    };
 }
 
 unsafe extern "C" fn check<C: Check>(
@@ -334,6 +338,7 @@ impl<C: Convert> Conversion<C> {
         size: size_of::<abi::Interface>() as u32,
         reserved: 0,
         call: convert::<C>,
+        flags: 0,
     };
 }
 
@@ -362,6 +367,7 @@ pub unsafe extern "C" fn extension(id: abi::Str) -> *const c_void {
         size: size_of::<abi::Interface>() as u32,
         reserved: 0,
         call: panic_inside,
+        flags: 0,
     };
     // SAFETY: node.h: borrowed text.
     match unsafe { id.as_bytes() } {

@@ -43,7 +43,10 @@ impl Entry {
     /// The entry of interface `I` in [`Export::INTERFACES`] of `T`.
     pub const fn of<T: Export, I: Interface<T>>() -> Self {
         let size = size_of::<abi::Interface>() as u32;
-        Self { id: I::ID, table: abi::Interface { size, reserved: 0, call: call::<T, I> } }
+        Self {
+            id: I::ID,
+            table: abi::Interface { size, reserved: 0, call: call::<T, I>, flags: 0 },
+        }
     }
 }
 
@@ -458,6 +461,7 @@ unsafe extern "C" fn relay_extension(
         size: size_of::<abi::Interface>() as u32,
         reserved: 0,
         call: relay_preview,
+        flags: 0,
     };
     // SAFETY: see above.
     let (offered, name) = unsafe { (relay_offered(cx, name), check::bytes(name)) };

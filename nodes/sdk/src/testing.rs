@@ -417,8 +417,12 @@ unsafe extern "C" fn new_tensor(
 }
 
 unsafe extern "C" fn extension(cx: *const abi::Context, name: abi::Str) -> *const abi::Interface {
-    static PREVIEW: abi::Interface =
-        abi::Interface { size: size_of::<abi::Interface>() as u32, reserved: 0, call: preview };
+    static PREVIEW: abi::Interface = abi::Interface {
+        size: size_of::<abi::Interface>() as u32,
+        reserved: 0,
+        call: preview,
+        flags: 0,
+    };
     // SAFETY: see above.
     let (host, name) = unsafe { (host(cx), said(name)) };
     match name == "preview/1" && host.wants_previews {

@@ -32,8 +32,12 @@ struct Empty {
 }
 
 static EMPTY: Empty = Empty { size: size_of::<Empty>() as u32, reserved: 0, call: 0 };
-static ANSWER: abi::Interface =
-    abi::Interface { size: size_of::<abi::Interface>() as u32, reserved: 0, call: answer };
+static ANSWER: abi::Interface = abi::Interface {
+    size: size_of::<abi::Interface>() as u32,
+    reserved: 0,
+    call: answer,
+    flags: 0,
+};
 
 unsafe extern "C" fn query(object: *mut abi::Object, _: abi::Str) -> *const abi::Interface {
     // SAFETY: only foreign objects have this function.

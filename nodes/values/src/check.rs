@@ -477,6 +477,7 @@ struct RawInterface {
     size: u32,
     reserved: u32,
     call: Option<InterfaceFn>,
+    flags: u64,
 }
 
 /// The function of an interface; `None` for NULL, the end of a sentence for what breaks node.h.
@@ -493,7 +494,10 @@ pub unsafe fn interface(interface: *const abi::Interface) -> Option<Result<Inter
     // SAFETY: the size stands first, and says whether the rest is there.
     let size = unsafe { (*interface).size } as usize;
     if size < size_of::<RawInterface>() {
-        return Some(Err(format!("has {size} bytes, not {}", size_of::<RawInterface>())));
+        return Some(Err(format!(
+            "has {size} bytes, not {}: its library was built with another node.h, and has to be built again",
+            size_of::<RawInterface>()
+        )));
     }
     // SAFETY: `size` covers it.
     let call = unsafe { (*interface.cast::<RawInterface>()).call };

@@ -65,7 +65,7 @@ unsafe extern "C" fn release(this: *mut abi::Counted) {
 
 unsafe extern "C" fn query(_: *mut abi::Object, id: abi::Str) -> *const abi::Interface {
     const fn interface(call: Function) -> abi::Interface {
-        abi::Interface { size: size_of::<abi::Interface>() as u32, reserved: 0, call }
+        abi::Interface { size: size_of::<abi::Interface>() as u32, reserved: 0, call, flags: 0 }
     }
     static MEMORY: abi::Interface = interface(memory);
     static DESCRIBE: abi::Interface = interface(describe);
