@@ -258,7 +258,7 @@ impl Socket {
 
     /// The next text message.
     #[track_caller]
-    pub fn next(&mut self) -> Value {
+    pub fn hear(&mut self) -> Value {
         loop {
             match self.socket.read().expect("a message") {
                 Message::Text(text) => return serde_json::from_str(&text).expect("JSON"),
@@ -279,7 +279,7 @@ impl Socket {
     pub fn until(&mut self, last: impl Fn(&Value) -> bool) -> Vec<Value> {
         let mut heard = Vec::new();
         loop {
-            let message = self.next();
+            let message = self.hear();
             let is_last = last(&message);
             heard.push(message);
             if is_last {

@@ -15,11 +15,11 @@ fn a_job_from_its_submission_to_its_bytes() {
     let server = Server::start(folder.path(), &[]);
     let mut socket = server.socket("me");
     let mut other = server.socket("other");
-    let first = socket.next();
+    let first = socket.hear();
     assert_eq!(first["data"]["sid"], "me");
     assert_eq!(first["data"]["status"]["exec_info"]["queue_remaining"], 0);
     socket.send(&json!({"type": "feature_flags", "data": {"supports_preview_metadata": true}}));
-    assert_eq!(socket.next()["data"]["assets"], false);
+    assert_eq!(socket.hear()["data"]["assets"], false);
     let prompt = drawn(2, 7);
     let id = server.submit(&prompt, Some("me"));
     let heard = socket.until_done(&id);
@@ -50,8 +50,8 @@ fn a_job_from_its_submission_to_its_bytes() {
     }
     assert_eq!(heard[heard.len() - 2]["data"]["status"]["exec_info"]["queue_remaining"], 0);
     // The other client hears how much there is to do, and nothing else.
-    other.next();
-    assert_eq!(kinds(&[other.next(), other.next(), other.next()]), ["status"; 3]);
+    other.hear();
+    assert_eq!(kinds(&[other.hear(), other.hear(), other.hear()]), ["status"; 3]);
     let entry = server.finished(&id);
     assert_eq!(entry["status"]["status_str"], "success");
     assert_eq!(entry["prompt"][2], prompt);
@@ -437,12 +437,12 @@ fn silent_clients_hear_the_queue_and_a_second_socket_takes_over() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(folder.path(), &[]);
     let mut first = server.socket("me");
-    first.next();
+    first.hear();
     let id = server.submit(&drawn(200, 3), Some("me"));
     first.until(|message| message["type"] == "progress");
     let mut second = server.socket("me");
-    assert_eq!(second.next()["data"]["sid"], "me");
-    assert_eq!(second.next()["data"], json!({"node": "21"}), "the node at work is told");
+    assert_eq!(second.hear()["data"]["sid"], "me");
+    assert_eq!(second.hear()["data"], json!({"node": "21"}), "the node at work is told");
     server.post("/interrupt", &json!({}));
     let heard = second.until_done(&id);
     assert!(kinds(&heard).contains(&"execution_interrupted"));
