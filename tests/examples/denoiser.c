@@ -261,9 +261,9 @@ static kg_status memory(kg_object *object, const kg_context *context, const kg_m
 }
 
 static const kg_interface *query(kg_object *object, kg_str id) {
-  static const kg_interface denoise_1 = {sizeof(kg_interface), 0, denoise};
-  static const kg_interface describe_1 = {sizeof(kg_interface), 0, describe};
-  static const kg_interface memory_1 = {sizeof(kg_interface), 0, memory};
+  static const kg_interface denoise_1 = {sizeof(kg_interface), 0, denoise, 0};
+  static const kg_interface describe_1 = {sizeof(kg_interface), 0, describe, 0};
+  static const kg_interface memory_1 = {sizeof(kg_interface), 0, memory, 0};
   (void)object;
   if (equals(id, "denoiser/1")) return &denoise_1;
   if (equals(id, "describe/1")) return &describe_1;

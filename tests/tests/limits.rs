@@ -202,7 +202,7 @@ static kg_status denoise(kg_object *self, const kg_context *c, const kg_map *in,
   return KG_OK;
 }
 static const kg_interface *query(kg_object *self, kg_str id) {
-  static const kg_interface d = {sizeof d, 0, denoise}, e = {sizeof e, 0, describe};
+  static const kg_interface d = {sizeof d, 0, denoise, 0}, e = {sizeof e, 0, describe, 0};
   (void)self;
   if (id.len == 10 && !memcmp(id.ptr, "denoiser/1", 10)) return &d;
   if (id.len == 10 && !memcmp(id.ptr, "describe/1", 10)) return &e;

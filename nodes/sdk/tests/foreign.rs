@@ -17,7 +17,7 @@ mod hostile;
 #[repr(C)]
 struct Foreign {
     object: abi::Object,
-    has_function: bool,
+    table: Table,
     answers: Mutex<VecDeque<abi::Value>>,
 }
 
@@ -29,9 +29,12 @@ struct Empty {
     size: u32,
     reserved: u32,
     call: usize,
+    flags: u64,
 }
 
-static EMPTY: Empty = Empty { size: size_of::<Empty>() as u32, reserved: 0, call: 0 };
+static EMPTY: Empty = Empty { size: size_of::<Empty>() as u32, reserved: 0, call: 0, flags: 0 };
+/// As a library has it that was built with the draft of node.h, whose interfaces took arrays.
+static DRAFT: Empty = Empty { size: 16, reserved: 0, call: 8, flags: 0 };
 static ANSWER: abi::Interface = abi::Interface {
     size: size_of::<abi::Interface>() as u32,
     reserved: 0,
@@ -39,11 +42,20 @@ static ANSWER: abi::Interface = abi::Interface {
     flags: 0,
 };
 
+/// The table of the interface that an object offers.
+#[derive(Clone, Copy)]
+enum Table {
+    Whole,
+    Empty,
+    Draft,
+}
+
 unsafe extern "C" fn query(object: *mut abi::Object, _: abi::Str) -> *const abi::Interface {
     // SAFETY: only foreign objects have this function.
-    match unsafe { (*object.cast::<Foreign>()).has_function } {
-        true => &raw const ANSWER,
-        false => (&raw const EMPTY).cast(),
+    match unsafe { (*object.cast::<Foreign>()).table } {
+        Table::Whole => &raw const ANSWER,
+        Table::Empty => (&raw const EMPTY).cast(),
+        Table::Draft => (&raw const DRAFT).cast(),
     }
 }
 
@@ -117,18 +129,18 @@ fn tensor(shape: &[i64], change: impl FnOnce(&mut abi::DLTensor)) -> abi::Value 
 
 /// A foreign object of `type_name` that gives these answers.
 fn object(type_name: &'static str, answers: impl IntoIterator<Item = abi::Value>) -> Object {
-    with_function(type_name, answers, true)
+    with_table(type_name, answers, Table::Whole)
 }
 
-fn with_function(
+fn with_table(
     type_name: &'static str,
     answers: impl IntoIterator<Item = abi::Value>,
-    has_function: bool,
+    table: Table,
 ) -> Object {
     let object =
         abi::Object { base: base::<abi::Object>(), type_name: abi::Str::new(type_name), query };
     let answers = Mutex::new(answers.into_iter().collect());
-    let raw = of_kind(abi::OBJECT, keep(Foreign { object, has_function, answers }));
+    let raw = of_kind(abi::OBJECT, keep(Foreign { object, table, answers }));
     // SAFETY: an object as node.h wants it, alive for ever.
     unsafe { Value::adopt(raw) }.unwrap().as_object().unwrap()
 }
@@ -206,8 +218,13 @@ fn what_another_library_gives_is_that_librarys_error() {
     ] {
         assert_told(denoise(&object("MODEL", [answer])).unwrap_err(), told);
     }
-    let no_function = with_function("MODEL", [], false);
+    let no_function = with_table("MODEL", [], Table::Empty);
     assert_told(denoise(&no_function).unwrap_err(), "\"denoiser/1\" of this MODEL has no function");
+    let draft = with_table("MODEL", [], Table::Draft);
+    assert_told(
+        denoise(&draft).unwrap_err(),
+        "has 16 bytes, not 24: its library was built with another",
+    );
 }
 
 #[test]
