@@ -21,6 +21,9 @@ pub type Stderr = Arc<dyn Fn(&[u8]) + Send + Sync>;
 /// The longest line that is read, in bytes: a picture's workflow is a few MB.
 const LONGEST_LINE: usize = 256 << 20;
 
+/// How long after a worker's end its last lines may take to be read, on a machine that has much to do.
+const LAST_LINES_IN: Duration = Duration::from_millis(500);
+
 /// How many lines may wait to be heard; then the worker waits.
 const WAITING: usize = 256;
 
@@ -109,8 +112,9 @@ impl Child {
             },
             Err(RecvTimeoutError::Disconnected) => Heard::End,
             Err(RecvTimeoutError::Timeout) => match self.process.try_wait() {
-                // What it forked may still hold the pipe. What it wrote itself is there by now.
-                Ok(Some(_)) => match self.lines.try_recv() {
+                // What it wrote is in the pipe, but whoever reads that may not have had its turn. What it
+                // forked may hold the pipe open for ever.
+                Ok(Some(_)) => match self.lines.recv_timeout(LAST_LINES_IN) {
                     Ok(line) => Report::read(&line).map_or(Heard::Nothing, Heard::Report),
                     Err(_) => Heard::End,
                 },
