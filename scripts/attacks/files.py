@@ -355,6 +355,7 @@ class Pictures(Kind):
             data = png(*chunks)
         else:
             data = mutate.change_bytes(data, rng, begin=rng.choice([0, 8]))
+        (folder / "models").mkdir()
         (folder / "input").mkdir()
         (folder / "input" / "bad.png").write_bytes(data)
         if number % 5 == 4:
