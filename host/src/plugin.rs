@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use kosmograph_abi as abi;
 use kosmograph_abi::table::EXTENSIONS;
+use kosmograph_values::place::on_cpu;
 use serde_json::Value as Json;
 
 pub use call::{Call, LogLevel, NodeFailure, call_interface, input, offers};
@@ -21,6 +22,9 @@ pub use load::PluginError;
 use crate::value::Value;
 use call::{Expected, invoke};
 pub(crate) use call::{kind_of_type, used_late};
+
+/// The minor version from which a library looks where a tensor lies. Before it every tensor lay on the CPU.
+const LOOKS_WHERE_TENSORS_LIE: u16 = 2;
 
 /// The type of `kg_library.run`.
 type RunFn = unsafe extern "C" fn(
@@ -110,11 +114,26 @@ impl Library {
         n_outputs: usize,
         expected: &[Expected],
     ) -> Result<Vec<Value>, NodeFailure> {
+        let looks = self.looks_where_tensors_lie();
+        let here: Vec<Value>;
+        let inputs = match looks {
+            true => inputs,
+            false => {
+                let moved = inputs.iter().map(on_cpu).collect::<Result<_, _>>();
+                here = moved.map_err(|why| NodeFailure::failed(format!("{class}: {why}")))?;
+                &here
+            }
+        };
         // SAFETY: the pointer came from a library that `load` accepted; context, inputs and outputs are
         // what node.h says for the duration of the call.
-        invoke(class, call, n_outputs, expected, |context, outputs| unsafe {
+        invoke((class, looks), call, n_outputs, expected, |context, outputs| unsafe {
             (self.run)(node, context, inputs.as_ptr().cast(), inputs.len(), outputs, n_outputs)
         })
+    }
+
+    /// Whether it was built with a header that lets tensors lie anywhere.
+    pub(crate) fn looks_where_tensors_lie(&self) -> bool {
+        self.abi_minor >= LOOKS_WHERE_TENSORS_LIE
     }
 
     /// Calls the extension "panic/1", which panics inside; `None` when the library does not offer it.

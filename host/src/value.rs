@@ -4,5 +4,5 @@
 //! of the host is in [`plugin`](crate::plugin) alone.
 
 pub(crate) use kosmograph_values::check::bytes as text_bytes;
-pub use kosmograph_values::{Checker, Malformed, TensorView, Value};
+pub use kosmograph_values::{Checker, Malformed, TensorView, Value, place};
 pub(crate) use kosmograph_values::{alive, parts};

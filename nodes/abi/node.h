@@ -19,9 +19,14 @@
  *               reference, which passes to the caller.
  *   Counting    retain and release may be called from any thread; everything reachable through
  *               a value is immutable from the moment it is handed over.
- *   Threads     The host calls `run` and interfaces from one thread at a time, in the order of the
- *               plan. The functions of kg_context may be called from any thread until the call
- *               that received the context returns.
+ *   Threads     Each function says who may call it. [call]: one thread at a time, the one on which the
+ *               host called `run`, an extension or an interface, or one that the callee waits for.
+ *               [any]: any thread, several at once.
+ *   Place       A tensor says where it lies, and gives itself elsewhere: kg_tensor.view. Who knows the CPU's
+ *               memory alone asks kg_tensor_cpu and may give out tensors that lie there. Who took no notice
+ *               of places, a library built before 1.2 or an interface without KG_ANYWHERE, is given tensors
+ *               on the CPU alone, whoever calls; and what is given to it lies there where the property
+ *               "tensors" does not say "anywhere".
  *   Errors      A function that fails says why in one sentence through kg_context.fail, then
  *               returns KG_ERROR. The host copies the sentence. No state is kept per thread.
  *   Unwinding   No exception or panic may cross this boundary, in either direction.
@@ -41,7 +46,7 @@ extern "C" {
 #endif
 
 #define KG_ABI_MAJOR 1
-#define KG_ABI_MINOR 1
+#define KG_ABI_MINOR 2
 #define KG_LIBRARY_SYMBOL "kosmograph_library_v1"
 
 typedef int32_t kg_status;
@@ -57,12 +62,13 @@ typedef struct kg_str {
 
 /* ---- Values ------------------------------------------------------------------------------- */
 
-/* What every counted thing begins with. A new one has one reference. */
+/* What every counted thing begins with. A new one has one reference. With the last one it goes, and with
+ * it all that it points at. */
 typedef struct kg_counted {
   uint32_t size; /* of the whole struct that begins here */
   uint32_t reserved;
-  void (*retain)(struct kg_counted *self);
-  void (*release)(struct kg_counted *self);
+  void (*retain)(struct kg_counted *self);  /* [any] adds a reference */
+  void (*release)(struct kg_counted *self); /* [any] gives one back; the caller touches `self` no more */
 } kg_counted;
 
 typedef uint32_t kg_kind;
@@ -120,33 +126,51 @@ struct kg_map {
 };
 
 /* A counted tensor. `dl` is its DLPack view, borrowed for as long as a reference is held: read
- * dl->dl_tensor, never call dl->deleter (it belongs to the kg_tensor).
+ * dl->dl_tensor, never call dl->deleter (it belongs to the kg_tensor). dl_tensor.device says where it
+ * lies: numbers on a GPU are no memory of the CPU's. They are all there: whoever hands a tensor out has
+ * waited for the device.
  *
- * `to_dlpack` returns a new managed tensor over the same memory that holds a reference of its
- * own; its consumer calls its deleter once. This is what torch.from_dlpack and numpy take. */
+ * `to_dlpack` [any] returns a new managed tensor over the same memory that holds a reference of its
+ * own; its consumer calls its deleter once, on any thread. This is what torch.from_dlpack and numpy take.
+ * NULL when there is no memory for it.
+ *
+ * `view` [any] gives the same tensor on a device, by DLPack's type and number: `dl` where it lies there
+ * already, else a copy that is made at the first question and kept with the tensor. Borrowed, as `dl`
+ * is. NULL where the library cannot reach that device, or has no memory. The function itself may be NULL
+ * where a tensor lies on the CPU and can be had nowhere else. A tensor of a header before 1.2 ends
+ * before it: its size tells. */
 struct kg_tensor {
   kg_counted base;
   const DLManagedTensorVersioned *dl;
   DLManagedTensorVersioned *(*to_dlpack)(kg_tensor *self);
+  const DLTensor *(*view)(kg_tensor *self, int32_t device_type, int32_t device_id);
 };
 
 struct kg_context;
 
+#define KG_ANYWHERE 1 /* it looks where the tensors lie that it is called with */
+
 /* An interface of an object is a function of values by name: a map in, a map out. Which keys there are,
  * and which may be absent, stands below for each. Keys that it does not know it passes over, so that a
  * caller of tomorrow may say more; "describe/1" says which optional keys an object understands.
+ *   call    [call], by the host or by another library from within its own `run`, with the context that
+ *           that was given or one of its own making
+ *   self    the object, alive during the call
+ *   context borrowed for the call
  *   input   borrowed for the call, never NULL
- *   output  where a map is written when the call returns KG_OK; its one reference passes to the caller */
+ *   output  where a map is written when the call returns KG_OK; its one reference passes to the caller
+ * The struct itself lives as long as the process. */
 typedef struct kg_interface {
   uint32_t size;
   uint32_t reserved;
   kg_status (*call)(kg_object *self, const struct kg_context *context, const kg_map *input,
                     kg_map **output);
-  uint64_t flags; /* 0. By its size alone an interface is told from a draft's, which took arrays */
+  uint64_t flags; /* KG_ANYWHERE or 0. By its size an interface is told from a draft's, which took arrays */
 } kg_interface;
 
-/* Something with behaviour: MODEL, CLIP, VAE … `query` returns the interface of that name, or
- * NULL; the result lives as long as the process and is used with this object alone. */
+/* Something with behaviour: MODEL, CLIP, VAE … `query` [any] returns the interface of that name, or
+ * NULL; the result lives as long as the process and is used with this object alone. `id` is borrowed for
+ * the call. */
 struct kg_object {
   kg_counted base;
   kg_str type; /* the socket type it fits, "MODEL" */
@@ -156,8 +180,8 @@ struct kg_object {
 /* ---- Interfaces of objects -------------------------------------------------------------------
  *
  * What goes in and comes out, by name. A name in a shape stands for the same number in the whole call,
- * 8H is eight times it, * is any number. A key with ? may be absent. Tensors are f32 in the CPU's memory:
- * the property "device" says where to compute, not where they lie. T tokens, D their width.
+ * 8H is eight times it, * is any number. A key with ? may be absent. Tensors are f32 and lie anywhere (see
+ * Place above): the property "device" says where to compute, not where they lie. T tokens, D their width.
  * The same as data, for programs: table.rs beside this file; a test holds the two together.
  *
  * "denoiser/1" (MODEL): one evaluation of the noise predictor.
@@ -353,7 +377,8 @@ typedef uint32_t kg_log_level;
 #define KG_LOG_INFO 3
 #define KG_LOG_DEBUG 4
 
-/* What the host lends to a call. */
+/* What the host lends to a call. All of its functions are [any], until the call returns that was given the
+ * context; text and arrays that they are given are borrowed for the call and copied. */
 typedef struct kg_context {
   uint32_t size;
   uint32_t reserved;
@@ -373,7 +398,9 @@ typedef struct kg_context {
   /* Writes a thing the host knows, as text, to `value`; empty when it does not. The text lives until
    * the call returns. (Not the function's result: few languages can write callbacks that return a
    * struct.)
-   *   "device"             "cpu" or "cuda:0"
+   *   "device"             "cpu" or "cuda:0": where to compute
+   *   "tensors"            "anywhere" where who called looks where a tensor lies that it is given; else they
+   *                        are to lie on the CPU
    *   "node"               the id of the node that runs
    *   "output_directory", "temp_directory"   absolute paths
    *   "prompt"             the workflow as it was run, API format
@@ -400,7 +427,7 @@ typedef struct kg_context {
                            const int64_t *shape);
 
   /* What this host can do beyond that, by a name with a revision; NULL when it cannot, or nobody wants it
-   * done. The interface is called with a NULL object and the context that gave it, while the call lasts.
+   * done. The interface is called with a NULL object and the context that gave it, while the call lasts [any].
    *   "preview/1"  shows what a step has made so far. Where nobody looks it is NULL, so ask first.
    *     in   step INT, of the steps that are done
    *          steps INT
@@ -411,7 +438,16 @@ typedef struct kg_context {
   const kg_interface *(*extension)(const struct kg_context *self, kg_str name);
 } kg_context;
 
-/* ---- Reading and building maps, for authors in C ------------------------------------------- */
+/* ---- Reading tensors, reading and building maps, for authors in C --------------------------- */
+
+/* The tensor in the CPU's memory, borrowed for as long as a reference is held; NULL where its library
+ * gives no view of it there. */
+static inline const DLTensor *kg_tensor_cpu(kg_tensor *tensor) {
+  const DLTensor *here = &tensor->dl->dl_tensor;
+  if (here->device.device_type == kDLCPU) return here;
+  if (tensor->base.size < sizeof(kg_tensor) || tensor->view == NULL) return NULL;
+  return tensor->view(tensor, kDLCPU, 0);
+}
 
 /* The value under a key; NULL where there is none, or nothing in it. */
 static inline const kg_value *kg_map_get(const kg_map *map, const char *key) {
@@ -446,15 +482,16 @@ typedef struct kg_library {
   /* What the library is, as JSON; see "Descriptor". */
   kg_str descriptor;
 
-  /* Runs node number `node` of the descriptor. `inputs` are in the descriptor's order, KG_NONE for
+  /* Runs node number `node` of the descriptor [call]. All arguments are borrowed for the call, what is
+   * written to `outputs` carries a reference each. `inputs` are in the descriptor's order, KG_NONE for
    * an optional one that is absent; `outputs` arrive as KG_NONE. On KG_ERROR and KG_CANCELLED the
    * host releases whatever was written to `outputs`. A library checks what it is given: wrong
    * kinds, shapes and ranges are errors, not undefined behaviour. */
   kg_status (*run)(uint32_t node, const kg_context *context, const kg_value *inputs,
                    size_t n_inputs, kg_value *outputs, size_t n_outputs);
 
-  /* Optional features by name, or NULL. May be NULL itself. Each of these is a kg_interface whose self
-   * is NULL.
+  /* Optional features by name, or NULL [any]; what it gives lives as long as the process. May be NULL
+   * itself. Each of these is a kg_interface whose self is NULL, and whose call is a [call].
    *   "panic/1"   panics inside, for the conformance test: it must come back as KG_ERROR
    *   "convert/1" makes of a file what the library's nodes, or other programs, read; what `kosmograph
    *               convert` calls.
@@ -474,6 +511,7 @@ typedef struct kg_library {
   const void *(*extension)(kg_str id);
 } kg_library;
 
+/* Called once, when the library is opened; the struct lives as long as the process. */
 typedef const kg_library *(*kg_library_fn)(void);
 
 /* What a library defines. Declared here so that it has C linkage in C++ and is exported whatever the
@@ -542,7 +580,8 @@ KG_ASSERT(sizeof(kg_value) == 16 && offsetof(kg_value, as) == 8);
 KG_ASSERT(sizeof(kg_string) == 40 && offsetof(kg_string, text) == 24);
 KG_ASSERT(sizeof(kg_list) == 40 && offsetof(kg_list, count) == 32);
 KG_ASSERT(sizeof(kg_map) == 48 && offsetof(kg_map, count) == 40);
-KG_ASSERT(sizeof(kg_tensor) == 40 && offsetof(kg_tensor, to_dlpack) == 32);
+KG_ASSERT(sizeof(kg_tensor) == 48 && offsetof(kg_tensor, to_dlpack) == 32 &&
+          offsetof(kg_tensor, view) == 40);
 KG_ASSERT(sizeof(kg_interface) == 24 && offsetof(kg_interface, flags) == 16);
 KG_ASSERT(sizeof(kg_object) == 48 && offsetof(kg_object, query) == 40);
 KG_ASSERT(sizeof(kg_context) == 88 && offsetof(kg_context, property) == 32 &&

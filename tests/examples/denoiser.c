@@ -56,14 +56,14 @@ static kg_status read_number(const kg_context *context, const char *input, const
   return fail(context, input, "%g is outside its range, %g to %g", *number, min, max);
 }
 
-/* An f32 tensor on the CPU with `ndim` axes, none of them empty. `axes` names them for the person. */
+/* An f32 tensor, as it is in the CPU's memory, with `ndim` axes, none of them empty. `axes` names them for
+ * the person. */
 static kg_status read_tensor(const kg_context *context, const char *input, const kg_value *value,
                              int32_t ndim, const char *axes, const DLTensor **tensor) {
   if (value->kind == KG_NONE) return fail(context, input, "a tensor %s is missing", axes);
   if (value->kind != KG_TENSOR) return fail(context, input, "a tensor %s is wanted", axes);
-  const DLTensor *dl = &value->as.tensor->dl->dl_tensor;
-  if (dl->device.device_type != kDLCPU)
-    return fail(context, input, "the tensor is on another device; this node works on the CPU");
+  const DLTensor *dl = kg_tensor_cpu(value->as.tensor);
+  if (dl == NULL) return fail(context, input, "the tensor cannot be had in the CPU's memory");
   if (dl->dtype.code != kDLFloat || dl->dtype.bits != 32 || dl->dtype.lanes != 1)
     return fail(context, input, "the tensor holds %d-bit values of DLPack code %d, not f32",
                 dl->dtype.bits, dl->dtype.code);
@@ -261,9 +261,9 @@ static kg_status memory(kg_object *object, const kg_context *context, const kg_m
 }
 
 static const kg_interface *query(kg_object *object, kg_str id) {
-  static const kg_interface denoise_1 = {sizeof(kg_interface), 0, denoise, 0};
-  static const kg_interface describe_1 = {sizeof(kg_interface), 0, describe, 0};
-  static const kg_interface memory_1 = {sizeof(kg_interface), 0, memory, 0};
+  static const kg_interface denoise_1 = {sizeof(kg_interface), 0, denoise, KG_ANYWHERE};
+  static const kg_interface describe_1 = {sizeof(kg_interface), 0, describe, KG_ANYWHERE};
+  static const kg_interface memory_1 = {sizeof(kg_interface), 0, memory, KG_ANYWHERE};
   (void)object;
   if (equals(id, "denoiser/1")) return &denoise_1;
   if (equals(id, "describe/1")) return &describe_1;

@@ -10,6 +10,7 @@ use kosmograph::plugin::{
     Call, Library, LogLevel, NodeFailure, PluginError, call_interface, input, offers,
 };
 use kosmograph::value::Value;
+use kosmograph::value::place::played_elsewhere;
 use kosmograph_abi as abi;
 use kosmograph_tests::{
     Run, build_c, build_c_text, c_compiler, node_library, repository, run_c_text, scratch,
@@ -36,6 +37,19 @@ fn c_example() -> &'static Path {
 
 fn c_library(name: &str) -> PathBuf {
     build_c(&repository().join("tests/tests/boundary").join(name))
+}
+
+/// wrong.c with mistake number `wrong`, or none at all.
+fn wrong_object(wrong: Option<usize>) -> PathBuf {
+    let (examples, here) = ("tests/examples", "tests/tests/boundary/wrong.c");
+    let text = std::fs::read_to_string(repository().join(here)).unwrap();
+    let (name, number) = match wrong {
+        Some(number) => (format!("wrong_{number}"), number.to_string()),
+        None => ("wrong_not".to_owned(), "-1".to_owned()),
+    };
+    let examples = repository().join(examples);
+    let arguments = ["-I".as_ref(), examples.as_os_str()];
+    build_c_text(&name, &format!("#define WRONG {number}\n{text}"), &arguments)
 }
 
 // ---- Both sides agree ------------------------------------------------------------------------
@@ -72,7 +86,7 @@ fn rust_layout() -> Vec<(String, usize)> {
     of!("kg_string", abi::KgString, "base" base, "text" text);
     of!("kg_list", abi::List, "base" base, "items" items, "count" count);
     of!("kg_map", abi::Map, "base" base, "keys" keys, "values" values, "count" count);
-    of!("kg_tensor", abi::Tensor, "base" base, "dl" dl, "to_dlpack" to_dlpack);
+    of!("kg_tensor", abi::Tensor, "base" base, "dl" dl, "to_dlpack" to_dlpack, "view" view);
     of!("kg_object", abi::Object, "base" base, "type" type_name, "query" query);
     of!("kg_interface", abi::Interface, "size" size, "reserved" reserved, "call" call,
         "flags" flags);
@@ -106,6 +120,7 @@ fn rust_layout() -> Vec<(String, usize)> {
         ("KG_CANCELLED", abi::CANCELLED as u32),
         ("KG_ABI_MAJOR", abi::ABI_MAJOR.into()),
         ("KG_ABI_MINOR", abi::ABI_MINOR.into()),
+        ("KG_ANYWHERE", abi::ANYWHERE as u32),
         ("kDLCPU", abi::kDLCPU as u32),
         ("kDLCUDA", abi::kDLCUDA as u32),
         ("kDLFloat", abi::kDLFloat.into()),
@@ -380,6 +395,78 @@ fn a_missing_shared_library_is_named() {
     let why = refusal(&library);
     assert!(why.starts_with("it needs the shared library libkg_vanished.so.13"), "{why}");
     Run::new("check-plugin").arg(&library).expect_code(3).stdout_contains("libkg_vanished.so.13");
+}
+
+// ---- Where tensors lie -----------------------------------------------------------------------
+
+/// The example as it was before tensors could lie anywhere: it reads them where they are.
+fn an_older_example() -> PathBuf {
+    let text = std::fs::read_to_string(repository().join("tests/examples/denoiser.c")).unwrap();
+    let text = text
+        .replace("KG_ABI_MINOR", "1")
+        .replace("KG_ANYWHERE", "0")
+        .replace("kg_tensor_cpu(value->as.tensor)", "&value->as.tensor->dl->dl_tensor");
+    build_c_text("older_example", &text, &[])
+}
+
+/// A library that takes every tensor to lie on the CPU gets it there, from the host for its nodes and from
+/// whoever calls for its interfaces.
+#[test]
+fn a_library_that_looks_at_no_place_is_given_tensors_on_the_cpu() {
+    let there = |shape: &[i64], numbers: &[f32]| {
+        played_elsewhere(&Value::tensor_f32(shape, numbers).unwrap()).unwrap()
+    };
+    let asked = input([
+        ("x", there(&[1, 1, 1, 2], &[0.5, -1.0])),
+        ("timestep", there(&[1], &[500.0])),
+        ("context", there(&[1, 1, 1], &[0.0])),
+    ]);
+    let answers = [c_example().to_owned(), an_older_example()].map(|path| {
+        let library = Library::load(&path).unwrap();
+        let image = there(&[1, 1, 1, 3], &[0.0, 0.25, 1.0]);
+        let inverted = library.run(0, &Quiet, &[image, Value::number(1.0)]).unwrap();
+        assert_eq!(inverted[0].as_tensor().unwrap().to_f32().unwrap(), [1.0, 0.75, 0.0]);
+        let model = library.run(1, &Quiet, &[Value::number(0.3), Value::number(0.7)]).unwrap();
+        let answer = call_interface(&model[0], "denoiser/1", &Quiet, &asked).unwrap();
+        answer.get("prediction").unwrap().as_tensor().unwrap().to_f32().unwrap()
+    });
+    assert!(answers[0].iter().all(|x| x.is_finite()));
+    assert_eq!(answers[0], answers[1]);
+}
+
+// ---- Objects that break the rules of their interfaces -----------------------------------------
+
+/// What `check-plugin` says of each wrong object of wrong.c, by the number of its mistake.
+const WRONG: [&str; 17] = [
+    "\"denoiser/1\" of a MODEL gives a wrong \"prediction\": its shape is [2, 4, 8, 9], so W of",
+    "\"denoiser/1\" of a MODEL gives a wrong \"prediction\": a tensor [B,*,H,W] is missing",
+    "gives a value that is a map whose \"prediction\" is a tensor at NULL",
+    "\"denoiser/1\" of a MODEL gives a wrong \"prediction\": a tensor [B,*,H,W] is wanted, but a string",
+    "\"denoiser/1\" of a MODEL says it is done, but gives no map",
+    "\"denoiser/1\" without \"x\" is no error",
+    "\"denoiser/1\" with a key that it does not know: ",
+    "\"denoiser/1\" of a MODEL failed and gave no reason",
+    "\"denoiser/1\" gives numbers that are not finite",
+    "\"denoiser/1\" of a MODEL gives a wrong \"prediction\": f32 is wanted",
+    "\"describe/1\" gives 3 alphas_cumprod for 1000 steps",
+    "\"describe/1\" gives what is not JSON",
+    "\"memory/1\" gives Some(-1), not a number of bytes",
+    "offers \"control/1\", which is no interface of its type",
+    "the MODEL does not offer \"denoiser/1\"",
+    "\"denoiser/1\" with tensors that lie on a device it does not know gives something else",
+    "has 16 bytes, not 24: its library was built with another node.h",
+];
+
+#[test]
+fn the_conformance_checks_find_every_wrong_object() {
+    for (number, wanted) in WRONG.iter().enumerate() {
+        let report = Run::new("check-plugin").arg(wrong_object(Some(number))).expect_code(3);
+        let rule =
+            "FAILED   CAnalyticDenoiser: it does what its descriptor says: output \"model\": ";
+        report.stdout_contains(rule).stdout_contains(wanted);
+    }
+    // The mistakes are all that is wrong with it.
+    Run::new("check-plugin").arg(wrong_object(None)).expect_success();
 }
 
 // ---- Libraries that misbehave ----------------------------------------------------------------

@@ -9,7 +9,9 @@ use super::call::{CallResult, TestHost, counted};
 use super::child::folder;
 use super::object;
 use super::report::{Event, Log, Report};
-use super::synthesis::{Wrong, out_of_range, strided, synthesise, wrong_kinds, wrong_shapes};
+use super::synthesis::{
+    Wrong, elsewhere, out_of_range, strided, synthesise, wrong_kinds, wrong_shapes,
+};
 use crate::catalogue::{Catalogue, InputDescriptor, InputKind, NodeDescriptor};
 use crate::plugin::{Library, NodeFailure, input, used_late};
 use crate::process::State;
@@ -252,6 +254,9 @@ impl<'a> Subject<'a> {
         log.check_or_skip(&named("the layout of a tensor does not matter"), |log| {
             self.check_strides(log)
         });
+        log.check_or_skip(&named("the place of a tensor does not matter"), |log| {
+            self.check_places(log)
+        });
         log.check_or_skip(&named("it stops when it is asked to"), |log| self.check_cancel(log));
         log.check(&named("references are given back"), |_| match self.references.first() {
             None => Ok(()),
@@ -391,6 +396,34 @@ impl<'a> Subject<'a> {
         }
     }
 
+    fn check_places(&mut self, log: &mut Log) -> Result<Option<String>, String> {
+        if !self.runs || !self.node.pure {
+            return Ok(Some("it did not run, or is not pure".to_owned()));
+        }
+        if !self.library.looks_where_tensors_lie() {
+            return Ok(Some("it was built when all tensors lay on the CPU".to_owned()));
+        }
+        let here = self.inputs.clone();
+        let mut tensors = 0;
+        let there: Vec<Value> = here
+            .iter()
+            .map(|value| {
+                elsewhere(value).inspect(|_| tensors += 1).unwrap_or_else(|| value.clone())
+            })
+            .collect();
+        if tensors == 0 {
+            return Ok(Some("it takes no tensors".to_owned()));
+        }
+        let wanted = self.call(log, "called", &here, |result, _| result.map(|v| contents(&v)));
+        let what = "called with tensors that lie on a device it does not know";
+        let found = self.call(log, what, &there, |result, _| result.map(|v| contents(&v)));
+        match (wanted, found) {
+            (Ok(wanted), Ok(found)) if wanted == found => Ok(None),
+            (_, Ok(_)) => Err(format!("{what} it gives other outputs; {LOOK}")),
+            (_, Err(failure)) => Err(format!("{what} it fails: {failure}; {LOOK}")),
+        }
+    }
+
     fn check_cancel(&mut self, log: &mut Log) -> Result<Option<String>, String> {
         if !self.runs {
             return Ok(Some("it did not run".to_owned()));
@@ -417,8 +450,11 @@ impl<'a> Subject<'a> {
     }
 }
 
+/// What whoever ignores a tensor's place should do.
+pub(super) const LOOK: &str = "kg_tensor_cpu gives the view in the CPU's memory";
+
 /// What a value holds, to be compared with another's; objects have no contents that could be.
-fn contents(values: &[Value]) -> Vec<u8> {
+pub(super) fn contents(values: &[Value]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for value in values {
         add_contents(value, &mut bytes);

@@ -5,7 +5,8 @@ use kosmograph_abi::table::{INTERFACES, Interface, Of, Part};
 use serde_json::Value as Json;
 
 use super::call::TestHost;
-use super::synthesis::tensor;
+use super::library::{LOOK, contents};
+use super::synthesis::{elsewhere, tensor};
 use crate::plugin::{NodeFailure, call_interface, input, offers};
 use crate::value::Value;
 
@@ -184,6 +185,16 @@ fn answers(
     call_interface(object, id, host, &Value::map(pairs)).map_err(|failure| {
         format!("\"{id}\" with a key that it does not know: {failure}; such keys are passed over")
     })?;
+    let anywhere = matches!(object.interface(id), Some(Ok(callable)) if callable.anywhere);
+    if let (true, Some(there)) = (anywhere, elsewhere(&small)) {
+        let what = format!("\"{id}\" with tensors that lie on a device it does not know");
+        doing(&format!("calling {what}"));
+        let found = call_interface(object, id, host, &there)
+            .map_err(|failure| format!("{what}: {failure}; {LOOK}"))?;
+        if contents(&[found]) != contents(std::slice::from_ref(&answer)) {
+            return Err(format!("{what} gives something else; {LOOK}"));
+        }
+    }
     match *id {
         "memory/1" => memory(object, host, doing),
         "denoiser/1" => prediction(&answer, sizes),

@@ -2,6 +2,7 @@
 
 use kosmograph_abi as abi;
 use kosmograph_abi::DLDataType;
+use kosmograph_values::place::played_elsewhere;
 
 use crate::catalogue::{InputDescriptor, InputKind};
 use crate::plugin::kind_of_type;
@@ -196,6 +197,28 @@ pub(super) fn wrong_shapes(input: &InputDescriptor) -> Vec<Wrong> {
         Some(Wrong { what: format!("a tensor {what}"), value: value? })
     };
     tensors.into_iter().filter_map(wrong).collect()
+}
+
+/// The same with its tensors on a device of nobody's, from which only a tensor's own view leads to the numbers;
+/// `None` for what holds no tensor of f32.
+pub(super) fn elsewhere(value: &Value) -> Option<Value> {
+    if value.kind() == abi::TENSOR {
+        return played_elsewhere(value);
+    }
+    let parts: Vec<&Value> = match value.kind() {
+        abi::LIST => value.items().iter().collect(),
+        _ => value.pairs().map(|(_, part)| part).collect(),
+    };
+    let moved: Vec<Option<Value>> = parts.iter().map(|part| elsewhere(part)).collect();
+    if moved.iter().all(Option::is_none) {
+        return None;
+    }
+    let whole = parts.into_iter().zip(moved);
+    let whole = whole.map(|(part, moved)| moved.unwrap_or_else(|| part.clone()));
+    Some(match value.kind() {
+        abi::LIST => Value::list(whole.collect()),
+        _ => Value::map(value.pairs().map(|(key, _)| key).zip(whole)),
+    })
 }
 
 /// The same numbers, laid out so that they do not follow each other; `None` for what is no tensor.

@@ -7,8 +7,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
 use kosmograph_abi as abi;
 use kosmograph_abi::table;
-use kosmograph_values::check;
+use kosmograph_values::check::Callable;
 use kosmograph_values::conform::{self, Axes};
+use kosmograph_values::place::on_cpu;
 use serde_json::Value as Json;
 
 use crate::preview::Preview;
@@ -125,6 +126,8 @@ struct Frame {
     lent: RwLock<Option<Lent>>,
     notes: Mutex<Notes>,
     cancelled: AtomicBool,
+    /// Whether the library looks where a tensor lies: the property "tensors".
+    anywhere: AtomicBool,
 }
 
 /// The host of the call that lasts.
@@ -163,8 +166,8 @@ struct Notes {
 }
 
 impl Frame {
-    /// A frame that lends `call`, until [`Self::take_back`].
-    fn lend(call: &dyn Call) -> &'static Self {
+    /// A frame that lends `call`, until [`Self::take_back`], to a library that looks where tensors lie or not.
+    fn lend(call: &dyn Call, anywhere: bool) -> &'static Self {
         let frame = {
             let mut resting = RESTING.lock().unwrap_or_else(PoisonError::into_inner);
             let rested = resting.len() >= REST;
@@ -173,6 +176,7 @@ impl Frame {
         let frame = frame.unwrap_or_else(|| Box::leak(Box::new(Self::new())));
         // SAFETY: the lifetime alone is changed, and `take_back` ends the loan before it does.
         let call: *const (dyn Call + 'static) = unsafe { std::mem::transmute(call) };
+        frame.anywhere.store(anywhere, Ordering::Relaxed);
         *frame.lent.write().unwrap_or_else(PoisonError::into_inner) = Some(Lent(call));
         frame
     }
@@ -196,6 +200,7 @@ impl Frame {
             lent: RwLock::new(None),
             notes: Mutex::default(),
             cancelled: AtomicBool::new(false),
+            anywhere: AtomicBool::new(false),
         }
     }
 
@@ -248,16 +253,16 @@ const UNTOUCHED: abi::Value = {
 };
 
 /// Lends a context to `function`, which is one entry point of a library, and takes what it wrote.
-/// `who` is what a sentence calls it. `expected` are the declared outputs, or empty where nothing is
+/// `who` is what a sentence calls it, and whether it looks where tensors lie. `expected` are the declared outputs, or empty where nothing is
 /// declared.
 pub(super) fn invoke(
-    who: &str,
+    (who, anywhere): (&str, bool),
     call: &dyn Call,
     n_outputs: usize,
     expected: &[Expected],
     function: impl FnOnce(*const abi::Context, *mut abi::Value) -> abi::Status,
 ) -> Result<Vec<Value>, NodeFailure> {
-    let frame = Frame::lend(call);
+    let frame = Frame::lend(call, anywhere);
     let mut raw = vec![abi::Value::NONE; n_outputs];
     raw.resize(n_outputs + WATCHED, UNTOUCHED);
     let status = function((&raw const *frame).cast(), raw.as_mut_ptr());
@@ -336,16 +341,25 @@ fn judge(who: &str, status: abi::Status, left: (Notes, bool)) -> Result<(), Node
 pub(super) unsafe fn call_function(
     who: &str,
     call: &dyn Call,
-    (function, this): (check::InterfaceFn, *mut abi::Object),
+    (function, this): (Callable, *mut abi::Object),
     input: &Value,
     row: Option<&table::Interface>,
 ) -> Result<Value, NodeFailure> {
     debug_assert_eq!(input.kind(), abi::MAP);
-    let frame = Frame::lend(call);
+    let here;
+    let input = match function.anywhere {
+        true => input,
+        false => {
+            let moved = on_cpu(input);
+            here = moved.map_err(|why| NodeFailure::failed(format!("{who}: {why}")))?;
+            &here
+        }
+    };
+    let frame = Frame::lend(call, function.anywhere);
     let mut output = std::ptr::null_mut();
     let (context, given) = ((&raw const *frame).cast(), input.as_raw_map());
     // SAFETY: the caller's promise; the map is a value's, and alive.
-    let status = unsafe { function(this, context, given, &raw mut output) };
+    let status = unsafe { (function.call)(this, context, given, &raw mut output) };
     let left = frame.take_back();
     // SAFETY: node.h: a map that was written carries a reference that is the host's now.
     let output = unsafe { Value::adopt_map(output) };
@@ -477,6 +491,11 @@ unsafe extern "C" fn property(context: *const abi::Context, name: abi::Str, valu
 
 /// A view of the property `name` that holds until the call returns.
 fn known(frame: &Frame, name: String) -> abi::Str {
+    // The boundary's own, whatever the call is for.
+    if name == "tensors" {
+        let anywhere = frame.anywhere.load(Ordering::Relaxed);
+        return abi::Str::new(if anywhere { "anywhere" } else { "cpu" });
+    }
     if let Some(known) = frame.notes().properties.get(&name) {
         return abi::Str::new(known);
     }

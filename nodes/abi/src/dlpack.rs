@@ -9,6 +9,8 @@ pub const DLPACK_MINOR_VERSION: u32 = 0;
 /// `DLDeviceType`.
 pub const kDLCPU: i32 = 1;
 pub const kDLCUDA: i32 = 2;
+/// A device that DLPack knows nothing of: tests play one.
+pub const kDLExtDev: i32 = 12;
 
 /// `DLDataTypeCode`.
 pub const kDLInt: u8 = 0;
@@ -41,6 +43,12 @@ pub struct DLDevice {
 
 impl DLDevice {
     pub const CPU: Self = Self { device_type: kDLCPU, device_id: 0 };
+
+    /// Whether both are one memory: of the CPU there is one, whatever the number.
+    pub const fn is_same(self, other: Self) -> bool {
+        self.device_type == other.device_type
+            && (self.device_type == kDLCPU || self.device_id == other.device_id)
+    }
 }
 
 #[repr(C)]

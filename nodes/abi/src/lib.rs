@@ -16,7 +16,7 @@ use core::ffi::{c_char, c_void};
 /// The major version, which is also in the exported symbol's name: another major is another boundary.
 pub const ABI_MAJOR: u16 = 1;
 /// The minor version: structs grew or names were added; older readers still understand.
-pub const ABI_MINOR: u16 = 1;
+pub const ABI_MINOR: u16 = 2;
 /// The one symbol a node library exports, a [`LibraryFn`].
 pub const LIBRARY_SYMBOL: &str = "kosmograph_library_v1";
 
@@ -186,7 +186,19 @@ pub struct Tensor {
     pub base: Counted,
     pub dl: *const DLManagedTensorVersioned,
     pub to_dlpack: unsafe extern "C" fn(*mut Tensor) -> *mut DLManagedTensorVersioned,
+    /// Since 1.2; `None` where the tensor is to be had where it lies alone.
+    pub view: Option<ViewFn>,
 }
+
+/// The type of `kg_tensor.view`.
+pub type ViewFn =
+    unsafe extern "C" fn(*mut Tensor, device_type: i32, device_id: i32) -> *const DLTensor;
+
+/// The bytes of a `kg_tensor` of a header before 1.2, which ends before `view`.
+pub const TENSOR_SIZE_1_0: usize = core::mem::offset_of!(Tensor, view);
+
+/// `KG_ANYWHERE`, of [`Interface::flags`]: it looks where the tensors lie that it is called with.
+pub const ANYWHERE: u64 = 1;
 
 /// `kg_interface`.
 #[repr(C)]
@@ -199,7 +211,7 @@ pub struct Interface {
         input: *const Map,
         output: *mut *mut Map,
     ) -> Status,
-    /// 0 as yet.
+    /// [`ANYWHERE`], or 0.
     pub flags: u64,
 }
 
@@ -267,7 +279,7 @@ assert_layout!(Value, 16, payload at 8);
 assert_layout!(KgString, 40, text at 24);
 assert_layout!(List, 40, items at 24, count at 32);
 assert_layout!(Map, 48, keys at 24, values at 32, count at 40);
-assert_layout!(Tensor, 40, dl at 24, to_dlpack at 32);
+assert_layout!(Tensor, 48, dl at 24, to_dlpack at 32, view at 40);
 assert_layout!(Interface, 24, call at 8, flags at 16);
 assert_layout!(Object, 48, type_name at 24, query at 40);
 assert_layout!(Context, 88, log at 8, progress at 16, fail at 24, property at 32, output at 40,

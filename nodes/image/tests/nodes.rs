@@ -166,8 +166,12 @@ fn giant(shape: [i64; 4]) -> Value {
     }));
     let size = size_of::<abi::Tensor>() as u32;
     let base = abi::Counted { size, reserved: 0, retain: keep, release: keep };
-    let tensor =
-        Box::into_raw(Box::new(abi::Tensor { base, dl: &raw const *dl, to_dlpack: no_dlpack }));
+    let tensor = Box::into_raw(Box::new(abi::Tensor {
+        base,
+        dl: &raw const *dl,
+        to_dlpack: no_dlpack,
+        view: None,
+    }));
     let payload = abi::Payload { tensor };
     // SAFETY: a tensor as node.h wants it, alive for ever.
     unsafe { Value::adopt(abi::Value { kind: abi::TENSOR, reserved: 0, payload }) }.unwrap()

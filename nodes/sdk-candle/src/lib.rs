@@ -1,26 +1,46 @@
 //! The glue between the boundary's DLPack tensors and candle's.
 //!
-//! candle has no DLPack of its own. What crosses the boundary lies on the CPU in f32, so that every library can read
-//! it. Export of such a tensor costs no copy: the candle tensor becomes the owner of the memory that the DLPack view
-//! points at. A tensor on a GPU is copied to the CPU, and the one on the GPU stays with the copy. Import recognises
-//! what was exported here and gives the same candle tensor back; a tensor from another library is copied, once.
+//! candle has no DLPack of its own. What crosses the boundary is f32 and lies where the library made it: export costs
+//! no copy, the candle tensor becomes the owner of the memory that the DLPack view points at. Whoever wants it on
+//! another device asks for its view there, and it is copied once. Import recognises what was exported here and gives
+//! the same candle tensor back, also on a GPU; a tensor from another library is copied, through the CPU's memory.
 
-use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
-use node::abi::{DLDataType, DLDevice};
+use std::ffi::c_void;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::{CpuStorage, DType, Device, DeviceLocation, Storage, Tensor};
+use node::abi::{self, DLDataType, DLDevice};
 use node::{Error, Result};
 
 /// What owns the memory of an exported tensor.
 struct Exported {
-    /// The tensor where the library has it.
+    /// Contiguous: where the boundary sees it.
     own: Tensor,
-    /// The same on the CPU, contiguous: where the boundary sees it.
-    host: Tensor,
+    /// The same on other devices, as they were asked for.
+    copies: Mutex<Vec<Tensor>>,
 }
 
-/// A candle tensor as one that may cross the boundary, without a copy where it is contiguous and on the CPU.
+impl Exported {
+    /// The tensor on `device`, copied at most once.
+    fn on(&self, device: &Device) -> Result<Tensor> {
+        if self.own.device().same_device(device) {
+            return Ok(self.own.clone());
+        }
+        let mut copies = self.copies.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = copies.iter().find(|copy| copy.device().same_device(device)) {
+            return Ok(found.clone());
+        }
+        let copy = self.own.to_device(device)?;
+        copies.push(copy.clone());
+        Ok(copy)
+    }
+}
+
+/// A candle tensor as one that may cross the boundary, without a copy where it is contiguous. On a GPU this waits
+/// until the GPU has computed it.
 ///
 /// # Errors
-/// When the element type is not f32, or the copy from a GPU fails.
+/// When the element type is not f32, or the GPU reports an error.
 pub fn export(tensor: &Tensor) -> Result<node::Tensor> {
     if tensor.dtype() != DType::F32 {
         return Err(Error::new(format!(
@@ -28,35 +48,79 @@ pub fn export(tensor: &Tensor) -> Result<node::Tensor> {
             tensor.dtype()
         )));
     }
-    let own = tensor.contiguous()?;
-    let host = own.to_device(&Device::Cpu)?;
-    let data = {
-        let (storage, layout) = host.storage_and_layout();
-        let Storage::Cpu(CpuStorage::F32(values)) = &*storage else {
-            return Err(Error::new("a tensor that was copied to the CPU is not there"));
-        };
-        values[layout.start_offset()..].as_ptr().cast_mut().cast()
-    };
-    let shape = host.dims().to_vec();
-    let owner = Box::new(Exported { own, host });
-    // SAFETY: `host` is contiguous, so its elements follow each other from `data` on. It moves into the
+    let mut own = tensor.contiguous()?;
+    if !matches!(own.device().location(), DeviceLocation::Cpu | DeviceLocation::Cuda { .. }) {
+        own = own.to_device(&Device::Cpu)?;
+    }
+    let (data, device) = address(&own)?;
+    let shape = own.dims().to_vec();
+    let owner = Arc::new(Exported { own, copies: Mutex::default() });
+    let original = Arc::clone(&owner);
+    let copier = move |wanted: DLDevice| export(&original.on(&device_of(wanted)?).ok()?).ok();
+    // SAFETY: the tensor is contiguous, so its elements follow each other from `data` on. It moves into the
     // exported tensor and shares its storage by reference count, so the buffer stays where it is; nothing
     // here writes to a tensor in place once it was made (candle does so for variables only, and none is
     // exported).
-    Ok(unsafe { node::Tensor::from_owner(data, DLDevice::CPU, DLDataType::F32, &shape, owner) })
+    Ok(unsafe {
+        let owner = Box::new(owner);
+        node::Tensor::from_owner_with(data, device, DLDataType::F32, &shape, owner, copier)
+    })
+}
+
+/// Where the elements of a contiguous f32 tensor begin, on which device.
+fn address(tensor: &Tensor) -> Result<(*mut c_void, DLDevice)> {
+    let (storage, layout) = tensor.storage_and_layout();
+    match &*storage {
+        Storage::Cpu(CpuStorage::F32(values)) => {
+            let data = values[layout.start_offset()..].as_ptr().cast_mut().cast();
+            Ok((data, DLDevice::CPU))
+        }
+        #[cfg(feature = "cuda")]
+        Storage::Cuda(storage) => cuda_address(storage, tensor, layout.start_offset()),
+        _ => Err(Error::new("a tensor lies where the boundary cannot show it")),
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn cuda_address(
+    storage: &candle_core::CudaStorage,
+    tensor: &Tensor,
+    start: usize,
+) -> Result<(*mut c_void, DLDevice)> {
+    use candle_core::cuda_backend::CudaStorageSlice;
+    use candle_core::cuda_backend::cudarc::driver::DevicePtr;
+
+    let DeviceLocation::Cuda { gpu_id } = tensor.device().location() else {
+        return Err(Error::new("a tensor of CUDA's memory is on no GPU"));
+    };
+    let CudaStorageSlice::F32(slice) = &storage.slice else {
+        return Err(Error::new("a tensor of f32 has no memory of f32"));
+    };
+    let stream = storage.device.cuda_stream();
+    let address = slice.device_ptr(&stream).0 as usize + start * size_of::<f32>();
+    // Whoever reads it has a stream of its own, and knows nothing of what is still under way on this one.
+    stream.synchronize().map_err(|error| Error::new(format!("CUDA: {error}")))?;
+    let device = DLDevice { device_type: abi::kDLCUDA, device_id: gpu_id as i32 };
+    Ok((address as *mut c_void, device))
+}
+
+/// The device of DLPack's words; `None` where this library cannot reach it.
+fn device_of(wanted: DLDevice) -> Option<Device> {
+    match wanted.device_type {
+        abi::kDLCPU => Some(Device::Cpu),
+        abi::kDLCUDA => device(&format!("cuda:{}", wanted.device_id)).ok(),
+        _ => None,
+    }
 }
 
 /// A tensor from the boundary as a candle tensor on `device`: the very same where it was exported by this
 /// library, a copy otherwise.
 ///
 /// # Errors
-/// When the element type is not f32, or the data is not on the CPU.
+/// When the element type is not f32, or its library gives no view of it on the CPU.
 pub fn import(tensor: &node::Tensor, device: &Device) -> Result<Tensor> {
-    if let Some(Exported { own, host }) = tensor.owner::<Exported>() {
-        return match [own, host].into_iter().find(|found| found.device().same_device(device)) {
-            Some(found) => Ok(found.clone()),
-            None => Ok(host.to_device(device)?),
-        };
+    if let Some(exported) = tensor.owner::<Arc<Exported>>() {
+        return exported.on(device);
     }
     Ok(Tensor::from_vec(tensor.to_vec()?, tensor.shape(), device)?)
 }
@@ -116,7 +180,7 @@ mod tests {
         let exported = export(&tensor).unwrap();
         assert_eq!(exported.shape(), [2, 3, 4]);
         let back = import(&exported, &Device::Cpu).unwrap();
-        assert_eq!(back.id(), exported.owner::<Exported>().unwrap().own.id());
+        assert_eq!(back.id(), exported.owner::<Arc<Exported>>().unwrap().own.id());
     }
 
     #[test]
@@ -135,6 +199,14 @@ mod tests {
         let foreign = node::Tensor::from_f32(&[2, 2], vec![1., 2., 3., 4.]).unwrap();
         let copied = import(&foreign, &Device::Cpu).unwrap();
         assert_eq!(copied.to_vec2::<f32>().unwrap(), [[1., 2.], [3., 4.]]);
+    }
+
+    #[test]
+    fn where_it_lies_is_said_and_a_device_of_nobodys_is_refused() {
+        let exported = export(&Tensor::zeros(2, DType::F32, &Device::Cpu).unwrap()).unwrap();
+        assert_eq!(exported.device(), DLDevice::CPU);
+        let nobodys = DLDevice { device_type: abi::kDLExtDev, device_id: 0 };
+        assert!(device_of(nobodys).is_none());
     }
 
     #[test]

@@ -177,6 +177,11 @@ impl<'a> Context<'a> {
         self.property("device").unwrap_or_else(|| "cpu".to_owned())
     }
 
+    /// Whether whoever called looks where a tensor lies; else it takes all that it is given to lie on the CPU.
+    pub(crate) fn takes_tensors_anywhere(&self) -> bool {
+        self.property("tensors").as_deref() == Some("anywhere")
+    }
+
     fn report(&self, error: &Error) -> abi::Status {
         let Error::Failed { input, sentence } = error else { return abi::CANCELLED };
         let input = abi::Str::new(input.as_deref().unwrap_or(""));

@@ -326,8 +326,10 @@ impl Object {
             ("guess", call.guess.into()),
         ];
         let answer = self.call(cx, "control/1", input)?;
-        let residuals = answer.get("residuals").and_then(|value| value.as_list());
-        Ok(residuals.unwrap_or_default().iter().filter_map(Value::as_tensor).collect())
+        let wrong = || self.odd("control/1", "residuals");
+        let residuals =
+            answer.get("residuals").and_then(|value| value.as_list()).ok_or_else(wrong)?;
+        residuals.iter().map(|value| value.as_tensor().ok_or_else(wrong)).collect()
     }
 
     /// "text_encoder/1".
@@ -357,8 +359,10 @@ impl Object {
                 self.type_name()
             ))
         })?;
-        let absent = answer.get("absent").and_then(|absent| absent.as_list()).unwrap_or_default();
-        let absent = absent.iter().filter_map(|path| path.as_str().map(str::to_owned)).collect();
+        let wrong = || self.odd("lora/1", "absent");
+        let absent = answer.get("absent").and_then(|absent| absent.as_list()).ok_or_else(wrong)?;
+        let text = |path: &Value| path.as_str().map(str::to_owned).ok_or_else(wrong);
+        let absent = absent.iter().map(text).collect::<Result<_>>()?;
         Ok((with_lora, absent))
     }
 
@@ -459,10 +463,20 @@ impl Object {
         })
     }
 
+    /// What an answer gives under a key is of another kind than node.h says.
+    fn odd(&self, id: &str, key: &str) -> Error {
+        Error::new(format!("\"{id}\" of this {} gives a wrong \"{key}\"", self.type_name()))
+    }
+
     /// "memory/1": bytes held.
     pub fn memory(&self, cx: &Context<'_>, purge: bool) -> Result<usize> {
         let answer = self.call(cx, "memory/1", [("purge", purge.into())])?;
         let bytes = answer.get("bytes").and_then(|bytes| bytes.as_i64());
-        Ok(bytes.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(0))
+        bytes.and_then(|bytes| usize::try_from(bytes).ok()).ok_or_else(|| {
+            Error::new(format!(
+                "\"memory/1\" of this {} gives no number of bytes",
+                self.type_name()
+            ))
+        })
     }
 }

@@ -6,6 +6,7 @@ use std::sync::{Once, OnceLock};
 
 use kosmograph_abi as abi;
 use kosmograph_abi::table;
+use kosmograph_values::place::on_cpu;
 use serde_json::{Value as Json, json};
 
 use crate::context::guard;
@@ -214,7 +215,13 @@ impl Family {
             // SAFETY: node.h: `inputs` are `n_inputs` values, `outputs` has room for `n_outputs`.
             unsafe {
                 let values = borrow_values(inputs, n_inputs)?;
-                let results = (entry.run)(cx, specs, &values)?;
+                let mut results = (entry.run)(cx, specs, &values)?;
+                // A host of an earlier header takes every tensor to lie on the CPU.
+                if !cx.takes_tensors_anywhere() {
+                    for result in &mut results {
+                        *result = on_cpu(result.counted())?.into();
+                    }
+                }
                 write_values(results, outputs, n_outputs)
             }
         };

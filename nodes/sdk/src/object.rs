@@ -7,6 +7,7 @@ use kosmograph_abi::table;
 use kosmograph_values as counted;
 use kosmograph_values::check;
 use kosmograph_values::conform::{self, Axes, Misfit};
+use kosmograph_values::place::on_cpu;
 
 use crate::context::guard;
 use crate::{Context, Error, Result, Tensor, Value};
@@ -45,7 +46,8 @@ impl Entry {
         let size = size_of::<abi::Interface>() as u32;
         Self {
             id: I::ID,
-            table: abi::Interface { size, reserved: 0, call: call::<T, I>, flags: 0 },
+            // Tensors are read through their views.
+            table: abi::Interface { size, reserved: 0, call: call::<T, I>, flags: abi::ANYWHERE },
         }
     }
 }
@@ -105,6 +107,7 @@ pub(crate) unsafe fn answer(
         if made.kind() != abi::MAP {
             return Err(Error::new(format!("{id} made no map; this is a mistake in the library")));
         }
+        let made = if cx.takes_tensors_anywhere() { made } else { on_cpu(made.counted())?.into() };
         // SAFETY: node.h: `output` is where a map is written; the reference passes with it.
         unsafe { output.write(made.into_raw().payload.map) };
         Ok(())
@@ -256,7 +259,7 @@ impl Object {
         self.interface(id).is_some()
     }
 
-    fn interface(&self, id: &str) -> Option<Result<check::InterfaceFn, String>> {
+    fn interface(&self, id: &str) -> Option<Result<check::Callable, String>> {
         self.0.counted().interface(id)
     }
 
@@ -283,12 +286,18 @@ impl Object {
             Some(Ok(function)) => function,
         };
         let input = Value::map(input.into_iter().filter(|(_, value)| !value.is_none()));
+        let input = if function.anywhere { input } else { on_cpu(input.counted())?.into() };
         let mut output = std::ptr::null_mut();
         let failure = std::sync::Mutex::new(None);
-        let relay = Relay::new(cx, &failure);
+        let relay = Relay::new(cx, &failure, function.anywhere);
         // SAFETY: node.h: the interface belongs to this live object; the input is borrowed for the call.
         let status = unsafe {
-            function(self.raw(), &relay.context, input.counted().as_raw_map(), &raw mut output)
+            (function.call)(
+                self.raw(),
+                &relay.context,
+                input.counted().as_raw_map(),
+                &raw mut output,
+            )
         };
         // SAFETY: node.h: whatever the status, what was written leads to what it says, where it is aligned,
         // and carries a reference that is ours now.
@@ -362,10 +371,12 @@ struct Relay<'a> {
     context: abi::Context,
     host: &'a abi::Context,
     failure: &'a std::sync::Mutex<Option<Error>>,
+    /// Whether the callee looks where tensors lie.
+    anywhere: bool,
 }
 
 impl<'a> Relay<'a> {
-    fn new(cx: &Context<'a>, failure: &'a std::sync::Mutex<Option<Error>>) -> Self {
+    fn new(cx: &Context<'a>, failure: &'a std::sync::Mutex<Option<Error>>, anywhere: bool) -> Self {
         let context = abi::Context {
             size: size_of::<abi::Context>() as u32,
             reserved: 0,
@@ -380,7 +391,7 @@ impl<'a> Relay<'a> {
             new_tensor: relay_new_tensor,
             extension: relay_extension,
         };
-        Self { context, host: cx.as_raw(), failure }
+        Self { context, host: cx.as_raw(), failure, anywhere }
     }
 }
 
@@ -413,7 +424,16 @@ unsafe extern "C" fn relay_fail(cx: *const abi::Context, _input: abi::Str, sente
 }
 unsafe extern "C" fn relay_property(cx: *const abi::Context, name: abi::Str, value: *mut abi::Str) {
     // SAFETY: see above.
-    unsafe { (relay(cx).host.property)(relay(cx).host, name, value) }
+    unsafe {
+        let relay = relay(cx);
+        // What the callee takes, not what the node does that calls it.
+        match check::bytes(name) {
+            Ok(b"tensors") if !relay.anywhere && !value.is_null() => {
+                value.write(abi::Str::new("cpu"))
+            }
+            _ => (relay.host.property)(relay.host, name, value),
+        }
+    }
 }
 unsafe extern "C" fn relay_output(cx: *const abi::Context, json: abi::Str) {
     // SAFETY: see above.

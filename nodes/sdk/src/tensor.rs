@@ -59,6 +59,32 @@ impl Tensor {
         Self(unsafe { counted::Tensor::over(data, device, dtype, &shape, None, owner) })
     }
 
+    /// As [`Self::from_owner`], for memory that may lie elsewhere: `copier` makes the same tensor on another
+    /// device, and is asked at most once for each.
+    ///
+    /// # Safety
+    /// As there.
+    pub unsafe fn from_owner_with(
+        data: *mut c_void,
+        device: DLDevice,
+        dtype: DLDataType,
+        shape: &[usize],
+        owner: Box<dyn Any + Send + Sync>,
+        copier: impl Fn(DLDevice) -> Option<Tensor> + Send + Sync + 'static,
+    ) -> Self {
+        let shape: Vec<i64> = shape.iter().map(|&n| n as i64).collect();
+        let copier = Box::new(move |device| Some(copier(device)?.0));
+        // SAFETY: the caller's promise.
+        Self(unsafe {
+            counted::Tensor::over_with(data, device, dtype, &shape, None, owner, Some(copier))
+        })
+    }
+
+    /// Where it lies.
+    pub fn device(&self) -> DLDevice {
+        self.0.view().device()
+    }
+
     /// The memory's owner, when this library made the tensor and its owner is a `T`.
     pub fn owner<T: Any>(&self) -> Option<&T> {
         self.0.owner()
@@ -78,10 +104,11 @@ impl Tensor {
         self.0.view().shape().iter().map(|&n| usize::try_from(n).unwrap_or(0)).collect()
     }
 
-    /// The values of an f32 tensor on the CPU, in row-major order, without a copy where it is compact.
+    /// The values of an f32 tensor in row-major order, without a copy where it is compact and on the CPU. One
+    /// that lies elsewhere is copied once, by its own library.
     ///
     /// # Errors
-    /// Another element type, another device, or no memory for a compact copy.
+    /// Another element type, no view on the CPU, or no memory for a compact copy.
     pub fn to_f32(&self) -> Result<Cow<'_, [f32]>> {
         Ok(self.0.view().as_f32()?)
     }

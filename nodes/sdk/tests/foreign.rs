@@ -124,7 +124,7 @@ fn tensor(shape: &[i64], change: impl FnOnce(&mut abi::DLTensor)) -> abi::Value 
         dl_tensor,
     });
     let base = base::<abi::Tensor>();
-    of_kind(abi::TENSOR, keep(abi::Tensor { base, dl, to_dlpack: no_dlpack }))
+    of_kind(abi::TENSOR, keep(abi::Tensor { base, dl, to_dlpack: no_dlpack, view: None }))
 }
 
 /// A foreign object of `type_name` that gives these answers.

@@ -294,7 +294,8 @@ unsafe fn check_counted(
         abi::STRING => size_of::<abi::KgString>(),
         abi::LIST => size_of::<abi::List>(),
         abi::MAP => size_of::<abi::Map>(),
-        abi::TENSOR => size_of::<abi::Tensor>(),
+        // One of before there were views ends there.
+        abi::TENSOR => abi::TENSOR_SIZE_1_0,
         _ => size_of::<abi::Object>(),
     };
     // SAFETY: the size stands first and says how much more may be read.
@@ -421,7 +422,35 @@ unsafe fn check_tensor(tensor: &RawTensor) -> Result<(), Malformed> {
         ));
     }
     // SAFETY: version 1.
-    let dl = unsafe { &(*tensor.dl).dl_tensor };
+    match unsafe { check_dl(&(*tensor.dl).dl_tensor) } {
+        Ok(()) => Ok(()),
+        Err(what) => fault(what),
+    }
+}
+
+/// A view that a tensor gave of itself, looked at; the error is the end of a sentence.
+///
+/// # Safety
+/// `dl`, where it is aligned, leads to what DLPack says, unchanged for `'a`.
+pub(crate) unsafe fn checked_view<'a>(
+    dl: *const abi::DLTensor,
+) -> Result<&'a abi::DLTensor, String> {
+    if !dl.is_aligned() {
+        return Err("is at an address not aligned to 8".into());
+    }
+    // SAFETY: the caller's promise.
+    let dl = unsafe { &*dl };
+    // SAFETY: as above.
+    unsafe { check_dl(dl) }.map_err(|what| format!("is one {what}"))?;
+    Ok(dl)
+}
+
+/// Whether a DLPack tensor can be; the error follows "a tensor".
+///
+/// # Safety
+/// Shape and strides, where they are not NULL and aligned, are `ndim` numbers.
+unsafe fn check_dl(dl: &abi::DLTensor) -> Result<(), String> {
+    let fault = |what: String| Err(what);
     if !(0..=MOST_AXES).contains(&dl.ndim) {
         return fault(format!("of {} axes", dl.ndim));
     }
@@ -471,6 +500,14 @@ pub type InterfaceFn = unsafe extern "C" fn(
     *mut *mut abi::Map,
 ) -> abi::Status;
 
+/// What of an interface is called.
+#[derive(Clone, Copy)]
+pub struct Callable {
+    pub call: InterfaceFn,
+    /// Whether it looks where the tensors lie that it is called with, or takes them to be on the CPU.
+    pub anywhere: bool,
+}
+
 /// [`abi::Interface`] with a function pointer that may be NULL, as memory from outside may have it.
 #[repr(C)]
 struct RawInterface {
@@ -480,11 +517,11 @@ struct RawInterface {
     flags: u64,
 }
 
-/// The function of an interface; `None` for NULL, the end of a sentence for what breaks node.h.
+/// What is called of an interface; `None` for NULL, the end of a sentence for what breaks node.h.
 ///
 /// # Safety
 /// `interface` is NULL or what node.h says an interface is.
-pub unsafe fn interface(interface: *const abi::Interface) -> Option<Result<InterfaceFn, String>> {
+pub unsafe fn interface(interface: *const abi::Interface) -> Option<Result<Callable, String>> {
     if interface.is_null() {
         return None;
     }
@@ -500,8 +537,10 @@ pub unsafe fn interface(interface: *const abi::Interface) -> Option<Result<Inter
         )));
     }
     // SAFETY: `size` covers it.
-    let call = unsafe { (*interface.cast::<RawInterface>()).call };
-    Some(call.ok_or_else(|| "has no function call".to_owned()))
+    let RawInterface { call, flags, .. } = unsafe { &*interface.cast::<RawInterface>() };
+    let anywhere = flags & abi::ANYWHERE != 0;
+    let callable = call.map(|call| Callable { call, anywhere });
+    Some(callable.ok_or_else(|| "has no function call".to_owned()))
 }
 
 #[cfg(test)]

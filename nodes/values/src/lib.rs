@@ -23,6 +23,7 @@ pub mod check;
 pub mod conform;
 mod counted;
 pub mod parts;
+pub mod place;
 mod tensor;
 mod value;
 

@@ -10,7 +10,9 @@ use kosmograph_abi::{DLDataType, DLDevice, DLManagedTensorVersioned, DLPackVersi
 use kosmograph_memory::{Shortage, room};
 
 use crate::Value;
+use crate::check::checked_view;
 use crate::counted::{self, Header, allocate};
+use crate::place::{Copier, Kept};
 
 /// DLPack asks for it, and wide vector loads like it.
 const ALIGNMENT: usize = 256;
@@ -95,6 +97,8 @@ pub(crate) struct TensorOwner {
     shape: Box<[i64]>,
     strides: Box<[i64]>,
     memory: Box<dyn Any + Send + Sync>,
+    /// The same on other devices.
+    elsewhere: Kept,
 }
 
 // SAFETY: the raw pointers lead into `shape`, `strides` and `memory`, all Send + Sync and immutable.
@@ -123,13 +127,11 @@ impl TryFrom<Value> for Tensor {
 
 /// Making tensors.
 impl Tensor {
-    /// A tensor over memory that `owner` keeps alive. `strides`, in elements, are the compact, row-major
-    /// ones where not given.
+    /// A tensor over memory that `owner` keeps alive, to be had where it lies alone: [`Self::over_with`]
+    /// without copies.
     ///
     /// # Safety
-    /// Every index inside of `shape` addresses, from `data` along the strides, an element of `dtype` on
-    /// `device`, which stays valid and unchanged until `owner` is dropped. `shape` and `strides` are
-    /// equally long.
+    /// As there.
     pub unsafe fn over(
         data: *mut c_void,
         device: DLDevice,
@@ -137,6 +139,26 @@ impl Tensor {
         shape: &[i64],
         strides: Option<&[i64]>,
         owner: Box<dyn Any + Send + Sync>,
+    ) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { Self::over_with(data, device, dtype, shape, strides, owner, None) }
+    }
+
+    /// A tensor over memory that `owner` keeps alive. `strides`, in elements, are the compact, row-major
+    /// ones where not given. `copier` makes the same tensor on another device; it is asked once for each.
+    ///
+    /// # Safety
+    /// Every index inside of `shape` addresses, from `data` along the strides, an element of `dtype` on
+    /// `device`, which stays valid and unchanged until `owner` is dropped. `shape` and `strides` are
+    /// equally long.
+    pub unsafe fn over_with(
+        data: *mut c_void,
+        device: DLDevice,
+        dtype: DLDataType,
+        shape: &[i64],
+        strides: Option<&[i64]>,
+        owner: Box<dyn Any + Send + Sync>,
+        copier: Option<Copier>,
     ) -> Self {
         let strides = strides.map_or_else(|| compact_strides(shape), <[i64]>::to_vec);
         let mut owner = Box::new(TensorOwner {
@@ -159,11 +181,13 @@ impl Tensor {
             shape: shape.into(),
             strides: strides.into(),
             memory: owner,
+            elsewhere: Kept::new(copier),
         });
         owner.managed.dl_tensor.shape = owner.shape.as_mut_ptr();
         owner.managed.dl_tensor.strides = owner.strides.as_mut_ptr();
         let base = counted::base::<abi::Tensor>();
-        let header = abi::Tensor { base, dl: &raw const owner.managed, to_dlpack };
+        let header =
+            abi::Tensor { base, dl: &raw const owner.managed, to_dlpack, view: Some(view) };
         let tensor = allocate(header, owner);
         Self(Value::new(abi::TENSOR, abi::Payload { tensor }))
     }
@@ -209,7 +233,7 @@ impl Tensor {
 
     pub fn view(&self) -> TensorView<'_> {
         // SAFETY: by kind; checked or made here, and alive with `self`.
-        TensorView::new(unsafe { &(*(*self.0.as_raw().payload.tensor).dl).dl_tensor })
+        unsafe { TensorView::of(self.0.as_raw().payload.tensor) }
     }
 
     /// What keeps its memory, where this copy of the crate made the tensor and that is a `T`.
@@ -252,13 +276,33 @@ unsafe extern "C" fn delete_dlpack(managed: *mut DLManagedTensorVersioned) {
     }
 }
 
+/// `kg_tensor.view` of the tensors made here.
+unsafe extern "C" fn view(
+    tensor: *mut abi::Tensor,
+    device_type: i32,
+    device_id: i32,
+) -> *const DLTensor {
+    let device = DLDevice { device_type, device_id };
+    // SAFETY: called with a live tensor (node.h), which was made here.
+    let (own, owner) = unsafe {
+        let Some(tensor) = tensor.as_ref() else { return std::ptr::null() };
+        (&(*tensor.dl).dl_tensor, counted::owner(tensor))
+    };
+    match own.device.is_same(device) {
+        true => own,
+        false => owner.map_or(std::ptr::null(), |owner| owner.elsewhere.on(device)),
+    }
+}
+
 /// Why the numbers of a tensor cannot be had, as a sentence.
 #[derive(Debug)]
 pub enum Unreadable {
     /// They are of another type than f32.
     Type(DLDataType),
-    /// They are not in the memory of the CPU.
+    /// They lie on this device, and are not to be had in the CPU's memory.
     Device(DLDevice),
+    /// What the tensor's library gives as its view on the CPU breaks node.h: the end of a sentence.
+    View(String),
     /// They lie at an address where none can.
     Address,
     /// There is no memory for a copy.
@@ -275,8 +319,12 @@ impl std::fmt::Display for Unreadable {
             ),
             Self::Device(device) => write!(
                 f,
-                "the tensor is on DLPack device type {}, but this node works on the CPU",
+                "the tensor lies on DLPack's device type {}, and its library gives no view of it in the CPU's memory",
                 device.device_type
+            ),
+            Self::View(what) => write!(
+                f,
+                "the tensor's view in the CPU's memory {what}; its library breaks the boundary's rules"
             ),
             Self::Address => f.write_str("the tensor's data is NULL or not aligned to four bytes"),
             Self::Memory(shortage) => shortage.fmt(f),
@@ -294,12 +342,52 @@ impl From<Shortage> for Unreadable {
 
 /// The view of a tensor that was [checked](crate::check), whoever made it.
 #[derive(Clone, Copy)]
-pub struct TensorView<'a>(&'a DLTensor);
+pub struct TensorView<'a>(&'a DLTensor, *mut abi::Tensor);
 
 impl<'a> TensorView<'a> {
-    /// `dl` was checked.
-    pub(crate) fn new(dl: &'a DLTensor) -> Self {
-        Self(dl)
+    /// # Safety
+    /// `tensor` was checked, and is alive for `'a`.
+    pub(crate) unsafe fn of(tensor: *mut abi::Tensor) -> Self {
+        // SAFETY: the caller's promise.
+        Self(unsafe { &(*(*tensor).dl).dl_tensor }, tensor)
+    }
+
+    /// The same tensor on `device`: itself where it lies there, else its library's copy.
+    ///
+    /// # Errors
+    /// Its library gives none, or one that breaks node.h.
+    pub fn on(&self, device: DLDevice) -> Result<Self, Unreadable> {
+        if self.0.device.is_same(device) {
+            return Ok(*self);
+        }
+        // SAFETY: checked, alive with `'a`; the field is read where the size covers it.
+        let view = unsafe {
+            let has_view = (*self.1).base.size as usize >= size_of::<abi::Tensor>();
+            has_view.then(|| (*self.1).view).flatten()
+        };
+        let missing = Unreadable::Device(self.0.device);
+        let Some(view) = view else { return Err(missing) };
+        // SAFETY: as above; node.h: NULL, or a view that lives as long as the tensor.
+        let found = unsafe { view(self.1, device.device_type, device.device_id) };
+        if found.is_null() {
+            return Err(missing);
+        }
+        // SAFETY: node.h, and looked at before it is believed.
+        let found = unsafe { checked_view(found) }.map_err(Unreadable::View)?;
+        let found = Self(found, self.1);
+        match found.0.device.is_same(device)
+            && found.shape() == self.shape()
+            && found.0.dtype == self.0.dtype
+        {
+            true => Ok(found),
+            false => Err(Unreadable::View(format!(
+                "has the shape {:?} on device type {}, where {:?} on type {} was asked for",
+                found.shape(),
+                found.0.device.device_type,
+                self.shape(),
+                device.device_type
+            ))),
+        }
     }
 
     /// DLPack's own.
@@ -343,11 +431,8 @@ impl<'a> TensorView<'a> {
         self.shape().iter().map(|&n| usize::try_from(n).unwrap_or(0)).collect()
     }
 
-    fn on_cpu(&self) -> Result<(), Unreadable> {
-        match self.0.device.device_type {
-            abi::kDLCPU => Ok(()),
-            _ => Err(Unreadable::Device(self.0.device)),
-        }
+    fn on_cpu(&self) -> Result<Self, Unreadable> {
+        self.on(DLDevice::CPU)
     }
 
     /// Where the first element lies.
@@ -356,27 +441,28 @@ impl<'a> TensorView<'a> {
         self.0.data.cast::<u8>().wrapping_add(self.0.byte_offset as usize)
     }
 
-    /// The values in row-major order, without a copy where they follow each other.
+    /// The values in row-major order, without a copy where they follow each other. A tensor that lies on
+    /// another device is asked for its view in the CPU's memory.
     ///
     /// # Errors
-    /// They are not f32, or not on the CPU, or there is no memory for a compact copy: with strides of 0 a
+    /// They are not f32, or not to be had on the CPU, or there is no memory for a compact copy: with strides of 0 a
     /// few bytes are a tensor of any size.
     pub fn as_f32(&self) -> Result<Cow<'a, [f32]>, Unreadable> {
         if self.0.dtype != DLDataType::F32 {
             return Err(Unreadable::Type(self.0.dtype));
         }
-        self.on_cpu()?;
-        let shape = self.shape();
+        let here = self.on_cpu()?;
+        let shape = here.shape();
         // Checked: the number of bytes is one that can be.
-        let count = self.bytes() / size_of::<f32>();
+        let count = here.bytes() / size_of::<f32>();
         if count == 0 {
             return Ok(Cow::Borrowed(&[]));
         }
-        let first = self.first().cast::<f32>();
+        let first = here.first().cast::<f32>();
         if first.is_null() || !first.is_aligned() {
             return Err(Unreadable::Address);
         }
-        let (strides, compact) = (self.strides(), compact_strides(shape));
+        let (strides, compact) = (here.strides(), compact_strides(shape));
         let is_compact =
             shape.iter().zip(&strides).zip(&compact).all(|((&n, s), c)| n == 1 || s == c);
         if is_compact {
@@ -411,17 +497,17 @@ impl<'a> TensorView<'a> {
         self.copy_f32().ok()
     }
 
-    /// The bytes of each element in row-major order; `None` when they are not in the memory of the CPU, or
-    /// there is none for a copy.
+    /// The bytes of each element in row-major order; `None` when they are not to be had in the memory of the
+    /// CPU, or there is none for a copy.
     pub fn to_bytes(&self) -> Option<Vec<u8>> {
-        self.on_cpu().ok()?;
+        let here = self.on_cpu().ok()?;
         let bytes_each = usize::from(self.0.dtype.bits).div_ceil(8);
         let mut bytes: Vec<u8> = room("a copy of the tensor", &[self.bytes()]).ok()?;
         if self.bytes() == 0 {
             return Some(bytes);
         }
-        let first = self.first();
-        for offset in offsets(self.shape(), &self.strides()) {
+        let first = here.first();
+        for offset in offsets(here.shape(), &here.strides()) {
             let element = first.wrapping_offset(offset as isize * bytes_each as isize);
             // SAFETY: DLPack: every index inside of `shape` addresses an element.
             bytes.extend(unsafe { std::slice::from_raw_parts(element, bytes_each) });

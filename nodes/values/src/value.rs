@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use kosmograph_abi as abi;
 use kosmograph_abi::{DLDataType, DLManagedTensorVersioned};
 
-use crate::check::{self, Checker, InterfaceFn, Malformed};
+use crate::check::{self, Callable, Checker, Malformed};
 use crate::counted::{self, Header, allocate, base};
 use crate::tensor::{self, Tensor, TensorView};
 
@@ -378,10 +378,8 @@ impl Value {
     }
 
     pub fn as_tensor(&self) -> Option<TensorView<'_>> {
-        (self.0.kind == abi::TENSOR).then(|| {
-            // SAFETY: by kind; checked, alive with `self`.
-            TensorView::new(unsafe { &(*(*self.0.payload.tensor).dl).dl_tensor })
-        })
+        // SAFETY: by kind; checked, alive with `self`.
+        (self.0.kind == abi::TENSOR).then(|| unsafe { TensorView::of(self.0.payload.tensor) })
     }
 
     pub fn tensor_shape(&self) -> Option<&[i64]> {
@@ -397,9 +395,9 @@ impl Value {
         std::str::from_utf8(unsafe { (*self.0.payload.object).type_name.as_bytes() }).ok()
     }
 
-    /// The function of the interface `id` of an object, or the end of a sentence for how that breaks node.h;
+    /// What is called of the interface `id` of an object, or the end of a sentence for how that breaks node.h;
     /// `None` where it is not offered, or this is no object.
-    pub fn interface(&self, id: &str) -> Option<Result<InterfaceFn, String>> {
+    pub fn interface(&self, id: &str) -> Option<Result<Callable, String>> {
         if self.0.kind != abi::OBJECT {
             return None;
         }

@@ -16,7 +16,7 @@ static kg_status run(uint32_t node, const kg_context *context, const kg_value *i
   static int64_t shape[] = {1, -5, 2, 3};
   static DLManagedTensorVersioned view = {
       {1, 0}, NULL, NULL, 0, {NULL, {kDLCPU, 0}, 4, {kDLFloat, 32, 1}, shape, NULL, 0}};
-  static kg_tensor tensor = {{sizeof(kg_tensor), 0, keep, keep}, &view, NULL};
+  static kg_tensor tensor = {{sizeof(kg_tensor), 0, keep, keep}, &view, NULL, NULL};
   (void)inputs, (void)n_inputs;
   if (n_outputs == 0) return KG_OK;
   switch (node) {

@@ -45,7 +45,7 @@ fn image_output() -> [Expected; 1] {
 #[test]
 fn what_was_written_comes_back_and_what_was_said_arrives() {
     let recorder = Recorder::default();
-    let values = invoke("Node", &recorder, 2, &[], |context, outputs| unsafe {
+    let values = invoke(("Node", true), &recorder, 2, &[], |context, outputs| unsafe {
         log(context, abi::LOG_WARN, abi::Str::new("a line"));
         let mut device = abi::Str::EMPTY;
         property(context, abi::Str::new("device"), &mut device);
@@ -70,7 +70,7 @@ fn what_was_written_comes_back_and_what_was_said_arrives() {
 
 #[test]
 fn a_failure_carries_its_sentence_and_input_and_the_last_one_counts() {
-    let result = invoke("Node", &Recorder::default(), 0, &[], |context, _| unsafe {
+    let result = invoke(("Node", true), &Recorder::default(), 0, &[], |context, _| unsafe {
         fail(context, abi::Str::EMPTY, abi::Str::new("first"));
         fail(context, abi::Str::new("steps"), abi::Str::new("too many steps"));
         abi::ERROR
@@ -83,7 +83,7 @@ fn a_failure_carries_its_sentence_and_input_and_the_last_one_counts() {
 #[test]
 fn a_failure_releases_what_was_written() {
     let value = Value::string("kept");
-    let result = invoke("Node", &Recorder::default(), 1, &[], |_, outputs| unsafe {
+    let result = invoke(("Node", true), &Recorder::default(), 1, &[], |_, outputs| unsafe {
         *outputs = value.clone().into_raw();
         assert_eq!(value.references(), Some(2));
         abi::ERROR
@@ -96,7 +96,7 @@ fn a_failure_releases_what_was_written() {
 #[test]
 fn rules_that_are_broken_become_sentences() {
     let run = |expected: &[Expected], status, value: abi::Value| {
-        sentence(invoke("Node", &Recorder::default(), 1, expected, |_, outputs| {
+        sentence(invoke(("Node", true), &Recorder::default(), 1, expected, |_, outputs| {
             // SAFETY: one output was asked for.
             unsafe { *outputs = value };
             status
@@ -111,7 +111,7 @@ fn rules_that_are_broken_become_sentences() {
     assert!(run(&[], abi::OK, unknown).contains("of kind 99"));
     let null = abi::Value { kind: abi::TENSOR, ..none };
     assert!(run(&image_output(), abi::OK, null).contains("at NULL"));
-    let said = invoke("Node", &Recorder::default(), 0, &[], |context, _| unsafe {
+    let said = invoke(("Node", true), &Recorder::default(), 0, &[], |context, _| unsafe {
         output(context, abi::Str::new("[1]"));
         abi::OK
     });
@@ -122,7 +122,7 @@ fn rules_that_are_broken_become_sentences() {
 fn cancelling_is_asked_for_once_and_stays() {
     let recorder = Recorder { stop_at: Some(2), ..Recorder::default() };
     let mut steps = 0;
-    let result = invoke("Node", &recorder, 0, &[], |context, _| {
+    let result = invoke(("Node", true), &recorder, 0, &[], |context, _| {
         // SAFETY: the context that was lent.
         while unsafe { progress(context, steps, 10) } == 0 {
             steps += 1;
@@ -135,7 +135,7 @@ fn cancelling_is_asked_for_once_and_stays() {
 #[test]
 fn a_panic_of_the_host_does_not_reach_the_library() {
     let recorder = Recorder { panics: true, ..Recorder::default() };
-    let result = invoke("Node", &recorder, 0, &[], |context, _| {
+    let result = invoke(("Node", true), &recorder, 0, &[], |context, _| {
         // SAFETY: the context that was lent.
         assert_eq!(unsafe { progress(context, 0, 1) }, 1, "the work is to stop");
         abi::CANCELLED
@@ -146,7 +146,7 @@ fn a_panic_of_the_host_does_not_reach_the_library() {
 #[test]
 fn malformed_parts_are_refused_with_a_line() {
     let recorder = Recorder::default();
-    let result = invoke("Node", &recorder, 0, &[], |context, _| unsafe {
+    let result = invoke(("Node", true), &recorder, 0, &[], |context, _| unsafe {
         let wrong = abi::Value { kind: 77, ..abi::Value::NONE };
         assert!(new_list(context, &wrong, 1).is_null());
         assert!(new_list(context, std::ptr::null(), 3).is_null());
@@ -168,7 +168,7 @@ fn malformed_parts_are_refused_with_a_line() {
 
 #[test]
 fn a_new_tensor_is_zeroed_and_a_list_keeps_what_is_put_in() {
-    let values = invoke("Node", &Recorder::default(), 1, &[], |context, outputs| unsafe {
+    let values = invoke(("Node", true), &Recorder::default(), 1, &[], |context, outputs| unsafe {
         let tensor = new_tensor(context, abi::DLDataType::F32, 2, [2i64, 3].as_ptr());
         let item = abi::Value { kind: abi::TENSOR, reserved: 0, payload: abi::Payload { tensor } };
         let list = new_list(context, &item, 1);
