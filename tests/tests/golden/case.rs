@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -92,9 +93,18 @@ impl Case {
         Some(self.file(path))
     }
 
-    /// A JSON file of the case.
+    /// A JSON file of the case; a large one may lie there compressed, as NAME.gz.
     pub fn json(&self, name: &str) -> Result<Value> {
-        read_json(&self.file(name))
+        let plain = self.file(name);
+        if plain.is_file() {
+            return read_json(&plain);
+        }
+        let path = self.file(format!("{name}.gz"));
+        let file = std::fs::File::open(&path).with_context(|| path.display().to_string())?;
+        let mut text = String::new();
+        let read = flate2::read::GzDecoder::new(file).read_to_string(&mut text);
+        read.with_context(|| path.display().to_string())?;
+        Ok(kosmograph_models::files::python_json::parse(&text, &path.display().to_string())?)
     }
 
     /// A number of `config.json`; `key` may be a path with dots.

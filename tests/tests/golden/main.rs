@@ -16,6 +16,7 @@ mod kosmos;
 mod lora;
 mod names;
 mod sampling;
+mod sdxl;
 mod text;
 
 use std::collections::BTreeSet;
@@ -47,11 +48,21 @@ const CASES: &[(&str, &[Part])] = &[
     ("eps_probe", &[text::eps_probe, kosmos::eps_probe, diffusion::eps_probe]),
     ("gpt_decoder", &[kosmos::gpt_decoder]),
     ("image_preprocess", &[kosmos::image_preprocess]),
-    ("key_lists", &[text::key_lists, kosmos::key_lists, diffusion::key_lists, names::key_lists]),
+    (
+        "key_lists",
+        &[
+            text::key_lists,
+            kosmos::key_lists,
+            diffusion::key_lists,
+            names::key_lists,
+            sdxl::key_lists,
+        ],
+    ),
     ("kosmosg_encode_condition", &[kosmos::encode_condition]),
     ("lora", &[lora::lora]),
     ("schedulers", &[sampling::schedulers]),
     ("schedulers_diffusers_0.21.4", &[sampling::schedulers]),
+    ("sdxl_unet", &[sdxl::unet]),
     ("tokens", &[kosmos::tokens]),
     ("torch_randn", &[sampling::torch_randn]),
     ("unet", &[diffusion::unet]),
@@ -65,8 +76,7 @@ const NOT_COVERED: &[(&str, &str)] = &[
     ("aligner/grads.safetensors", "gradients of the aligner: there is no training yet"),
     ("e2e_official_0.21.4/train.grad_condition", "a gradient: there is no training yet"),
     ("torchscale_decoder_xpos_NOT_USED_BY_KOSMOSG", "Kosmos-G does not use xPos"),
-    ("key_lists/mapping_sdxl_", "SDXL is not built yet"),
-    ("key_lists/sdxl_", "SDXL is not built yet"),
+    ("key_lists/sdxl_text_encoder_2_diffusers", "SDXL's larger text encoder is not built yet"),
     ("controlnet_shuffle", "ControlNets that pool over the picture are not built yet"),
     ("dataset_tsv", "there is no training yet"),
     ("esrgan", "upscaling networks are not built yet"),
@@ -78,7 +88,6 @@ const NOT_COVERED: &[(&str, &str)] = &[
     ("sdxl_e2e", "SDXL is not built yet"),
     ("sdxl_lora", "SDXL is not built yet"),
     ("sdxl_text", "SDXL is not built yet"),
-    ("sdxl_unet", "SDXL is not built yet"),
     ("t2i_adapter", "T2I-Adapters are not built yet"),
     ("taesd", "TAESD is not built yet"),
     ("train_align", "there is no training yet"),

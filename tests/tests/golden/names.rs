@@ -15,9 +15,9 @@ use serde_json::{Map, Value, json};
 
 use crate::case::Case;
 
-type Shapes = BTreeMap<String, Vec<usize>>;
+pub type Shapes = BTreeMap<String, Vec<usize>>;
 
-fn shapes(list: &Value) -> Result<Shapes> {
+pub fn shapes(list: &Value) -> Result<Shapes> {
     let list = list.as_object().context("a key list is not an object")?;
     let shape = |(name, entry): (&String, &Value)| {
         Ok((name.clone(), serde_json::from_value(entry["shape"].clone())?))
@@ -26,7 +26,7 @@ fn shapes(list: &Value) -> Result<Shapes> {
 }
 
 /// A safetensors file of these shapes in f16.
-fn open(shapes: &Shapes, folder: &Path) -> Result<Checkpoint> {
+pub fn open(shapes: &Shapes, folder: &Path) -> Result<Checkpoint> {
     let mut header = Map::new();
     let mut at = 0;
     for (name, shape) in shapes {
@@ -45,7 +45,7 @@ fn open(shapes: &Shapes, folder: &Path) -> Result<Checkpoint> {
 }
 
 /// Compares diffusers' names and the shapes behind them with what the mapping and the list say.
-fn check(
+pub fn check(
     case: &mut Case,
     part: &str,
     read: &Weights,

@@ -53,6 +53,12 @@ impl<'a> Options<'a> {
         }
     }
 
+    /// The option as it is written, null included; None where it is left out.
+    pub(crate) fn given(&mut self, key: &'static str) -> Option<&'a Value> {
+        self.known.push(key);
+        self.options.get(key)
+    }
+
     /// As [`Options::get_or`], of any size: for what is only compared.
     fn get_any_or<T: DeserializeOwned>(&mut self, key: &'static str, default: T) -> Result<T> {
         self.known.push(key);

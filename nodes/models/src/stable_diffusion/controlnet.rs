@@ -14,7 +14,7 @@ use crate::files::python_json::parse;
 use crate::files::weights::Weights;
 use crate::stable_diffusion::resnet::Conv2d;
 use crate::stable_diffusion::unet::Residuals;
-use crate::stable_diffusion::unet_blocks::{Encoded, Encoder, EncoderConfig};
+use crate::stable_diffusion::unet_blocks::{Condition, Encoded, Encoder, EncoderConfig};
 
 /// The order of the hint's channels in memory, as the network was trained on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -221,14 +221,15 @@ impl ControlNet {
     ///
     /// # Errors
     /// The shapes do not fit the network or each other.
-    pub fn forward(
+    pub fn forward<'a>(
         &self,
         x: &Tensor,
         timesteps: &Tensor,
-        context: &Tensor,
+        condition: impl Into<Condition<'a>>,
         hint_embedding: &Tensor,
     ) -> Result<Residuals> {
-        self.config.encoder.check(x, timesteps, context)?;
+        let condition = condition.into();
+        self.config.encoder.check(x, timesteps, &condition)?;
         let (batch, _, height, width) = x.dims4()?;
         let channels = self.config.encoder.levels[0].channels;
         let hint = match hint_embedding.dims() {
@@ -247,10 +248,11 @@ impl ControlNet {
             }
         };
         let activations = self.encoder.activations();
-        let (x, context) = (&x.to_dtype(activations)?, &context.to_dtype(activations)?);
+        let (x, context) = (&x.to_dtype(activations)?, &condition.context.to_dtype(activations)?);
+        let condition = Condition { context, ..condition };
         let hint = hint.to_dtype(activations)?;
         let Encoded { skips, mid, .. } =
-            self.encoder.forward(x, timesteps, context, Some(&hint), &mut |_, _| {})?;
+            self.encoder.forward(x, timesteps, &condition, Some(&hint), &mut |_, _| {})?;
         let down = self
             .controlnet_down_blocks
             .iter()

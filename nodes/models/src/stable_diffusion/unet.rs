@@ -13,10 +13,11 @@ use crate::files::diffusers_config::Options;
 use crate::files::python_json::parse;
 use crate::files::weights::Weights;
 use crate::stable_diffusion::resnet::{Conv2d, GroupNorm};
-pub use crate::stable_diffusion::unet_blocks::EncoderConfig;
-use crate::stable_diffusion::unet_blocks::{Encoded, Encoder, UpBlock2D};
+use crate::stable_diffusion::unet_blocks::{Encoded, Encoder, UpBlock2D, depths};
 
-pub use crate::stable_diffusion::unet_blocks::{LevelConfig, Probe};
+pub use crate::stable_diffusion::unet_blocks::{
+    Condition, EncoderConfig, LevelConfig, MiddleConfig, Probe, VectorConfig,
+};
 
 /// `config.json` of a `UNet2DConditionModel`.
 ///
@@ -29,6 +30,9 @@ pub struct UNetConfig {
     pub out_channels: usize,
     /// For every level of the expanding half, from the lowest: has it cross-attention?
     pub up_cross_attention: Vec<bool>,
+    /// For every level of the expanding half, from the lowest, and each of its ResNet blocks: how many blocks the
+    /// transformer behind it has. Empty: as in the contracting half.
+    pub up_transformer_layers: Vec<Vec<usize>>,
     /// The colour of each latent channel, and what is added to their sum, in -1..1: our own options
     /// "latent_rgb" and "latent_rgb_bias", which `examples/latent_rgb.rs` fits. Empty where nobody said it.
     pub latent_rgb: (Vec<[f32; 3]>, [f32; 3]),
@@ -41,6 +45,7 @@ impl Default for UNetConfig {
             encoder: EncoderConfig::default(),
             out_channels: 4,
             up_cross_attention: vec![false, true, true, true],
+            up_transformer_layers: Vec::new(),
             latent_rgb: Default::default(),
         }
     }
@@ -81,6 +86,11 @@ impl UNetConfig {
                 _ => Err(options.unsupported("up_block_types", "CrossAttnUpBlock2D and UpBlock2D")),
             })
             .collect::<Result<_>>()?;
+        let layers: Vec<usize> =
+            encoder.levels.iter().rev().map(|level| level.layers + 1).collect();
+        let up_transformer_layers =
+            depths(&mut options, "reverse_transformer_layers_per_block", &layers)?
+                .unwrap_or_default();
         let out_channels = options.get_or("out_channels", 4)?;
         let latent_rgb =
             (options.get_or("latent_rgb", vec![])?, options.get_or("latent_rgb_bias", [0.0; 3])?);
@@ -94,7 +104,6 @@ impl UNetConfig {
             ("mid_block_only_cross_attention", json!(null)),
             ("resnet_out_scale_factor", json!(1.0)),
             ("resnet_skip_time_act", json!(false)),
-            ("reverse_transformer_layers_per_block", json!(null)),
             ("time_cond_proj_dim", json!(null)),
             ("time_embedding_act_fn", json!(null)),
             ("time_embedding_dim", json!(null)),
@@ -102,7 +111,31 @@ impl UNetConfig {
             ("timestep_post_act", json!(null)),
         ])?;
         options.finish()?;
-        Ok(UNetConfig { encoder, out_channels, up_cross_attention, latent_rgb })
+        Ok(UNetConfig {
+            encoder,
+            out_channels,
+            up_cross_attention,
+            up_transformer_layers,
+            latent_rgb,
+        })
+    }
+
+    /// The blocks of each transformer of the expanding half, from the lowest level; None where that cannot be: a level
+    /// has another number of them than ResNet blocks, or differs within itself in the contracting half alone.
+    fn up_depths(&self) -> Option<Vec<Vec<usize>>> {
+        let levels = self.encoder.levels.iter().rev();
+        if self.up_transformer_layers.is_empty() {
+            let alike = |level: &LevelConfig| {
+                let depths = &level.transformer_layers;
+                let first = *depths.first()?;
+                depths.iter().all(|&depth| depth == first).then(|| vec![first; level.layers + 1])
+            };
+            return levels.map(alike).collect();
+        }
+        let depths = &self.up_transformer_layers;
+        let fits = depths.len() == levels.len()
+            && levels.zip(depths).all(|(level, depths)| depths.len() == level.layers + 1);
+        fits.then(|| depths.clone())
     }
 
     /// What makes a picture of latents, in -1..1: the colour of each channel, and what is added to their sum.
@@ -115,8 +148,21 @@ impl UNetConfig {
             [-0.2829, 0.1762, 0.2721],
             [-0.2120, -0.2616, -0.7177],
         ];
+        // SDXL's, as ComfyUI has it.
+        const XL: ([[f32; 3]; 4], [f32; 3]) = (
+            [
+                [0.3651, 0.4232, 0.4341],
+                [-0.2533, -0.0042, 0.1068],
+                [0.1076, 0.1111, -0.0362],
+                [-0.3165, -0.2492, -0.2188],
+            ],
+            [0.1084, -0.0175, -0.0011],
+        );
         let own = &self.latent_rgb;
         match own.0.len() {
+            0 if self.out_channels == 4 && self.encoder.vector.is_some() => {
+                Some((XL.0.to_vec(), XL.1))
+            }
             0 if self.out_channels == 4
                 && [768, 1024].contains(&self.encoder.cross_attention_dim) =>
             {
@@ -228,6 +274,15 @@ impl UNet {
                 supported: format!("one for each of the {} levels", levels.len()),
             });
         }
+        let Some(depths) = config.up_depths() else {
+            return Err(Error::UnsupportedConfig {
+                file: "the configuration".to_owned(),
+                key: "reverse_transformer_layers_per_block".to_owned(),
+                found: format!("{:?}", config.up_transformer_layers),
+                supported: "for each level, from the lowest, one number more than it has layers"
+                    .to_owned(),
+            });
+        };
         let mut skips = encoder_config.skip_channels();
         let mut input = levels[levels.len() - 1].channels;
         let mut up_blocks = Vec::with_capacity(levels.len());
@@ -240,7 +295,7 @@ impl UNet {
                 &weights.sub(format!("up_blocks.{i}")),
                 input,
                 (encoder_config, level),
-                config.up_cross_attention[i],
+                config.up_cross_attention[i].then_some(&depths[i]),
                 &taken,
                 i + 1 < levels.len(),
             )?);
@@ -261,41 +316,43 @@ impl UNet {
     }
 
     /// The prediction [B, out_channels, H, W], in f32, for `x` [B, in_channels, H, W] at `timesteps`
-    /// ([1] for all, or [B]; integers or f32, 0 ≤ t < the schedule's training steps) with `context`
-    /// [B, T, cross_attention_dim]. H and W may be any size.
+    /// ([1] for all, or [B]; integers or f32, 0 ≤ t < the schedule's training steps) with a context
+    /// [B, T, cross_attention_dim], or a [`Condition`] where the network takes more. H and W may be any size.
     ///
     /// # Errors
     /// The shapes do not fit the network or each other.
-    pub fn forward(
+    pub fn forward<'a>(
         &self,
         x: &Tensor,
         timesteps: &Tensor,
-        context: &Tensor,
+        condition: impl Into<Condition<'a>>,
         residuals: Option<&Residuals>,
     ) -> Result<Tensor> {
-        self.forward_with(x, timesteps, context, residuals, &mut |_, _| {})
+        self.forward_with(x, timesteps, condition, residuals, &mut |_, _| {})
     }
 
     /// [`UNet::forward`], with `probe` told of the intermediate results `time_proj`,
-    /// `time_embedding`, `conv_in`, `down{i}_resnet{j}`, `down{i}_attn{j}`, `down{i}`, `mid` and
+    /// `time_embedding`, `add_time_proj`, `add_embedding`, `conv_in`, `down{i}_resnet{j}`, `down{i}_attn{j}`, `down{i}`, `mid` and
     /// `up{i}`.
     ///
     /// # Errors
     /// As [`UNet::forward`].
-    pub fn forward_with(
+    pub fn forward_with<'a>(
         &self,
         x: &Tensor,
         timesteps: &Tensor,
-        context: &Tensor,
+        condition: impl Into<Condition<'a>>,
         residuals: Option<&Residuals>,
         probe: &mut Probe,
     ) -> Result<Tensor> {
-        self.encoder.config().check(x, timesteps, context)?;
+        let condition = condition.into();
+        self.encoder.config().check(x, timesteps, &condition)?;
         self.config.ask(x)?;
         let activations = self.encoder.activations();
-        let (x, context) = (&x.to_dtype(activations)?, &context.to_dtype(activations)?);
+        let (x, context) = (&x.to_dtype(activations)?, &condition.context.to_dtype(activations)?);
+        let condition = Condition { context, ..condition };
         let Encoded { mut skips, mid, temb } =
-            self.encoder.forward(x, timesteps, context, None, probe)?;
+            self.encoder.forward(x, timesteps, &condition, None, probe)?;
         let mut hidden_states = mid;
         if let Some(residuals) = residuals {
             check_residuals(residuals, &skips, &hidden_states)?;
@@ -372,7 +429,7 @@ mod tests {
                         layers: 1,
                         cross_attention,
                         heads,
-                        transformer_layers: 1,
+                        transformer_layers: vec![1],
                     })
                     .to_vec(),
                 cross_attention_dim: 6,
@@ -407,7 +464,11 @@ mod tests {
             ("up_block_types", json!(["UpBlock2D"])),
             ("block_out_channels", json!([4, 7])),
             ("layers_per_block", json!(0)),
-            ("addition_embed_type", json!("text_time")),
+            ("addition_embed_type", json!("text_image")),
+            ("transformer_layers_per_block", json!([1])),
+            ("transformer_layers_per_block", json!([[1, 2], 1])),
+            ("reverse_transformer_layers_per_block", json!([[1, 1, 1], 1])),
+            ("mid_block_type", json!("UNetMidBlock2DSimpleCrossAttn")),
             ("some_new_option", json!("on")),
         ] {
             let mut json = tiny();

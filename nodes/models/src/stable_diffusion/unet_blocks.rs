@@ -1,9 +1,9 @@
 //! The contracting half of Stable Diffusion's U-Net, which ControlNet copies, and the expanding
 //! blocks that follow it. Field names are diffusers' checkpoint names.
 
-use candle_core::{DType, Result as CandleResult, Tensor};
+use candle_core::{DType, Device, Result as CandleResult, Tensor};
 use kosmograph_kernels as kernels;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
 use crate::files::diffusers_config::Options;
@@ -16,7 +16,7 @@ use crate::stable_diffusion::transformer2d::{Transformer2D, Transformer2DConfig}
 pub type Probe<'a> = dyn FnMut(&str, &Tensor) + 'a;
 
 /// One level of the U-Net, as the contracting half has it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LevelConfig {
     /// A multiple of the norms' groups and of the heads; of the first level even, and at least 4.
     pub channels: usize,
@@ -26,8 +26,38 @@ pub struct LevelConfig {
     pub cross_attention: bool,
     /// Of its attention; their width follows from the channels.
     pub heads: usize,
-    /// Blocks in a row within a transformer.
-    pub transformer_layers: usize,
+    /// Blocks in a row within the transformer behind each ResNet block; as many numbers as `layers`.
+    pub transformer_layers: Vec<usize>,
+}
+
+/// What stands between the two halves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MiddleConfig {
+    /// Nothing (KOALA's smaller model).
+    Nothing,
+    /// One ResNet block (SSD-1B, Vega).
+    ResNet,
+    /// A transformer of so many blocks between two ResNet blocks.
+    Transformer { layers: usize },
+}
+
+/// The vector that SDXL's U-Nets take beside the context: the text's pooled vector, and features of the
+/// picture's sizes. Podell et al., "SDXL", arXiv 2307.01952, §2.2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VectorConfig {
+    /// Its numbers: 2816 for SDXL, 2560 for the refiner.
+    pub width: usize,
+    /// Features of each size; even.
+    pub size_features: usize,
+    /// How many sizes there are: 6, or the refiner's 5.
+    pub sizes: usize,
+}
+
+impl VectorConfig {
+    /// The width of the text's pooled vector.
+    pub fn pooled(&self) -> usize {
+        self.width - self.sizes * self.size_features
+    }
 }
 
 /// The contracting half: all that a U-Net and its ControlNets have in common. [`Default`] is Stable Diffusion
@@ -51,6 +81,9 @@ pub struct EncoderConfig {
     /// A transformer's outer projections are linear (SD 2) rather than 1 × 1 convolutions (SD 1). The same
     /// computation; only the shape in the file differs.
     pub use_linear_projection: bool,
+    pub middle: MiddleConfig,
+    /// What it takes beside the context; Stable Diffusion 1 and 2 take nothing.
+    pub vector: Option<VectorConfig>,
 }
 
 impl Default for EncoderConfig {
@@ -60,7 +93,7 @@ impl Default for EncoderConfig {
             layers: 2,
             cross_attention,
             heads: 8,
-            transformer_layers: 1,
+            transformer_layers: vec![1; 2],
         };
         EncoderConfig {
             in_channels: 4,
@@ -71,6 +104,8 @@ impl Default for EncoderConfig {
             flip_sin_to_cos: true,
             freq_shift: 0.0,
             use_linear_projection: false,
+            middle: MiddleConfig::Transformer { layers: 1 },
+            vector: None,
         }
     }
 }
@@ -106,36 +141,37 @@ impl EncoderConfig {
         let layers = options.per_block("layers_per_block", 2, blocks)?;
         // diffusers' name for the number of heads; their width follows from the channels.
         let heads = options.per_block("attention_head_dim", 8, blocks)?;
-        let transformer_layers = options.per_block("transformer_layers_per_block", 1, blocks)?;
+        let transformer_layers = depths(options, "transformer_layers_per_block", &layers)?
+            .unwrap_or_else(|| layers.iter().map(|&layers| vec![1; layers]).collect());
+        let middle = middle(options, &transformer_layers[blocks - 1])?;
         let cross_attention_dim = options.get_or("cross_attention_dim", 1280usize)?;
         let groups = options.get_or("norm_num_groups", 32usize)?;
         let use_linear_projection = options.get_or("use_linear_projection", false)?;
         options.only(&[
             ("act_fn", json!("silu")),
-            ("addition_embed_type", json!(null)),
-            ("addition_time_embed_dim", json!(null)),
             ("attention_type", json!("default")),
             ("class_embed_type", json!(null)),
             ("downsample_padding", json!(1)),
             ("encoder_hid_dim", json!(null)),
             ("encoder_hid_dim_type", json!(null)),
             ("mid_block_scale_factor", json!(1)),
-            ("mid_block_type", json!("UNetMidBlock2DCrossAttn")),
             ("num_attention_heads", json!(null)),
             ("num_class_embeds", json!(null)),
             ("only_cross_attention", json!(false)),
-            ("projection_class_embeddings_input_dim", json!(null)),
             ("resnet_time_scale_shift", json!("default")),
         ])?;
         // A question of half precision only: here attention computes in f32 anyway.
         let _: bool = options.get_or("upcast_attention", false)?;
-        let levels = (0..blocks)
-            .map(|i| LevelConfig {
+        let vector = vector(options, cross_attention_dim)?;
+        let levels = transformer_layers
+            .into_iter()
+            .enumerate()
+            .map(|(i, transformer_layers)| LevelConfig {
                 channels: channels[i],
                 layers: layers[i],
                 cross_attention: cross_attention[i],
                 heads: heads[i],
-                transformer_layers: transformer_layers[i],
+                transformer_layers,
             })
             .collect();
         let config = EncoderConfig {
@@ -147,6 +183,8 @@ impl EncoderConfig {
             flip_sin_to_cos: options.get_or("flip_sin_to_cos", true)?,
             freq_shift: options.get_or("freq_shift", 0.0)?,
             use_linear_projection,
+            middle,
+            vector,
         };
         match config.problem() {
             Some(wanted) => Err(options.unsupported("block_out_channels", &wanted)),
@@ -170,6 +208,9 @@ impl EncoderConfig {
         if self.levels.iter().any(|level| level.layers == 0) {
             return Some("levels of at least one layer".to_owned());
         }
+        if self.levels.iter().any(|level| level.transformer_layers.len() != level.layers) {
+            return Some("levels with a number of transformer blocks for each layer".to_owned());
+        }
         match self.levels.first() {
             None => Some("at least one".to_owned()),
             Some(first) if first.channels % 2 != 0 || first.channels < 4 => {
@@ -179,12 +220,12 @@ impl EncoderConfig {
         }
     }
 
-    /// The transformers of a level.
-    pub(crate) fn transformer(&self, level: &LevelConfig) -> Transformer2DConfig {
+    /// A transformer of a level, of so many blocks.
+    pub(crate) fn transformer(&self, level: &LevelConfig, layers: usize) -> Transformer2DConfig {
         Transformer2DConfig {
             channels: level.channels,
             heads: level.heads,
-            layers: level.transformer_layers,
+            layers,
             cross_attention_dim: self.cross_attention_dim,
             groups: self.norm_num_groups,
             use_linear_projection: self.use_linear_projection,
@@ -211,9 +252,14 @@ impl EncoderConfig {
         skips
     }
 
-    /// Do `x` [B, in_channels, H, W], `timesteps` [1] or [B] and `context`
-    /// [B, T, cross_attention_dim] fit this network and each other?
-    pub(crate) fn check(&self, x: &Tensor, timesteps: &Tensor, context: &Tensor) -> Result<()> {
+    /// Do `x` [B, in_channels, H, W], `timesteps` [1] or [B] and `condition`
+    /// (its context [B, T, cross_attention_dim]) fit this network and each other?
+    pub(crate) fn check(
+        &self,
+        x: &Tensor,
+        timesteps: &Tensor,
+        condition: &Condition<'_>,
+    ) -> Result<()> {
         let complain = |sentence: String| Err(Error::Input(sentence));
         let batch = match x.dims() {
             [batch, channels, height, width] if *channels == self.in_channels => {
@@ -229,7 +275,7 @@ impl EncoderConfig {
                 ));
             }
         };
-        match context.dims() {
+        match condition.context.dims() {
             [rows, _, width] if *rows == batch && *width == self.cross_attention_dim => {}
             shape => {
                 return complain(format!(
@@ -238,6 +284,9 @@ impl EncoderConfig {
                     self.cross_attention_dim
                 ));
             }
+        }
+        if let Some(vector) = &self.vector {
+            vector.check(condition, batch)?;
         }
         match timesteps.dims() {
             [1] => Ok(()),
@@ -249,10 +298,141 @@ impl EncoderConfig {
     }
 }
 
-/// Sinusoidal features of the timestep, then two linear layers.
+impl VectorConfig {
+    /// The features of `sizes` [B, S], in rows: [B · S, size_features].
+    fn features(&self, sizes: &Tensor, flip: bool, freq_shift: f64) -> CandleResult<Tensor> {
+        time_proj(&sizes.flatten_all()?, self.size_features, flip, freq_shift)
+    }
+
+    /// Does `condition` have what the vector is made of, for `batch` rows?
+    fn check(&self, condition: &Condition<'_>, batch: usize) -> Result<()> {
+        let part = |tensor: Option<&Tensor>, width: usize, what: &str| {
+            let found = match tensor.map(Tensor::dims) {
+                Some([rows, found]) if *found == width && (*rows == batch || *rows == 1) => {
+                    return Ok(());
+                }
+                Some(found) => format!("is {found:?}"),
+                None => "is missing".to_owned(),
+            };
+            Err(Error::Input(format!(
+                "the conditioning's {what} {found}, the network takes [{batch}, {width}]: it was encoded \
+                 for another model"
+            )))
+        };
+        part(condition.pooled, self.pooled(), "pooled vector")?;
+        part(condition.sizes, self.sizes, "list of sizes")
+    }
+}
+
+/// What a U-Net draws after.
+#[derive(Clone, Copy, Debug)]
+pub struct Condition<'a> {
+    /// [B, T, D].
+    pub context: &'a Tensor,
+    /// The text's pooled vector [B, P] or [1, P], where the network takes one (SDXL).
+    pub pooled: Option<&'a Tensor>,
+    /// As they are in pixels, [B, S] or [1, S]: height and width of the original, top and left of the crop, height
+    /// and width of the target; of SDXL's refiner the aesthetic score instead of the target.
+    pub sizes: Option<&'a Tensor>,
+}
+
+impl<'a> From<&'a Tensor> for Condition<'a> {
+    /// A context alone, as Stable Diffusion 1 and 2 take it.
+    fn from(context: &'a Tensor) -> Self {
+        Condition { context, pooled: None, sizes: None }
+    }
+}
+
+/// An option that says for each level how many blocks its transformers have: one number for all, or a list of a
+/// number, or of a list of one for each layer, for each level. None where it is left out.
+pub(crate) fn depths(
+    options: &mut Options,
+    key: &'static str,
+    layers: &[usize],
+) -> Result<Option<Vec<Vec<usize>>>> {
+    /// Of a transformer; there are 10 in the deepest that people have.
+    const MOST: u64 = 256;
+    let given = match options.get_or(key, Value::Null)? {
+        Value::Null => return Ok(None),
+        Value::Array(list) => list,
+        one => vec![one; layers.len()],
+    };
+    let number = |value: &Value| value.as_u64().filter(|&n| n <= MOST).map(|n| n as usize);
+    let level = |(value, &layers): (&Value, &usize)| match value {
+        Value::Array(list) if list.len() == layers => list.iter().map(number).collect(),
+        one => number(one).map(|one| vec![one; layers]),
+    };
+    let depths: Option<Vec<Vec<usize>>> = given.iter().zip(layers).map(level).collect();
+    match depths.filter(|_| given.len() == layers.len()) {
+        Some(depths) => Ok(Some(depths)),
+        None => {
+            let wanted = format!(
+                "a number of at most {MOST}, or a list with one, or one for each layer, for each of the {} \
+                 levels",
+                layers.len()
+            );
+            Err(options.unsupported(key, &wanted))
+        }
+    }
+}
+
+/// The middle block; where it has a transformer, that has as many blocks as those of the lowest level, unless our
+/// own option "mid_block_transformer_layers" says otherwise (diffusers cannot say it).
+fn middle(options: &mut Options, lowest: &[usize]) -> Result<MiddleConfig> {
+    // diffusers tells a middle that is null from one that is left out.
+    let kinds = ["UNetMidBlock2DCrossAttn", "UNetMidBlock2D"];
+    let layers = options.get_or("mid_block_transformer_layers", lowest[0])?;
+    match options.given("mid_block_type") {
+        None => Ok(MiddleConfig::Transformer { layers }),
+        Some(Value::Null) => Ok(MiddleConfig::Nothing),
+        Some(kind) if kind == kinds[0] => Ok(MiddleConfig::Transformer { layers }),
+        Some(kind) if kind == kinds[1] => Ok(MiddleConfig::ResNet),
+        Some(_) => {
+            Err(options.unsupported("mid_block_type", &format!("{} and {}", kinds[0], kinds[1])))
+        }
+    }
+}
+
+/// The vector's shape. How many sizes there are stands nowhere in diffusers' configuration: the refiner, whose
+/// pooled vector is as wide as its context, has 5.
+fn vector(options: &mut Options, context: usize) -> Result<Option<VectorConfig>> {
+    let kind: Option<String> = options.get_or("addition_embed_type", None)?;
+    let size_features = options.get_or("addition_time_embed_dim", 256usize)?;
+    let width = options.get_or("projection_class_embeddings_input_dim", 2816usize)?;
+    match kind.as_deref() {
+        None => return Ok(None),
+        Some("text_time") => {}
+        Some(_) => return Err(options.unsupported("addition_embed_type", "text_time")),
+    }
+    if size_features % 2 != 0 || size_features < 4 {
+        return Err(options.unsupported("addition_time_embed_dim", "an even number, at least 4"));
+    }
+    let sizes = if width == context + 5 * size_features { 5 } else { 6 };
+    if width <= sizes * size_features {
+        let wanted = format!("more than {sizes} times addition_time_embed_dim ({size_features})");
+        return Err(options.unsupported("projection_class_embeddings_input_dim", &wanted));
+    }
+    Ok(Some(VectorConfig { width, size_features, sizes }))
+}
+
+/// Two linear layers with a SiLU between them: of the sinusoidal features of the timestep, or of the vector.
 struct TimestepEmbedding {
     linear_1: Linear,
     linear_2: Linear,
+}
+
+impl TimestepEmbedding {
+    fn load(weights: &Weights, input: usize, output: usize) -> Result<Self> {
+        Ok(TimestepEmbedding {
+            linear_1: Linear::load(&weights.sub("linear_1"), input, output)?,
+            linear_2: Linear::load(&weights.sub("linear_2"), output, output)?,
+        })
+    }
+
+    /// [B, input] → [B, output].
+    fn forward(&self, features: &Tensor) -> CandleResult<Tensor> {
+        self.linear_2.forward(&kernels::silu(&self.linear_1.forward(features)?)?)
+    }
 }
 
 /// [B] → [B, dim]: cos and sin of t · 10000^(−i / (dim/2 − freq_shift)).
@@ -288,18 +468,48 @@ struct DownBlock2D {
     downsampler: Option<Conv2d>,
 }
 
-struct UNetMidBlock2DCrossAttn {
-    resnet_0: ResnetBlock2D,
-    attention: Transformer2D,
-    resnet_1: ResnetBlock2D,
+/// The middle block: a ResNet block, and behind it, in most, a transformer and another one.
+struct MidBlock {
+    resnet: ResnetBlock2D,
+    attention: Option<(Transformer2D, ResnetBlock2D)>,
+}
+
+impl MidBlock {
+    fn load(weights: &Weights, config: &EncoderConfig) -> Result<Option<Self>> {
+        let last = &config.levels[config.levels.len() - 1];
+        let resnet = |j: usize| {
+            let weights = weights.sub(format!("resnets.{j}"));
+            ResnetBlock2D::load(&weights, last.channels, last.channels, config.resnet())
+        };
+        let attention = match config.middle {
+            MiddleConfig::Nothing => return Ok(None),
+            MiddleConfig::ResNet => None,
+            MiddleConfig::Transformer { layers } => {
+                let config = config.transformer(last, layers);
+                Some((Transformer2D::load(&weights.sub("attentions.0"), config)?, resnet(1)?))
+            }
+        };
+        Ok(Some(MidBlock { resnet: resnet(0)?, attention }))
+    }
+
+    fn forward(&self, x: &Tensor, temb: &Tensor, context: &Tensor) -> CandleResult<Tensor> {
+        let x = self.resnet.forward(x, Some(temb))?;
+        match &self.attention {
+            Some((transformer, resnet)) => {
+                resnet.forward(&transformer.forward(&x, context)?, Some(temb))
+            }
+            None => Ok(x),
+        }
+    }
 }
 
 /// Everything of a U-Net down to and including its middle block.
 pub(crate) struct Encoder {
     conv_in: Conv2d,
     time_embedding: TimestepEmbedding,
+    add_embedding: Option<TimestepEmbedding>,
     down_blocks: Vec<DownBlock2D>,
-    mid_block: UNetMidBlock2DCrossAttn,
+    mid_block: Option<MidBlock>,
     config: EncoderConfig,
 }
 
@@ -325,14 +535,13 @@ impl Encoder {
         }
         let resnet = config.resnet();
         let first = config.levels[0].channels;
-        let time = weights.sub("time_embedding");
-        let time_embedding = TimestepEmbedding {
-            linear_1: Linear::load(&time.sub("linear_1"), first, resnet.time_embedding)?,
-            linear_2: Linear::load(
-                &time.sub("linear_2"),
-                resnet.time_embedding,
-                resnet.time_embedding,
-            )?,
+        let embedding = |name: &str, input: usize| {
+            TimestepEmbedding::load(&weights.sub(name), input, resnet.time_embedding)
+        };
+        let time_embedding = embedding("time_embedding", first)?;
+        let add_embedding = match config.vector {
+            Some(vector) => Some(embedding("add_embedding", vector.width)?),
+            None => None,
         };
         let mut down_blocks = Vec::with_capacity(config.levels.len());
         let mut input = first;
@@ -351,9 +560,8 @@ impl Encoder {
                 input = level.channels;
                 if level.cross_attention {
                     let weights = weights.sub(format!("attentions.{j}"));
-                    block
-                        .attentions
-                        .push(Transformer2D::load(&weights, config.transformer(level))?);
+                    let config = config.transformer(level, level.transformer_layers[j]);
+                    block.attentions.push(Transformer2D::load(&weights, config)?);
                 }
             }
             if i + 1 < config.levels.len() {
@@ -363,22 +571,12 @@ impl Encoder {
             }
             down_blocks.push(block);
         }
-        let mid = weights.sub("mid_block");
-        let last = &config.levels[config.levels.len() - 1];
-        let mid_resnet = |j: usize| {
-            let weights = mid.sub(format!("resnets.{j}"));
-            ResnetBlock2D::load(&weights, last.channels, last.channels, resnet)
-        };
-        let mid_block = UNetMidBlock2DCrossAttn {
-            resnet_0: mid_resnet(0)?,
-            attention: Transformer2D::load(&mid.sub("attentions.0"), config.transformer(last))?,
-            resnet_1: mid_resnet(1)?,
-        };
         Ok(Encoder {
             conv_in: Conv2d::load_3x3(&weights.sub("conv_in"), config.in_channels, first)?,
             time_embedding,
+            add_embedding,
             down_blocks,
-            mid_block,
+            mid_block: MidBlock::load(&weights.sub("mid_block"), config)?,
             config: config.clone(),
         })
     }
@@ -392,14 +590,14 @@ impl Encoder {
         self.conv_in.activations()
     }
 
-    /// `x` [B, in_channels, H, W], `timesteps` [1] or [B], `context` [B, T, D]; `hint`
+    /// `x` [B, in_channels, H, W], `timesteps` [1] or [B], the condition's context [B, T, D]; `hint`
     /// [B, C₀, H, W] is added to what `conv_in` makes of x (ControlNet). x, context and hint in the
     /// type of the activations.
     pub(crate) fn forward(
         &self,
         x: &Tensor,
         timesteps: &Tensor,
-        context: &Tensor,
+        condition: &Condition<'_>,
         hint: Option<&Tensor>,
         probe: &mut Probe,
     ) -> CandleResult<Encoded> {
@@ -408,10 +606,12 @@ impl Encoder {
         let time_features =
             time_proj(&timesteps, self.config.levels[0].channels, flip_sin_to_cos, freq_shift)?;
         probe("time_proj", &time_features);
-        let TimestepEmbedding { linear_1, linear_2 } = &self.time_embedding;
-        let time_features = time_features.to_dtype(self.activations())?;
-        let temb = linear_2.forward(&kernels::silu(&linear_1.forward(&time_features)?)?)?;
+        let mut temb = self.time_embedding.forward(&time_features.to_dtype(self.activations())?)?;
         probe("time_embedding", &temb);
+        if let Some(added) = self.added(condition, x.device(), probe)? {
+            temb = temb.broadcast_add(&added)?;
+        }
+        let context = condition.context;
         let temb = kernels::silu(&temb)?;
 
         let mut hidden_states = self.conv_in.forward(x)?;
@@ -436,11 +636,39 @@ impl Encoder {
             }
             probe(&format!("down{i}"), &hidden_states);
         }
-        let UNetMidBlock2DCrossAttn { resnet_0, attention, resnet_1 } = &self.mid_block;
-        let mid = resnet_0.forward(&hidden_states, Some(&temb))?;
-        let mid = attention.forward(&mid, context)?;
-        let mid = resnet_1.forward(&mid, Some(&temb))?;
+        let mid = match &self.mid_block {
+            Some(block) => block.forward(&hidden_states, &temb, context)?,
+            None => hidden_states,
+        };
         Ok(Encoded { skips, mid, temb })
+    }
+
+    /// What the vector adds to the time embedding, [B or 1, 4·C₀].
+    fn added(
+        &self,
+        condition: &Condition<'_>,
+        device: &Device,
+        probe: &mut Probe,
+    ) -> CandleResult<Option<Tensor>> {
+        let (
+            Some(embedding),
+            Some(vector),
+            Condition { pooled: Some(pooled), sizes: Some(sizes), .. },
+        ) = (&self.add_embedding, &self.config.vector, condition)
+        else {
+            return Ok(None);
+        };
+        let EncoderConfig { flip_sin_to_cos, freq_shift, .. } = self.config;
+        let features = vector.features(&sizes.to_device(device)?, flip_sin_to_cos, freq_shift)?;
+        probe("add_time_proj", &features);
+        let features = features.reshape((sizes.dim(0)?, ()))?;
+        let rows = pooled.dim(0)?.max(sizes.dim(0)?);
+        let spread = |tensor: &Tensor| tensor.broadcast_as((rows, tensor.dim(1)?));
+        let pooled = pooled.to_device(device)?.to_dtype(DType::F32)?;
+        let vector = Tensor::cat(&[spread(&pooled)?, spread(&features)?], 1)?;
+        let added = embedding.forward(&vector.to_dtype(self.activations())?)?;
+        probe("add_embedding", &added);
+        Ok(Some(added))
     }
 }
 
@@ -459,7 +687,8 @@ impl UpBlock2D {
         weights: &Weights,
         input: usize,
         (config, level): (&EncoderConfig, &LevelConfig),
-        cross_attention: bool,
+        // For each ResNet block, how many blocks the transformer behind it has; None where there is none.
+        transformers: Option<&[usize]>,
         skips: &[usize],
         upsamples: bool,
     ) -> Result<Self> {
@@ -474,9 +703,10 @@ impl UpBlock2D {
                 config.resnet(),
             )?);
             input = level.channels;
-            if cross_attention {
+            if let Some(layers) = transformers {
                 let weights = weights.sub(format!("attentions.{j}"));
-                block.attentions.push(Transformer2D::load(&weights, config.transformer(level))?);
+                let config = config.transformer(level, layers[j]);
+                block.attentions.push(Transformer2D::load(&weights, config)?);
             }
         }
         if upsamples {
@@ -519,7 +749,6 @@ impl UpBlock2D {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::Device;
 
     #[test]
     fn time_features_are_cosines_and_sines() -> CandleResult<()> {

@@ -17,7 +17,7 @@ pub(super) enum Found {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Naming {
     /// A whole checkpoint of the original code: `model.diffusion_model.`, `first_stage_model.`,
-    /// `cond_stage_model.`, or some of these.
+    /// `cond_stage_model.` or SDXL's `conditioner.`, or some of these.
     Checkpoint,
     /// A U-Net alone, by the original code's names or by diffusers'.
     LdmUNet,
@@ -36,7 +36,7 @@ pub(super) enum Naming {
 
 /// Names that one kind of file alone has, the surer ones first. A mark that ends in a dot or an
 /// underscore is the beginning of a name, one that begins with a dot is within it.
-const OTHERS: [(&str, &str); 27] = [
+const OTHERS: [(&str, &str); 21] = [
     ("lora_unet_", "a LoRA, which LoraLoader takes"),
     ("lora_te_", "a LoRA, which LoraLoader takes"),
     (".lora_A.", "a LoRA, which LoraLoader takes"),
@@ -45,9 +45,6 @@ const OTHERS: [(&str, &str); 27] = [
     ("_lora.down.", "a LoRA, which LoraLoader takes"),
     ("string_to_param.", "a textual inversion, which a prompt names as embedding:NAME"),
     ("emb_params", "a textual inversion, which a prompt names as embedding:NAME"),
-    ("conditioner.embedders.1.", "an SDXL checkpoint"),
-    ("conditioner.embedders.0.model.", "an SDXL refiner"),
-    ("conditioner.embedders.0.", "an SDXL checkpoint"),
     ("model.diffusion_model.joint_blocks.", "a Stable Diffusion 3 checkpoint"),
     ("joint_blocks.", "a Stable Diffusion 3 model"),
     ("model.diffusion_model.double_blocks.", "a FLUX checkpoint"),
@@ -55,9 +52,6 @@ const OTHERS: [(&str, &str); 27] = [
     ("single_transformer_blocks.", "a FLUX model"),
     (".attn.add_q_proj.", "a Stable Diffusion 3 model"),
     ("adaln_single.", "a PixArt model"),
-    ("model.diffusion_model.label_emb.", "an SDXL checkpoint"),
-    ("label_emb.", "an SDXL U-Net"),
-    ("add_embedding.", "an SDXL U-Net"),
     ("cond_stage_model.model.", "a Stable Diffusion 2 checkpoint"),
     ("clf.1.", "a Stable Cascade model"),
     ("down_blocks.0.motion_modules.", "an AnimateDiff motion module"),
@@ -82,7 +76,7 @@ pub(super) fn of(weights: &Weights) -> Found {
         Naming::LdmControlNet
     } else if has("controlnet_cond_embedding.") {
         Naming::ControlNet
-    } else if ["model.diffusion_model.", "first_stage_model.", "cond_stage_model."]
+    } else if ["model.diffusion_model.", "first_stage_model.", "cond_stage_model.", "conditioner."]
         .iter()
         .any(|p| has(p))
     {
@@ -110,8 +104,6 @@ pub(super) fn of(weights: &Weights) -> Found {
     });
     match width {
         Some(1024) => Found::Other("a model of Stable Diffusion 2"),
-        Some(1280) => Found::Other("an SDXL refiner"),
-        Some(2048) => Found::Other("an SDXL model"),
         _ => Found::Known(known),
     }
 }

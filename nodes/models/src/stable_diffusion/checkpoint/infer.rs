@@ -40,23 +40,75 @@ fn encoder(weights: &Weights) -> Result<Value> {
         let attends = level.has("attentions.0");
         channels.push(output);
         layers.push(count(&level, "resnets"));
-        transformers.push(count(&level, "attentions.0.transformer_blocks").max(1));
+        transformers.push(depths(&level, layers[layers.len() - 1]));
         types.push(if attends { "CrossAttnDownBlock2D" } else { "DownBlock2D" });
     }
     let conv_in = shape(weights, "conv_in.weight", 4)?;
-    let block = "mid_block.attentions.0.transformer_blocks.0";
-    let text = shape(weights, &format!("{block}.attn2.to_k.weight"), 2)?;
-    let projection = weights.shape("mid_block.attentions.0.proj_in.weight").unwrap_or_default();
-    Ok(json!({
+    let middle = weights.sub("mid_block");
+    let middle_layers = depths(&middle, 1)[0];
+    let middle = match (middle.has("attentions.0"), middle.has("resnets.0")) {
+        (true, _) => json!("UNetMidBlock2DCrossAttn"),
+        (false, true) => json!("UNetMidBlock2D"),
+        (false, false) => Value::Null,
+    };
+    let is_linear =
+        tensor_of(weights, ".proj_in.weight").is_some_and(|projection| projection.len() == 2);
+    // SDXL's heads are 64 wide, as Stable Diffusion 2's; before that there were 8 of them.
+    let heads: Vec<usize> = channels
+        .iter()
+        .map(|&channels| match is_linear {
+            true if channels % 64 == 0 => channels / 64,
+            true => 1,
+            false => 8,
+        })
+        .collect();
+    let vector = match weights.shape("add_embedding.linear_1.weight") {
+        Some(_) => Some(shape(weights, "add_embedding.linear_1.weight", 2)?[1]),
+        None => None,
+    };
+    let text = match (tensor_of(weights, ".attn2.to_k.weight"), vector) {
+        (Some(shape), _) if shape.len() == 2 && shape[1] > 0 => shape[1],
+        // A ControlNet without any attention does not read the context: it is as wide as its family's.
+        (None, Some(2560)) => 1280,
+        (None, Some(_)) => 2048,
+        (None, None) => 768,
+        (Some(_), _) => {
+            let name = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight";
+            shape(weights, name, 2)?[1]
+        }
+    };
+    let mut config = json!({
         "in_channels": conv_in[1],
         "block_out_channels": channels,
         "down_block_types": types,
+        "mid_block_type": middle,
+        "mid_block_transformer_layers": middle_layers,
         "layers_per_block": layers,
         "transformer_layers_per_block": transformers,
-        "cross_attention_dim": text[1],
-        "use_linear_projection": projection.len() == 2,
-        "attention_head_dim": 8,
-    }))
+        "cross_attention_dim": text,
+        "use_linear_projection": is_linear,
+        "attention_head_dim": heads,
+    });
+    if let Some(width) = vector {
+        config["addition_embed_type"] = "text_time".into();
+        config["addition_time_embed_dim"] = 256.into();
+        config["projection_class_embeddings_input_dim"] = width.into();
+    }
+    Ok(config)
+}
+
+/// How many blocks the transformer behind each of `layers` ResNet blocks has; 1 where there is no transformer.
+fn depths(weights: &Weights, layers: usize) -> Vec<usize> {
+    let depth = |j: usize| match weights.sub(format!("attentions.{j}")) {
+        transformer if transformer.has("proj_in") => count(&transformer, "transformer_blocks"),
+        _ => 1,
+    };
+    (0..layers).map(depth).collect()
+}
+
+/// The shape of the first tensor whose name ends so.
+fn tensor_of(weights: &Weights, end: &str) -> Option<Vec<usize>> {
+    weights.names().iter().find(|name| name.ends_with(end)).and_then(|name| weights.shape(name))
 }
 
 pub(super) fn unet(weights: &Weights) -> Result<Value> {
@@ -67,6 +119,9 @@ pub(super) fn unet(weights: &Weights) -> Result<Value> {
         false => "UpBlock2D",
     };
     config["up_block_types"] = (0..levels).map(up).collect();
+    let layers = |level: usize| count(weights, &format!("up_blocks.{level}.resnets"));
+    let up = |level: usize| depths(&weights.sub(format!("up_blocks.{level}")), layers(level));
+    config["reverse_transformer_layers_per_block"] = (0..levels).map(up).collect();
     config["out_channels"] = shape(weights, "conv_out.weight", 4)?[0].into();
     with_header(config, weights, "unet")
 }

@@ -41,6 +41,7 @@ impl Rows {
             "middle_block" => middle_block(rest),
             "output_blocks" => self.output_block(rest),
             "time_embed" => time_embed(rest),
+            "label_emb" => label_emb(rest),
             "out" => {
                 let (part, rest) = number(rest)?;
                 match part {
@@ -61,6 +62,7 @@ impl Rows {
             "input_blocks" => self.input_block(rest),
             "middle_block" => middle_block(rest),
             "time_embed" => time_embed(rest),
+            "label_emb" => label_emb(rest),
             // Convolutions, each but the last followed by a SiLU.
             "input_hint_block" => {
                 let (part, rest) = number(rest)?;
@@ -132,6 +134,16 @@ fn time_embed(name: &str) -> Option<String> {
     match part {
         0 => Some(format!("time_embedding.linear_1.{rest}")),
         2 => Some(format!("time_embedding.linear_2.{rest}")),
+        _ => None,
+    }
+}
+
+/// What SDXL's vector goes through.
+fn label_emb(name: &str) -> Option<String> {
+    let (part, rest) = number(name.strip_prefix("0.")?)?;
+    match part {
+        0 => Some(format!("add_embedding.linear_1.{rest}")),
+        2 => Some(format!("add_embedding.linear_2.{rest}")),
         _ => None,
     }
 }

@@ -393,6 +393,60 @@ fn a_control_net_pools_by_its_name_or_what_stands_beside_it() -> Result<()> {
     Ok(())
 }
 
+/// SDXL's smaller relatives have their own depths, which their names say: of diffusers, and of a single file.
+#[test]
+fn smaller_relatives_of_sdxl_are_known_by_their_depths() -> Result<()> {
+    use crate::stable_diffusion::unet::MiddleConfig::{self, Nothing, ResNet, Transformer};
+    let known: [(&str, usize, Value, Value, MiddleConfig); 5] = [
+        ("SDXL", 2, json!([0, 2, 10]), json!([10, 2, 0]), Transformer { layers: 10 }),
+        ("SSD-1B", 2, json!([0, 2, 4]), json!([[4, 4, 10], [2, 1, 1], 0]), ResNet),
+        ("Vega", 2, json!([0, 1, 2]), json!([2, 1, 0]), ResNet),
+        ("KOALA 700M", 1, json!([0, 2, 5]), json!([5, 2, 0]), Nothing),
+        ("KOALA 1B", 1, json!([0, 2, 6]), json!([6, 2, 0]), Transformer { layers: 6 }),
+    ];
+    for (name, layers, down, up, middle) in known {
+        let config = UNetConfig::from_value(
+            &json!({
+                "block_out_channels": [320, 640, 1280], "attention_head_dim": [5, 10, 20],
+                "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+                "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+                "mid_block_type": match middle {
+                    Nothing => Value::Null,
+                    ResNet => "UNetMidBlock2D".into(),
+                    Transformer { .. } => "UNetMidBlock2DCrossAttn".into(),
+                },
+                "layers_per_block": layers, "use_linear_projection": true, "cross_attention_dim": 2048,
+                "transformer_layers_per_block": down, "reverse_transformer_layers_per_block": up,
+                "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
+                "projection_class_embeddings_input_dim": 2816,
+            }),
+            name,
+        )?;
+        assert_eq!(config.encoder.middle, middle, "{name}");
+        let recording = Weights::recording();
+        UNet::load(&recording, &config)?;
+        let (_file, checkpoint) = open(&recording.recorded())?;
+        let read = check_unet(&checkpoint)?;
+        assert_eq!(read.encoder.middle, middle, "{name}");
+        // The names of a single file: levels of another length begin elsewhere.
+        if layers == 1 {
+            let single = [
+                ("down_blocks.1.resnets.0.norm1.weight", "input_blocks.3.0.in_layers.0.weight"),
+                ("down_blocks.1.attentions.0.norm.weight", "input_blocks.3.1.norm.weight"),
+                ("down_blocks.0.downsamplers.0.conv.bias", "input_blocks.2.0.op.bias"),
+                ("up_blocks.0.upsamplers.0.conv.bias", "output_blocks.1.2.conv.bias"),
+                ("up_blocks.1.attentions.1.norm.weight", "output_blocks.3.1.norm.weight"),
+                ("add_embedding.linear_2.weight", "label_emb.0.2.weight"),
+            ];
+            for (diffusers, original) in single {
+                let found = Rows { layers }.unet(original);
+                assert_eq!(found.as_deref(), Some(diffusers), "{name}");
+            }
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn the_header_says_what_shapes_do_not() -> Result<()> {
     let shapes = shapes("sd15_unet_diffusers.json");
@@ -411,16 +465,6 @@ fn the_header_says_what_shapes_do_not() -> Result<()> {
 #[test]
 fn other_families_and_kinds_are_named() {
     for (names, said) in [
-        (vec![("conditioner.embedders.1.model.ln_final.weight", vec![1280])], "an SDXL checkpoint"),
-        (vec![("conditioner.embedders.0.model.ln_final.weight", vec![1280])], "an SDXL refiner"),
-        (vec![("model.diffusion_model.label_emb.0.0.weight", vec![1, 1])], "SDXL"),
-        (
-            vec![
-                ("add_embedding.linear_1.weight", vec![1, 1]),
-                ("down_blocks.0.resnets.0.conv1.weight", vec![1, 1, 3, 3]),
-            ],
-            "an SDXL U-Net",
-        ),
         (vec![("cond_stage_model.model.ln_final.weight", vec![1024])], "Stable Diffusion 2"),
         (
             vec![(
