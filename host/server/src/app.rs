@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::sync::{Semaphore, watch};
 
 /// What the command line says, in the units in which it is used.
 #[derive(Clone, Debug)]
@@ -38,6 +39,8 @@ pub struct Options {
     pub workflows: PathBuf,
     /// The editor's own files, one folder for each user; there is one.
     pub userdata: PathBuf,
+    /// Whether the server itself speaks TLS.
+    pub tls: bool,
     /// The arguments, for `/system_stats`.
     pub arguments: Vec<String>,
 }
@@ -52,6 +55,9 @@ pub struct Made {
 /// How many outputs are remembered: far more than workers keep results.
 const MOST_MADE: usize = 65_536;
 
+/// How many clients may follow jobs of API v2.
+const MOST_STREAMS: usize = 1024;
+
 /// See the module.
 pub struct App {
     pub options: Options,
@@ -64,6 +70,10 @@ pub struct App {
     pub access: Access,
     made: Mutex<HashMap<Key, Made>>,
     pub vitals: Mutex<Vec<Arc<Vitals>>>,
+    /// Wakes those who follow a job, whenever there is something new of any.
+    changes: watch::Sender<()>,
+    /// Room for clients that follow jobs of API v2.
+    pub streams: Arc<Semaphore>,
     stopping: AtomicBool,
 }
 
@@ -86,6 +96,8 @@ impl App {
             access,
             made: Mutex::default(),
             vitals: Mutex::default(),
+            changes: watch::channel(()).0,
+            streams: Arc::new(Semaphore::new(MOST_STREAMS)),
             stopping: AtomicBool::new(false),
         }
     }
@@ -98,6 +110,30 @@ impl App {
     /// Tells everybody that so much is to do.
     pub fn tell_remaining(&self, remaining: usize) {
         self.hub.send(None, &status(remaining));
+        self.changed();
+    }
+
+    /// Has a job wait again that the store knows as one that waits.
+    pub fn put_back(&self, id: &str) {
+        match self.store.waiting() {
+            Ok(waiting) => {
+                let this = waiting.into_iter().filter(|waiting| waiting.id == id);
+                self.queue.push(this.collect(), |_| ());
+            }
+            Err(error) => {
+                tracing::error!(job = id, "{error}; it runs when the server starts again");
+            }
+        }
+    }
+
+    /// There is something new of a job.
+    pub fn changed(&self) {
+        self.changes.send_replace(());
+    }
+
+    /// Hears of it whenever there is something new of a job.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
     }
 
     fn made(&self) -> MutexGuard<'_, HashMap<Key, Made>> {
@@ -127,6 +163,7 @@ impl App {
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
         self.queue.stop();
+        self.changed();
     }
 
     pub fn is_stopping(&self) -> bool {

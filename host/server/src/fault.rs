@@ -65,6 +65,11 @@ impl From<StoreError> for Fault {
             StoreError::Taken(_) => {
                 Self::new(StatusCode::BAD_REQUEST, "invalid_prompt_id", error.to_string())
             }
+            StoreError::KeyUsed(_) => Self::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "idempotency_key_reuse",
+                error.to_string(),
+            ),
             StoreError::Sqlite(_) => {
                 tracing::error!("{error}");
                 let mut fault =

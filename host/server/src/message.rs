@@ -45,6 +45,30 @@ pub enum Encoding {
     Png = 2,
 }
 
+/// How far a job is.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Progress {
+    /// Nodes that ran or need not, and all of them.
+    pub done: usize,
+    pub total: usize,
+    /// The node at work and its class.
+    pub node: Option<(String, String)>,
+    /// Its steps, those done and all.
+    pub step: u64,
+    pub steps: u64,
+}
+
+impl Progress {
+    /// The part that is done, 0 to 1: nodes count alike, and a step is a part of its node.
+    pub fn value(&self) -> f64 {
+        let of_node = match &self.node {
+            Some(_) if self.steps > 0 => self.step as f64 / self.steps as f64,
+            _ => 0.0,
+        };
+        ((self.done as f64 + of_node.min(1.0)) / self.total.max(1) as f64).min(1.0)
+    }
+}
+
 /// A picture that a node shows while it works.
 #[derive(Clone, Debug)]
 pub struct Preview {
@@ -55,6 +79,13 @@ pub struct Preview {
 }
 
 impl Preview {
+    pub fn media_type(&self) -> &'static str {
+        match self.encoding {
+            Encoding::Jpeg => "image/jpeg",
+            Encoding::Png => "image/png",
+        }
+    }
+
     pub fn jpeg(job: &str, node: &str, picture: Vec<u8>) -> Self {
         let (job, node) = (job.to_owned(), node.to_owned());
         Self { job, node, encoding: Encoding::Jpeg, picture }
@@ -71,13 +102,9 @@ impl Preview {
 
     /// Frame 4: the picture, and in front of it which node of which job it is of.
     pub fn with_metadata(&self) -> Bytes {
-        let image_type = match self.encoding {
-            Encoding::Jpeg => "image/jpeg",
-            Encoding::Png => "image/png",
-        };
         let metadata = json!({"node_id": self.node, "prompt_id": self.job,
             "display_node_id": self.node, "parent_node_id": null, "real_node_id": self.node,
-            "image_type": image_type})
+            "image_type": self.media_type()})
         .to_string();
         let mut frame = Vec::with_capacity(8 + metadata.len() + self.picture.len());
         frame.extend(4u32.to_be_bytes());
@@ -104,6 +131,16 @@ mod tests {
         assert_eq!(metadata["node_id"], "12:3");
         assert_eq!(metadata["image_type"], "image/jpeg");
         assert_eq!(frame[8 + length..], [1, 2, 3]);
+    }
+
+    #[test]
+    fn steps_are_parts_of_their_node() {
+        let mut progress = Progress { done: 1, total: 4, ..Progress::default() };
+        assert_eq!(progress.value(), 0.25);
+        progress.node = Some(("3".into(), "KSampler".into()));
+        (progress.step, progress.steps) = (5, 10);
+        assert_eq!(progress.value(), 0.375);
+        assert_eq!(Progress::default().value(), 0.0);
     }
 
     #[test]

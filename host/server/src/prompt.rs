@@ -44,6 +44,17 @@ pub struct Submission {
     targets: Option<Vec<String>>,
     extra: Map<String, Json>,
     seeds: Option<Seeds>,
+    v2: V2,
+}
+
+/// What only API v2's clients say.
+#[derive(Clone, Debug, Default)]
+pub struct V2 {
+    /// A key that may be used once.
+    pub key: Option<String>,
+    /// Kept beside the job, and told again.
+    pub metadata: Option<Json>,
+    pub priority: Option<i64>,
 }
 
 /// What became of it.
@@ -110,6 +121,20 @@ impl Submission {
         Self::of(file, None, request)
     }
 
+    /// A job of API v2. Its client is called as the job is, so that a socket of that name follows it.
+    ///
+    /// # Errors
+    /// What is wrong with it, 400.
+    pub fn of_v2(workflow: Map<String, Json>, id: &str, v2: V2) -> Result<Self, Fault> {
+        // Pictures of what is being made go to those alone who follow the job.
+        let extra = json!({"preview_method": "auto"});
+        let request = json!({"prompt_id": id, "client_id": id, "extra_data": extra});
+        let request = request.as_object().cloned().unwrap_or_default();
+        let prompt = Json::Object(workflow.clone()).to_string();
+        let file = WorkflowFile { prompt, editor: None, folder: None };
+        Ok(Self { v2, ..Self::of(file, Some(workflow), request)? })
+    }
+
     fn of(
         file: WorkflowFile,
         object: Option<Map<String, Json>>,
@@ -161,7 +186,8 @@ impl Submission {
                 Some(plain(&seed).parse().map_err(|error: String| bad("invalid_seed", error))?)
             }
         };
-        Ok(Self { file, object, client, id, number, front, targets, extra, seeds })
+        let v2 = V2::default();
+        Ok(Self { file, object, client, id, number, front, targets, extra, seeds, v2 })
     }
 }
 
@@ -192,7 +218,7 @@ pub fn truth(value: &Json) -> bool {
 /// # Errors
 /// What is wrong with it (400), that the queue is full (429), or that the store fails (503).
 pub fn submit(app: &App, submission: Submission) -> Result<Accepted, Fault> {
-    let Submission { file, object, client, id, number, front, targets, mut extra, seeds } =
+    let Submission { file, object, client, id, number, front, targets, mut extra, seeds, v2 } =
         submission;
     if let Some(object) = &object {
         let unnamed =
@@ -256,10 +282,12 @@ pub fn submit(app: &App, submission: Submission) -> Result<Accepted, Fault> {
                 targets: plan.outputs().map(|at| plan.steps()[at].name.id.clone()).collect(),
                 workflow_id: workflow_id.map(str::to_owned),
                 created: now(),
+                metadata: v2.metadata.as_ref().map(Json::to_string),
+                priority: v2.priority,
             }
         })
         .collect();
-    let seqs = app.store.insert(&jobs).map_err(|error| release(error.into()))?;
+    let seqs = app.store.insert(&jobs, v2.key.as_deref()).map_err(|error| release(error.into()))?;
     let ids: Vec<String> = jobs.iter().map(|job| job.id.clone()).collect();
     let waiting = jobs.into_iter().zip(seqs).map(|(job, seq)| {
         let NewJob { id, number, client, .. } = job;

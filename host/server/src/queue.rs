@@ -2,8 +2,10 @@
 //!
 //! The store says the same, and says it first.
 
+use crate::message::{Preview, Progress};
 use crate::store::Waiting;
 use axum::extract::ws::Utf8Bytes;
+use serde_json::{Map, Value as Json};
 use std::cmp::Ordering as Order;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,6 +31,11 @@ pub struct Live {
     /// The last `progress_state`, and when it was sent.
     pub state: Option<Utf8Bytes>,
     pub sent: Instant,
+    pub progress: Progress,
+    /// The outputs so far, by node.
+    pub outputs: Map<String, Json>,
+    /// The last picture of what is being made, and the how manieth it is.
+    pub preview: Option<(u64, Arc<Preview>)>,
 }
 
 /// A job at work.
@@ -47,7 +54,14 @@ impl Running {
     fn new(job: Waiting) -> Self {
         let Waiting { id, client, .. } = job;
         let now = Instant::now();
-        let live = Mutex::new(Live { node: None, state: None, sent: now });
+        let live = Mutex::new(Live {
+            node: None,
+            state: None,
+            sent: now,
+            progress: Progress::default(),
+            outputs: Map::new(),
+            preview: None,
+        });
         let (cancel, why) = (AtomicBool::new(false), Mutex::new(None));
         Self { id, client, since: now, cancel, why, live }
     }
@@ -219,6 +233,18 @@ impl Queue {
         self.lock().running.clone()
     }
 
+    /// The one of this id that runs.
+    pub fn running_job(&self, id: &str) -> Option<Arc<Running>> {
+        self.lock().running.iter().find(|running| running.id == id).cloned()
+    }
+
+    /// How many jobs there are up to the one of this id, which waits: 1 is next.
+    pub fn position(&self, id: &str) -> Option<usize> {
+        let inside = self.lock();
+        let place = inside.places.get(id)?;
+        Some(inside.waiting.range(..=place).count())
+    }
+
     pub fn waiting(&self) -> usize {
         self.lock().waiting.len()
     }
@@ -272,6 +298,8 @@ mod tests {
         let taken = [next(&queue), next(&queue), next(&queue)];
         assert_eq!(taken, ["4", "2", "3"]);
         assert_eq!((queue.waiting(), queue.remaining()), (1, 4));
+        assert_eq!((queue.position("1"), queue.position("2")), (Some(1), None));
+        assert!(queue.running_job("2").is_some() && queue.running_job("1").is_none());
         let running = queue.running();
         queue.done(&running[0]);
         assert_eq!(queue.remaining(), 3);

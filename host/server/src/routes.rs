@@ -10,6 +10,7 @@ mod queue;
 mod socket;
 mod upload;
 mod userdata;
+mod v2;
 mod view;
 
 pub use page::installed_frontend;
@@ -75,7 +76,8 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/jobs/{id}", get(jobs::one))
         .route("/jobs/{id}/cancel", post(jobs::cancel))
         .route("/assets", get(info::no_assets).post(info::no_assets))
-        .route("/assets/{*rest}", get(info::no_assets).post(info::no_assets));
+        .route("/assets/{*rest}", get(info::no_assets).post(info::no_assets))
+        .merge(v2::router());
     let once = Router::new()
         .route("/internal/logs", get(info::logs))
         .route("/internal/logs/raw", get(info::raw_logs))
@@ -100,6 +102,7 @@ pub fn router(app: Arc<App>) -> Router {
         .layer(from_fn(json_errors))
         .layer(DefaultBodyLimit::max(limit))
         .layer(from_fn_with_state(app.clone(), guard))
+        .layer(from_fn(v2::envelope))
         .layer(from_fn(log))
         .with_state(app)
 }

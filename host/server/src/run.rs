@@ -186,14 +186,8 @@ fn put_back(app: &App, job: &Running, goes_on: bool) {
         tracing::error!(job = job.id, "{error}");
     }
     if goes_on && !app.is_stopping() {
-        match app.store.waiting() {
-            Ok(waiting) => {
-                let this = waiting.into_iter().filter(|waiting| waiting.id == job.id);
-                app.queue.done(job);
-                app.queue.push(this.collect(), |_| ());
-            }
-            Err(error) => tracing::error!(job = job.id, "{error}; it runs when the server starts"),
-        }
+        app.queue.done(job);
+        app.put_back(&job.id);
     }
 }
 

@@ -308,6 +308,7 @@ fn options(args: &Serve, state: &Path) -> Result<Options, String> {
         frontend,
         workflows: args.workflows.clone().unwrap_or_else(|| "workflows".into()),
         userdata,
+        tls: false,
         arguments: std::env::args().collect(),
     })
 }

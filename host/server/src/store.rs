@@ -5,13 +5,17 @@
 //! (`FULL`). A job is one row from its submission to its place in the history, so it is never in two
 //! places, and in none.
 
+mod assets;
 mod history;
 mod list;
 mod schema;
+mod v2;
 
+pub use assets::Asset;
 pub use history::{Entry, HistoryRange};
 pub use list::{JobQuery, JobRow, SortBy};
 pub use schema::OpenError;
+pub use v2::{V2Query, V2Row};
 
 use nix::fcntl::Flock;
 use rusqlite::{Connection, OptionalExtension, params};
@@ -70,6 +74,10 @@ pub struct NewJob {
     pub workflow_id: Option<String>,
     /// Milliseconds since 1970.
     pub created: i64,
+    /// JSON: what API v2's client wrote beside it, which it reads again.
+    pub metadata: Option<String>,
+    /// As API v2's client said it; the order of jobs is `number`'s.
+    pub priority: Option<i64>,
 }
 
 /// A job that waits.
@@ -109,6 +117,9 @@ pub enum StoreError {
     Sqlite(#[from] rusqlite::Error),
     #[error("a job with the id {0} is waiting or running already")]
     Taken(String),
+    /// A second request with a key that may be used once.
+    #[error("this Idempotency-Key has been used; the job that was made with it is {0}")]
+    KeyUsed(String),
 }
 
 type Result<T> = std::result::Result<T, StoreError>;
@@ -131,13 +142,17 @@ impl Store {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds jobs, all or none; returns their sequence numbers. A finished job of the same id makes room.
+    /// Adds jobs, all or none; returns their sequence numbers. A finished job of the same id makes room. With
+    /// `key` only if no job was added with it before, and none will be.
     ///
     /// # Errors
-    /// [`StoreError::Taken`], or the store cannot be written.
-    pub fn insert(&self, jobs: &[NewJob]) -> Result<Vec<i64>> {
+    /// [`StoreError::Taken`], [`StoreError::KeyUsed`], or the store cannot be written.
+    pub fn insert(&self, jobs: &[NewJob], key: Option<&str>) -> Result<Vec<i64>> {
         let mut connection = self.lock();
         let transaction = connection.transaction()?;
+        if let (Some(key), Some(job)) = (key, jobs.first()) {
+            v2::use_key(&transaction, key, job)?;
+        }
         let mut numbers = Vec::with_capacity(jobs.len());
         for job in jobs {
             let there: Option<i64> = transaction
@@ -157,7 +172,7 @@ impl Store {
             transaction
                 .prepare_cached(
                     "INSERT INTO jobs (id, state, number, client, prompt, extra, targets, workflow_id, \
-                     created) VALUES (?1, 0, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+                     created, metadata, priority) VALUES (?1, 0, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
                 )?
                 .execute(params![
                     job.id,
@@ -167,7 +182,9 @@ impl Store {
                     job.extra,
                     targets,
                     job.workflow_id,
-                    job.created
+                    job.created,
+                    job.metadata,
+                    job.priority
                 ])?;
             numbers.push(transaction.last_insert_rowid());
         }

@@ -7,6 +7,7 @@ mod crashes;
 mod malformed;
 mod refused;
 mod sandbox;
+mod v2;
 
 use serde_json::{Value, json};
 use std::path::Path;

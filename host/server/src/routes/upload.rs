@@ -78,14 +78,20 @@ impl Form {
         };
         let folder = folder.join(&subfolder);
         let replace = matches!(self.text("overwrite"), "true" | "1");
-        let name = place(&folder, &name, bytes, replace)?;
+        let (name, _) = place(&folder, &name, bytes, replace)?;
         let subfolder = subfolder.display().to_string();
         Ok(JsonBody(json!({"name": name, "subfolder": subfolder, "type": root.name()})))
     }
 }
 
-/// Writes a file under `name`, or the next name that is free; one of the same bytes is that one.
-fn place(folder: &Path, name: &Path, bytes: &[u8], replace: bool) -> Result<String, Fault> {
+/// Writes a file under `name`, or the next name that is free; one of the same bytes is that one. Returns its
+/// name, and whether it was written.
+pub fn place(
+    folder: &Path,
+    name: &Path,
+    bytes: &[u8],
+    replace: bool,
+) -> Result<(String, bool), Fault> {
     let text =
         |part: Option<&std::ffi::OsStr>| part.map(|part| part.to_string_lossy().into_owned());
     let stem = text(name.file_stem()).unwrap_or_default();
@@ -100,10 +106,10 @@ fn place(folder: &Path, name: &Path, bytes: &[u8], replace: bool) -> Result<Stri
         let shown = name.with_file_name(&own).display().to_string();
         let existing = if replace { Existing::Replace } else { Existing::Keep };
         if !replace && is_same(&path, bytes) {
-            return Ok(shown);
+            return Ok((shown, false));
         }
         match write(&path, bytes, existing) {
-            Ok(true) => return Ok(shown),
+            Ok(true) => return Ok((shown, true)),
             Ok(false) => (),
             Err(error) => return Err(io_fault(&shown, &error)),
         }
@@ -164,7 +170,7 @@ mod tests {
     fn names_that_are_taken() {
         let folder = tempfile::tempdir().unwrap();
         let put = |bytes: &[u8], replace| {
-            place(folder.path(), Path::new("a.png"), bytes, replace).unwrap()
+            place(folder.path(), Path::new("a.png"), bytes, replace).unwrap().0
         };
         assert_eq!(put(b"one", false), "a.png");
         assert_eq!(put(b"one", false), "a.png", "the same bytes");

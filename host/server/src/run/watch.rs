@@ -2,7 +2,7 @@
 
 use super::Planned;
 use crate::app::{App, Made};
-use crate::message::{Preview, now, text};
+use crate::message::{Preview, Progress, now, text};
 use crate::queue::Running;
 use crate::store::{Finished, State};
 use axum::extract::ws::Utf8Bytes;
@@ -12,7 +12,7 @@ use kosmograph::plan::Step;
 use kosmograph::problem::{NodeName, Problem};
 use serde_json::{Map, Value as Json, json};
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 /// See the module.
@@ -129,6 +129,7 @@ impl<'a> Watch<'a> {
                 continue;
             };
             told.outputs.insert(node.clone(), output.clone());
+            self.job.live().outputs.insert(node.clone(), output.clone());
             if !is_nothing(&output) {
                 self.executed(&node, &output);
             }
@@ -151,9 +152,20 @@ impl<'a> Watch<'a> {
         let message =
             text("progress_state", &json!({"prompt_id": self.job.id, "nodes": told.nodes}));
         self.app.hub.send(self.client(), &message);
+        let at_work = (state == "running").then(|| self.step(node)).flatten();
+        let progress = Progress {
+            done: told.cached.len() + told.executed.len(),
+            total: self.planned.map_or(0, |(plan, _)| plan.steps().len()),
+            node: at_work.map(|step| (step.name.id.clone(), step.name.class.clone())),
+            step: value,
+            steps: max,
+        };
         let mut live = self.job.live();
         live.state = Some(message);
         live.sent = Instant::now();
+        live.progress = progress;
+        drop(live);
+        self.app.changed();
     }
 
     fn started(&self, name: &NodeName) {
@@ -182,6 +194,7 @@ impl<'a> Watch<'a> {
         }
         if let Some(output) = told.outputs.get(node) {
             self.executed(node, output);
+            self.job.live().outputs.insert(node.to_owned(), output.clone());
         }
         let max = told.nodes.get(node).and_then(|node| node["max"].as_u64()).unwrap_or(1);
         self.progress(&mut told, node, "finished", max, max);
@@ -258,6 +271,11 @@ impl Listener for Watch<'_> {
             Ok(picture) => {
                 let shown = Preview::jpeg(&self.job.id, node, picture);
                 self.app.hub.preview(self.client(), &shown);
+                let mut live = self.job.live();
+                let number = live.preview.as_ref().map_or(0, |(number, _)| *number);
+                live.preview = Some((number + 1, Arc::new(shown)));
+                drop(live);
+                self.app.changed();
             }
             Err(error) => tracing::warn!(job = self.job.id, "a preview cannot be shown: {error}"),
         }

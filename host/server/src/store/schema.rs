@@ -7,7 +7,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 /// One step for each version; a database of version N has had the first N.
-const STEPS: &[&str] = &["\
+pub(super) const STEPS: &[&str] = &[
+    "\
 CREATE TABLE jobs (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
     id TEXT NOT NULL UNIQUE,
@@ -31,7 +32,22 @@ CREATE INDEX jobs_waiting ON jobs (state, number, seq);
 CREATE INDEX jobs_finished ON jobs (finished) WHERE finished IS NOT NULL;
 CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE idempotency (key TEXT PRIMARY KEY, job TEXT NOT NULL, created INTEGER NOT NULL);
-"];
+",
+    "\
+ALTER TABLE jobs ADD COLUMN metadata TEXT;
+ALTER TABLE jobs ADD COLUMN priority INTEGER;
+CREATE TABLE assets (
+    id TEXT PRIMARY KEY,
+    hash TEXT NOT NULL UNIQUE,
+    size INTEGER NOT NULL,
+    content_type TEXT NOT NULL,
+    file_path TEXT NOT NULL,
+    name TEXT NOT NULL,
+    owned INTEGER NOT NULL,
+    created INTEGER NOT NULL
+);
+",
+];
 
 /// Why a store cannot be opened. Each sentence names the file or folder.
 #[derive(Debug, thiserror::Error)]
