@@ -191,8 +191,8 @@ struct kg_object {
  *          residuals? LIST of TENSOR, the sum of what ControlNets return for this call: one per skip
  *              connection in the order of the encoder, the middle's last
  *          pooled? TENSOR [B,P], the text's pooled vector
- *          sizes? TENSOR [B,6], as SDXL has them: height and width of the original, top and left of the
- *              crop, height and width of the target
+ *          sizes? TENSOR [B,6] or [B,5], as SDXL has them: height and width of the original, top and left of
+ *              the crop, height and width of the target; its refiner an aesthetic score for the target
  *          extra_tokens? LIST of MAP {tokens TENSOR [*,*,*], weight? FLOAT, mask? TENSOR [*,*,*]}, what the
  *              cross-attention reads beside the context, with the rows of x; weight is 1 when absent, a
  *              mask over the picture 1 where they count
@@ -206,7 +206,7 @@ struct kg_object {
  *          strength FLOAT
  *          guess? BOOL, residuals grow with depth; such a call has the rows of the conditional half alone
  *          pooled? TENSOR [B,P]
- *          sizes? TENSOR [B,6]
+ *          sizes? TENSOR [B,6] or [B,5]
  *     out  residuals LIST of TENSOR, as above
  * "patch/1" (MODEL): the same model with changes inside its U-Net; the object itself stays what it is. A
  *          model refuses, by its name, a kind or a block that it does not have.
@@ -322,7 +322,8 @@ struct kg_object {
  *     out  description TEXT, a JSON object. "understands" has by interface the optional keys that the object
  *              makes use of, {"denoiser/1": ["residuals"]}. A MODEL, and a GUIDER as its model, gives
  *              "prediction" ("epsilon", "v_prediction", "sample"), "in_channels", "out_channels",
- *              "context_width", "train_steps" and "alphas_cumprod" (a list of that many numbers), and may
+ *              "context_width", "train_steps" and "alphas_cumprod" (a list of that many numbers). One that
+ *              understands "pooled" and "sizes" gives "pooled_width" and "sizes", how many. It may
  *              give "latent_rgb", a list of [r,g,b] for each latent channel, and "latent_rgb_bias", [r,g,b]:
  *              what a picture of a latent is made with, in -1..1. A VAE gives "latent_channels",
  *              "downscale" and "scaling_factor". One that offers "memory/1" gives "bytes", what that will
@@ -364,6 +365,9 @@ struct kg_object {
  *   "concat_latent"  TENSOR f32 [B,C,h,w], "concat_mask" TENSOR f32 [B,H,W]: what the further input
  *                    channels of an inpainting U-Net (mask, latent) or of an edit U-Net (latent) take,
  *                    as the network wants it
+ *   "width", "height", "crop_w", "crop_h", "target_width", "target_height"   INT, in pixels: what a U-Net of
+ *                    SDXL is told of the picture it stands for; the latents' size, uncropped, when absent
+ *   "aesthetic_score"   FLOAT, what SDXL's refiner is told; 6 in a positive, 2.5 in a negative, when absent
  *
  * Any other name is the library's own. Two sockets fit when their names are equal or one is "*"; an
  * input that takes several types names them with commas, "KOSMOS,IMAGE_ENCODER".

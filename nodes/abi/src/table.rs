@@ -89,6 +89,13 @@ const ENTRY: &[Part] = &[
     optional("end", Float),
     optional("concat_latent", Tensor(&["*,*,*,*"])),
     optional("concat_mask", Tensor(&["*,*,*"])),
+    optional("width", Int),
+    optional("height", Int),
+    optional("crop_w", Int),
+    optional("crop_h", Int),
+    optional("target_width", Int),
+    optional("target_height", Int),
+    optional("aesthetic_score", Float),
 ];
 
 const CONTROL: &[Part] = &[
@@ -162,7 +169,7 @@ const TIMESTEP: Part = part("timestep", Tensor(&["B"]));
 const CONTEXT: Part = part("context", Tensor(&["B,T,D"]));
 /// What else a U-Net of a family may take.
 const POOLED: Part = optional("pooled", Tensor(&["B,P"]));
-const SIZES: Part = optional("sizes", Tensor(&["B,6"]));
+const SIZES: Part = optional("sizes", Tensor(&["B,6", "B,5"]));
 
 /// The interfaces of `node.h`.
 pub const INTERFACES: &[Interface] = &[

@@ -1,9 +1,10 @@
-//! The CLIP object: tokenizer and text transformer.
+//! The CLIP object: tokenizers and text transformers.
 
 use std::sync::Arc;
 
 use kosmograph_models::Weights;
-use kosmograph_models::clip::text::{ClipText, ClipTextConfig};
+use kosmograph_models::clip::prompt_encode::EncodedPrompt;
+use kosmograph_models::clip::text::{ClipText, ClipTextConfig, ContextLayer};
 use kosmograph_models::lora::Adapted;
 use kosmograph_models::text::clip_prompt_tokens::{PromptRows, SENTENCE_SIGNS};
 use kosmograph_models::text::clip_tokens::ClipTokenizer;
@@ -14,26 +15,33 @@ use node_candle::export;
 use crate::embedding::{Embedding, read_embedding};
 use crate::lora;
 
-/// CLIP's text half behind "text_encoder/1". Its numbers are read when it is first called. A clone
-/// shares the network.
+/// What a LoRA's modules of SDXL's second encoder begin with.
+const SECOND: &str = "text_encoder_2.";
+
+/// CLIP's text half behind "text_encoder/1": Stable Diffusion 1's encoder, or SDXL's two as one. Their numbers are read
+/// when it is first called. A clone shares the networks.
 #[derive(Clone)]
 pub struct ClipModel {
-    text: Adapted<ClipText>,
-    config: ClipTextConfig,
-    tokenizer: Arc<ClipTokenizer>,
+    /// One, or SDXL's L and G.
+    encoders: Vec<Encoder>,
     device: candle_core::Device,
     /// The layer that gives the context, counted from the last, which is 1.
     clip_skip: usize,
+    /// SDXL's way: a layer before the last is not normalised, and G's pooled vector is the text's.
+    is_xl: bool,
 }
 
-impl ClipModel {
-    /// A text encoder of `weights` under transformers' names, on their device. The file's header is
-    /// checked against `config`.
-    ///
-    /// # Errors
-    /// The weights are of another model than `config` says, or the tokenizer has tokens that the
-    /// encoder does not know.
-    pub fn new(config: ClipTextConfig, tokenizer: ClipTokenizer, weights: Weights) -> Result<Self> {
+#[derive(Clone)]
+struct Encoder {
+    /// "l" or "g".
+    name: &'static str,
+    text: Adapted<ClipText>,
+    config: ClipTextConfig,
+    tokenizer: Arc<ClipTokenizer>,
+}
+
+impl Encoder {
+    fn new(config: ClipTextConfig, tokenizer: ClipTokenizer, weights: Weights) -> Result<Self> {
         let (symbols, rows) = (tokenizer.vocab_size(), config.vocab_size);
         if symbols > rows {
             return Err(Error::new(format!(
@@ -41,25 +49,22 @@ impl ClipModel {
                 weights.origin()
             )));
         }
-        let device = weights.device().clone();
+        let (name, tokenizer) = match config.is_g() {
+            // G was trained with rows that are filled with 0.
+            true => ("g", tokenizer.or_pad(0)),
+            false => ("l", tokenizer),
+        };
         // An older transformers saved the row of position numbers too.
         let tolerated = ["*position_ids"];
         let text = {
             let config = config.clone();
             Adapted::open(weights, &tolerated, move |weights| ClipText::load(&config, weights))?
         };
-        Ok(Self { text, config, tokenizer: tokenizer.into(), device, clip_skip: 1 })
+        Ok(Self { name, text, config, tokenizer: tokenizer.into() })
     }
-}
 
-impl Export for ClipModel {
-    const TYPE: &'static str = "CLIP";
-    const INTERFACES: &'static [InterfaceEntry] = interfaces![ClipModel:
-        marker::TextEncoder, marker::TextLayers, marker::Lora, marker::Describe, marker::Memory];
-}
-
-impl interface::EncodeText for ClipModel {
-    fn encode_text(&self, cx: &Context, text: &str) -> Result<(Tensor, Option<Tensor>)> {
+    /// The prompt's rows, and a word to the person about each embedding that is not there or does not fit.
+    fn rows(&self, cx: &Context, text: &str) -> Result<PromptRows> {
         let length = self.config.max_position_embeddings;
         // Files that were found and do not fit, by the names that led to them.
         let mut unfit: Vec<(String, String)> = Vec::new();
@@ -90,14 +95,104 @@ impl interface::EncodeText for ClipModel {
                 "there is no embedding \"{name}\" in the folder embeddings; it is left out"
             ));
         }
-        let encoded = self.text.get()?.encode_prompt(&prompt, &self.tokenizer, self.clip_skip)?;
-        Ok((export(&encoded.context)?, Some(export(&encoded.pooled)?)))
+        Ok(prompt)
+    }
+
+    fn encode(&self, prompt: &PromptRows, layer: ContextLayer) -> Result<EncodedPrompt> {
+        // One of fewer layers ends at its last, behind the norm (ComfyUI).
+        let layers = self.config.num_hidden_layers;
+        let layer = if layer.skip > layers { ContextLayer::from(1) } else { layer };
+        Ok(self.text.get()?.encode_prompt(prompt, &self.tokenizer, layer)?)
+    }
+}
+
+/// A text encoder to be: its configuration, its tokenizer, and its weights under transformers' names.
+pub type Part = (ClipTextConfig, ClipTokenizer, Weights);
+
+impl ClipModel {
+    /// One text encoder, or SDXL's two, on their device. The files' headers are checked against the configurations.
+    ///
+    /// # Errors
+    /// The weights are of another model than a configuration says; a tokenizer has tokens that its encoder does not
+    /// know; or two encoders are not an L and a G.
+    pub fn new(parts: Vec<Part>) -> Result<Self> {
+        let device = parts.first().map_or(candle_core::Device::Cpu, |part| part.2.device().clone());
+        let encoder = |(config, tokenizer, weights)| Encoder::new(config, tokenizer, weights);
+        let mut encoders = parts.into_iter().map(encoder).collect::<Result<Vec<_>>>()?;
+        // L's numbers come first in the context.
+        encoders.sort_by_key(|encoder| encoder.name == "g");
+        let names: Vec<&str> = encoders.iter().map(|encoder| encoder.name).collect();
+        if !matches!(names[..], ["l"] | ["g"] | ["l", "g"]) {
+            return Err(Error::new(format!(
+                "the text encoders are {names:?}; one alone, or SDXL's \"l\" (12 layers, 768 wide) and \"g\" (32 \
+                 layers, 1280 wide) would be right"
+            )));
+        }
+        let is_xl = names.contains(&"g");
+        Ok(Self { encoders, device, clip_skip: if is_xl { 2 } else { 1 }, is_xl })
+    }
+
+    /// The deepest of its encoders.
+    fn layers(&self) -> usize {
+        self.encoders.iter().map(|encoder| encoder.config.num_hidden_layers).max().unwrap_or(0)
+    }
+
+    /// The context and the pooled vector of each encoder's rows.
+    fn encode(&self, prompts: &[PromptRows]) -> Result<(Tensor, Option<Tensor>)> {
+        let layer = ContextLayer { skip: self.clip_skip, normed: !self.is_xl };
+        let encoded = self.encoders.iter().zip(prompts);
+        let encoded = encoded.map(|(encoder, prompt)| encoder.encode(prompt, layer));
+        let encoded = encoded.collect::<Result<Vec<_>>>()?;
+        // G's where there is one.
+        let Some(EncodedPrompt { pooled, .. }) = encoded.last() else {
+            return Err(Error::new("this CLIP has no encoder"));
+        };
+        let pooled = Some(export(pooled)?);
+        if let [only] = &encoded[..] {
+            return Ok((export(&only.context)?, pooled));
+        }
+        let length = encoded.iter().map(|one| one.context.dim(1)).collect::<Result<Vec<_>, _>>()?;
+        let shortest = length.into_iter().min().unwrap_or(0);
+        let cut = |one: &EncodedPrompt| one.context.narrow(1, 0, shortest);
+        let cut = encoded.iter().map(cut).collect::<Result<Vec<_>, _>>()?;
+        Ok((export(&candle_core::Tensor::cat(&cut, 2)?)?, pooled))
+    }
+}
+
+impl Export for ClipModel {
+    const TYPE: &'static str = "CLIP";
+    const INTERFACES: &'static [InterfaceEntry] = interfaces![ClipModel:
+        marker::TextEncoder, marker::TextLayers, marker::Lora, marker::Describe, marker::Memory];
+}
+
+impl interface::EncodeText for ClipModel {
+    fn encode_text(&self, cx: &Context, text: &str) -> Result<(Tensor, Option<Tensor>)> {
+        let rows = self.encoders.iter().map(|encoder| encoder.rows(cx, text));
+        self.encode(&rows.collect::<Result<Vec<_>>>()?)
+    }
+
+    fn encode_texts(
+        &self,
+        cx: &Context,
+        texts: &[(String, String)],
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        let mut prompts = Vec::new();
+        for encoder in &self.encoders {
+            let text = texts.iter().find(|(name, _)| name == encoder.name);
+            let text = text.map_or("", |(_, text)| text.as_str());
+            prompts.push(encoder.rows(cx, text)?);
+        }
+        let most = prompts.iter().map(|prompt| prompt.rows.len()).max().unwrap_or(0);
+        for (encoder, prompt) in self.encoders.iter().zip(&mut prompts) {
+            prompt.fill(most, &encoder.tokenizer, encoder.config.max_position_embeddings)?;
+        }
+        self.encode(&prompts)
     }
 }
 
 impl interface::TextLayers for ClipModel {
     fn stop_at_layer(&self, cx: &Context, layer: i64) -> Result<Object> {
-        let layers = self.config.num_hidden_layers;
+        let layers = self.layers();
         let skip = match layer.checked_neg().and_then(|skip| usize::try_from(skip).ok()) {
             None | Some(0) => {
                 return Err(Error::new(format!(
@@ -124,23 +219,53 @@ impl interface::TakeLora for ClipModel {
         layers: &[LoraLayer],
         strength: f64,
     ) -> Result<(Object, Vec<String>)> {
-        let (text, absent) = self.text.with(&lora::layers(layers, &self.device)?, strength)?;
-        Ok((Object::new(Self { text, ..self.clone() }), absent))
+        let layers = lora::layers(layers, &self.device)?;
+        let mut changed = self.clone();
+        let mut absent = Vec::new();
+        // Modules of the second of two encoders stand under diffusers' name for it.
+        let of_second = |module: &str| module.strip_prefix(SECOND).map(str::to_owned);
+        let has_both = self.encoders.len() > 1;
+        for (i, encoder) in changed.encoders.iter_mut().enumerate() {
+            let own = layers.iter().filter_map(|(module, layer)| {
+                let name = match of_second(module) {
+                    Some(name) if encoder.name == "g" => name,
+                    None if i == 0 || !has_both => module.clone(),
+                    _ => return None,
+                };
+                Some((name, layer.clone()))
+            });
+            let (text, without_place) = encoder.text.with(&own.collect(), strength)?;
+            encoder.text = text;
+            let prefix = if encoder.name == "g" { SECOND } else { "" };
+            absent.extend(without_place.into_iter().map(|module| format!("{prefix}{module}")));
+        }
+        if !self.is_xl {
+            absent.extend(layers.keys().filter(|module| of_second(module).is_some()).cloned());
+        }
+        Ok((Object::new(changed), absent))
     }
 }
 
 impl interface::Describe for ClipModel {
     fn describe(&self) -> serde_json::Value {
-        let layers = self.config.num_hidden_layers;
-        json!({"family": "clip", "layers": layers, "bytes": self.text.bytes()})
+        let encoders: Vec<_> = self.encoders.iter().map(|encoder| encoder.name).collect();
+        let bytes: usize = self.encoders.iter().map(|encoder| encoder.text.bytes()).sum();
+        let width: usize = self.encoders.iter().map(|encoder| encoder.config.hidden_size).sum();
+        json!({
+            "family": "clip",
+            "encoders": encoders,
+            "context_width": width,
+            "layers": self.layers(),
+            "bytes": bytes,
+        })
     }
 }
 
 impl interface::Memory for ClipModel {
     fn bytes(&self, purge: bool) -> usize {
         if purge {
-            self.text.release();
+            self.encoders.iter().for_each(|encoder| encoder.text.release());
         }
-        self.text.held()
+        self.encoders.iter().map(|encoder| encoder.text.held()).sum()
     }
 }

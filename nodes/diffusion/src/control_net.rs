@@ -4,6 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use candle_core::Tensor as Candle;
 use kosmograph_models::stable_diffusion::controlnet::{ControlNet, ControlNetConfig};
+use kosmograph_models::stable_diffusion::unet::Condition;
 use kosmograph_models::{Resident, Weights};
 use node::interface::{self, ControlCall, marker};
 use node::*;
@@ -31,7 +32,11 @@ impl interface::Control for ControlNetModel {
             (import(&call.x)?, import(&call.timestep)?, import(&call.context)?);
         let hint = self.hint_rows(&self.embed(&call.hint)?, x.dim(0)?)?;
         let control_net = self.control_net.get()?;
-        let residuals = control_net.forward(&x, &timestep, &context, &hint)?;
+        let pooled = call.pooled.as_ref().map(import).transpose()?;
+        let sizes = call.sizes.as_ref().map(import).transpose()?;
+        let condition =
+            Condition { context: &context, pooled: pooled.as_ref(), sizes: sizes.as_ref() };
+        let residuals = control_net.forward(&x, &timestep, condition, &hint)?;
         let residuals = control_net.scaled(&residuals, call.strength, call.guess)?;
         residuals.down.iter().chain([&residuals.mid]).map(export).collect()
     }
@@ -87,7 +92,7 @@ impl interface::Describe for ControlNetModel {
     fn describe(&self) -> serde_json::Value {
         let config = &self.config;
         json!({
-            "family": "stable-diffusion-1",
+            "family": config.family(),
             "context_width": config.cross_attention_dim(),
             "hint_channels": config.conditioning_channels(),
             "hint_factor": config.hint_factor(),

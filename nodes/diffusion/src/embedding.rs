@@ -16,8 +16,8 @@ pub enum Embedding {
 /// Reads the textual inversion in the file `path`, a file of torch or safetensors, for an encoder whose
 /// vectors have `width` numbers.
 ///
-/// The paper's code and A1111 keep them under "string_to_param", trainers for SDXL under "clip_l" beside
-/// those for its other encoder, the rest in one tensor of any name.
+/// The paper's code and A1111 keep them under "string_to_param", trainers for SDXL under "clip_l" and "clip_g" for
+/// its two encoders, the rest in one tensor of any name.
 ///
 /// # Errors
 /// The file cannot be read, or is damaged.
@@ -34,6 +34,7 @@ pub fn read_embedding(path: &Path, width: usize) -> Result<Embedding> {
     let name = names
         .iter()
         .find(|name| name.starts_with("string_to_param."))
+        .or_else(|| names.iter().find(|name| *name == "clip_g" && fits(name)))
         .or_else(|| names.iter().find(|name| *name == "clip_l"))
         .or_else(|| names.iter().find(fits))
         .or(names.first());
@@ -49,7 +50,7 @@ pub fn read_embedding(path: &Path, width: usize) -> Result<Embedding> {
     if found != width {
         return unfit(format!(
             "its vectors have {found} numbers, those of the encoder {width}; Stable Diffusion 1 has \
-             768, Stable Diffusion 2 has 1024"
+             768, Stable Diffusion 2 has 1024, SDXL 768 and 1280"
         ));
     }
     Ok(Embedding::Fits(weights.get(name, shape)?.reshape((count, width))?))

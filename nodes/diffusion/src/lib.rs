@@ -1,4 +1,4 @@
-//! The Stable Diffusion 1.5 node library: checkpoints, CLIP text, sampling, ControlNet, the autoencoder.
+//! The Stable Diffusion node library, of 1.5 and SDXL: checkpoints, CLIP text, sampling, ControlNet, the autoencoder.
 //!
 //! The objects ([`model`], [`clip`], [`vae`], [`control_net`]) put a model of `kosmograph-models` behind the
 //! interfaces of node.h; the nodes call interfaces only, so that an object of any other library does as
@@ -27,6 +27,7 @@ mod model;
 mod sample;
 mod sampling;
 mod text;
+mod text_sdxl;
 mod vae;
 
 use clip_vision::{CLIPVisionEncode, CLIPVisionLoader};
@@ -47,11 +48,13 @@ use latent_compose::{LatentComposite, LatentCrop, LatentFlip, LatentRotate};
 use latent_size::{LatentUpscale, LatentUpscaleBy};
 use latent_tiled::{VAEDecodeTiled, VAEEncodeTiled};
 use loaders::{
-    CLIPLoader, CheckpointLoaderSimple, ControlNetLoader, DiffusersLoader, UNETLoader, VAELoader,
+    CLIPLoader, CheckpointLoaderSimple, ControlNetLoader, DiffusersLoader, DualCLIPLoader,
+    UNETLoader, VAELoader,
 };
 use lora::{LoraLoader, LoraLoaderModelOnly};
 use sample::{KSampler, KSamplerAdvanced, UNetSample};
 use text::{CLIPSetLastLayer, CLIPTextEncode};
+use text_sdxl::{CLIPTextEncodeSDXL, CLIPTextEncodeSDXLRefiner};
 
 node::library![
     CheckpointLoaderSimple,
@@ -59,12 +62,15 @@ node::library![
     UNETLoader,
     VAELoader,
     CLIPLoader,
+    DualCLIPLoader,
     ControlNetLoader,
     LoraLoader,
     LoraLoaderModelOnly,
     CLIPVisionLoader,
     CLIPVisionEncode,
     CLIPTextEncode,
+    CLIPTextEncodeSDXL,
+    CLIPTextEncodeSDXLRefiner,
     CLIPSetLastLayer,
     EmptyLatentImage,
     ConditioningCombine,

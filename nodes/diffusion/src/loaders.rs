@@ -5,12 +5,12 @@
 
 use std::path::{Path, PathBuf};
 
-use kosmograph_models::stable_diffusion::checkpoint::Checkpoint;
+use kosmograph_models::stable_diffusion::checkpoint::{Checkpoint, TextEncoder};
 use kosmograph_models::text::clip_tokens::ClipTokenizer;
 use node::*;
 use node_candle::device;
 
-use crate::clip::ClipModel;
+use crate::clip::{ClipModel, Part};
 use crate::control_net::ControlNetModel;
 use crate::missing_part::{MissingClip, MissingVae};
 use crate::model::UNetModel;
@@ -141,21 +141,61 @@ impl Node for CLIPLoader {
     outputs![CLIP: Clip];
 
     fn run(self, cx: &Context) -> Result<Clip> {
-        // One family is supported, and its choice changes nothing.
+        // One family is supported, and its choice changes nothing: an encoder shows what it is.
         let _ = self.r#type;
-        if self.device.as_deref() == Some("cpu") && cx.device() != "cpu" {
-            return Err(Error::at(
-                "device",
-                format!(
-                    "a text encoder on the CPU beside a run on {} is not supported; \"default\" \
-                     would be right",
-                    cx.device()
-                ),
-            ));
-        }
+        check_device(cx, self.device.as_deref())?;
         let load = || clip(&open(cx, &self.clip_name, "text encoder")?);
         load().map_err(|error| error.of_input("clip_name"))
     }
+}
+
+/// Loads SDXL's two text encoders from two files, in either order.
+#[derive(Inputs)]
+#[node(category = "advanced/loaders")]
+pub struct DualCLIPLoader {
+    /// The file of one, or the folder with config.json and the weights.
+    #[file(folder = "text_encoders", entry = "any")]
+    clip_name1: PathBuf,
+    /// That of the other.
+    #[file(folder = "text_encoders", entry = "any")]
+    clip_name2: PathBuf,
+    /// The family of models that they encode for.
+    #[widget(choices = ["sdxl"], default = "sdxl")]
+    r#type: String,
+    /// Where they compute: "default" is where everything does.
+    #[widget(choices = ["default", "cpu"], default = "default")]
+    device: Option<String>,
+}
+
+impl Node for DualCLIPLoader {
+    outputs![CLIP: Clip];
+
+    fn run(self, cx: &Context) -> Result<Clip> {
+        // One family is supported, and its choice changes nothing: an encoder shows what it is.
+        let _ = self.r#type;
+        check_device(cx, self.device.as_deref())?;
+        let mut parts = Vec::new();
+        for (input, path) in [("clip_name1", &self.clip_name1), ("clip_name2", &self.clip_name2)] {
+            let load = || encoders(&open(cx, path, "text encoder")?);
+            parts.extend(load().map_err(|error| error.of_input(input))?);
+        }
+        let clip = ClipModel::new(parts).map_err(|error| error.of_input("clip_name2"))?;
+        Ok(Clip(Object::new(clip)))
+    }
+}
+
+/// Refuses a device of its own for a text encoder.
+fn check_device(cx: &Context, device: Option<&str>) -> Result<()> {
+    if device == Some("cpu") && cx.device() != "cpu" {
+        return Err(Error::at(
+            "device",
+            format!(
+                "a text encoder on the CPU beside a run on {} is not supported; \"default\" would be right",
+                cx.device()
+            ),
+        ));
+    }
+    Ok(())
 }
 
 /// Loads a ControlNet.
@@ -195,12 +235,19 @@ fn unet(checkpoint: &Checkpoint) -> Result<Model> {
 }
 
 fn clip(checkpoint: &Checkpoint) -> Result<Clip> {
-    let (config, weights) = checkpoint.clip_text()?;
-    let tokenizer = match checkpoint.tokenizer() {
-        Some(folder) => ClipTokenizer::read(&folder)?,
-        None => ClipTokenizer::clip()?,
+    Ok(Clip(Object::new(ClipModel::new(encoders(checkpoint)?)?)))
+}
+
+/// The text encoders of a checkpoint with their tokenizers.
+fn encoders(checkpoint: &Checkpoint) -> Result<Vec<Part>> {
+    let part = |encoder: TextEncoder| {
+        let tokenizer = match &encoder.tokenizer {
+            Some(folder) => ClipTokenizer::read(folder)?,
+            None => ClipTokenizer::clip()?,
+        };
+        Ok((encoder.config, tokenizer, encoder.weights))
     };
-    Ok(Clip(Object::new(ClipModel::new(config, tokenizer, weights)?)))
+    checkpoint.text_encoders()?.into_iter().map(part).collect()
 }
 
 fn vae(checkpoint: &Checkpoint) -> Result<Vae> {

@@ -3,8 +3,8 @@
 use kosmograph_models::Weights;
 use kosmograph_models::lora::Adapted;
 use kosmograph_models::samplers::{Prediction, Schedule, SchedulerConfig};
-use kosmograph_models::stable_diffusion::unet::{Residuals, UNet, UNetConfig};
-use node::interface::{self, LoraLayer, marker};
+use kosmograph_models::stable_diffusion::unet::{Condition, Residuals, UNet, UNetConfig};
+use node::interface::{self, DenoiseCall, LoraLayer, marker};
 use node::*;
 use node_candle::{export, import};
 
@@ -47,20 +47,31 @@ impl Export for UNetModel {
 impl interface::Denoise for UNetModel {
     fn denoise(
         &self,
-        _cx: &Context,
+        cx: &Context,
         x: &Tensor,
         timestep: &Tensor,
         context: &Tensor,
         residuals: &[Tensor],
     ) -> Result<Tensor> {
+        let (x, timestep, context) = (x.clone(), timestep.clone(), context.clone());
+        let (residuals, pooled, sizes) = (residuals.to_vec(), None, None);
+        self.denoise_call(cx, &DenoiseCall { x, timestep, context, residuals, pooled, sizes })
+    }
+
+    fn denoise_call(&self, _cx: &Context, call: &DenoiseCall) -> Result<Tensor> {
         let import = |tensor| import(tensor, &self.device);
-        let residuals: Vec<_> = residuals.iter().map(import).collect::<Result<_>>()?;
+        let residuals: Vec<_> = call.residuals.iter().map(import).collect::<Result<_>>()?;
         // The middle block's residual is the last (node.h).
         let residuals = residuals
             .split_last()
             .map(|(mid, down)| Residuals { down: down.to_vec(), mid: mid.clone() });
-        let (x, timestep, context) = (import(x)?, import(timestep)?, import(context)?);
-        export(&self.unet.get()?.forward(&x, &timestep, &context, residuals.as_ref())?)
+        let (x, timestep, context) =
+            (import(&call.x)?, import(&call.timestep)?, import(&call.context)?);
+        let pooled = call.pooled.as_ref().map(import).transpose()?;
+        let sizes = call.sizes.as_ref().map(import).transpose()?;
+        let condition =
+            Condition { context: &context, pooled: pooled.as_ref(), sizes: sizes.as_ref() };
+        export(&self.unet.get()?.forward(&x, &timestep, condition, residuals.as_ref())?)
     }
 }
 
@@ -86,9 +97,13 @@ impl interface::Describe for UNetModel {
             Prediction::VPrediction => "v_prediction",
             Prediction::Sample => "sample",
         };
+        let understands = match config.encoder.vector {
+            Some(_) => json!(["residuals", "pooled", "sizes"]),
+            None => json!(["residuals"]),
+        };
         let mut described = json!({
-            "family": "stable-diffusion-1",
-            "understands": {"denoiser/1": ["residuals"]},
+            "family": config.encoder.family(),
+            "understands": {"denoiser/1": understands},
             "prediction": prediction,
             "in_channels": config.encoder.in_channels,
             "out_channels": config.out_channels,
@@ -97,6 +112,10 @@ impl interface::Describe for UNetModel {
             "alphas_cumprod": self.schedule.alphas_cumprod,
             "bytes": self.unet.bytes(),
         });
+        if let Some(vector) = config.encoder.vector {
+            described["pooled_width"] = vector.pooled().into();
+            described["sizes"] = vector.sizes.into();
+        }
         if let Some((rgb, bias)) = config.latent_rgb() {
             described["latent_rgb"] = json!(rgb);
             described["latent_rgb_bias"] = json!(bias);

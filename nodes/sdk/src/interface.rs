@@ -14,6 +14,28 @@ pub trait Denoise {
         context: &Tensor,
         residuals: &[Tensor],
     ) -> Result<Tensor>;
+
+    /// The same with all that a call may bring; a network that takes no more than the above has nothing to do here.
+    fn denoise_call(&self, cx: &Context<'_>, call: &DenoiseCall) -> Result<Tensor> {
+        self.denoise(cx, &call.x, &call.timestep, &call.context, &call.residuals)
+    }
+}
+
+/// What "denoiser/1" takes.
+#[derive(Clone, Debug)]
+pub struct DenoiseCall {
+    /// [B, C, H, W].
+    pub x: Tensor,
+    /// \[B\].
+    pub timestep: Tensor,
+    /// [B, T, D].
+    pub context: Tensor,
+    /// Of ControlNets, the middle's last; none where there are none.
+    pub residuals: Vec<Tensor>,
+    /// [B, P].
+    pub pooled: Option<Tensor>,
+    /// [B, S].
+    pub sizes: Option<Tensor>,
 }
 
 /// "control/1", offered by a CONTROL_NET.
@@ -34,12 +56,25 @@ pub struct ControlCall {
     pub hint: Tensor,
     pub strength: f64,
     pub guess: bool,
+    /// [B, P].
+    pub pooled: Option<Tensor>,
+    /// [B, S].
+    pub sizes: Option<Tensor>,
 }
 
 /// "text_encoder/1", offered by a CLIP.
 pub trait EncodeText {
     /// The context [1, T, D] and the pooled vector [1, D], where there is one.
     fn encode_text(&self, cx: &Context<'_>, text: &str) -> Result<(Tensor, Option<Tensor>)>;
+
+    /// The same of a text for each encoder, by its name ("l", "g"). Who has one encoder leaves this as it is.
+    fn encode_texts(
+        &self,
+        _cx: &Context<'_>,
+        _texts: &[(String, String)],
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        Err(Error::new("this CLIP has one encoder and takes one text for it"))
+    }
 }
 
 /// "lora/1", offered by a MODEL and a CLIP that can take a LoRA.
@@ -206,9 +241,15 @@ macro_rules! interface {
 }
 
 interface!(Denoiser, "denoiser/1", Denoise, |object, cx, input| {
-    let (x, timestep) = (input.tensor("x")?, input.tensor("timestep")?);
-    let (context, residuals) = (input.tensor("context")?, input.tensors("residuals")?);
-    give("prediction", object.denoise(cx, &x, &timestep, &context, &residuals)?)
+    let call = DenoiseCall {
+        x: input.tensor("x")?,
+        timestep: input.tensor("timestep")?,
+        context: input.tensor("context")?,
+        residuals: input.tensors("residuals")?,
+        pooled: input.optional_tensor("pooled"),
+        sizes: input.optional_tensor("sizes"),
+    };
+    give("prediction", object.denoise_call(cx, &call)?)
 });
 interface!(ControlNet, "control/1", Control, |object, cx, input| {
     let call = ControlCall {
@@ -218,11 +259,23 @@ interface!(ControlNet, "control/1", Control, |object, cx, input| {
         hint: input.tensor("hint")?,
         strength: input.number("strength")?,
         guess: input.boolean("guess")?,
+        pooled: input.optional_tensor("pooled"),
+        sizes: input.optional_tensor("sizes"),
     };
     Ok(Value::map([("residuals", list(object.residuals(cx, &call)?))]))
 });
 interface!(TextEncoder, "text_encoder/1", EncodeText, |object, cx, input| {
-    let (context, pooled) = object.encode_text(cx, &input.text("text")?)?;
+    let (context, pooled) = match input.get("texts").as_map() {
+        None => object.encode_text(cx, &input.text("text")?)?,
+        Some(texts) => {
+            let text = |(name, text): (String, Value)| match text.as_str() {
+                Some(text) => Ok((name, text.to_owned())),
+                None => Err(Error::at("texts", format!("the text of \"{name}\" is no text"))),
+            };
+            let texts: Vec<_> = texts.into_iter().map(text).collect::<Result<_>>()?;
+            object.encode_texts(cx, &texts)?
+        }
+    };
     let context = [("context", context.into_value())];
     Ok(Value::map(context.into_iter().chain(pooled.map(|pooled| ("pooled", pooled.into_value())))))
 });
@@ -280,6 +333,17 @@ interface!(Memory, "memory/1", Memory, |object, _cx, input| {
     Ok(Value::map([("bytes", Value::from(object.bytes(input.boolean("purge")?) as i64))]))
 });
 
+/// What "text_encoder/1" answers.
+fn encoded(answer: &Value) -> Result<(Tensor, Option<Tensor>)> {
+    let pooled = answer.get("pooled").and_then(|pooled| pooled.as_tensor());
+    Ok((tensor(answer, "context")?, pooled))
+}
+
+/// A tensor that may be absent.
+fn optional(tensor: Option<Tensor>) -> Value {
+    tensor.map_or(Value::NONE, Tensor::into_value)
+}
+
 fn give(name: &str, tensor: Tensor) -> Result<Value> {
     Ok(Value::map([(name, tensor.into_value())]))
 }
@@ -305,12 +369,20 @@ impl Object {
         context: Tensor,
         residuals: Vec<Tensor>,
     ) -> Result<Tensor> {
-        let residuals = if residuals.is_empty() { Value::NONE } else { list(residuals) };
+        let (pooled, sizes) = (None, None);
+        self.denoise_call(cx, DenoiseCall { x, timestep, context, residuals, pooled, sizes })
+    }
+
+    /// "denoiser/1", with all that a call may bring.
+    pub fn denoise_call(&self, cx: &Context<'_>, call: DenoiseCall) -> Result<Tensor> {
+        let residuals = if call.residuals.is_empty() { Value::NONE } else { list(call.residuals) };
         let input = [
-            ("x", x.into_value()),
-            ("timestep", timestep.into_value()),
-            ("context", context.into_value()),
+            ("x", call.x.into_value()),
+            ("timestep", call.timestep.into_value()),
+            ("context", call.context.into_value()),
             ("residuals", residuals),
+            ("pooled", optional(call.pooled)),
+            ("sizes", optional(call.sizes)),
         ];
         tensor(&self.call(cx, "denoiser/1", input)?, "prediction")
     }
@@ -324,6 +396,8 @@ impl Object {
             ("hint", call.hint.into_value()),
             ("strength", call.strength.into()),
             ("guess", call.guess.into()),
+            ("pooled", optional(call.pooled)),
+            ("sizes", optional(call.sizes)),
         ];
         let answer = self.call(cx, "control/1", input)?;
         let wrong = || self.odd("control/1", "residuals");
@@ -334,11 +408,20 @@ impl Object {
 
     /// "text_encoder/1".
     pub fn encode_text(&self, cx: &Context<'_>, text: &str) -> Result<(Tensor, Option<Tensor>)> {
-        let answer = self.call(cx, "text_encoder/1", [("text", Value::string(text))])?;
-        Ok((
-            tensor(&answer, "context")?,
-            answer.get("pooled").and_then(|pooled| pooled.as_tensor()),
-        ))
+        encoded(&self.call(cx, "text_encoder/1", [("text", Value::string(text))])?)
+    }
+
+    /// "text_encoder/1" of a text for each encoder, by its name ("l", "g").
+    pub fn encode_texts(
+        &self,
+        cx: &Context<'_>,
+        texts: &[(&str, &str)],
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        // Who does not know several texts reads the last, which is that of the larger encoder.
+        let text = texts.last().map_or("", |(_, text)| text);
+        let texts = Value::map(texts.iter().map(|(name, text)| (*name, Value::string(*text))));
+        let input = [("text", Value::string(text)), ("texts", texts)];
+        encoded(&self.call(cx, "text_encoder/1", input)?)
     }
 
     /// "lora/1".

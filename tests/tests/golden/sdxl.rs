@@ -1,9 +1,12 @@
-//! SDXL: its U-Nets and the names of their files.
+//! SDXL: its U-Nets, its text encoders, and the names of their files.
 
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
 use kosmograph_models::Weights;
-use kosmograph_models::stable_diffusion::unet::{Condition, UNet, UNetConfig};
+use kosmograph_models::clip::text::{ClipText, ClipTextConfig, ContextLayer};
+use kosmograph_models::stable_diffusion::checkpoint::Checkpoint;
+use kosmograph_models::stable_diffusion::unet::{Condition, UNet, UNetConfig, VectorConfig};
+use serde_json::json;
 
 use crate::case::Case;
 use crate::diffusion::load_unet;
@@ -51,6 +54,75 @@ pub fn unet(case: &mut Case) -> Result<()> {
     case.check("out_odd", &model.forward(&odd, &at(&timesteps[1..2])?, condition, None)?)
 }
 
+/// One of the two text encoders, "l" or "g", from transformers' names.
+fn encoder(case: &Case, name: &str, weights: &Weights) -> Result<ClipText> {
+    let hidden = case.size(&format!("config.{name}.hidden"))?;
+    let mut config: ClipTextConfig = serde_json::from_value(json!({
+        "vocab_size": case.size("config.vocab")?,
+        "hidden_size": hidden,
+        "intermediate_size": 4 * hidden,
+        "num_hidden_layers": case.size(&format!("config.{name}.layers"))?,
+        "num_attention_heads": case.size(&format!("config.{name}.heads"))?,
+        "max_position_embeddings": case.size("config.tokens")?,
+        "hidden_act": if name == "g" { "gelu" } else { "quick_gelu" },
+        "eos_token_id": case.size("eos")?,
+    }))?;
+    config.text_projection = (name == "g").then_some(case.size("projection_dim")?);
+    let encoder = ClipText::load(&config, weights)?;
+    weights.finish(&[])?;
+    Ok(encoder)
+}
+
+/// Both encoders from diffusers' files and from a single file, in OpenCLIP's names.
+pub fn text(case: &mut Case) -> Result<()> {
+    let open = |case: &Case, name: &str| Weights::open(&case.file(name), &Device::Cpu);
+    let single = Checkpoint::open(&case.file("weights.single_file.safetensors"), &Device::Cpu)?;
+    let single = single.text_encoders()?;
+    case.check_equal("text encoders in the single file", &single.len(), &2);
+    let folders = ["weights.text_encoder.safetensors", "weights.text_encoder_2.safetensors"];
+    let penultimate = ContextLayer { skip: 2, normed: false };
+    for from_folder in [true, false] {
+        let mut contexts = Vec::new();
+        for (i, name) in ["l", "g"].into_iter().enumerate() {
+            let weights = match from_folder {
+                true => open(case, folders[i])?,
+                false => single[i].weights.clone(),
+            };
+            let encoder = encoder(case, name, &weights)?;
+            let ids = case.input(&format!("ids_{name}"))?.to_dtype(candle_core::DType::U32)?;
+            let states = encoder.forward_embeddings(&encoder.embed(&ids)?, penultimate)?;
+            case.check(&format!("{name}.penultimate"), &states.hidden)?;
+            case.check(&format!("{name}.last_hidden_state"), &states.last)?;
+            if name == "g" {
+                let pooled = encoder.project(&encoder.pool(&ids, &states.last)?)?;
+                case.check("g.pooled", &pooled)?;
+                vectors(case, &pooled)?;
+            }
+            contexts.push(states.hidden);
+        }
+        case.check("conditioning", &Tensor::cat(&contexts, 2)?)?;
+    }
+    Ok(())
+}
+
+/// The vector that the U-Net takes, of the pooled text and the sizes.
+fn vectors(case: &mut Case, pooled: &Tensor) -> Result<()> {
+    for (name, input, dim) in [
+        ("vector.base", "base_sizes", case.size("config.time_dim")?),
+        ("vector.refiner", "refiner_sizes", case.size("config.time_dim")?),
+        ("vector.base_256", "base_sizes", 256),
+        ("vector.refiner_256", "refiner_sizes", 256),
+    ] {
+        let sizes = case.input(input)?;
+        let (rows, count) = sizes.dims2()?;
+        let width = pooled.dim(1)? + count * dim;
+        let config = VectorConfig { width, size_features: dim, sizes: count };
+        let vector = config.vector(&pooled.narrow(0, 0, rows)?, &sizes, true, 0.0)?;
+        case.check(name, &vector)?;
+    }
+    Ok(())
+}
+
 /// The names and shapes of the published U-Nets are those that their configurations ask for, and what a single
 /// file calls them is found.
 pub fn key_lists(case: &mut Case) -> Result<()> {
@@ -81,6 +153,20 @@ pub fn key_lists(case: &mut Case) -> Result<()> {
         let (inferred, published) = (meant(&read), meant(&config));
         case.check_equal(&format!("{model}: the configuration"), &inferred, &published);
         weights.check(|weights| UNet::load(weights, &read), &[]).context(model)?;
+
+        let encoders = checkpoint.text_encoders()?;
+        let expected = if model == "base" { 2 } else { 1 };
+        case.check_equal(&format!("{model}: text encoders"), &encoders.len(), &expected);
+        for encoder in &encoders {
+            let (config, weights) = (&encoder.config, &encoder.weights);
+            weights.check(|weights| ClipText::load(config, weights), &[]).context(model)?;
+        }
+        let g = encoders.last().context("no text encoder")?;
+        case.check_equal(&format!("{model}: the last is G"), &g.config.is_g(), &true);
+        let recording = Weights::recording();
+        ClipText::load(&g.config, &recording)?;
+        let list = case.json("sdxl_text_encoder_2_diffusers.json")?;
+        check_names(case, model, &recording.recorded(), &list, |_| false)?;
     }
     Ok(())
 }

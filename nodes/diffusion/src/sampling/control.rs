@@ -97,6 +97,7 @@ impl Controls {
         cx: &Context<'_>,
         places: &[usize],
         (x, timestep, context): (&Candle, &Tensor, &Tensor),
+        (pooled, sizes): (&Option<Tensor>, &Option<Tensor>),
     ) -> Result<Vec<Tensor>> {
         let (_, _, height, width) = x.dims4()?;
         let exported = export(x)?;
@@ -109,6 +110,8 @@ impl Controls {
                 hint: active.hint_at(self.batch, height * 8, width * 8)?,
                 strength: active.strength,
                 guess: active.guess,
+                pooled: pooled.clone(),
+                sizes: sizes.clone(),
             };
             let added = active.control_net.0.control(cx, call)?;
             let added = added.iter().map(|tensor| import(tensor, x.device()));

@@ -50,6 +50,8 @@ pub enum Weight {
 pub struct Entry {
     /// [1 or B, T, D].
     pub context: Candle,
+    /// What models of SDXL's family take beside it.
+    pub vector: Option<Vector>,
     /// Nothing: the whole picture.
     pub area: Option<Area>,
     pub weight: Weight,
@@ -70,7 +72,25 @@ pub struct Frame<'a> {
     pub dims: (usize, usize, usize, usize),
     /// The context's width that the model wants, where it says so.
     pub context_width: Option<usize>,
+    /// The width of the pooled vector and the number of sizes that the model wants beside it, where it does.
+    pub vector: Option<(usize, usize)>,
     pub extra: &'a Extra,
+}
+
+/// The pooled vector and the sizes of one entry.
+#[derive(Clone)]
+pub struct Vector {
+    /// [1, P].
+    pub pooled: Candle,
+    /// [1, S].
+    pub sizes: Candle,
+}
+
+/// A side of guidance.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Positive,
+    Negative,
 }
 
 /// Both sides of guidance: the entries of the positive conditioning and those of the negative.
@@ -80,12 +100,14 @@ pub fn both_sides(
     negative: &Conditioning,
     controls: &mut Controls,
 ) -> Result<(Vec<Entry>, Vec<Entry>)> {
-    let mut side = |conditioning: &Conditioning, input: &'static str| {
+    let mut entries = |conditioning: &Conditioning, side: Side| {
+        let input = if side == Side::Positive { "positive" } else { "negative" };
         let entries = conditioning.entries();
-        let entries = entries.iter().map(|entry| frame.entry(entry, controls));
+        let entries = entries.iter().map(|entry| frame.entry(entry, side, controls));
         entries.collect::<Result<Vec<_>>>().map_err(|error| error.of_input(input))
     };
-    let (mut positive, mut negative) = (side(positive, "positive")?, side(negative, "negative")?);
+    let (mut positive, mut negative) =
+        (entries(positive, Side::Positive)?, entries(negative, Side::Negative)?);
     add_missing_areas(&mut negative, &positive);
     add_missing_areas(&mut positive, &negative);
     cover_negative(&positive, &mut negative);
@@ -104,7 +126,8 @@ fn add_missing_areas(side: &mut Vec<Entry>, other: &[Entry]) {
             continue;
         }
         let (context, extra) = (smallest.context.clone(), smallest.extra.clone());
-        side.push(Entry { context, extra, ..theirs.clone() });
+        let vector = smallest.vector.clone();
+        side.push(Entry { context, vector, extra, ..theirs.clone() });
     }
 }
 
@@ -125,7 +148,7 @@ fn cover_negative(positive: &[Entry], negative: &mut [Entry]) {
 }
 
 impl Frame<'_> {
-    fn entry(&self, entry: &Value, controls: &mut Controls) -> Result<Entry> {
+    fn entry(&self, entry: &Value, side: Side, controls: &mut Controls) -> Result<Entry> {
         let number = |key: &str, default: f64| {
             entry.get(key).and_then(|value| value.as_f64()).unwrap_or(default)
         };
@@ -154,6 +177,7 @@ impl Frame<'_> {
         };
         Ok(Entry {
             context: self.context(entry)?,
+            vector: self.vector(entry, side)?,
             area,
             weight,
             range: Range::new(self.schedule, number("start", 0.0), number("end", 1.0)),
@@ -174,6 +198,51 @@ impl Frame<'_> {
             ))),
             _ => Ok(rows_for(&context, self.dims.0)?),
         }
+    }
+
+    /// The pooled vector, and the sizes that the entry says; those that it does not say are the latents'.
+    fn vector(&self, entry: &Value, side: Side) -> Result<Option<Vector>> {
+        let Some((width, count)) = self.vector else { return Ok(None) };
+        let pooled = entry.get("pooled").and_then(|pooled| pooled.as_tensor());
+        let Some(pooled) = pooled else {
+            return Err(Error::new(
+                "the conditioning has no pooled vector, which a model of SDXL's family takes: it was not made by \
+                 its text encoders",
+            ));
+        };
+        let pooled = import(&pooled, self.device)?;
+        if pooled.dims() != [1, width] {
+            return Err(Error::new(format!(
+                "the conditioning's pooled vector is {:?}, but the model takes [1, {width}]: it was made by \
+                 the text encoder of another family of models",
+                pooled.dims()
+            )));
+        }
+        let told = |key: &str, default: f64| {
+            let value = entry.get(key);
+            let number = value.and_then(|value| {
+                value.as_f64().or_else(|| value.as_i64().map(|integer| integer as f64))
+            });
+            number.unwrap_or(default)
+        };
+        let (_, _, rows, columns) = self.dims;
+        let height = told("height", rows as f64 * 8.0);
+        let width = told("width", columns as f64 * 8.0);
+        let mut sizes = vec![height, width, told("crop_h", 0.0), told("crop_w", 0.0)];
+        if count == 5 {
+            let score = if side == Side::Positive { 6.0 } else { 2.5 };
+            sizes.push(told("aesthetic_score", score));
+        } else {
+            sizes.extend([told("target_height", height), told("target_width", width)]);
+        }
+        if sizes.len() != count {
+            return Err(Error::new(format!(
+                "the model wants {count} sizes; 6, or a refiner's 5, are known"
+            )));
+        }
+        let sizes: Vec<f32> = sizes.into_iter().map(|size| size as f32).collect();
+        let sizes = Candle::from_vec(sizes, (1, count), self.device)?;
+        Ok(Some(Vector { pooled, sizes }))
     }
 
     /// A mask [b, H, W] of any size as [1 or B, 1, H, W] of the latents' size.

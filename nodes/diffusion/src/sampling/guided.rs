@@ -8,6 +8,7 @@
 use candle_core::Tensor as Candle;
 use kosmograph_models::samplers::guidance::guide;
 use kosmograph_models::samplers::{Prediction, Schedule};
+use node::interface::DenoiseCall;
 use node::*;
 use node_candle::{export, import};
 
@@ -48,6 +49,7 @@ impl Part<'_> {
             && size(self.entry.area) == size(other.entry.area)
             && self.controls == other.controls
             && extra(self.entry) == extra(other.entry)
+            && self.entry.vector.is_some() == other.entry.vector.is_some()
     }
 }
 
@@ -120,6 +122,7 @@ impl Guided<'_> {
     fn output(&self, x: &Candle, parts: &[Part<'_>], timestep: f64) -> Result<Candle> {
         let batch = x.dim(0)?;
         let (mut rows, mut extra, mut contexts) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut pooled, mut sizes) = (Vec::new(), Vec::new());
         for Part { entry, .. } in parts {
             let cut = |tensor: &Candle| match &entry.area {
                 Some(area) => part(tensor, area),
@@ -127,6 +130,10 @@ impl Guided<'_> {
             };
             rows.push(cut(x)?);
             contexts.push(repeat(&entry.context, batch)?);
+            if let Some(vector) = &entry.vector {
+                pooled.push(vector.pooled.repeat((batch, 1))?);
+                sizes.push(vector.sizes.repeat((batch, 1))?);
+            }
             extra.extend(entry.extra.as_ref().map(cut).transpose()?);
         }
         let (rows, contexts) = (Candle::cat(&rows, 0)?, export(&Candle::cat(&contexts, 0)?)?);
@@ -135,13 +142,19 @@ impl Guided<'_> {
         // Parts that go together have the same controls. These see the latents alone.
         let controls = parts.first().map_or(&[][..], |part| &part.controls);
         let seen = (&rows, &timesteps, &contexts);
-        let residuals = self.controls.residuals(self.cx, controls, seen)?;
+        let together = |parts: Vec<Candle>| match parts.is_empty() {
+            true => Ok(None),
+            false => export(&Candle::cat(&parts, 0)?).map(Some),
+        };
+        let (pooled, sizes) = (together(pooled)?, together(sizes)?);
+        let residuals = self.controls.residuals(self.cx, controls, seen, (&pooled, &sizes))?;
         let input = match extra.is_empty() {
             true => rows.clone(),
             false => Candle::cat(&[rows.clone(), Candle::cat(&extra, 0)?], 1)?,
         };
-        let output =
-            self.model.denoise(self.cx, export(&input)?, timesteps, contexts, residuals)?;
+        let (x_in, timestep, context) = (export(&input)?, timesteps, contexts);
+        let call = DenoiseCall { x: x_in, timestep, context, residuals, pooled, sizes };
+        let output = self.model.denoise_call(self.cx, call)?;
         let shape = output.shape();
         if shape != rows.dims() {
             return Err(Error::at(

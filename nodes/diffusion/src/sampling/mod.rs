@@ -153,6 +153,7 @@ impl Sampling {
             schedule,
             dims,
             context_width: described.context_width,
+            vector: described.vector,
             extra: &extra,
         };
         let mut controls = Controls::new(dims.0);
@@ -442,6 +443,8 @@ struct Described {
     /// The latents'.
     out_channels: Option<usize>,
     context_width: Option<usize>,
+    /// "pooled_width" and "sizes", of a model that says both.
+    vector: Option<(usize, usize)>,
     /// "latent_rgb" and "latent_rgb_bias".
     latent_rgb: Vec<[f32; 3]>,
     latent_rgb_bias: [f32; 3],
@@ -473,6 +476,7 @@ impl Described {
             in_channels: number("in_channels"),
             out_channels: number("out_channels"),
             context_width: number("context_width"),
+            vector: number("pooled_width").zip(number("sizes")),
             // A model need not say it, and what cannot be read is as good as nothing.
             latent_rgb: serde_json::from_value(json["latent_rgb"].clone()).unwrap_or_default(),
             latent_rgb_bias: serde_json::from_value(json["latent_rgb_bias"].clone())

@@ -6,7 +6,7 @@
 
 use candle_core::{DType, Tensor};
 
-use crate::clip::text::ClipText;
+use crate::clip::text::{ClipText, ContextLayer};
 use crate::error::{Error, Result};
 use crate::text::clip_prompt_tokens::{PromptRows, Slot, empty_row};
 use crate::text::clip_tokens::ClipTokenizer;
@@ -16,7 +16,8 @@ use crate::text::clip_tokens::ClipTokenizer;
 pub struct EncodedPrompt {
     /// The rows one after the other, [1, rows · T, D].
     pub context: Tensor,
-    /// The last layer's vector at the first end of the first row, unweighted, [1, D].
+    /// The last layer's vector at the first end of the first row, unweighted, and projected where the encoder has a
+    /// projection, [1, D].
     pub pooled: Tensor,
 }
 
@@ -24,7 +25,7 @@ pub struct EncodedPrompt {
 const ROWS: usize = 32;
 
 impl ClipText {
-    /// Encodes a prompt; `clip_skip` counts as in [`ClipText::forward_skip`].
+    /// Encodes a prompt; a number as `layer` counts as in [`ClipText::forward_skip`].
     ///
     /// # Errors
     /// An embedding has another width than the encoder, or what [`ClipText::forward_skip`] reports.
@@ -32,8 +33,9 @@ impl ClipText {
         &self,
         prompt: &PromptRows,
         tokenizer: &ClipTokenizer,
-        clip_skip: usize,
+        layer: impl Into<ContextLayer>,
     ) -> Result<EncodedPrompt> {
+        let layer = layer.into();
         let length = prompt.rows.first().map_or(0, Vec::len);
         let token = |(slot, _): &(Slot, f64)| match slot {
             Slot::Token(token) => *token,
@@ -55,9 +57,10 @@ impl ClipText {
         let mut pooled = None;
         for first in (0..rows).step_by(ROWS) {
             let portion = embeddings.narrow(0, first, ROWS.min(rows - first))?;
-            let states = self.forward_embeddings(&portion, clip_skip)?;
+            let states = self.forward_embeddings(&portion, layer)?;
             if pooled.is_none() {
-                pooled = Some(self.pool(&ids.narrow(0, 0, 1)?, &states.last.narrow(0, 0, 1)?)?);
+                let last = states.last.narrow(0, 0, 1)?;
+                pooled = Some(self.project(&self.pool(&ids.narrow(0, 0, 1)?, &last)?)?);
             }
             hidden.push(states.hidden);
         }

@@ -50,6 +50,33 @@ pub struct ClipTextConfig {
     /// them) that mean the highest id.
     #[serde(default = "eos_token_id", alias = "eos")]
     pub eos_token_id: u32,
+    /// Width of what the pooled vector is projected to, where it is (transformers' `CLIPTextModelWithProjection`). Not
+    /// in the configuration, whose `projection_dim` says nothing of whether there is a projection: in the weights.
+    #[serde(skip)]
+    pub text_projection: Option<usize>,
+}
+
+impl ClipTextConfig {
+    /// Whether it is the larger of SDXL's two encoders, "G": OpenCLIP's, with a projection.
+    pub fn is_g(&self) -> bool {
+        self.hidden_act == Activation::Gelu && self.text_projection.is_some()
+    }
+}
+
+/// Which layer gives the context, and whether it goes through the final norm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ContextLayer {
+    /// Counted from the last, which is 1.
+    pub skip: usize,
+    /// Stable Diffusion 1 normalises it, SDXL does not.
+    pub normed: bool,
+}
+
+impl From<usize> for ContextLayer {
+    /// The layer `skip`, normalised.
+    fn from(skip: usize) -> Self {
+        ContextLayer { skip, normed: true }
+    }
 }
 
 fn quick_gelu() -> Activation {
@@ -110,21 +137,29 @@ pub struct ClipText {
     position_embedding: Tensor,
     layers: Vec<EncoderLayer>,
     final_layer_norm: LayerNorm,
+    text_projection: Option<Linear>,
     eos_token_id: u32,
 }
 
-/// What [`ClipText::forward_embeddings`] gives, [B, T, C] each, behind the final layer norm.
+/// What [`ClipText::forward_embeddings`] gives, [B, T, C] each.
 #[derive(Clone, Debug)]
 pub struct TextStates {
     /// Of the layer that was asked for.
     pub hidden: Tensor,
-    /// Of the last layer.
+    /// Of the last layer, behind the final layer norm.
     pub last: Tensor,
 }
 
 impl ClipText {
     /// Loads from weights whose names begin with `text_model.`, or (transformers 5) go without it.
     pub fn load(config: &ClipTextConfig, weights: &Weights) -> Result<ClipText> {
+        let text_projection = match config.text_projection {
+            Some(width) => {
+                let projection = weights.sub("text_projection");
+                Some(Linear::load_without_bias(&projection, config.hidden_size, width)?)
+            }
+            None => None,
+        };
         let classical = weights.sub("text_model");
         let bare = !classical.has("embeddings.token_embedding.weight")
             && weights.has("embeddings.token_embedding.weight");
@@ -151,6 +186,7 @@ impl ClipText {
                 dim,
                 config.layer_norm_eps,
             )?,
+            text_projection,
             eos_token_id: config.eos_token_id,
         })
     }
@@ -202,18 +238,23 @@ impl ClipText {
     }
 
     /// From embeddings [B, T, C] of tokens, or of anything that stands in their places, to the states
-    /// of the layer that `clip_skip` names and of the last one.
+    /// of the layer `layer` and of the last one.
     ///
     /// # Errors
     /// As [`Self::forward_skip`].
-    pub fn forward_embeddings(&self, embeddings: &Tensor, clip_skip: usize) -> Result<TextStates> {
+    pub fn forward_embeddings(
+        &self,
+        embeddings: &Tensor,
+        layer: impl Into<ContextLayer>,
+    ) -> Result<TextStates> {
+        let ContextLayer { skip: clip_skip, normed } = layer.into();
         self.check_skip(clip_skip)?;
         let (mut x, mask) = self.positioned(embeddings)?;
         let mut hidden = None;
         for (index, layer) in self.layers.iter().enumerate() {
             x = layer.forward(&x, Some(&mask))?;
             if index == self.layers.len() - clip_skip {
-                hidden = Some(self.final_layer_norm.forward(&x)?);
+                hidden = Some(if normed { self.final_layer_norm.forward(&x)? } else { x.clone() });
             }
         }
         let last = self.final_layer_norm.forward(&x)?;
@@ -264,6 +305,19 @@ impl ClipText {
             Ok(last_hidden_state.i((row, position))?)
         });
         Ok(Tensor::stack(&pooled.collect::<Result<Vec<_>>>()?, 0)?)
+    }
+}
+
+impl ClipText {
+    /// `text_embeds`: what [`ClipText::pool`] gives, [B, C], projected where the encoder has a projection.
+    ///
+    /// # Errors
+    /// Only what the tensor library reports.
+    pub fn project(&self, pooled: &Tensor) -> Result<Tensor> {
+        match &self.text_projection {
+            Some(projection) => Ok(projection.forward(pooled)?),
+            None => Ok(pooled.clone()),
+        }
     }
 }
 

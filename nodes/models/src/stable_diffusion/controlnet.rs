@@ -14,7 +14,9 @@ use crate::files::python_json::parse;
 use crate::files::weights::Weights;
 use crate::stable_diffusion::resnet::Conv2d;
 use crate::stable_diffusion::unet::Residuals;
-use crate::stable_diffusion::unet_blocks::{Condition, Encoded, Encoder, EncoderConfig};
+use crate::stable_diffusion::unet_blocks::{
+    Condition, Encoded, Encoder, EncoderConfig, VectorConfig,
+};
 
 /// The order of the hint's channels in memory, as the network was trained on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +93,16 @@ impl ControlNetConfig {
     /// How many hint pixels there are to a latent pixel, along each edge: 8 for SD 1.5.
     pub fn hint_factor(&self) -> usize {
         1 << (self.conditioning_embedding_out_channels.len() - 1)
+    }
+
+    /// The family of models that it is for.
+    pub fn family(&self) -> &'static str {
+        self.encoder.family()
+    }
+
+    /// Its vector, where it takes one beside the context.
+    pub fn vector(&self) -> Option<VectorConfig> {
+        self.encoder.vector
     }
 
     /// Width of the context's tokens.

@@ -192,6 +192,15 @@ impl EncoderConfig {
         }
     }
 
+    /// The family of models that it is of, as "describe/1" calls it.
+    pub fn family(&self) -> &'static str {
+        match self.vector {
+            Some(VectorConfig { sizes: 5, .. }) => "sdxl-refiner",
+            Some(_) => "sdxl",
+            None => "stable-diffusion-1",
+        }
+    }
+
     /// What would be right where the levels' channels cannot be.
     fn problem(&self) -> Option<String> {
         let groups = self.norm_num_groups;
@@ -302,6 +311,24 @@ impl VectorConfig {
     /// The features of `sizes` [B, S], in rows: [B · S, size_features].
     fn features(&self, sizes: &Tensor, flip: bool, freq_shift: f64) -> CandleResult<Tensor> {
         time_proj(&sizes.flatten_all()?, self.size_features, flip, freq_shift)
+    }
+
+    /// The vector [B, width] of `pooled` [B or 1, P] and `sizes` [B or 1, S]; the features are [cos ‖ sin] or, without
+    /// `flip`, [sin ‖ cos].
+    ///
+    /// # Errors
+    /// The rows do not fit each other.
+    pub fn vector(
+        &self,
+        pooled: &Tensor,
+        sizes: &Tensor,
+        flip: bool,
+        freq_shift: f64,
+    ) -> CandleResult<Tensor> {
+        let features = self.features(sizes, flip, freq_shift)?.reshape((sizes.dim(0)?, ()))?;
+        let rows = pooled.dim(0)?.max(sizes.dim(0)?);
+        let spread = |tensor: &Tensor| tensor.broadcast_as((rows, tensor.dim(1)?));
+        Tensor::cat(&[spread(&pooled.to_dtype(DType::F32)?)?, spread(&features)?], 1)
     }
 
     /// Does `condition` have what the vector is made of, for `batch` rows?
@@ -659,13 +686,9 @@ impl Encoder {
             return Ok(None);
         };
         let EncoderConfig { flip_sin_to_cos, freq_shift, .. } = self.config;
-        let features = vector.features(&sizes.to_device(device)?, flip_sin_to_cos, freq_shift)?;
-        probe("add_time_proj", &features);
-        let features = features.reshape((sizes.dim(0)?, ()))?;
-        let rows = pooled.dim(0)?.max(sizes.dim(0)?);
-        let spread = |tensor: &Tensor| tensor.broadcast_as((rows, tensor.dim(1)?));
-        let pooled = pooled.to_device(device)?.to_dtype(DType::F32)?;
-        let vector = Tensor::cat(&[spread(&pooled)?, spread(&features)?], 1)?;
+        let (pooled, sizes) = (pooled.to_device(device)?, sizes.to_device(device)?);
+        probe("add_time_proj", &vector.features(&sizes, flip_sin_to_cos, freq_shift)?);
+        let vector = vector.vector(&pooled, &sizes, flip_sin_to_cos, freq_shift)?;
         let added = embedding.forward(&vector.to_dtype(self.activations())?)?;
         probe("add_embedding", &added);
         Ok(Some(added))

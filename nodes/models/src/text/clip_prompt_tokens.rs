@@ -80,6 +80,19 @@ impl PromptRows {
         Ok(rows)
     }
 
+    /// Adds rows of the empty prompt until there are `count`: SDXL's two encoders read texts of their own, and give
+    /// as many rows each.
+    ///
+    /// # Errors
+    /// What the tokenizer reports.
+    pub fn fill(&mut self, count: usize, tokenizer: &ClipTokenizer, length: usize) -> Result<()> {
+        while self.rows.len() < count {
+            let row = empty_row(tokenizer, length)?;
+            self.rows.push(row.into_iter().map(|token| (Slot::Token(token), 1.0)).collect());
+        }
+        Ok(())
+    }
+
     /// Adds the vectors of a mention to `stretches`; returns the text that follows it.
     fn embedding(
         &mut self,

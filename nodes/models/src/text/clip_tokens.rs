@@ -65,7 +65,8 @@ pub struct ClipTokenizer {
     tokenizer: Tokenizer,
     start: u32,
     end: u32,
-    pad: u32,
+    /// What fills a row, where something says it; else the end.
+    pad: Option<u32>,
     vocab_size: usize,
 }
 
@@ -128,12 +129,13 @@ impl ClipTokenizer {
             let pad = &map["pad_token"];
             // A plain string, or an object with the string in it.
             if let Some(pad) = pad.as_str().or_else(|| pad["content"].as_str()) {
-                tokenizer.pad = tokenizer.tokenizer.token_to_id(pad).ok_or_else(|| {
+                let id = tokenizer.tokenizer.token_to_id(pad).ok_or_else(|| {
                     ClipTokensError::Malformed {
                         path: specials.display().to_string(),
                         reason: format!("its pad_token {pad:?} is not in the vocabulary"),
                     }
                 })?;
+                tokenizer.pad = Some(id);
             }
         }
         Ok(tokenizer)
@@ -198,7 +200,12 @@ impl ClipTokenizer {
             reason: error.to_string(),
         })?;
         let highest = tokenizer.get_vocab(true).into_values().max().unwrap_or(0);
-        Ok(ClipTokenizer { tokenizer, start, end, pad: end, vocab_size: highest as usize + 1 })
+        Ok(ClipTokenizer { tokenizer, start, end, pad: None, vocab_size: highest as usize + 1 })
+    }
+
+    /// The same, filling rows with `pad` where its folder says nothing else: SDXL's larger encoder was trained with 0.
+    pub fn or_pad(self, pad: u32) -> ClipTokenizer {
+        ClipTokenizer { pad: self.pad.or(Some(pad)), ..self }
     }
 
     /// `<|startoftext|>`.
@@ -213,7 +220,7 @@ impl ClipTokenizer {
 
     /// What fills a row behind its end: `<|endoftext|>`, or what the folder says.
     pub fn pad_id(&self) -> u32 {
-        self.pad
+        self.pad.unwrap_or(self.end)
     }
 
     /// One more than the highest id: the rows that the encoder's embedding needs.
@@ -247,7 +254,7 @@ impl ClipTokenizer {
         row.push(self.start);
         row.extend(tokens.iter().take(room));
         row.push(self.end);
-        row.resize(length, self.pad);
+        row.resize(length, self.pad_id());
         Ok(row)
     }
 

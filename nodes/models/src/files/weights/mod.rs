@@ -16,6 +16,7 @@ use candle_core::{CpuStorage, DType, Device, Shape, Storage, Tensor};
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
+pub use source::Part;
 use source::Source;
 
 /// Named tensors, seen from a prefix: `weights.sub("down_blocks.0")` is the same weights with every
@@ -68,7 +69,17 @@ impl Weights {
     /// the file, without this prefix. Tensors that it does not lead to are not there any more. Errors
     /// call a tensor what the file calls it.
     pub fn renamed(&self, names: impl IntoIterator<Item = (String, String)>) -> Weights {
-        let full = |(new, old): (String, String)| (new, format!("{}{old}", self.prefix));
+        self.renamed_parts(names.into_iter().map(|(new, old)| (new, (old, Part::Whole))))
+    }
+
+    /// [`Weights::renamed`] where a name may lead to a part of a tensor.
+    pub fn renamed_parts(
+        &self,
+        names: impl IntoIterator<Item = (String, (String, Part))>,
+    ) -> Weights {
+        let full = |(new, (old, part)): (String, (String, Part))| {
+            (new, (format!("{}{old}", self.prefix), part))
+        };
         let names = names.into_iter().map(full).collect();
         let source = Source::Renamed { source: self.store.source.clone(), names };
         Weights::new(self.store.origin.clone(), source, &self.device)

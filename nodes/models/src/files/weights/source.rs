@@ -36,11 +36,45 @@ pub(super) enum Source {
     Tensors(HashMap<String, Tensor>),
     /// Every tensor exists, in the shape it is asked for.
     Recording(Mutex<BTreeMap<String, Vec<usize>>>),
-    /// Tensors of `source` under other names: `names` leads to those they have there.
+    /// Tensors of `source` under other names: `names` leads to those they have there, and to the part of each that
+    /// is meant.
     Renamed {
         source: Arc<Source>,
-        names: HashMap<String, String>,
+        names: HashMap<String, (String, Part)>,
     },
+}
+
+/// What of a tensor is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    Whole,
+    /// The first, second or third (0, 1, 2) of three equal parts of its rows: queries, keys and values.
+    Third(usize),
+    /// A matrix with rows and columns exchanged.
+    Transposed,
+}
+
+impl Part {
+    fn shape(self, mut shape: Vec<usize>) -> Vec<usize> {
+        match (self, &mut shape[..]) {
+            (Part::Third(_), [rows, ..]) => *rows /= 3,
+            (Part::Transposed, [rows, columns]) => std::mem::swap(rows, columns),
+            _ => {}
+        }
+        shape
+    }
+
+    /// A copy, so that the rest is not held.
+    fn of(self, tensor: Tensor) -> CandleResult<Tensor> {
+        match self {
+            Part::Third(third) if tensor.rank() > 0 => {
+                let rows = tensor.dim(0)? / 3;
+                tensor.narrow(0, third.min(2) * rows, rows)?.force_contiguous()
+            }
+            Part::Transposed if tensor.rank() == 2 => tensor.t()?.contiguous(),
+            _ => Ok(tensor),
+        }
+    }
 }
 
 pub(super) struct MappedFile {
@@ -106,7 +140,7 @@ impl Source {
     pub(super) fn own_name<'a>(&'a self, name: &'a str) -> &'a str {
         match self {
             Source::Renamed { source, names } => match names.get(name) {
-                Some(own) => source.own_name(own),
+                Some((own, _)) => source.own_name(own),
                 None => name,
             },
             _ => name,
@@ -117,7 +151,7 @@ impl Source {
     pub(super) fn file(&self, name: &str) -> Option<&Path> {
         match self {
             Source::Files { files, file_of } => Some(&files[*file_of.get(name)?].path),
-            Source::Renamed { source, names } => source.file(names.get(name)?),
+            Source::Renamed { source, names } => source.file(&names.get(name)?.0),
             Source::Torch(file) => Some(file.path()),
             Source::Tensors(_) | Source::Recording(_) => None,
         }
@@ -138,7 +172,11 @@ impl Source {
                 Some(Stored { shape: tensor.dims().to_vec(), dtype: Ok(tensor.dtype()) })
             }
             Source::Recording(_) => None,
-            Source::Renamed { source, names } => source.stored(names.get(name)?),
+            Source::Renamed { source, names } => {
+                let (own, part) = names.get(name)?;
+                let Stored { shape, dtype } = source.stored(own)?;
+                Some(Stored { shape: part.shape(shape), dtype })
+            }
         }
     }
 
@@ -164,7 +202,9 @@ impl Source {
             Source::Tensors(tensors) => Ok(tensors.get(name).cloned()),
             Source::Recording(_) => Ok(None),
             Source::Renamed { source, names } => match names.get(name) {
-                Some(own) => source.tensor(own, dtype),
+                Some((own, part)) => {
+                    source.tensor(own, dtype)?.map(|tensor| part.of(tensor)).transpose()
+                }
                 None => Ok(None),
             },
         }

@@ -91,7 +91,7 @@ pub(super) fn of(weights: &Weights) -> Found {
         Naming::UNet
     } else if has("vision_model.") {
         Naming::ClipVision
-    } else if clip_text_prefix(weights).is_some() {
+    } else if clip_text_prefix(weights).is_some() || clip_g_prefix(weights).is_some() {
         Naming::ClipText
     } else if has("model_ema.") {
         return Found::Other("the averaged (EMA) weights of a checkpoint without the others");
@@ -108,9 +108,41 @@ pub(super) fn of(weights: &Weights) -> Found {
     }
 }
 
+/// What stands before the names of SDXL's larger text encoder, "G", in a file, and whether these are OpenCLIP's.
+pub(super) fn clip_g_prefix(weights: &Weights) -> Option<(&'static str, bool)> {
+    const OPEN_CLIP: [&str; 3] =
+        ["conditioner.embedders.1.model", "conditioner.embedders.0.model", ""];
+    const TRANSFORMERS: [&str; 5] = [
+        "text_encoders.clip_g.transformer",
+        "clip_g.transformer",
+        "text_encoder_2",
+        "conditioner.embedders.1.transformer",
+        "",
+    ];
+    let open_clip = OPEN_CLIP.into_iter().find(|prefix| {
+        let text = weights.sub(prefix);
+        text.shape("token_embedding.weight").is_some()
+            && text.has("transformer.resblocks.0")
+            // The text half of CLIP in its first form, which has the same names, is as wide as L.
+            && text.shape("text_projection").is_some()
+    });
+    if let Some(prefix) = open_clip {
+        return Some((prefix, true));
+    }
+    let transformers = TRANSFORMERS.into_iter().find(|prefix| {
+        let text = weights.sub(prefix);
+        let embedded = text.shape("text_model.embeddings.token_embedding.weight").is_some();
+        // Alone in its file it shows in its layers: L has 12.
+        let is_deep = || text.has("text_model.encoder.layers.30");
+        embedded && (!prefix.is_empty() || is_deep())
+    });
+    transformers.map(|prefix| (prefix, false))
+}
+
 /// What stands before `embeddings.token_embedding.weight` in a CLIP text encoder's file.
 pub(super) fn clip_text_prefix(weights: &Weights) -> Option<&'static str> {
-    const PREFIXES: [&str; 8] = [
+    const PREFIXES: [&str; 9] = [
+        "conditioner.embedders.0.transformer.text_model",
         "text_model",
         "",
         "cond_stage_model.transformer.text_model",

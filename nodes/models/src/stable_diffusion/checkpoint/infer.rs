@@ -143,7 +143,8 @@ pub(super) fn control_net(weights: &Weights, pools: bool) -> Result<Value> {
     with_header(config, weights, "controlnet")
 }
 
-pub(super) fn vae(weights: &Weights) -> Result<Value> {
+/// Latents times `scale` are what the family's U-Net denoises: no shape tells it.
+pub(super) fn vae(weights: &Weights, scale: f64) -> Result<Value> {
     let mut channels = Vec::new();
     while let Some(output) = output_channels(
         weights,
@@ -161,7 +162,7 @@ pub(super) fn vae(weights: &Weights) -> Result<Value> {
         "out_channels": shape(weights, "decoder.conv_out.weight", 4)?[0],
         "latent_channels": shape(weights, "decoder.conv_in.weight", 4)?[1],
         "norm_num_groups": 32,
-        "scaling_factor": 0.18215,
+        "scaling_factor": scale,
         "use_quant_conv": weights.has("quant_conv"),
         "use_post_quant_conv": weights.has("post_quant_conv"),
         "mid_block_add_attention": weights.has("encoder.mid_block.attentions.0"),
@@ -169,8 +170,8 @@ pub(super) fn vae(weights: &Weights) -> Result<Value> {
     with_header(config, weights, "vae")
 }
 
-/// `weights` with `text_model.`.
-pub(super) fn clip_text(weights: &Weights) -> Result<Value> {
+/// `weights` with `text_model.`, of the part "text_encoder" or, of SDXL's larger one, "text_encoder_2".
+pub(super) fn clip_text(weights: &Weights, part: &str) -> Result<Value> {
     let model = weights.sub("text_model");
     let tokens = shape(&model, "embeddings.token_embedding.weight", 2)?;
     let mlp = shape(&model, "encoder.layers.0.mlp.fc1.weight", 2)?;
@@ -182,8 +183,9 @@ pub(super) fn clip_text(weights: &Weights) -> Result<Value> {
         "num_attention_heads": (tokens[1] / 64).max(1),
         "max_position_embeddings": shape(&model, "embeddings.position_embedding.weight", 2)?[0],
         "eos_token_id": 49407,
+        "hidden_act": if part == "text_encoder_2" { "gelu" } else { "quick_gelu" },
     });
-    with_header(config, weights, "text_encoder")
+    with_header(config, weights, part)
 }
 
 /// How many numbered modules there are below `name`.

@@ -7,8 +7,10 @@
 mod family;
 mod infer;
 mod ldm;
+mod open_clip;
 #[cfg(test)]
 mod tests;
+mod text;
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +19,6 @@ use saphyr_parser::{Event, Parser};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::clip::text::ClipTextConfig;
 use crate::clip::vision::ClipVisionConfig;
 use crate::error::{Error, Result};
 use crate::files::diffusers_config::check_sizes;
@@ -29,6 +30,7 @@ use crate::stable_diffusion::unet::UNetConfig;
 use crate::stable_diffusion::vae::VaeConfig;
 use family::{Found, Naming};
 use ldm::Rows;
+pub use text::TextEncoder;
 
 /// A checkpoint, or a part of one. Nothing but headers is read.
 pub struct Checkpoint {
@@ -161,33 +163,9 @@ impl Checkpoint {
                     .map(|old| (ldm::vae(&old, levels).unwrap_or_else(|| old.clone()), old)),
             )
         };
-        Ok((VaeConfig::from_value(&infer::vae(&vae)?, &self.shapes())?, vae))
-    }
-
-    /// The CLIP text encoder: its configuration and weights.
-    ///
-    /// # Errors
-    /// There is none in it, or its configuration is not supported.
-    pub fn clip_text(&self) -> Result<(ClipTextConfig, Weights)> {
-        let Some((weights, _)) = &self.file else {
-            let folder = self.folder("text_encoder", "a CLIP text encoder")?;
-            let (config, file) = json_of(&folder.join("config.json"))?;
-            return Ok((deserialized(config, &file)?, Weights::open(&folder, &self.device)?));
-        };
-        let Some(prefix) = family::clip_text_prefix(weights) else {
-            return Err(self.has_no("a CLIP text encoder"));
-        };
-        let text = weights.sub(prefix);
-        // A file of the whole of CLIP has its picture half and its projections beside the text half.
-        let belongs = |name: &String| {
-            ["embeddings.", "encoder.layers.", "final_layer_norm."]
-                .iter()
-                .any(|part| name.starts_with(part))
-                && !name.ends_with("position_ids")
-        };
-        let names = text.names().into_iter().filter(belongs);
-        let text = text.renamed(names.map(|name| (format!("text_model.{name}"), name)));
-        Ok((deserialized(infer::clip_text(&text)?, &self.shapes())?, text))
+        let is_xl = weights.has("conditioner") || weights.has("model.diffusion_model.label_emb");
+        let scale = if is_xl { 0.13025 } else { 0.18215 };
+        Ok((VaeConfig::from_value(&infer::vae(&vae, scale)?, &self.shapes())?, vae))
     }
 
     /// The CLIP vision encoder: its configuration and weights.
@@ -265,17 +243,6 @@ impl Checkpoint {
         }
         let name = self.path.file_stem().unwrap_or_default().to_string_lossy().to_lowercase();
         Ok(name.split(|c: char| !c.is_alphanumeric()).any(|word| word == "shuffle"))
-    }
-
-    /// The folder of the tokenizer that the checkpoint brings, if it does.
-    pub fn tokenizer(&self) -> Option<PathBuf> {
-        let inside = self.path.join("tokenizer");
-        let beside = self.path.with_file_name("tokenizer");
-        match self.file {
-            None if inside.is_dir() => Some(inside),
-            None if beside.is_dir() => Some(beside),
-            _ => None,
-        }
     }
 
     /// The folder of a part: in the pipeline's folder, or the folder itself where that is one model.
