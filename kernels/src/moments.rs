@@ -23,3 +23,17 @@ fn sum(x: &[f32], f: impl Fn(f64) -> f64) -> f64 {
     }
     lanes.iter().sum::<f64>() + rest.iter().map(|value| f(f64::from(*value))).sum::<f64>()
 }
+
+/// Σ a · f(b) in f64, in independent sums as above.
+#[inline(always)]
+pub(crate) fn sum_of_products(a: &[f32], b: &[f32], f: impl Fn(f64) -> f64) -> f64 {
+    let mut lanes = [0f64; LANES];
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    for (a, b) in a.iter().zip(b) {
+        for ((lane, &a), &b) in lanes.iter_mut().zip(a).zip(b) {
+            *lane += f64::from(a) * f(f64::from(b));
+        }
+    }
+    let rest = a_rest.iter().zip(b_rest).map(|(&a, &b)| f64::from(a) * f(f64::from(b)));
+    lanes.iter().sum::<f64>() + rest.sum::<f64>()
+}

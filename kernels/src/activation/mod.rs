@@ -5,6 +5,7 @@
 //!   function to 1e-4 and is not offered
 //! - QuickGELU of CLIP: x σ(1.702 x)
 
+mod backward;
 mod cpu;
 #[cfg(any(feature = "cuda", test))]
 mod cuda;
@@ -18,6 +19,7 @@ use crate::profile::Span;
 use crate::simd::Isa;
 use crate::storage::{f32_slice, in_f32};
 
+pub(crate) use backward::{gelu_slope, silu_slope};
 pub(crate) use cpu::gelu;
 
 /// x / (1 + e⁻ˣ), any shape.
@@ -46,7 +48,12 @@ pub fn quick_gelu(x: &Tensor) -> Result<Tensor> {
 
 fn apply(x: &Tensor, activation: Activation) -> Result<Tensor> {
     begin(activation.function(), x, x.dims())?;
-    in_f32(&x.contiguous()?, |x| x.apply_op1_no_bwd(&activation))
+    in_f32(&x.contiguous()?, |x| x.apply_op1(activation))
+}
+
+/// dy · SiLU′(x), for operators that end in SiLU.
+pub(crate) fn silu_gradient(x: &Tensor, upstream: &Tensor) -> Result<Tensor> {
+    backward::gradient(Activation::Silu, x, upstream)
 }
 
 #[derive(Clone, Copy)]
@@ -62,6 +69,15 @@ impl Activation {
             Activation::Silu => "silu",
             Activation::GeluErf => "gelu_erf",
             Activation::QuickGelu => "quick_gelu",
+        }
+    }
+
+    /// The entry point of its backward.
+    fn gradient_function(self) -> &'static str {
+        match self {
+            Activation::Silu => "silu_backward",
+            Activation::GeluErf => "gelu_erf_backward",
+            Activation::QuickGelu => "quick_gelu_backward",
         }
     }
 
@@ -94,6 +110,10 @@ impl CustomOp1 for Activation {
         let plan = cuda::plan(*self, number_type, values);
         let x = device::Input::new(x, layout, self.name())?;
         Ok((device::run(&plan, &[x], (number_type, values))?, layout.shape().clone()))
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, upstream: &Tensor) -> Result<Option<Tensor>> {
+        backward::gradient(*self, x, upstream).map(Some)
     }
 }
 

@@ -29,7 +29,7 @@ pub(super) struct Heads<'a> {
 
 impl<'a> Heads<'a> {
     /// The values from row `row` of a head on, and how far its rows are apart.
-    fn rows(self, batch: usize, head: usize, row: usize) -> (&'a [f32], usize) {
+    pub(super) fn rows(self, batch: usize, head: usize, row: usize) -> (&'a [f32], usize) {
         let [b, h, l] = self.strides;
         (&self.values[self.start + batch * b + head * h + row * l..], l)
     }
@@ -41,6 +41,17 @@ pub(super) struct Mask<'a> {
     pub(super) values: &'a [f32],
     pub(super) start: usize,
     pub(super) strides: [usize; 4],
+}
+
+impl Mask<'_> {
+    /// Adds the values from `at` on to the scores of one query.
+    #[inline(always)]
+    pub(super) fn add(&self, at: [usize; 4], scores: &mut [f32]) {
+        let start: usize = at.iter().zip(self.strides).map(|(i, stride)| i * stride).sum();
+        for (j, score) in scores.iter_mut().enumerate() {
+            *score += self.values[self.start + start + j * self.strides[3]];
+        }
+    }
 }
 
 /// Queries of a task: whole register tiles on every instruction set.
@@ -182,12 +193,7 @@ impl Kernel for Block<'_> {
             for (row, scores) in scores.chunks_exact_mut(KEYS).take(queries).enumerate() {
                 let scores = &mut scores[..keys];
                 if let Some(mask) = &mask {
-                    let at = [batch, head, first + row, key];
-                    let start: usize =
-                        at.iter().zip(mask.strides).map(|(i, stride)| i * stride).sum();
-                    for (j, score) in scores.iter_mut().enumerate() {
-                        *score += mask.values[mask.start + start + j * mask.strides[3]];
-                    }
+                    mask.add([batch, head, first + row, key], scores);
                 }
                 let max = largest[row].max(max(scores));
                 // Where everything was masked so far there is nothing to scale, and 0 is as good a maximum.
@@ -231,10 +237,10 @@ impl Kernel for Block<'_> {
 }
 
 /// Independent lanes of a reduction, so that it is vector code.
-const LANES: usize = 16;
+pub(super) const LANES: usize = 16;
 
 #[inline(always)]
-fn max(x: &[f32]) -> f32 {
+pub(super) fn max(x: &[f32]) -> f32 {
     let larger = |a: f32, b: f32| if b > a { b } else { a };
     let mut lanes = [f32::NEG_INFINITY; LANES];
     let (whole, rest) = x.as_chunks::<LANES>();
@@ -248,7 +254,7 @@ fn max(x: &[f32]) -> f32 {
 
 /// Makes x to e^(x − max) and returns the sum.
 #[inline(always)]
-fn exponentials(x: &mut [f32], max: f32) -> f32 {
+pub(super) fn exponentials(x: &mut [f32], max: f32) -> f32 {
     let mut sums = [0f32; LANES];
     let (whole, rest) = x.as_chunks_mut::<LANES>();
     for values in whole {

@@ -4,6 +4,7 @@
 //! The queries are taken in blocks, so the score matrix of a large picture (4096 × 4096 for each
 //! head of a 64 × 64 latent) is never whole in memory.
 
+mod backward;
 mod cpu;
 #[cfg(any(feature = "cuda", test))]
 mod cuda;
@@ -57,7 +58,7 @@ pub fn attention(
     let op = Attention { mask, scale };
     let (q, k, v) = (whole_rows(q)?, whole_rows(k)?, whole_rows(v)?);
     // The heads of a position lie side by side in what comes out, as the projection after it takes them.
-    q.apply_op3_no_bwd(&k, &v, &op)?.transpose(1, 2)
+    q.apply_op3(&k, &v, op)?.transpose(1, 2)
 }
 
 /// `x` as it is where the values of its rows are side by side, as they are in heads split off a projection.
@@ -168,6 +169,17 @@ impl CustomOp3 for Attention {
         let plan = cuda::plan(number_type, sizes, strides, self.scale as f32)?;
         let shape = Shape::from((batch, queries, heads, value_dim));
         Ok((device::run(&plan, &inputs, (number_type, shape.elem_count()))?, shape))
+    }
+
+    fn bwd(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        _: &Tensor,
+        upstream: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        backward::gradients(self, [q, k, v], upstream).map(Into::into)
     }
 }
 

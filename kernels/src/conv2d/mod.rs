@@ -1,6 +1,7 @@
 //! Two-dimensional convolution (cross-correlation, as every framework has it):
 //! y\[o\] = Σ_c w\[o, c\] ⋆ x\[c\] + b\[o\], zero padding, no groups, no dilation.
 
+mod backward;
 mod cpu;
 #[cfg(any(feature = "cuda", test))]
 mod cuda;
@@ -36,11 +37,12 @@ pub fn conv2d(
     let (x, weight) = (x.contiguous()?, weight.contiguous()?);
     let bias = bias.map(Tensor::contiguous).transpose()?;
     in_f32(&x, |x| match &bias {
-        Some(bias) => x.apply_op3_no_bwd(&weight, bias, &op),
-        None => x.apply_op2_no_bwd(&weight, &op),
+        Some(bias) => x.apply_op3(&weight, bias, op),
+        None => x.apply_op2(&weight, op),
     })
 }
 
+#[derive(Clone, Copy)]
 struct Conv2d {
     stride: usize,
     padding: usize,
@@ -161,6 +163,17 @@ impl CustomOp2 for Conv2d {
     ) -> Result<(CudaStorage, Shape)> {
         self.on_gpu((x, x_layout), (weight, weight_layout), None)
     }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        _: &Tensor,
+        upstream: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let [dx, dweight, _] = backward::gradients(self, x, weight, None, upstream)?;
+        Ok((dx, dweight))
+    }
 }
 
 impl CustomOp3 for Conv2d {
@@ -191,6 +204,17 @@ impl CustomOp3 for Conv2d {
         bias_layout: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
         self.on_gpu((x, x_layout), (weight, weight_layout), Some((bias, bias_layout)))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        _: &Tensor,
+        upstream: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        backward::gradients(self, x, weight, Some(bias), upstream).map(Into::into)
     }
 }
 

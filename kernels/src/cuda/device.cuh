@@ -99,6 +99,17 @@ __device__ inline float block_sum(float x, float* partial) {
 __device__ inline float silu(float x) { return x / (1.0f + expf(-x)); }
 __device__ inline float gelu(float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f)); }
 
+// The slope of x sigmoid(a x).
+__device__ inline float sigmoid_slope(float x, float a) {
+    float e = expf(-fabsf(a * x)), near = 1.0f / (1.0f + e), far = e / (1.0f + e);
+    float sigmoid = x >= 0.0f ? near : far, rest = x >= 0.0f ? far : near;
+    return sigmoid + a * x * (sigmoid * rest);
+}
+__device__ inline float silu_slope(float x) { return sigmoid_slope(x, 1.0f); }
+__device__ inline float gelu_slope(float x) {
+    return 0.5f * (1.0f + erff(x * 0.70710678118654752f)) + x * expf(-0.5f * x * x) * 0.39894228040143268f;
+}
+
 // The first index of this thread and how far on its next one is, over a grid of one dimension.
 __device__ inline long long first_index() { return (long long)blockIdx.x * blockDim.x + threadIdx.x; }
 __device__ inline long long index_step() { return (long long)gridDim.x * blockDim.x; }

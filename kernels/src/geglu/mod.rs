@@ -1,6 +1,7 @@
 //! GEGLU (Shazeer, "GLU Variants Improve Transformer", arXiv 2002.05202): with (h, g) the halves of
 //! the last dimension, y = h · GELU(g). GELU is the exact, erf one.
 
+mod backward;
 mod cpu;
 #[cfg(any(feature = "cuda", test))]
 mod cuda;
@@ -21,7 +22,7 @@ use crate::storage::{f32_slice, in_f32};
 pub fn geglu(x: &Tensor) -> Result<Tensor> {
     let (shape, _) = halved(x.layout())?;
     begin("geglu", x, shape.dims())?;
-    in_f32(&x.contiguous()?, |x| x.apply_op1_no_bwd(&Geglu))
+    in_f32(&x.contiguous()?, |x| x.apply_op1(Geglu))
 }
 
 struct Geglu;
@@ -60,6 +61,10 @@ impl CustomOp1 for Geglu {
         let plan = cuda::plan(number_type, values / n, n);
         let x = device::Input::new(x, layout, self.name())?;
         Ok((device::run(&plan, &[x], (number_type, values))?, shape))
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, upstream: &Tensor) -> Result<Option<Tensor>> {
+        backward::gradient(x, upstream).map(Some)
     }
 }
 

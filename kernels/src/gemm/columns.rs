@@ -101,3 +101,20 @@ impl Columns for Plain<'_> {
         }
     }
 }
+
+/// As [`Plain`], of values that may be in half precision.
+pub(crate) struct Rows<'a> {
+    pub(crate) values: WeightValues<'a>,
+    pub(crate) stride: usize,
+}
+
+impl Columns for Rows<'_> {
+    #[inline(always)]
+    fn pack<V: Vector>(&self, k: Range<usize>, n: Range<usize>, width: usize, panel: &mut [f32]) {
+        for (row, panel) in k.zip(panel.chunks_exact_mut(width)) {
+            let (values, rest) = panel.split_at_mut(n.len());
+            self.values.widen_into(row * self.stride + n.start, values);
+            rest.fill(0.0);
+        }
+    }
+}

@@ -11,7 +11,7 @@ pub(crate) mod tile;
 
 use rayon::prelude::*;
 
-pub(crate) use columns::{Plain, Transposed};
+pub(crate) use columns::{Plain, Rows, Transposed};
 
 use crate::memory;
 use crate::simd::{Isa, Kernel, Vector};
@@ -186,7 +186,7 @@ pub(crate) fn product(
 
 /// Parts an m × n matrix into blocks for the threads, two or more for each: by columns first, since each
 /// block packs its columns of B.
-fn blocks(m: usize, n: usize) -> Vec<(std::ops::Range<usize>, std::ops::Range<usize>)> {
+pub(crate) fn blocks(m: usize, n: usize) -> Vec<(std::ops::Range<usize>, std::ops::Range<usize>)> {
     let wanted = match rayon::current_num_threads() {
         1 => 1,
         threads => 2 * threads,
@@ -281,6 +281,10 @@ mod tests {
                     .map(|values| product(isa, (m, k, n), &a, &Transposed { values: *values, k }, start))
                     .collect();
                 found.push(product(isa, (m, k, n), &a, &Plain { values: &plain, stride: n }, start));
+                let half: Vec<f16> = plain.iter().map(|value| f16::from_f32(*value)).collect();
+                for values in [WeightValues::F32(&plain), WeightValues::F16(&half)] {
+                    found.push(product(isa, (m, k, n), &a, &Rows { values, stride: n }, start));
+                }
                 for found in found {
                     prop_assert_eq!(found.len(), want.len());
                     for (found, (want, size)) in found.iter().zip(&want) {

@@ -50,10 +50,36 @@ fn pieces_of(piece: usize, number_type: Type, s: Sizes, eps: f64, silu: bool) ->
     Plan::new("group_norm", 2 * pieces * rows, launches)
 }
 
+/// x, weight and bias f32 [2 · channels] one after the other, dy → dx like x: a block for each (sample, group).
+///
+/// # Errors
+/// A size is larger than CUDA counts to.
+pub(super) fn plan_backward(number_type: Type, s: Sizes, eps: f64, silu: bool) -> Result<Plan> {
+    let n = s.channels / s.groups * s.pixels;
+    let function = if silu { "group_norm_silu_backward" } else { "group_norm_backward" };
+    let launch = Launch {
+        function: format!("{function}_{}", number_type.name()),
+        grid: [s.batch * s.groups, 1, 1],
+        threads: 256,
+        arguments: vec![
+            Arg::Input(0),
+            Arg::Input(1),
+            Arg::Input(2),
+            Arg::Output,
+            long(n),
+            long(s.pixels),
+            int(s.groups)?,
+            Arg::Float(eps as f32),
+        ],
+    };
+    Plan::new("group_norm", 0, vec![launch])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::cuda::on_cpu::{self, Input, TYPES};
+    use crate::group_norm::backward::group_norm_backward;
     use crate::group_norm::cpu;
     use crate::simd::Isa;
 
@@ -123,6 +149,42 @@ mod tests {
                 on_cpu::is_wrong(&found, &want, 1e-3)
             });
             assert!(wrong, "a kernel without one of its barriers passed");
+        }
+    }
+
+    #[test]
+    fn the_backward_agrees_with_the_cpu_s() {
+        let sizes = |batch, channels, pixels, groups| Sizes { batch, channels, pixels, groups };
+        for number_type in TYPES {
+            for sizes in [sizes(1, 1, 1, 1), sizes(2, 6, 35, 3), sizes(1, 8, 90, 2)] {
+                let case = Case::new(number_type, sizes);
+                let upstream = on_cpu::rounded(number_type, &on_cpu::random(case.x.len(), 4));
+                let both = [&case.weight[..], &case.bias[..]].concat();
+                for silu in [false, true] {
+                    let (weight, bias) = (&case.weight[..], &case.bias[..]);
+                    let parameters =
+                        cpu::Parameters { weight, bias, groups: sizes.groups, eps: 1e-5, silu };
+                    let want = group_norm_backward(
+                        Isa::Portable,
+                        &case.x,
+                        &upstream,
+                        sizes.pixels,
+                        parameters,
+                    );
+                    let plan = plan_backward(number_type, sizes, 1e-5, silu).expect("small");
+                    for (seed, threads) in [(1, None), (3, Some(96))] {
+                        let inputs = [
+                            Input::Of(number_type, &case.x),
+                            Input::F32(&both),
+                            Input::Of(number_type, &upstream),
+                        ];
+                        let output = (number_type, want.len());
+                        let found = on_cpu::run(&plan, &inputs, output, seed, threads);
+                        let found = found.expect("runs");
+                        on_cpu::assert_close(number_type, &found, &want, 3e-6, "group_norm");
+                    }
+                }
+            }
         }
     }
 }

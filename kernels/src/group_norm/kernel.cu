@@ -55,6 +55,45 @@ __device__ void normalise(const T* x, const float* weight, const float* bias, co
     }
 }
 
+// A block for each (sample, group) of n values. With g = dy (or dy silu'(y)) times w:
+// dx = (g - mean(g) - normed mean(g normed)) scale.
+template <class T, bool SILU>
+__device__ void backward(const T* x, const float* parameters, const T* upstream, T* dx, long long n, long long pixels, int groups,
+                         float epsilon) {
+    __shared__ float partial[32];
+    long long channels = n / pixels, channel = blockIdx.x % groups * channels;
+    const float* weight = parameters + channel;
+    const float* bias = weight + groups * channels;
+    x += blockIdx.x * n;
+    upstream += blockIdx.x * n;
+    dx += blockIdx.x * n;
+    float sum = 0.0f;
+    for (long long i = threadIdx.x; i < n; i += blockDim.x) sum += device::widen(x[i]);
+    float mean = device::block_sum(sum, partial) / n;
+    float squares = 0.0f;
+    for (long long i = threadIdx.x; i < n; i += blockDim.x) {
+        float d = device::widen(x[i]) - mean;
+        squares += d * d;
+    }
+    float scale = 1.0f / sqrtf(device::block_sum(squares, partial) / n + epsilon);
+    float first = 0.0f, second = 0.0f;
+    for (long long i = threadIdx.x; i < n; i += blockDim.x) {
+        float normed = (device::widen(x[i]) - mean) * scale, w = weight[i / pixels];
+        float g = device::widen(upstream[i]) * w;
+        if (SILU) g *= device::silu_slope(normed * w + bias[i / pixels]);
+        first += g;
+        second += g * normed;
+    }
+    first = device::block_sum(first, partial) / n;
+    second = device::block_sum(second, partial) / n;
+    for (long long i = threadIdx.x; i < n; i += blockDim.x) {
+        float normed = (device::widen(x[i]) - mean) * scale, w = weight[i / pixels];
+        float g = device::widen(upstream[i]) * w;
+        if (SILU) g *= device::silu_slope(normed * w + bias[i / pixels]);
+        dx[i] = device::narrow<T>((g - first - normed * second) * scale);
+    }
+}
+
 #define ENTRIES(type, T)                                                                                                           \
     extern "C" __global__ void group_norm_moments_##type(const T* x, float* found, long long n, int length) {                     \
         moments(x, found, n, length);                                                                                              \
@@ -66,5 +105,13 @@ __device__ void normalise(const T* x, const float* weight, const float* bias, co
     extern "C" __global__ void group_norm_silu_##type(const T* x, const float* weight, const float* bias, const float* found,     \
                                                       T* y, long long n, int length, long long pixels, int groups, float epsilon) { \
         normalise<T, true>(x, weight, bias, found, y, n, length, pixels, groups, epsilon);                                         \
+    }                                                                                                                              \
+    extern "C" __global__ void group_norm_backward_##type(const T* x, const float* parameters, const T* upstream, T* dx,          \
+                                                          long long n, long long pixels, int groups, float epsilon) {             \
+        backward<T, false>(x, parameters, upstream, dx, n, pixels, groups, epsilon);                                               \
+    }                                                                                                                              \
+    extern "C" __global__ void group_norm_silu_backward_##type(const T* x, const float* parameters, const T* upstream, T* dx,     \
+                                                               long long n, long long pixels, int groups, float epsilon) {        \
+        backward<T, true>(x, parameters, upstream, dx, n, pixels, groups, epsilon);                                                \
     }
 FOR_EACH_TYPE(ENTRIES)

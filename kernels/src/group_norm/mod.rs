@@ -4,6 +4,7 @@
 //!
 //! A U-Net's ResNet blocks apply SiLU to every result, so both are one pass over the memory.
 
+mod backward;
 mod cpu;
 #[cfg(any(feature = "cuda", test))]
 mod cuda;
@@ -49,9 +50,10 @@ pub fn group_norm_silu(
 fn apply(x: &Tensor, weight: &Tensor, bias: &Tensor, op: GroupNorm) -> Result<Tensor> {
     begin("group_norm", x, x.dims())?;
     let (weight, bias) = (weight.contiguous()?, bias.contiguous()?);
-    in_f32(&x.contiguous()?, |x| x.apply_op3_no_bwd(&weight, &bias, &op))
+    in_f32(&x.contiguous()?, |x| x.apply_op3(&weight, &bias, op))
 }
 
+#[derive(Clone, Copy)]
 struct GroupNorm {
     groups: usize,
     eps: f64,
@@ -106,6 +108,17 @@ impl CustomOp3 for GroupNorm {
             device::Input::weight(bias, bias_layout, Type::F32, name)?,
         ];
         Ok((device::run(&plan, &inputs, (number_type, shape.elem_count()))?, shape.clone()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        _: &Tensor,
+        upstream: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        backward::gradients(self, [x, weight, bias], upstream).map(Into::into)
     }
 }
 

@@ -23,10 +23,23 @@ pub(super) fn plan(number_type: Type, rows: usize, n: usize, eps: f64) -> Result
     Plan::new("layer_norm", 0, vec![launch])
 }
 
+/// x [rows, n], weight f32 [n], dy [rows, n] → dx [rows, n].
+///
+/// # Errors
+/// A size is larger than CUDA counts to.
+pub(super) fn plan_backward(number_type: Type, rows: usize, n: usize, eps: f64) -> Result<Plan> {
+    let mut plan = plan(number_type, rows, n, eps)?;
+    for launch in &mut plan.launches {
+        launch.function = format!("layer_norm_backward_{}", number_type.name());
+    }
+    Ok(plan)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::cuda::on_cpu::{self, Input, TYPES};
+    use crate::layer_norm::backward::layer_norm_backward;
     use crate::layer_norm::cpu;
     use crate::simd::Isa;
 
@@ -48,6 +61,28 @@ mod tests {
                     let output = (number_type, rows * n);
                     let found = on_cpu::run(&plan, &inputs, output, seed, threads).expect("runs");
                     on_cpu::assert_close(number_type, &found, &want, 2e-6, "layer_norm");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_backward_agrees_with_the_cpu_s() {
+        for number_type in TYPES {
+            for (rows, n) in [(3, 1), (2, 77), (4, 320), (1, 768)] {
+                let [x, weight, _] = case(number_type, rows, n);
+                let upstream = on_cpu::rounded(number_type, &on_cpu::random(rows * n, 4));
+                let want = layer_norm_backward(Isa::Portable, &x, &weight, &upstream, 1e-5);
+                let plan = plan_backward(number_type, rows, n, 1e-5).expect("small");
+                for (seed, threads) in [(1, None), (2, Some(64)), (3, Some(32))] {
+                    let inputs = [
+                        Input::Of(number_type, &x),
+                        Input::F32(&weight),
+                        Input::Of(number_type, &upstream),
+                    ];
+                    let output = (number_type, rows * n);
+                    let found = on_cpu::run(&plan, &inputs, output, seed, threads).expect("runs");
+                    on_cpu::assert_close(number_type, &found, &want, 3e-6, "layer_norm_backward");
                 }
             }
         }

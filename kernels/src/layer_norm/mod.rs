@@ -1,6 +1,7 @@
 //! Layer normalisation over the last dimension (Ba et al., arXiv 1607.06450):
 //! y = (x − mean) / √(var + ε) · w + b, var the biased variance.
 
+mod backward;
 mod cpu;
 #[cfg(any(feature = "cuda", test))]
 mod cuda;
@@ -21,7 +22,7 @@ use crate::storage::{f32_slice, in_f32};
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
     begin("layer_norm", x, x.dims())?;
     let (weight, bias) = (weight.contiguous()?, bias.contiguous()?);
-    in_f32(&x.contiguous()?, |x| x.apply_op3_no_bwd(&weight, &bias, &LayerNorm { eps }))
+    in_f32(&x.contiguous()?, |x| x.apply_op3(&weight, &bias, LayerNorm { eps }))
 }
 
 struct LayerNorm {
@@ -76,6 +77,17 @@ impl CustomOp3 for LayerNorm {
             device::Input::weight(bias, bias_layout, Type::F32, name)?,
         ];
         Ok((device::run(&plan, &inputs, (number_type, values))?, shape.clone()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        _: &Tensor,
+        upstream: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        backward::gradients(self, [x, weight, bias], upstream).map(Into::into)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Linear layer: y = x Wᵀ + b.
 
+mod backward;
 mod cpu;
 #[cfg(any(feature = "cuda", test))]
 mod cuda;
@@ -7,6 +8,8 @@ mod cuda;
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
+
+pub(crate) use backward::product;
 
 use crate::begin::begin;
 use crate::profile::Span;
@@ -26,8 +29,8 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
     let (x, weight) = (x.contiguous()?, weight.contiguous()?);
     let bias = bias.map(Tensor::contiguous).transpose()?;
     in_f32(&x, |x| match &bias {
-        Some(bias) => x.apply_op3_no_bwd(&weight, bias, &Linear),
-        None => x.apply_op2_no_bwd(&weight, &Linear),
+        Some(bias) => x.apply_op3(&weight, bias, Linear),
+        None => x.apply_op2(&weight, Linear),
     })
 }
 
@@ -125,6 +128,17 @@ impl CustomOp2 for Linear {
     ) -> Result<(CudaStorage, Shape)> {
         self.on_gpu((x, x_layout), (weight, weight_layout), None)
     }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        _: &Tensor,
+        upstream: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let [dx, dweight, _] = backward::gradients(x, weight, None, upstream)?;
+        Ok((dx, dweight))
+    }
 }
 
 impl CustomOp3 for Linear {
@@ -155,6 +169,17 @@ impl CustomOp3 for Linear {
         bias_layout: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
         self.on_gpu((x, x_layout), (weight, weight_layout), Some((bias, bias_layout)))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        _: &Tensor,
+        upstream: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        backward::gradients(x, weight, Some(bias), upstream).map(Into::into)
     }
 }
 

@@ -9,6 +9,7 @@ use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
 use crate::begin::begin;
+use crate::linear::product;
 use crate::simd::Isa;
 use crate::storage::{f32_slice, weight_values};
 
@@ -22,7 +23,7 @@ use crate::storage::{f32_slice, weight_values};
 /// The shapes do not fit each other, an input is of another type, or its device has no twin.
 pub fn low_rank_update(weight: &Tensor, up: &Tensor, down: &Tensor) -> Result<Tensor> {
     begin("low_rank_update", weight, weight.dims())?;
-    weight.contiguous()?.apply_op3_no_bwd(&up.contiguous()?, &down.contiguous()?, &LowRankUpdate)
+    weight.contiguous()?.apply_op3(&up.contiguous()?, &down.contiguous()?, LowRankUpdate)
 }
 
 struct LowRankUpdate;
@@ -71,6 +72,24 @@ impl CustomOp3 for LowRankUpdate {
         ];
         let y = device::run(&plan, &inputs, (number_type, output * input))?;
         Ok((y, Shape::from((output, input))))
+    }
+
+    /// dW = dY, dU = dY Dᵀ, dD = Uᵀ dY.
+    fn bwd(
+        &self,
+        weight: &Tensor,
+        up: &Tensor,
+        down: &Tensor,
+        _: &Tensor,
+        upstream: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let upstream = upstream.contiguous()?;
+        let dweight =
+            if weight.track_op() { Some(upstream.to_dtype(weight.dtype())?) } else { None };
+        let turned = |t: &Tensor| t.detach().t()?.contiguous();
+        let dup = if up.track_op() { Some(product(&upstream, &turned(down)?)?) } else { None };
+        let ddown = if down.track_op() { Some(product(&turned(up)?, &upstream)?) } else { None };
+        Ok((dweight, dup, ddown))
     }
 }
 

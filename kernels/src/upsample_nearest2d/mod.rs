@@ -1,6 +1,7 @@
 //! Nearest-neighbour resize to a given size, as torch's `interpolate(mode="nearest")`: the pixel
 //! (y, x) of the result is the source pixel (⌊y · h/H⌋, ⌊x · w/W⌋).
 
+mod backward;
 mod cpu;
 #[cfg(any(feature = "cuda", test))]
 mod cuda;
@@ -21,7 +22,7 @@ pub fn upsample_nearest2d(x: &Tensor, height: usize, width: usize) -> Result<Ten
     let op = UpsampleNearest2d { height, width };
     let (b, c, _, _) = op.sizes(x.layout())?;
     begin("upsample_nearest2d", x, &[b, c, height, width])?;
-    in_f32(&x.contiguous()?, |x| x.apply_op1_no_bwd(&op))
+    in_f32(&x.contiguous()?, |x| x.apply_op1(op))
 }
 
 struct UpsampleNearest2d {
@@ -51,6 +52,10 @@ impl CustomOp1 for UpsampleNearest2d {
         let plan = cuda::plan(number_type, b * c, (h, w), (self.height, self.width))?;
         let x = device::Input::new(x, layout, self.name())?;
         Ok((device::run(&plan, &[x], (number_type, shape.elem_count()))?, shape))
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, upstream: &Tensor) -> Result<Option<Tensor>> {
+        backward::gradient(x, upstream).map(Some)
     }
 }
 
