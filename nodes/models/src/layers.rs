@@ -5,13 +5,14 @@
 use candle_core::{D, DType, Device, Result as CandleResult, Tensor};
 
 use crate::error::{Error, Result};
-use crate::files::weights::Weights;
+use crate::files::weights::{LowRank, Weights};
 
-/// y = x Wᵀ + b.
+/// y = x Wᵀ + b, and where something is trained beside the weight, that too.
 #[derive(Clone, Debug)]
 pub struct Linear {
     weight: Tensor,
     bias: Option<Tensor>,
+    low_rank: Option<LowRank>,
 }
 
 impl Linear {
@@ -20,17 +21,40 @@ impl Linear {
         Ok(Linear {
             weight: weights.get_kept("weight", (output, input))?,
             bias: Some(weights.get("bias", output)?),
+            low_rank: weights.low_rank("weight"),
         })
     }
 
     /// `weight` [output, input] alone.
     pub fn load_without_bias(weights: &Weights, input: usize, output: usize) -> Result<Linear> {
-        Ok(Linear { weight: weights.get_kept("weight", (output, input))?, bias: None })
+        Ok(Linear {
+            weight: weights.get_kept("weight", (output, input))?,
+            bias: None,
+            low_rank: weights.low_rank("weight"),
+        })
     }
 
     /// [..., input] → [..., output].
     pub fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
-        kosmograph_kernels::linear(x, &self.weight, self.bias.as_ref())
+        let y = kosmograph_kernels::linear(x, &self.weight, self.bias.as_ref())?;
+        match &self.low_rank {
+            None => Ok(y),
+            Some(low_rank) => y + low_rank.linear(x)?,
+        }
+    }
+}
+
+impl LowRank {
+    /// What it adds to a linear layer's result: [..., input] → [..., output].
+    pub(crate) fn linear(&self, x: &Tensor) -> CandleResult<Tensor> {
+        let middle = kosmograph_kernels::linear(x, &self.down.flatten_from(1)?, None)?;
+        kosmograph_kernels::linear(&middle, &self.up.flatten_from(1)?, None)? * self.scale
+    }
+
+    /// What it adds to a convolution's: [B, input, H, W] → [B, output, H', W'].
+    pub(crate) fn conv2d(&self, x: &Tensor, stride: usize, padding: usize) -> CandleResult<Tensor> {
+        let middle = kosmograph_kernels::conv2d(x, &self.down, None, stride, padding)?;
+        kosmograph_kernels::conv2d(&middle, &self.up, None, 1, 0)? * self.scale
     }
 }
 

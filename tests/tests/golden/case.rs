@@ -315,7 +315,7 @@ pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
 }
 
 /// max |x|; NaN if there is one.
-fn largest_magnitude(tensor: &Tensor) -> Result<f64> {
+pub fn largest_magnitude(tensor: &Tensor) -> Result<f64> {
     let values = tensor.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?;
     Ok(values.into_iter().fold(0.0, |largest: f64, value| {
         if largest.is_nan() || value.is_nan() { f64::NAN } else { largest.max(value.abs()) }

@@ -31,7 +31,7 @@ fn load_vit(config: &Value, weights: &Weights) -> Result<Vit> {
     Ok(Vit::load(&config, &weights.sub("visual"))?)
 }
 
-fn load_gpt(config: &Value, weights: &Weights) -> Result<Mllm> {
+pub fn load_gpt(config: &Value, weights: &Weights) -> Result<Mllm> {
     let config: MllmConfig = self::config(json!({
         "vocab_size": config["vocab"], "embed_dim": config["dim"], "layers": config["layers"],
         "heads": config["heads"], "ffn_dim": config["ffn"], "layer_norm_eps": 1e-5,
@@ -40,7 +40,7 @@ fn load_gpt(config: &Value, weights: &Weights) -> Result<Mllm> {
 }
 
 /// The aligner's configuration and the width of the hidden states it takes.
-fn aligner_config(config: &Value) -> Result<(AlignerConfig, usize)> {
+pub fn aligner_config(config: &Value) -> Result<(AlignerConfig, usize)> {
     let width = config["gpt_dim"].as_u64().context("config.json has no gpt_dim")?;
     let config = self::config(json!({
         "dim": config["dim"], "encoder_layers": config["encoder_layers"],
@@ -180,24 +180,25 @@ pub fn eps_probe(case: &mut Case) -> Result<()> {
 }
 
 /// The chain from pixels and tokens to the condition.
-pub fn encode_condition(case: &mut Case) -> Result<()> {
-    let queries = case.expected("condition_neg_n2")?.dim(1)?;
-    let (vit, gpt, aligner) = (&case.config["vit"], &case.config["gpt"], &case.config["aligner"]);
-    let width = case.size("vit.width")?;
-    let config: KosmosConfig = config(json!({
+/// The configuration of the whole model, of a case's own keys.
+pub fn kosmos_config(options: &Value, queries: usize) -> Result<KosmosConfig> {
+    let (vit, gpt, aligner) = (&options["vit"], &options["gpt"], &options["aligner"]);
+    let size = |value: &Value| value.as_u64().context("a size of `vit` is missing");
+    let width = size(&vit["width"])?;
+    self::config(json!({
         "model_type": "kosmos-g",
         "vision": {
             "image_size": vit["image"], "patch_size": vit["patch"], "width": width,
-            "layers": vit["layers"], "heads": width / case.size("vit.head_width")?,
+            "layers": vit["layers"], "heads": width / size(&vit["head_width"])?,
             "mlp_ratio": vit["mlp_ratio"], "image_mean": [0, 0, 0], "image_std": [1, 1, 1],
         },
         "connector": {
-            "latent_query_num": case.config["latent_query_num"],
+            "latent_query_num": options["latent_query_num"],
             // The authors give the connector as many heads as the language model has.
             "heads": gpt["decoder_attention_heads"],
         },
         "mllm": {
-            "vocab_size": case.config["vocab"], "embed_dim": gpt["decoder_embed_dim"],
+            "vocab_size": options["vocab"], "embed_dim": gpt["decoder_embed_dim"],
             "layers": gpt["decoder_layers"], "heads": gpt["decoder_attention_heads"],
             "ffn_dim": gpt["decoder_ffn_embed_dim"], "layer_norm_eps": 1e-5,
         },
@@ -207,7 +208,12 @@ pub fn encode_condition(case: &mut Case) -> Result<()> {
             "ffn_dim": aligner["ffn"], "max_positions": aligner["npos"], "queries": queries,
             "layer_norm_eps": 1e-5,
         },
-    }))?;
+    }))
+}
+
+pub fn encode_condition(case: &mut Case) -> Result<()> {
+    let queries = case.expected("condition_neg_n2")?.dim(1)?;
+    let config = kosmos_config(&case.config, queries)?;
     let model = KosmosG::load(&config, &case.weights()?)?;
 
     let image_tokens = model.encode_images(&case.input("pixels")?)?.flatten_to(1)?;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor, Var};
 use kosmograph_models::samplers::guidance::guide;
 use kosmograph_models::samplers::randn::Generator;
 use kosmograph_models::samplers::{self, Ending, NoiseSampler, Schedule, SchedulerConfig, Step};
@@ -15,6 +15,7 @@ use serde_json::Value;
 use crate::case::{Case, read_json};
 use crate::diffusers;
 use crate::diffusion::{folder, load_controlnet, load_unet, load_vae};
+use crate::training::check_through_unet;
 
 pub fn torch_randn(case: &mut Case) -> Result<()> {
     for name in case.expected_names() {
@@ -500,8 +501,10 @@ pub fn e2e_official(case: &mut Case) -> Result<()> {
             check_png(case, &format!("{variant}.png"), &(rgb * 255.0)?)?;
         }
     }
-    let loss = training_loss(case, &networks.unet, &schedule)?;
-    case.check("train.diff_loss", &loss)
+    let condition = Var::from_tensor(&case.input("train_condition")?)?;
+    let loss = training_loss(case, &networks.unet, &schedule, &condition)?;
+    case.check("train.diff_loss", &loss)?;
+    check_through_unet(case, "train.grad_condition", &loss.backward()?, &condition)
 }
 
 /// The scheduler's options of the case that the inputs are from.
@@ -544,9 +547,14 @@ fn sample_officially(
 
 /// The authors' loss: mean squared error over C, H, W, summed over the batch; the condition is
 /// dropped for the null condition where p < 0.1.
-fn training_loss(case: &Case, unet: &UNet, schedule: &Schedule) -> Result<Tensor> {
+fn training_loss(
+    case: &Case,
+    unet: &UNet,
+    schedule: &Schedule,
+    condition: &Tensor,
+) -> Result<Tensor> {
     let (x0, noise) = (case.input("train_latents")?, case.input("train_noise")?);
-    let (condition, null) = (case.input("train_condition")?, case.input("train_null")?);
+    let null = case.input("train_null")?;
     let timesteps = case.input("train_timesteps")?;
     let dropped = case.input("train_random_p")?.to_vec1::<f32>()?;
     let (mut noisy, mut context) = (Vec::new(), Vec::new());

@@ -5,7 +5,7 @@ use candle_core::{DType, Result as CandleResult, Tensor};
 use kosmograph_kernels as kernels;
 
 use crate::error::Result;
-use crate::files::weights::Weights;
+use crate::files::weights::{LowRank, Weights};
 use crate::layers::Linear;
 
 /// A convolution with a bias; the stride and padding are the caller's.
@@ -14,6 +14,7 @@ pub(crate) struct Conv2d {
     bias: Tensor,
     stride: usize,
     padding: usize,
+    low_rank: Option<LowRank>,
 }
 
 impl Conv2d {
@@ -40,6 +41,7 @@ impl Conv2d {
             bias: weights.get("bias", output)?,
             stride,
             padding,
+            low_rank: weights.low_rank("weight"),
         })
     }
 
@@ -55,7 +57,11 @@ impl Conv2d {
 
     /// [B, input, H, W] → [B, output, H', W'].
     pub(crate) fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
-        kernels::conv2d(x, &self.weight, Some(&self.bias), self.stride, self.padding)
+        let y = kernels::conv2d(x, &self.weight, Some(&self.bias), self.stride, self.padding)?;
+        match &self.low_rank {
+            None => Ok(y),
+            Some(low_rank) => y + low_rank.conv2d(x, self.stride, self.padding)?,
+        }
     }
 }
 

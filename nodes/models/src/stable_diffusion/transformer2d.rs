@@ -5,7 +5,7 @@ use candle_core::{Result as CandleResult, Tensor};
 use kosmograph_kernels as kernels;
 
 use crate::error::Result;
-use crate::files::weights::Weights;
+use crate::files::weights::{LowRank, Weights};
 use crate::layers::{LayerNorm, Linear};
 use crate::stable_diffusion::resnet::GroupNorm;
 
@@ -138,6 +138,7 @@ impl Transformer2D {
 struct Projection {
     weight: Tensor,
     bias: Tensor,
+    low_rank: Option<LowRank>,
 }
 
 impl Projection {
@@ -147,11 +148,16 @@ impl Projection {
         } else {
             weights.get_kept("weight", (channels, channels, 1, 1))?.squeeze(3)?.squeeze(2)?
         };
-        Ok(Projection { weight, bias: weights.get("bias", channels)? })
+        let low_rank = weights.low_rank("weight");
+        Ok(Projection { weight, bias: weights.get("bias", channels)?, low_rank })
     }
 
     /// [B, L, C] → [B, L, C].
     fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
-        kernels::linear(x, &self.weight, Some(&self.bias))
+        let y = kernels::linear(x, &self.weight, Some(&self.bias))?;
+        match &self.low_rank {
+            None => Ok(y),
+            Some(low_rank) => y + low_rank.linear(x)?,
+        }
     }
 }

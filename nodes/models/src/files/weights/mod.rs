@@ -34,8 +34,22 @@ struct Store {
     origin: String,
     source: Arc<Source>,
     reading: Reading,
+    /// What is trained beside a weight, by its full name.
+    low_rank: HashMap<String, LowRank>,
     /// Full names that were read, and the bytes that each takes in memory.
     read: Mutex<HashMap<String, usize>>,
+}
+
+/// A low-rank change beside the weight of a linear layer or a convolution, which itself stays as it is:
+/// y = W x + scale · up(down(x)). That is how a LoRA is trained; a finished one is added to the weights
+/// ([`crate::lora::Adapted`]).
+#[derive(Clone, Debug)]
+pub struct LowRank {
+    /// [rank, input], or [rank, input, kH, kW] of a convolution.
+    pub down: Tensor,
+    /// [output, rank], or [output, rank, 1, 1].
+    pub up: Tensor,
+    pub scale: f64,
 }
 
 /// What it means to read a tensor.
@@ -116,16 +130,38 @@ impl Weights {
         Weights::from_tensors(origin, tensors, device).with(Reading::Again, "")
     }
 
+    /// As [`Weights::from_kept`], where some of the tensors may be variables (`Var`), and with changes of low rank
+    /// beside some weights, by their names: what training loads a network from. The network then computes with the
+    /// variables' own memory, so an update of theirs needs no other loading.
+    pub fn from_trained(
+        origin: impl Into<String>,
+        tensors: HashMap<String, Tensor>,
+        low_rank: HashMap<String, LowRank>,
+        device: &Device,
+    ) -> Weights {
+        let (source, reading) = (Arc::new(Source::Tensors(tensors)), Reading::Again);
+        let origin = origin.into();
+        let store = Arc::new(Store { origin, source, reading, low_rank, read: Mutex::default() });
+        Weights { store, prefix: String::new(), device: device.clone() }
+    }
+
+    /// What is trained beside the weight `name`, if something is.
+    pub(crate) fn low_rank(&self, name: &str) -> Option<LowRank> {
+        self.store.low_rank.get(&format!("{}{name}", self.prefix)).cloned()
+    }
+
     fn new(origin: String, source: Source, device: &Device) -> Weights {
         let (source, reading) = (Arc::new(source), Reading::Numbers);
-        let store = Arc::new(Store { origin, source, reading, read: Mutex::default() });
+        let (low_rank, read) = (HashMap::new(), Mutex::default());
+        let store = Arc::new(Store { origin, source, reading, low_rank, read });
         Weights { store, prefix: String::new(), device: device.clone() }
     }
 
     /// The same weights under the prefix `prefix`, to be read in another way and from the beginning.
     fn with(&self, reading: Reading, prefix: &str) -> Weights {
         let (origin, source) = (self.store.origin.clone(), self.store.source.clone());
-        let store = Arc::new(Store { origin, source, reading, read: Mutex::default() });
+        let (low_rank, read) = (self.store.low_rank.clone(), Mutex::default());
+        let store = Arc::new(Store { origin, source, reading, low_rank, read });
         Weights { store, prefix: prefix.to_owned(), device: self.device.clone() }
     }
 

@@ -1,0 +1,344 @@
+//! What a training is told: one JSON file. Unknown keys are refused with the nearest that there is.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+use crate::lora;
+use crate::optimiser::OptimiserConfig;
+use crate::rate::RateConfig;
+
+/// What is trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Task {
+    /// Low-rank changes of layers of the U-Net, and of the text encoder if that is asked for.
+    Lora,
+    /// The whole U-Net (Ruiz et al., arXiv 2208.12242), with or without pictures of the class.
+    Dreambooth,
+    /// Vectors for a word that the text encoder does not know (Gal et al., arXiv 2208.01618).
+    Inversion,
+}
+
+/// The whole of a training. Paths that are relative begin at the file's folder.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    pub task: Task,
+    /// The base: a folder in diffusers' layout, or a checkpoint file.
+    pub model: PathBuf,
+    /// A folder of pictures, each with its caption in a .txt of the same name beside it.
+    pub pictures: PathBuf,
+    /// What is made: a .safetensors file, or for dreambooth a folder.
+    pub output: PathBuf,
+    /// The caption of pictures that have none beside them.
+    pub caption: Option<String>,
+    /// Updates.
+    pub steps: usize,
+    /// Pictures of one pass.
+    pub batch: usize,
+    /// Passes of one update.
+    pub accumulate: usize,
+    /// The side of the square that pictures are cut to, in pixels; with `buckets`, of the square as large as they.
+    pub resolution: usize,
+    /// Whether pictures keep about their shape, in sizes of about as many pixels.
+    pub buckets: bool,
+    /// Whether each picture is mirrored half of the time.
+    pub flip: bool,
+    /// The share of the time that a picture is seen without its caption.
+    pub caption_dropout: f64,
+    pub seed: u64,
+    pub lora: LoraConfig,
+    pub inversion: InversionConfig,
+    /// Pictures of the class, that the U-Net is to go on drawing as before.
+    pub prior: Option<PriorConfig>,
+    pub optimiser: OptimiserConfig,
+    pub rate: RateConfig,
+    /// γ of min-SNR weighting.
+    pub min_snr: Option<f64>,
+    /// How much noise is added that is the same at every pixel of a channel.
+    pub noise_offset: f64,
+    /// How slowly the average of the parameters that is written in their stead forgets: 0.999.
+    pub ema: Option<f64>,
+    /// After how many updates the state is written down, to go on from; 0 for never but at an interruption.
+    pub checkpoint_every: usize,
+    pub samples: Option<SamplesConfig>,
+}
+
+/// `lora`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LoraConfig {
+    pub rank: usize,
+    /// The change is scaled by alpha / rank.
+    pub alpha: f64,
+    /// How the names of the U-Net's layers end; linear layers and convolutions.
+    pub layers: Vec<String>,
+    /// The same of the text encoder; none leave it as it is.
+    pub text_encoder_layers: Vec<String>,
+}
+
+/// `inversion`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct InversionConfig {
+    /// The word in the captions that the vectors stand for.
+    pub token: String,
+    pub vectors: usize,
+    /// The word whose embedding they begin with.
+    pub start: String,
+}
+
+/// `prior`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PriorConfig {
+    pub pictures: PathBuf,
+    /// The caption of those that have none beside them: "a photo of a dog".
+    pub caption: Option<String>,
+    pub weight: f64,
+}
+
+/// `samples`: pictures drawn on the way.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SamplesConfig {
+    /// After how many updates.
+    pub every: usize,
+    pub prompts: Vec<String>,
+    pub steps: usize,
+    pub guidance: f64,
+    pub seed: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            task: Task::Lora,
+            model: PathBuf::new(),
+            pictures: PathBuf::new(),
+            output: PathBuf::new(),
+            caption: None,
+            steps: 1000,
+            batch: 1,
+            accumulate: 1,
+            resolution: 512,
+            buckets: false,
+            flip: false,
+            caption_dropout: 0.0,
+            seed: 0,
+            lora: LoraConfig::default(),
+            inversion: InversionConfig::default(),
+            prior: None,
+            optimiser: OptimiserConfig::default(),
+            rate: RateConfig::default(),
+            min_snr: None,
+            noise_offset: 0.0,
+            ema: None,
+            checkpoint_every: 100,
+            samples: None,
+        }
+    }
+}
+
+impl Default for LoraConfig {
+    fn default() -> Self {
+        LoraConfig {
+            rank: 16,
+            alpha: 16.0,
+            layers: lora::ATTENTION.map(str::to_owned).to_vec(),
+            text_encoder_layers: Vec::new(),
+        }
+    }
+}
+
+impl Default for InversionConfig {
+    fn default() -> Self {
+        InversionConfig { token: "sks".to_owned(), vectors: 1, start: "object".to_owned() }
+    }
+}
+
+impl Default for PriorConfig {
+    fn default() -> Self {
+        PriorConfig { pictures: PathBuf::new(), caption: None, weight: 1.0 }
+    }
+}
+
+impl Default for SamplesConfig {
+    fn default() -> Self {
+        SamplesConfig { every: 100, prompts: Vec::new(), steps: 20, guidance: 7.0, seed: 0 }
+    }
+}
+
+impl Config {
+    /// Reads the JSON text `text`; relative paths begin at `folder`.
+    ///
+    /// # Errors
+    /// It is no JSON, a key is unknown or missing, or a value is outside of what it can be.
+    pub fn read(text: &str, folder: &Path) -> Result<Config> {
+        let json: Value = serde_json::from_str(text)
+            .map_err(|error| Error::Config(format!("the configuration is no JSON: {error}")))?;
+        let example = Config {
+            prior: Some(PriorConfig::default()),
+            samples: Some(SamplesConfig::default()),
+            ..Config::default()
+        };
+        let example =
+            serde_json::to_value(example).map_err(|error| Error::Config(error.to_string()))?;
+        known_keys(&json, &example, "")?;
+        for needed in ["task", "model", "pictures", "output"] {
+            if json.get(needed).is_none() {
+                return Err(Error::Config(format!("the configuration has no \"{needed}\"")));
+            }
+        }
+        let mut config: Config = serde_json::from_value(json)
+            .map_err(|error| Error::Config(format!("the configuration: {error}")))?;
+        let from = |path: &mut PathBuf| *path = folder.join(&*path);
+        from(&mut config.model);
+        from(&mut config.pictures);
+        from(&mut config.output);
+        if let Some(prior) = &mut config.prior {
+            from(&mut prior.pictures);
+        }
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<()> {
+        self.optimiser.check()?;
+        let at_least_1 = [
+            ("steps", self.steps),
+            ("batch", self.batch),
+            ("accumulate", self.accumulate),
+            ("resolution", self.resolution),
+            ("lora.rank", self.lora.rank),
+            ("inversion.vectors", self.inversion.vectors),
+        ];
+        for (name, value) in at_least_1 {
+            if value == 0 {
+                return refuse(format!("\"{name}\" is 0; 1 or more would be right"));
+            }
+        }
+        let shares = [("caption_dropout", Some(self.caption_dropout)), ("ema", self.ema)];
+        for (name, value) in shares {
+            if value.is_some_and(|value| !(0.0..=1.0).contains(&value)) {
+                return refuse(format!("\"{name}\" is {value:?}; 0 to 1 would be right"));
+            }
+        }
+        let numbers = [
+            ("lora.alpha", self.lora.alpha),
+            ("noise_offset", self.noise_offset),
+            ("min_snr", self.min_snr.unwrap_or(1.0)),
+            ("prior.weight", self.prior.as_ref().map_or(0.0, |prior| prior.weight)),
+        ];
+        for (name, value) in numbers {
+            if !value.is_finite() || value < 0.0 {
+                return refuse(format!("\"{name}\" is {value}; 0 or more would be right"));
+            }
+        }
+        if let Some(samples) = &self.samples
+            && (samples.every == 0 || samples.steps == 0)
+        {
+            return refuse("\"samples\" have 1 or more of \"every\" and of \"steps\"".to_owned());
+        }
+        if self.prior.is_some() && (self.task != Task::Dreambooth || self.buckets) {
+            return refuse(
+                "\"prior\" goes with the task dreambooth, and without buckets".to_owned(),
+            );
+        }
+        if self.task == Task::Inversion && self.inversion.token.trim().is_empty() {
+            return refuse(
+                "\"inversion.token\" is empty; a word of the captions would be right".to_owned(),
+            );
+        }
+        Ok(())
+    }
+
+    /// What must be the same for a training to be gone on with: all but what changes no number of it.
+    pub fn identity(&self) -> Value {
+        let mut json = serde_json::to_value(self).unwrap_or_default();
+        if let Some(json) = json.as_object_mut() {
+            for key in ["output", "checkpoint_every", "samples"] {
+                json.shift_remove(key);
+            }
+        }
+        json
+    }
+}
+
+fn refuse(sentence: String) -> Result<()> {
+    Err(Error::Config(sentence))
+}
+
+/// Whether every key of `json` is one of `example`, also within.
+fn known_keys(json: &Value, example: &Value, path: &str) -> Result<()> {
+    let (Some(json), Some(example)) = (json.as_object(), example.as_object()) else {
+        return match (path.is_empty(), example.is_object(), json.is_null()) {
+            (true, ..) => refuse("the configuration is no JSON object".to_owned()),
+            (_, true, false) => refuse(format!("\"{path}\" is {json}; an object would be right")),
+            _ => Ok(()),
+        };
+    };
+    for (key, value) in json {
+        let full = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+        let Some(example) = example.get(key) else {
+            let nearest = example.keys().max_by(|a, b| {
+                strsim::jaro_winkler(key, a).total_cmp(&strsim::jaro_winkler(key, b))
+            });
+            let nearest = nearest.map(String::as_str).unwrap_or_default();
+            return refuse(format!(
+                "there is no \"{full}\" in a configuration; the nearest is \"{nearest}\""
+            ));
+        };
+        known_keys(value, example, &full)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEAST: &str =
+        r#""task": "lora", "model": "m", "pictures": "p", "output": "o.safetensors""#;
+
+    fn read(more: &str) -> Result<Config> {
+        Config::read(&format!("{{{LEAST}{more}}}"), Path::new("/here"))
+    }
+
+    #[test]
+    fn paths_begin_at_the_file_and_the_rest_has_its_default() {
+        let config = read(r#", "lora": {"rank": 4}, "samples": {"every": 5}"#).unwrap();
+        assert_eq!(config.model, Path::new("/here/m"));
+        assert_eq!((config.lora.rank, config.lora.alpha), (4, 16.0));
+        assert_eq!(config.samples.unwrap().steps, 20);
+    }
+
+    #[test]
+    fn what_is_wrong_is_told() {
+        let told = |more| read(more).unwrap_err().to_string();
+        let cases = [
+            (r#", "stepz": 3"#, "no \"stepz\" in a configuration; the nearest is \"steps\""),
+            (
+                r#", "lora": {"rnak": 3}"#,
+                "no \"lora.rnak\" in a configuration; the nearest is \"rank\"",
+            ),
+            (r#", "prior": {"picture": 3}"#, "the nearest is \"pictures\""),
+            (r#", "steps": 0"#, "\"steps\" is 0"),
+            (r#", "optimiser": {"learning_rate": -1}"#, "optimiser.learning_rate is -1"),
+            (r#", "optimiser": 3"#, "an object would be right"),
+            (r#", "caption_dropout": 3"#, "0 to 1 would be right"),
+            (r#", "steps": "many""#, "the configuration: invalid type"),
+        ];
+        for (more, want) in cases {
+            let told = told(more);
+            assert!(told.contains(want), "{told} does not say {want}");
+        }
+        let told = Config::read("[]", Path::new("")).unwrap_err().to_string();
+        assert!(told.contains("no JSON object"), "{told}");
+        let told = Config::read("{\"task\": \"lora\"}", Path::new("")).unwrap_err().to_string();
+        assert!(told.contains("has no \"model\""), "{told}");
+    }
+}

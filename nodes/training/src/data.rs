@@ -1,0 +1,262 @@
+//! Pictures with their captions, as latents.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+use image::{DynamicImage, ImageDecoder, ImageReader};
+use kosmograph_interrupt as interrupt;
+use kosmograph_models::stable_diffusion::vae::Vae;
+use kosmograph_pixels::pillow::{self, Filter, Picture};
+
+use crate::draws::Draws;
+use crate::error::{Error, Result};
+
+/// The ends of names that are taken for pictures.
+const PICTURES: [&str; 7] = ["png", "jpg", "jpeg", "webp", "bmp", "gif", "tiff"];
+
+/// How pictures are cut.
+#[derive(Clone, Copy, Debug)]
+pub struct Cut {
+    pub resolution: usize,
+    pub buckets: bool,
+    /// Sides are multiples of it.
+    pub step: usize,
+}
+
+impl Cut {
+    /// The size (width, height) that a picture of such a size is cut to: of those with about as many pixels as the
+    /// square of the resolution, the one whose shape is nearest.
+    pub fn size(self, (width, height): (usize, usize)) -> (usize, usize) {
+        let Cut { resolution, buckets, step } = self;
+        let down = |side: usize| (side / step).max(1) * step;
+        let square = (down(resolution), down(resolution));
+        if !buckets {
+            return square;
+        }
+        let wanted = (width as f64 / height as f64).ln();
+        let distance = |(w, h): (usize, usize)| ((w as f64 / h as f64).ln() - wanted).abs();
+        let widths = (1..=2 * resolution / step).map(|i| i * step);
+        let sizes = widths.map(|w| (w, down(resolution * resolution / w)));
+        let fitting = sizes.filter(|(_, h)| *h <= 2 * resolution);
+        fitting
+            .chain([square])
+            .min_by(|a, b| distance(*a).total_cmp(&distance(*b)))
+            .unwrap_or(square)
+    }
+}
+
+/// One picture.
+pub struct Example {
+    pub path: PathBuf,
+    pub caption: String,
+    /// (width, height) in pixels.
+    pub size: (usize, usize),
+    /// Mean and standard deviation of its latents [C, h, w]; a second pair is of its mirror image.
+    pub latents: Vec<[Tensor; 2]>,
+}
+
+/// What a folder holds, and what was odd about it.
+pub struct Pictures {
+    pub examples: Vec<Example>,
+    pub notes: Vec<String>,
+}
+
+/// Reads the pictures of `folder` in the order of their names. A picture that cannot be read is left out and told.
+///
+/// # Errors
+/// There is no such folder, or no picture in it that can be read; the autoencoder's.
+pub fn read(
+    folder: &Path,
+    caption: Option<&str>,
+    cut: Cut,
+    flip: bool,
+    vae: &Vae,
+) -> Result<Pictures> {
+    let failed = |source| Error::Read { path: folder.to_owned(), source };
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let end = path.extension().map(|end| end.to_string_lossy().to_lowercase());
+        if end.is_some_and(|end| PICTURES.contains(&&*end)) {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    if paths.is_empty() {
+        let ends = PICTURES.join(", ");
+        let sentence = format!("{} holds no pictures ({ends})", folder.display());
+        return Err(Error::Data(sentence));
+    }
+    let (mut examples, mut notes, mut captionless) = (Vec::new(), Vec::new(), 0);
+    for path in paths {
+        interrupt::check().map_err(|_| Error::Cancelled)?;
+        let picture = match open(&path) {
+            Ok(picture) => picture,
+            Err(reason) => {
+                notes.push(format!("{} is left out: {reason}", path.display()));
+                continue;
+            }
+        };
+        let caption = match (read_caption(&path, &mut notes), caption) {
+            (Some(caption), _) => caption,
+            (None, given) => {
+                captionless += usize::from(given.is_none());
+                given.unwrap_or_default().to_owned()
+            }
+        };
+        let size = cut.size((picture.width() as usize, picture.height() as usize));
+        let pixels = cut_to(&picture, size)?;
+        let mut latents = vec![encode(vae, &pixels, size, false)?];
+        if flip {
+            latents.push(encode(vae, &pixels, size, true)?);
+        }
+        examples.push(Example { path, caption, size, latents });
+    }
+    if examples.is_empty() {
+        let sentence = format!("{} holds no picture that can be read", folder.display());
+        return Err(Error::Data(sentence));
+    }
+    if captionless > 0 {
+        notes.push(format!(
+            "{captionless} of {} pictures have no caption: a .txt beside each, or \"caption\" for all, would be right",
+            examples.len()
+        ));
+    }
+    Ok(Pictures { examples, notes })
+}
+
+fn open(path: &Path) -> std::result::Result<image::RgbImage, String> {
+    let reader = ImageReader::open(path).map_err(|error| error.to_string())?;
+    let reader = reader.with_guessed_format().map_err(|error| error.to_string())?;
+    let mut decoder = reader.into_decoder().map_err(|error| error.to_string())?;
+    let (width, height) = decoder.dimensions();
+    if width == 0 || height == 0 {
+        return Err("it has no pixels".to_owned());
+    }
+    let shape = [height as usize, width as usize, 4];
+    kosmograph_memory::ask(format_args!("the pixels of {}", path.display()), &shape, 2)
+        .map_err(|error| error.to_string())?;
+    let orientation = decoder.orientation().map_err(|error| error.to_string())?;
+    let mut picture = DynamicImage::from_decoder(decoder).map_err(|error| error.to_string())?;
+    picture.apply_orientation(orientation);
+    // On white, where it is transparent.
+    let mut rgba = picture.into_rgba8();
+    for pixel in rgba.pixels_mut() {
+        let [r, g, b, a] = pixel.0.map(u32::from);
+        let over = |value: u32| ((value * a + 255 * (255 - a) + 127) / 255) as u8;
+        pixel.0 = [over(r), over(g), over(b), 255];
+    }
+    Ok(DynamicImage::ImageRgba8(rgba).into_rgb8())
+}
+
+/// The most of a caption file that is read: CLIP takes 75 tokens.
+const LONGEST_CAPTION: usize = 1 << 16;
+
+fn read_caption(picture: &Path, notes: &mut Vec<String>) -> Option<String> {
+    let path = ["txt", "caption"]
+        .iter()
+        .map(|end| picture.with_extension(end))
+        .find(|path| path.is_file())?;
+    let mut text = match std::fs::read(&path) {
+        Ok(bytes) => {
+            String::from_utf8_lossy(&bytes[..bytes.len().min(LONGEST_CAPTION)]).into_owned()
+        }
+        Err(error) => {
+            notes.push(format!("{} cannot be read: {error}", path.display()));
+            return None;
+        }
+    };
+    text.truncate(text.trim_end().len());
+    Some(text.trim_start().to_owned())
+}
+
+/// Scaled so that it just covers `size`, and the middle of that.
+fn cut_to(picture: &image::RgbImage, (width, height): (usize, usize)) -> Result<Vec<u8>> {
+    let from = (picture.width() as usize, picture.height() as usize);
+    let scale = (width as f64 / from.0 as f64).max(height as f64 / from.1 as f64);
+    let scaled = |side: usize, least: usize| ((side as f64 * scale).round() as usize).max(least);
+    let (to_width, to_height) = (scaled(from.0, width), scaled(from.1, height));
+    let source = Picture { pixels: picture.as_raw(), width: from.0, height: from.1, channels: 3 };
+    let window = pillow::Window {
+        left: (to_width - width) / 2,
+        top: (to_height - height) / 2,
+        width,
+        height,
+    };
+    let pixels = pillow::resize_window(source, to_width, to_height, window, Filter::Lanczos);
+    pixels.map_err(|error| Error::Data(error.to_string()))
+}
+
+fn encode(
+    vae: &Vae,
+    pixels: &[u8],
+    (width, height): (usize, usize),
+    mirrored: bool,
+) -> Result<[Tensor; 2]> {
+    let value = |channel: usize, y: usize, x: usize| {
+        let x = if mirrored { width - 1 - x } else { x };
+        f32::from(pixels[(y * width + x) * 3 + channel]) / 127.5 - 1.0
+    };
+    let mut planes = Vec::with_capacity(3 * width * height);
+    for channel in 0..3 {
+        for y in 0..height {
+            planes.extend((0..width).map(|x| value(channel, y, x)));
+        }
+    }
+    let image = Tensor::from_vec(planes, (1, 3, height, width), &Device::Cpu)?;
+    let posterior = vae.encode(&image)?;
+    let scale = vae.config().scaling_factor();
+    let scaled = |t: &Tensor| -> Result<Tensor> { Ok((t * scale)?.squeeze(0)?) };
+    Ok([scaled(posterior.mean())?, scaled(&posterior.std()?)?])
+}
+
+/// The batches of one round over the pictures, each of pictures of one size, by `draws`. The last one of a size may be
+/// smaller; where there are fewer pictures than a batch takes, they come again.
+pub fn batches(sizes: &[(usize, usize)], batch: usize, draws: &mut Draws) -> Vec<Vec<usize>> {
+    let mut order: Vec<usize> = (0..sizes.len()).collect();
+    draws.shuffle(&mut order);
+    let mut by_size: BTreeMap<(usize, usize), Vec<usize>> = BTreeMap::new();
+    for index in order {
+        by_size.entry(sizes[index]).or_default().push(index);
+    }
+    let mut batches = Vec::new();
+    for indices in by_size.values() {
+        for chunk in indices.chunks(batch.max(1)) {
+            batches.push(chunk.iter().copied().cycle().take(batch.max(1)).collect());
+        }
+    }
+    draws.shuffle(&mut batches);
+    batches
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_keep_the_shape_and_the_count_of_pixels() {
+        let cut = Cut { resolution: 512, buckets: true, step: 64 };
+        assert_eq!(cut.size((1000, 1000)), (512, 512));
+        assert_eq!(cut.size((1500, 1000)), (640, 384));
+        assert_eq!(cut.size((10, 10_000)).0, 128);
+        for size in [(3, 1), (1, 7), (640, 480), (480, 640)] {
+            let (width, height) = cut.size(size);
+            assert!(width * height <= 512 * 512 && width % 64 == 0 && height % 64 == 0);
+        }
+        let cut = Cut { buckets: false, ..cut };
+        assert_eq!(cut.size((1500, 1000)), (512, 512));
+    }
+
+    #[test]
+    fn every_picture_comes_once_in_batches_of_one_size() {
+        let sizes = [(8, 8), (8, 8), (16, 8), (8, 8), (16, 8)];
+        let batches = batches(&sizes, 2, &mut Draws::new(3, 0));
+        assert_eq!(batches.len(), 3);
+        let mut seen: Vec<usize> = batches.iter().flatten().copied().collect();
+        seen.sort_unstable();
+        seen.dedup();
+        assert_eq!(seen, [0, 1, 2, 3, 4]);
+        assert!(batches.iter().all(|batch| sizes[batch[0]] == sizes[batch[1]]));
+    }
+}

@@ -1,0 +1,95 @@
+//! Files of a training: written whole, synced, and only then under their name. The bytes are the same for the same
+//! tensors.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Tensor};
+use serde_json::{Map, Value, json};
+
+use crate::error::{Error, Result};
+
+/// Writes `tensors`, all as f32, as the safetensors file `path`, replacing one that is there.
+///
+/// # Errors
+/// The file cannot be written; what was under its name stays.
+pub fn write(
+    path: &Path,
+    tensors: &BTreeMap<String, Tensor>,
+    metadata: &BTreeMap<String, String>,
+) -> Result<()> {
+    let failed = |source| Error::Write { path: path.to_owned(), source };
+    let mut header = Map::new();
+    let mut metadata: Map<String, Value> =
+        metadata.iter().map(|(key, value)| (key.clone(), json!(value))).collect();
+    metadata.insert("format".to_owned(), json!("pt"));
+    header.insert("__metadata__".to_owned(), Value::Object(metadata));
+    let mut end = 0;
+    for (name, tensor) in tensors {
+        let start = end;
+        end += tensor.elem_count() * size_of::<f32>();
+        let entry = json!({"dtype": "F32", "shape": tensor.dims(), "data_offsets": [start, end]});
+        header.insert(name.clone(), entry);
+    }
+    let mut header = Value::Object(header).to_string().into_bytes();
+    header.resize(header.len().next_multiple_of(8), b' ');
+    let folder = folder_of(path);
+    std::fs::create_dir_all(&folder).map_err(failed)?;
+    let unfinished =
+        tempfile::Builder::new().prefix(".unfinished-").tempfile_in(&folder).map_err(failed)?;
+    let mut out = BufWriter::new(unfinished);
+    out.write_all(&(header.len() as u64).to_le_bytes()).map_err(failed)?;
+    out.write_all(&header).map_err(failed)?;
+    for tensor in tensors.values() {
+        let values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        for values in values.chunks(1 << 16) {
+            let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            out.write_all(&bytes).map_err(failed)?;
+        }
+    }
+    let unfinished = out.into_inner().map_err(|error| failed(error.into_error()))?;
+    unfinished.as_file().sync_all().map_err(failed)?;
+    unfinished.persist(path).map_err(|error| failed(error.error))?;
+    // The name itself, too, is to be there after the power fails. A folder that cannot be synced changes nothing else.
+    if let Ok(folder) = File::open(&folder) {
+        let _ = folder.sync_all();
+    }
+    Ok(())
+}
+
+pub(crate) fn folder_of(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+    use kosmograph_models::Weights;
+
+    #[test]
+    fn is_read_again_and_has_the_same_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a/b.safetensors");
+        let tensors = BTreeMap::from([
+            ("w".to_owned(), Tensor::new(&[[1f32, 2.], [3., 4.]], &Device::Cpu).unwrap()),
+            ("alpha".to_owned(), Tensor::new(8f32, &Device::Cpu).unwrap()),
+        ]);
+        let metadata = BTreeMap::from([("step".to_owned(), "3".to_owned())]);
+        write(&path, &tensors, &metadata).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        write(&path, &tensors, &metadata).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), bytes);
+        let weights = Weights::open(&path, &Device::Cpu).unwrap();
+        assert_eq!(weights.metadata("step"), Some("3"));
+        assert_eq!(weights.number("alpha").unwrap(), 8.0);
+        let read = weights.get("w", (2, 2)).unwrap().to_vec2::<f32>().unwrap();
+        assert_eq!(read, [[1., 2.], [3., 4.]]);
+        assert_eq!(folder.path().join("a").read_dir().unwrap().count(), 1);
+    }
+}

@@ -1,0 +1,35 @@
+//! Training of the models of `nodes/models`, which know nothing of it: a network is loaded with variables in the
+//! places of what is trained ([`Parameters::load`]), the kernels have their gradients, and the rest is here.
+
+pub mod config;
+pub mod data;
+pub mod draws;
+pub mod error;
+pub mod files;
+pub mod kosmos;
+pub mod lora;
+pub mod noise;
+pub mod optimiser;
+pub mod parameters;
+pub mod rate;
+pub mod run;
+pub mod state;
+mod texts;
+
+use candle_core::{Device, Tensor};
+
+pub use config::Config;
+pub use error::{Error, Result};
+pub use optimiser::{Method, Optimiser, OptimiserConfig};
+pub use parameters::{Gradients, Parameters};
+pub use rate::{Course, RateConfig};
+pub use run::{Report, Watch, train};
+
+/// Timesteps as a U-Net takes them, [B].
+///
+/// # Errors
+/// Only what the tensor library reports.
+pub fn timesteps(timesteps: &[usize]) -> candle_core::Result<Tensor> {
+    let values: Vec<i64> = timesteps.iter().map(|t| *t as i64).collect();
+    Tensor::new(values, &Device::Cpu)
+}

@@ -1,0 +1,118 @@
+//! A training's state on the disk, from which it goes on as if it had never stopped.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+use kosmograph_models::Weights;
+use serde_json::Value;
+
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::files;
+use crate::optimiser::{Moments, Optimiser};
+use crate::parameters::Parameters;
+
+/// Where the state of a training that makes `output` is kept.
+pub fn path(output: &Path) -> PathBuf {
+    let name = output.file_name().unwrap_or_default().to_string_lossy();
+    let name = name.strip_suffix(".safetensors").unwrap_or(&name);
+    output.with_file_name(format!("{name}.training.safetensors"))
+}
+
+/// Averages of the parameters, by name.
+pub(crate) type Averages = BTreeMap<String, Vec<f32>>;
+
+pub(crate) fn write(
+    path: &Path,
+    config: &Config,
+    parameters: &Parameters,
+    optimiser: &Optimiser,
+    averages: Option<&Averages>,
+) -> Result<()> {
+    let mut tensors = BTreeMap::new();
+    for (name, var) in parameters.iter() {
+        tensors.insert(format!("parameter.{name}"), var.as_detached_tensor());
+    }
+    let mut put = |kind: &str, name: &str, values: &[f32]| -> Result<()> {
+        tensors.insert(format!("{kind}.{name}"), Tensor::new(values, &Device::Cpu)?);
+        Ok(())
+    };
+    for (name, moments) in optimiser.moments() {
+        match moments {
+            Moments::Adam { first, second } => {
+                put("first", name, first)?;
+                put("second", name, second)?;
+            }
+            Moments::Factored { rows, columns } => {
+                put("rows", name, rows)?;
+                put("columns", name, columns)?;
+            }
+            Moments::Whole { second } => put("whole", name, second)?,
+        }
+    }
+    for (name, values) in averages.into_iter().flatten() {
+        put("average", name, values)?;
+    }
+    let metadata = BTreeMap::from([
+        ("updates".to_owned(), optimiser.updates().to_string()),
+        ("configuration".to_owned(), config.identity().to_string()),
+    ]);
+    files::write(path, &tensors, &metadata)
+}
+
+/// Reads the state at `path` into `parameters` and `optimiser`; returns the averages.
+pub(crate) fn read(
+    path: &Path,
+    config: &Config,
+    parameters: &Parameters,
+    optimiser: &mut Optimiser,
+) -> Result<Averages> {
+    let other = |what: String| Error::Checkpoint { path: path.to_owned(), what };
+    let weights = Weights::open(path, &Device::Cpu)?;
+    let told = |key: &str| {
+        let sentence = || other("it is no state of a training".to_owned());
+        weights.metadata(key).map(str::to_owned).ok_or_else(sentence)
+    };
+    let updates = told("updates")?.parse().map_err(|_| other("its count of updates".to_owned()))?;
+    let before: Value = serde_json::from_str(&told("configuration")?)
+        .map_err(|error| other(format!("its configuration: {error}")))?;
+    let now = config.identity();
+    if before != now {
+        let keys = now.as_object().into_iter().flat_map(|now| now.keys());
+        let differing: Vec<&str> =
+            keys.filter(|key| before[&**key] != now[&**key]).map(String::as_str).collect();
+        let keys = differing.join("\", \"");
+        return Err(other(format!(
+            "\"{keys}\" of its configuration differ; another output, or removing it, would be right"
+        )));
+    }
+    let values = |name: &str, kind: &str| -> Result<Option<Vec<f32>>> {
+        let name = format!("{kind}.{name}");
+        let Some(shape) = weights.shape(&name) else { return Ok(None) };
+        Ok(Some(weights.get(&name, shape)?.flatten_all()?.to_vec1::<f32>()?))
+    };
+    let (mut moments, mut averages) = (BTreeMap::new(), Averages::new());
+    for (name, var) in parameters.iter() {
+        let parameter = weights.get(&format!("parameter.{name}"), var.shape())?;
+        parameters.set(name, parameter.flatten_all()?.to_vec1::<f32>()?)?;
+        let count = var.elem_count();
+        let whole = |values: Option<Vec<f32>>| values.filter(|values| values.len() == count);
+        let [first, second] = [values(name, "first")?, values(name, "second")?].map(whole);
+        if let (Some(first), Some(second)) = (first, second) {
+            moments.insert(name.clone(), Moments::Adam { first, second });
+        } else if let (Some(rows), Some(columns)) =
+            (values(name, "rows")?, values(name, "columns")?)
+            && rows.len() * columns.len() == count
+        {
+            moments.insert(name.clone(), Moments::Factored { rows, columns });
+        } else if let Some(second) = whole(values(name, "whole")?) {
+            moments.insert(name.clone(), Moments::Whole { second });
+        }
+        if let Some(average) = whole(values(name, "average")?) {
+            averages.insert(name.clone(), average);
+        }
+    }
+    optimiser.resume(updates, moments);
+    Ok(averages)
+}
