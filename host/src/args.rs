@@ -55,6 +55,9 @@ pub enum Command {
     /// Make of a checkpoint what the loaders read: Kosmos-G's to a folder, a torch file to safetensors
     #[command(after_help = EXIT_CODES)]
     Convert(Convert),
+    /// Train a LoRA, a U-Net or the vectors of a word from a folder of pictures (docs/train.md)
+    #[command(after_help = EXIT_CODES)]
+    Train(Train),
     /// Run jobs from standard input, one after the other, and report on standard output: for programs
     /// that keep models loaded between jobs (docs/worker.md)
     Worker(Worker),
@@ -204,6 +207,22 @@ pub struct Convert {
     /// The folder with Kosmos-G's sentencepiece.bpe.model and dict.txt [default: beside IN, or data there]
     #[arg(long, value_name = "FOLDER")]
     pub tokenizer: Option<PathBuf>,
+    /// A folder of node libraries, or one library; may be given several times
+    #[arg(long, value_name = "DIR")]
+    pub plugins: Vec<PathBuf>,
+    /// Show only errors
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Train {
+    /// What to train and how, a JSON file; relative paths in it begin at its folder
+    #[arg(value_name = "CONFIG")]
+    pub config: PathBuf,
+    /// Report on standard output as JSON, an event each line
+    #[arg(long)]
+    pub json: bool,
     /// A folder of node libraries, or one library; may be given several times
     #[arg(long, value_name = "DIR")]
     pub plugins: Vec<PathBuf>,

@@ -3,6 +3,7 @@
 mod convert;
 mod list;
 mod run;
+mod train;
 
 use crate::args::Command;
 use crate::events::{Event, Listener};
@@ -50,6 +51,7 @@ pub fn main(command: Command) -> Exit {
     let (json, quiet) = match &command {
         Command::Run(run) => (run.workflow.json, run.quiet),
         Command::Convert(convert) => (false, convert.quiet),
+        Command::Train(train) => (train.json, train.quiet),
         _ => (false, false),
     };
     let screen = MultiProgress::new();
@@ -68,6 +70,7 @@ pub fn main(command: Command) -> Exit {
         Command::Nodes(nodes) => list::nodes(&nodes, listener),
         Command::Plugins(plugins) => list::plugins(&plugins, listener),
         Command::Convert(args) => convert::convert(&args, listener, &screen),
+        Command::Train(args) => train::train(&args, listener, &screen),
         Command::CheckPlugin(check) => list::check_plugin(&check, listener),
         Command::Worker(worker) => crate::worker::main(&worker),
         Command::Describe(describe) => libraries::answer(&describe.library),

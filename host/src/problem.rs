@@ -17,6 +17,8 @@ pub enum Kind {
     Arguments,
     /// A checkpoint that cannot be converted.
     Convert,
+    /// A training that cannot begin, or did not end.
+    Train,
     /// The JSON of a node is not what a node looks like.
     InvalidPrompt,
     /// No library has the class.

@@ -16,7 +16,7 @@ use crate::execute::{Keep, Outcome, Properties};
 use crate::plan::{Key, Plan};
 use crate::problem::{Kind, Problem};
 use crate::sandbox::Sandbox;
-use crate::wire::{Check, Command, Convert, Notice, Provider, Report, Run};
+use crate::wire::{Check, Command, Convert, Notice, Provider, Report, Run, Train};
 use child::{Child, Heard};
 use std::borrow::Cow;
 use std::path::PathBuf;
@@ -216,9 +216,26 @@ impl Supervisor {
         listener: &dyn Listener,
         cancel: &AtomicBool,
     ) -> bool {
-        let mut loading = None;
         let command = Command::Convert(Box::new(convert));
-        let end = self.command(&command, cancel, &mut |report| match report {
+        self.by_library(&command, ("converts", Kind::Convert), listener, cancel)
+    }
+
+    /// Has a worker train; as [`Supervisor::convert`].
+    pub fn train(&mut self, train: Train, listener: &dyn Listener, cancel: &AtomicBool) -> bool {
+        let command = Command::Train(Box::new(train));
+        self.by_library(&command, ("trains", Kind::Train), listener, cancel)
+    }
+
+    /// Has a worker do what one library does by itself; `what` it does, as sentences say it.
+    fn by_library(
+        &mut self,
+        command: &Command,
+        (what, kind): (&str, Kind),
+        listener: &dyn Listener,
+        cancel: &AtomicBool,
+    ) -> bool {
+        let mut loading = None;
+        let end = self.command(command, cancel, &mut |report| match report {
             Report::Event(event) => listener.event(&event),
             Report::Notice(Notice::Loading { library }) => loading = Some(library),
             Report::Notice(_) => (),
@@ -230,13 +247,13 @@ impl Supervisor {
             Ok(End::Lost(status, last_words)) => {
                 let who = match &loading {
                     Some(library) => format!("the library {}", library.display()),
-                    None => "the process that converts".to_owned(),
+                    None => format!("the process that {what}"),
                 };
                 format!("{who} {}", child::ending(status, &last_words))
             }
-            Err(error) => format!("the process that converts cannot be started: {error}"),
+            Err(error) => format!("the process that {what} cannot be started: {error}"),
         };
-        listener.event(&Event::refused(Kind::Convert, sentence));
+        listener.event(&Event::refused(kind, sentence));
         false
     }
 

@@ -22,6 +22,7 @@ use std::sync::Arc;
 pub enum Command {
     Run(Box<Run>),
     Convert(Box<Convert>),
+    Train(Box<Train>),
     Check(Box<Check>),
     /// Stop what runs at the next step; the worker stays.
     Cancel,
@@ -54,6 +55,15 @@ pub struct Convert {
     pub inputs: [String; 3],
 }
 
+/// A training by the first library that trains.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Train {
+    pub libraries: Vec<Provider>,
+    /// What "train/1" of node.h takes: the configuration, and the folder where its paths begin.
+    pub config: String,
+    pub folder: String,
+}
+
 /// A plan that libraries are asked about before it runs.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Check {
@@ -66,6 +76,13 @@ impl Convert {
     /// What events call a conversion.
     pub fn name() -> NodeName {
         NodeName { id: "convert".into(), title: None, class: "convert".into() }
+    }
+}
+
+impl Train {
+    /// What events call a training.
+    pub fn name() -> NodeName {
+        NodeName { id: "train".into(), title: None, class: "train".into() }
     }
 }
 

@@ -19,7 +19,7 @@ use crate::process::{self, Changes, State};
 use crate::promise::Promise;
 use crate::sandbox::Sandbox;
 use crate::value::Value;
-use crate::wire::{self, Command, Convert, Notice, Provider, Run};
+use crate::wire::{self, Command, Convert, Notice, Provider, Run, Train};
 use nix::sys::signal::Signal;
 use serde::Serialize;
 use serde_json::Value as Json;
@@ -67,6 +67,7 @@ pub fn main(args: &args::Worker) -> ! {
         let interrupted = match command {
             Command::Run(run) => run_plan(*run, &loader, &mut executor, &cancel),
             Command::Convert(convert) => run_conversion(&convert, &loader, &cancel),
+            Command::Train(train) => run_training(&train, &loader, &cancel),
             Command::Check(check) => run_check(*check, &loader, &cancel),
             Command::Cancel => continue,
         };
@@ -342,7 +343,7 @@ fn run_conversion(convert: &Convert, loader: &Loader, cancel: &AtomicBool) -> bo
     let [from, to, options] = convert.inputs.each_ref().map(Value::string);
     let asked = input([("input", from), ("output", to), ("options", options)]);
     let name = &Convert::name();
-    let call = Conversion { wire, name, cancel };
+    let call = Conversion { wire, name, cancel, passes_on: false };
     let start = Instant::now();
     wire.event(&Event::NodeStarted(Cow::Borrowed(name)));
     let mut able = 0;
@@ -383,13 +384,52 @@ fn run_conversion(convert: &Convert, loader: &Loader, cancel: &AtomicBool) -> bo
     false
 }
 
+/// Lets the first library that trains train. Returns whether it was interrupted.
+fn run_training(train: &Train, loader: &Loader, cancel: &AtomicBool) -> bool {
+    let wire = loader.wire;
+    let (config, folder) = (Value::string(&train.config), Value::string(&train.folder));
+    let asked = input([("config", config), ("folder", folder)]);
+    let name = &Train::name();
+    let call = Conversion { wire, name, cancel, passes_on: true };
+    let start = Instant::now();
+    wire.event(&Event::NodeStarted(Cow::Borrowed(name)));
+    for provider in &train.libraries {
+        let answer = loader.call(provider, &call, |library| {
+            library.call_extension("train/1", &call, &asked).transpose()
+        });
+        match answer {
+            Ok(None) => (),
+            Err(NodeFailure::Cancelled) => return true,
+            Err(NodeFailure::Failed { sentence, .. }) => {
+                wire.event(&Event::refused(Kind::Train, sentence));
+                return false;
+            }
+            Ok(Some(answer)) => {
+                let made = answer.get("made").and_then(Value::as_str).unwrap_or_default();
+                // The library's own account; what is no JSON says nothing.
+                let made: Json = serde_json::from_str(made).unwrap_or_default();
+                let files = made["output"].as_str().map(str::to_owned).into_iter().collect();
+                let node = name.id.as_str();
+                let output = Cow::Owned(made);
+                wire.event(&Event::Output { node: node.into(), output, files });
+                let seconds = start.elapsed().as_secs_f64();
+                wire.event(&Event::NodeDone { node: node.into(), seconds });
+                return false;
+            }
+        }
+    }
+    let message = "no node library that trains was found; say where they are with --plugins DIR";
+    wire.event(&Event::refused(Kind::Arguments, message));
+    false
+}
+
 /// Asks libraries about a plan; what they say are warnings.
 fn run_check(check: wire::Check, loader: &Loader, cancel: &AtomicBool) -> bool {
     let wire = loader.wire;
     let Ok(plan) = Plan::try_from(check.plan) else { return false };
     let asked = input([("plan", Value::string(checks::told(&plan).to_string()))]);
     let name = &NodeName { id: "check".into(), title: None, class: "check".into() };
-    let call = Conversion { wire, name, cancel };
+    let call = Conversion { wire, name, cancel, passes_on: false };
     for provider in &check.libraries {
         let answer = loader.call(provider, &call, |library| {
             library.call_extension("check/1", &call, &asked).transpose()
@@ -418,6 +458,8 @@ struct Conversion<'a> {
     wire: &'a Wire,
     name: &'a NodeName,
     cancel: &'a AtomicBool,
+    /// Whether what the library says on the way is an event.
+    passes_on: bool,
 }
 
 impl Call for Conversion<'_> {
@@ -427,7 +469,10 @@ impl Call for Conversion<'_> {
     }
 
     fn progress(&self, step: u64, steps: u64) -> bool {
-        self.wire.event(&Event::Progress { node: self.name.id.as_str().into(), step, steps });
+        // 0 of 0 only asks whether to stop.
+        if steps > 0 {
+            self.wire.event(&Event::Progress { node: self.name.id.as_str().into(), step, steps });
+        }
         self.cancel.load(Ordering::Relaxed)
     }
 
@@ -435,5 +480,13 @@ impl Call for Conversion<'_> {
         (name == "device").then(|| "cpu".to_owned())
     }
 
-    fn output(&self, _: Json) {}
+    fn output(&self, made: Json) {
+        if !self.passes_on {
+            return;
+        }
+        let files = made["files"].as_array().into_iter().flatten();
+        let files = files.filter_map(|file| file.as_str().map(str::to_owned)).collect();
+        let (node, output) = (self.name.id.as_str().into(), Cow::Owned(made));
+        self.wire.event(&Event::Output { node, output, files });
+    }
 }

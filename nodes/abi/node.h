@@ -505,6 +505,14 @@ typedef struct kg_library {
    *     out  made? TEXT, a JSON object: "kind" (what it made), "output" (its path), "tensors" (how
    *              many), "notes" (a list of sentences); absent when the input is of no kind that the
    *              library converts. The file appears when it is whole, or not at all.
+   *   "train/1"   trains a model of the library's kind; what `kosmograph train` calls.
+   *     in   config TEXT, a JSON object, the library's own configuration
+   *          folder TEXT, the absolute path of the folder where its relative paths begin
+   *     out  made TEXT, a JSON object: "output" (the path of what was made), "updates" (how many there were).
+   *              On the way it reports progress, an update each step, and to `output` of the context what an update
+   *              came to: {"training": {"update", "updates", "loss", "seconds", "seconds_left", ...}}, or
+   *              {"files": [paths]} of what was made besides. When it is to stop it writes its state down first, and
+   *              the same call goes on from there.
    *   "check/1"   looks at a plan before anything runs, reading no more than the files' headers:
    *               `kosmograph check` calls it where the descriptor says "checks".
    *     in   plan TEXT, a JSON object: "steps", a list in the order of the plan, of {"class", "inputs"};

@@ -95,7 +95,7 @@ impl Listener for Told {
 }
 
 /// An absolute path as text, which is how it crosses the boundary.
-fn absolute(path: &Path) -> Result<String, String> {
+pub(super) fn absolute(path: &Path) -> Result<String, String> {
     let shown = path.display();
     let absolute = std::path::absolute(path).map_err(|error| format!("{shown}: {error}"))?;
     let text = absolute.into_os_string().into_string();

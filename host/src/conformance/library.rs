@@ -99,6 +99,15 @@ fn check_library(path: &Path, folder: &Path, log: &mut Log) {
         let refused = |result: Result<Value, _>| refused(&result.map(|_| vec![]), Some("options"));
         result.map_or(Ok(()), refused).map(|()| None)
     });
+    log.check_or_skip("library: a training that says nothing is refused", |log| {
+        log.doing("asked to train without a configuration (\"train/1\")");
+        let folder = Value::string(folder.display().to_string());
+        let asked = input([("config", Value::string("{}")), ("folder", folder)]);
+        match library.call_extension("train/1", &host, &asked) {
+            None => Ok(Some("it does not offer \"train/1\"".to_owned())),
+            Some(result) => refused(&result.map(|_| vec![]), None).map(|()| None),
+        }
+    });
     for (index, node) in nodes.iter().enumerate() {
         Subject::new(&library, index, node, &host, &picture).check(log);
         let rule = format!("{}: it leaves its process as it was", node.class);

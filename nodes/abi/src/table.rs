@@ -401,6 +401,13 @@ pub const EXTENSIONS: &[Interface] = &[
         output: &[optional("made", Text)],
     },
     Interface {
+        id: "train/1",
+        types: &[],
+        required: &[],
+        input: &[part("config", Text), part("folder", Text)],
+        output: &[part("made", Text)],
+    },
+    Interface {
         id: "check/1",
         types: &[],
         required: &[],

@@ -28,6 +28,7 @@ mod sample;
 mod sampling;
 mod text;
 mod text_sdxl;
+mod train;
 mod vae;
 
 use clip_vision::{CLIPVisionEncode, CLIPVisionLoader};
@@ -106,5 +107,6 @@ node::library![
     LatentFlip,
     LatentRotate;
     prepare: kosmograph_threads::start;
-    check: check::EmbeddingWidths
+    check: check::EmbeddingWidths;
+    train: train::Trainings
 ];

@@ -61,7 +61,7 @@ pub use error::{Error, Result};
 pub use input::{Class, Factor, Input, InputSpec, Inputs, Numbered, Reader, Single};
 pub use library::{
     Check, Convert, Entry as NodeEntry, ExtensionFn, Family, Node, Outputs, Prepare, Remark, RunFn,
-    checking_extension, converting_extension, extension,
+    Train, checking_and_training_extension, checking_extension, converting_extension, extension,
 };
 pub use object::{Arguments, Entry as InterfaceEntry, Export, Interface, Object};
 pub use sockets::{

@@ -259,6 +259,16 @@ pub trait Convert {
     ) -> Result<Option<Json>>;
 }
 
+/// "train/1": trains what the library's nodes compute with.
+pub trait Train {
+    /// Trains as the JSON text `config` says, whose relative paths begin at `folder`. Reports progress, and what each
+    /// update came to, as node.h says. Returns what node.h says of "train/1".
+    ///
+    /// # Errors
+    /// One sentence; or [`crate::Error::Cancelled`], with the state written down to go on from.
+    fn train(cx: &Context<'_>, config: &str, folder: &Path) -> Result<Json>;
+}
+
 /// "check/1": what a library has to say of a plan before anything runs.
 pub trait Check {
     /// Looks at `plan`, which node.h describes. Reads no more than the headers of files.
@@ -289,6 +299,47 @@ pub unsafe extern "C" fn checking_extension<C: Check>(id: abi::Str) -> *const c_
         // SAFETY: as above.
         _ => unsafe { extension(id) },
     }
+}
+
+/// The extensions of a library that checks and trains.
+///
+/// # Safety
+/// `id` is borrowed text, as node.h says.
+pub unsafe extern "C" fn checking_and_training_extension<C: Check, T: Train>(
+    id: abi::Str,
+) -> *const c_void {
+    // SAFETY: node.h: borrowed text.
+    match unsafe { id.as_bytes() } {
+        b"train/1" => (&raw const *Training::<T>::TABLE).cast(),
+        // SAFETY: as above.
+        _ => unsafe { checking_extension::<C>(id) },
+    }
+}
+
+struct Training<T>(std::marker::PhantomData<T>);
+
+impl<T: Train> Training<T> {
+    const TABLE: &'static abi::Interface = &abi::Interface {
+        size: size_of::<abi::Interface>() as u32,
+        reserved: 0,
+        call: train::<T>,
+        flags: 0,
+    };
+}
+
+unsafe extern "C" fn train<T: Train>(
+    _object: *mut abi::Object,
+    context: *const abi::Context,
+    input: *const abi::Map,
+    output: *mut *mut abi::Map,
+) -> abi::Status {
+    let body = |cx: &Context<'_>, input: &Arguments| {
+        let (config, folder) = (input.text("config")?, input.text("folder")?);
+        let made = T::train(cx, &config, Path::new(&folder))?;
+        Ok(Value::map([("made", Value::string(made.to_string()))]))
+    };
+    // SAFETY: node.h: context, input and output are valid for the call.
+    unsafe { answer(row("train/1"), context, input, output, body) }
 }
 
 struct Checking<C>(std::marker::PhantomData<C>);
@@ -418,6 +469,12 @@ macro_rules! library {
     };
     ($($node:ty),+ $(,)?; prepare: $prepare:path; check: $check:ty) => {
         $crate::library!(@with ($crate::checking_extension::<$check>, true), $prepare; $($node),+);
+    };
+    ($($node:ty),+ $(,)?; prepare: $prepare:path; check: $check:ty; train: $train:ty) => {
+        $crate::library!(
+            @with ($crate::checking_and_training_extension::<$check, $train>, true),
+            $prepare; $($node),+
+        );
     };
     (@with $extensions:expr, $prepare:expr; $($node:ty),+) => {
         #[doc(hidden)]

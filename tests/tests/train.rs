@@ -1,0 +1,266 @@
+//! `kosmograph train` on the bundled model: what it makes is read again, an end at any time changes nothing, and what is
+//! wrong is told.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use candle_core::Device;
+use kosmograph_models::Weights;
+use kosmograph_models::lora::Lora;
+use kosmograph_models::stable_diffusion::checkpoint::Checkpoint;
+use kosmograph_models::stable_diffusion::unet::UNet;
+use kosmograph_tests::{Run, repository};
+use kosmograph_training::{Config, Report, Watch, state, train};
+use serde_json::{Value, json};
+
+/// A folder with three pictures and their captions, and a broken one.
+fn pictures(folder: &Path) -> Result<PathBuf> {
+    let pictures = folder.join("pictures");
+    std::fs::create_dir_all(&pictures)?;
+    for number in 1..=3 {
+        let name = format!("monster-{number}.png");
+        std::fs::copy(repository().join("models/tiny/examples").join(&name), pictures.join(&name))?;
+        let caption = pictures.join(format!("monster-{number}.txt"));
+        std::fs::write(caption, format!("a monster, number {number}\n"))?;
+    }
+    std::fs::write(pictures.join("broken.png"), b"\x89PNG\r\n\x1a\nand no more")?;
+    Ok(pictures)
+}
+
+/// A small training, with `more` of its keys.
+fn config(folder: &Path, more: &Value) -> Result<PathBuf> {
+    pictures(folder)?;
+    let mut config = json!({
+        "task": "lora",
+        "model": repository().join("models/tiny/sd"),
+        "pictures": "pictures",
+        "output": "made/monster.safetensors",
+        "resolution": 64,
+        "steps": 4,
+        "batch": 2,
+        "lora": {"rank": 2, "alpha": 2},
+        "optimiser": {"learning_rate": 0.01},
+    });
+    for (key, value) in more.as_object().into_iter().flatten() {
+        config[key] = value.clone();
+    }
+    let path = folder.join("train.json");
+    std::fs::write(&path, config.to_string())?;
+    Ok(path)
+}
+
+fn run(config: &Path) -> Run {
+    Run::new("train").with_plugins().arg(config)
+}
+
+#[test]
+fn a_lora_is_trained_and_read_again() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let more = json!({
+        "lora": {"rank": 2, "alpha": 2, "layers": ["to_q", "to_k", "to_v", "to_out.0", "conv1"],
+                 "text_encoder_layers": ["q_proj", "v_proj"]},
+        "flip": true, "min_snr": 5.0, "noise_offset": 0.1, "caption_dropout": 0.2, "ema": 0.99,
+        "samples": {"every": 2, "prompts": ["a monster"], "steps": 2},
+        "rate": {"course": "cosine", "warmup": 1},
+    });
+    let config = config(folder.path(), &more)?;
+    let events = run(&config).arg("--json").expect_success().json_lines();
+    let outputs: Vec<&Value> = events
+        .iter()
+        .filter(|event| event["event"] == "output")
+        .map(|event| &event["output"])
+        .collect();
+    let updates: Vec<&Value> = outputs
+        .iter()
+        .map(|output| &output["training"])
+        .filter(|update| !update.is_null())
+        .collect();
+    ensure!(updates.len() == 4, "{events:?}");
+    ensure!(updates.iter().all(|update| update["loss"].as_f64().is_some_and(|loss| loss > 0.0)));
+    ensure!(updates[3]["update"] == 4 && updates[3]["seconds_left"] == 0.0, "{:?}", updates[3]);
+    let output = folder.path().join("made/monster.safetensors");
+    ensure!(!state::path(&output).exists(), "the state is not needed any more");
+    for sample in ["000002-0.png", "000004-0.png"] {
+        let path = folder.path().join("made/monster.samples").join(sample);
+        let size = image::image_dimensions(&path)?;
+        ensure!(size == (64, 64), "{size:?}");
+    }
+    let lora = Lora::open(&output)?;
+    let weights = Weights::open(&output, &Device::Cpu)?;
+    let ups: Vec<String> =
+        weights.names().into_iter().filter(|name| name.ends_with(".lora_up.weight")).collect();
+    ensure!(
+        ups.iter()
+            .any(|name| name.starts_with("lora_te_text_model_encoder_layers_0_self_attn_q_proj"))
+    );
+    ensure!(
+        ups.iter().any(|name| name.starts_with("lora_unet_") && name.contains("_resnets_0_conv1"))
+    );
+    ensure!(lora.unet.len() + lora.text_encoder.len() == ups.len(), "a layer is not read again");
+    let moved = ups.iter().filter(|name| {
+        let shape = weights.shape(name).unwrap_or_default();
+        let up =
+            weights.get(name, shape).and_then(|up| Ok(up.abs()?.max_all()?.to_scalar::<f32>()?));
+        up.is_ok_and(|largest| largest > 0.0)
+    });
+    ensure!(moved.count() == ups.len(), "a layer has learnt nothing");
+
+    // Nothing is written over.
+    run(&config).expect_code(3).stderr_contains("is there already; nothing is written over");
+    Ok(())
+}
+
+/// Stops after some updates.
+struct Stop {
+    after: usize,
+    losses: Vec<f64>,
+    notes: Vec<String>,
+}
+
+impl Stop {
+    fn after(after: usize) -> Stop {
+        Stop { after, losses: vec![], notes: vec![] }
+    }
+}
+
+impl Watch for Stop {
+    fn update(&mut self, report: &Report) -> kosmograph_training::Result<()> {
+        self.losses.push(report.loss);
+        match report.update == self.after {
+            true => Err(kosmograph_training::Error::Cancelled),
+            false => Ok(()),
+        }
+    }
+
+    fn note(&mut self, sentence: &str, _: bool) {
+        self.notes.push(sentence.to_owned());
+    }
+
+    fn made(&mut self, _: &Path) {}
+
+    fn stopped(&self) -> bool {
+        false
+    }
+}
+
+fn read(config: &Path) -> Result<Config> {
+    let folder = config.parent().context("a folder")?;
+    Ok(Config::read(&std::fs::read_to_string(config)?, folder)?)
+}
+
+#[test]
+fn a_training_that_was_stopped_gives_the_same_bytes() -> Result<()> {
+    for more in [
+        json!({"flip": true, "ema": 0.9, "accumulate": 2}),
+        json!({"optimiser": {"method": "adafactor", "learning_rate": 0.01}, "buckets": true}),
+        json!({"task": "inversion", "inversion": {"token": "monster", "vectors": 2, "start": "a"}}),
+    ] {
+        let (whole, parts) = (tempfile::tempdir()?, tempfile::tempdir()?);
+        let output = |folder: &Path| folder.join("made/monster.safetensors");
+        let mut watch = Stop::after(usize::MAX);
+        train(&read(&config(whole.path(), &more)?)?, &mut watch)?;
+        ensure!(
+            watch.notes.iter().any(|note| note.contains("broken.png is left out")),
+            "{:?}",
+            watch.notes
+        );
+        let config = read(&config(parts.path(), &more)?)?;
+        for after in [1, 3] {
+            let ended = train(&config, &mut Stop::after(after));
+            ensure!(matches!(ended, Err(kosmograph_training::Error::Cancelled)), "{ended:?}");
+            ensure!(!output(parts.path()).exists());
+        }
+        let mut watch = Stop::after(usize::MAX);
+        train(&config, &mut watch)?;
+        ensure!(watch.losses.len() == 1, "it began anew");
+        let [a, b] = [whole.path(), parts.path()].map(|folder| std::fs::read(output(folder)));
+        ensure!(a? == b?, "{more}: other bytes");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_training_that_was_killed_goes_on_with_the_same_bytes() -> Result<()> {
+    let (whole, parts) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    let more = json!({"steps": 8, "checkpoint_every": 1});
+    run(&config(whole.path(), &more)?).expect_success();
+    let config = config(parts.path(), &more)?;
+    let output = parts.path().join("made/monster.safetensors");
+    let mut child = run(&config).command().stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    let start = Instant::now();
+    // At some update: as soon as there is a state of the disk.
+    while !state::path(&output).exists() && start.elapsed() < Duration::from_secs(120) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.kill()?;
+    child.wait()?;
+    let there_before = output.exists();
+    if !there_before {
+        run(&config).expect_success().stderr_contains("going on after");
+    }
+    let [a, b] = [whole.path(), parts.path()]
+        .map(|folder| std::fs::read(folder.join("made/monster.safetensors")));
+    ensure!(a? == b?, "other bytes");
+    Ok(())
+}
+
+#[test]
+fn a_whole_unet_is_trained_with_its_class() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let more = json!({
+        "task": "dreambooth", "output": "made/unet", "steps": 2, "batch": 1,
+        "prior": {"pictures": "pictures", "caption": "a monster", "weight": 0.5},
+        "optimiser": {"learning_rate": 1e-4},
+    });
+    let config = read(&config(folder.path(), &more)?)?;
+    let output = train(&config, &mut Stop::after(usize::MAX))?;
+    let (unet, _, weights) = Checkpoint::open(&output, &Device::Cpu)?.unet()?;
+    UNet::load(&weights, &unet)?;
+    weights.finish(&[])?;
+    Ok(())
+}
+
+#[test]
+fn what_is_wrong_is_told_before_anything_is_made() -> Result<()> {
+    let empty = tempfile::tempdir()?;
+    let cases = [
+        (json!({"stepz": 3}), "there is no \"stepz\" in a configuration; the nearest is \"steps\""),
+        (json!({"lora": {"rank": 1000}}), "the rank 1000 does not fit"),
+        (json!({"lora": {"layers": ["to_qq"]}}), "no layer of"),
+        (json!({"pictures": empty.path()}), "holds no pictures"),
+        (json!({"pictures": "nowhere"}), "nowhere"),
+        (json!({"model": "nowhere"}), "nowhere"),
+        (json!({"task": "loro"}), "unknown variant `loro`"),
+    ];
+    for (more, sentence) in cases {
+        let folder = tempfile::tempdir()?;
+        run(&config(folder.path(), &more)?).expect_code(3).stderr_contains(sentence);
+        ensure!(!folder.path().join("made").exists(), "{more}: something was made");
+    }
+    Run::new("train")
+        .with_plugins()
+        .arg("nowhere.json")
+        .expect_code(2)
+        .stderr_contains("nowhere.json");
+    Ok(())
+}
+
+#[test]
+fn a_state_of_another_training_is_refused_and_a_loss_without_end_stops() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let first = read(&config(folder.path(), &json!({}))?)?;
+    let ended = train(&first, &mut Stop::after(2));
+    ensure!(matches!(ended, Err(kosmograph_training::Error::Cancelled)), "{ended:?}");
+    let other = read(&config(folder.path(), &json!({"seed": 7}))?)?;
+    let told = train(&other, &mut Stop::after(9)).expect_err("another seed").to_string();
+    ensure!(told.contains("is of another training: \"seed\""), "{told}");
+
+    let folder = tempfile::tempdir()?;
+    let more = json!({"optimiser": {"learning_rate": 1e30, "clip_norm": 0}, "checkpoint_every": 1});
+    let config = read(&config(folder.path(), &more)?)?;
+    let told = train(&config, &mut Stop::after(9)).expect_err("no number").to_string();
+    ensure!(told.contains("the training has diverged"), "{told}");
+    Ok(())
+}
