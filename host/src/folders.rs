@@ -463,7 +463,7 @@ fn without_repeats(paths: &mut Vec<PathBuf>) {
 
 /// ComfyUI's `file.png [output]`: the name and the folder it says.
 fn annotated<'a>(name: &'a str, folder: &'a str) -> (&'a str, &'a str) {
-    if folder == "input" {
+    if matches!(folder, "input" | "output") {
         for place in ["input", "output", "temp"] {
             let plain = name.strip_suffix(']').and_then(|name| name.strip_suffix(place));
             if let Some(plain) = plain.and_then(|name| name.strip_suffix(" [")) {

@@ -56,6 +56,7 @@ fn names_are_found_by_kind_alias_and_root() {
     assert_eq!(found("checkpoints", "tiny/sd"), "models/tiny/sd");
     assert_eq!(found("input", "cat.png"), "in/cat.png");
     assert_eq!(found("input", "made.png [output]"), "out/made.png");
+    assert_eq!(found("output", "made.png [output]"), "out/made.png");
     let missing = place.find("input", "x.png [temp]").unwrap_err();
     assert!(missing.contains("nothing was written there"), "{missing}");
 }

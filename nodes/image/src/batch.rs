@@ -36,7 +36,11 @@ pub fn concatenate(
 }
 
 /// `to` is at least as many as there are; both are 1, 3 or 4.
-fn with_channels(values: &[f32], shape: Shape, to: usize) -> Result<Cow<'_, [f32]>, Undone> {
+pub(crate) fn with_channels(
+    values: &[f32],
+    shape: Shape,
+    to: usize,
+) -> Result<Cow<'_, [f32]>, Undone> {
     let from = shape.channels;
     if from == to {
         return Ok(values.into());

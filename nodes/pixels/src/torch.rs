@@ -111,6 +111,55 @@ pub fn antialiased_bicubic(
     taps.map(|(first, shares)| (first, shares.map(|share| share as f32).collect())).collect()
 }
 
+/// `interpolate(antialias=True)` of whole pictures [B, H, W, C] to [B, `height`, `width`, C], rows first: where a picture shrinks every pixel
+/// of it counts. [`Filter::Bilinear`] and [`Filter::Bicubic`] are torch's. No size is 0.
+///
+/// # Errors
+/// [`Undone`].
+pub fn antialiased(
+    values: &[f32],
+    shape: Shape,
+    (height, width): (usize, usize),
+    filter: Filter,
+) -> Result<Vec<f32>, Undone> {
+    let taps = |from: usize, to: usize| -> Vec<(usize, Vec<f32>)> {
+        if from == to {
+            return (0..to).map(|i| (i, vec![1.0])).collect();
+        }
+        let taps = shares(from, to, 0..to, filter);
+        taps.map(|(first, shares)| (first, shares.map(|share| share as f32).collect())).collect()
+    };
+    let channels = shape.channels;
+    let across = Shape { width, ..shape };
+    let columns = taps(shape.width, width);
+    let mut between = across.zeros()?;
+    each_row(&mut between, across.row(), |i, row| {
+        let source = &values[i * shape.row()..][..shape.row()];
+        for (pixel, (first, weights)) in row.chunks_exact_mut(channels).zip(&columns) {
+            let source = source[first * channels..].chunks_exact(channels);
+            for (source, weight) in source.zip(weights) {
+                for (value, source) in pixel.iter_mut().zip(source) {
+                    *value += weight * source;
+                }
+            }
+        }
+    })?;
+    let to = Shape { height, ..across };
+    let rows = taps(shape.height, height);
+    let mut out = to.zeros()?;
+    each_row(&mut out, to.row(), |i, row| {
+        let (picture, y) = (i / height, i % height);
+        let (first, weights) = &rows[y];
+        for (line, weight) in (*first..).zip(weights) {
+            let source = &between[picture * across.picture() + line * across.row()..];
+            for (value, source) in row.iter_mut().zip(source) {
+                *value += weight * source;
+            }
+        }
+    })?;
+    Ok(out)
+}
+
 fn is_direct(height: usize, width: usize, channels: usize) -> bool {
     height + width <= 128 || channels > 3
 }

@@ -30,3 +30,20 @@ impl Node for LoadImage {
         Ok((image(shape, decoded.pixels)?, Mask(mask)))
     }
 }
+
+/// Loads a picture that was saved: as LoadImage, but from the output folder.
+#[derive(Inputs)]
+#[node(category = "image")]
+pub struct LoadImageOutput {
+    /// The picture's file, looked for in the output folder. A name may end in " [output]".
+    #[file(folder = "output", entry = "file")]
+    pub image: PathBuf,
+}
+
+impl Node for LoadImageOutput {
+    outputs![image: Image, mask: Mask];
+
+    fn run(self, cx: &Context) -> Result<(Image, Mask)> {
+        LoadImage { image: self.image }.run(cx)
+    }
+}

@@ -6,20 +6,33 @@ use node::{Error, Image, Mask, Result, Tensor};
 
 use kosmograph_pixels::Shape;
 
+pub mod aio_preprocessor;
 pub mod canny;
 pub mod hint_preprocessors;
+pub mod image_alpha;
 pub mod image_batch;
+pub mod image_batches;
+pub mod image_colour;
+pub mod image_composite;
 pub mod image_filter;
+pub mod image_fit;
 pub mod image_invert;
+pub mod image_measure;
 pub mod image_pad_for_outpaint;
+pub mod image_resize_packs;
 pub mod image_scale;
 pub mod image_scale_by;
 pub mod image_size;
 pub mod load_image;
 pub mod mask_convert;
 pub mod mask_edit;
+pub mod mask_preview;
 pub mod preview_image;
+pub mod primitive;
 pub mod save_image;
+pub mod text;
+pub mod text_packs;
+pub mod values;
 
 /// `upscale_method`'s choices.
 const UPSCALE_METHODS: [&str; 5] = ["nearest-exact", "bilinear", "area", "bicubic", "lanczos"];
