@@ -89,6 +89,9 @@ pub struct Run {
     /// While a sampler runs, write what each step has made so far into this folder, as NODE_STEP.png
     #[arg(long, value_name = "DIR")]
     pub previews: Option<PathBuf>,
+    /// Put the pictures of a sweep beside each other, with their values, into this PNG file
+    #[arg(long, value_name = "FILE", requires = "sweep")]
+    pub sheet: Option<PathBuf>,
     /// Recognise files by what is in them, not by size and time of change: every model is read
     /// through, once more for each seed
     #[arg(long)]
@@ -137,6 +140,10 @@ pub struct Workflow {
     /// KSampler#2. A file's path may be any
     #[arg(long, value_name = "NODE.INPUT=VALUE")]
     pub set: Vec<String>,
+    /// Run once for each value of an input: a,b,c or 1..9 or 0:1:0.25 or @FILE with one a line; a comma within
+    /// a value is \,. Given several times, every combination is run
+    #[arg(long, value_name = "NODE.INPUT=VALUES")]
+    pub sweep: Vec<String>,
     /// Refuse the whole workflow when one of its outputs has a problem: others are left out otherwise
     #[arg(long)]
     pub strict: bool,

@@ -10,21 +10,21 @@ use thiserror::Error;
 /// Why a change cannot be made.
 #[derive(Debug, Error, PartialEq)]
 pub enum ChangeError {
-    #[error("--set {given}: NODE.INPUT=VALUE was expected")]
+    #[error("{given}: NODE.INPUT=VALUE was expected")]
     Form { given: String },
-    #[error("--set {given}: no node has the id, title or class \"{name}\"{}", meant(.nearest))]
+    #[error("{given}: no node has the id, title or class \"{name}\"{}", meant(.nearest))]
     NoNode { given: String, name: String, nearest: Option<String> },
-    #[error("--set {given}: \"{title}\" is the name of the nodes {}; say which by its id, or {title}#1 for the first", .ids.join(", "))]
+    #[error("{given}: \"{title}\" is the name of the nodes {}; say which by its id, or {title}#1 for the first", .ids.join(", "))]
     Ambiguous { given: String, title: String, ids: Vec<String> },
     #[error(
-        "--set {given}: nodes of the name \"{name}\" are counted from 1 to {count}; there is none with the number {number}"
+        "{given}: nodes of the name \"{name}\" are counted from 1 to {count}; there is none with the number {number}"
     )]
     NoNumber { given: String, name: String, number: String, count: usize },
-    #[error("--set {given}: node {id} ({class}) has no input \"{input}\"{}", meant(.nearest))]
+    #[error("{given}: node {id} ({class}) has no input \"{input}\"{}", meant(.nearest))]
     NoInput { given: String, id: String, class: String, input: String, nearest: Option<String> },
-    #[error("--set {given}: input \"{input}\" takes {wanted} from another node and cannot be set")]
+    #[error("{given}: input \"{input}\" takes {wanted} from another node and cannot be set")]
     Socket { given: String, input: String, wanted: String },
-    #[error("--set {given}: \"{value}\" is not {wanted}")]
+    #[error("{given}: \"{value}\" is not {wanted}")]
     Value { given: String, value: String, wanted: &'static str },
     #[error("--seed: no node of the workflow has a seed that could be set")]
     NoSeed,
@@ -34,62 +34,124 @@ fn meant(nearest: &Option<String>) -> String {
     nearest.as_ref().map_or(String::new(), |name| format!("; did you mean \"{name}\"?"))
 }
 
-/// Applies one `--set NODE.INPUT=VALUE`. NODE is an id, a title or a class, or one of several of a title
-/// or class by its number in the order of the file, `KSampler#2`. VALUE is read as the input's
-/// declared type. Where the class is unknown the value is JSON, or else text: the plan will say
-/// what is wrong with the class.
+/// An input of a node that the command line names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    position: usize,
+    input: String,
+}
+
+impl Place {
+    /// The place that NODE.INPUT names: NODE is an id, a title or a class, or one of several of a title or class by its number in the order
+    /// of the file, `KSampler#2`. `given` is the option as a sentence repeats it.
+    ///
+    /// # Errors
+    /// [`ChangeError`].
+    pub fn find(
+        graph: &Graph,
+        catalogue: &Catalogue,
+        place: &str,
+        given: &str,
+    ) -> Result<Self, ChangeError> {
+        // Titles may hold dots; the names of inputs hardly do. The longest name of a node wins.
+        let mut found = None;
+        for (dot, _) in place.rmatch_indices('.') {
+            let (node, input) = (&place[..dot], &place[dot + 1..]);
+            if let Some(position) = find_node(graph, node, given)? {
+                found = Some((position, input));
+                break;
+            }
+        }
+        let Some((position, name)) = found else {
+            let form = || ChangeError::Form { given: given.to_owned() };
+            let (node, _) = place.rsplit_once('.').ok_or_else(form)?;
+            let nodes = graph.nodes().iter();
+            // A number behind the name is none of it.
+            let (bare, number) = match node.rsplit_once('#') {
+                Some((bare, number)) if number.parse::<usize>().is_ok() => {
+                    (bare, format!("#{number}"))
+                }
+                _ => (node, String::new()),
+            };
+            let names = nodes.flat_map(|node| {
+                node.title().into_iter().chain([node.class.as_str(), node.id.as_str()])
+            });
+            let nearest = nearest(bare, names).map(|name| format!("{name}{number}"));
+            return Err(ChangeError::NoNode {
+                given: given.to_owned(),
+                name: node.to_owned(),
+                nearest,
+            });
+        };
+        let node = &graph.nodes()[position];
+        if let Some(class) = catalogue.get(&node.class)
+            && class.descriptor.input(name).is_none()
+        {
+            let names = class.descriptor.inputs.iter().map(|input| input.name.as_str());
+            return Err(ChangeError::NoInput {
+                given: given.to_owned(),
+                id: node.id.clone(),
+                class: node.class.clone(),
+                input: name.to_owned(),
+                nearest: nearest(name, names).map(str::to_owned),
+            });
+        }
+        Ok(Self { position, input: name.to_owned() })
+    }
+
+    /// The node's position in the graph.
+    pub fn position(&self) -> usize {
+        self.position
+    }
+
+    pub fn input(&self) -> &str {
+        &self.input
+    }
+
+    /// What is said of the input, where the node's class is known.
+    pub fn descriptor<'a>(
+        &self,
+        graph: &Graph,
+        catalogue: &'a Catalogue,
+    ) -> Option<&'a InputDescriptor> {
+        catalogue.get(&graph.nodes()[self.position].class)?.descriptor.input(&self.input)
+    }
+
+    /// `text` as the input's declared type. Where the class is unknown it is JSON, or else text: the plan will say what is wrong with the class.
+    ///
+    /// # Errors
+    /// [`ChangeError`].
+    pub fn read(
+        &self,
+        graph: &Graph,
+        catalogue: &Catalogue,
+        text: &str,
+        given: &str,
+    ) -> Result<Value, ChangeError> {
+        match self.descriptor(graph, catalogue) {
+            Some(input) => typed(input, text, given),
+            None => Ok(serde_json::from_str(text).unwrap_or_else(|_| Value::from(text))),
+        }
+    }
+
+    /// Gives the input of `graph` the value.
+    pub fn put(&self, graph: &mut Graph, value: Value) {
+        let input = Input::Literal { value, origin: Origin::CommandLine };
+        graph.inputs_mut(self.position).set(&self.input, input);
+    }
+}
+
+/// Applies one `--set NODE.INPUT=VALUE`, where VALUE is read as the input's declared type: see [`Place`].
 ///
 /// # Errors
 /// [`ChangeError`].
 pub fn set(graph: &mut Graph, catalogue: &Catalogue, given: &str) -> Result<(), ChangeError> {
-    let form = || ChangeError::Form { given: given.to_owned() };
+    let option = format!("--set {given}");
+    let form = || ChangeError::Form { given: option.clone() };
     let (place, value) = given.split_once('=').ok_or_else(form)?;
-    // Titles may hold dots; the names of inputs hardly do. The longest name of a node wins.
-    let mut found = None;
-    for (dot, _) in place.rmatch_indices('.') {
-        let (node, input) = (&place[..dot], &place[dot + 1..]);
-        if let Some(position) = find_node(graph, node, given)? {
-            found = Some((position, input));
-            break;
-        }
-    }
-    let Some((position, name)) = found else {
-        let (node, _) = place.rsplit_once('.').ok_or_else(form)?;
-        let nodes = graph.nodes().iter();
-        // A number behind the name is none of it.
-        let (bare, number) = match node.rsplit_once('#') {
-            Some((bare, number)) if number.parse::<usize>().is_ok() => (bare, format!("#{number}")),
-            _ => (node, String::new()),
-        };
-        let names = nodes.flat_map(|node| {
-            node.title().into_iter().chain([node.class.as_str(), node.id.as_str()])
-        });
-        let nearest = nearest(bare, names).map(|name| format!("{name}{number}"));
-        return Err(ChangeError::NoNode {
-            given: given.to_owned(),
-            name: node.to_owned(),
-            nearest,
-        });
-    };
-    let node = &graph.nodes()[position];
-    let value = match catalogue.get(&node.class) {
-        Some(class) => {
-            let Some(input) = class.descriptor.input(name) else {
-                let names = class.descriptor.inputs.iter().map(|input| input.name.as_str());
-                return Err(ChangeError::NoInput {
-                    given: given.to_owned(),
-                    id: node.id.clone(),
-                    class: node.class.clone(),
-                    input: name.to_owned(),
-                    nearest: nearest(name, names).map(str::to_owned),
-                });
-            };
-            typed(input, value, given)?
-        }
-        None => serde_json::from_str(value).unwrap_or_else(|_| Value::from(value)),
-    };
-    let input = Input::Literal { value, origin: Origin::CommandLine };
-    graph.inputs_mut(position).set(name, input);
+    let place = Place::find(graph, catalogue, place, &option)?;
+    let value = place.read(graph, catalogue, value, &option)?;
+    place.put(graph, value);
     Ok(())
 }
 
@@ -194,6 +256,11 @@ impl Seeds {
 
     pub fn last(self) -> u64 {
         self.last
+    }
+
+    /// How many there are.
+    pub fn count(self) -> u128 {
+        u128::from(self.last - self.first) + 1
     }
 }
 

@@ -3,6 +3,8 @@
 mod convert;
 mod list;
 mod run;
+mod sheet;
+mod sweep;
 mod train;
 
 use crate::args::Command;

@@ -41,6 +41,9 @@ pub enum Event<'a> {
         nodes: Vec<Cow<'a, NodeName>>,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         seed: Option<u64>,
+        /// What `--sweep` gives inputs in this run.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        values: Vec<Swept<'a>>,
     },
     NodeStarted(Cow<'a, NodeName>),
     Progress {
@@ -83,6 +86,10 @@ pub enum Event<'a> {
         steps: u64,
         file: Cow<'a, str>,
     },
+    /// The contact sheet of a sweep, which is written.
+    Sheet {
+        file: Cow<'a, str>,
+    },
     /// A node failed, or the workflow, its file or the arguments are wrong: one event for each problem.
     Error(Cow<'a, Problem>),
     Warning(Cow<'a, Problem>),
@@ -106,6 +113,14 @@ pub enum Event<'a> {
     Interrupted {
         seconds: f64,
     },
+}
+
+/// An input with the value that it has in one run of a sweep.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Swept<'a> {
+    pub node: Cow<'a, str>,
+    pub input: Cow<'a, str>,
+    pub value: Cow<'a, Json>,
 }
 
 impl<'a> Event<'a> {
@@ -167,8 +182,17 @@ mod tests {
             Problem::new(Kind::InvalidPath, "is not there").at(titled.clone()).nearest("a", ["ab"]);
         let output = json!({"images": [{"filename": "a.png"}]});
         let events = [
-            Event::Plan { nodes: vec![name(), Cow::Borrowed(&titled)], seed: Some(u64::MAX) },
-            Event::Plan { nodes: vec![], seed: None },
+            Event::Plan {
+                nodes: vec![name(), Cow::Borrowed(&titled)],
+                seed: Some(u64::MAX),
+                values: vec![Swept {
+                    node: id(),
+                    input: "cfg".into(),
+                    value: Cow::Owned(json!(7.5)),
+                }],
+            },
+            Event::Plan { nodes: vec![], seed: None, values: vec![] },
+            Event::Sheet { file: "/o/sheet.png".into() },
             Event::NodeStarted(name()),
             Event::Progress { node: id(), step: 1, steps: 2 },
             Event::Cached(name()),

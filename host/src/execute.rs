@@ -6,8 +6,10 @@
 //! outputs are still made, and nothing that was written is lost.
 
 pub(crate) mod files;
+mod later;
 mod memory;
 
+pub use later::Later;
 pub use memory::Budget;
 
 use crate::events::{Event, Listener};
@@ -84,6 +86,8 @@ pub enum Keep<'a> {
     Nothing,
     /// What this next plan can begin with.
     For(&'a Plan),
+    /// These, and of each the outputs that are true: see [`Later`].
+    Results(&'a HashMap<Key, Wanted>),
     Everything,
 }
 
@@ -123,7 +127,7 @@ pub struct Executor<R> {
 type Results = Arc<[Option<Value>]>;
 
 /// Of a result, by output: whether it will be used.
-type Wanted = Vec<bool>;
+pub type Wanted = Vec<bool>;
 
 /// The values of a step that are still to be used, by output.
 type Live = Vec<Option<Value>>;
@@ -183,6 +187,7 @@ impl<R: Runner> Executor<R> {
         let mut states = self.needed(plan, setting.earlier, &mut uses);
         let wanted = match setting.keep {
             Keep::For(next) => common(plan, next),
+            Keep::Results(wanted) => wanted.clone(),
             _ => HashMap::new(),
         };
         // What neither this run nor the next one needs is let go before anything is computed.
@@ -248,8 +253,8 @@ impl<R: Runner> Executor<R> {
             let kept = |results: &[Option<Value>]| -> Option<Results> {
                 match setting.keep {
                     Keep::Nothing => None,
-                    // What lacks a value that the next run wants is made anew there, all of it.
-                    Keep::For(_) => {
+                    // What lacks a value that a later run wants is made anew there, all of it.
+                    Keep::For(_) | Keep::Results(_) => {
                         let wanted = wanted.get(&step.key)?;
                         has_all(results, wanted).then(|| part(results, wanted))
                     }

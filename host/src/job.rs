@@ -7,12 +7,13 @@ use crate::args;
 use crate::changes::{Seeds, set, set_seed};
 use crate::editor::{Converted, Now, Texts, convert};
 use crate::events::{Event, Level, Listener};
-use crate::execute::Properties;
+use crate::execute::{Later, Properties};
 use crate::folders::{Folders, Given};
 use crate::graph::{self, Graph, Opened, is_editor_format};
 use crate::libraries::Libraries;
 use crate::plan::{Plan, Refusal};
 use crate::problem::{Kind, Problem};
+use crate::sweep::{Combination, Sweep};
 use crate::workflow_file::WorkflowFile;
 use serde_json::{Map, Value};
 use std::path::PathBuf;
@@ -68,6 +69,8 @@ pub struct Job {
     /// Whether a problem with one output is one with all.
     strict: bool,
     pub seeds: Option<Seeds>,
+    /// No runs where nothing is swept.
+    pub sweep: Sweep,
 }
 
 impl Job {
@@ -102,6 +105,8 @@ impl Job {
             set_seed(&mut this.graph, catalogue, seeds.first())
                 .map_err(|error| arguments(error.to_string()))?;
         }
+        this.sweep = Sweep::read(&this.graph, catalogue, &workflow.sweep, workflow.seed)
+            .map_err(|error| arguments(error.to_string()))?;
         (this.strict, this.seeds) = (workflow.strict, workflow.seed);
         Ok(this)
     }
@@ -137,7 +142,7 @@ impl Job {
         };
         let Converted { graph, texts, problems, warnings } = converted;
         let (now, wrong) = (Now::from(SystemTime::now()), Refusal { problems, warnings });
-        let (strict, seeds) = (false, None);
+        let (strict, seeds, sweep) = (false, None, Sweep::default());
         Ok(Self {
             graph,
             texts,
@@ -150,6 +155,7 @@ impl Job {
             device,
             strict,
             seeds,
+            sweep,
         })
     }
 
@@ -159,7 +165,38 @@ impl Job {
     /// [`Refusal`], with every problem there is, where no output can be made; with `--strict` where one
     /// cannot.
     pub fn plan(&self, seed: Option<u64>) -> Result<(Plan, Graph), Refusal> {
+        self.planned(self.graph.clone(), seed)
+    }
+
+    /// The plan of one run of the sweep, and the graph it is of.
+    ///
+    /// # Errors
+    /// As [`Self::plan`]; each problem says which run it is in.
+    pub fn plan_run(&self, run: &Combination) -> Result<(Plan, Graph), Refusal> {
         let mut graph = self.graph.clone();
+        self.sweep.apply(run, &mut graph);
+        self.planned(graph, run.seed).map_err(|mut refusal| {
+            let said = self.sweep.said(run);
+            for problem in &mut refusal.problems {
+                problem.message.push_str(&format!("; this is in the run with {said}"));
+            }
+            refusal
+        })
+    }
+
+    /// All runs of the sweep, planned: what each of them will read of those before it.
+    ///
+    /// # Errors
+    /// As [`Self::plan_run`], of the first run that cannot be planned.
+    pub fn later(&self) -> Result<Later, Refusal> {
+        let mut later = Later::default();
+        for run in &self.sweep.runs {
+            later.add(&self.plan_run(run)?.0);
+        }
+        Ok(later)
+    }
+
+    fn planned(&self, mut graph: Graph, seed: Option<u64>) -> Result<(Plan, Graph), Refusal> {
         let catalogue = &self.libraries.catalogue;
         if let Some(seed) = seed {
             // It found a seed to set when the first one was.
@@ -178,11 +215,15 @@ impl Job {
         }
     }
 
-    /// The plan of the first seed, if the last one is valid, too.
+    /// The plan of the first seed, if the last one is valid, too; of a sweep that of the first run, if all are valid.
     ///
     /// # Errors
     /// As [`Self::plan`].
     pub fn first_plan(&self) -> Result<(Plan, Graph), Refusal> {
+        if let Some(first) = self.sweep.runs.first() {
+            self.later()?;
+            return self.plan_run(first);
+        }
         let first = self.plan(self.seeds.map(Seeds::first))?;
         if let Some(seeds) = self.seeds.filter(|seeds| seeds.last() != seeds.first()) {
             self.plan(Some(seeds.last()))?;

@@ -28,6 +28,7 @@ pub mod progress;
 pub mod promise;
 pub mod sandbox;
 pub mod supervisor;
+pub mod sweep;
 pub mod value;
 pub mod wire;
 pub mod worker;

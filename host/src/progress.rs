@@ -127,8 +127,23 @@ impl Terminal {
 impl Listener for Terminal {
     fn event(&self, event: &Event) {
         match event {
-            Event::Plan { seed: Some(seed), .. } => self.say_unless_quiet(&format!("seed {seed}")),
-            Event::Plan { .. } | Event::Preview { .. } => (),
+            Event::Plan { seed, values, .. } => {
+                let seed = seed.map(|seed| format!("seed {seed}"));
+                let values = values.iter().map(|swept| {
+                    let value = swept.value.as_str().map_or(swept.value.to_string(), str::to_owned);
+                    format!("{}.{}={value}", swept.node, swept.input)
+                });
+                let said: Vec<String> = seed.into_iter().chain(values).collect();
+                if !said.is_empty() {
+                    self.say_unless_quiet(&said.join("  "));
+                }
+            }
+            Event::Sheet { file } => {
+                if self.show == Show::Everything {
+                    self.screen.suspend(|| self.out.print(format!("{file}\n").as_bytes()));
+                }
+            }
+            Event::Preview { .. } => (),
             Event::NodeStarted(name) => self.start(name),
             Event::Progress { step, steps, .. } => self.progress(*step, *steps),
             Event::Cached(name) => self.say_unless_quiet(&format!("{} cached", label(name))),

@@ -108,6 +108,8 @@ pub enum Keep {
     Nothing,
     /// What this next plan can begin with.
     For(BarePlan),
+    /// Of each of these results the outputs that are true.
+    Results(Vec<(Key, Vec<bool>)>),
     Everything,
 }
 
@@ -116,6 +118,9 @@ impl From<execute::Keep<'_>> for Keep {
         match keep {
             execute::Keep::Nothing => Self::Nothing,
             execute::Keep::For(plan) => Self::For(plan.into()),
+            execute::Keep::Results(wanted) => {
+                Self::Results(wanted.iter().map(|(key, wanted)| (*key, wanted.clone())).collect())
+            }
             execute::Keep::Everything => Self::Everything,
         }
     }

@@ -1,7 +1,7 @@
 //! `kosmograph run` and `kosmograph check`.
 
 use super::list::print;
-use super::{Exit, refuse, setup};
+use super::{Exit, refuse, setup, sweep};
 use crate::args;
 use crate::changes::Seeds;
 use crate::events::{Event, Listener};
@@ -21,7 +21,7 @@ use std::borrow::Cow;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-fn tell(listener: &dyn Listener, refusal: &Refusal) {
+pub(super) fn tell(listener: &dyn Listener, refusal: &Refusal) {
     for warning in &refusal.warnings {
         listener.event(&Event::Warning(Cow::Borrowed(warning)));
     }
@@ -31,7 +31,7 @@ fn tell(listener: &dyn Listener, refusal: &Refusal) {
 }
 
 /// Tells what is wrong with a plan's outputs that are left out, and which they are, each once.
-fn tell_left_out(listener: &dyn Listener, plan: &Plan, told: &mut Vec<Problem>) {
+pub(super) fn tell_left_out(listener: &dyn Listener, plan: &Plan, told: &mut Vec<Problem>) {
     for problem in plan.problems().iter().filter(|problem| !told.contains(problem)) {
         listener.event(&Event::Error(Cow::Borrowed(problem)));
     }
@@ -45,13 +45,18 @@ fn tell_left_out(listener: &dyn Listener, plan: &Plan, told: &mut Vec<Problem>) 
 }
 
 /// Who runs the plans: a worker, or this process.
-enum Runner<'a> {
+pub(super) enum Runner<'a> {
     Worker(Supervisor),
     Here(Executor<&'a Vec<Library>>),
 }
 
 impl Runner<'_> {
-    fn run(&mut self, task: &Task, listener: &dyn Listener, cancel: &AtomicBool) -> Outcome {
+    pub(super) fn run(
+        &mut self,
+        task: &Task,
+        listener: &dyn Listener,
+        cancel: &AtomicBool,
+    ) -> Outcome {
         match self {
             Self::Worker(supervisor) => supervisor.run(task, listener, cancel),
             Self::Here(executor) => {
@@ -89,8 +94,14 @@ fn run_with(
         job.folders.identify = Identify::Contents;
     }
     job.tell_libraries(listener);
-    let mut planned = match job.first_plan() {
-        Ok(planned) => Some(planned),
+    let is_sweep = !job.sweep.runs.is_empty();
+    // Of a sweep every run is planned before the first one begins.
+    let first = match is_sweep {
+        true => job.later().map(|later| (None, Some(later))),
+        false => job.first_plan().map(|planned| (Some(planned), None)),
+    };
+    let (mut planned, later) = match first {
+        Ok(first) => first,
         Err(refusal) => {
             tell(listener, &refusal);
             return Exit::Refused;
@@ -111,6 +122,11 @@ fn run_with(
             }
         },
     };
+    if let Some(later) = later {
+        let sweep =
+            sweep::Setting { job: &job, later, budget, cancel, sheet: args.sheet.as_deref() };
+        return sweep.run(runner, &name(&args.workflow), listener, start);
+    }
     let mut seeds = job.seeds.into_iter().flat_map(Seeds::iter);
     let mut seed = seeds.next();
     let (mut executed, mut cached, mut failed, mut left_out) = (0, 0, 0, 0);
@@ -119,7 +135,7 @@ fn run_with(
         tell_left_out(listener, &plan, &mut told);
         left_out += plan.left_out().len();
         let nodes = plan.steps().iter().map(|step| Cow::Borrowed(&step.name)).collect();
-        listener.event(&Event::Plan { nodes, seed: job.seeds.and(seed) });
+        listener.event(&Event::Plan { nodes, seed: job.seeds.and(seed), values: Vec::new() });
         for warning in plan.warnings().iter().filter(|warning| !warned.contains(warning)) {
             listener.event(&Event::Warning(Cow::Borrowed(warning)));
         }

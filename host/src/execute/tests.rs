@@ -428,3 +428,46 @@ proptest! {
         prop_assert!(sums.calls.lock().unwrap().len() <= fresh.calls.lock().unwrap().len());
     }
 }
+
+#[test]
+fn a_sweep_computes_each_thing_once_and_keeps_what_is_read_later() {
+    // A model under six changes and two texts: "l" changes least.
+    let sums = Sums::default();
+    let plans: Vec<Plan> = (0..12)
+        .map(|run| {
+            plan(&json!({
+                "l": node("Add", 100 + run / 2, &["m"]), "m": node("Add", 1, &[]),
+                "p": node("Add", 200 + run % 2, &["e"]), "e": node("Add", 2, &[]),
+                "s": node("Add", 3, &["l", "p"]), "o": node("Show", 0, &["s"])}))
+        })
+        .collect();
+    let mut later = Later::default();
+    plans.iter().for_each(|plan| later.add(plan));
+    assert_eq!((later.runs(), later.computed()), (12, 1 + 6 + 1 + 2 + 12 + 12));
+    let mut executor = Executor::new(&sums);
+    let mut most = 0;
+    for (number, plan) in plans.iter().enumerate() {
+        let wanted = later.after(number);
+        let (outcome, _) = run(&mut executor, plan, Keep::Results(&wanted));
+        assert!(outcome.failures.is_empty());
+        most = most.max(executor.kept());
+    }
+    let calls = sums.calls.lock().unwrap();
+    let of = |id: &str| calls.iter().filter(|call| *call == id).count();
+    assert_eq!(["m", "l", "e", "p", "s", "o"].map(of), [1, 6, 1, 2, 12, 12]);
+    // The model, its present change, both texts: "e" is let go when both are made.
+    assert!(most <= 4, "{most}");
+    assert!(later.after(11).is_empty());
+
+    // The same value twice is one run, and its output is made once.
+    let sums = Sums::default();
+    let twice = json!({"a": node("Add", 1, &[]), "o": node("Show", 0, &["a"])});
+    let plans = [plan(&twice), plan(&twice)];
+    let mut later = Later::default();
+    plans.iter().for_each(|plan| later.add(plan));
+    let mut executor = Executor::new(&sums);
+    for (number, plan) in plans.iter().enumerate() {
+        run(&mut executor, plan, Keep::Results(&later.after(number)));
+    }
+    assert_eq!(*sums.calls.lock().unwrap(), ["a", "o"]);
+}

@@ -153,6 +153,7 @@ impl<'a> Track<'a> {
             Event::Plan { .. }
             | Event::LeftOut { .. }
             | Event::Preview { .. }
+            | Event::Sheet { .. }
             | Event::Warning(_)
             | Event::Done { .. }
             | Event::Interrupted { .. } => false,
