@@ -25,15 +25,7 @@ pub fn write_png(
     compression: u8,
     texts: Texts<'_>,
 ) -> Result<(), EncodingError> {
-    let colour = match channels {
-        1 => ColorType::Grayscale,
-        3 => ColorType::Rgb,
-        4 => ColorType::Rgba,
-        _ => {
-            let sentence = format!("a picture has 1, 3 or 4 channels, but this one has {channels}");
-            return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, sentence).into());
-        }
-    };
+    let colour = colour(channels)?;
     let height = levels.len() / (width * channels);
     let pixels = |side: usize| u32::try_from(side).unwrap_or(u32::MAX);
     let mut encoder = Encoder::new(to, pixels(width), pixels(height));
@@ -58,9 +50,60 @@ pub fn write_png(
     writer.finish()
 }
 
+fn colour(channels: usize) -> Result<ColorType, EncodingError> {
+    Ok(match channels {
+        1 => ColorType::Grayscale,
+        3 => ColorType::Rgb,
+        4 => ColorType::Rgba,
+        _ => {
+            let sentence = format!("a picture has 1, 3 or 4 channels, but this one has {channels}");
+            return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, sentence).into());
+        }
+    })
+}
+
+/// Writes pictures of one size as an animated PNG that runs for ever, each shown for `milliseconds`. What else is given is as in [`write_png`];
+/// zlib's level may be 0. `frames` are as many as `count` says.
+///
+/// # Errors
+/// As [`write_png`].
+pub fn write_apng(
+    to: impl Write,
+    (count, frames): (usize, impl Iterator<Item = Vec<u8>>),
+    (width, height, channels): (usize, usize, usize),
+    (milliseconds, compression): (u32, u8),
+    texts: Texts<'_>,
+) -> Result<(), EncodingError> {
+    let pixels = |side: usize| u32::try_from(side).unwrap_or(u32::MAX);
+    let mut encoder = Encoder::new(to, pixels(width), pixels(height));
+    encoder.set_color(colour(channels)?);
+    encoder.set_depth(BitDepth::Eight);
+    encoder.set_deflate_compression(match compression {
+        0 => DeflateCompression::NoCompression,
+        level => DeflateCompression::Level(level),
+    });
+    encoder.set_filter(Filter::Adaptive);
+    encoder.set_animated(pixels(count), 0)?;
+    // A share of a second in two numbers of 16 bits.
+    let (numerator, denominator) = match u16::try_from(milliseconds) {
+        Ok(milliseconds) => (milliseconds, 1000),
+        Err(_) => (u16::try_from(milliseconds / 1000).unwrap_or(u16::MAX), 1),
+    };
+    encoder.set_frame_delay(numerator, denominator)?;
+    for (keyword, text) in texts {
+        encoder.add_text_chunk((*keyword).to_owned(), ascii_json(text))?;
+    }
+    let mut writer = encoder.write_header()?;
+    for levels in frames {
+        interrupt::check().map_err(std::io::Error::other)?;
+        writer.write_image_data(&levels)?;
+    }
+    writer.finish()
+}
+
 /// JSON text with every character beyond ASCII as `\uXXXX`. Such characters stand only inside of JSON's strings, where this means the
 /// same; and a `tEXt` chunk is Latin-1, which does not have them all.
-fn ascii_json(json: &str) -> String {
+pub(crate) fn ascii_json(json: &str) -> String {
     let mut ascii = String::with_capacity(json.len());
     for c in json.chars() {
         if c.is_ascii() {

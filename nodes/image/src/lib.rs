@@ -21,6 +21,7 @@ pub mod output_file;
 pub mod python_text;
 pub mod regex;
 pub mod scale;
+pub mod webp;
 
 use nodes::aio_preprocessor::AioPreprocessor;
 use nodes::canny::Canny;
@@ -35,6 +36,7 @@ use nodes::image_colour::{ImageColorToMask, ImageRGBToYUV, ImageYUVToRGB, Morpho
 use nodes::image_composite::{ImageBlend, ImageCompositeMasked, LatentCompositeMasked};
 use nodes::image_filter::{ImageBlur, ImageSharpen};
 use nodes::image_fit::{ImageScaleToMaxDimension, ImageStitch, ResizeAndPadImage};
+use nodes::image_grid::ImageGrid;
 use nodes::image_invert::ImageInvert;
 use nodes::image_measure::{
     GetImageSize, GetImageSizePlus, ImageGenResolutionFromImage, PixelPerfectResolution,
@@ -55,6 +57,7 @@ use nodes::primitive::{
     PreviewAny, PrimitiveBoolean, PrimitiveFloat, PrimitiveInt, PrimitiveString,
     PrimitiveStringMultiline,
 };
+use nodes::save_animated::{SaveAnimatedPNG, SaveAnimatedWEBP};
 use nodes::save_image::SaveImage;
 use nodes::text::{
     CaseConverter, RegexExtract, RegexMatch, RegexReplace, StringCompare, StringConcatenate,
@@ -108,6 +111,7 @@ node::library![
     ImageFlip,
     ImageRotate,
     ImageStitch,
+    ImageGrid,
     ResizeAndPadImage,
     ImageScaleToMaxDimension,
     GetImageSize,
@@ -115,6 +119,8 @@ node::library![
     ImageYUVToRGB,
     Morphology,
     LoadImageOutput,
+    SaveAnimatedPNG,
+    SaveAnimatedWEBP,
     StringConcatenate,
     StringSubstring,
     StringLength,

@@ -97,6 +97,8 @@ pub struct Series {
     /// May hold `%batch_num%`.
     name: String,
     counter: u64,
+    /// Without its dot.
+    ending: &'static str,
 }
 
 impl Series {
@@ -121,7 +123,12 @@ impl Series {
             vec![name.clone()]
         };
         let counter = highest_counter(&folder, &names).map_err(failed)? + 1;
-        Ok(Series { folder, subfolder: parts.join("/"), name, counter })
+        Ok(Series { folder, subfolder: parts.join("/"), name, counter, ending: "png" })
+    }
+
+    /// The same for files of another kind than PNG.
+    pub fn ending(self, ending: &'static str) -> Series {
+        Series { ending, ..self }
     }
 
     /// The folder below the root, as the output's event tells it.
@@ -170,7 +177,7 @@ impl Series {
     }
 
     fn file(&self, name: &str) -> (String, PathBuf) {
-        let file_name = format!("{name}_{:05}_.png", self.counter);
+        let file_name = format!("{name}_{:05}_.{}", self.counter, self.ending);
         let path = self.folder.join(&file_name);
         (file_name, path)
     }

@@ -9,6 +9,7 @@ use super::pictures;
 use crate::encode::write_png;
 use crate::levels::to_levels;
 use crate::output_file::{OutputError, Patterns, Series};
+use kosmograph_pixels::Shape;
 
 /// Saves pictures as PNG files in the output folder, named prefix_00001_.png and counting on, with the workflow inside each: such a file
 /// can be run again and draws the same picture. The pictures are passed on.
@@ -51,30 +52,9 @@ pub(super) fn save_pictures(
     to: &Destination,
 ) -> Result<()> {
     let (shape, values) = pictures(images).map_err(|error| error.of_input("images"))?;
-    let root = cx.property(to.property).ok_or_else(|| {
-        Error::new(format!("the host does not say where pictures go (\"{}\")", to.property))
-    })?;
-    let not_numbers = values.iter().filter(|value| value.is_nan()).count();
-    if not_numbers > 0 {
-        cx.warn(format!(
-            "{not_numbers} of the picture's {} values are not numbers (NaN) and are saved as black",
-            values.len()
-        ));
-    }
-    let texts: Vec<(&str, String)> = ["prompt", "workflow"]
-        .into_iter()
-        .filter_map(|name| cx.property(name).map(|json| (name, json)))
-        .collect();
+    let (mut series, texts) = begin(cx, (shape, &values), shape.batch, prefix, to)?;
     let texts: Vec<(&str, &str)> =
         texts.iter().map(|(name, json)| (*name, json.as_str())).collect();
-
-    let now = chrono::Local::now().naive_local();
-    let patterns = Patterns { width: shape.width, height: shape.height, now };
-    let series = Series::begin(Path::new(&root), &patterns.apply(prefix), shape.batch);
-    let mut series = series.map_err(|error| match error {
-        OutputError::Outside { .. } => Error::at("filename_prefix", error),
-        other => other.into(),
-    })?;
     for (picture, index) in values.chunks(shape.picture()).zip(cx.steps(shape.batch)) {
         let index = index?;
         ask("the levels of a picture", &[picture.len()], 1)?;
@@ -91,4 +71,36 @@ pub(super) fn save_pictures(
         cx.output(&json!({"images": [item(&filename)]}));
     }
     Ok(())
+}
+
+/// A series of `files` files for pictures, and the texts that go into each: the workflow in both formats, as far as the host knows them.
+pub(super) fn begin(
+    cx: &Context,
+    (shape, values): (Shape, &[f32]),
+    files: usize,
+    prefix: &str,
+    to: &Destination,
+) -> Result<(Series, Vec<(&'static str, String)>)> {
+    let root = cx.property(to.property).ok_or_else(|| {
+        Error::new(format!("the host does not say where pictures go (\"{}\")", to.property))
+    })?;
+    let not_numbers = values.iter().filter(|value| value.is_nan()).count();
+    if not_numbers > 0 {
+        cx.warn(format!(
+            "{not_numbers} of the picture's {} values are not numbers (NaN) and are saved as black",
+            values.len()
+        ));
+    }
+    let texts = ["prompt", "workflow"]
+        .into_iter()
+        .filter_map(|name| cx.property(name).map(|json| (name, json)))
+        .collect();
+    let now = chrono::Local::now().naive_local();
+    let patterns = Patterns { width: shape.width, height: shape.height, now };
+    let series = Series::begin(Path::new(&root), &patterns.apply(prefix), files);
+    let series = series.map_err(|error| match error {
+        OutputError::Outside { .. } => Error::at("filename_prefix", error),
+        other => other.into(),
+    })?;
+    Ok((series, texts))
 }
