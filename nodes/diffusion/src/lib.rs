@@ -17,6 +17,8 @@ mod inpaint;
 mod latent;
 mod latent_batch;
 mod latent_compose;
+mod latent_join;
+mod latent_math;
 mod latent_resize;
 mod latent_size;
 mod latent_tiled;
@@ -26,6 +28,7 @@ mod missing_part;
 mod model;
 mod sample;
 mod sampling;
+mod sigmas;
 mod text;
 mod text_sdxl;
 mod train;
@@ -46,6 +49,8 @@ use inpaint::{
 use latent::{EmptyLatentImage, VAEDecode, VAEEncode, VaeDecode};
 use latent_batch::{LatentFromBatch, RepeatLatentBatch};
 use latent_compose::{LatentComposite, LatentCrop, LatentFlip, LatentRotate};
+use latent_join::{LatentBatch, LatentBatchSeedBehavior, LatentConcat, LatentCut};
+use latent_math::{LatentAdd, LatentBlend, LatentInterpolate, LatentMultiply, LatentSubtract};
 use latent_size::{LatentUpscale, LatentUpscaleBy};
 use latent_tiled::{VAEDecodeTiled, VAEEncodeTiled};
 use loaders::{
@@ -54,6 +59,11 @@ use loaders::{
 };
 use lora::{LoraLoader, LoraLoaderModelOnly};
 use sample::{KSampler, KSamplerAdvanced, UNetSample};
+use sigmas::{
+    AlignYourStepsScheduler, BasicScheduler, ExponentialScheduler, ExtendIntermediateSigmas,
+    FlipSigmas, KarrasScheduler, LaplaceScheduler, PolyexponentialScheduler, SDTurboScheduler,
+    SamplingPercentToSigma, SetFirstSigma, SplitSigmas, SplitSigmasDenoise, VPScheduler,
+};
 use text::{CLIPSetLastLayer, CLIPTextEncode};
 use text_sdxl::{CLIPTextEncodeSDXL, CLIPTextEncodeSDXLRefiner};
 
@@ -105,7 +115,30 @@ node::library![
     LatentComposite,
     LatentCrop,
     LatentFlip,
-    LatentRotate;
+    LatentRotate,
+    LatentAdd,
+    LatentSubtract,
+    LatentMultiply,
+    LatentInterpolate,
+    LatentBlend,
+    LatentBatch,
+    LatentBatchSeedBehavior,
+    LatentConcat,
+    LatentCut,
+    BasicScheduler,
+    KarrasScheduler,
+    ExponentialScheduler,
+    PolyexponentialScheduler,
+    LaplaceScheduler,
+    VPScheduler,
+    SDTurboScheduler,
+    AlignYourStepsScheduler,
+    SplitSigmas,
+    SplitSigmasDenoise,
+    FlipSigmas,
+    SetFirstSigma,
+    ExtendIntermediateSigmas,
+    SamplingPercentToSigma;
     prepare: kosmograph_threads::start;
     check: check::EmbeddingWidths;
     train: train::Trainings

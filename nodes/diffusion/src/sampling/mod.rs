@@ -436,6 +436,14 @@ fn at_timesteps(schedule: &Schedule, timesteps: Vec<usize>) -> Vec<(usize, f64)>
     timesteps.into_iter().map(|t| (t, schedule.sigma_at(t))).collect()
 }
 
+/// The noise schedule that a MODEL was trained on.
+///
+/// # Errors
+/// It does not describe itself as node.h says.
+pub fn schedule_of(cx: &Context<'_>, model: &Model) -> Result<Schedule> {
+    Ok(Described::of(cx, model)?.schedule)
+}
+
 /// What a MODEL says of itself, "describe/1".
 struct Described {
     schedule: Schedule,

@@ -6,9 +6,11 @@ mod conditioning;
 mod controls;
 mod host;
 mod inpainting;
+mod latents;
 mod models;
 mod samplers;
 mod schedule;
+mod sigmas;
 
 use host::{one, tensor};
 use node::Value;
