@@ -8,7 +8,7 @@ use crate::folders::Entry;
 use crate::need::Need;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use thiserror::Error;
@@ -98,6 +98,8 @@ pub enum InputKind {
     Combo {
         default: Option<String>,
         choices: Vec<String>,
+        /// By choice the files that it may need, as FOLDER/NAME.
+        files: BTreeMap<String, Vec<String>>,
     },
     /// A file's name, looked for in the folders of kind `folder`.
     Path {
@@ -289,6 +291,8 @@ struct RawInput {
     #[serde(default)]
     choices: Vec<String>,
     #[serde(default)]
+    files: BTreeMap<String, Vec<String>>,
+    #[serde(default)]
     multiline: bool,
     mentions: Option<String>,
     #[serde(default)]
@@ -423,7 +427,13 @@ fn parse_input(raw: RawInput) -> Result<InputDescriptor, String> {
             {
                 return Err(format!("its default \"{default}\" is not among its choices"));
             }
-            InputKind::Combo { default, choices: raw.choices.clone() }
+            let odd = |(choice, names): (&String, &Vec<String>)| {
+                !raw.choices.contains(choice) || names.iter().any(|name| !name.contains('/'))
+            };
+            if raw.files.iter().any(odd) {
+                return Err("names files for what is no choice, or not as FOLDER/NAME".into());
+            }
+            InputKind::Combo { default, choices: raw.choices.clone(), files: raw.files.clone() }
         }
         (_, "") => return Err("has no type".into()),
         _ => InputKind::Socket,
@@ -545,6 +555,10 @@ mod tests {
             (json!({"name": "a", "type": "INT", "step": 0}), "step"),
             (json!({"name": "a", "type": "FLOAT", "max": 2, "default": 3}), "outside its range"),
             (json!({"name": "a", "type": "COMBO"}), "without choices"),
+            (
+                json!({"name": "a", "type": "COMBO", "choices": ["x"], "files": {"y": ["f/n"]}}),
+                "no choice",
+            ),
             (json!({"name": "a", "type": "COMBO", "choices": ["x"], "default": "y"}), "\"y\""),
             (json!({"name": "a", "type": "FLOAT", "role": "seed"}), "seed of type FLOAT"),
             (json!({"name": "a", "type": "STRING", "role": "path"}), "without the folder"),

@@ -26,7 +26,7 @@ use memory::Memory;
 use serde::{Deserialize, Serialize};
 use std::any::Any;
 use std::borrow::Cow;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -78,6 +78,9 @@ pub struct Properties {
     pub prompt: String,
     /// The editor's own graph, where the file carried one.
     pub workflow: Option<String>,
+    /// The files that make better previews of latents, by their names without the extension.
+    #[serde(default)]
+    pub preview_files: BTreeMap<String, PathBuf>,
 }
 
 /// Which results outlive a run.
@@ -573,6 +576,9 @@ impl Call for Hooks<'_> {
             "prompt" => Some(properties.prompt.clone()),
             "workflow" => properties.workflow.clone(),
             name if name.starts_with("file:") => self.mentioned(name),
+            name if self.wants_previews() => {
+                path(properties.preview_files.get(name.strip_prefix("preview_file:")?)?)
+            }
             _ => None,
         }
     }

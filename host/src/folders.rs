@@ -15,6 +15,7 @@ pub use identity::{Identify, identity};
 
 use crate::graph::Origin;
 use listing::Walk;
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fmt;
 use std::fs;
@@ -65,6 +66,7 @@ const KINDS: &[&str] = &[
     "embeddings",
     "gligen",
     "hypernetworks",
+    "ipadapter",
     "kosmos",
     "loras",
     "photomaker",
@@ -74,6 +76,13 @@ const KINDS: &[&str] = &[
     "upscale_models",
     "vae",
     "vae_approx",
+];
+
+/// Names that stand for several files of another kind, where all of them lie in one folder of it, as ComfyUI offers them: the
+/// kind and the name, the other kind and its files without their extensions. Whoever is given the name is given the path of the first.
+const SETS: &[(&str, &str, &str, &[&str])] = &[
+    ("vae", "taesd", "vae_approx", &["taesd_encoder", "taesd_decoder"]),
+    ("vae", "taesdxl", "vae_approx", &["taesdxl_encoder", "taesdxl_decoder"]),
 ];
 
 /// Files that are offered as a model's name, by extension.
@@ -283,6 +292,11 @@ impl Folders {
                 Err(error) => wrong_entry = Some(error),
             }
         }
+        if entry != Entry::Directory
+            && let Some(first) = self.set(folder, plain).into_iter().next()
+        {
+            return Ok(first);
+        }
         Err(wrong_entry.unwrap_or_else(|| {
             let unreached = self.unreached(folder, &relative);
             PathError::Missing { name: name.to_owned(), searched, unreached }
@@ -315,12 +329,7 @@ impl Folders {
         if let Some(path) = names.iter().find_map(|name| find(name).ok()) {
             return Ok(path);
         }
-        // Of the kind's own folders: by its bare name a root has many other files.
-        let own = self
-            .bases(folder)
-            .into_iter()
-            .filter(|(root, base)| root != base || !self.is_root(root));
-        let below = own.flat_map(|(_, base)| listing::folders_below(&base));
+        let below = self.own_bases(folder).flat_map(|base| listing::folders_below(&base));
         let found = below.into_iter().find_map(|below| {
             let paths = names.iter().map(|name| below.join(name.replace('\\', "/")));
             paths.into_iter().find(|path| path.is_file())
@@ -343,9 +352,41 @@ impl Folders {
             let walk = Walk { entry, files, deepest, own: &own, of_any_kind };
             walk.all(&base, &mut names, &mut left);
         }
+        if entry != Entry::Directory {
+            let sets = SETS.iter().filter(|(_, name, ..)| !self.set(folder, name).is_empty());
+            names.extend(sets.map(|(_, name, ..)| (*name).to_owned()));
+        }
         names.sort();
         names.dedup();
         names
+    }
+
+    /// The files that `name` stands for in folders of kind `folder`, where it is the name of a set whose files are all there.
+    pub fn set(&self, folder: &str, name: &str) -> Vec<PathBuf> {
+        let known = SETS.iter().find(|(kind, set, ..)| *kind == folder && *set == name);
+        let Some((_, _, kind, stems)) = known else { return Vec::new() };
+        let of_base = |base: &Path| {
+            stems.iter().map(|stem| with_extension(base, stem)).collect::<Option<Vec<_>>>()
+        };
+        self.own_bases(kind).find_map(|base| of_base(&base)).unwrap_or_default()
+    }
+
+    /// The files that show what a sampler has made so far better than colours do, by their names without the extension.
+    pub fn preview_files(&self) -> BTreeMap<String, PathBuf> {
+        let stems =
+            SETS.iter().flat_map(|(_, _, kind, stems)| stems.iter().map(move |s| (kind, s)));
+        let found = stems.filter_map(|(kind, stem)| {
+            let path = self.own_bases(kind).find_map(|base| with_extension(&base, stem))?;
+            Some(((*stem).to_owned(), path))
+        });
+        found.collect()
+    }
+
+    /// The kind's own folders: by its bare name a root has many other files.
+    fn own_bases(&self, folder: &str) -> impl Iterator<Item = PathBuf> {
+        let own = |(root, base): &(PathBuf, PathBuf)| root != base || !self.is_root(root);
+        let bases: Vec<_> = self.bases(folder).into_iter().filter(own).collect();
+        bases.into_iter().map(|(_, base)| base)
     }
 
     fn is_root(&self, path: &PathBuf) -> bool {
@@ -444,6 +485,12 @@ fn existing(option: &'static str, path: &Path) -> Result<PathBuf, FoldersError> 
         return Ok(absolute(path));
     }
     Err(FoldersError::Missing { option, path: path.display().to_string() })
+}
+
+/// The file in `base` that is called `stem` but for its extension.
+fn with_extension(base: &Path, stem: &str) -> Option<PathBuf> {
+    let paths = MODEL_FILES.iter().map(|extension| base.join(format!("{stem}.{extension}")));
+    paths.into_iter().find(|path| path.is_file())
 }
 
 /// Fails only for an empty path or without a current directory, where the path itself is as good.

@@ -239,6 +239,7 @@ impl Job {
             temp_directory: self.folders.temp.clone(),
             prompt: graph.to_json(),
             workflow: self.editor.clone(),
+            preview_files: self.folders.preview_files(),
         }
     }
 

@@ -81,7 +81,7 @@ fn input_info(input: &InputDescriptor, folders: &Folders) -> Value {
             put("default", default.map(Value::from));
             json!("BOOLEAN")
         }
-        InputKind::Combo { default, choices } => {
+        InputKind::Combo { default, choices, .. } => {
             put("default", default.clone().map(Value::from));
             json!(choices)
         }

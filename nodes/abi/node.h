@@ -193,9 +193,16 @@ struct kg_object {
  *          pooled? TENSOR [B,P], the text's pooled vector
  *          sizes? TENSOR [B,6] or [B,5], as SDXL has them: height and width of the original, top and left of
  *              the crop, height and width of the target; its refiner an aesthetic score for the target
- *          extra_tokens? LIST of MAP {tokens TENSOR [*,*,*], weight? FLOAT, mask? TENSOR [*,*,*]}, what the
- *              cross-attention reads beside the context, with the rows of x; weight is 1 when absent, a
- *              mask over the picture 1 where they count
+ *          features? NAMED TENSOR [*,*,*,*], what T2I-Adapters return for this call, with the rows of x or one: by
+ *              diffusers' name of a block, "down_blocks.0" or "mid_block", added to what its last attention
+ *              gives, or to what the block gives where it has none, and in the skip connection of that place
+ *          extra_tokens? LIST of MAP {tokens TENSOR [*,*,*], keys? NAMED TENSOR [*,*,*],
+ *              values? NAMED TENSOR [*,*,*], weight? FLOAT, mask? TENSOR [*,*,*]}, what every cross-attention
+ *              reads beside the context, with a softmax of its own and the rows of x or one: its result times
+ *              the weight (1 when absent) and the mask over the picture is added. Where there are keys and
+ *              values, projected already, by the path of a layer of "cross_attentions" in "describe/1", those
+ *              layers take them instead of the tokens, and others take nothing
+ *          rows? LIST of TEXT, of each row of x "positive" or "negative"
  *     out  prediction TENSOR [B,*,H,W], of the kind that "describe/1" names
  * "control/1" (CONTROL_NET): the residuals that a ControlNet adds.
  *     in   x TENSOR [B,C,H,W]
@@ -207,7 +214,8 @@ struct kg_object {
  *          guess? BOOL, residuals grow with depth; such a call has the rows of the conditional half alone
  *          pooled? TENSOR [B,P]
  *          sizes? TENSOR [B,6] or [B,5]
- *     out  residuals LIST of TENSOR, as above
+ *     out  residuals LIST of TENSOR, as above; none where there are features alone
+ *          features? NAMED TENSOR [*,*,*,*], as above
  * "patch/1" (MODEL): the same model with changes inside its U-Net; the object itself stays what it is. A
  *          model refuses, by its name, a kind or a block that it does not have.
  *     in   patches LIST of MAP {kind TEXT, patch OBJECT PATCH, blocks? LIST of TEXT, start? FLOAT, end? FLOAT}
@@ -273,6 +281,12 @@ struct kg_object {
  *          tile INT
  *          overlap INT
  *     out  latents TENSOR [B,*,*,*]
+ * "upscale/1" (UPSCALE_MODEL): larger pictures, each side as many times as "describe/1" says under "scale".
+ *     in   image TENSOR [B,H,W,3] in 0..1
+ *          tile? INT, a picture of longer sides may be worked on in square tiles of this side that fade into
+ *              each other, smaller ones where memory is short
+ *          overlap? INT, what neighbours share, less than tile
+ *     out  image TENSOR [B,*,*,3] in 0..1
  * "image_encoder/1" (KOSMOS, IMAGE_ENCODER): pictures to image tokens.
  *     in   image TENSOR [B,H,W,3] in 0..1
  *     out  tokens TENSOR [B,Q,D]
@@ -325,7 +339,10 @@ struct kg_object {
  *              "context_width", "train_steps" and "alphas_cumprod" (a list of that many numbers). One that
  *              understands "pooled" and "sizes" gives "pooled_width" and "sizes", how many. It may
  *              give "latent_rgb", a list of [r,g,b] for each latent channel, and "latent_rgb_bias", [r,g,b]:
- *              what a picture of a latent is made with, in -1..1. A VAE gives "latent_channels",
+ *              what a picture of a latent is made with, in -1..1, "cross_attentions", the
+ *              paths of its cross-attentions by diffusers' names, those of the contracting half first, then of
+ *              the expanding half, then of the middle, and "preview_decoder", the name of a file
+ *              that makes a better one (see "preview_file:NAME" of kg_context). A VAE gives "latent_channels",
  *              "downscale" and "scaling_factor". One that offers "memory/1" gives "bytes", what that will
  *              say when all of it is in memory.
  * "memory/1": what the object costs. Any object may offer it. Objects that share memory each count their part.
@@ -350,7 +367,8 @@ struct kg_object {
  * CLIP_VISION_OUTPUT   MAP {"last_hidden_state", "penultimate_hidden_states": TENSOR f32 [B,T,D],
  *                "image_embeds": TENSOR f32 [B,P]}
  * SIGMAS         TENSOR f32 [N], noise levels, falling
- * MODEL, CLIP, CLIP_VISION, VAE, CONTROL_NET, KOSMOS, IMAGE_ENCODER, SAMPLER, GUIDER, NOISE   OBJECT
+ * MODEL, CLIP, CLIP_VISION, VAE, CONTROL_NET, UPSCALE_MODEL, KOSMOS, IMAGE_ENCODER   OBJECT
+ * SAMPLER, GUIDER, NOISE   OBJECT
  *
  * An entry of a CONDITIONING may say where, when and how much it counts. A sampler takes, for each latent
  * pixel, the mean over the entries that reach it, weighted by strength, by mask and, at the inner edges
@@ -409,8 +427,11 @@ typedef struct kg_context {
    *   "output_directory", "temp_directory"   absolute paths
    *   "prompt"             the workflow as it was run, API format
    *   "workflow"           the editor's own graph, where the file carried one
-   *   "file:FOLDER/NAME"   the absolute path of the file that a text of this node mentions as NAME;
-   *                        see "mentions" */
+   *   "file:FOLDER/NAME"   the absolute path of the file that a text of this node mentions as NAME, or that
+   *                        a choice may need; see "mentions" and "files"
+   *   "preview_file:NAME"  the absolute path of a file that shows latents better than colours do, "taesd_decoder"
+   *                        or what the MODEL's "describe/1" calls "preview_decoder"; empty where it is not there
+   *                        or nobody looks at previews. What a node gives may not depend on it. */
   void (*property)(const struct kg_context *self, kg_str name, kg_str *value);
 
   /* Something an output node made: a JSON object such as
@@ -557,6 +578,9 @@ KG_EXPORT const kg_library *kosmograph_library_v1(void);
  *                   be meant; .safetensors, .pt or .bin may be left out) in the text as it stands in
  *                   the workflow, puts the files' identity into the cache key, and gives their paths as
  *                   properties. A name that is not there is a warning.
+ *   "files"         of a COMBO: by choice a list of files that it may need, "FOLDER/NAME" without the
+ *                   extension. The host looks for them when the choice is made, puts the identity of those
+ *                   that are there into the cache key, and gives their paths as properties.
  *   "role": "seed"  what --seed sets
  *           "path"  the value is a file's name; "folder" says where it is looked for ("checkpoints",
  *                   "input", …) and "entry" what it is ("file", "directory", "any"). The node receives

@@ -160,6 +160,7 @@ fn properties(app: &App, entry: &Entry, graph: &Graph) -> Properties {
         temp_directory: app.surroundings.folders.temp.clone(),
         prompt: graph.to_json(),
         workflow: (!workflow.is_null()).then(|| workflow.to_string()),
+        preview_files: app.surroundings.folders.preview_files(),
     }
 }
 

@@ -116,7 +116,7 @@ fn what_it_takes(input: &InputDescriptor, folders: &Folders) -> String {
         InputKind::Boolean { default } => {
             add("default ", default.map(|default| default.to_string()))
         }
-        InputKind::Combo { default, choices } => {
+        InputKind::Combo { default, choices, .. } => {
             add("", Some(choices.join(" | ")));
             add("default ", default.clone());
         }

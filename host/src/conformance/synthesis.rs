@@ -65,7 +65,7 @@ pub(super) fn synthesise(input: &InputDescriptor, picture: &str) -> Synthetic {
             complete(Value::string(default.as_deref().unwrap_or("a photograph")))
         }
         InputKind::Boolean { default } => complete(Value::boolean(default.unwrap_or_default())),
-        InputKind::Combo { default, choices } => {
+        InputKind::Combo { default, choices, .. } => {
             let choice = default.as_deref().or(choices.first().map(String::as_str));
             complete(Value::string(choice.unwrap_or_default()))
         }

@@ -188,7 +188,9 @@ pub(super) fn is_control_word(value: &Value) -> bool {
 /// the model that the workflow's author noted in the node's properties, or the first choice.
 fn left_out(node: &SavedNode, input: &InputDescriptor) -> Option<Value> {
     match &input.kind {
-        InputKind::Combo { default: None, choices } => choices.first().cloned().map(Value::from),
+        InputKind::Combo { default: None, choices, .. } => {
+            choices.first().cloned().map(Value::from)
+        }
         InputKind::Path { default: None, folder, .. } => {
             let models = node.properties.get("models")?.as_array()?;
             let of_folder = |model: &&Value| {

@@ -68,6 +68,9 @@ impl Check<'_> {
             (InputKind::Text { mentions: Some(folder), .. }, Literal::Text(text)) => {
                 self.mentioned(folder, text, place)?
             }
+            (InputKind::Combo { files, .. }, Literal::Text(choice)) => {
+                self.needed(files.get(&choice).map_or(&[], Vec::as_slice), choice)?
+            }
             (_, literal) => literal,
         };
         Ok(Source::Literal(literal))
@@ -150,7 +153,16 @@ impl Check<'_> {
             }
             Err(error) => return Err(invalid(error)),
         };
-        let (path, identity) = self.identified(name, path)?;
+        let set = self.folders.set(folder, name);
+        // A name that stands for several files is recognised by all of them; a file of that name comes first.
+        let others = if set.first() == Some(&path) { &set[1..] } else { &[] };
+        let (path, mut identity) = self.identified(name, path)?;
+        for other in others.iter().cloned() {
+            let (_, of_other) = self.identified(name, other)?;
+            let mut hasher = blake3::Hasher::new();
+            hasher.update(&identity).update(&of_other);
+            hasher.finalize_xof().fill(&mut identity);
+        }
         Ok(Source::Literal(Literal::Path { path, identity }))
     }
 
@@ -170,6 +182,22 @@ impl Check<'_> {
             return Err(Problem::new(Kind::InvalidPath, message));
         };
         Ok((path, identity))
+    }
+
+    /// A choice and those of the files that it may need that are there. Which of them it does need, the node knows.
+    fn needed(&mut self, names: &[String], choice: String) -> Result<Literal, Problem> {
+        let mut files: Vec<Mention> = Vec::new();
+        for name in names {
+            let Some((folder, file)) = name.split_once('/') else { continue };
+            if let Ok(path) = self.folders.resolve_mention(folder, file) {
+                let (path, identity) = self.identified(file, path)?;
+                files.push(Mention { property: format!("file:{name}"), path, identity });
+            }
+        }
+        Ok(match files.is_empty() {
+            true => Literal::Text(choice),
+            false => Literal::TextWithFiles { text: choice, files },
+        })
     }
 
     /// A text and the files of `folder` that it names. One that is not there is a warning, as in

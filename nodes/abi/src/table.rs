@@ -112,6 +112,8 @@ const CONTROL: &[Part] = &[
 /// What a cross-attention reads beside the context.
 const TOKENS: &[Part] = &[
     part("tokens", Tensor(&["*,*,*"])),
+    optional("keys", Named(&Tensor(&["*,*,*"]))),
+    optional("values", Named(&Tensor(&["*,*,*"]))),
     optional("weight", Float),
     optional("mask", Tensor(&["*,*,*"])),
 ];
@@ -156,6 +158,7 @@ pub const SOCKETS: &[Socket] = &[
     Socket { name: "CLIP_VISION", of: Object(&["CLIP_VISION"]) },
     Socket { name: "VAE", of: Object(&["VAE"]) },
     Socket { name: "CONTROL_NET", of: Object(&["CONTROL_NET"]) },
+    Socket { name: "UPSCALE_MODEL", of: Object(&["UPSCALE_MODEL"]) },
     Socket { name: "KOSMOS", of: Object(&["KOSMOS"]) },
     Socket { name: "IMAGE_ENCODER", of: Object(&["IMAGE_ENCODER"]) },
     Socket { name: "SAMPLER", of: Object(&["SAMPLER"]) },
@@ -167,6 +170,8 @@ pub const SOCKETS: &[Socket] = &[
 const X: Part = part("x", LATENTS);
 const TIMESTEP: Part = part("timestep", Tensor(&["B"]));
 const CONTEXT: Part = part("context", Tensor(&["B,T,D"]));
+/// By the names of blocks.
+const FEATURES: Of = Named(&Tensor(&["*,*,*,*"]));
 /// What else a U-Net of a family may take.
 const POOLED: Part = optional("pooled", Tensor(&["B,P"]));
 const SIZES: Part = optional("sizes", Tensor(&["B,6", "B,5"]));
@@ -184,7 +189,9 @@ pub const INTERFACES: &[Interface] = &[
             optional("residuals", ANY_TENSORS),
             POOLED,
             SIZES,
+            optional("features", FEATURES),
             optional("extra_tokens", List(&Map(TOKENS))),
+            optional("rows", List(&Text)),
         ],
         output: &[part("prediction", Tensor(&["B,*,H,W"]))],
     },
@@ -202,7 +209,7 @@ pub const INTERFACES: &[Interface] = &[
             POOLED,
             SIZES,
         ],
-        output: &[part("residuals", ANY_TENSORS)],
+        output: &[part("residuals", ANY_TENSORS), optional("features", FEATURES)],
     },
     Interface {
         id: "patch/1",
@@ -300,6 +307,13 @@ pub const INTERFACES: &[Interface] = &[
         required: &[],
         input: &[part("image", RGB), part("tile", Int), part("overlap", Int)],
         output: &[part("latents", Tensor(&["B,*,*,*"]))],
+    },
+    Interface {
+        id: "upscale/1",
+        types: &["UPSCALE_MODEL"],
+        required: &["UPSCALE_MODEL"],
+        input: &[part("image", RGB), optional("tile", Int), optional("overlap", Int)],
+        output: &[part("image", Tensor(&["B,*,*,3"]))],
     },
     Interface {
         id: "image_encoder/1",

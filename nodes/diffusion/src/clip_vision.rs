@@ -1,6 +1,6 @@
 //! CLIP's picture half: the CLIP_VISION object, its loader and its encoder.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 use kosmograph_models::clip::pixels::clip_pixels;
@@ -91,13 +91,18 @@ impl Node for CLIPVisionLoader {
     outputs![CLIP_VISION: ClipVision];
 
     fn run(self, cx: &Context) -> Result<ClipVision> {
-        let load = || {
-            let checkpoint = Checkpoint::open(&self.clip_name, &device(&cx.device())?)?;
-            let (config, weights) = checkpoint.clip_vision()?;
-            Ok(ClipVision(Object::new(ClipVisionModel::new(config, weights)?)))
-        };
+        let load = || open_clip_vision(&self.clip_name, &device(&cx.device())?);
         load().map_err(|error: Error| error.of_input("clip_name"))
     }
+}
+
+/// CLIP's picture half in the file or folder at `path`.
+///
+/// # Errors
+/// It is none.
+pub fn open_clip_vision(path: &Path, device: &Device) -> Result<ClipVision> {
+    let (config, weights) = Checkpoint::open(path, device)?.clip_vision()?;
+    Ok(ClipVision(Object::new(ClipVisionModel::new(config, weights)?)))
 }
 
 /// Encodes pictures with CLIP's picture half.

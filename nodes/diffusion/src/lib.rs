@@ -14,6 +14,7 @@ mod control_net;
 mod embedding;
 mod hint;
 mod inpaint;
+mod ip_adapter;
 mod latent;
 mod latent_batch;
 mod latent_compose;
@@ -26,12 +27,17 @@ mod loaders;
 mod lora;
 mod missing_part;
 mod model;
+mod observe;
 mod sample;
 mod sampling;
 mod sigmas;
+mod t2i_adapter;
 mod text;
 mod text_sdxl;
+mod tiny_vae;
 mod train;
+mod upscale;
+mod upscale_model;
 mod vae;
 
 use clip_vision::{CLIPVisionEncode, CLIPVisionLoader};
@@ -46,6 +52,11 @@ use control::{ControlNet, ControlNetApply, ControlNetApplyAdvanced};
 use inpaint::{
     InpaintModelConditioning, InstructPixToPixConditioning, SetLatentNoiseMask, VAEEncodeForInpaint,
 };
+use ip_adapter::nodes::{
+    IPAdapter, IPAdapterAdvanced, IPAdapterCombineEmbeds, IPAdapterEmbeds, IPAdapterEncoder,
+    IPAdapterModelLoader, IPAdapterUnifiedLoader,
+};
+use ip_adapter::prepare::PrepImageForClipVision;
 use latent::{EmptyLatentImage, VAEDecode, VAEEncode, VaeDecode};
 use latent_batch::{LatentFromBatch, RepeatLatentBatch};
 use latent_compose::{LatentComposite, LatentCrop, LatentFlip, LatentRotate};
@@ -66,6 +77,7 @@ use sigmas::{
 };
 use text::{CLIPSetLastLayer, CLIPTextEncode};
 use text_sdxl::{CLIPTextEncodeSDXL, CLIPTextEncodeSDXLRefiner};
+use upscale::{ImageUpscaleWithModel, UpscaleModelLoader};
 
 node::library![
     CheckpointLoaderSimple,
@@ -138,7 +150,17 @@ node::library![
     FlipSigmas,
     SetFirstSigma,
     ExtendIntermediateSigmas,
-    SamplingPercentToSigma;
+    SamplingPercentToSigma,
+    UpscaleModelLoader,
+    ImageUpscaleWithModel,
+    IPAdapterModelLoader,
+    IPAdapterUnifiedLoader,
+    IPAdapter,
+    IPAdapterAdvanced,
+    IPAdapterEncoder,
+    IPAdapterCombineEmbeds,
+    IPAdapterEmbeds,
+    PrepImageForClipVision;
     prepare: kosmograph_threads::start;
     check: check::EmbeddingWidths;
     train: train::Trainings

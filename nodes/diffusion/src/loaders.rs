@@ -14,6 +14,8 @@ use crate::clip::{ClipModel, Part};
 use crate::control_net::ControlNetModel;
 use crate::missing_part::{MissingClip, MissingVae};
 use crate::model::UNetModel;
+use crate::t2i_adapter::AdapterModel;
+use crate::tiny_vae::TinyVae;
 use crate::vae::VaeModel;
 
 /// Loads a whole Stable Diffusion checkpoint: one file, or a folder in the diffusers layout (unet,
@@ -103,7 +105,8 @@ impl Node for UNETLoader {
     }
 }
 
-/// Loads an autoencoder alone.
+/// Loads an autoencoder alone, a tiny one (TAESD) among them: taesd and taesdxl are there when their encoder and
+/// decoder lie in vae_approx.
 #[derive(Inputs)]
 #[node(category = "loaders")]
 pub struct VAELoader {
@@ -198,7 +201,7 @@ fn check_device(cx: &Context, device: Option<&str>) -> Result<()> {
     Ok(())
 }
 
-/// Loads a ControlNet.
+/// Loads a ControlNet, or a T2I-Adapter.
 #[derive(Inputs)]
 #[node(category = "loaders")]
 pub struct ControlNetLoader {
@@ -213,6 +216,10 @@ impl Node for ControlNetLoader {
     fn run(self, cx: &Context) -> Result<ControlNet> {
         let load = || {
             let checkpoint = Checkpoint::open(&self.control_net_name, &device(&cx.device())?)?;
+            if checkpoint.is_t2i_adapter() {
+                let (config, weights) = checkpoint.t2i_adapter()?;
+                return Ok(ControlNet(Object::new(AdapterModel::new(config, weights)?)));
+            }
             let (config, weights) = checkpoint.control_net()?;
             Ok(ControlNet(Object::new(ControlNetModel::new(config, weights)?)))
         };
@@ -251,6 +258,10 @@ fn encoders(checkpoint: &Checkpoint) -> Result<Vec<Part>> {
 }
 
 fn vae(checkpoint: &Checkpoint) -> Result<Vae> {
+    if checkpoint.is_taesd() {
+        let (config, halves) = checkpoint.taesd()?;
+        return Ok(Vae(Object::new(TinyVae::new(config, halves)?)));
+    }
     let (config, weights) = checkpoint.vae()?;
     Ok(Vae(Object::new(VaeModel::new(config, weights)?)))
 }

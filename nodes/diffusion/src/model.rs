@@ -1,8 +1,11 @@
 //! The MODEL object: a U-Net and the noise schedule it was trained on.
 
+use std::collections::HashMap;
+
 use kosmograph_models::Weights;
 use kosmograph_models::lora::Adapted;
 use kosmograph_models::samplers::{Prediction, Schedule, SchedulerConfig};
+use kosmograph_models::stable_diffusion::steering::{ExtraTokens, KeysValues, Steering};
 use kosmograph_models::stable_diffusion::unet::{Condition, Residuals, UNet, UNetConfig};
 use node::interface::{self, DenoiseCall, LoraLayer, marker};
 use node::*;
@@ -53,26 +56,64 @@ impl interface::Denoise for UNetModel {
         context: &Tensor,
         residuals: &[Tensor],
     ) -> Result<Tensor> {
-        let (x, timestep, context) = (x.clone(), timestep.clone(), context.clone());
-        let (residuals, pooled, sizes) = (residuals.to_vec(), None, None);
-        self.denoise_call(cx, &DenoiseCall { x, timestep, context, residuals, pooled, sizes })
+        let call = DenoiseCall::new(x.clone(), timestep.clone(), context.clone());
+        self.denoise_call(cx, &DenoiseCall { residuals: residuals.to_vec(), ..call })
     }
 
     fn denoise_call(&self, _cx: &Context, call: &DenoiseCall) -> Result<Tensor> {
-        let import = |tensor| import(tensor, &self.device);
+        let import = |tensor: &Tensor| import(tensor, &self.device);
         let residuals: Vec<_> = call.residuals.iter().map(import).collect::<Result<_>>()?;
         // The middle block's residual is the last (node.h).
         let residuals = residuals
             .split_last()
             .map(|(mid, down)| Residuals { down: down.to_vec(), mid: mid.clone() });
+        let feature = |(name, tensor): &(String, Tensor)| Ok((name.clone(), import(tensor)?));
+        let features = call.features.iter().map(feature).collect::<Result<Vec<_>>>()?;
+        let extra = call.extra_tokens.iter().map(|extra| extra_tokens(extra, &self.device));
+        let extra_tokens = extra.collect::<Result<Vec<_>>>()?;
+        let steering = Steering {
+            residuals: residuals.as_ref(),
+            features: &features,
+            extra_tokens: &extra_tokens,
+        };
         let (x, timestep, context) =
             (import(&call.x)?, import(&call.timestep)?, import(&call.context)?);
         let pooled = call.pooled.as_ref().map(import).transpose()?;
         let sizes = call.sizes.as_ref().map(import).transpose()?;
         let condition =
             Condition { context: &context, pooled: pooled.as_ref(), sizes: sizes.as_ref() };
-        export(&self.unet.get()?.forward(&x, &timestep, condition, residuals.as_ref())?)
+        let unet = self.unet.get()?;
+        export(&unet.forward_steered(&x, &timestep, condition, steering, &mut |_, _| {})?)
     }
+}
+
+/// A map of "extra_tokens" as the U-Net takes it.
+fn extra_tokens(map: &Value, device: &candle_core::Device) -> Result<ExtraTokens> {
+    let wrong = || {
+        Error::at(
+            "extra_tokens",
+            "\"keys\" and \"values\" are both there or neither is, and they name the same layers",
+        )
+    };
+    let tensor = |value: Option<Value>| {
+        let tensor = value.and_then(|value| value.as_tensor());
+        tensor.map(|tensor| import(&tensor, device)).transpose()
+    };
+    let keys_values = match (map.get("keys"), map.get("values")) {
+        (None, None) => KeysValues::Tokens(tensor(map.get("tokens"))?.ok_or_else(wrong)?),
+        (Some(keys), Some(values)) if keys.pairs().count() == values.pairs().count() => {
+            let mut layers = HashMap::new();
+            for (path, keys) in keys.pairs() {
+                let pair = (tensor(Some(keys.clone()))?, tensor(values.get(path))?);
+                let (Some(keys), Some(values)) = pair else { return Err(wrong()) };
+                layers.insert(path.to_owned(), (keys, values));
+            }
+            KeysValues::Projected(layers)
+        }
+        _ => return Err(wrong()),
+    };
+    let weight = map.get("weight").and_then(|weight| weight.as_f64()).unwrap_or(1.0);
+    Ok(ExtraTokens { keys_values, weight, mask: tensor(map.get("mask"))? })
 }
 
 impl interface::TakeLora for UNetModel {
@@ -98,12 +139,13 @@ impl interface::Describe for UNetModel {
             Prediction::Sample => "sample",
         };
         let understands = match config.encoder.vector {
-            Some(_) => json!(["residuals", "pooled", "sizes"]),
-            None => json!(["residuals"]),
+            Some(_) => json!(["residuals", "pooled", "sizes", "features", "extra_tokens"]),
+            None => json!(["residuals", "features", "extra_tokens"]),
         };
         let mut described = json!({
             "family": config.encoder.family(),
             "understands": {"denoiser/1": understands},
+            "cross_attentions": config.cross_attentions(),
             "prediction": prediction,
             "in_channels": config.encoder.in_channels,
             "out_channels": config.out_channels,
@@ -115,6 +157,15 @@ impl interface::Describe for UNetModel {
         if let Some(vector) = config.encoder.vector {
             described["pooled_width"] = vector.pooled().into();
             described["sizes"] = vector.sizes.into();
+        }
+        // The latents of Stable Diffusion 1 and SDXL have a tiny decoder each.
+        let decoder = match config.encoder.vector {
+            Some(_) => Some("taesdxl_decoder"),
+            None if config.encoder.cross_attention_dim == 768 => Some("taesd_decoder"),
+            None => None,
+        };
+        if let Some(decoder) = decoder.filter(|_| config.out_channels == 4) {
+            described["preview_decoder"] = json!(decoder);
         }
         if let Some((rgb, bias)) = config.latent_rgb() {
             described["latent_rgb"] = json!(rgb);

@@ -1,6 +1,6 @@
 //! The VAE object: pictures [B, H, W, 3] in 0..1 and latents as the U-Net wants them, scaled.
 
-use candle_core::Tensor as Candle;
+use candle_core::{Device, Tensor as Candle};
 use kosmograph_models::stable_diffusion::vae::{Vae as Autoencoder, VaeConfig};
 use kosmograph_models::stable_diffusion::vae_feathered::Feathering;
 use kosmograph_models::{Resident, Weights};
@@ -8,12 +8,14 @@ use node::interface::{self, marker};
 use node::*;
 use node_candle::{export, import};
 
+use crate::observe::{observe, stopped};
+
 /// An autoencoder behind "vae_decode/1" and "vae_encode/1". Its numbers are read when it is first
 /// called.
 pub struct VaeModel {
     vae: Resident<Autoencoder>,
     config: VaeConfig,
-    device: candle_core::Device,
+    device: Device,
 }
 
 /// The tile and its overlap, in latent pixels. A picture that covers more than a tile is worked on in tiles,
@@ -45,11 +47,10 @@ impl interface::Autoencode for VaeModel {
     fn decode(&self, cx: &Context, latents: &Tensor) -> Result<Tensor> {
         let latents = self.unscaled(latents)?;
         let (batch, _, height, width) = latents.dims4()?;
-        self.ask(batch, height * self.config.factor(), width * self.config.factor())?;
+        ask(batch, height * self.config.factor(), width * self.config.factor())?;
         let (tile, vae) = (tile(cx, height, width), self.vae.get()?);
         // One by one, so that memory does not grow with their number.
-        let picture =
-            |i| self.picture(&vae.decode_tiled(&latents.narrow(0, i, 1)?, tile, OVERLAP)?);
+        let picture = |i| picture(&vae.decode_tiled(&latents.narrow(0, i, 1)?, tile, OVERLAP)?);
         let pictures = (0..batch).map(picture).collect::<Result<Vec<_>>>()?;
         export(&Candle::cat(&pictures, 0)?)
     }
@@ -78,10 +79,10 @@ impl interface::AutoencodeTiled for VaeModel {
     ) -> Result<Tensor> {
         let latents = self.unscaled(latents)?;
         let (batch, _, height, width) = latents.dims4()?;
-        self.ask(batch, height * self.config.factor(), width * self.config.factor())?;
+        ask(batch, height * self.config.factor(), width * self.config.factor())?;
         let feathering = Feathering { tile, overlap };
         let decoded = self.vae.get()?.decode_feathered(&latents, feathering, &mut observe(cx));
-        export(&self.picture(&decoded.map_err(stopped)?)?)
+        export(&picture(&decoded.map_err(stopped)?)?)
     }
 
     fn encode_tiled(
@@ -95,18 +96,6 @@ impl interface::AutoencodeTiled for VaeModel {
         let feathering = Feathering { tile, overlap };
         let encoded = self.vae.get()?.encode_feathered(&image, feathering, &mut observe(cx));
         export(&(encoded.map_err(stopped)? * self.config.scaling_factor())?)
-    }
-}
-
-/// Reports the tiles that are done.
-fn observe(cx: &Context) -> impl FnMut(usize, usize) -> kosmograph_models::Result<()> {
-    move |done, count| cx.progress(done, count).map_err(|_| kosmograph_models::Error::Cancelled)
-}
-
-fn stopped(error: kosmograph_models::Error) -> Error {
-    match error {
-        kosmograph_models::Error::Cancelled => Error::Cancelled,
-        error => error.into(),
     }
 }
 
@@ -125,48 +114,52 @@ impl VaeModel {
         Ok(Self { vae, config, device })
     }
 
-    /// Whether there is memory for the pictures, which are there twice when they are put together.
-    fn ask(&self, batch: usize, height: usize, width: usize) -> Result<()> {
-        Ok(memory::ask("decoding the pictures", &[2, batch, height, width, 3], size_of::<f32>())?)
-    }
-
     /// Latents as the autoencoder has them, from those of the U-Net.
     fn unscaled(&self, latents: &Tensor) -> Result<Candle> {
         Ok((import(latents, &self.device)? / self.config.scaling_factor())?)
     }
 
-    /// The autoencoder's picture [B, 3, H, W] in -1..1 as the boundary has it, [B, H, W, 3] in 0..1.
-    fn picture(&self, decoded: &Candle) -> Result<Candle> {
-        let image = decoded.affine(0.5, 0.5)?.clamp(0f32, 1f32)?;
-        Ok(image.permute((0, 2, 3, 1))?.contiguous()?)
-    }
-
     /// A picture of the boundary as the autoencoder has it.
     fn pixels(&self, cx: &Context, image: &Tensor) -> Result<Candle> {
-        // Cut, turned and brought to its range, it is there twice at once.
-        let shape = [&[2], &image.shape()[..]].concat();
-        memory::ask("the pictures as the autoencoder takes them", &shape, size_of::<f32>())?;
-        let image = self.crop(cx, &import(image, &self.device)?)?;
-        Ok(image.permute((0, 3, 1, 2))?.contiguous()?.affine(2.0, -1.0)?)
+        pixels(cx, image, self.config.factor(), &self.device)
     }
+}
 
-    /// The picture's middle, cut to whole latent pixels, its first three channels.
-    fn crop(&self, cx: &Context, image: &Candle) -> Result<Candle> {
-        let factor = self.config.factor();
-        let (_, height, width, channels) = image.dims4()?;
-        if channels < 3 || height < factor || width < factor {
-            return Err(Error::new(format!(
-                "a picture [B, H, W, 3] of at least {factor} × {factor} pixels is wanted, but it is {:?}",
-                image.dims()
-            )));
-        }
-        let (rows, columns) = (height / factor * factor, width / factor * factor);
-        if (rows, columns) != (height, width) {
-            cx.info(format!("the picture of {width} × {height} is cut to {columns} × {rows}"));
-        }
-        let image = image.narrow(1, (height - rows) / 2, rows)?;
-        Ok(image.narrow(2, (width - columns) / 2, columns)?.narrow(3, 0, 3)?)
+/// Whether there is memory for the pictures, which are there twice when they are put together.
+pub fn ask(batch: usize, height: usize, width: usize) -> Result<()> {
+    Ok(memory::ask("decoding the pictures", &[2, batch, height, width, 3], size_of::<f32>())?)
+}
+
+/// An autoencoder's picture [B, 3, H, W] in -1..1 as the boundary has it, [B, H, W, 3] in 0..1.
+pub fn picture(decoded: &Candle) -> Result<Candle> {
+    let image = decoded.affine(0.5, 0.5)?.clamp(0f32, 1f32)?;
+    Ok(image.permute((0, 2, 3, 1))?.contiguous()?)
+}
+
+/// A picture of the boundary as an autoencoder has it that makes it `factor` times as small.
+pub fn pixels(cx: &Context, image: &Tensor, factor: usize, device: &Device) -> Result<Candle> {
+    // Cut, turned and brought to its range, it is there twice at once.
+    let shape = [&[2], &image.shape()[..]].concat();
+    memory::ask("the pictures as the autoencoder takes them", &shape, size_of::<f32>())?;
+    let image = crop(cx, &import(image, device)?, factor)?;
+    Ok(image.permute((0, 3, 1, 2))?.contiguous()?.affine(2.0, -1.0)?)
+}
+
+/// The picture's middle, cut to whole latent pixels, its first three channels.
+fn crop(cx: &Context, image: &Candle, factor: usize) -> Result<Candle> {
+    let (_, height, width, channels) = image.dims4()?;
+    if channels < 3 || height < factor || width < factor {
+        return Err(Error::new(format!(
+            "a picture [B, H, W, 3] of at least {factor} × {factor} pixels is wanted, but it is {:?}",
+            image.dims()
+        )));
     }
+    let (rows, columns) = (height / factor * factor, width / factor * factor);
+    if (rows, columns) != (height, width) {
+        cx.info(format!("the picture of {width} × {height} is cut to {columns} × {rows}"));
+    }
+    let image = image.narrow(1, (height - rows) / 2, rows)?;
+    Ok(image.narrow(2, (width - columns) / 2, columns)?.narrow(3, 0, 3)?)
 }
 
 impl interface::Describe for VaeModel {

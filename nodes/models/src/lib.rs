@@ -6,12 +6,14 @@
 //! 2. [`files`]: weights by name, torch's pickles, configurations; networks that come into memory when they are needed.
 //! 3. [`text`]: prompts to token ids, as CLIP and as Kosmos-G cut them.
 //! 4. [`layers`]: what the transformers share.
-//! 5. [`clip`]: CLIP's two encoders, of text and of pictures.
-//! 6. [`kosmos`]: Kosmos-G, pictures and text to a condition.
-//! 7. [`samplers`]: from noise to a latent, by asking a denoiser.
-//! 8. [`stable_diffusion`]: U-Net, ControlNet, autoencoder, and the checkpoints they come in.
-//! 9. [`lora`]: changes of a model's weights in few numbers.
-//! 10. [`convert`]: torch files to safetensors.
+//! 5. [`feathered`]: large pictures in tiles.
+//! 6. [`clip`]: CLIP's two encoders, of text and of pictures.
+//! 7. [`kosmos`]: Kosmos-G, pictures and text to a condition.
+//! 8. [`samplers`]: from noise to a latent, by asking a denoiser.
+//! 9. [`stable_diffusion`]: U-Net, ControlNet, autoencoder, and the checkpoints they come in.
+//! 10. [`upscalers`]: small pictures to large ones, ESRGAN and its relatives.
+//! 11. [`lora`]: changes of a model's weights in few numbers.
+//! 12. [`convert`]: torch files to safetensors.
 //!
 //! A model is read from the constructor down: `load(weights, config)` asks for tensors by the names of the released checkpoints, and
 //! `forward` computes. Operators are `kosmograph_kernels`'; no model file names a device.
@@ -19,6 +21,7 @@
 pub mod clip;
 pub mod convert;
 pub mod error;
+pub mod feathered;
 pub mod files;
 pub mod kosmos;
 pub mod layers;
@@ -26,6 +29,7 @@ pub mod lora;
 pub mod samplers;
 pub mod stable_diffusion;
 pub mod text;
+pub mod upscalers;
 
 pub use error::{Error, Result};
 pub use files::{Resident, Weights};

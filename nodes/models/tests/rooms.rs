@@ -3,15 +3,17 @@
 use std::path::{Path, PathBuf};
 
 /// From the ground up, as `src/lib.rs` lists them.
-const ROOMS: [&str; 10] = [
+const ROOMS: [&str; 12] = [
     "error",
     "files",
     "text",
     "layers",
+    "feathered",
     "clip",
     "kosmos",
     "samplers",
     "stable_diffusion",
+    "upscalers",
     "lora",
     "convert",
 ];

@@ -7,6 +7,7 @@
 //! writes files to), `memory = [0.25, width, height]` (the bytes that the outputs take at least, a product
 //! of numbers and fields; node.h says what the host does with both). On a field:
 //! - `#[widget(…)]`: `default`, `min`, `max`, `step`, `choices` (a list of strings), `multiline`, `seed`,
+//!   `files` (of choices: a map from a choice to the files that it may need, as FOLDER/NAME),
 //!   `mentions` (the folder whose files the text may name, "embeddings"), `prefix` (the text begins the
 //!   names of the files that the node writes);
 //! - `#[file(…)]`: `folder = "checkpoints"`, `entry = "file" | "directory" | "any"`, `default`.
@@ -141,7 +142,7 @@ fn declaration(field: &Field) -> syn::Result<Tokens> {
     }
     for attribute in &field.attrs {
         let keys: &[&str] = if attribute.path().is_ident("widget") {
-            &["default", "min", "max", "step", "choices", "mentions"]
+            &["default", "min", "max", "step", "choices", "files", "mentions"]
         } else if attribute.path().is_ident("file") {
             &["folder", "entry", "default"]
         } else {

@@ -34,13 +34,50 @@ pub struct DenoiseCall {
     pub residuals: Vec<Tensor>,
     /// [B, P].
     pub pooled: Option<Tensor>,
-    /// [B, S].
+    /// [B, 6] or [B, 5].
     pub sizes: Option<Tensor>,
+    /// What T2I-Adapters return, by the name of the block.
+    pub features: Vec<(String, Tensor)>,
+    /// Maps as node.h has them: what the cross-attention reads beside the context.
+    pub extra_tokens: Vec<Value>,
+    /// Of each row of x "positive" or "negative"; empty where the caller does not say it.
+    pub rows: Vec<String>,
+}
+
+impl DenoiseCall {
+    /// A call that brings no more than it must.
+    pub fn new(x: Tensor, timestep: Tensor, context: Tensor) -> Self {
+        Self {
+            x,
+            timestep,
+            context,
+            residuals: Vec::new(),
+            pooled: None,
+            sizes: None,
+            features: Vec::new(),
+            extra_tokens: Vec::new(),
+            rows: Vec::new(),
+        }
+    }
 }
 
 /// "control/1", offered by a CONTROL_NET.
 pub trait Control {
     fn residuals(&self, cx: &Context<'_>, call: &ControlCall) -> Result<Vec<Tensor>>;
+
+    /// All that it gives: what a T2I-Adapter has is features.
+    fn steer(&self, cx: &Context<'_>, call: &ControlCall) -> Result<ControlAnswer> {
+        Ok(ControlAnswer { residuals: self.residuals(cx, call)?, features: Vec::new() })
+    }
+}
+
+/// What "control/1" gives.
+#[derive(Clone, Debug, Default)]
+pub struct ControlAnswer {
+    /// One per skip connection, the middle's last; or none.
+    pub residuals: Vec<Tensor>,
+    /// By the name of the block whose result they are added to.
+    pub features: Vec<(String, Tensor)>,
 }
 
 /// What "control/1" takes.
@@ -177,6 +214,18 @@ pub trait AutoencodeTiled {
     ) -> Result<Tensor>;
 }
 
+/// "upscale/1", offered by an UPSCALE_MODEL.
+pub trait Upscale {
+    /// Larger pictures; `tiles` are the side of a tile and what neighbours share, in pixels of the small picture, where the
+    /// caller says them.
+    fn upscale(
+        &self,
+        cx: &Context<'_>,
+        image: &Tensor,
+        tiles: Option<(usize, usize)>,
+    ) -> Result<Tensor>;
+}
+
 /// "image_encoder/1", offered by a KOSMOS and an IMAGE_ENCODER.
 pub trait EncodeImage {
     fn encode_image(&self, cx: &Context<'_>, image: &Tensor) -> Result<Tensor>;
@@ -207,6 +256,11 @@ pub trait Describe {
 pub trait Memory {
     /// Bytes held, after giving back what can be had again if `purge`.
     fn bytes(&self, purge: bool) -> usize;
+
+    /// The same of one that stands on another object, which it asks.
+    fn bytes_in(&self, _cx: &Context<'_>, purge: bool) -> Result<usize> {
+        Ok(self.bytes(purge))
+    }
 }
 
 /// The marker of each interface, for [`interfaces!`](crate::interfaces).
@@ -221,6 +275,7 @@ pub mod marker {
     pub struct VaeEncode;
     pub struct VaeDecodeTiled;
     pub struct VaeEncodeTiled;
+    pub struct Upscale;
     pub struct ImageEncoder;
     pub struct Interleave;
     pub struct Align;
@@ -241,13 +296,16 @@ macro_rules! interface {
 }
 
 interface!(Denoiser, "denoiser/1", Denoise, |object, cx, input| {
+    let (x, timestep) = (input.tensor("x")?, input.tensor("timestep")?);
+    let rows = input.get("rows");
     let call = DenoiseCall {
-        x: input.tensor("x")?,
-        timestep: input.tensor("timestep")?,
-        context: input.tensor("context")?,
         residuals: input.tensors("residuals")?,
         pooled: input.optional_tensor("pooled"),
         sizes: input.optional_tensor("sizes"),
+        features: named_tensors(&input.get("features")),
+        extra_tokens: input.get("extra_tokens").as_list().unwrap_or_default(),
+        rows: rows.items().iter().filter_map(|row| row.as_str().map(str::to_owned)).collect(),
+        ..DenoiseCall::new(x, timestep, input.tensor("context")?)
     };
     give("prediction", object.denoise_call(cx, &call)?)
 });
@@ -262,7 +320,10 @@ interface!(ControlNet, "control/1", Control, |object, cx, input| {
         pooled: input.optional_tensor("pooled"),
         sizes: input.optional_tensor("sizes"),
     };
-    Ok(Value::map([("residuals", list(object.residuals(cx, &call)?))]))
+    let ControlAnswer { residuals, features } = object.steer(cx, &call)?;
+    let residuals = [("residuals", list(residuals))];
+    let features = (!features.is_empty()).then(|| ("features", named(features)));
+    Ok(Value::map(residuals.into_iter().chain(features)))
 });
 interface!(TextEncoder, "text_encoder/1", EncodeText, |object, cx, input| {
     let (context, pooled) = match input.get("texts").as_map() {
@@ -315,6 +376,15 @@ interface!(VaeEncodeTiled, "vae_encode_tiled/1", AutoencodeTiled, |object, cx, i
     let (tile, overlap) = (input.size("tile")?, input.size("overlap")?);
     give("latents", object.encode_tiled(cx, &input.tensor("image")?, tile, overlap)?)
 });
+interface!(Upscale, "upscale/1", Upscale, |object, cx, input| {
+    let size = |name: &str| match input.get(name).is_none() {
+        true => Ok(None),
+        false => input.size(name).map(Some),
+    };
+    let (tile, overlap) = (size("tile")?, size("overlap")?);
+    let tiles = tile.map(|tile| (tile, overlap.unwrap_or(0)));
+    give("image", object.upscale(cx, &input.tensor("image")?, tiles)?)
+});
 interface!(ImageEncoder, "image_encoder/1", EncodeImage, |object, cx, input| {
     give("tokens", object.encode_image(cx, &input.tensor("image")?)?)
 });
@@ -329,8 +399,9 @@ interface!(Align, "align/1", Align, |object, cx, input| {
 interface!(Describe, "describe/1", Describe, |object, _cx, _input| {
     Ok(Value::map([("description", Value::string(object.describe().to_string()))]))
 });
-interface!(Memory, "memory/1", Memory, |object, _cx, input| {
-    Ok(Value::map([("bytes", Value::from(object.bytes(input.boolean("purge")?) as i64))]))
+interface!(Memory, "memory/1", Memory, |object, cx, input| {
+    let bytes = object.bytes_in(cx, input.boolean("purge")?)?;
+    Ok(Value::map([("bytes", Value::from(bytes as i64))]))
 });
 
 /// What "text_encoder/1" answers.
@@ -352,6 +423,16 @@ fn list(tensors: Vec<Tensor>) -> Value {
     Value::list(tensors.into_iter().map(Tensor::into_value).collect())
 }
 
+/// A map from names to tensors.
+fn named(tensors: Vec<(String, Tensor)>) -> Value {
+    Value::map(tensors.into_iter().map(|(name, tensor)| (name, tensor.into_value())))
+}
+
+/// The tensors of such a map, in its order.
+fn named_tensors(map: &Value) -> Vec<(String, Tensor)> {
+    map.pairs().filter_map(|(name, value)| Some((name.to_owned(), value.as_tensor()?))).collect()
+}
+
 /// The tensor that an answer has under `name`.
 fn tensor(answer: &Value, name: &str) -> Result<Tensor> {
     let tensor = answer.get(name).and_then(|value| value.as_tensor());
@@ -369,26 +450,29 @@ impl Object {
         context: Tensor,
         residuals: Vec<Tensor>,
     ) -> Result<Tensor> {
-        let (pooled, sizes) = (None, None);
-        self.denoise_call(cx, DenoiseCall { x, timestep, context, residuals, pooled, sizes })
+        self.denoise_call(cx, DenoiseCall { residuals, ..DenoiseCall::new(x, timestep, context) })
     }
 
-    /// "denoiser/1", with all that a call may bring.
+    /// "denoiser/1" with all that a call may bring; what there is none of is left out.
     pub fn denoise_call(&self, cx: &Context<'_>, call: DenoiseCall) -> Result<Tensor> {
-        let residuals = if call.residuals.is_empty() { Value::NONE } else { list(call.residuals) };
+        let some = |there: bool, value: Value| if there { value } else { Value::NONE };
+        let rows = call.rows.iter().map(|row| Value::string(row.as_str())).collect();
         let input = [
             ("x", call.x.into_value()),
             ("timestep", call.timestep.into_value()),
             ("context", call.context.into_value()),
-            ("residuals", residuals),
+            ("residuals", some(!call.residuals.is_empty(), list(call.residuals))),
             ("pooled", optional(call.pooled)),
             ("sizes", optional(call.sizes)),
+            ("features", some(!call.features.is_empty(), named(call.features))),
+            ("extra_tokens", some(!call.extra_tokens.is_empty(), Value::list(call.extra_tokens))),
+            ("rows", some(!call.rows.is_empty(), Value::list(rows))),
         ];
         tensor(&self.call(cx, "denoiser/1", input)?, "prediction")
     }
 
     /// "control/1".
-    pub fn control(&self, cx: &Context<'_>, call: ControlCall) -> Result<Vec<Tensor>> {
+    pub fn control(&self, cx: &Context<'_>, call: ControlCall) -> Result<ControlAnswer> {
         let input = [
             ("x", call.x.into_value()),
             ("timestep", call.timestep.into_value()),
@@ -403,7 +487,13 @@ impl Object {
         let wrong = || self.odd("control/1", "residuals");
         let residuals =
             answer.get("residuals").and_then(|value| value.as_list()).ok_or_else(wrong)?;
-        residuals.iter().map(|value| value.as_tensor().ok_or_else(wrong)).collect()
+        Ok(ControlAnswer {
+            residuals: residuals
+                .iter()
+                .map(|value| value.as_tensor().ok_or_else(wrong))
+                .collect::<Result<_>>()?,
+            features: named_tensors(&answer.get("features").unwrap_or(Value::NONE)),
+        })
     }
 
     /// "text_encoder/1".
@@ -508,6 +598,18 @@ impl Object {
         let (tile, overlap) = ((tile as i64).into(), (overlap as i64).into());
         let input = [("image", image.into_value()), ("tile", tile), ("overlap", overlap)];
         tensor(&self.call(cx, "vae_encode_tiled/1", input)?, "latents")
+    }
+
+    /// "upscale/1"; `tiles` are the side of a tile and what neighbours share.
+    pub fn upscale(
+        &self,
+        cx: &Context<'_>,
+        image: Tensor,
+        (tile, overlap): (usize, usize),
+    ) -> Result<Tensor> {
+        let (tile, overlap) = ((tile as i64).into(), (overlap as i64).into());
+        let input = [("image", image.into_value()), ("tile", tile), ("overlap", overlap)];
+        tensor(&self.call(cx, "upscale/1", input)?, "image")
     }
 
     /// "image_encoder/1".

@@ -66,7 +66,7 @@ pub use library::{
 pub use object::{Arguments, Entry as InterfaceEntry, Export, Interface, Object};
 pub use sockets::{
     Clip, ClipVision, ClipVisionOutput, Conditioning, Control, ControlNet, HiddenStates, Image,
-    ImageEncoder, ImageTokens, Kosmos, Latent, Mask, Model, Socket, Vae,
+    ImageEncoder, ImageTokens, Kosmos, Latent, Mask, Model, Socket, UpscaleModel, Vae,
 };
 pub use tensor::Tensor;
 pub use value::Value;

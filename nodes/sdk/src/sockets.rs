@@ -142,6 +142,10 @@ object_socket! {
     ControlNet, "CONTROL_NET"
 }
 object_socket! {
+    /// Makes pictures larger: offers "upscale/1" and "describe/1".
+    UpscaleModel, "UPSCALE_MODEL"
+}
+object_socket! {
     /// Kosmos-G: offers "image_encoder/1", "interleave/1" and "align/1".
     Kosmos, "KOSMOS"
 }

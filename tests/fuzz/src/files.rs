@@ -11,9 +11,12 @@ use kosmograph_models::clip::text::ClipText;
 use kosmograph_models::lora::Lora;
 use kosmograph_models::stable_diffusion::checkpoint::Checkpoint;
 use kosmograph_models::stable_diffusion::controlnet::ControlNet;
+use kosmograph_models::stable_diffusion::ip_adapter::{IpAdapter, IpAdapterConfig};
+use kosmograph_models::stable_diffusion::t2i_adapter::T2iAdapter;
 use kosmograph_models::stable_diffusion::unet::UNet;
 use kosmograph_models::stable_diffusion::vae::Vae;
 use kosmograph_models::text::sentencepiece::Sentencepiece;
+use kosmograph_models::upscalers::{self, Upscaler};
 
 /// The bytes as a file, in memory where the system has such a place. The next input takes its place.
 fn file(name: &str, data: &[u8]) -> PathBuf {
@@ -67,6 +70,17 @@ fn model(path: &Path) {
         Err(error) => say(path, &error),
         Ok(lora) => drop(lora),
     }
+    if let Err(error) = upscalers::open(path, &device).and_then(|(config, weights)| {
+        weights.check(|weights| Upscaler::load(weights, &config), &[])
+    }) {
+        say(path, &error);
+    }
+    if let Ok(weights) = Weights::open(path, &device)
+        && let Err(error) = IpAdapterConfig::from_weights(&weights)
+            .and_then(|config| weights.check(|weights| IpAdapter::load(weights, &config), &[]))
+    {
+        say(path, &error);
+    }
     let checkpoint = match Checkpoint::open(path, &device) {
         Err(error) => return say(path, &error),
         Ok(checkpoint) => checkpoint,
@@ -82,6 +96,14 @@ fn model(path: &Path) {
         .vae()
         .and_then(|(config, weights)| weights.check(|weights| Vae::load(weights, &config), &[]))
     {
+        say(error);
+    }
+    if let Err(error) = checkpoint.taesd().and_then(|(config, halves)| halves.check(&config)) {
+        say(error);
+    }
+    if let Err(error) = checkpoint.t2i_adapter().and_then(|(config, weights)| {
+        weights.check(|weights| T2iAdapter::load(weights, &config), &[])
+    }) {
         say(error);
     }
     if let Err(error) = checkpoint.clip_text().and_then(|(config, weights)| {

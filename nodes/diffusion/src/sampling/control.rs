@@ -4,7 +4,7 @@ use std::cell::RefCell;
 
 use candle_core::Tensor as Candle;
 use kosmograph_models::samplers::Schedule;
-use node::interface::ControlCall;
+use node::interface::{ControlAnswer, ControlCall};
 use node::*;
 use node_candle::{export, import};
 
@@ -91,17 +91,18 @@ impl Controls {
         places.iter().filter(acts).copied().collect()
     }
 
-    /// The sum of what the ControlNets at `places` return, the middle's residual last.
+    /// The sum of what the ControlNets at `places` return, the middle's residual last, and of the T2I-Adapters among them.
     pub fn residuals(
         &self,
         cx: &Context<'_>,
         places: &[usize],
         (x, timestep, context): (&Candle, &Tensor, &Tensor),
         (pooled, sizes): (&Option<Tensor>, &Option<Tensor>),
-    ) -> Result<Vec<Tensor>> {
+    ) -> Result<ControlAnswer> {
         let (_, _, height, width) = x.dims4()?;
         let exported = export(x)?;
         let mut sum: Vec<Candle> = Vec::new();
+        let mut features: Vec<(String, Candle)> = Vec::new();
         for active in places.iter().map(|&place| &self.controls[place]) {
             let call = ControlCall {
                 x: exported.clone(),
@@ -113,8 +114,14 @@ impl Controls {
                 pooled: pooled.clone(),
                 sizes: sizes.clone(),
             };
-            let added = active.control_net.0.control(cx, call)?;
-            let added = added.iter().map(|tensor| import(tensor, x.device()));
+            let answer = active.control_net.0.control(cx, call)?;
+            for (place, feature) in &answer.features {
+                add_feature(&mut features, place, import(feature, x.device())?)?;
+            }
+            if answer.residuals.is_empty() {
+                continue;
+            }
+            let added = answer.residuals.iter().map(|tensor| import(tensor, x.device()));
             let added: Vec<Candle> = added.collect::<Result<_>>()?;
             let shapes = |tensors: &[Candle]| {
                 tensors.iter().map(|tensor| tensor.dims().to_vec()).collect::<Vec<_>>()
@@ -130,8 +137,28 @@ impl Controls {
                 ));
             };
         }
-        sum.iter().map(export).collect()
+        let feature = |(place, feature): (String, Candle)| Ok((place, export(&feature)?));
+        Ok(ControlAnswer {
+            residuals: sum.iter().map(export).collect::<Result<_>>()?,
+            features: features.into_iter().map(feature).collect::<Result<_>>()?,
+        })
     }
+}
+
+/// Adds a feature to the others at its place.
+fn add_feature(features: &mut Vec<(String, Candle)>, place: &str, added: Candle) -> Result<()> {
+    let Some((_, sum)) = features.iter_mut().find(|(known, _)| known == place) else {
+        features.push((place.to_owned(), added));
+        return Ok(());
+    };
+    if sum.dims()[1..] != added.dims()[1..] {
+        return Err(Error::at(
+            "control",
+            "the T2I-Adapters are of different families and cannot act together",
+        ));
+    }
+    *sum = sum.broadcast_add(&added)?;
+    Ok(())
 }
 
 impl Active {

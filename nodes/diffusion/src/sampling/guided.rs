@@ -28,6 +28,8 @@ pub struct Guided<'a> {
     pub negative: Vec<Entry>,
     pub cfg: f64,
     pub controls: Controls,
+    /// The optional keys of "denoiser/1" that the model makes use of.
+    pub understands: &'a [String],
 }
 
 /// One entry that counts at this noise level.
@@ -147,13 +149,28 @@ impl Guided<'_> {
             false => export(&Candle::cat(&parts, 0)?).map(Some),
         };
         let (pooled, sizes) = (together(pooled)?, together(sizes)?);
-        let residuals = self.controls.residuals(self.cx, controls, seen, (&pooled, &sizes))?;
+        let answer = self.controls.residuals(self.cx, controls, seen, (&pooled, &sizes))?;
+        if !answer.features.is_empty() && !self.understands.iter().any(|key| key == "features") {
+            return Err(Error::at(
+                "model",
+                "this model does not take what a T2I-Adapter gives; a ControlNet may be what it takes",
+            ));
+        }
         let input = match extra.is_empty() {
             true => rows.clone(),
             false => Candle::cat(&[rows.clone(), Candle::cat(&extra, 0)?], 1)?,
         };
-        let (x_in, timestep, context) = (export(&input)?, timesteps, contexts);
-        let call = DenoiseCall { x: x_in, timestep, context, residuals, pooled, sizes };
+        let side = |part: &Part<'_>| if part.side == 0 { "positive" } else { "negative" };
+        let sides = parts.iter().flat_map(|part| vec![side(part).to_owned(); batch]);
+        let wants_rows = self.understands.iter().any(|key| key == "rows");
+        let call = DenoiseCall {
+            residuals: answer.residuals,
+            pooled,
+            sizes,
+            features: answer.features,
+            rows: if wants_rows { sides.collect() } else { Vec::new() },
+            ..DenoiseCall::new(export(&input)?, timesteps, contexts)
+        };
         let output = self.model.denoise_call(self.cx, call)?;
         let shape = output.shape();
         if shape != rows.dims() {

@@ -30,6 +30,8 @@ use noise::Seeded;
 pub use resize::bilinear;
 use through::{into_sampler, out_of_sampler};
 
+use crate::tiny_vae::PreviewDecoder;
+
 /// The published Kosmos-G's samplers, which bring their own timesteps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Published {
@@ -128,7 +130,9 @@ impl Sampling {
             false => latents.zeros_like()?,
         };
         let colours = described.colours()?;
-        let run = Run { guided: &guided, latents: &latents, noise: &noise, first, mask, colours };
+        let eye = described.preview_decoder(cx, &device);
+        let run =
+            Run { guided: &guided, latents: &latents, noise: &noise, first, mask, colours, eye };
         let sampled = match &self.method {
             Method::Timesteps { sampler, karras } => self.by_timesteps(&run, *sampler, *karras),
             Method::Sigmas { sampler, scheduler } => self.by_sigmas(&run, sampler, scheduler),
@@ -173,6 +177,7 @@ impl Sampling {
             negative,
             cfg: self.cfg,
             controls,
+            understands: &described.understands,
         })
     }
 
@@ -350,6 +355,8 @@ struct Run<'a> {
     mask: Option<NoiseMask>,
     /// The colour of each channel [C, 3], and what is added to their sum \[3\].
     colours: Option<[Tensor; 2]>,
+    /// What shows x₀ better than colours do.
+    eye: Option<PreviewDecoder>,
 }
 
 impl Run<'_> {
@@ -418,6 +425,10 @@ impl Run<'_> {
 
     /// Shows x₀ of a step to whoever looks, where the model says what its latents look like.
     fn show(&self, step: Step<'_>) -> Result<()> {
+        if let Some(eye) = &self.eye {
+            let picture = Preview::Image(eye.picture(&step.x0.narrow(0, 0, 1)?)?);
+            return self.guided.cx.preview(step.done, step.steps, picture);
+        }
         let Some([rgb, bias]) = self.colours.as_ref().filter(|_| self.guided.cx.wants_previews())
         else {
             return Ok(());
@@ -456,6 +467,10 @@ struct Described {
     /// "latent_rgb" and "latent_rgb_bias".
     latent_rgb: Vec<[f32; 3]>,
     latent_rgb_bias: [f32; 3],
+    /// The name of a file that decodes its latents quickly, "preview_decoder".
+    preview_decoder: Option<String>,
+    /// The optional keys of "denoiser/1" that the model makes use of.
+    understands: Vec<String>,
 }
 
 impl Described {
@@ -489,6 +504,9 @@ impl Described {
             latent_rgb: serde_json::from_value(json["latent_rgb"].clone()).unwrap_or_default(),
             latent_rgb_bias: serde_json::from_value(json["latent_rgb_bias"].clone())
                 .unwrap_or_default(),
+            preview_decoder: json["preview_decoder"].as_str().map(str::to_owned),
+            understands: serde_json::from_value(json["understands"]["denoiser/1"].clone())
+                .unwrap_or_default(),
         })
     }
 
@@ -500,6 +518,22 @@ impl Described {
         let rgb = Tensor::from_f32(&[self.latent_rgb.len(), 3], self.latent_rgb.concat())?;
         let bias = Tensor::from_f32(&[3], self.latent_rgb_bias.to_vec())?;
         Ok(Some([rgb, bias]))
+    }
+
+    /// The decoder that shows latents, where somebody looks and its file is there. One that cannot be used is told, and costs no more
+    /// than the better picture.
+    fn preview_decoder(&self, cx: &Context<'_>, device: &Device) -> Option<PreviewDecoder> {
+        if !cx.wants_previews() {
+            return None;
+        }
+        let path = cx.property(&format!("preview_file:{}", self.preview_decoder.as_ref()?))?;
+        match PreviewDecoder::open(path.as_ref(), self.out_channels?, device) {
+            Ok(decoder) => Some(decoder),
+            Err(error) => {
+                cx.warn(format!("{error}; previews are made of colours instead"));
+                None
+            }
+        }
     }
 
     /// The latents with the model's channels. Empty ones have no picture to lose and take as many as the

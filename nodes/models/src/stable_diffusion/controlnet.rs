@@ -13,6 +13,7 @@ use crate::files::diffusers_config::Options;
 use crate::files::python_json::parse;
 use crate::files::weights::Weights;
 use crate::stable_diffusion::resnet::Conv2d;
+use crate::stable_diffusion::steering::Steering;
 use crate::stable_diffusion::unet::Residuals;
 use crate::stable_diffusion::unet_blocks::{
     Condition, Encoded, Encoder, EncoderConfig, VectorConfig,
@@ -263,8 +264,9 @@ impl ControlNet {
         let (x, context) = (&x.to_dtype(activations)?, &condition.context.to_dtype(activations)?);
         let condition = Condition { context, ..condition };
         let hint = hint.to_dtype(activations)?;
+        let none = Steering::default();
         let Encoded { skips, mid, .. } =
-            self.encoder.forward(x, timesteps, &condition, Some(&hint), &mut |_, _| {})?;
+            self.encoder.forward(x, timesteps, &condition, Some(&hint), &none, &mut |_, _| {})?;
         let down = self
             .controlnet_down_blocks
             .iter()

@@ -4,13 +4,20 @@
 //! - [`unet`]: noisy latents to predicted noise. Its contracting half stands in `unet_blocks`, since [`controlnet`] copies it; blocks
 //!   are made of `resnet` and `transformer2d`.
 //! - [`vae`]: latents to pictures and back; large ones in `tiles`, or in [`vae_feathered`]'s as ComfyUI has them.
+//! - [`taesd`]: a tiny autoencoder for previews; [`t2i_adapter`]: a small network that steers the U-Net with a hint.
+//! - [`ip_adapter`]: pictures to tokens that the U-Net's cross-attention reads beside the text; how all of these enter the U-Net,
+//!   [`steering`] says.
 //! - [`checkpoint`]: the files and folders that these come in, and which model a file is.
 
 pub mod checkpoint;
 pub mod controlnet;
 #[cfg(test)]
 mod half_precision_tests;
-mod resnet;
+pub mod ip_adapter;
+pub(crate) mod resnet;
+pub mod steering;
+pub mod t2i_adapter;
+pub mod taesd;
 mod tiles;
 mod transformer2d;
 pub mod unet;

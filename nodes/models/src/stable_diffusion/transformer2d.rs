@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::files::weights::{LowRank, Weights};
 use crate::layers::{LayerNorm, Linear};
 use crate::stable_diffusion::resnet::GroupNorm;
+use crate::stable_diffusion::steering::{Context, KeysValues, rows_of};
 
 /// ε of the GroupNorm before the projection; not the ResNet blocks' 1e-5.
 const GROUP_NORM_EPS: f64 = 1e-6;
@@ -47,16 +48,57 @@ impl Attention {
         })
     }
 
-    /// `x` [B, L, C], `context` [B, T, D] → [B, L, C].
-    fn forward(&self, x: &Tensor, context: &Tensor) -> CandleResult<Tensor> {
-        let (batch, length, channels) = x.dims3()?;
+    /// `x` [B, L, C] to itself → [B, L, C].
+    fn to_itself(&self, x: &Tensor) -> CandleResult<Tensor> {
+        let q = self.to_q.forward(x)?;
+        self.to_out.forward(&self.attended(&q, &self.to_k.forward(x)?, &self.to_v.forward(x)?)?)
+    }
+
+    /// `x` [B, L, C], whose tokens lie in a picture as `size`, to the context; this is the layer `path` → [B, L, C].
+    fn to_context(
+        &self,
+        x: &Tensor,
+        context: &Context<'_>,
+        path: &str,
+        size: (usize, usize),
+    ) -> CandleResult<Tensor> {
+        let (rows, text) = (x.dim(0)?, context.text);
+        let q = self.to_q.forward(x)?;
+        let mut y = self.attended(&q, &self.to_k.forward(text)?, &self.to_v.forward(text)?)?;
+        for extra in context.extra_tokens {
+            let (keys, values) = match &extra.keys_values {
+                KeysValues::Tokens(tokens) => {
+                    let tokens = rows_of(tokens, rows)?.to_dtype(x.dtype())?;
+                    (self.to_k.forward(&tokens)?, self.to_v.forward(&tokens)?)
+                }
+                KeysValues::Projected(layers) => match layers.get(path) {
+                    Some((keys, values)) => (
+                        rows_of(keys, rows)?.to_dtype(x.dtype())?,
+                        rows_of(values, rows)?.to_dtype(x.dtype())?,
+                    ),
+                    None => continue,
+                },
+            };
+            if keys.dim(2)? != x.dim(2)? {
+                candle_core::bail!(
+                    "{path} takes keys of {} numbers, but {} were given: they are of another family of models",
+                    x.dim(2)?,
+                    keys.dim(2)?
+                )
+            }
+            y = (y + extra.weighted(self.attended(&q, &keys, &values)?, size)?)?;
+        }
+        self.to_out.forward(&y)
+    }
+
+    /// Queries [B, L, C] to keys and values [B, S, C], head by head → [B, L, C].
+    fn attended(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> CandleResult<Tensor> {
+        let (batch, length, channels) = q.dims3()?;
         let head_dim = channels / self.heads;
-        let split = |x: Tensor| x.reshape((batch, (), self.heads, head_dim))?.transpose(1, 2);
-        let q = split(self.to_q.forward(x)?)?;
-        let k = split(self.to_k.forward(context)?)?;
-        let v = split(self.to_v.forward(context)?)?;
+        let split = |x: &Tensor| x.reshape((batch, (), self.heads, head_dim))?.transpose(1, 2);
+        let (q, k, v) = (split(q)?, split(k)?, split(v)?);
         let heads = kernels::attention(&q, &k, &v, None, (head_dim as f64).powf(-0.5))?;
-        self.to_out.forward(&heads.transpose(1, 2)?.reshape((batch, length, channels))?)
+        heads.transpose(1, 2)?.reshape((batch, length, channels))
     }
 }
 
@@ -69,6 +111,8 @@ struct BasicTransformerBlock {
     norm3: LayerNorm,
     ff_in: Linear,
     ff_out: Linear,
+    /// Of its cross-attention, by diffusers' names.
+    path: String,
 }
 
 impl BasicTransformerBlock {
@@ -84,16 +128,27 @@ impl BasicTransformerBlock {
             norm3: norm("norm3")?,
             ff_in: Linear::load(&weights.sub("ff.net.0.proj"), channels, 2 * hidden)?,
             ff_out: Linear::load(&weights.sub("ff.net.2"), hidden, channels)?,
+            path: String::new(),
         })
     }
 
-    fn forward(&self, x: &Tensor, context: &Tensor) -> CandleResult<Tensor> {
-        let normed = self.norm1.forward(x)?;
-        let x = (x + self.attn1.forward(&normed, &normed)?)?;
-        let x = (&x + self.attn2.forward(&self.norm2.forward(&x)?, context)?)?;
+    fn forward(
+        &self,
+        x: &Tensor,
+        context: &Context<'_>,
+        size: (usize, usize),
+    ) -> CandleResult<Tensor> {
+        let x = (x + self.attn1.to_itself(&self.norm1.forward(x)?)?)?;
+        let normed = self.norm2.forward(&x)?;
+        let x = (&x + self.attn2.to_context(&normed, context, &self.path, size)?)?;
         let hidden = kernels::geglu(&self.ff_in.forward(&self.norm3.forward(&x)?)?)?;
         &x + self.ff_out.forward(&hidden)?
     }
+}
+
+/// The path of the cross-attention of block `i` of the transformer at `path`.
+pub(crate) fn cross_attention(path: &str, i: usize) -> String {
+    format!("{path}.transformer_blocks.{i}.attn2")
 }
 
 pub(crate) struct Transformer2D {
@@ -121,13 +176,21 @@ impl Transformer2D {
         })
     }
 
-    /// `x` [B, C, H, W], `context` [B, T, D] → [B, C, H, W].
-    pub(crate) fn forward(&self, x: &Tensor, context: &Tensor) -> CandleResult<Tensor> {
+    /// The same at the place `path` of the U-Net, by diffusers' names: `down_blocks.0.attentions.0`.
+    pub(crate) fn at(mut self, path: &str) -> Self {
+        for (i, block) in self.transformer_blocks.iter_mut().enumerate() {
+            block.path = cross_attention(path, i);
+        }
+        self
+    }
+
+    /// `x` [B, C, H, W], the context [B, T, D] → [B, C, H, W].
+    pub(crate) fn forward(&self, x: &Tensor, context: &Context<'_>) -> CandleResult<Tensor> {
         let (batch, channels, height, width) = x.dims4()?;
         let pixels = self.norm.forward(x)?.flatten_from(2)?.transpose(1, 2)?.contiguous()?;
         let mut hidden_states = self.proj_in.forward(&pixels)?;
         for block in &self.transformer_blocks {
-            hidden_states = block.forward(&hidden_states, context)?;
+            hidden_states = block.forward(&hidden_states, context, (height, width))?;
         }
         let pixels = self.proj_out.forward(&hidden_states)?.transpose(1, 2)?;
         x + pixels.reshape((batch, channels, height, width))?

@@ -13,6 +13,8 @@ use crate::files::diffusers_config::Options;
 use crate::files::python_json::parse;
 use crate::files::weights::Weights;
 use crate::stable_diffusion::resnet::{Conv2d, GroupNorm};
+use crate::stable_diffusion::steering::{Context, Steering};
+use crate::stable_diffusion::transformer2d::cross_attention;
 use crate::stable_diffusion::unet_blocks::{Encoded, Encoder, UpBlock2D, depths};
 
 pub use crate::stable_diffusion::unet_blocks::{
@@ -188,6 +190,34 @@ impl UNetConfig {
         Ok(())
     }
 
+    /// The paths of all cross-attentions by diffusers' names, in the order in which IP-Adapters number them: those of the contracting
+    /// half, of the expanding half, of the middle.
+    pub fn cross_attentions(&self) -> Vec<String> {
+        let mut paths = Vec::new();
+        let mut transformer = |path: String, layers: usize| {
+            paths.extend((0..layers).map(|k| cross_attention(&path, k)));
+        };
+        for (i, level) in self.encoder.levels.iter().enumerate() {
+            for (j, layers) in level.transformer_layers.iter().enumerate() {
+                if level.cross_attention {
+                    transformer(format!("down_blocks.{i}.attentions.{j}"), *layers);
+                }
+            }
+        }
+        // A network whose depths cannot be is not loaded.
+        for (i, depths) in self.up_depths().unwrap_or_default().iter().enumerate() {
+            for (j, layers) in depths.iter().enumerate() {
+                if self.up_cross_attention.get(i) == Some(&true) {
+                    transformer(format!("up_blocks.{i}.attentions.{j}"), *layers);
+                }
+            }
+        }
+        if let MiddleConfig::Transformer { layers } = self.encoder.middle {
+            transformer("mid_block.attentions.0".to_owned(), layers);
+        }
+        paths
+    }
+
     /// Channels of every skip connection, which are the channels of [`Residuals::down`].
     pub fn skip_channels(&self) -> Vec<usize> {
         self.encoder.skip_channels()
@@ -295,7 +325,10 @@ impl UNet {
                 &weights.sub(format!("up_blocks.{i}")),
                 input,
                 (encoder_config, level),
-                config.up_cross_attention[i].then_some(&depths[i]),
+                (
+                    &format!("up_blocks.{i}"),
+                    config.up_cross_attention[i].then_some(depths[i].as_slice()),
+                ),
                 &taken,
                 i + 1 < levels.len(),
             )?);
@@ -345,16 +378,39 @@ impl UNet {
         residuals: Option<&Residuals>,
         probe: &mut Probe,
     ) -> Result<Tensor> {
+        self.forward_steered(
+            x,
+            timesteps,
+            condition,
+            Steering { residuals, ..Steering::default() },
+            probe,
+        )
+    }
+
+    /// [`UNet::forward_with`] with all that may steer it.
+    ///
+    /// # Errors
+    /// As [`UNet::forward`].
+    pub fn forward_steered<'a>(
+        &self,
+        x: &Tensor,
+        timesteps: &Tensor,
+        condition: impl Into<Condition<'a>>,
+        steering: Steering<'_>,
+        probe: &mut Probe,
+    ) -> Result<Tensor> {
         let condition = condition.into();
-        self.encoder.config().check(x, timesteps, &condition)?;
+        let encoder = self.encoder.config();
+        encoder.check(x, timesteps, &condition)?;
+        steering.check(encoder.levels.len(), x.dim(0)?, encoder.cross_attention_dim)?;
         self.config.ask(x)?;
         let activations = self.encoder.activations();
         let (x, context) = (&x.to_dtype(activations)?, &condition.context.to_dtype(activations)?);
         let condition = Condition { context, ..condition };
         let Encoded { mut skips, mid, temb } =
-            self.encoder.forward(x, timesteps, &condition, None, probe)?;
+            self.encoder.forward(x, timesteps, &condition, None, &steering, probe)?;
         let mut hidden_states = mid;
-        if let Some(residuals) = residuals {
+        if let Some(residuals) = steering.residuals {
             check_residuals(residuals, &skips, &hidden_states)?;
             for (skip, residual) in skips.iter_mut().zip(&residuals.down) {
                 *skip = (&*skip + residual.to_dtype(activations)?)?;
@@ -362,6 +418,7 @@ impl UNet {
             hidden_states = (hidden_states + residuals.mid.to_dtype(activations)?)?;
         }
         probe("mid", &hidden_states);
+        let context = &Context { text: context, extra_tokens: steering.extra_tokens };
         for (i, block) in self.up_blocks.iter().enumerate() {
             hidden_states = block.forward(&hidden_states, &mut skips, &temb, context)?;
             probe(&format!("up{i}"), &hidden_states);

@@ -10,6 +10,7 @@ use crate::files::diffusers_config::Options;
 use crate::files::weights::Weights;
 use crate::layers::Linear;
 use crate::stable_diffusion::resnet::{Conv2d, ResnetBlock2D, ResnetConfig, Upsample2D};
+use crate::stable_diffusion::steering::{Context, Steering};
 use crate::stable_diffusion::transformer2d::{Transformer2D, Transformer2DConfig};
 
 /// Told of intermediate results by name, to compare an implementation stage by stage.
@@ -513,13 +514,14 @@ impl MidBlock {
             MiddleConfig::ResNet => None,
             MiddleConfig::Transformer { layers } => {
                 let config = config.transformer(last, layers);
-                Some((Transformer2D::load(&weights.sub("attentions.0"), config)?, resnet(1)?))
+                let transformer = Transformer2D::load(&weights.sub("attentions.0"), config)?;
+                Some((transformer.at("mid_block.attentions.0"), resnet(1)?))
             }
         };
         Ok(Some(MidBlock { resnet: resnet(0)?, attention }))
     }
 
-    fn forward(&self, x: &Tensor, temb: &Tensor, context: &Tensor) -> CandleResult<Tensor> {
+    fn forward(&self, x: &Tensor, temb: &Tensor, context: &Context<'_>) -> CandleResult<Tensor> {
         let x = self.resnet.forward(x, Some(temb))?;
         match &self.attention {
             Some((transformer, resnet)) => {
@@ -588,7 +590,10 @@ impl Encoder {
                 if level.cross_attention {
                     let weights = weights.sub(format!("attentions.{j}"));
                     let config = config.transformer(level, level.transformer_layers[j]);
-                    block.attentions.push(Transformer2D::load(&weights, config)?);
+                    let transformer = Transformer2D::load(&weights, config)?;
+                    block
+                        .attentions
+                        .push(transformer.at(&format!("down_blocks.{i}.attentions.{j}")));
                 }
             }
             if i + 1 < config.levels.len() {
@@ -626,6 +631,7 @@ impl Encoder {
         timesteps: &Tensor,
         condition: &Condition<'_>,
         hint: Option<&Tensor>,
+        steering: &Steering<'_>,
         probe: &mut Probe,
     ) -> CandleResult<Encoded> {
         let EncoderConfig { flip_sin_to_cos, freq_shift, .. } = self.config;
@@ -638,7 +644,7 @@ impl Encoder {
         if let Some(added) = self.added(condition, x.device(), probe)? {
             temb = temb.broadcast_add(&added)?;
         }
-        let context = condition.context;
+        let context = &Context { text: condition.context, extra_tokens: steering.extra_tokens };
         let temb = kernels::silu(&temb)?;
 
         let mut hidden_states = self.conv_in.forward(x)?;
@@ -648,12 +654,16 @@ impl Encoder {
         }
         let mut skips = vec![hidden_states.clone()];
         for (i, block) in self.down_blocks.iter().enumerate() {
+            let name = format!("down_blocks.{i}");
             for (j, resnet) in block.resnets.iter().enumerate() {
                 hidden_states = resnet.forward(&hidden_states, Some(&temb))?;
                 probe(&format!("down{i}_resnet{j}"), &hidden_states);
                 if let Some(attention) = block.attentions.get(j) {
                     hidden_states = attention.forward(&hidden_states, context)?;
                     probe(&format!("down{i}_attn{j}"), &hidden_states);
+                    if j + 1 == block.attentions.len() {
+                        hidden_states = steering.with_feature(&name, hidden_states)?;
+                    }
                 }
                 skips.push(hidden_states.clone());
             }
@@ -661,12 +671,19 @@ impl Encoder {
                 hidden_states = downsampler.forward(&hidden_states)?;
                 skips.push(hidden_states.clone());
             }
+            if block.attentions.is_empty() {
+                hidden_states = steering.with_feature(&name, hidden_states)?;
+                if let Some(last) = skips.last_mut() {
+                    last.clone_from(&hidden_states);
+                }
+            }
             probe(&format!("down{i}"), &hidden_states);
         }
         let mid = match &self.mid_block {
             Some(block) => block.forward(&hidden_states, &temb, context)?,
             None => hidden_states,
         };
+        let mid = steering.with_feature("mid_block", mid)?;
         Ok(Encoded { skips, mid, temb })
     }
 
@@ -710,8 +727,9 @@ impl UpBlock2D {
         weights: &Weights,
         input: usize,
         (config, level): (&EncoderConfig, &LevelConfig),
-        // For each ResNet block, how many blocks the transformer behind it has; None where there is none.
-        transformers: Option<&[usize]>,
+        // The level's path, and for each ResNet block, how many blocks the transformer behind it has; None where
+        // there is none.
+        (path, transformers): (&str, Option<&[usize]>),
         skips: &[usize],
         upsamples: bool,
     ) -> Result<Self> {
@@ -729,7 +747,8 @@ impl UpBlock2D {
             if let Some(layers) = transformers {
                 let weights = weights.sub(format!("attentions.{j}"));
                 let config = config.transformer(level, layers[j]);
-                block.attentions.push(Transformer2D::load(&weights, config)?);
+                let transformer = Transformer2D::load(&weights, config)?;
+                block.attentions.push(transformer.at(&format!("{path}.attentions.{j}")));
             }
         }
         if upsamples {
@@ -745,7 +764,7 @@ impl UpBlock2D {
         x: &Tensor,
         skips: &mut Vec<Tensor>,
         temb: &Tensor,
-        context: &Tensor,
+        context: &Context<'_>,
     ) -> CandleResult<Tensor> {
         let mut hidden_states = x.clone();
         for (j, resnet) in self.resnets.iter().enumerate() {

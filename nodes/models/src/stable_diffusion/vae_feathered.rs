@@ -6,9 +6,11 @@
 
 use std::ops::Range;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 
 use crate::error::{Error, Result};
+use crate::feathered::{Canvas, Observe, one_by_one, spans};
+use crate::stable_diffusion::taesd::{self, Taesd};
 use crate::stable_diffusion::vae::{Posterior, Vae};
 
 /// The square's side and what tiles share, in latent pixels.
@@ -17,9 +19,6 @@ pub struct Feathering {
     pub tile: usize,
     pub overlap: usize,
 }
-
-/// Is told how many of how many tiles are done; ends the work by an error.
-pub type Observe<'a> = &'a mut dyn FnMut(usize, usize) -> Result<()>;
 
 impl Feathering {
     /// The height and width of a tile in each pass, those of the square last.
@@ -47,15 +46,8 @@ impl Vae {
         feathering: Feathering,
         observe: Observe<'_>,
     ) -> Result<Tensor> {
-        let (batch, _, height, width) = latents.dims4()?;
         let factor = self.config().factor();
-        one_by_one(batch, observe, |i, observe| {
-            let latents = latents.narrow(0, i, 1)?;
-            let compute = |y: Range<usize>, x: Range<usize>| {
-                self.decode(&latents.narrow(2, y.start, y.len())?.narrow(3, x.start, x.len())?)
-            };
-            feathered((height, width), factor, feathering, compute, observe)
-        })
+        decoded(latents, factor, feathering, observe, |latents| self.decode(latents))
     }
 
     /// `image` [B, in_channels, H, W] → the mode of its posterior [B, latent_channels, H/8, W/8], as [`Vae::encode`].
@@ -68,29 +60,76 @@ impl Vae {
         feathering: Feathering,
         observe: Observe<'_>,
     ) -> Result<Tensor> {
-        let (batch, _, height, width) = image.dims4()?;
         let factor = self.config().factor();
-        one_by_one(batch, observe, |i, observe| {
-            let image = image.narrow(0, i, 1)?;
-            let compute = |y: Range<usize>, x: Range<usize>| {
-                let tile = image.narrow(2, y.start * factor, y.len() * factor)?;
-                let tile = tile.narrow(3, x.start * factor, x.len() * factor)?;
-                self.encode(&tile).map(|posterior: Posterior| posterior.mode().clone())
-            };
-            feathered((height / factor, width / factor), 1, feathering, compute, observe)
+        encoded(image, factor, feathering, observe, |image| {
+            self.encode(image).map(|posterior: Posterior| posterior.mode().clone())
         })
     }
 }
 
-/// The pictures of a batch one after the other, so that memory does not grow with their number.
-fn one_by_one(
-    batch: usize,
+impl Taesd {
+    /// As [`Vae::decode_feathered`].
+    ///
+    /// # Errors
+    /// As [`Taesd::decode`]; tiles share half of themselves or more; or what `observe` says.
+    pub fn decode_feathered(
+        &self,
+        latents: &Tensor,
+        feathering: Feathering,
+        observe: Observe<'_>,
+    ) -> Result<Tensor> {
+        decoded(latents, taesd::FACTOR, feathering, observe, |latents| self.decode(latents))
+    }
+
+    /// As [`Vae::encode_feathered`].
+    ///
+    /// # Errors
+    /// As [`Taesd::encode`] and [`Taesd::decode_feathered`].
+    pub fn encode_feathered(
+        &self,
+        image: &Tensor,
+        feathering: Feathering,
+        observe: Observe<'_>,
+    ) -> Result<Tensor> {
+        encoded(image, taesd::FACTOR, feathering, observe, |image| self.encode(image))
+    }
+}
+
+/// Latents one after the other, each in tiles, by `decode`, which makes pictures `factor` times as large.
+fn decoded(
+    latents: &Tensor,
+    factor: usize,
+    feathering: Feathering,
     observe: Observe<'_>,
-    mut compute: impl FnMut(usize, Observe<'_>) -> Result<Tensor>,
+    decode: impl Fn(&Tensor) -> Result<Tensor>,
 ) -> Result<Tensor> {
-    let picture =
-        |i: usize| compute(i, &mut |done, count| observe(i * count + done, batch * count));
-    Ok(Tensor::cat(&(0..batch).map(picture).collect::<Result<Vec<_>>>()?, 0)?)
+    let (batch, _, height, width) = latents.dims4()?;
+    one_by_one(batch, observe, |i, observe| {
+        let latents = latents.narrow(0, i, 1)?;
+        let compute = |y: Range<usize>, x: Range<usize>| {
+            decode(&latents.narrow(2, y.start, y.len())?.narrow(3, x.start, x.len())?)
+        };
+        feathered((height, width), factor, feathering, compute, observe)
+    })
+}
+
+/// Pictures one after the other, each in tiles of whole latent pixels, by `encode`.
+fn encoded(
+    image: &Tensor,
+    factor: usize,
+    feathering: Feathering,
+    observe: Observe<'_>,
+    encode: impl Fn(&Tensor) -> Result<Tensor>,
+) -> Result<Tensor> {
+    let (batch, _, height, width) = image.dims4()?;
+    one_by_one(batch, observe, |i, observe| {
+        let image = image.narrow(0, i, 1)?;
+        let compute = |y: Range<usize>, x: Range<usize>| {
+            let tile = image.narrow(2, y.start * factor, y.len() * factor)?;
+            encode(&tile.narrow(3, x.start * factor, x.len() * factor)?)
+        };
+        feathered((height / factor, width / factor), 1, feathering, compute, observe)
+    })
 }
 
 /// The mean of the passes; sizes are in latent pixels, `factor` enlarges them to those of the result.
@@ -143,89 +182,10 @@ fn feathered(
     }
 }
 
-/// Where tiles begin and end along an axis: every `tile - overlap`, the last one as long as is left.
-fn spans(length: usize, tile: usize, overlap: usize) -> Vec<Range<usize>> {
-    // What fits into a tile is one, wherever the next would begin.
-    let end = if length <= tile { 1 } else { length - overlap };
-    let starts = (0..end).step_by(tile - overlap);
-    starts.map(|start| start..(start + tile).min(length)).collect()
-}
-
-/// What the tiles of a pass add up to.
-struct Canvas {
-    /// [B, C, H, W].
-    dims: [usize; 4],
-    values: Vec<f32>,
-    /// [H, W]: the sum of the weights.
-    weights: Vec<f32>,
-    device: Device,
-}
-
-impl Canvas {
-    fn new(tile: &Tensor, (height, width): (usize, usize)) -> Result<Canvas> {
-        let (batch, channels, _, _) = tile.dims4()?;
-        let dims = [batch, channels, height, width];
-        Ok(Canvas {
-            dims,
-            values: kosmograph_memory::filled("what the tiles add up to", &dims, 0.0)?,
-            weights: kosmograph_memory::filled("their weights", &[height, width], 0.0)?,
-            device: tile.device().clone(),
-        })
-    }
-
-    fn add(&mut self, tile: &Tensor, (top, left): (usize, usize), feather: usize) -> Result<()> {
-        let [_, _, height, width] = self.dims;
-        let (_, _, rows, columns) = tile.dims4()?;
-        let values = tile.flatten_all()?.to_vec1::<f32>()?;
-        let (vertical, horizontal) = (fade(rows, feather), fade(columns, feather));
-        for (i, row) in values.chunks(columns).enumerate() {
-            let (plane, y) = (i / rows, i % rows);
-            let start = (plane * height + top + y) * width + left;
-            let own = self.values[start..][..columns].iter_mut();
-            for ((value, tile), horizontal) in own.zip(row).zip(&horizontal) {
-                *value += tile * (vertical[y] * horizontal);
-            }
-        }
-        for (y, vertical) in vertical.iter().enumerate() {
-            let own = self.weights[(top + y) * width + left..][..columns].iter_mut();
-            own.zip(&horizontal).for_each(|(weight, horizontal)| *weight += vertical * horizontal);
-        }
-        Ok(())
-    }
-
-    fn normalised(mut self) -> Canvas {
-        let plane = self.weights.len().max(1);
-        for (value, weight) in self.values.iter_mut().zip((0..plane).cycle()) {
-            *value /= self.weights[weight];
-        }
-        self
-    }
-
-    fn join(&mut self, pass: Canvas) {
-        let pass = pass.normalised();
-        self.values.iter_mut().zip(pass.values).for_each(|(sum, value)| *sum += value);
-    }
-
-    fn mean_of(mut self, count: usize) -> Result<Tensor> {
-        self.values.iter_mut().for_each(|value| *value /= count as f32);
-        Ok(Tensor::from_vec(self.values, &self.dims[..], &self.device)?)
-    }
-}
-
-/// 1, falling to 1 / `feather` over the outermost pixels of both ends; no fading where it would take the whole tile.
-fn fade(length: usize, feather: usize) -> Vec<f32> {
-    let share = |from_end: usize| {
-        if from_end < feather { (from_end + 1) as f32 / feather as f32 } else { 1.0 }
-    };
-    if feather >= length {
-        return vec![1.0; length];
-    }
-    (0..length).map(|i| share(i) * share(length - 1 - i)).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use candle_core::Device;
     use proptest::prelude::*;
 
     const OBSERVE: fn(usize, usize) -> Result<()> = |_, _| Ok(());
@@ -239,17 +199,6 @@ mod tests {
             let tile = latents.narrow(2, y.start, y.len())?.narrow(3, x.start, x.len())?;
             Ok(tile.upsample_nearest2d(y.len() * factor, x.len() * factor)?)
         }
-    }
-
-    #[test]
-    fn spans_are_comfyuis() {
-        assert_eq!((spans(64, 64, 16).len(), spans(64, 64, 16)[0].clone()), (1, 0..64));
-        assert_eq!(spans(65, 64, 16), [0..64, 48..65]);
-        assert_eq!(spans(112, 64, 16), [0..64, 48..112]);
-        assert_eq!(spans(113, 64, 16), [0..64, 48..112, 96..113]);
-        assert_eq!(fade(6, 2), [0.5, 1.0, 1.0, 1.0, 1.0, 0.5]);
-        assert_eq!(fade(3, 2), [0.5, 1.0, 0.5]);
-        assert_eq!(fade(2, 2), [1.0, 1.0]);
     }
 
     #[test]

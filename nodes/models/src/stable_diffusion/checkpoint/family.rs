@@ -32,6 +32,14 @@ pub(super) enum Naming {
     ClipText,
     /// A CLIP vision encoder.
     ClipVision,
+    /// TAESD: both halves by diffusers' names, or with `taesd_encoder.` and `taesd_decoder.` before the published files' names, or one
+    /// of these files.
+    Taesd,
+    TaesdHalves,
+    TaesdEncoder,
+    TaesdDecoder,
+    /// A T2I-Adapter, by diffusers' names or by TencentARC's.
+    T2iAdapter,
 }
 
 /// Names that one kind of file alone has, the surer ones first. A mark that ends in a dot or an
@@ -87,6 +95,8 @@ pub(super) fn of(weights: &Weights) -> Found {
         Naming::LdmVae
     } else if has("encoder.down_blocks.") {
         Naming::Vae
+    } else if let Some(naming) = small(weights) {
+        naming
     } else if has("down_blocks.") {
         Naming::UNet
     } else if has("vision_model.") {
@@ -137,6 +147,32 @@ pub(super) fn clip_g_prefix(weights: &Weights) -> Option<(&'static str, bool)> {
         embedded && (!prefix.is_empty() || is_deep())
     });
     transformers.map(|prefix| (prefix, false))
+}
+
+/// The small networks whose names are mostly numbers: what is asked for is the shape of a few.
+fn small(weights: &Weights) -> Option<Naming> {
+    let convolution = |name: &str| weights.shape(name).is_some_and(|shape| shape.len() == 4);
+    let all = |names: &[&str]| names.iter().all(|name| convolution(name));
+    if all(&["encoder.layers.0.weight", "encoder.layers.1.conv.0.weight"])
+        || all(&["decoder.layers.0.weight", "decoder.layers.2.conv.0.weight"])
+    {
+        return Some(Naming::Taesd);
+    }
+    if weights.has("taesd_decoder.3.conv") || weights.has("taesd_encoder.1.conv") {
+        return Some(Naming::TaesdHalves);
+    }
+    if all(&["0.weight", "1.conv.0.weight", "14.weight"]) {
+        return Some(Naming::TaesdEncoder);
+    }
+    if all(&["1.weight", "3.conv.0.weight", "19.weight"]) {
+        return Some(Naming::TaesdDecoder);
+    }
+    let is_adapter = ["adapter.body.0", "body.0"].iter().any(|body| {
+        convolution(&format!("{body}.in_conv.weight"))
+            || convolution(&format!("{body}.block1.weight"))
+            || convolution(&format!("{body}.resnets.0.block1.weight"))
+    });
+    is_adapter.then_some(Naming::T2iAdapter)
 }
 
 /// What stands before `embeddings.token_embedding.weight` in a CLIP text encoder's file.

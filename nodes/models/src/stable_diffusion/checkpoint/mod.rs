@@ -26,6 +26,8 @@ use crate::files::python_json;
 use crate::files::weights::Weights;
 use crate::samplers::SchedulerConfig;
 use crate::stable_diffusion::controlnet::ControlNetConfig;
+use crate::stable_diffusion::t2i_adapter::{self, T2iAdapterConfig};
+use crate::stable_diffusion::taesd::{Half, TaesdConfig, TaesdWeights, diffusers_name};
 use crate::stable_diffusion::unet::UNetConfig;
 use crate::stable_diffusion::vae::VaeConfig;
 use family::{Found, Naming};
@@ -83,6 +85,10 @@ impl Checkpoint {
             Some(Naming::LdmControlNet | Naming::ControlNet) => "a ControlNet",
             Some(Naming::ClipText) => "a CLIP text encoder",
             Some(Naming::ClipVision) => "a CLIP vision encoder",
+            Some(Naming::TaesdEncoder) => "TAESD's encoder",
+            Some(Naming::TaesdDecoder) => "TAESD's decoder",
+            Some(Naming::Taesd | Naming::TaesdHalves) => "TAESD, a tiny autoencoder",
+            Some(Naming::T2iAdapter) => "a T2I-Adapter",
         }
     }
 
@@ -245,6 +251,101 @@ impl Checkpoint {
         Ok(name.split(|c: char| !c.is_alphanumeric()).any(|word| word == "shuffle"))
     }
 
+    /// Whether it is a TAESD, or a half of one.
+    pub fn is_taesd(&self) -> bool {
+        match &self.file {
+            None => self.is_folder_of("AutoencoderTiny"),
+            Some((_, naming)) => matches!(
+                naming,
+                Naming::Taesd | Naming::TaesdHalves | Naming::TaesdEncoder | Naming::TaesdDecoder
+            ),
+        }
+    }
+
+    /// TAESD, or what there is of it: its sizes and its weights. A file of one half is completed by the other one, `NAME_decoder`
+    /// beside `NAME_encoder`, where it is there.
+    ///
+    /// # Errors
+    /// It is none, or the other half's file is something else.
+    pub fn taesd(&self) -> Result<(TaesdConfig, TaesdWeights)> {
+        let halves = match &self.file {
+            None if self.is_taesd() => {
+                TaesdWeights::of_one_file(&Weights::open(&self.path, &self.device)?)?
+            }
+            Some((weights, Naming::Taesd)) => TaesdWeights::of_one_file(weights)?,
+            Some((weights, Naming::TaesdHalves)) => {
+                let half = |name: &str, half| {
+                    weights.has(name).then(|| in_diffusers_names(&weights.sub(name), half))
+                };
+                TaesdWeights {
+                    encoder: half("taesd_encoder", Half::Encoder),
+                    decoder: half("taesd_decoder", Half::Decoder),
+                }
+            }
+            Some((weights, Naming::TaesdEncoder)) => TaesdWeights {
+                encoder: Some(in_diffusers_names(weights, Half::Encoder)),
+                decoder: self.other_half(("encoder", "decoder"), Half::Decoder)?,
+            },
+            Some((weights, Naming::TaesdDecoder)) => TaesdWeights {
+                encoder: self.other_half(("decoder", "encoder"), Half::Encoder)?,
+                decoder: Some(in_diffusers_names(weights, Half::Decoder)),
+            },
+            _ => return Err(self.has_no("a tiny autoencoder (TAESD)")),
+        };
+        Ok((TaesdConfig::from_weights(&halves)?, halves))
+    }
+
+    /// The half that lies beside the file under its name with `to` for `from`.
+    fn other_half(&self, (from, to): (&str, &str), half: Half) -> Result<Option<Weights>> {
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
+        let beside = self.path.with_file_name(name.replace(from, to));
+        if beside == self.path || !beside.is_file() {
+            return Ok(None);
+        }
+        let other = Checkpoint::open(&beside, &self.device)?;
+        let wanted = match half {
+            Half::Encoder => Naming::TaesdEncoder,
+            Half::Decoder => Naming::TaesdDecoder,
+        };
+        match &other.file {
+            Some((weights, naming)) if *naming == wanted => {
+                Ok(Some(in_diffusers_names(weights, half)))
+            }
+            _ => {
+                let what = format!("it is {}, where TAESD's {to} is wanted", other.kind());
+                Err(not_for_us(&beside, what))
+            }
+        }
+    }
+
+    /// Whether it is a T2I-Adapter.
+    pub fn is_t2i_adapter(&self) -> bool {
+        match &self.file {
+            None => self.is_folder_of("T2IAdapter"),
+            Some((_, naming)) => *naming == Naming::T2iAdapter,
+        }
+    }
+
+    /// The T2I-Adapter: its sizes and its weights.
+    ///
+    /// # Errors
+    /// It is none, or its sizes are no adapter's.
+    pub fn t2i_adapter(&self) -> Result<(T2iAdapterConfig, Weights)> {
+        let weights = match &self.file {
+            None if self.is_t2i_adapter() => Weights::open(&self.path, &self.device)?,
+            Some((weights, Naming::T2iAdapter)) => weights.clone(),
+            _ => return Err(self.has_no("a T2I-Adapter")),
+        };
+        let weights = weights.renamed(t2i_adapter::diffusers_names(&weights.names()));
+        Ok((T2iAdapterConfig::from_weights(&weights)?, weights))
+    }
+
+    /// Whether the folder says itself that it is diffusers' model of this class.
+    fn is_folder_of(&self, class: &str) -> bool {
+        let config = json_of(&self.path.join("config.json"));
+        self.file.is_none() && config.is_ok_and(|(config, _)| config["_class_name"] == class)
+    }
+
     /// The folder of a part: in the pipeline's folder, or the folder itself where that is one model.
     ///
     /// # Errors
@@ -348,6 +449,12 @@ fn without_wrapping(weights: Weights) -> Weights {
     }
     let model = weights.sub("state_dict");
     model.renamed(model.names().into_iter().map(|name| (name.clone(), name)))
+}
+
+/// A published half of TAESD under diffusers' names.
+fn in_diffusers_names(weights: &Weights, half: Half) -> Weights {
+    let pair = |name: String| (diffusers_name(half, &name).unwrap_or_else(|| name.clone()), name);
+    weights.renamed(weights.names().into_iter().map(pair).collect::<Vec<_>>())
 }
 
 /// The picture half of a file of the whole of CLIP.

@@ -1,0 +1,107 @@
+//! PrepImageForClipVision: a picture cut to a square of CLIP's size.
+
+use kosmograph_pixels::shape::Shape;
+use kosmograph_pixels::torch::{Mode, interpolate};
+use node::*;
+
+/// The side that CLIP's encoders take.
+const SIDE: usize = 224;
+
+/// Cuts a square out of a picture and scales it to 224 × 224, so that CLIP's encoder sees that part.
+#[derive(Inputs)]
+#[node(category = "ipadapter/utils")]
+pub struct PrepImageForClipVision {
+    /// The picture.
+    image: Image,
+    /// How it is scaled.
+    #[widget(choices = ["BICUBIC", "BILINEAR", "NEAREST"], default = "BICUBIC")]
+    interpolation: String,
+    /// Which part of it is kept. pad keeps all and fills up with white.
+    #[widget(choices = ["top", "bottom", "left", "right", "center", "pad"], default = "center")]
+    crop_position: String,
+    /// Sharpening; 0 leaves it as it is.
+    #[widget(default = 0.0, min = 0.0, max = 1.0, step = 0.05)]
+    sharpening: f64,
+}
+
+impl Node for PrepImageForClipVision {
+    outputs![IMAGE: Image];
+
+    fn run(self, _cx: &Context) -> Result<Image> {
+        if self.sharpening != 0.0 {
+            return Err(Error::at(
+                "sharpening",
+                "pictures are not sharpened here; 0 would be right",
+            ));
+        }
+        let mode = match self.interpolation.as_str() {
+            "BILINEAR" => Mode::Bilinear,
+            "NEAREST" => Mode::NearestExact,
+            _ => Mode::Bicubic,
+        };
+        let (batch, height, width, channels) = self.image.dims();
+        let pixels = self.image.0.to_f32()?;
+        let side = match self.crop_position.as_str() {
+            "pad" => height.max(width),
+            _ => height.min(width),
+        };
+        // Where the square begins; of a padded one above and left of the picture.
+        let middle = |length: usize| (length as i64 - side as i64) / 2;
+        let (top, left) = match self.crop_position.as_str() {
+            "top" => (0, middle(width)),
+            "bottom" => ((height - side) as i64, middle(width)),
+            "left" => (middle(height), 0),
+            "right" => (middle(height), (width - side) as i64),
+            _ => (middle(height), middle(width)),
+        };
+        let shape = Shape { batch, height: side, width: side, channels };
+        let mut square = memory::room("the square pictures", &shape.dims())?;
+        for picture in 0..batch {
+            for y in 0..side as i64 {
+                for x in 0..side as i64 {
+                    let (y, x) = (top + y, left + x);
+                    let inside = (0..height as i64).contains(&y) && (0..width as i64).contains(&x);
+                    let at = ((picture * height + y.max(0) as usize) * width + x.max(0) as usize)
+                        * channels;
+                    match inside {
+                        true => square.extend_from_slice(&pixels[at..at + channels]),
+                        false => square.extend(std::iter::repeat_n(1.0, channels)),
+                    }
+                }
+            }
+        }
+        let scaled = interpolate(&square, shape, (SIDE, SIDE), mode).map_err(Error::new)?;
+        let scaled = scaled.into_iter().map(|value| value.clamp(0.0, 1.0)).collect();
+        Ok(Image(Tensor::from_f32(&[batch, SIDE, SIDE, channels], scaled)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use node::testing::{Host, this_library};
+
+    #[test]
+    fn a_square_is_cut_where_it_is_asked_for() {
+        // Columns that are their number.
+        let values = (0..300).flat_map(|i| [(i % 100) as f32 / 100.0; 3]).collect();
+        let picture = Tensor::from_f32(&[1, 3, 100, 3], values).unwrap().into_value();
+        let cut = |position: &str| {
+            let inputs = [
+                ("image", picture.clone()),
+                ("crop_position", Value::string(position)),
+                ("interpolation", Value::string("NEAREST")),
+            ];
+            let made = Host::new().run(&this_library!(), "PrepImageForClipVision", &inputs);
+            let made = made.unwrap().remove(0).as_tensor().unwrap();
+            assert_eq!(made.shape(), [1, 224, 224, 3]);
+            made.to_vec().unwrap()
+        };
+        assert_eq!(cut("left")[0], 0.0);
+        assert_eq!(cut("right")[0], 0.97);
+        assert_eq!(cut("center")[0], 0.48);
+        // A padded one is white above, and has the picture's own columns in the middle.
+        let padded = cut("pad");
+        assert_eq!((padded[0], padded[112 * 224 * 3]), (1.0, 0.0));
+    }
+}
