@@ -122,6 +122,9 @@ pub struct Worker {
 #[derive(Debug, Args)]
 pub struct Describe {
     pub library: PathBuf,
+    /// Read what libraries need and touch nothing else
+    #[arg(long)]
+    pub confined: bool,
 }
 
 #[derive(Debug, Args)]
@@ -150,10 +153,20 @@ pub struct Workflow {
     /// Set every seed; N..M runs once for each from N to M - 1, N..=M to M
     #[arg(long, value_name = "N|N..M")]
     pub seed: Option<Seeds>,
+    #[command(flatten)]
+    pub places: Places,
+    /// Write what happens as JSON, one event a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Where things are, and what nodes compute on; the same for one workflow as for a server.
+#[derive(Debug, Args)]
+pub struct Places {
     /// Where results are written [default: ./output]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
-    /// Where input pictures are
+    /// Where input pictures are [default: ./input]
     #[arg(long, value_name = "DIR")]
     pub input: Option<PathBuf>,
     /// A folder of models, or ComfyUI's own folder; may be given several times
@@ -168,9 +181,6 @@ pub struct Workflow {
     /// What nodes compute on: cpu, cuda or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub device: Device,
-    /// Write what happens as JSON, one event a line
-    #[arg(long)]
-    pub json: bool,
 }
 
 #[derive(Debug, Args)]

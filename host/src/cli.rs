@@ -75,7 +75,7 @@ pub fn main(command: Command) -> Exit {
         Command::Train(args) => train::train(&args, listener, &screen),
         Command::CheckPlugin(check) => list::check_plugin(&check, listener),
         Command::Worker(worker) => crate::worker::main(&worker),
-        Command::Describe(describe) => libraries::answer(&describe.library),
+        Command::Describe(describe) => libraries::answer(&describe.library, describe.confined),
     };
     match listener.trouble() {
         Some(trouble) if exit != Exit::Interrupted => {

@@ -4,13 +4,14 @@
 //! say of themselves. No library is loaded.
 
 use crate::args;
+use crate::catalogue::Catalogue;
 use crate::changes::{Seeds, set, set_seed};
 use crate::editor::{Converted, Now, Texts, convert};
 use crate::events::{Event, Level, Listener};
 use crate::execute::{Later, Properties};
 use crate::folders::{Folders, Given};
 use crate::graph::{self, Graph, Opened, is_editor_format};
-use crate::libraries::Libraries;
+use crate::libraries::{Asked, Libraries};
 use crate::plan::{Plan, Refusal};
 use crate::problem::{Kind, Problem};
 use crate::sweep::{Combination, Sweep};
@@ -19,6 +20,9 @@ use serde_json::{Map, Value};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
+
+/// How many muted outputs a sentence names.
+const MOST_NAMED: usize = 5;
 
 /// What workflows are run with, whichever they are.
 #[derive(Clone, Debug)]
@@ -35,8 +39,22 @@ impl Surroundings {
     /// # Errors
     /// A problem of kind [`Kind::Arguments`]: a folder is not there, or there is no library.
     pub fn find(folders: Folders, plugins: &[PathBuf], device: &str) -> Result<Self, Problem> {
+        Self::asked(folders, plugins, device, Asked::Freely)
+    }
+
+    /// As [`Self::find`]; a library that was not asked before is asked as `asked` says.
+    ///
+    /// # Errors
+    /// As [`Self::find`].
+    pub fn asked(
+        folders: Folders,
+        plugins: &[PathBuf],
+        device: &str,
+        asked: Asked,
+    ) -> Result<Self, Problem> {
         let arguments = |sentence: String| Problem::new(Kind::Arguments, sentence);
-        let libraries = Libraries::find(plugins).map_err(|error| arguments(error.to_string()))?;
+        let libraries =
+            Libraries::asked(plugins, asked).map_err(|error| arguments(error.to_string()))?;
         if libraries.catalogue.classes().is_empty() {
             let searched: Vec<String> =
                 libraries.searched.iter().map(|path| path.display().to_string()).collect();
@@ -87,14 +105,15 @@ impl Job {
         // What is no workflow is told before the machine is looked through.
         let opened = opened(&file, &name)?;
         let given = Given {
-            models: &workflow.models,
-            extra_model_paths: &workflow.extra_model_paths,
-            input: workflow.input.as_deref(),
-            output: workflow.out.as_deref(),
+            models: &workflow.places.models,
+            extra_model_paths: &workflow.places.extra_model_paths,
+            input: workflow.places.input.as_deref(),
+            output: workflow.places.out.as_deref(),
             workflow: file.folder.as_deref(),
         };
         let folders = Folders::find(given).map_err(|error| arguments(error.to_string()))?;
-        let with = Surroundings::find(folders, &workflow.plugins, &workflow.device.0)?;
+        let with =
+            Surroundings::find(folders, &workflow.places.plugins, &workflow.places.device.0)?;
         let mut this = Self::opened(file, opened, &name, with)?;
         let catalogue = &this.libraries.catalogue;
         for change in &workflow.set {
@@ -210,8 +229,24 @@ impl Job {
             Ok(plan) => Ok((plan.warned(warnings), graph)),
             Err(mut refusal) => {
                 warnings.append(&mut refusal.warnings);
+                self.name_muted(&mut refusal.problems);
                 Err(Refusal { problems: refusal.problems, warnings })
             }
+        }
+    }
+
+    /// Where there is no output because the editor's were muted or bypassed, that is what is told.
+    fn name_muted(&self, problems: &mut [Problem]) {
+        let mut without = problems.iter_mut().filter(|one| one.kind == Kind::PromptNoOutputs);
+        let Some(problem) = without.next().filter(|_| self.is_converted) else { return };
+        let editor = self.editor.as_deref().and_then(|text| serde_json::from_str(text).ok());
+        let muted = editor.map(|editor| muted_outputs(&editor, &self.libraries.catalogue));
+        if let Some(muted) = muted.filter(|muted| !muted.is_empty()) {
+            problem.message = format!(
+                "every output node of the workflow is muted or bypassed, so nothing would come of running \
+                 it: {}; switch one on in the editor",
+                muted.join(", ")
+            );
         }
     }
 
@@ -251,6 +286,20 @@ impl Job {
             listener.event(&Event::log(Level::Warning, message));
         }
     }
+}
+
+/// The output nodes of the editor's graph that it does not run, those of its subgraphs too.
+fn muted_outputs(editor: &Value, catalogue: &Catalogue) -> Vec<String> {
+    let subgraphs = editor["definitions"]["subgraphs"].as_array().into_iter().flatten();
+    let graphs = std::iter::once(editor).chain(subgraphs);
+    let nodes = graphs.flat_map(|graph| graph["nodes"].as_array().into_iter().flatten());
+    let is_muted = |node: &&Value| node["mode"].as_u64().is_some_and(|mode| mode != 0);
+    let name = |node: &Value| {
+        let class = node["type"].as_str()?;
+        catalogue.get(class).filter(|class| class.descriptor.output_node)?;
+        Some(format!("node {} ({class})", node["id"]))
+    };
+    nodes.filter(is_muted).filter_map(name).take(MOST_NAMED).collect()
 }
 
 fn opened(file: &WorkflowFile, name: &str) -> Result<Opened, Problem> {

@@ -22,6 +22,15 @@ pub struct Libraries {
     pub searched: Vec<PathBuf>,
 }
 
+/// What the process may touch in which a library is asked what it offers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// All that this one may.
+    Freely,
+    /// What a confined worker may, but for models and pictures; it writes nothing.
+    Confined,
+}
+
 /// A library that cannot be used.
 #[derive(Debug, serde::Serialize)]
 pub struct FailedLibrary {
@@ -47,6 +56,14 @@ impl Libraries {
     /// # Errors
     /// A place that was named and is not there.
     pub fn find(given: &[PathBuf]) -> Result<Self, SearchError> {
+        Self::asked(given, Asked::Freely)
+    }
+
+    /// As [`Self::find`]; a library that was not asked before is asked as `asked` says.
+    ///
+    /// # Errors
+    /// As [`Self::find`].
+    pub fn asked(given: &[PathBuf], asked: Asked) -> Result<Self, SearchError> {
         let mut this = Self::default();
         let mut files = Vec::new();
         for path in given {
@@ -76,7 +93,7 @@ impl Libraries {
             seen.push(real);
             new
         });
-        for (path, descriptor) in described(files) {
+        for (path, descriptor) in described(files, asked) {
             this.add(path, descriptor);
         }
         Ok(this)
@@ -123,25 +140,25 @@ impl Libraries {
 
 /// Each file, as an absolute path, and what it says of itself. Those that have to be asked are asked
 /// side by side: one that hangs costs its own time and not the others'.
-fn described(files: Vec<PathBuf>) -> Vec<(PathBuf, Result<Json, String>)> {
+fn described(files: Vec<PathBuf>, asked: Asked) -> Vec<(PathBuf, Result<Json, String>)> {
     let store = Store::of_user();
     let (store, mut answers) = (store.as_ref(), Vec::new());
     std::thread::scope(|scope| {
-        let asked: Vec<_> = files
+        let threads: Vec<_> = files
             .into_iter()
             .map(|path| {
                 let path = std::path::absolute(&path).unwrap_or(path);
                 let of_thread = path.clone();
                 let name = "describe".to_owned();
-                let ask = move || describe(&of_thread, store);
+                let ask = move || describe(&of_thread, store, asked);
                 (path, std::thread::Builder::new().name(name).spawn_scoped(scope, ask))
             })
             .collect();
-        for (path, asked) in asked {
-            let answer = match asked {
+        for (path, thread) in threads {
+            let answer = match thread {
                 Ok(thread) => thread.join().unwrap_or_else(|_| Err("asking panicked".to_owned())),
                 // No thread can be had: one after the other, then.
-                Err(_) => describe(&path, store),
+                Err(_) => describe(&path, store, asked),
             };
             answers.push((path, answer));
         }

@@ -62,7 +62,10 @@ impl Server {
         let heard = said.clone();
         std::thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                if let Some((_, address)) = line.split_once("listening at http://") {
+                if let Some((_, address)) = line
+                    .split_once("listening at http")
+                    .and_then(|(_, rest)| rest.split_once("://"))
+                {
                     let _ = sender.send(address.trim().to_owned());
                 }
                 let mut said = heard.lock().unwrap_or_else(PoisonError::into_inner);

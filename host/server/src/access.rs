@@ -94,13 +94,16 @@ impl Access {
         !self.tokens.is_empty()
     }
 
-    /// The cookie of a browser that knows `token`.
-    pub fn session(&self, token: &str) -> Option<String> {
+    /// The cookie of a browser that knows `token`; `is_secure` where it goes over TLS alone.
+    pub fn session(&self, token: &str, is_secure: bool) -> Option<String> {
         let hash = blake3::hash(token.trim().as_bytes());
         // Comparing hashes of this kind takes as long for every one.
         self.tokens.contains(&hash).then(|| {
             let session = blake3::keyed_hash(&self.secret, hash.as_bytes()).to_hex();
-            format!("{COOKIE}={session}; Path=/; HttpOnly; SameSite=Strict; Max-Age={SESSION}")
+            let secure = if is_secure { "; Secure" } else { "" };
+            format!(
+                "{COOKIE}={session}; Path=/; HttpOnly; SameSite=Strict; Max-Age={SESSION}{secure}"
+            )
         })
     }
 
@@ -311,14 +314,14 @@ mod tests {
         assert!(knows("authorization", "bearer  abcdefghijklmnop"));
         assert!(!knows("authorization", "Bearer abcdefghijklmno"));
         assert!(!knows("authorization", "Basic abcdefghijklmnop"));
-        let cookie = access.session("abcdefghijklmnop").unwrap();
+        let cookie = access.session("abcdefghijklmnop", false).unwrap();
         assert!(cookie.contains("HttpOnly") && cookie.contains("SameSite=Strict"), "{cookie}");
         assert!(!cookie.contains("abcdefgh"), "a cookie is not the token");
         let pair = cookie.split(';').next().unwrap();
         assert!(
             knows("cookie", &format!("a=b; {pair}")) && !knows("cookie", "kosmograph_session=00")
         );
-        assert_eq!(access.session("wrong"), None);
+        assert_eq!(access.session("wrong", false), None);
         let other = Access::new(Some(&path), None, &[], false, [8; 32]).unwrap();
         assert!(!other.knows(&headers(&[("cookie", pair)])), "of another server");
     }

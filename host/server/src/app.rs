@@ -2,6 +2,7 @@
 
 use crate::access::Access;
 use crate::hub::Hub;
+use crate::keep::Keeper;
 use crate::log::Log;
 use crate::message::status;
 use crate::metrics::Metrics;
@@ -14,7 +15,7 @@ use serde_json::Value as Json;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 
@@ -74,6 +75,8 @@ pub struct App {
     changes: watch::Sender<()>,
     /// Room for clients that follow jobs of API v2.
     pub streams: Arc<Semaphore>,
+    /// Bounds the output folder, where it is to be.
+    pub keeper: OnceLock<Keeper>,
     stopping: AtomicBool,
 }
 
@@ -98,6 +101,7 @@ impl App {
             vitals: Mutex::default(),
             changes: watch::channel(()).0,
             streams: Arc::new(Semaphore::new(MOST_STREAMS)),
+            keeper: OnceLock::new(),
             stopping: AtomicBool::new(false),
         }
     }

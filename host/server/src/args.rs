@@ -1,7 +1,7 @@
 //! The command line of `kosmograph serve`.
 
 use clap::Args;
-use kosmograph::args::Device;
+use kosmograph::args::Places;
 use kosmograph::execute::Budget;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -16,28 +16,12 @@ pub struct Serve {
     /// loopback address, which needs --token-file or --no-auth
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8188", value_delimiter = ',')]
     pub listen: Vec<Listen>,
-    /// A folder of models, or ComfyUI's own folder; may be given several times
-    #[arg(long, value_name = "DIR")]
-    pub models: Vec<PathBuf>,
-    /// A file as ComfyUI's extra_model_paths.yaml; may be given several times
-    #[arg(long, value_name = "FILE")]
-    pub extra_model_paths: Vec<PathBuf>,
-    /// Where input pictures are, and uploads go [default: ./input]
-    #[arg(long, value_name = "DIR")]
-    pub input: Option<PathBuf>,
-    /// Where results are written [default: ./output]
-    #[arg(long, value_name = "DIR")]
-    pub out: Option<PathBuf>,
+    #[command(flatten)]
+    pub places: Places,
     /// Queue, history, settings and the editor's files [default: $XDG_STATE_HOME/kosmograph, or
     /// ~/.local/state/kosmograph]
     #[arg(long, value_name = "DIR")]
     pub state: Option<PathBuf>,
-    /// A folder of node libraries, or one library; may be given several times
-    #[arg(long, value_name = "DIR")]
-    pub plugins: Vec<PathBuf>,
-    /// What nodes compute on: cpu, cuda or cuda:N
-    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
-    pub device: Device,
     /// How many jobs run side by side, each in a process of its own with its own models
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub workers: u16,
@@ -65,6 +49,12 @@ pub struct Serve {
     /// Let everybody who reaches the address use the server: for containers behind a proxy that checks
     #[arg(long, conflicts_with = "token_file")]
     pub no_auth: bool,
+    /// Speak TLS, with this certificate (PEM, the chain behind it)
+    #[arg(long, value_name = "FILE", requires = "tls_keyfile")]
+    pub tls_certfile: Option<PathBuf>,
+    /// The certificate's private key (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_certfile")]
+    pub tls_keyfile: Option<PathBuf>,
     /// Let pages of this origin use the server, https://example.com or *
     #[arg(long, value_name = "ORIGIN", num_args = 0..=1, default_missing_value = "*")]
     pub cors: Option<String>,
@@ -88,12 +78,25 @@ pub struct Serve {
     /// How many finished jobs the history keeps
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     pub history_limit: u64,
+    /// The most that the output folder may hold, 20G: what is in it is deleted from the oldest on, by
+    /// whomever it was put there [default: all is kept]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub keep_outputs: Option<u64>,
     /// The largest request in bytes, 100M
     #[arg(long, value_name = "SIZE", default_value = "100M")]
     pub upload_limit: Budget,
     /// How long a running job may go on after SIGTERM, in seconds; then it is put back into the queue
     #[arg(long, value_name = "S", default_value_t = 30)]
     pub stop_grace: u64,
+}
+
+/// A size in bytes; a part of the memory is none.
+fn size(text: &str) -> Result<u64, String> {
+    match text.parse::<Budget>() {
+        Ok(Budget::Percent(_)) => Err(format!("\"{text}\" is no size; 500M or 20G is")),
+        Ok(budget) => Ok(budget.bytes()),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// An address to listen at.

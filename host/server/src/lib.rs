@@ -10,6 +10,8 @@ mod app;
 mod args;
 mod fault;
 pub mod hub;
+mod keep;
+mod listen;
 mod log;
 pub mod message;
 mod metrics;

@@ -20,16 +20,23 @@ use crate::app::App;
 use crate::fault::Fault;
 use axum::Router;
 use axum::extract::{ConnectInfo, DefaultBodyLimit, Request, State};
-use axum::http::StatusCode;
+use axum::http::header::{self, HeaderMap};
+use axum::http::{Extensions, StatusCode, Version};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::{get, patch, post};
 use serde_json::{Map, Value as Json};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+use tower_http::compression::predicate::{Predicate, SizeAbove};
+use tower_http::compression::{CompressionLayer, CompressionLevel};
+use tower_http::timeout::RequestBodyTimeoutLayer;
 
 type Shared = State<Arc<App>>;
+
+/// How long a client may be silent in the middle of a request's body.
+const BODY: Duration = Duration::from_secs(30);
 
 /// The whole server.
 pub fn router(app: Arc<App>) -> Router {
@@ -87,6 +94,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/healthz", get(info::healthz))
         .route("/readyz", get(info::readyz))
         .route("/metrics", get(info::metrics))
+        .route("/openapi.json", get(openapi))
         .route("/templates/{name}", get(page::templates))
         .route("/login", get(page::login_page).post(page::login))
         .route("/kosmograph/workflows", get(page::workflows))
@@ -101,10 +109,28 @@ pub fn router(app: Arc<App>) -> Router {
         .method_not_allowed_fallback(wrong_method)
         .layer(from_fn(json_errors))
         .layer(DefaultBodyLimit::max(limit))
+        .layer(RequestBodyTimeoutLayer::new(BODY))
         .layer(from_fn_with_state(app.clone(), guard))
         .layer(from_fn(v2::envelope))
+        .layer(
+            CompressionLayer::new().quality(CompressionLevel::Fastest).compress_when(texts_only()),
+        )
         .layer(from_fn(log))
         .with_state(app)
+}
+
+/// What is worth it: JSON, texts and scripts. Events go out as they come, and pictures are small already.
+fn texts_only() -> impl Predicate {
+    let is_text = |_: StatusCode, _: Version, headers: &HeaderMap, _: &Extensions| {
+        let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+        let kind = kind.unwrap_or_default();
+        let is_text = kind.starts_with("text/") && !kind.starts_with("text/event-stream");
+        is_text
+            || ["application/json", "application/wasm", "image/svg+xml"]
+                .iter()
+                .any(|one| kind.starts_with(one))
+    };
+    SizeAbove::new(1024).and(is_text)
 }
 
 /// The access log: one event for each request, without what may be a secret in its parameters.
@@ -135,6 +161,13 @@ async fn json_errors(request: Request, next: Next) -> Response {
         _ => "invalid_request",
     };
     axum::response::IntoResponse::into_response(Fault::new(status, kind, sentence))
+}
+
+/// What clients are generated from; a test holds it against the router.
+const OPENAPI: &str = include_str!("../../../docs/openapi.json");
+
+async fn openapi() -> Response {
+    json_text(OPENAPI.to_owned())
 }
 
 async fn wrong_method() -> Fault {
@@ -183,4 +216,62 @@ fn texts(object: &Map<String, Json>, key: &str) -> Result<Option<Vec<String>>, F
 fn json_text(text: String) -> Response {
     let kind = [(axum::http::header::CONTENT_TYPE, "application/json")];
     axum::response::IntoResponse::into_response((kind, text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    /// The addresses and methods that a part of this source adds to a router.
+    fn routes(source: &str, below: &str) -> BTreeSet<String> {
+        let mut found = BTreeSet::new();
+        for part in source.split(".route(").skip(1) {
+            let mut quoted = part.split('"');
+            let path = quoted.nth(1).unwrap().replace("{*", "{");
+            let handlers: String = quoted.collect();
+            // Up to the parenthesis that closes this route.
+            let mut depth = 1;
+            let end = handlers.find(|c| {
+                depth += match c {
+                    '(' => 1,
+                    ')' => -1,
+                    _ => 0,
+                };
+                depth == 0
+            });
+            let handlers = &handlers[..end.unwrap_or(handlers.len())];
+            for method in ["get", "post", "patch", "delete", "head", "put"] {
+                let is_there = handlers.match_indices(&format!("{method}(")).any(|(at, _)| {
+                    !handlers[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_')
+                });
+                if is_there {
+                    found.insert(format!("{method} {below}{path}"));
+                }
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn the_description_names_every_address() {
+        let (source, v2) = (include_str!("routes.rs"), include_str!("routes/v2.rs"));
+        let part = |from: &str, to: &str| {
+            let rest = &source[source.find(from).unwrap()..];
+            &rest[..rest.find(to).unwrap()]
+        };
+        let mut there = routes(part("let twice =", "let once ="), "/api");
+        there.extend(routes(part("let once =", ".fallback("), ""));
+        there.extend(routes(v2, "/api"));
+        let described: Json = serde_json::from_str(OPENAPI).unwrap();
+        let paths = described["paths"].as_object().unwrap().iter();
+        let described: BTreeSet<String> = paths
+            .flat_map(|(path, methods)| {
+                let methods = methods.as_object().unwrap().keys();
+                methods.map(move |method| format!("{method} {path}"))
+            })
+            .collect();
+        assert!(there.len() > 70, "{there:?}");
+        assert_eq!(there, described);
+    }
 }

@@ -179,6 +179,9 @@ fn finish(app: &App, job: &Running, watch: Watch) {
     app.metrics.finished(finished.state);
     app.queue.done(job);
     last.tell(app);
+    if let Some(keeper) = app.keeper.get() {
+        keeper.wake();
+    }
 }
 
 /// The job waits again. In memory, too, where the server goes on.

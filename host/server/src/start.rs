@@ -5,12 +5,14 @@ use crate::app::{App, Options};
 use crate::args::Serve;
 use crate::queue::{Queue, Why};
 use crate::store::Store;
-use crate::{routes, run};
+use crate::{keep, listen, routes, run};
 use kosmograph::execute::Budget;
 use kosmograph::folders::{Folders, Given};
 use kosmograph::job::Surroundings;
+use kosmograph::libraries::Asked;
 use kosmograph::process;
 use kosmograph::sandbox::Sandbox;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -19,6 +21,8 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
 use tracing_subscriber::EnvFilter;
 
 /// The exit code where the arguments, or what they name, are wrong.
@@ -33,6 +37,7 @@ const STOPPING: Duration = Duration::from_secs(3);
 /// Serves until it is told to end.
 pub fn main(args: Serve) -> ExitCode {
     process::ignore_signals(&[Signal::SIGXFSZ]);
+    allow_descriptors();
     let wanted = std::env::var("KOSMOGRAPH_LOG").or_else(|_| std::env::var("RUST_LOG"));
     let filter = EnvFilter::try_new(wanted.as_deref().unwrap_or("info"));
     let filter = filter.unwrap_or_else(|_| EnvFilter::new("info"));
@@ -73,9 +78,14 @@ fn serve(args: Serve) -> Result<(), String> {
         secret,
     )
     .map_err(|error| text(&error))?;
+    let tls = match (&args.tls_certfile, &args.tls_keyfile) {
+        (Some(certificate), Some(key)) => Some(listen::tls(certificate, key)?),
+        _ => None,
+    };
     // Before libraries are looked through: a port that is taken is told at once.
-    let listeners = addresses.iter().map(listen).collect::<Result<Vec<_>, _>>()?;
-    let surroundings = surroundings(&args, &state)?;
+    let listeners = addresses.iter().map(bind).collect::<Result<Vec<_>, _>>()?;
+    let confined = is_confined(&args);
+    let surroundings = surroundings(&args, &state, confined)?;
     for failed in &surroundings.libraries.failed {
         tracing::warn!("{}", failed.reason);
     }
@@ -87,7 +97,7 @@ fn serve(args: Serve) -> Result<(), String> {
     let last = store.last_number().map_err(|error| text(&error))?;
     let workers = usize::from(args.workers);
     let queue = Queue::new(args.queue_limit.max(waiting.len()), workers, last, waiting);
-    let options = options(&args, &state)?;
+    let options = options(&args, &state, confined)?;
     if let Some(frontend) = &options.frontend {
         tracing::info!("the official frontend is {}", frontend.display());
     }
@@ -96,6 +106,8 @@ fn serve(args: Serve) -> Result<(), String> {
     }
     let app = Arc::new(App::new(options, surroundings, store, queue, access));
     run::give_up(&app, &lost);
+    keep::start(&app, args.keep_outputs)
+        .map_err(|error| format!("no thread can be started: {error}"))?;
     let program = std::env::current_exe()
         .map_err(|error| format!("the program's own file cannot be found: {error}"))?;
     let threads: Vec<JoinHandle<()>> = (0..workers)
@@ -113,7 +125,7 @@ fn serve(args: Serve) -> Result<(), String> {
         .build()
         .map_err(|error| format!("the server cannot be started: {error}"))?;
     let grace = Duration::from_secs(args.stop_grace);
-    let result = runtime.block_on(until_told(app.clone(), listeners, grace));
+    let result = runtime.block_on(until_told(app.clone(), listeners, tls, grace));
     for thread in threads {
         // Its worker ends with it; what a thread that hangs was at is run again.
         if thread.is_finished() {
@@ -129,25 +141,19 @@ fn serve(args: Serve) -> Result<(), String> {
 async fn until_told(
     app: Arc<App>,
     listeners: Vec<TcpListener>,
+    tls: Option<TlsAcceptor>,
     grace: Duration,
 ) -> Result<(), String> {
     let cannot = |error: std::io::Error| format!("the server cannot be started: {error}");
-    let router = routes::router(app.clone()).into_make_service_with_connect_info::<SocketAddr>();
+    let router = routes::router(app.clone());
+    let room = Arc::new(Semaphore::new(listen::MOST));
+    let scheme = if tls.is_some() { "https" } else { "http" };
     for listener in listeners {
         let address = listener.local_addr().map_err(cannot)?;
         listener.set_nonblocking(true).map_err(cannot)?;
         let listener = tokio::net::TcpListener::from_std(listener).map_err(cannot)?;
-        let listener = axum::serve::ListenerExt::tap_io(listener, |stream| {
-            // Messages are small, and somebody waits for each.
-            let _ = stream.set_nodelay(true);
-        });
-        let router = router.clone();
-        tokio::spawn(async move {
-            if let Err(error) = axum::serve(listener, router).await {
-                tracing::error!("{error}");
-            }
-        });
-        tracing::info!("listening at http://{address}");
+        tokio::spawn(listen::serve(listener, router.clone(), tls.clone(), room.clone()));
+        tracing::info!("listening at {scheme}://{address}");
     }
     tokio::spawn(look_after(app.clone()));
     let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
@@ -202,7 +208,7 @@ async fn look_after(app: Arc<App>) {
     }
 }
 
-fn listen(address: &SocketAddr) -> Result<TcpListener, String> {
+fn bind(address: &SocketAddr) -> Result<TcpListener, String> {
     TcpListener::bind(address).map_err(|error| match error.kind() {
         std::io::ErrorKind::AddrInUse => {
             let (address, port) = (address.ip(), address.port());
@@ -210,6 +216,17 @@ fn listen(address: &SocketAddr) -> Result<TcpListener, String> {
         }
         _ => format!("--listen {address}: {error}"),
     })
+}
+
+/// Every client is an open file, and what a shell allows is few.
+fn allow_descriptors() {
+    const WANTED: u64 = 16_384;
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        setrlimit(Resource::RLIMIT_NOFILE, WANTED.min(hard).max(soft), hard)
+    });
+    if let Err(error) = raised {
+        tracing::warn!("the number of open files cannot be raised: {error}");
+    }
 }
 
 /// Whether workers can be confined, and are to be; where they are not that is said loudly.
@@ -241,18 +258,18 @@ fn state_folder(given: Option<&Path>) -> Result<PathBuf, String> {
     Ok(states.join("kosmograph"))
 }
 
-fn surroundings(args: &Serve, state: &Path) -> Result<Surroundings, String> {
+fn surroundings(args: &Serve, state: &Path, confined: bool) -> Result<Surroundings, String> {
     let made = |path: &Path| {
         let made = std::fs::create_dir_all(path);
         made.map_err(|error| format!("{}: the folder cannot be made: {error}", path.display()))
     };
-    let input = args.input.clone().unwrap_or_else(|| "input".into());
+    let input = args.places.input.clone().unwrap_or_else(|| "input".into());
     made(&input)?;
     let given = Given {
-        models: &args.models,
-        extra_model_paths: &args.extra_model_paths,
+        models: &args.places.models,
+        extra_model_paths: &args.places.extra_model_paths,
         input: Some(&input),
-        output: args.out.as_deref(),
+        output: args.places.out.as_deref(),
         workflow: None,
     };
     let mut folders = Folders::find(given).map_err(|error| error.to_string())?;
@@ -261,11 +278,13 @@ fn surroundings(args: &Serve, state: &Path) -> Result<Surroundings, String> {
     folders.temp = state.join("temp");
     let _ = std::fs::remove_dir_all(&folders.temp);
     made(&folders.temp)?;
-    let device = &args.device.0;
-    Surroundings::find(folders, &args.plugins, device).map_err(|problem| problem.to_string())
+    let device = &args.places.device.0;
+    let asked = if confined { Asked::Confined } else { Asked::Freely };
+    Surroundings::asked(folders, &args.places.plugins, device, asked)
+        .map_err(|problem| problem.to_string())
 }
 
-fn options(args: &Serve, state: &Path) -> Result<Options, String> {
+fn options(args: &Serve, state: &Path, confined: bool) -> Result<Options, String> {
     let frontend = match &args.frontend {
         Some(folder) if folder.join("index.html").is_file() => Some(folder.clone()),
         Some(folder) => {
@@ -277,7 +296,7 @@ fn options(args: &Serve, state: &Path) -> Result<Options, String> {
         None if args.no_frontend => None,
         None => routes::installed_frontend(),
     };
-    let memory_limit = (args.device.0 == "cpu").then(|| {
+    let memory_limit = (args.places.device.0 == "cpu").then(|| {
         args.memory_limit.map_or_else(
             || {
                 let all = Budget::Percent(100).bytes();
@@ -301,14 +320,14 @@ fn options(args: &Serve, state: &Path) -> Result<Options, String> {
         budget,
         memory_limit,
         previews: args.previews,
-        sandbox: is_confined(args),
+        sandbox: confined,
         job_timeout: args.job_timeout.map(Duration::from_secs),
         history_limit: args.history_limit,
         upload_limit: usize::try_from(args.upload_limit.bytes()).unwrap_or(usize::MAX),
         frontend,
         workflows: args.workflows.clone().unwrap_or_else(|| "workflows".into()),
         userdata,
-        tls: false,
+        tls: args.tls_certfile.is_some(),
         arguments: std::env::args().collect(),
     })
 }

@@ -12,7 +12,7 @@ mod schema;
 mod v2;
 
 pub use assets::Asset;
-pub use history::{Entry, HistoryRange};
+pub use history::{Entry, HistoryRange, push_tuple};
 pub use list::{JobQuery, JobRow, SortBy};
 pub use schema::OpenError;
 pub use v2::{V2Query, V2Row};
@@ -106,6 +106,8 @@ pub struct Finished {
 /// See the module.
 pub struct Store {
     connection: Mutex<Connection>,
+    /// For long lists: who reads them holds up nobody who writes.
+    reader: Mutex<Connection>,
     /// Nobody else writes into this folder as long as this is held.
     _lock: Option<Flock<File>>,
 }
@@ -135,11 +137,16 @@ impl Store {
         let lock = schema::lock(folder)?;
         let path = folder.join("kosmograph.db");
         let connection = schema::open(&path)?;
-        Ok(Self { connection: Mutex::new(connection), _lock: Some(lock) })
+        let reader = Mutex::new(schema::open_reader(&path)?);
+        Ok(Self { connection: Mutex::new(connection), reader, _lock: Some(lock) })
     }
 
     fn lock(&self) -> MutexGuard<'_, Connection> {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn reader(&self) -> MutexGuard<'_, Connection> {
+        self.reader.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Adds jobs, all or none; returns their sequence numbers. A finished job of the same id makes room. With

@@ -186,7 +186,7 @@ fn run_with(
 /// The most private memory of a worker: what was asked for, or what the machine or container has, less a
 /// reserve for everybody else. A driver of a GPU maps its memory as private: there is no bound then.
 fn memory_limit(args: &args::Run) -> Option<u64> {
-    if args.workflow.device.0 != "cpu" {
+    if args.workflow.places.device.0 != "cpu" {
         return None;
     }
     Some(args.memory_limit.map_or_else(

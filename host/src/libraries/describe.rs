@@ -5,8 +5,11 @@
 //! library that crashes, exits, hangs or says too much there costs itself alone. The answer is kept
 //! under the file's identity, so that it is asked once.
 
+use super::Asked;
+use crate::folders::Folders;
 use crate::plugin::Library;
 use crate::process;
+use crate::sandbox::Sandbox;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 use std::fs;
@@ -33,13 +36,25 @@ enum Answer {
 }
 
 /// The child's part: loads the library and writes the answer to standard output.
-pub fn answer(path: &Path) -> ! {
+pub fn answer(path: &Path, confined: bool) -> ! {
     process::end_with_parent();
     process::bound_memory(None);
     let Ok(mut out) = process::take_stdout() else { process::end_at_once(1) };
-    let answer = match Library::load(path) {
-        Ok(library) => Answer::Descriptor(library.descriptor),
-        Err(error) => Answer::Refused(error.to_string()),
+    let entered = match confined {
+        true => Sandbox::of(&Folders::default(), &[path.to_owned()]).enter(),
+        false => Ok(()),
+    };
+    let answer = match entered {
+        Err(error) => {
+            let shown = path.display();
+            Answer::Refused(format!(
+                "{shown}: the process that asks it cannot be confined: {error}"
+            ))
+        }
+        Ok(()) => match Library::load(path) {
+            Ok(library) => Answer::Descriptor(library.descriptor),
+            Err(error) => Answer::Refused(error.to_string()),
+        },
     };
     let written = serde_json::to_vec(&answer).is_ok_and(|json| out.write_all(&json).is_ok());
     // What the library registered for the end of the process is its worker's business, not ours.
@@ -50,7 +65,7 @@ pub fn answer(path: &Path) -> ! {
 ///
 /// # Errors
 /// A sentence that names the file.
-pub(super) fn describe(path: &Path, store: Option<&Store>) -> Result<Json, String> {
+pub(super) fn describe(path: &Path, store: Option<&Store>, asked: Asked) -> Result<Json, String> {
     let identity = identity(path);
     if let Some(kept) = store.zip(identity.as_deref()).and_then(|(store, id)| store.get(path, id)) {
         return Ok(kept);
@@ -59,6 +74,9 @@ pub(super) fn describe(path: &Path, store: Option<&Store>) -> Result<Json, Strin
         .map_err(|error| format!("{}: the program's own file: {error}", path.display()))?;
     let mut command = Command::new(program);
     command.arg("describe").arg(path);
+    if asked == Asked::Confined {
+        command.arg("--confined");
+    }
     let descriptor = ask(command, path, PATIENCE)?;
     if let Some((store, identity)) = store.zip(identity.as_deref()) {
         store.put(path, identity, &descriptor);

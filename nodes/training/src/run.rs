@@ -10,7 +10,7 @@ use kosmograph_models::clip::text::ClipText;
 use kosmograph_models::samplers::guidance::guide;
 use kosmograph_models::samplers::randn::Generator;
 use kosmograph_models::samplers::{Schedule, ddim, ddim_timesteps};
-use kosmograph_models::stable_diffusion::checkpoint::Checkpoint;
+use kosmograph_models::stable_diffusion::checkpoint::{Checkpoint, TextEncoder};
 use kosmograph_models::stable_diffusion::unet::UNet;
 use kosmograph_models::stable_diffusion::vae::Vae;
 use kosmograph_models::text::clip_tokens::ClipTokenizer;
@@ -144,8 +144,15 @@ impl<'a> Training<'a> {
             beside = lora::beside(&parameters, &targets, config.lora.alpha)?;
         }
 
-        let (clip_config, clip_weights) = checkpoint.clip_text()?;
-        let tokenizer = match checkpoint.tokenizer() {
+        let Ok([encoder]) = <[TextEncoder; 1]>::try_from(checkpoint.text_encoders()?) else {
+            return Err(Error::Config(format!(
+                "{}: this is SDXL, whose two text encoders training does not know; a checkpoint of Stable Diffusion 1 or 2 \
+                 would be right",
+                config.model.display()
+            )));
+        };
+        let TextEncoder { config: clip_config, weights: clip_weights, tokenizer } = encoder;
+        let tokenizer = match tokenizer {
             Some(folder) => ClipTokenizer::read(&folder),
             None => ClipTokenizer::clip(),
         };

@@ -208,10 +208,16 @@ fn a_picture_a_range_of_seeds_and_the_editors_format_are_taken() {
         {"id": 3, "type": "SaveImage", "mode": 2, "widgets_values": ["muted"],
             "inputs": [{"name": "images", "type": "IMAGE", "link": 2}], "outputs": []}],
         "links": [[1, 1, 0, 2, 0, "IMAGE"], [2, 1, 0, 3, 0, "IMAGE"]], "version": 0.4});
-    let answer = server.post("/prompt", &json!({"prompt": editor})).json();
+    let answer = server.post("/prompt", &json!({"prompt": &editor})).json();
     let entry = server.finished(answer["prompt_id"].as_str().unwrap());
     assert_eq!(entry["prompt"][3]["extra_pnginfo"]["workflow"]["id"], "w1");
     assert!(pictures(folder.path()).contains(&"edited_00001_.png".to_owned()));
+    let mut muted = editor.clone();
+    muted["nodes"][1]["mode"] = json!(4);
+    let refused = server.post("/prompt", &json!({"prompt": muted})).json();
+    assert_eq!(refused["error"]["type"], "prompt_no_outputs");
+    let message = refused["error"]["message"].as_str().unwrap();
+    assert!(message.contains("muted or bypassed") && message.contains("node 3"), "{message}");
     let jobs = server.get("/api/jobs?workflow_id=w1").json();
     assert_eq!(jobs["pagination"]["total"], 1);
     assert_eq!(server.get("/api/jobs?limit=0").status, 400);

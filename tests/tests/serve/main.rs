@@ -2,6 +2,7 @@
 //! refuses.
 #![cfg(target_os = "linux")]
 
+mod connections;
 mod contract;
 mod crashes;
 mod malformed;

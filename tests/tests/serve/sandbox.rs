@@ -90,3 +90,30 @@ fn linked_models_are_read_and_links_may_change() {
     assert_eq!(entry["status"]["status_str"], "success", "{entry}");
     assert_eq!(pictures(folder.path()).len(), 1);
 }
+
+#[test]
+fn what_a_library_does_when_it_is_asked_is_confined_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let made = folder.path().join("made");
+    let target = format!("-DTARGET=\"{}\"", made.display());
+    let source = include_str!("../../hostile/early.c");
+    let library = build_c_text("early", source, &[std::ffi::OsStr::new(&target)]);
+    // A file that no answer is kept of.
+    let asked_first = |name: &str| {
+        let copy = folder.path().join(name).join("libearly.so");
+        std::fs::create_dir_all(copy.parent().unwrap()).unwrap();
+        std::fs::copy(&library, &copy).unwrap();
+        copy.display().to_string()
+    };
+    let server = Server::start(folder.path(), &["--plugins", &asked_first("one")]);
+    let classes = server.get("/object_info/Early").json();
+    assert!(classes["Early"].is_object(), "it describes itself all the same: {}", server.said());
+    if server.said().contains("no Landlock") {
+        eprintln!("this kernel has no Landlock; the server says so, and confines nothing");
+        return;
+    }
+    assert!(!made.exists());
+    drop(server);
+    drop(Server::start(folder.path(), &["--no-sandbox", "--plugins", &asked_first("two")]));
+    assert!(made.exists(), "without a sandbox it does what it likes");
+}

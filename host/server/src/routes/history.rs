@@ -1,10 +1,9 @@
 //! Finished jobs, as ComfyUI's `/history` has them.
 
-use super::queue::tuple;
 use super::{Shared, blocking, json_text, object, texts};
 use crate::fault::Fault;
 use crate::prompt::truth;
-use crate::store::{Entry, HistoryRange, State as JobState};
+use crate::store::{Entry, HistoryRange, State as JobState, push_tuple};
 use axum::body::Bytes;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
@@ -25,11 +24,14 @@ fn text(entry: &Entry) -> String {
         .collect();
     let completed = entry.state == JobState::Completed;
     let status = if completed { "success" } else { "error" };
+    let mut tuple = String::new();
+    let parts = [entry.prompt.as_str(), &entry.extra, &entry.targets];
+    push_tuple(&mut tuple, entry.number, &entry.id, parts);
     format!(
         "{}:{{\"prompt\":{},\"outputs\":{},\"meta\":{},\"status\":{{\"status_str\":\"{status}\",\
          \"completed\":{completed},\"messages\":{}}}}}",
         Json::from(entry.id.as_str()),
-        tuple(entry),
+        tuple,
         entry.outputs,
         Json::Object(meta),
         entry.messages

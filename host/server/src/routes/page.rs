@@ -44,7 +44,7 @@ pub async fn login_page() -> Response {
 pub async fn login(State(app): Shared, body: Bytes) -> Response {
     let form = String::from_utf8_lossy(&body);
     let token = form.split('&').find_map(|pair| pair.strip_prefix("token="));
-    let session = token.map(decoded).and_then(|token| app.access.session(&token));
+    let session = token.map(decoded).and_then(|token| app.access.session(&token, app.options.tls));
     match session.and_then(|cookie| HeaderValue::from_str(&cookie).ok()) {
         Some(cookie) => {
             let headers =

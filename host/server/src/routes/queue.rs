@@ -5,7 +5,6 @@ use crate::fault::Fault;
 use crate::message::number;
 use crate::prompt::{self, Submission, truth};
 use crate::queue::Why;
-use crate::store::{Entry, State as JobState};
 use axum::Json as JsonBody;
 use axum::body::Bytes;
 use axum::extract::{Query, State};
@@ -34,22 +33,10 @@ pub async fn submit(
     Ok(JsonBody(answer))
 }
 
-/// `[number, prompt_id, prompt, extra_data, [output node ids]]`, put together from the texts that the
-/// store has.
-pub fn tuple(entry: &Entry) -> String {
-    let Entry { number: n, id, prompt, extra, targets, .. } = entry;
-    format!("[{},{},{prompt},{extra},{targets}]", number(*n), Json::from(id.as_str()))
-}
-
 pub async fn list(State(app): Shared) -> Result<Response, Fault> {
     let text = blocking(app, |app| {
-        let entries = app.store.queue()?;
-        let list = |state: JobState| {
-            let of_state = entries.iter().filter(|entry| entry.state == state);
-            of_state.map(tuple).collect::<Vec<_>>().join(",")
-        };
-        let (running, pending) = (list(JobState::Running), list(JobState::Pending));
-        Ok(format!("{{\"queue_running\":[{running}],\"queue_pending\":[{pending}]}}"))
+        let [running, pending] = app.store.queue()?;
+        Ok(format!("{{\"queue_running\":{running},\"queue_pending\":{pending}}}"))
     })
     .await?;
     Ok(json_text(text))

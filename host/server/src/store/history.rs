@@ -25,6 +25,20 @@ pub struct Entry {
     pub messages: String,
 }
 
+/// Adds a job as `/queue` and `/history` tell it: number, id, prompt, extra data, outputs. The last three are
+/// JSON already.
+pub fn push_tuple(to: &mut String, number: f64, id: &str, parts: [&str; 3]) {
+    to.push('[');
+    to.push_str(&crate::message::number(number).to_string());
+    to.push(',');
+    to.push_str(&Json::from(id).to_string());
+    for part in parts {
+        to.push(',');
+        to.push_str(part);
+    }
+    to.push(']');
+}
+
 const COLUMNS: &str = "id, state, number, prompt, extra, targets, outputs, messages";
 
 fn entry(row: &rusqlite::Row) -> rusqlite::Result<Entry> {
@@ -54,7 +68,8 @@ impl Store {
             transaction
                 .prepare_cached(
                     "UPDATE jobs SET state = ?2, ended = ?3, outputs = ?4, messages = ?5, error = ?6, \
-                     finished = (SELECT coalesce(max(finished), 0) + 1 FROM jobs) WHERE id = ?1",
+                     finished = (SELECT coalesce(max(finished), 0) + 1 FROM jobs \
+                     WHERE finished IS NOT NULL) WHERE id = ?1",
                 )?
                 .execute(params![
                     id,
@@ -82,7 +97,7 @@ impl Store {
     /// # Errors
     /// The store cannot be read.
     pub fn history(&self, range: HistoryRange) -> Result<Vec<Entry>> {
-        let connection = self.lock();
+        let connection = self.reader();
         let most = range.max_items.and_then(|most| i64::try_from(most).ok()).unwrap_or(-1);
         let (order, offset) = match range.offset {
             Some(offset) => ("ASC", i64::try_from(offset).unwrap_or(i64::MAX)),
@@ -112,17 +127,33 @@ impl Store {
         Ok(connection.prepare_cached(&sql)?.query_row([id], entry).optional()?)
     }
 
-    /// Waiting and running jobs as `GET /queue` has them: whether it runs, its number, and the texts.
+    /// The jobs that run and those that wait, in the order in which they are taken, each list as the text
+    /// of a JSON array. There may be ten thousand: each is copied once.
     ///
     /// # Errors
     /// The store cannot be read.
-    pub fn queue(&self) -> Result<Vec<Entry>> {
-        let connection = self.lock();
-        let sql =
-            format!("SELECT {COLUMNS} FROM jobs WHERE state IN (0, 1) ORDER BY state, number, seq");
-        let mut query = connection.prepare_cached(&sql)?;
-        let found = query.query_map([], entry)?;
-        Ok(found.collect::<rusqlite::Result<_>>()?)
+    pub fn queue(&self) -> Result<[String; 2]> {
+        let connection = self.reader();
+        let mut query = connection.prepare_cached(
+            "SELECT state, number, id, prompt, extra, targets FROM jobs WHERE state IN (0, 1) \
+             ORDER BY state, number, seq",
+        )?;
+        let mut rows = query.query([])?;
+        let (mut running, mut pending) = (String::from("["), String::from("["));
+        while let Some(row) = rows.next()? {
+            let text =
+                |column: usize| -> rusqlite::Result<&str> { Ok(row.get_ref(column)?.as_str()?) };
+            let is_running = State::of_number(row.get(0)?) == State::Running;
+            let list = if is_running { &mut running } else { &mut pending };
+            if list.len() > 1 {
+                list.push(',');
+            }
+            let parts = [text(3)?, text(4)?, text(5)?];
+            push_tuple(list, row.get(1)?, text(2)?, parts);
+        }
+        running.push(']');
+        pending.push(']');
+        Ok([running, pending])
     }
 
     /// A job by its id, whatever became of it.

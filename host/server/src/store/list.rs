@@ -73,7 +73,7 @@ impl Store {
             (true, SortBy::Duration) => ("ASC", "ended - started"),
             (false, SortBy::Duration) => ("DESC", "ended - started"),
         };
-        let connection = self.lock();
+        let connection = self.reader();
         let total: i64 = connection
             .prepare_cached(&format!("SELECT count(*) FROM jobs WHERE {condition}"))?
             .query_row([&query.workflow_id], |row| row.get(0))?;

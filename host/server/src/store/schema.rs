@@ -84,6 +84,17 @@ pub(super) fn lock(folder: &Path) -> Result<Flock<File>, OpenError> {
     })
 }
 
+/// A second connection, which only reads.
+pub(super) fn open_reader(path: &Path) -> Result<Connection, OpenError> {
+    let open = || -> rusqlite::Result<Connection> {
+        let connection = Connection::open(path)?;
+        connection.busy_timeout(std::time::Duration::from_secs(5))?;
+        connection.execute_batch("PRAGMA query_only = ON; PRAGMA cache_size = -4096;")?;
+        Ok(connection)
+    };
+    open().map_err(|error| OpenError::Sqlite { path: path.to_owned(), reason: error.to_string() })
+}
+
 pub(super) fn open(path: &Path) -> Result<Connection, OpenError> {
     use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
     let sentence = |error: rusqlite::Error| {

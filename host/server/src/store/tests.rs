@@ -21,10 +21,6 @@ fn finished(state: State) -> Finished {
     Finished { state, ended: 9, outputs, messages, error: None }
 }
 
-fn ids(entries: &[Entry]) -> Vec<&str> {
-    entries.iter().map(|entry| entry.id.as_str()).collect()
-}
-
 #[test]
 fn jobs_wait_in_the_order_of_their_numbers() {
     let folder = tempfile::tempdir().unwrap();
@@ -40,7 +36,10 @@ fn jobs_wait_in_the_order_of_their_numbers() {
     ));
     assert_eq!(store.waiting().unwrap().len(), 3, "all or none");
     store.delete_waiting(&["b".into(), "nobody".into()]).unwrap();
-    assert_eq!(ids(&store.queue().unwrap()), ["a", "c"]);
+    store.start("c", 7).unwrap();
+    let [running, pending] = store.queue().unwrap();
+    assert_eq!(running, r#"[[1,"c",{"1":{}},{},["1"]]]"#);
+    assert_eq!(pending, r#"[[-0.5,"a",{"1":{}},{},["1"]]]"#);
 }
 
 #[test]

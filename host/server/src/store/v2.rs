@@ -95,7 +95,7 @@ impl Store {
             values.extend([key as &dyn ToSql, value]);
         }
         values.push(&limit);
-        let connection = self.lock();
+        let connection = self.reader();
         let mut select = connection.prepare_cached(&sql)?;
         let found = select.query_map(values.as_slice(), job)?;
         Ok(found.collect::<rusqlite::Result<_>>()?)
