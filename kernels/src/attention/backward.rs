@@ -390,8 +390,8 @@ mod tests {
             (y * &g)?.sum_all()?.to_scalar::<f64>()
         };
         let found = by_algebra([&inputs[0], &inputs[1], &inputs[2]], None, 0.7, &g)?;
-        for which in 0..3 {
-            let found = found[which].flatten_all()?.to_vec1::<f64>()?;
+        for (which, found) in found.iter().enumerate() {
+            let found = found.flatten_all()?.to_vec1::<f64>()?;
             for (i, found) in found.into_iter().enumerate() {
                 let at = |step: f64| -> Result<f64> {
                     let mut values = inputs[which].flatten_all()?.to_vec1::<f64>()?;
