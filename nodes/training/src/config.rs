@@ -208,17 +208,17 @@ impl Config {
 
     fn check(&self) -> Result<()> {
         self.optimiser.check()?;
-        let at_least_1 = [
-            ("steps", self.steps),
-            ("batch", self.batch),
-            ("accumulate", self.accumulate),
-            ("resolution", self.resolution),
-            ("lora.rank", self.lora.rank),
-            ("inversion.vectors", self.inversion.vectors),
+        let counts = [
+            ("steps", self.steps, 1 << 30),
+            ("batch", self.batch, 1024),
+            ("accumulate", self.accumulate, 1 << 20),
+            ("resolution", self.resolution, 16384),
+            ("lora.rank", self.lora.rank, 1 << 20),
+            ("inversion.vectors", self.inversion.vectors, 75),
         ];
-        for (name, value) in at_least_1 {
-            if value == 0 {
-                return refuse(format!("\"{name}\" is 0; 1 or more would be right"));
+        for (name, value, most) in counts {
+            if !(1..=most).contains(&value) {
+                return refuse(format!("\"{name}\" is {value}; 1 to {most} would be right"));
             }
         }
         let shares = [("caption_dropout", Some(self.caption_dropout)), ("ema", self.ema)];

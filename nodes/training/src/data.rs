@@ -242,7 +242,11 @@ mod tests {
         assert_eq!(cut.size((10, 10_000)).0, 128);
         for size in [(3, 1), (1, 7), (640, 480), (480, 640)] {
             let (width, height) = cut.size(size);
-            assert!(width * height <= 512 * 512 && width % 64 == 0 && height % 64 == 0);
+            assert!(
+                width * height <= 512 * 512
+                    && width.is_multiple_of(64)
+                    && height.is_multiple_of(64)
+            );
         }
         let cut = Cut { buckets: false, ..cut };
         assert_eq!(cut.size((1500, 1000)), (512, 512));

@@ -294,7 +294,7 @@ mod tests {
         let parameters = Parameters::of(&tensors, |_| true).unwrap();
         let config = OptimiserConfig { weight_decay: 0.5, ..OptimiserConfig::default() };
         // A gradient of zero: the moments do nothing, the decay alone acts.
-        let store = (parameters.get("a").unwrap() * 0.0).unwrap().sum_all().unwrap();
+        let store = (parameters.get("a").unwrap().as_tensor() * 0.0).unwrap().sum_all().unwrap();
         let store = store.backward().unwrap();
         let mut gradients = Gradients::of(&parameters, &store).unwrap();
         if gradients.get("a").is_none() {

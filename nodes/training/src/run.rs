@@ -180,6 +180,10 @@ impl<'a> Training<'a> {
             }
         }
 
+        if config.task == Task::Dreambooth {
+            ask_for_all(&unet_weights)?;
+        }
+
         let (vae_config, vae_weights) = checkpoint.vae()?;
         let vae = Vae::load(&vae_weights, &vae_config)?;
         let levels = unet_config.encoder.levels.len().saturating_sub(1) as u32;
@@ -278,11 +282,11 @@ impl<'a> Training<'a> {
             }
             ended?;
             let done = self.optimiser.updates();
-            if config.checkpoint_every > 0 && done % config.checkpoint_every == 0 {
+            if config.checkpoint_every > 0 && done.is_multiple_of(config.checkpoint_every) {
                 self.write_state()?;
             }
             if let Some(samples) = &config.samples
-                && done % samples.every == 0
+                && done.is_multiple_of(samples.every)
             {
                 self.draw(samples, done, watch)?;
                 last = Instant::now();
@@ -300,7 +304,7 @@ impl<'a> Training<'a> {
             loss += of_pass / config.accumulate as f64;
             gradients.add(found);
         }
-        if !loss.is_finite() {
+        if !loss.is_finite() || !gradients.norm().is_finite() {
             let kept = match self.state.is_file() {
                 true => format!(
                     "; the last state that was written down stays in {}",
@@ -480,6 +484,16 @@ impl<'a> Training<'a> {
         let path = unfinished.keep();
         std::fs::rename(&path, &config.output).map_err(|source| failed(&config.output, source))
     }
+}
+
+/// Whether there is memory for every number of a network, its gradient and two moments.
+fn ask_for_all(weights: &Weights) -> Result<()> {
+    let shapes = weights.names().into_iter().filter_map(|name| weights.shape(&name));
+    let count: u128 =
+        shapes.map(|shape| shape.iter().map(|side| *side as u128).product::<u128>()).sum();
+    let bytes = count * 4 * size_of::<f32>() as u128;
+    let sum = format!("{count} numbers, their gradients and two moments of each");
+    Ok(kosmograph_memory::ask_bytes("a training of the whole U-Net", bytes, &sum)?)
 }
 
 /// The layers of the text encoder, whose modules kohya's files call `text_model_…` also where the weights go without.

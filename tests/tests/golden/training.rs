@@ -412,9 +412,9 @@ pub fn train_controlnet(case: &mut Case) -> Result<()> {
     let noisy = add_noise(&schedule, &case.input("latents")?, &noise, &t)?;
     let t = timesteps(&t)?;
     let hint = controlnet.embed_hint(&case.input("cond")?)?;
-    let residuals = controlnet.forward(&noisy, &t, &context, &hint)?;
+    let residuals = controlnet.forward(&noisy, &t, context.as_tensor(), &hint)?;
     let residuals = controlnet.scaled(&residuals, 1.0, false)?;
-    let prediction = unet.forward(&noisy, &t, &context, Some(&residuals))?;
+    let prediction = unet.forward(&noisy, &t, context.as_tensor(), Some(&residuals))?;
     let loss = weighted_mse(&prediction, &noise, None)?;
     case.check("loss", &loss.reshape(1)?)?;
     let store = loss.backward()?;
