@@ -46,6 +46,10 @@ pub enum Command {
     /// Say everything that is wrong with a workflow, without loading weights
     #[command(after_help = EXIT_CODES)]
     Check(Check),
+    /// Write down what a picture depends on: the workflow, its files by BLAKE3, libraries, versions and the
+    /// processor
+    #[command(after_help = EXIT_CODES)]
+    Lock(Lock),
     /// List the classes of nodes there are, or the inputs of one
     Nodes(Nodes),
     /// List the node libraries, and those that could not be loaded and why
@@ -92,6 +96,12 @@ pub struct Run {
     /// Put the pictures of a sweep beside each other, with their values, into this PNG file
     #[arg(long, value_name = "FILE", requires = "sweep")]
     pub sheet: Option<PathBuf>,
+    /// Run only if everything is as WORKFLOW.lock says, which kosmograph lock wrote: name what is otherwise
+    #[arg(long)]
+    pub locked: bool,
+    /// The same with a lock that lies elsewhere
+    #[arg(long, value_name = "FILE")]
+    pub lock: Option<PathBuf>,
     /// Recognise files by what is in them, not by size and time of change: every model is read
     /// through, once more for each seed
     #[arg(long)]
@@ -106,6 +116,15 @@ pub struct Run {
     /// Show only errors
     #[arg(long, conflicts_with = "json")]
     pub quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Lock {
+    #[command(flatten)]
+    pub workflow: Workflow,
+    /// Where it is written [default: WORKFLOW.lock, or standard output for a workflow from standard input]
+    #[arg(long, value_name = "FILE")]
+    pub to: Option<PathBuf>,
 }
 
 /// See [`crate::worker`].
@@ -136,7 +155,8 @@ pub struct Check {
 /// A workflow and what it is run with.
 #[derive(Debug, Args)]
 pub struct Workflow {
-    /// A JSON file, API format or the editor's own, a PNG that carries one, or - for standard input
+    /// A JSON file, API format or the editor's own, a PNG that carries one or AUTOMATIC1111's parameters,
+    /// or - for standard input
     #[arg(value_name = "WORKFLOW")]
     pub path: PathBuf,
     /// Give an input another value; NODE is an id, a title or a class, or one of several by its number,

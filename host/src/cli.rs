@@ -2,6 +2,7 @@
 
 mod convert;
 mod list;
+mod lock;
 mod run;
 mod sheet;
 mod sweep;
@@ -52,6 +53,7 @@ pub fn main(command: Command) -> Exit {
     process::ignore_signals(&[Signal::SIGXFSZ]);
     let (json, quiet) = match &command {
         Command::Run(run) => (run.workflow.json, run.quiet),
+        Command::Lock(lock) => (lock.workflow.json, false),
         Command::Convert(convert) => (false, convert.quiet),
         Command::Train(train) => (train.json, train.quiet),
         _ => (false, false),
@@ -69,6 +71,7 @@ pub fn main(command: Command) -> Exit {
     let exit = match command {
         Command::Run(args) => run::run(&args, listener, &screen),
         Command::Check(check) => run::check(&check.workflow, listener, &screen),
+        Command::Lock(args) => lock::lock(&args, listener),
         Command::Nodes(nodes) => list::nodes(&nodes, listener),
         Command::Plugins(plugins) => list::plugins(&plugins, listener),
         Command::Convert(args) => convert::convert(&args, listener, &screen),

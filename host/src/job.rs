@@ -160,6 +160,8 @@ impl Job {
                 .into(),
         };
         let Converted { graph, texts, problems, warnings } = converted;
+        let notes = file.notes.iter().map(|note| Problem::new(Kind::Unfit, note.as_str()));
+        let warnings = notes.chain(warnings).collect();
         let (now, wrong) = (Now::from(SystemTime::now()), Refusal { problems, warnings });
         let (strict, seeds, sweep) = (false, None, Sweep::default());
         Ok(Self {

@@ -3,6 +3,7 @@
 //! The path of the data: workflow JSON → [`graph::Graph`] → [`plan::Plan`] → [`execute`]. The host
 //! knows no node: classes come from the libraries that [`catalogue`] lists.
 
+pub mod a1111;
 pub mod args;
 pub mod catalogue;
 pub mod changes;
@@ -17,6 +18,7 @@ pub mod graph;
 pub mod interrupt;
 pub mod job;
 pub mod libraries;
+pub mod lock;
 pub mod need;
 pub mod object_info;
 pub mod plan;

@@ -2,8 +2,10 @@
 //!
 //! A PNG saved by ComfyUI, or by our own SaveImage, holds the API-format workflow in the text chunk
 //! `prompt` and the editor's graph, where there was one, in `workflow`; so every picture can be
-//! drawn again. `prompt` is what was run, seed and all, and is taken where there are both.
+//! drawn again. A picture of AUTOMATIC1111's has the chunk `parameters`, of which a graph is made
+//! (`a1111`). `prompt` is what was run, seed and all, and is taken where there are both.
 
+use crate::a1111::{self, Converted};
 use std::fs::File;
 use std::io::{BufReader, Cursor, Read};
 use std::path::{Path, PathBuf};
@@ -22,6 +24,8 @@ pub struct WorkflowFile {
     pub editor: Option<String>,
     /// The folder the file is in; none for standard input.
     pub folder: Option<PathBuf>,
+    /// What of the file the workflow does not have, where it had to be converted.
+    pub notes: Vec<String>,
 }
 
 /// Why there is no workflow to read. Each sentence names the file.
@@ -41,6 +45,8 @@ pub enum ReadError {
     OtherPicture { path: String, format: &'static str },
     #[error("{path}: this PNG cannot be read: {reason}")]
     BrokenPng { path: String, reason: String },
+    #[error("{path}: the text of this picture's parameters, as AUTOMATIC1111 writes it, {reason}")]
+    Parameters { path: String, reason: String },
     #[error(
         "{path}: this PNG carries no workflow (it has no text chunk \"prompt\" or \"workflow\"); pictures that SaveImage wrote do"
     )]
@@ -111,7 +117,7 @@ impl WorkflowFile {
             path: name.to_owned(),
             offset: error.utf8_error().valid_up_to(),
         })?;
-        Ok(Self { prompt, editor: None, folder: None })
+        Ok(Self { prompt, editor: None, folder: None, notes: Vec::new() })
     }
 }
 
@@ -147,10 +153,19 @@ fn from_png(
         }
     }
     let editor = text_chunk(reader.info(), "workflow", name)?;
+    let (folder, notes) = (None, Vec::new());
     match (prompt, editor) {
-        (Some(prompt), editor) => Ok(WorkflowFile { prompt, editor, folder: None }),
-        (None, Some(prompt)) => Ok(WorkflowFile { prompt, editor: None, folder: None }),
-        (None, None) => Err(ReadError::NoWorkflow { path: name.to_owned() }),
+        (Some(prompt), editor) => Ok(WorkflowFile { prompt, editor, folder, notes }),
+        (None, Some(prompt)) => Ok(WorkflowFile { prompt, editor: None, folder, notes }),
+        (None, None) => match text_chunk(reader.info(), "parameters", name)? {
+            Some(text) => match a1111::convert(&text) {
+                Ok(Converted { prompt, notes }) => {
+                    Ok(WorkflowFile { prompt, editor: None, folder, notes })
+                }
+                Err(reason) => Err(ReadError::Parameters { path: name.to_owned(), reason }),
+            },
+            None => Err(ReadError::NoWorkflow { path: name.to_owned() }),
+        },
     }
 }
 

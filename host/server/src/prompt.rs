@@ -99,7 +99,8 @@ impl Submission {
                 request.extend(object);
                 let is_of_api = !is_editor_format(&prompt);
                 let text = Json::Object(prompt.clone()).to_string();
-                let file = WorkflowFile { prompt: text, editor: None, folder: None };
+                let file =
+                    WorkflowFile { prompt: text, editor: None, folder: None, notes: Vec::new() };
                 return Self::of(file, is_of_api.then_some(prompt), request);
             }
             // A text that is JSON, as some clients save it.
@@ -117,7 +118,7 @@ impl Submission {
                 Json::Object(object).to_string()
             }
         };
-        let file = WorkflowFile { prompt: text, editor: None, folder: None };
+        let file = WorkflowFile { prompt: text, editor: None, folder: None, notes: Vec::new() };
         Self::of(file, None, request)
     }
 
@@ -131,7 +132,7 @@ impl Submission {
         let request = json!({"prompt_id": id, "client_id": id, "extra_data": extra});
         let request = request.as_object().cloned().unwrap_or_default();
         let prompt = Json::Object(workflow.clone()).to_string();
-        let file = WorkflowFile { prompt, editor: None, folder: None };
+        let file = WorkflowFile { prompt, editor: None, folder: None, notes: Vec::new() };
         Ok(Self { v2, ..Self::of(file, Some(workflow), request)? })
     }
 
@@ -425,7 +426,8 @@ pub fn plan_again(
     prompt: &str,
     targets: &[String],
 ) -> Result<(Plan, Graph), Vec<Problem>> {
-    let file = WorkflowFile { prompt: prompt.to_owned(), editor: None, folder: None };
+    let file =
+        WorkflowFile { prompt: prompt.to_owned(), editor: None, folder: None, notes: Vec::new() };
     let mut job = Job::of(file, NAME, app.surroundings.clone()).map_err(|problem| vec![problem])?;
     let full = job.graph.clone();
     job.graph = part_for(&full, &app.surroundings.libraries.catalogue, targets);

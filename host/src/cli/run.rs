@@ -1,7 +1,7 @@
 //! `kosmograph run` and `kosmograph check`.
 
 use super::list::print;
-use super::{Exit, refuse, setup, sweep};
+use super::{Exit, lock, refuse, setup, sweep};
 use crate::args;
 use crate::changes::Seeds;
 use crate::events::{Event, Listener};
@@ -94,6 +94,9 @@ fn run_with(
         job.folders.identify = Identify::Contents;
     }
     job.tell_libraries(listener);
+    if (args.locked || args.lock.is_some()) && !lock::holds(args, &job, listener) {
+        return Exit::Refused;
+    }
     let is_sweep = !job.sweep.runs.is_empty();
     // Of a sweep every run is planned before the first one begins.
     let first = match is_sweep {

@@ -42,17 +42,19 @@ pub(super) fn write(
     let title = format!("{name}, {} runs", sweep.runs.len());
     let sheet = Sheet { title, columns, rows, cells };
     let drawn = sheet.draw().map_err(|error| error.to_string())?;
-    let written = (|| -> Result<(), png::EncodingError> {
-        let mut to = BufWriter::new(File::create(file)?);
-        let mut encoder = png::Encoder::new(&mut to, drawn.width as u32, drawn.height as u32);
-        encoder.set_color(png::ColorType::Rgb);
-        encoder.set_depth(png::BitDepth::Eight);
-        let mut writer = encoder.write_header()?;
-        writer.write_image_data(&drawn.pixels)?;
-        writer.finish()?;
-        Ok(to.flush()?)
-    })();
+    let written = save(&drawn, file);
     written.map_err(|error| format!("the sheet {} cannot be written: {error}", file.display()))
+}
+
+fn save(sheet: &Picture, file: &Path) -> Result<(), png::EncodingError> {
+    let mut to = BufWriter::new(File::create(file)?);
+    let mut encoder = png::Encoder::new(&mut to, sheet.width as u32, sheet.height as u32);
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.set_depth(png::BitDepth::Eight);
+    let mut writer = encoder.write_header()?;
+    writer.write_image_data(&sheet.pixels)?;
+    writer.finish()?;
+    Ok(to.flush()?)
 }
 
 /// What stands above the columns and beside the rows. The values that change fastest are the columns, if there is another axis; of one axis alone
