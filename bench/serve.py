@@ -80,6 +80,23 @@ def first_node(messages, workflow):
             first = first or milliseconds(begin)
 
 
+def jobs_a_second(folder, workflow):
+    """The same seeds by the server and by a sweep of `run`, which has its start and its end in it."""
+    count = 100
+    begin = time.monotonic()
+    ids = json.loads(ask("/prompt", {"prompt": workflow, "seed": f"5000..{5000 + count}"}))["prompt_ids"]
+    while not json.loads(ask(f"/history/{ids[-1]}")):
+        time.sleep(0.005)
+    served = count / (time.monotonic() - begin)
+    path = folder / "sweep.json"
+    path.write_text(json.dumps(workflow))
+    begin = time.monotonic()
+    subprocess.run([ROOT / "target/release/kosmograph", "run", path, "--quiet", "--seed", f"6000..{6000 + count}", "--models",
+                    ROOT / "models", "--out", folder / "sweep"], check=True, stdout=subprocess.DEVNULL)
+    swept = count / (time.monotonic() - begin)
+    print(f"jobs a second: {served:.1f}, a sweep's {swept:.1f}: {served / swept:.2f}")
+
+
 def main():
     workflow = json.loads((ROOT / "workflows/text.json").read_text())
     sampler = next(node["inputs"] for node in workflow.values() if "steps" in node["inputs"])
@@ -102,6 +119,7 @@ def main():
             sampler["seed"] = seed
             took.append(first_node(messages, workflow))
         print(f"submission to the first node behind cached ones: median {statistics.median(took[4:]):.1f} ms, most {max(took[4:]):.1f}")
+        jobs_a_second(folder, workflow)
         sampler["steps"] = 1000
         ask("/prompt", {"prompt": workflow})
         sampler["steps"] = 2

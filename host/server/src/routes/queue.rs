@@ -34,11 +34,7 @@ pub async fn submit(
 }
 
 pub async fn list(State(app): Shared) -> Result<Response, Fault> {
-    let text = blocking(app, |app| {
-        let [running, pending] = app.store.queue()?;
-        Ok(format!("{{\"queue_running\":{running},\"queue_pending\":{pending}}}"))
-    })
-    .await?;
+    let text = blocking(app, |app| Ok(app.store.queue()?)).await?;
     Ok(json_text(text))
 }
 

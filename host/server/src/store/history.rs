@@ -127,33 +127,40 @@ impl Store {
         Ok(connection.prepare_cached(&sql)?.query_row([id], entry).optional()?)
     }
 
-    /// The jobs that run and those that wait, in the order in which they are taken, each list as the text
-    /// of a JSON array. There may be ten thousand: each is copied once.
+    /// `GET /queue`: the jobs that run and those that wait, in the order in which they are taken. There may be
+    /// ten thousand: each is copied once.
     ///
     /// # Errors
     /// The store cannot be read.
-    pub fn queue(&self) -> Result<[String; 2]> {
+    pub fn queue(&self) -> Result<String> {
         let connection = self.reader();
-        let mut query = connection.prepare_cached(
-            "SELECT state, number, id, prompt, extra, targets FROM jobs WHERE state IN (0, 1) \
-             ORDER BY state, number, seq",
+        // One picture of the two lists: a job is in one of them.
+        let transaction = connection.unchecked_transaction()?;
+        let mut query = transaction.prepare_cached(
+            "SELECT number, id, prompt, extra, targets FROM jobs WHERE state = ?1 \
+             ORDER BY number, seq",
         )?;
-        let mut rows = query.query([])?;
-        let (mut running, mut pending) = (String::from("["), String::from("["));
-        while let Some(row) = rows.next()? {
-            let text =
-                |column: usize| -> rusqlite::Result<&str> { Ok(row.get_ref(column)?.as_str()?) };
-            let is_running = State::of_number(row.get(0)?) == State::Running;
-            let list = if is_running { &mut running } else { &mut pending };
-            if list.len() > 1 {
-                list.push(',');
+        let mut answer = String::from("{");
+        for (state, name) in [(State::Running, "queue_running"), (State::Pending, "queue_pending")]
+        {
+            answer.push_str(if answer.len() > 1 { "],\"" } else { "\"" });
+            answer.push_str(name);
+            answer.push_str("\":[");
+            let mut rows = query.query([state as i64])?;
+            let mut is_first = true;
+            while let Some(row) = rows.next()? {
+                if !std::mem::take(&mut is_first) {
+                    answer.push(',');
+                }
+                let text = |column: usize| -> rusqlite::Result<&str> {
+                    Ok(row.get_ref(column)?.as_str()?)
+                };
+                let parts = [text(2)?, text(3)?, text(4)?];
+                push_tuple(&mut answer, row.get(0)?, text(1)?, parts);
             }
-            let parts = [text(3)?, text(4)?, text(5)?];
-            push_tuple(list, row.get(1)?, text(2)?, parts);
         }
-        running.push(']');
-        pending.push(']');
-        Ok([running, pending])
+        answer.push_str("]}");
+        Ok(answer)
     }
 
     /// A job by its id, whatever became of it.

@@ -89,7 +89,11 @@ pub(super) fn open_reader(path: &Path) -> Result<Connection, OpenError> {
     let open = || -> rusqlite::Result<Connection> {
         let connection = Connection::open(path)?;
         connection.busy_timeout(std::time::Duration::from_secs(5))?;
-        connection.execute_batch("PRAGMA query_only = ON; PRAGMA cache_size = -4096;")?;
+        // Long lists are read from the system's own pages, and not copied into a cache that the next commit
+        // of the other connection empties.
+        connection.execute_batch(
+            "PRAGMA query_only = ON; PRAGMA cache_size = -4096; PRAGMA mmap_size = 268435456;",
+        )?;
         Ok(connection)
     };
     open().map_err(|error| OpenError::Sqlite { path: path.to_owned(), reason: error.to_string() })
