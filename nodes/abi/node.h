@@ -310,6 +310,19 @@ struct kg_object {
  *     out  object OBJECT MODEL or CLIP, of the same type
  *          absent LIST of TEXT, the paths that it has no such module for. A layer that fits by its path and
  *              not by its shape is an error.
+ * "lora/2" (MODEL, CLIP): "lora/1" for every kind of layer.
+ *     in   layers NAMED MAP {factors NAMED TENSOR, alpha? FLOAT}, by the same paths; a CLIP with two text
+ *              encoders has those of the second under "text_encoder_2.". Which factors a layer has says its
+ *              kind, and they are in the shapes of LyCORIS' files: up, down, mid; hada_w1_a, hada_w1_b,
+ *              hada_w2_a, hada_w2_b, hada_t1, hada_t2; lokr_w1, lokr_w1_a, lokr_w1_b, lokr_w2, lokr_w2_a,
+ *              lokr_w2_b, lokr_t2; a1, a2, b1, b2 (GLoRA); oft_blocks, rescale (OFT, BOFT); ia3, on_input
+ *              (not 0: ia3 is along the inputs); dora_scale or PEFT's magnitude beside any of these; diff,
+ *              w_norm (added to the weight), diff_b, b_norm (to the bias); set_weight (instead of the
+ *              weight). The formulas are ComfyUI's.
+ *          strength FLOAT, of any sign
+ *     out  object OBJECT MODEL or CLIP, of the same type
+ *          absent LIST of TEXT, the paths that it has no such module for, "PATH.bias" where only the bias
+ *              is missing
  * "sampler/1" (SAMPLER): the way from noise to a latent.
  *     in   guider OBJECT GUIDER
  *          sigmas TENSOR [N], falling; the last may be 0

@@ -187,10 +187,44 @@ fn a_lora_for_another_family_is_named() {
     fails(&models(&flux, |_, _| {}), &["lora_name", "FLUX", "none of its 1 layers"]);
 
     let loha = Shapes::from([("lora_unet_conv_in.hada_w1_a".to_owned(), vec![2, 2])]);
-    fails(&models(&loha, |_, _| {}), &["lora_name", "LoHa", "not supported"]);
+    fails(&models(&loha, |_, _| {}), &["lora_name", "conv_in", "hada_w1_b", "not whole"]);
 
     let vae = Shapes::from([("decoder.conv_in.weight".to_owned(), vec![2, 2, 3, 3])]);
     fails(&models(&vae, |_, _| {}), &["lora_name", "no LoRA", "decoder.conv_in.weight"]);
+}
+
+/// A LoHa for every matrix, whose norms are changed too.
+#[test]
+fn other_kinds_of_layers_are_put_on_as_well() {
+    let mut kinds = Shapes::new();
+    for (name, down) in both() {
+        let Some(module) = name.strip_suffix(".lora_down.weight") else { continue };
+        let up = both()[&format!("{module}.lora_up.weight")][0];
+        for side in ["w1", "w2"] {
+            kinds.insert(format!("{module}.hada_{side}_a"), vec![up, 2]);
+            kinds.insert(format!("{module}.hada_{side}_b"), vec![2, down[1..].iter().product()]);
+        }
+    }
+    kinds.insert("lora_te_text_model_final_layer_norm.w_norm".to_owned(), vec![32]);
+    kinds.insert("lora_te_text_model_final_layer_norm.b_norm".to_owned(), vec![32]);
+    let width = {
+        let folder = repository().join("models/tiny/sd/text_encoder");
+        let weights = Weights::open(&folder, &Device::Cpu).expect("the bundled model");
+        let name = weights.names().into_iter().find(|name| name.ends_with("final_layer_norm.bias"));
+        weights.shape(&name.expect("a norm")).expect("a shape")
+    };
+    for (_, shape) in kinds.iter_mut().filter(|(name, _)| name.ends_with("_norm")) {
+        *shape = width.clone();
+    }
+    let models = models(&kinds, |_, values| values.iter_mut().for_each(|value| *value *= 3.0));
+    let base = draw(models.path(), &[]);
+    let whole = draw(models.path(), &[(1.0, 1.0)]);
+    assert_ne!(draw(models.path(), &[(1.0, 0.0)]), base);
+    assert_ne!(draw(models.path(), &[(0.0, 1.0)]), base);
+    // Changes of this kind are sums too, and go one over the other.
+    let parts = draw(models.path(), &[(2.0, 2.0), (-1.0, -1.0)]);
+    let far = whole.iter().zip(&parts).map(|(a, b)| a.abs_diff(*b)).max();
+    assert!(far <= Some(1), "{far:?}");
 }
 
 #[test]

@@ -355,6 +355,19 @@ pub const INTERFACES: &[Interface] = &[
         output: &[part("object", Object(&["MODEL", "CLIP"])), part("absent", List(&Text))],
     },
     Interface {
+        id: "lora/2",
+        types: &["MODEL", "CLIP"],
+        required: &[],
+        input: &[
+            part(
+                "layers",
+                Named(&Map(&[part("factors", Named(&Tensor(&[]))), optional("alpha", Float)])),
+            ),
+            part("strength", Float),
+        ],
+        output: &[part("object", Object(&["MODEL", "CLIP"])), part("absent", List(&Text))],
+    },
+    Interface {
         id: "sampler/1",
         types: &["SAMPLER"],
         required: &["SAMPLER"],

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use kosmograph_models::Weights;
 use kosmograph_models::clip::prompt_encode::EncodedPrompt;
 use kosmograph_models::clip::text::{ClipText, ClipTextConfig, ContextLayer};
-use kosmograph_models::lora::Adapted;
+use kosmograph_models::lora::{Adapted, Layers};
 use kosmograph_models::text::clip_prompt_tokens::{PromptRows, SENTENCE_SIGNS};
 use kosmograph_models::text::clip_tokens::ClipTokenizer;
-use node::interface::{self, LoraLayer, marker};
+use node::interface::{self, AdapterLayer, LoraLayer, marker};
 use node::*;
 use node_candle::export;
 
@@ -162,7 +162,8 @@ impl ClipModel {
 impl Export for ClipModel {
     const TYPE: &'static str = "CLIP";
     const INTERFACES: &'static [InterfaceEntry] = interfaces![ClipModel:
-        marker::TextEncoder, marker::TextLayers, marker::Lora, marker::Describe, marker::Memory];
+        marker::TextEncoder, marker::TextLayers, marker::Lora, marker::Layers, marker::Describe,
+        marker::Memory];
 }
 
 impl interface::EncodeText for ClipModel {
@@ -212,14 +213,9 @@ impl interface::TextLayers for ClipModel {
     }
 }
 
-impl interface::TakeLora for ClipModel {
-    fn with_lora(
-        &self,
-        _cx: &Context,
-        layers: &[LoraLayer],
-        strength: f64,
-    ) -> Result<(Object, Vec<String>)> {
-        let layers = lora::layers(layers, &self.device)?;
+impl ClipModel {
+    /// The same with `layers` on its encoders, and the modules that none of them has.
+    fn adapted(&self, layers: &Layers, strength: f64) -> Result<(Object, Vec<String>)> {
         let mut changed = self.clone();
         let mut absent = Vec::new();
         // Modules of the second of two encoders stand under diffusers' name for it.
@@ -243,6 +239,28 @@ impl interface::TakeLora for ClipModel {
             absent.extend(layers.keys().filter(|module| of_second(module).is_some()).cloned());
         }
         Ok((Object::new(changed), absent))
+    }
+}
+
+impl interface::TakeLora for ClipModel {
+    fn with_lora(
+        &self,
+        _cx: &Context,
+        layers: &[LoraLayer],
+        strength: f64,
+    ) -> Result<(Object, Vec<String>)> {
+        self.adapted(&lora::plain_layers(layers, &self.device)?, strength)
+    }
+}
+
+impl interface::TakeLayers for ClipModel {
+    fn with_layers(
+        &self,
+        _cx: &Context,
+        layers: &[AdapterLayer],
+        strength: f64,
+    ) -> Result<(Object, Vec<String>)> {
+        self.adapted(&lora::layers(layers, &self.device)?, strength)
     }
 }
 

@@ -1,10 +1,11 @@
-//! `LoraLoader` and `LoraLoaderModelOnly`: a LoRA put on a model, through "lora/1" of node.h.
+//! `LoraLoader` and `LoraLoaderModelOnly`: a LoRA put on a model, through "lora/2" of node.h, or "lora/1"
+//! where a model has no more and the LoRA is a plain one.
 
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
-use kosmograph_models::lora::{Layer, Layers, Lora};
-use node::interface::LoraLayer;
+use kosmograph_models::lora::{Factor, Layer, Layers, Lora};
+use node::interface::{AdapterLayer, LoraLayer};
 use node::*;
 use node_candle::{export, import};
 
@@ -65,7 +66,8 @@ impl Node for LoraLoaderModelOnly {
             return Ok(self.model);
         }
         let mut lora = Opened::open(&self.lora_name)?;
-        if lora.lora.unet.is_empty() && !lora.lora.text_encoder.is_empty() {
+        let of_text = !lora.lora.text_encoder.is_empty() || !lora.lora.text_encoder_2.is_empty();
+        if lora.lora.unet.is_empty() && of_text {
             let sentence = "has layers for the text encoder alone; LoraLoader puts them on";
             return Err(Error::at("lora_name", format!("{} {sentence}", lora.file)));
         }
@@ -99,7 +101,10 @@ impl Opened {
     }
 
     fn put_on_clip(&mut self, cx: &Context, clip: Clip, strength: f64) -> Result<Clip> {
-        let layers = std::mem::take(&mut self.lora.text_encoder);
+        let mut layers = std::mem::take(&mut self.lora.text_encoder);
+        let second = std::mem::take(&mut self.lora.text_encoder_2);
+        let second = second.into_iter().map(|(path, layer)| (format!("{SECOND}{path}"), layer));
+        layers.extend(second);
         let put = self.put_on(cx, clip.0, &layers, strength);
         Ok(Clip(put.map_err(|error| error.of_input("clip"))?))
     }
@@ -114,19 +119,30 @@ impl Opened {
         if strength == 0.0 || layers.is_empty() {
             return Ok(object);
         }
-        if !object.offers("lora/1") {
+        let put = if object.offers("lora/2") {
+            object.with_layers(cx, across(layers)?, strength)
+        } else if !object.offers("lora/1") {
             return Err(Error::new(format!(
-                "this {} cannot take a LoRA: the library it comes from does not offer \"lora/1\"",
+                "this {} cannot take a LoRA: the library it comes from offers neither \"lora/2\" nor \
+                 \"lora/1\"",
                 object.type_name()
             )));
-        }
-        let (object, absent) =
-            object.with_lora(cx, across(layers)?, strength).map_err(|error| match error {
-                Error::Failed { sentence, .. } => {
-                    Error::at("lora_name", format!("{}: {sentence}{}", self.file, self.family()))
-                }
-                Error::Cancelled => Error::Cancelled,
-            })?;
+        } else if let Some(plain) = plain(layers)? {
+            object.with_lora(cx, plain, strength)
+        } else {
+            return Err(Error::new(format!(
+                "{} changes its layers otherwise than by a product of two matrices, and this {} takes no \
+                 other: the library it comes from does not offer \"lora/2\"",
+                self.file,
+                object.type_name()
+            )));
+        };
+        let (object, absent) = put.map_err(|error| match error {
+            Error::Failed { sentence, .. } => {
+                Error::at("lora_name", format!("{}: {sentence}{}", self.file, self.family()))
+            }
+            Error::Cancelled => Error::Cancelled,
+        })?;
         self.placed += layers.len().saturating_sub(absent.len());
         self.absent.extend(absent);
         Ok(object)
@@ -169,30 +185,62 @@ impl Opened {
     }
 }
 
+/// What the paths of a second text encoder's layers begin with.
+const SECOND: &str = "text_encoder_2.";
+
 /// Layers as they cross the boundary.
-fn across(layers: &Layers) -> Result<Vec<LoraLayer>> {
+fn across(layers: &Layers) -> Result<Vec<AdapterLayer>> {
     let layer = |(module, layer): (&String, &Layer)| {
-        Ok(LoraLayer {
-            module: module.clone(),
-            up: export(layer.up())?,
-            down: export(layer.down())?,
-            mid: layer.mid().map(export).transpose()?,
-            scale: layer.scale(),
-        })
+        let factor =
+            |(factor, tensor): (&Factor, _)| Ok((factor.name().to_owned(), export(tensor)?));
+        let factors = layer.factors().iter().map(factor).collect::<Result<_>>()?;
+        Ok(AdapterLayer { module: module.clone(), factors, alpha: layer.alpha() })
     };
     layers.iter().map(layer).collect()
 }
 
-/// Layers that came across the boundary.
+/// The same for "lora/1"; nothing where one is of another kind than it knows.
+fn plain(layers: &Layers) -> Result<Option<Vec<LoraLayer>>> {
+    let layer = |(module, layer): (&String, &Layer)| {
+        let Some((up, down, mid, scale)) = layer.as_low_rank() else { return Ok(None) };
+        let (up, down) = (export(up)?, export(down)?);
+        let mid = mid.map(export).transpose()?;
+        Ok(Some(LoraLayer { module: module.clone(), up, down, mid, scale }))
+    };
+    layers.iter().map(layer).collect()
+}
+
+/// Layers that came across the boundary by "lora/2".
+///
+/// # Errors
+/// A factor is none that is known, or those of a layer do not fit each other.
+pub fn layers(layers: &[AdapterLayer], device: &Device) -> Result<Layers> {
+    let layer = |layer: &AdapterLayer| {
+        let factor = |(name, tensor): &(String, Tensor)| {
+            let factor = Factor::of_name(name).ok_or_else(|| {
+                Error::new(format!(
+                    "layer \"{}\" of the LoRA has a factor \"{name}\", which no kind of layer has",
+                    layer.module
+                ))
+            })?;
+            Ok((factor, import(tensor, device)?))
+        };
+        let factors = layer.factors.iter().map(factor).collect::<Result<_>>()?;
+        Ok((layer.module.clone(), Layer::new(&layer.module, factors, layer.alpha)?))
+    };
+    layers.iter().map(layer).collect()
+}
+
+/// Layers that came across the boundary by "lora/1".
 ///
 /// # Errors
 /// The shapes of one do not fit each other, or its scale is not finite.
-pub fn layers(layers: &[LoraLayer], device: &Device) -> Result<Layers> {
+pub fn plain_layers(layers: &[LoraLayer], device: &Device) -> Result<Layers> {
     let layer = |layer: &LoraLayer| {
         let (up, down) = (import(&layer.up, device)?, import(&layer.down, device)?);
         let mid = layer.mid.as_ref().map(|mid| import(mid, device)).transpose()?;
         let module = layer.module.clone();
-        Ok((module, Layer::new(&layer.module, up, down, mid, layer.scale)?))
+        Ok((module, Layer::low_rank(&layer.module, up, down, mid, layer.scale)?))
     };
     layers.iter().map(layer).collect()
 }

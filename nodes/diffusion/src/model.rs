@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 
 use kosmograph_models::Weights;
-use kosmograph_models::lora::Adapted;
+use kosmograph_models::lora::{Adapted, Layers};
 use kosmograph_models::samplers::{Prediction, Schedule, SchedulerConfig};
 use kosmograph_models::stable_diffusion::steering::{ExtraTokens, KeysValues, Steering};
 use kosmograph_models::stable_diffusion::unet::{Condition, Residuals, UNet, UNetConfig};
-use node::interface::{self, DenoiseCall, LoraLayer, marker};
+use node::interface::{self, AdapterLayer, DenoiseCall, LoraLayer, marker};
 use node::*;
 use node_candle::{export, import};
 
@@ -43,8 +43,8 @@ impl UNetModel {
 
 impl Export for UNetModel {
     const TYPE: &'static str = "MODEL";
-    const INTERFACES: &'static [InterfaceEntry] =
-        interfaces![UNetModel: marker::Denoiser, marker::Lora, marker::Describe, marker::Memory];
+    const INTERFACES: &'static [InterfaceEntry] = interfaces![UNetModel:
+        marker::Denoiser, marker::Lora, marker::Layers, marker::Describe, marker::Memory];
 }
 
 impl interface::Denoise for UNetModel {
@@ -123,7 +123,24 @@ impl interface::TakeLora for UNetModel {
         layers: &[LoraLayer],
         strength: f64,
     ) -> Result<(Object, Vec<String>)> {
-        let (unet, absent) = self.unet.with(&lora::layers(layers, &self.device)?, strength)?;
+        self.adapted(&lora::plain_layers(layers, &self.device)?, strength)
+    }
+}
+
+impl interface::TakeLayers for UNetModel {
+    fn with_layers(
+        &self,
+        _cx: &Context,
+        layers: &[AdapterLayer],
+        strength: f64,
+    ) -> Result<(Object, Vec<String>)> {
+        self.adapted(&lora::layers(layers, &self.device)?, strength)
+    }
+}
+
+impl UNetModel {
+    fn adapted(&self, layers: &Layers, strength: f64) -> Result<(Object, Vec<String>)> {
+        let (unet, absent) = self.unet.with(layers, strength)?;
         let (config, schedule) = (self.config.clone(), self.schedule.clone());
         let device = self.device.clone();
         Ok((Object::new(Self { unet, config, schedule, device }), absent))

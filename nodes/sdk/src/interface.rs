@@ -163,6 +163,49 @@ impl LoraLayer {
     }
 }
 
+/// "lora/2", offered by a MODEL and a CLIP that can take a LoRA of any kind.
+pub trait TakeLayers {
+    /// The same object with the layers put on, and the modules that it does not have.
+    fn with_layers(
+        &self,
+        cx: &Context<'_>,
+        layers: &[AdapterLayer],
+        strength: f64,
+    ) -> Result<(Object, Vec<String>)>;
+}
+
+/// A layer of "lora/2".
+#[derive(Clone, Debug)]
+pub struct AdapterLayer {
+    /// The path of the module that it changes.
+    pub module: String,
+    /// By the names that node.h gives them.
+    pub factors: Vec<(String, Tensor)>,
+    pub alpha: Option<f64>,
+}
+
+impl AdapterLayer {
+    fn read(module: String, layer: &Value) -> Result<Self> {
+        let factors = layer.get("factors").unwrap_or(Value::NONE).as_map().unwrap_or_default();
+        let factors = factors.into_iter().map(|(name, factor)| match factor.as_tensor() {
+            Some(tensor) => Ok((name, tensor)),
+            None => Err(Error::new(format!(
+                "the factor \"{name}\" of layer \"{module}\" of the LoRA is no tensor"
+            ))),
+        });
+        let factors = factors.collect::<Result<_>>()?;
+        let alpha = layer.get("alpha").and_then(|alpha| alpha.as_f64());
+        Ok(Self { module, factors, alpha })
+    }
+
+    fn into_value(self) -> Value {
+        let factors = self.factors.into_iter().map(|(name, factor)| (name, factor.into_value()));
+        let factors = [("factors", Value::map(factors))];
+        let alpha = self.alpha.map(|alpha| ("alpha", alpha.into()));
+        Value::map(factors.into_iter().chain(alpha))
+    }
+}
+
 /// "text_layers/1", offered by a CLIP.
 pub trait TextLayers {
     /// The CLIP that stops at `layer`, counted from the end: -1 is the last.
@@ -269,6 +312,7 @@ pub mod marker {
     pub struct ControlNet;
     pub struct TextEncoder;
     pub struct Lora;
+    pub struct Layers;
     pub struct TextLayers;
     pub struct ClipVision;
     pub struct VaeDecode;
@@ -349,6 +393,16 @@ interface!(Lora, "lora/1", TakeLora, |object, cx, input| {
     let (with_lora, absent) = object.with_lora(cx, &layers, input.number("strength")?)?;
     let absent = Value::list(absent.into_iter().map(Value::string).collect());
     Ok(Value::map([("object", with_lora.into_value()), ("absent", absent)]))
+});
+interface!(Layers, "lora/2", TakeLayers, |object, cx, input| {
+    let layers = input.get("layers").as_map().unwrap_or_default();
+    let layers: Vec<AdapterLayer> = layers
+        .into_iter()
+        .map(|(module, layer)| AdapterLayer::read(module, &layer))
+        .collect::<Result<_>>()?;
+    let (with_layers, absent) = object.with_layers(cx, &layers, input.number("strength")?)?;
+    let absent = Value::list(absent.into_iter().map(Value::string).collect());
+    Ok(Value::map([("object", with_layers.into_value()), ("absent", absent)]))
 });
 interface!(TextLayers, "text_layers/1", TextLayers, |object, cx, input| {
     let clip = object.stop_at_layer(cx, input.integer("stop_at_clip_layer")?)?;
@@ -522,21 +576,42 @@ impl Object {
         strength: f64,
     ) -> Result<(Object, Vec<String>)> {
         let layers = layers.into_iter().map(|layer| (layer.module.clone(), layer.into_value()));
-        let input = [("layers", Value::map(layers)), ("strength", strength.into())];
-        let answer = self.call(cx, "lora/1", input)?;
+        self.adapted(cx, "lora/1", Value::map(layers), strength)
+    }
+
+    /// "lora/2".
+    pub fn with_layers(
+        &self,
+        cx: &Context<'_>,
+        layers: Vec<AdapterLayer>,
+        strength: f64,
+    ) -> Result<(Object, Vec<String>)> {
+        let layers = layers.into_iter().map(|layer| (layer.module.clone(), layer.into_value()));
+        self.adapted(cx, "lora/2", Value::map(layers), strength)
+    }
+
+    fn adapted(
+        &self,
+        cx: &Context<'_>,
+        interface: &str,
+        layers: Value,
+        strength: f64,
+    ) -> Result<(Object, Vec<String>)> {
+        let answer =
+            self.call(cx, interface, [("layers", layers), ("strength", strength.into())])?;
         let same_type = |object: &Object| object.type_name() == self.type_name();
-        let with_lora = answer.get("object").and_then(|object| object.as_object());
-        let with_lora = with_lora.filter(same_type).ok_or_else(|| {
+        let adapted = answer.get("object").and_then(|object| object.as_object());
+        let adapted = adapted.filter(same_type).ok_or_else(|| {
             Error::new(format!(
-                "\"lora/1\" of this {0} answered with something else than a {0}",
+                "\"{interface}\" of this {0} answered with something else than a {0}",
                 self.type_name()
             ))
         })?;
-        let wrong = || self.odd("lora/1", "absent");
+        let wrong = || self.odd(interface, "absent");
         let absent = answer.get("absent").and_then(|absent| absent.as_list()).ok_or_else(wrong)?;
         let text = |path: &Value| path.as_str().map(str::to_owned).ok_or_else(wrong);
         let absent = absent.iter().map(text).collect::<Result<_>>()?;
-        Ok((with_lora, absent))
+        Ok((adapted, absent))
     }
 
     /// "text_layers/1".

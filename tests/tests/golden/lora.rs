@@ -103,3 +103,46 @@ fn pairs(mapping: &Value) -> Vec<(&str, &str)> {
     let unet = mapping["unet"].as_object().or_else(|| mapping.as_object());
     unet.into_iter().flatten().filter_map(|(k, v)| Some((k.as_str(), v.as_str()?))).collect()
 }
+
+/// Every kind of layer, on the U-Net of the golden case `unet`.
+pub fn kinds(case: &mut Case) -> Result<()> {
+    let weights = case.config["sd15_weights"].as_str().context("no sd15_weights")?;
+    let weights = Weights::open(&case.file(weights), &Device::Cpu)?;
+    let config = case.json("../unet/config.json")?;
+    let config = UNetConfig::from_value(&config["config"], "config.json")?;
+    let base = Adapted::open(weights, &[], move |weights| UNet::load(weights, &config))?;
+    let (sample, context) = (case.input("sd15.sample")?, case.input("sd15.context")?);
+    let at = timestep(case.size("timestep")?)?;
+    let run = |unet: &Adapted<UNet>| unet.get()?.forward(&sample, &at, &context, None);
+    let before = run(&base)?;
+    case.check("sd15.base", &before)?;
+
+    for name in case.expected_names().iter().filter(|name| name.starts_with("sd15.")) {
+        let Some((kind, scale)) = name.rsplit_once(".scale") else { continue };
+        let scale: f64 = scale.parse().context("a scale is no number")?;
+        // A length for each row: ComfyUI takes it for the weight's rows. PEFT, which has a name of its own for
+        // it, and LyCORIS take it for those of the changed weight.
+        let file = kind.trim_end_matches(".comfyui");
+        let mut tensors = read_tensors(&case.file(format!("{file}{FILE}")))?;
+        if kind == "sd15.dora_out" {
+            let renamed = |(name, tensor): (String, Tensor)| {
+                (name.replace(".dora_scale", ".lora_magnitude_vector"), tensor)
+            };
+            tensors = tensors.into_iter().map(renamed).collect();
+        }
+        let lora = Weights::from_tensors(file, tensors.into_iter().collect(), &Device::Cpu);
+        let lora = Lora::read(&lora)?;
+        ensure!(lora.unknown.is_empty(), "{kind}: unknown layers, {:?}", lora.unknown);
+        ensure!(!lora.unet.is_empty() && lora.text_encoder.is_empty(), "{kind}: no U-Net's");
+        let (adapted, without_place) = base.with(&lora.unet, scale)?;
+        ensure!(without_place.is_empty(), "{kind}: without a place, {without_place:?}");
+        case.check(name, &run(&adapted)?)?;
+        // What was on the model before is taken for its weights.
+        let (nothing, _) = base.with(&lora.unet, 0.0)?;
+        case.check("sd15.base", &run(&nothing)?)?;
+    }
+    let after = run(&base)?;
+    let bits = |tensor: &Tensor| -> Result<Vec<f32>> { Ok(tensor.flatten_all()?.to_vec1()?) };
+    case.check_equal("the base afterwards", &bits(&after)?, &bits(&before)?);
+    Ok(())
+}

@@ -8,11 +8,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Deref;
 use std::sync::Arc;
 
-use candle_core::{Result as CandleResult, Tensor};
+use candle_core::{DType, Result as CandleResult, Tensor};
 use kosmograph_kernels as kernels;
 use rayon::prelude::*;
 
-use super::{Layer, Layers, LoraError};
+use super::kinds::Change;
+use super::{Layers, LoraError};
 use crate::error::{Error, Result};
 use crate::files::resident::Resident;
 use crate::files::weights::Weights;
@@ -23,13 +24,15 @@ pub struct Adapted<N> {
     weights: Weights,
     load: Arc<Load<N>>,
     base: Arc<Resident<Loaded<N>>>,
-    /// By the name of the weight: what is added to it.
-    changes: Arc<BTreeMap<String, Vec<(Layer, f64)>>>,
+    /// By the name of the tensor: what is done to it, one after the other, and how strongly.
+    changes: Arc<Changes>,
     /// The base itself, where there are no changes.
     network: Arc<Resident<Loaded<N>>>,
     /// As many as networks share the base.
     sharers: Arc<()>,
 }
+
+type Changes = BTreeMap<String, Vec<(Change, f64)>>;
 
 type Load<N> = dyn Fn(&Weights) -> Result<N> + Send + Sync;
 
@@ -97,18 +100,24 @@ impl<N: Send + Sync + 'static> Adapted<N> {
         let mut changes = (*self.changes).clone();
         let mut without_place = Vec::new();
         for (module, layer) in layers {
-            let Some((name, shape)) = self.weight_of(module) else {
-                without_place.push(module.clone());
-                continue;
-            };
-            if !layer.fits(&shape) {
-                let (layer, lora) = (module.clone(), layer.shape());
-                return Err(LoraError::Misfit { layer, lora, model: shape }.into());
-            }
             if !strength.is_finite() {
                 return Err(LoraError::Factor { layer: module.clone(), factor: strength }.into());
             }
-            changes.entry(name).or_default().push((layer.clone(), strength));
+            for (part, change) in [("weight", layer.weight()), ("bias", layer.bias())] {
+                let Some(change) = change else { continue };
+                let Some((name, shape)) = self.tensor_of(module, part) else {
+                    let of_weight = part == "weight" || layer.weight().is_none();
+                    let path = if of_weight { module.clone() } else { format!("{module}.{part}") };
+                    without_place.push(path);
+                    // Where there is no such module, there is no bias of it.
+                    break;
+                };
+                if !change.fits(&shape) {
+                    let (layer, lora) = (module.clone(), change.wanted());
+                    return Err(LoraError::Misfit { layer, lora, model: shape }.into());
+                }
+                changes.entry(name).or_default().push((change.clone(), strength));
+            }
         }
         let bytes = changes.keys().filter_map(|name| self.weights.shape(name));
         let bytes = bytes.map(|shape| shape.iter().product::<usize>() * size_of::<f32>()).sum();
@@ -160,27 +169,27 @@ impl<N: Send + Sync + 'static> Adapted<N> {
         own + self.base.bytes() / sharers
     }
 
-    /// The name and the shape of a module's weight.
-    fn weight_of(&self, module: &str) -> Option<(String, Vec<usize>)> {
+    /// The name and the shape of a module's weight or bias.
+    fn tensor_of(&self, module: &str, part: &str) -> Option<(String, Vec<usize>)> {
         // transformers 5 leaves the first word of a text encoder's paths out.
         [module, module.strip_prefix("text_model.").unwrap_or(module)].iter().find_map(|module| {
-            let name = format!("{module}.weight");
+            let name = format!("{module}.{part}");
             let shape = self.weights.shape(&name)?;
             Some((name, shape))
         })
     }
 }
 
-/// The weights that `changes` names, with their changes added, f32.
+/// The tensors that `changes` names, with their changes, f32.
 fn changed(
     tensors: &HashMap<String, Tensor>,
-    changes: &BTreeMap<String, Vec<(Layer, f64)>>,
+    changes: &Changes,
 ) -> Result<HashMap<String, Tensor>> {
-    let change = |(name, changes): (&String, &Vec<(Layer, f64)>)| {
+    let change = |(name, changes): (&String, &Vec<(Change, f64)>)| {
         let weight = tensors.get(name).ok_or_else(|| {
             Error::Input(format!("the LoRA changes `{name}`, which this network does not use"))
         })?;
-        Ok((name.clone(), add(weight, changes)?))
+        Ok((name.clone(), apply(weight, changes)?))
     };
     let changes: Vec<_> = changes.iter().collect();
     let mut changed = HashMap::with_capacity(changes.len());
@@ -192,12 +201,28 @@ fn changed(
     Ok(changed)
 }
 
-/// `weight` + Σ strength · scale · up · down. Several products are one: the ups side by side times the
-/// downs below each other.
-fn add(weight: &Tensor, changes: &[(Layer, f64)]) -> CandleResult<Tensor> {
-    let pairs = changes.iter().map(|(layer, strength)| layer.matrices(*strength));
-    let (ups, downs): (Vec<_>, Vec<_>) =
-        pairs.collect::<CandleResult<Vec<_>>>()?.into_iter().unzip();
+/// `weight` with its changes, one after the other. Products that follow each other are one product.
+fn apply(weight: &Tensor, changes: &[(Change, f64)]) -> CandleResult<Tensor> {
+    let mut weight = weight.clone();
+    let mut pairs = Vec::new();
+    for (change, strength) in changes {
+        match change.matrices(*strength) {
+            Some(pair) => pairs.push(pair?),
+            None => {
+                weight = add(&weight, std::mem::take(&mut pairs))?;
+                weight = change.apply(&weight.to_dtype(DType::F32)?, *strength)?;
+            }
+        }
+    }
+    add(&weight, pairs)
+}
+
+/// `weight` + Σ strength · scale · up · down: the ups side by side times the downs below each other.
+fn add(weight: &Tensor, pairs: Vec<(Tensor, Tensor)>) -> CandleResult<Tensor> {
+    if pairs.is_empty() {
+        return Ok(weight.clone());
+    }
+    let (ups, downs): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
     let (up, down) = (Tensor::cat(&ups, 1)?, Tensor::cat(&downs, 0)?);
     let flat = weight.reshape((weight.dim(0)?, ()))?;
     kernels::low_rank_update(&flat, &up, &down)?.reshape(weight.shape())
@@ -205,8 +230,9 @@ fn add(weight: &Tensor, changes: &[(Layer, f64)]) -> CandleResult<Tensor> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Layer;
     use super::*;
-    use candle_core::{DType, Device};
+    use candle_core::Device;
 
     fn filled(shape: &[usize], value: f64) -> Tensor {
         Tensor::full(value as f32, shape, &Device::Cpu).expect("a tensor")
@@ -226,7 +252,7 @@ mod tests {
 
     fn layers(module: &str, output: usize, input: usize, scale: f64) -> Result<Layers> {
         let (up, down) = (filled(&[output, 2], 0.5), filled(&[2, input], 0.25));
-        Ok(Layers::from([(module.to_owned(), Layer::new(module, up, down, None, scale)?)]))
+        Ok(Layers::from([(module.to_owned(), Layer::low_rank(module, up, down, None, scale)?)]))
     }
 
     fn value(tensor: &Tensor) -> Result<f32> {

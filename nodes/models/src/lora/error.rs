@@ -9,8 +9,8 @@ pub enum LoraError {
 
     /// Another kind of adapter than a product of two small matrices.
     #[error(
-        "this is a {kind}, as its tensor `{name}` shows, and {kind} is not supported; a LoRA or a LoCon \
-         would be right"
+        "this is a {kind}, as its tensor `{name}` shows, and {kind} is not supported; a LoRA, LoHa, LoKr, \
+         DoRA, OFT, GLoRA, (IA)³ or a difference of weights would be right"
     )]
     Kind { kind: &'static str, name: String },
 
@@ -20,6 +20,10 @@ pub enum LoraError {
         first_name(first)
     )]
     NotALora { first: Option<String> },
+
+    /// The factors of a layer do not fit each other.
+    #[error("layer `{layer}` is damaged: {what}")]
+    Damaged { layer: String, what: String },
 
     /// A layer has one matrix and not the other.
     #[error("layer `{layer}` has no {missing} weight: the file is not whole")]
@@ -50,10 +54,10 @@ pub enum LoraError {
 
     /// A layer changes a weight of another shape.
     #[error(
-        "layer `{layer}` of the LoRA changes a weight of {lora:?}, but this model's is {model:?}: the \
+        "layer `{layer}` of the LoRA changes a weight of {lora}, but this model's is {model:?}: the \
          LoRA was made for another model"
     )]
-    Misfit { layer: String, lora: Vec<usize>, model: Vec<usize> },
+    Misfit { layer: String, lora: String, model: Vec<usize> },
 }
 
 impl From<LoraError> for crate::Error {

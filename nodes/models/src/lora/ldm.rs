@@ -25,7 +25,16 @@ pub(super) fn diffusers_path(path: &str) -> Option<String> {
             "2" => Some("time_embedding.linear_2".to_owned()),
             _ => None,
         },
-        "out" => (rest == "2").then(|| "conv_out".to_owned()),
+        "label_emb" => match rest {
+            "0.0" => Some("add_embedding.linear_1".to_owned()),
+            "0.2" => Some("add_embedding.linear_2".to_owned()),
+            _ => None,
+        },
+        "out" => match rest {
+            "0" => Some("conv_norm_out".to_owned()),
+            "2" => Some("conv_out".to_owned()),
+            _ => None,
+        },
         _ => None,
     }
 }
@@ -62,6 +71,8 @@ fn output_block(path: &str) -> Option<String> {
 
 fn resnet(path: &str) -> Option<&'static str> {
     Some(match path {
+        "in_layers.0" => "norm1",
+        "out_layers.0" => "norm2",
         "in_layers.2" => "conv1",
         "emb_layers.1" => "time_emb_proj",
         "out_layers.3" => "conv2",
@@ -96,6 +107,11 @@ mod tests {
             ("output_blocks.5.1.proj_in", "up_blocks.1.attentions.2.proj_in"),
             ("output_blocks.11.0.in_layers.2", "up_blocks.3.resnets.2.conv1"),
             ("time_embed.2", "time_embedding.linear_2"),
+            ("input_blocks.1.0.in_layers.0", "down_blocks.0.resnets.0.norm1"),
+            ("output_blocks.1.0.out_layers.0", "up_blocks.0.resnets.1.norm2"),
+            ("input_blocks.2.1.norm", "down_blocks.0.attentions.1.norm"),
+            ("label_emb.0.2", "add_embedding.linear_2"),
+            ("out.0", "conv_norm_out"),
             ("out.2", "conv_out"),
         ] {
             assert_eq!(diffusers_path(ldm).as_deref(), Some(diffusers), "{ldm}");

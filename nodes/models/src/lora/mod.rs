@@ -4,14 +4,18 @@
 //! Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685; the scale is
 //! alpha / rank as there, 1 where a file has no alpha. Convolutions are changed alike ("LoCon"): D is
 //! a convolution to `rank` channels and U a 1 × 1 one back, or with a core between the two, after
-//! Tucker.
+//! Tucker. Others make the change otherwise: LoHa, LoKr, DoRA, GLoRA, (IA)³, OFT, whole differences, a
+//! file of [`kinds`] each.
 //!
 //! [`Lora::open`] reads the namings that trainers write ([`names`]); [`Adapted`] is a network with LoRAs
 //! on it.
 
 mod adapted;
+mod dora;
 mod error;
+mod factor;
 mod family;
+mod kinds;
 mod layer;
 mod ldm;
 mod names;
@@ -19,7 +23,7 @@ mod names;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 
 use crate::error::{Error, Result};
 use crate::files::weights::Weights;
@@ -27,6 +31,7 @@ use names::{Part, Place, Role};
 
 pub use adapted::{Adapted, Loaded};
 pub use error::LoraError;
+pub use factor::{FACTORS, Factor};
 pub use family::Family;
 pub use layer::Layer;
 
@@ -40,6 +45,8 @@ pub struct Lora {
     pub unet: Layers,
     /// Of the text encoder: `text_model.encoder.layers.0.self_attn.q_proj`.
     pub text_encoder: Layers,
+    /// Of SDXL's second text encoder, with the same paths.
+    pub text_encoder_2: Layers,
     /// Layers that belong to neither, as the file names them.
     pub unknown: Vec<String>,
     /// The model that it seems to be for.
@@ -47,21 +54,8 @@ pub struct Lora {
 }
 
 /// Names that only other kinds of adapters have: see [`LoraError::Kind`].
-const OTHER_KINDS: [(&str, &str); 13] = [
-    (".dora_scale", "DoRA"),
-    (".lora_magnitude_vector", "DoRA"),
-    (".hada_", "LoHa"),
-    (".lokr_", "LoKr"),
-    (".oft_", "OFT"),
-    (".boft_", "BOFT"),
-    (".glora_", "GLoRA"),
-    (".a1.weight", "GLoRA"),
-    (".ia3_", "(IA)³"),
-    (".on_input", "(IA)³"),
-    (".diff_b", "difference of whole weights"),
-    (".diff", "difference of whole weights"),
-    (".w_norm", "LoRA that changes norms"),
-];
+const OTHER_KINDS: [(&str, &str); 3] =
+    [(".vera_lambda", "VeRA"), (".oft_R.", "OFT of PEFT"), (".oft_r.", "OFT of PEFT")];
 
 impl Lora {
     /// Reads a LoRA's file, in any of the namings of kohya, PEFT and diffusers.
@@ -88,10 +82,8 @@ impl Lora {
             }
         }
         let mut places: BTreeMap<(Part, String), BTreeMap<Role, &str>> = BTreeMap::new();
-        let (mut unknown, mut is_lora) = (Vec::new(), false);
+        let mut unknown = Vec::new();
         for name in &names {
-            let role = names::role(name);
-            is_lora |= matches!(role, Some((_, Role::Up | Role::Down)));
             match names::place(name) {
                 Some(Place { part, module, role }) => {
                     let layer = places.entry((part, module.clone())).or_default();
@@ -101,9 +93,25 @@ impl Lora {
                     }
                 }
                 // A layer is told once, by the path that its two or three tensors have in common.
-                None => unknown.push(role.map_or_else(|| name.clone(), |(path, _)| path)),
+                None => {
+                    unknown.push(names::role(name).map_or_else(|| name.clone(), |(path, _)| path))
+                }
             }
         }
+        // A weight alone is a checkpoint's. (IA)³ calls its factors so, and says beside them which side
+        // they are for.
+        places.retain(|_, layer| {
+            let is_layer = layer.keys().any(|role| !matches!(role, Role::Factor(Factor::Ia3)));
+            if !is_layer {
+                unknown.extend(layer.values().map(|name| name.to_string()));
+            }
+            is_layer
+        });
+        let is_lora = names.iter().any(|name| match names::role(name) {
+            Some((_, Role::Factor(Factor::Ia3 | Factor::Rescale | Factor::DoraScale))) => false,
+            Some((_, Role::Factor(_))) => true,
+            _ => false,
+        });
         if !is_lora {
             let first = names.into_iter().next();
             return Err(in_file(LoraError::NotALora { first }));
@@ -112,26 +120,26 @@ impl Lora {
         let family = family::of(weights, &names);
         let mut lora = Lora { unknown, family, ..Lora::default() };
         for ((part, module), names) in places {
-            let incomplete =
-                |missing| in_file(LoraError::Incomplete { layer: module.clone(), missing });
-            let tensor = |role: Role| {
-                let name = names.get(&role)?;
-                Some(weights.get(name, weights.shape(name)?))
-            };
-            let down = tensor(Role::Down).ok_or_else(|| incomplete("down"))??;
-            let up = tensor(Role::Up).ok_or_else(|| incomplete("up"))??;
-            let mid = tensor(Role::Mid).transpose()?;
-            let scale = match names.get(&Role::Alpha) {
-                None => 1.0,
-                // Rank 0 is found by the layer.
-                Some(name) => {
-                    weights.number(name)? / down.dims().first().map_or(1, |r| *r.max(&1)) as f64
+            let (mut factors, mut alpha) = (BTreeMap::new(), None);
+            for (role, name) in names {
+                match role {
+                    Role::Alpha => alpha = Some(weights.number(name)?),
+                    // A truth value or a whole number, as it comes.
+                    Role::Factor(Factor::OnInput) => {
+                        let number = weights.number(name)? as f32;
+                        factors.insert(Factor::OnInput, Tensor::new(number, &Device::Cpu)?);
+                    }
+                    Role::Factor(factor) => {
+                        let shape = weights.shape(name).unwrap_or_default();
+                        factors.insert(factor, weights.get(name, shape)?);
+                    }
                 }
-            };
-            let layer = Layer::new(&module, up, down, mid, scale).map_err(in_file)?;
+            }
+            let layer = Layer::new(&module, factors, alpha).map_err(in_file)?;
             let layers = match part {
                 Part::UNet => &mut lora.unet,
                 Part::TextEncoder => &mut lora.text_encoder,
+                Part::TextEncoder2 => &mut lora.text_encoder_2,
             };
             layers.insert(module, layer);
         }
@@ -142,12 +150,15 @@ impl Lora {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::Tensor;
     use proptest::prelude::*;
     use std::collections::HashMap;
 
     const FLAT: &str = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k";
     const PATH: &str = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k";
+
+    fn scale(layer: &Layer) -> f64 {
+        layer.as_low_rank().expect("a plain LoRA's layer").3
+    }
 
     fn filled(shape: &[usize], value: f64) -> Tensor {
         Tensor::full(value as f32, shape, &Device::Cpu).expect("a tensor")
@@ -175,8 +186,8 @@ mod tests {
             (&format!("{text}.lora_up.weight"), &[8, 3]),
             (&format!("{text}.lora_down.weight"), &[3, 5]),
         ])?;
-        assert_eq!(lora.unet[PATH].scale(), 0.25);
-        assert_eq!(lora.text_encoder["text_model.encoder.layers.0.mlp.fc1"].scale(), 1.0);
+        assert_eq!(scale(&lora.unet[PATH]), 0.25);
+        assert_eq!(scale(&lora.text_encoder["text_model.encoder.layers.0.mlp.fc1"]), 1.0);
         assert_eq!(lora.family, Some(Family::StableDiffusion1));
         assert!(lora.unknown.is_empty());
         Ok(())
@@ -190,7 +201,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let path = dir.path().join("a.safetensors");
         candle_core::safetensors::save(&HashMap::from([up, down, alpha]), &path)?;
-        assert_eq!(Lora::open(&path)?.unet[PATH].scale(), 1.5);
+        assert_eq!(scale(&Lora::open(&path)?.unet[PATH]), 1.5);
         Ok(())
     }
 
@@ -248,21 +259,8 @@ mod tests {
 
     #[test]
     fn other_kinds_are_refused_by_name() {
-        for (end, kind) in [
-            ("hada_w1_a", "LoHa"),
-            ("lokr_w1", "LoKr"),
-            ("dora_scale", "DoRA"),
-            ("lora_magnitude_vector", "DoRA"),
-            ("oft_blocks", "OFT"),
-            ("diff", "difference"),
-        ] {
-            let error = said(read(&[
-                (&format!("{FLAT}.lora_up.weight"), &[8, 2]),
-                (&format!("{FLAT}.lora_down.weight"), &[2, 4]),
-                (&format!("{FLAT}.{end}"), &[2, 2]),
-            ]));
-            assert!(error.contains(kind) && error.contains("not supported"), "{error}");
-        }
+        let error = said(read(&[(&format!("{FLAT}.vera_lambda_b"), &[2])]));
+        assert!(error.contains("VeRA") && error.contains("not supported"), "{error}");
         let error = said(read(&[("down_blocks.0.resnets.0.conv1.weight", &[2, 2, 3, 3])]));
         assert!(error.contains("no LoRA") && error.contains("down_blocks.0"), "{error}");
         let error = said(read(&[("emb_params", &[2, 768])]));
@@ -316,9 +314,9 @@ mod tests {
             let pair: [(&str, &[usize]); 3] = [(&up_name, &up), (&down_name, &down), (&mid_name, &mid)];
             for tensors in [&pair[..2], &pair[..]] {
                 if let Ok(lora) = read(tensors) {
-                    let (up, down) = lora.unet[PATH].matrices(1.0).expect("matrices");
+                    let change = lora.unet[PATH].weight().expect("a change");
+                    let (up, down) = change.matrices(1.0).expect("a product").expect("matrices");
                     prop_assert_eq!(up.dims()[1], down.dims()[0]);
-                    prop_assert!(lora.unet[PATH].fits(&lora.unet[PATH].shape()));
                 }
             }
         }

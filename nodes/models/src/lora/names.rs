@@ -6,6 +6,7 @@
 //! the module (`…attn1.processor.to_q_lora.down.weight`). All become one: the path as diffusers and
 //! transformers name the module in a checkpoint.
 
+use super::factor::{FACTORS, Factor};
 use super::ldm;
 
 /// The network that a layer belongs to.
@@ -13,17 +14,19 @@ use super::ldm;
 pub enum Part {
     UNet,
     TextEncoder,
+    /// SDXL's second one, OpenCLIP's.
+    TextEncoder2,
 }
 
 /// What a tensor is to its layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Role {
-    Up,
-    Down,
-    /// The core between the two, of a convolution that is decomposed after Tucker.
-    Mid,
+    Factor(Factor),
     Alpha,
 }
+
+const UP: Role = Role::Factor(Factor::Up);
+const DOWN: Role = Role::Factor(Factor::Down);
 
 /// Where a tensor belongs.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,23 +37,25 @@ pub(super) struct Place {
     pub(super) role: Role,
 }
 
-/// The ends of names, longest first, and what they mean.
-const ENDS: [(&str, Role); 15] = [
-    (".lora_linear_layer.down.weight", Role::Down),
-    (".lora_linear_layer.up.weight", Role::Up),
-    (".lora_down.weight", Role::Down),
-    (".lora.down.weight", Role::Down),
-    ("_lora.down.weight", Role::Down),
-    (".lora_mid.weight", Role::Mid),
-    (".lora_up.weight", Role::Up),
-    (".lora.up.weight", Role::Up),
-    ("_lora.up.weight", Role::Up),
-    (".lora_A.weight", Role::Down),
-    (".lora_B.weight", Role::Up),
+/// The ends of the names of a plain LoRA's tensors, longest first, and what they mean; further ones stand
+/// in [`FACTORS`].
+const ENDS: [(&str, Role); 16] = [
+    (".lora_linear_layer.down.weight", DOWN),
+    (".lora_linear_layer.up.weight", UP),
+    (".lora_magnitude_vector.weight", Role::Factor(Factor::Magnitude)),
+    (".lora_down.weight", DOWN),
+    (".lora.down.weight", DOWN),
+    ("_lora.down.weight", DOWN),
+    (".lora_mid.weight", Role::Factor(Factor::Mid)),
+    (".lora_up.weight", UP),
+    (".lora.up.weight", UP),
+    ("_lora.up.weight", UP),
+    (".lora_A.weight", DOWN),
+    (".lora_B.weight", UP),
     ("_lora.alpha", Role::Alpha),
     (".lora.alpha", Role::Alpha),
-    (".lora_A", Role::Down),
-    (".lora_B", Role::Up),
+    (".lora_A", DOWN),
+    (".lora_B", UP),
 ];
 
 /// Where the tensor `name` belongs, if it is one of a LoRA for a Stable Diffusion of the first family.
@@ -67,14 +72,22 @@ pub(super) fn role(name: &str) -> Option<(String, Role)> {
         && let Some((path, adapter)) = path.rsplit_once('.')
         && !["up", "down"].contains(&adapter)
     {
-        for (end, role) in [(".lora_A", Role::Down), (".lora_B", Role::Up)] {
+        let magnitude = (".lora_magnitude_vector", Role::Factor(Factor::Magnitude));
+        for (end, role) in [(".lora_A", DOWN), (".lora_B", UP), magnitude] {
             if let Some(path) = path.strip_suffix(end) {
                 return Some((path.to_owned(), role));
             }
         }
     }
     let known = ENDS.iter().find_map(|(end, role)| Some((name.strip_suffix(end)?, *role)));
-    let (path, role) = known.or_else(|| Some((name.strip_suffix(".alpha")?, Role::Alpha)))?;
+    let known = known.or_else(|| Some((name.strip_suffix(".alpha")?, Role::Alpha)));
+    let (path, role) = known.or_else(|| {
+        // `….a1.weight` before `….weight`.
+        let ends = FACTORS
+            .iter()
+            .filter_map(|(factor, _, end)| Some((name.strip_suffix(end)?, Role::Factor(*factor))));
+        ends.min_by_key(|(path, _)| path.len())
+    })?;
     Some((path.to_owned(), role))
 }
 
@@ -84,19 +97,25 @@ fn module(path: &str) -> Option<(Part, String)> {
     while let Some(rest) = path.strip_prefix("base_model.model.") {
         path = rest;
     }
-    if let Some(flat) = path.strip_prefix("lora_unet_") {
-        return Some((Part::UNet, unet_path(&with_dots(flat)?)?));
-    }
-    for prefix in ["lora_te_", "lora_te1_"] {
+    for prefix in ["lora_unet_", "lycoris_unet_"] {
         if let Some(flat) = path.strip_prefix(prefix) {
-            return Some((Part::TextEncoder, text_path(&with_dots(flat)?)?));
+            return Some((Part::UNet, unet_path(&with_dots(flat)?)?));
         }
     }
-    for prefix in
-        ["text_encoder.", "cond_stage_model.transformer.", "text_encoders.clip_l.transformer."]
-    {
+    for (prefix, part) in FLAT_TEXT {
+        if let Some(flat) = path.strip_prefix(prefix) {
+            return Some((part, text_path(&with_dots(flat)?)?));
+        }
+    }
+    // LyCORIS' own wrapper calls whatever it wraps so.
+    let of_lycoris = path.strip_prefix("lycoris_").map(with_dots);
+    let path = match &of_lycoris {
+        Some(path) => path.as_deref()?,
+        None => path,
+    };
+    for (prefix, part) in TEXT {
         if let Some(path) = path.strip_prefix(prefix) {
-            return Some((Part::TextEncoder, text_path(path)?));
+            return Some((part, text_path(path)?));
         }
     }
     if let Some(path) = text_path(path) {
@@ -109,11 +128,41 @@ fn module(path: &str) -> Option<(Part, String)> {
     Some((Part::UNet, unet_path(path)?))
 }
 
+/// What the flat names of a text encoder begin with.
+const FLAT_TEXT: [(&str, Part); 6] = [
+    ("lora_te1_", Part::TextEncoder),
+    ("lora_te2_", Part::TextEncoder2),
+    ("lora_te_", Part::TextEncoder),
+    ("lycoris_te1_", Part::TextEncoder),
+    ("lycoris_te2_", Part::TextEncoder2),
+    ("lycoris_te_", Part::TextEncoder),
+];
+
+/// What its paths begin with: diffusers', a checkpoint's, ComfyUI's.
+const TEXT: [(&str, Part); 8] = [
+    ("text_encoder.", Part::TextEncoder),
+    ("text_encoder_2.", Part::TextEncoder2),
+    ("text_encoders.clip_l.transformer.", Part::TextEncoder),
+    ("text_encoders.clip_g.transformer.", Part::TextEncoder2),
+    ("clip_l.transformer.", Part::TextEncoder),
+    ("clip_g.transformer.", Part::TextEncoder2),
+    ("cond_stage_model.transformer.", Part::TextEncoder),
+    ("conditioner.embedders.0.transformer.", Part::TextEncoder),
+];
+
 /// A module of a U-Net, with the names that diffusers has for it today.
 fn unet_path(path: &str) -> Option<String> {
     let path = ldm::diffusers_path(path).unwrap_or_else(|| path.to_owned());
-    let begins =
-        ["down_blocks.", "mid_block.", "up_blocks.", "conv_in", "conv_out", "time_embedding."];
+    let begins = [
+        "down_blocks.",
+        "mid_block.",
+        "up_blocks.",
+        "conv_in",
+        "conv_out",
+        "conv_norm_out",
+        "time_embedding.",
+        "add_embedding.",
+    ];
     if !begins.iter().any(|begin| path.starts_with(begin)) {
         return None;
     }
@@ -125,7 +174,7 @@ fn unet_path(path: &str) -> Option<String> {
 /// A module of CLIP's text encoder; transformers 5 leaves the first word of its path out.
 fn text_path(path: &str) -> Option<String> {
     let path = path.strip_prefix("text_model.").unwrap_or(path);
-    if !path.starts_with("encoder.layers.") {
+    if !["encoder.layers.", "embeddings.", "final_layer_norm"].iter().any(|p| path.starts_with(p)) {
         return None;
     }
     // The names of diffusers' attention processors, which it once wrote for the text encoder too.
@@ -139,9 +188,15 @@ fn text_path(path: &str) -> Option<String> {
 
 /// The words of module paths that have underscores of their own, and those that another word begins
 /// with: the longer ones first.
-const WORDS: [&str; 58] = [
+const WORDS: [&str; 64] = [
     "transformer_blocks",
+    "position_embedding",
+    "token_embedding",
     "skip_connection",
+    "add_embedding",
+    "embeddings",
+    "label_emb",
+    "norm",
     "time_embedding",
     "conv_shortcut",
     "time_emb_proj",
@@ -242,24 +297,24 @@ mod tests {
         let flat = "lora_unet_down_blocks_0_attentions_1_transformer_blocks_0_attn1_to_q";
         let beside = "down_blocks.0.attentions.1.transformer_blocks.0.attn1.processor.to_q_lora";
         for (name, role) in [
-            (format!("{flat}.lora_up.weight"), Role::Up),
-            (format!("{flat}.lora_down.weight"), Role::Down),
-            (format!("{flat}.lora_mid.weight"), Role::Mid),
+            (format!("{flat}.lora_up.weight"), UP),
+            (format!("{flat}.lora_down.weight"), DOWN),
+            (format!("{flat}.lora_mid.weight"), Role::Factor(Factor::Mid)),
             (format!("{flat}.alpha"), Role::Alpha),
-            (format!("unet.{to_q}.lora_A.weight"), Role::Down),
-            (format!("unet.{to_q}.lora_B.weight"), Role::Up),
-            (format!("base_model.model.{to_q}.lora_A.weight"), Role::Down),
-            (format!("base_model.model.unet.{to_q}.lora_B.default.weight"), Role::Up),
-            (format!("unet.{to_q}.lora.down.weight"), Role::Down),
-            (format!("{to_q}.lora.up.weight"), Role::Up),
+            (format!("unet.{to_q}.lora_A.weight"), DOWN),
+            (format!("unet.{to_q}.lora_B.weight"), UP),
+            (format!("base_model.model.{to_q}.lora_A.weight"), DOWN),
+            (format!("base_model.model.unet.{to_q}.lora_B.default.weight"), UP),
+            (format!("unet.{to_q}.lora.down.weight"), DOWN),
+            (format!("{to_q}.lora.up.weight"), UP),
             (format!("unet.{to_q}.alpha"), Role::Alpha),
-            (format!("{beside}.down.weight"), Role::Down),
-            (format!("unet.{beside}.up.weight"), Role::Up),
+            (format!("{beside}.down.weight"), DOWN),
+            (format!("unet.{beside}.up.weight"), UP),
             (format!("unet.{beside}.alpha"), Role::Alpha),
             (
                 "diffusion_model.input_blocks.2.1.transformer_blocks.0.attn1.to_q.lora_B.weight"
                     .into(),
-                Role::Up,
+                UP,
             ),
             (
                 "lora_unet_input_blocks_2_1_transformer_blocks_0_attn1_to_q.alpha".into(),
@@ -284,13 +339,13 @@ mod tests {
             "base_model.model.text_model.encoder.layers.3.self_attn.q_proj.lora_B.weight",
             "base_model.model.encoder.layers.3.self_attn.q_proj.lora_B.default.weight",
         ] {
-            is(name, Part::TextEncoder, q_proj, Role::Up);
+            is(name, Part::TextEncoder, q_proj, UP);
         }
         let fc1 = "text_model.encoder.layers.11.mlp.fc1";
         let flat = "lora_te_text_model_encoder_layers_11_mlp_fc1.lora_down.weight";
-        is(flat, Part::TextEncoder, fc1, Role::Down);
+        is(flat, Part::TextEncoder, fc1, DOWN);
         let old = "text_encoder.text_model.encoder.layers.3.self_attn.to_out_lora.down.weight";
-        is(old, Part::TextEncoder, "text_model.encoder.layers.3.self_attn.out_proj", Role::Down);
+        is(old, Part::TextEncoder, "text_model.encoder.layers.3.self_attn.out_proj", DOWN);
     }
 
     #[test]
@@ -311,7 +366,7 @@ mod tests {
             "conv_out",
         ] {
             let flat = format!("lora_unet_{}.lora_up.weight", path.replace('.', "_"));
-            is(&flat, Part::UNet, path, Role::Up);
+            is(&flat, Part::UNet, path, UP);
         }
     }
 
@@ -322,19 +377,16 @@ mod tests {
             "mid_block.attentions.0.transformer_blocks.0.attn2.processor.to_out_lora.down.weight",
             "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0.lora.down.weight",
         ] {
-            is(name, Part::UNet, to_out, Role::Down);
+            is(name, Part::UNet, to_out, DOWN);
         }
     }
 
     #[test]
     fn other_families_have_no_place() {
         for name in [
-            "lora_te2_text_model_encoder_layers_3_self_attn_q_proj.lora_up.weight",
-            "text_encoder_2.text_model.encoder.layers.3.self_attn.q_proj.lora_B.weight",
             "lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight",
             "transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight",
             "diffusion_model.blocks.0.self_attn.q.lora_A.weight",
-            "down_blocks.0.attentions.0.proj_in.weight",
             "lora_unet_.lora_up.weight",
             ".alpha",
             "",

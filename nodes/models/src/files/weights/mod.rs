@@ -331,10 +331,10 @@ impl Weights {
             });
         }
         let stored = self.store.source.stored(&full).ok_or_else(|| self.missing(&full))?;
-        if stored.dtype == Ok(DType::I64) {
-            let whole = self.numbers(&full, DType::I64)?.flatten_all()?.to_vec1::<i64>()?;
-            lock(&self.store.read).insert(full, size_of::<i64>());
-            return Ok(whole.first().copied().unwrap_or(0) as f64);
+        if let Ok(whole @ (DType::I64 | DType::U8)) = stored.dtype {
+            let number = self.numbers(&full, whole)?.flatten_all()?.to_dtype(DType::I64)?;
+            lock(&self.store.read).insert(full, whole.size_in_bytes());
+            return Ok(number.get(0)?.to_scalar::<i64>()? as f64);
         }
         self.only(&self.get(name, shape)?)
     }

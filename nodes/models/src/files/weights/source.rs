@@ -237,6 +237,7 @@ fn dtype_of(dtype: Dtype) -> Result<DType, String> {
         Dtype::F32 => DType::F32,
         Dtype::F64 => DType::F64,
         Dtype::I64 => DType::I64,
+        Dtype::U8 | Dtype::BOOL => DType::U8,
         other => return Err(format!("{other:?}")),
     })
 }
