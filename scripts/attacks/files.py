@@ -155,6 +155,64 @@ class Models(Kind):
         return findings
 
 
+# ---- GGUF ------------------------------------------------------------------------------------
+
+
+def gguf_text(value):
+    return struct.pack("<Q", len(value.encode())) + value.encode()
+
+
+def as_gguf(path, rng):
+    """A U-Net's file of safetensors as GGUF, whose counts, values and tensors may lie."""
+    header, numbers = split(path.read_bytes())
+    names = [name for name in header if name != "__metadata__"]
+    lied_about, what = rng.choice(names), rng.randrange(10)
+    far = rng.choice([0, 1, 31, 2**31, 2**32, 2**40, 2**63, 2**64 - 1])
+    values = gguf_text("general.architecture") + struct.pack("<I", 8) + gguf_text(rng.choice(["sd1", "sdxl", "llama", ""]))
+    value_count = 1
+    if what == 0:
+        kind = rng.choice([0, 4, 8, 9, 12, 13, 2**32 - 1])
+        values, value_count = values + gguf_text("more") + struct.pack("<I", kind) + struct.pack("<IQ", rng.choice([0, 8, 9, 12, 99]), far), 2
+    elif what == 1:
+        values, value_count = values + gguf_text("general.alignment") + struct.pack("<II", 4, rng.choice([0, 1, 3, 2**31, 2**32 - 1])), 2
+    elif what == 2:
+        shape = [rng.choice([0, 1, 3, 2**31 - 1, -1]) for _ in range(rng.choice([0, 1, 4, 9]))]
+        values += gguf_text(f"comfy.gguf.orig_shape.{lied_about}") + struct.pack("<IIQ", 9, 5, len(shape)) + struct.pack(f"<{len(shape)}i", *shape)
+        value_count = 2
+    infos = b""
+    for name in names:
+        shape, kind, offset = header[name]["shape"], {"F32": 0, "F16": 1}[header[name]["dtype"]], header[name]["data_offsets"][0]
+        if name == lied_about and what == 3:
+            shape = rng.choice([[], [0], [far], [far, far], shape[::-1], [1] * 5, [1] * 1000])
+        elif name == lied_about and what == 4:
+            kind = rng.choice([2, 3, 6, 7, 8, 10, 12, 14, 20, 23, 24, 28, 30, 99, 2**32 - 1])
+        elif name == lied_about and what == 5:
+            offset = far
+        axes = b"".join(struct.pack("<Q", axis % 2**64) for axis in shape[::-1])
+        infos += gguf_text(name) + struct.pack("<I", len(shape)) + axes + struct.pack("<IQ", kind, offset % 2**64)
+    counts = struct.pack("<QQ", far if what == 6 else len(names), far if what == 7 else value_count)
+    data = b"GGUF" + struct.pack("<I", rng.choice([0, 1, 2, 3, 4, 2**24 * 3]) if what == 8 else 3) + counts + values + infos
+    data += bytes(-len(data) % 32) + numbers
+    return mutate.change_bytes(data, rng, end=len(data) - len(numbers)) if what == 9 else data
+
+
+class Gguf(Kind):
+    name = "gguf"
+
+    def count(self, setting):
+        return 200
+
+    def attack(self, setting, number, rng, folder):
+        copy_models(folder)
+        path = folder / "models" / "tiny" / "unet" / "dreambooth" / "diffusion_pytorch_model.safetensors"
+        data = as_gguf(path, rng)
+        if number % 10 == 0:
+            data = data[:rng.randrange(len(data))]
+        replace(path, data)
+        workflow(folder, "dreambooth")
+        return run_in(setting, folder)
+
+
 # ---- Pickles ---------------------------------------------------------------------------------
 
 
@@ -371,4 +429,4 @@ class Pictures(Kind):
         return run_in(setting, folder)
 
 
-KINDS = [Models(), Pickles(), Pictures()]
+KINDS = [Models(), Gguf(), Pickles(), Pictures()]

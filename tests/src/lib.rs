@@ -4,6 +4,7 @@
 //! Everything panics with what the test's reader needs: the command, its exit code, what it printed.
 
 mod build;
+pub mod gguf;
 mod run;
 pub mod server;
 pub mod single_file;

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use half::f16;
 use safetensors::tensor::{Dtype, SafeTensors, View};
 use serde_json::json;
 
@@ -66,6 +67,31 @@ pub fn write(path: &Path, parts: &[Part]) {
         "text_encoder": {"num_attention_heads": 4}});
     let header = [("kosmograph.config".to_owned(), said.to_string())].into();
     safetensors::serialize_to_file(&tensors, Some(header), path).expect("a file");
+}
+
+/// What is not as in Stable Diffusion in the bundled U-Net, and leaves no trace in its shapes.
+pub const UNET_CONFIG: &str = r#"{"unet": {"norm_num_groups": 8, "attention_head_dim": 4}}"#;
+
+/// The bundled U-Net's tensors by the original code's names, f32: shapes and numbers.
+pub fn unet_tensors() -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
+    let file = repository().join("models/tiny/sd/unet/diffusion_pytorch_model.safetensors");
+    let wide = |(name, tensor): (String, Stored)| {
+        let numbers = match tensor.dtype {
+            Dtype::F16 => tensor
+                .data
+                .chunks_exact(2)
+                .map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32())
+                .collect(),
+            Dtype::F32 => tensor
+                .data
+                .chunks_exact(4)
+                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+                .collect(),
+            other => panic!("{name} is {other:?}"),
+        };
+        (unet(&name), (tensor.shape, numbers))
+    };
+    read(&file).into_iter().map(wide).collect()
 }
 
 /// A VAE alone, by diffusers' names.

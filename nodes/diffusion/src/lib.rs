@@ -12,6 +12,7 @@ mod conditioning_area;
 mod control;
 mod control_net;
 mod embedding;
+mod gguf;
 mod hint;
 mod inpaint;
 mod ip_adapter;
@@ -49,6 +50,7 @@ use conditioning_area::{
     ConditioningSetMask, ConditioningSetTimestepRange,
 };
 use control::{ControlNet, ControlNetApply, ControlNetApplyAdvanced};
+use gguf::{CLIPLoaderGGUF, UnetLoaderGGUF};
 use inpaint::{
     InpaintModelConditioning, InstructPixToPixConditioning, SetLatentNoiseMask, VAEEncodeForInpaint,
 };
@@ -83,9 +85,11 @@ node::library![
     CheckpointLoaderSimple,
     DiffusersLoader,
     UNETLoader,
+    UnetLoaderGGUF,
     VAELoader,
     CLIPLoader,
     DualCLIPLoader,
+    CLIPLoaderGGUF,
     ControlNetLoader,
     LoraLoader,
     LoraLoaderModelOnly,

@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
+use kosmograph_models::Fp8;
 use kosmograph_models::stable_diffusion::checkpoint::{Checkpoint, TextEncoder};
 use kosmograph_models::text::clip_tokens::ClipTokenizer;
 use node::*;
@@ -57,7 +58,7 @@ impl Node for DiffusersLoader {
 /// is told by the node that uses it.
 fn load_all(cx: &Context, path: &Path) -> Result<(Model, Clip, Vae)> {
     let checkpoint = Checkpoint::open(path, &device(&cx.device())?)?;
-    let model = unet(&checkpoint)?;
+    let model = unet(&checkpoint, None)?;
     let missing = |part: &str, error: Error, loader: &str| {
         cx.info(format!("{error}; it is loaded without its {part}"));
         format!("{error}; {loader} takes a {part} from another file")
@@ -81,7 +82,8 @@ pub struct UNETLoader {
     /// The file, or the folder with config.json and the weights.
     #[file(folder = "diffusion_models", entry = "any")]
     unet_name: PathBuf,
-    /// The type the weights are kept in: "default" is the file's own.
+    /// The type the weights are kept in: "default" is the file's own. In fp8 they take a byte each, and every
+    /// number is rounded.
     #[widget(choices = WEIGHT_DTYPES, default = "default")]
     weight_dtype: Option<String>,
 }
@@ -90,17 +92,12 @@ impl Node for UNETLoader {
     outputs![MODEL: Model];
 
     fn run(self, cx: &Context) -> Result<Model> {
-        let dtype = self.weight_dtype.as_deref().unwrap_or("default");
-        if dtype != "default" {
-            return Err(Error::at(
-                "weight_dtype",
-                format!(
-                    "weights are not kept in {dtype}, which would change the picture; \"default\" \
-                     keeps them as the file has them"
-                ),
-            ));
-        }
-        let load = || unet(&open(cx, &self.unet_name, "U-Net")?);
+        let rounding = match self.weight_dtype.as_deref() {
+            Some("fp8_e4m3fn" | "fp8_e4m3fn_fast") => Some(Fp8::E4M3),
+            Some("fp8_e5m2") => Some(Fp8::E5M2),
+            _ => None,
+        };
+        let load = || unet(&open(cx, &self.unet_name, "U-Net")?, rounding);
         load().map_err(|error| error.of_input("unet_name"))
     }
 }
@@ -228,7 +225,7 @@ impl Node for ControlNetLoader {
 }
 
 /// Opens what a loader of one part was given.
-fn open(cx: &Context, path: &Path, part: &str) -> Result<Checkpoint> {
+pub(crate) fn open(cx: &Context, path: &Path, part: &str) -> Result<Checkpoint> {
     let checkpoint = Checkpoint::open(path, &device(&cx.device())?)?;
     if checkpoint.is_whole() {
         cx.info(format!("{} is a whole checkpoint; its {part} is taken", path.display()));
@@ -236,12 +233,13 @@ fn open(cx: &Context, path: &Path, part: &str) -> Result<Checkpoint> {
     Ok(checkpoint)
 }
 
-fn unet(checkpoint: &Checkpoint) -> Result<Model> {
+pub(crate) fn unet(checkpoint: &Checkpoint, rounding: Option<Fp8>) -> Result<Model> {
     let (config, scheduler, weights) = checkpoint.unet()?;
+    let weights = rounding.map_or(weights.clone(), |fp8| weights.rounded(fp8));
     Ok(Model(Object::new(UNetModel::new(config, &scheduler, weights)?)))
 }
 
-fn clip(checkpoint: &Checkpoint) -> Result<Clip> {
+pub(crate) fn clip(checkpoint: &Checkpoint) -> Result<Clip> {
     Ok(Clip(Object::new(ClipModel::new(encoders(checkpoint)?)?)))
 }
 

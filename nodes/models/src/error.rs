@@ -55,8 +55,16 @@ pub enum Error {
     Shape { file: String, name: String, expected: Vec<usize>, found: Vec<usize> },
 
     /// A tensor's numbers are not floating point.
-    #[error("tensor `{name}` of {file} holds {found}, expected F16, BF16, F32 or F64")]
+    #[error("tensor `{name}` of {file} holds {found}, expected F16, BF16, F32, F64 or fp8")]
     DType { file: String, name: String, found: String },
+
+    /// A factor of scaled fp8 is none.
+    #[error("tensor `{name}` of {file} is damaged: it {what}")]
+    Scale { file: String, name: String, what: String },
+
+    /// A GGUF file is damaged, or holds what is not read from it.
+    #[error("{} is not a whole GGUF file: {problem}", path.display())]
+    NotGguf { path: PathBuf, problem: String },
 
     /// A weight is NaN or infinite (in f32).
     #[error("tensor `{name}` of {file} is damaged: its value number {index} is {value}")]

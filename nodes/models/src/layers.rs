@@ -5,12 +5,12 @@
 use candle_core::{D, DType, Device, Result as CandleResult, Tensor};
 
 use crate::error::{Error, Result};
-use crate::files::weights::{LowRank, Weights};
+use crate::files::weights::{LowRank, Weight, Weights};
 
 /// y = x Wᵀ + b, and where something is trained beside the weight, that too.
 #[derive(Clone, Debug)]
 pub struct Linear {
-    weight: Tensor,
+    weight: Weight,
     bias: Option<Tensor>,
     low_rank: Option<LowRank>,
 }
@@ -19,7 +19,7 @@ impl Linear {
     /// `weight` [output, input] and `bias` [output].
     pub fn load(weights: &Weights, input: usize, output: usize) -> Result<Linear> {
         Ok(Linear {
-            weight: weights.get_kept("weight", (output, input))?,
+            weight: weights.get_weight("weight", (output, input))?,
             bias: Some(weights.get("bias", output)?),
             low_rank: weights.low_rank("weight"),
         })
@@ -28,7 +28,7 @@ impl Linear {
     /// `weight` [output, input] alone.
     pub fn load_without_bias(weights: &Weights, input: usize, output: usize) -> Result<Linear> {
         Ok(Linear {
-            weight: weights.get_kept("weight", (output, input))?,
+            weight: weights.get_weight("weight", (output, input))?,
             bias: None,
             low_rank: weights.low_rank("weight"),
         })
@@ -36,7 +36,7 @@ impl Linear {
 
     /// [..., input] → [..., output].
     pub fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
-        let y = kosmograph_kernels::linear(x, &self.weight, self.bias.as_ref())?;
+        let y = kosmograph_kernels::linear(x, &self.weight.tensor()?, self.bias.as_ref())?;
         match &self.low_rank {
             None => Ok(y),
             Some(low_rank) => y + low_rank.linear(x)?,

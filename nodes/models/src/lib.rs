@@ -32,4 +32,5 @@ pub mod text;
 pub mod upscalers;
 
 pub use error::{Error, Result};
+pub use files::weights::{Fp8, Weight};
 pub use files::{Resident, Weights};

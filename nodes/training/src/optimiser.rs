@@ -265,7 +265,7 @@ mod tests {
 
     fn descend(method: Method) -> (f32, f32) {
         let start = Tensor::new(&[[3f32, -2.], [1., 4.]], &Device::Cpu).unwrap();
-        let tensors = HashMap::from([("w".to_owned(), start)]);
+        let tensors = HashMap::from([("w".to_owned(), start.into())]);
         let parameters = Parameters::of(&tensors, |_| true).unwrap();
         let config = OptimiserConfig { method, weight_decay: 0.0, ..OptimiserConfig::default() };
         let mut optimiser = Optimiser::new(&config);
@@ -290,7 +290,8 @@ mod tests {
     #[test]
     fn decay_is_decoupled_and_what_has_no_gradient_stays() {
         let start = Tensor::new(&[2f32], &Device::Cpu).unwrap();
-        let tensors = HashMap::from([("a".to_owned(), start.clone()), ("b".to_owned(), start)]);
+        let tensors =
+            HashMap::from([("a".to_owned(), start.clone().into()), ("b".to_owned(), start.into())]);
         let parameters = Parameters::of(&tensors, |_| true).unwrap();
         let config = OptimiserConfig { weight_decay: 0.5, ..OptimiserConfig::default() };
         // A gradient of zero: the moments do nothing, the decay alone acts.

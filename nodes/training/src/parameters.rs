@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use candle_core::{Tensor, Var, backprop::GradStore};
-use kosmograph_models::Weights;
+use kosmograph_models::{Weight, Weights};
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
@@ -18,12 +18,12 @@ impl Parameters {
     /// # Errors
     /// Only what the tensor library reports.
     pub fn of(
-        tensors: &HashMap<String, Tensor>,
+        tensors: &HashMap<String, Weight>,
         is_trained: impl Fn(&str) -> bool,
     ) -> Result<Parameters> {
         let mut parameters = Parameters::default();
-        for (name, tensor) in tensors.iter().filter(|(name, _)| is_trained(name)) {
-            parameters.insert(name.clone(), tensor)?;
+        for (name, weight) in tensors.iter().filter(|(name, _)| is_trained(name)) {
+            parameters.insert(name.clone(), &weight.tensor()?)?;
         }
         Ok(parameters)
     }
@@ -59,10 +59,10 @@ impl Parameters {
     }
 
     /// `tensors` with the variables in the places of those that have their names: what a network is loaded from.
-    pub fn replace_in(&self, tensors: &HashMap<String, Tensor>) -> HashMap<String, Tensor> {
+    pub fn replace_in(&self, tensors: &HashMap<String, Weight>) -> HashMap<String, Weight> {
         let mut replaced = tensors.clone();
         for (name, var) in &self.0 {
-            replaced.insert(name.clone(), var.as_tensor().clone());
+            replaced.insert(name.clone(), var.as_tensor().clone().into());
         }
         replaced
     }

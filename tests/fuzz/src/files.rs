@@ -41,6 +41,10 @@ pub fn safetensors(data: &[u8]) {
     model(&file("fuzzed.safetensors", data));
 }
 
+pub fn gguf(data: &[u8]) {
+    model(&file("fuzzed.gguf", data));
+}
+
 /// A torch file, or, where it begins with an `A`, the archive's pickle, with two storages beside it.
 pub fn pickle(data: &[u8]) {
     match data.split_first() {

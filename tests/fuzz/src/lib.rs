@@ -22,6 +22,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("report", workflow::report),
     // Model files: names and shapes, what kind of model they are, small tensors' numbers.
     ("safetensors", files::safetensors),
+    ("gguf", files::gguf),
     ("pickle", files::pickle),
     ("sentencepiece", files::sentencepiece),
     // Pictures as pictures, and as carriers of a workflow.

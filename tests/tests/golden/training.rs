@@ -6,7 +6,6 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::backprop::GradStore;
 use candle_core::{D, DType, Device, Tensor, Var};
 use kosmograph_kernels as kernels;
-use kosmograph_models::Weights;
 use kosmograph_models::clip::text::{ClipText, ClipTextConfig};
 use kosmograph_models::kosmos::aligner::{
     Aligner, Reconstruction, alignment_loss, reconstruction_loss,
@@ -16,6 +15,7 @@ use kosmograph_models::layers::{causal_mask, embedding, l2_normalize, padding_ma
 use kosmograph_models::samplers::{Schedule, SchedulerConfig};
 use kosmograph_models::stable_diffusion::controlnet::{ControlNet, ControlNetConfig};
 use kosmograph_models::stable_diffusion::unet::{UNet, UNetConfig};
+use kosmograph_models::{Weight, Weights};
 use kosmograph_training::lora::{self, Target};
 use kosmograph_training::noise::{
     add_noise, cross_entropy, min_snr_weights, mse_of_rows, signal_to_noise, weighted_mse,
@@ -72,7 +72,7 @@ pub fn operators(case: &mut Case) -> Result<()> {
 
 fn without_row(gradient: &Tensor, row: usize) -> Result<Tensor> {
     let parameters =
-        Parameters::of(&HashMap::from([("w".to_owned(), gradient.clone())]), |_| true)?;
+        Parameters::of(&HashMap::from([("w".to_owned(), gradient.clone().into())]), |_| true)?;
     let var = parameters.get("w").context("it was put there")?;
     let store = (var.as_tensor() * gradient)?.sum_all()?.backward()?;
     let mut gradients = Gradients::of(&parameters, &store)?;
@@ -267,7 +267,7 @@ pub fn train_lora(case: &mut Case) -> Result<()> {
 fn lora_steps(
     case: &mut Case,
     config: &UNetConfig,
-    tensors: &HashMap<String, Tensor>,
+    tensors: &HashMap<String, Weight>,
     schedule: &Schedule,
     targets: &[Target],
     prefix: &str,
@@ -390,7 +390,7 @@ pub fn train_dreambooth(case: &mut Case) -> Result<()> {
     for expected in case.expected_names() {
         let Some(name) = expected.strip_prefix("after1.") else { continue };
         if let Some(var) = parameters.get(name) {
-            check_change(case, &expected, var, &tensors[name], 5e-3)?;
+            check_change(case, &expected, var, &tensors[name].tensor()?, 5e-3)?;
         }
     }
     Ok(())
@@ -465,13 +465,13 @@ fn check_after(
     case: &mut Case,
     updates: usize,
     parameters: &Parameters,
-    start: &HashMap<String, Tensor>,
+    start: &HashMap<String, Weight>,
 ) -> Result<()> {
     let prefix = format!("after{updates}.");
     for expected in case.expected_names() {
         let Some(name) = expected.strip_prefix(&prefix) else { continue };
         let var = parameters.get(name).with_context(|| name.to_owned())?;
-        check_change(case, &expected, var, &start[name], 5e-3)?;
+        check_change(case, &expected, var, &start[name].tensor()?, 5e-3)?;
     }
     Ok(())
 }
@@ -557,7 +557,7 @@ pub fn train_instruct(case: &mut Case) -> Result<()> {
     let mut start = HashMap::new();
     for name in weights.names() {
         let shape = weights.shape(&name).with_context(|| name.clone())?;
-        start.insert(name.clone(), weights.get(&name, shape)?);
+        start.insert(name.clone(), weights.get(&name, shape)?.into());
     }
     let parameters = Parameters::of(&start, |name| trainable.iter().any(|other| other == name))?;
     ensure!(parameters.iter().count() == trainable.len(), "a trainable tensor is missing");

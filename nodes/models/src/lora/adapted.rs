@@ -16,7 +16,7 @@ use super::kinds::Change;
 use super::{Layers, LoraError};
 use crate::error::{Error, Result};
 use crate::files::resident::Resident;
-use crate::files::weights::Weights;
+use crate::files::weights::{Weight, Weights};
 
 /// A network `N` and the LoRAs that are on it: none, or any number. Cloning is cheap, and a clone
 /// shares the network.
@@ -40,7 +40,7 @@ type Load<N> = dyn Fn(&Weights) -> Result<N> + Send + Sync;
 pub struct Loaded<N> {
     network: N,
     /// The tensors of a base by name, for those that share them.
-    tensors: HashMap<String, Tensor>,
+    tensors: HashMap<String, Weight>,
     /// Whose tensors it shares.
     _base: Option<Arc<Loaded<N>>>,
 }
@@ -119,7 +119,9 @@ impl<N: Send + Sync + 'static> Adapted<N> {
                 changes.entry(name).or_default().push((change.clone(), strength));
             }
         }
-        let bytes = changes.keys().filter_map(|name| self.weights.shape(name));
+        // A weight that is widened when it is used is changed then, and no copy is kept.
+        let copied = changes.keys().filter(|name| !self.changes_late(name));
+        let bytes = copied.filter_map(|name| self.weights.shape(name));
         let bytes = bytes.map(|shape| shape.iter().product::<usize>() * size_of::<f32>()).sum();
         let changes = Arc::new(changes);
         let network = {
@@ -169,6 +171,12 @@ impl<N: Send + Sync + 'static> Adapted<N> {
         own + self.base.bytes() / sharers
     }
 
+    /// Whether a tensor is changed each time it is used: a norm's or a bias is wide in any case.
+    fn changes_late(&self, name: &str) -> bool {
+        let axes = self.weights.shape(name).map_or(0, |shape| shape.len());
+        axes >= 2 && self.weights.is_packed(name)
+    }
+
     /// The name and the shape of a module's weight or bias.
     fn tensor_of(&self, module: &str, part: &str) -> Option<(String, Vec<usize>)> {
         // transformers 5 leaves the first word of a text encoder's paths out.
@@ -180,16 +188,26 @@ impl<N: Send + Sync + 'static> Adapted<N> {
     }
 }
 
-/// The tensors that `changes` names, with their changes, f32.
+/// The tensors that `changes` names, with their changes, f32; those that are kept in fewer bits with the way
+/// to change them.
 fn changed(
-    tensors: &HashMap<String, Tensor>,
-    changes: &Changes,
-) -> Result<HashMap<String, Tensor>> {
-    let change = |(name, changes): (&String, &Vec<(Change, f64)>)| {
+    tensors: &HashMap<String, Weight>,
+    changes: &Arc<Changes>,
+) -> Result<HashMap<String, Weight>> {
+    let change = |(name, changes_of_it): (&String, &Vec<(Change, f64)>)| {
         let weight = tensors.get(name).ok_or_else(|| {
             Error::Input(format!("the LoRA changes `{name}`, which this network does not use"))
         })?;
-        Ok((name.clone(), apply(weight, changes)?))
+        let (late, key) = (changes.clone(), name.clone());
+        let late = weight.with_change(move |wide| match late.get(&key) {
+            Some(changes) => apply(&wide, changes),
+            None => Ok(wide),
+        });
+        let changed = match late {
+            Some(changed) => changed,
+            None => apply(&weight.tensor()?, changes_of_it)?.into(),
+        };
+        Ok((name.clone(), changed))
     };
     let changes: Vec<_> = changes.iter().collect();
     let mut changed = HashMap::with_capacity(changes.len());
@@ -232,6 +250,7 @@ fn add(weight: &Tensor, pairs: Vec<(Tensor, Tensor)>) -> CandleResult<Tensor> {
 mod tests {
     use super::super::Layer;
     use super::*;
+    use crate::files::weights::Fp8;
     use candle_core::Device;
 
     fn filled(shape: &[usize], value: f64) -> Tensor {
@@ -239,11 +258,11 @@ mod tests {
     }
 
     /// Two linear layers.
-    fn pair(weights: &Weights) -> Result<[Tensor; 2]> {
-        Ok([weights.get_kept("a.weight", (3, 4))?, weights.get_kept("b.weight", (5, 2, 1, 1))?])
+    fn pair(weights: &Weights) -> Result<[Weight; 2]> {
+        Ok([weights.get_weight("a.weight", (3, 4))?, weights.get_weight("b.weight", (5, 2, 1, 1))?])
     }
 
-    fn adapted(dtype: DType) -> Result<Adapted<[Tensor; 2]>> {
+    fn adapted(dtype: DType) -> Result<Adapted<[Weight; 2]>> {
         let tensor = |shape: &[usize]| filled(shape, 0.125).to_dtype(dtype);
         let tensors =
             [("a.weight".into(), tensor(&[3, 4])?), ("b.weight".into(), tensor(&[5, 2, 1, 1])?)];
@@ -255,8 +274,8 @@ mod tests {
         Ok(Layers::from([(module.to_owned(), Layer::low_rank(module, up, down, None, scale)?)]))
     }
 
-    fn value(tensor: &Tensor) -> Result<f32> {
-        let values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+    fn value(weight: &Weight) -> Result<f32> {
+        let values = weight.tensor()?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
         assert!(values.iter().all(|value| *value == values[0]));
         Ok(values[0])
     }
@@ -271,7 +290,7 @@ mod tests {
             let (_, elsewhere) = base.with(&layers("c", 3, 4, 1.0)?, 1.0)?;
             assert!(none.is_empty() && some.is_empty() && elsewhere == ["c"]);
             // 0.125 and the product's 2 · 0.5 · 0.25.
-            let of = |adapted: &Adapted<[Tensor; 2]>| -> Result<(f32, f32)> {
+            let of = |adapted: &Adapted<[Weight; 2]>| -> Result<(f32, f32)> {
                 let network = adapted.get()?;
                 Ok((value(&network[0])?, value(&network[1])?))
             };
@@ -279,10 +298,33 @@ mod tests {
             assert_eq!(of(&both)?, (0.125, 0.375));
             assert_eq!(of(&once)?, (-0.125, 0.125));
             assert_eq!(of(&base)?, (0.125, 0.125));
-            assert_eq!(once.get()?[1].id(), base.get()?[1].id());
+            assert_eq!(once.get()?[1].tensor()?.id(), base.get()?[1].tensor()?.id());
             assert_eq!(base.get()?[0].dtype(), dtype);
             assert_eq!(once.get()?[0].dtype(), DType::F32);
         }
+        Ok(())
+    }
+
+    #[test]
+    fn a_weight_in_fp8_is_changed_when_it_is_used() -> Result<()> {
+        let tensor = |shape: &[usize]| filled(shape, 0.125);
+        let tensors = [("a.weight", tensor(&[3, 4])), ("b.weight", tensor(&[5, 2, 1, 1]))];
+        let tensors = tensors.map(|(name, tensor)| (name.to_owned(), tensor));
+        let weights = Weights::from_tensors("w", tensors.into(), &Device::Cpu);
+        let base = Adapted::open(weights.rounded(Fp8::E4M3), &[], pair)?;
+        let (once, _) = base.with(&layers("a", 3, 4, 0.5)?, -2.0)?;
+        let (twice, _) = once.with(&layers("b", 5, 2, 1.0)?, 1.0)?;
+        let (both, _) = twice.with(&layers("a", 3, 4, 1.0)?, 1.0)?;
+        for (adapted, want) in
+            [(&base, (0.125, 0.125)), (&twice, (-0.125, 0.375)), (&both, (0.125, 0.375))]
+        {
+            let network = adapted.get()?;
+            assert_eq!((value(&network[0])?, value(&network[1])?), want);
+            // The LoRA takes no weight's place.
+            assert_eq!(adapted.bytes() - adapted.held(), 0);
+        }
+        let all = base.held() + once.held() + twice.held() + both.held();
+        assert_eq!(all, 12 + 10);
         Ok(())
     }
 

@@ -5,12 +5,12 @@ use candle_core::{DType, Result as CandleResult, Tensor};
 use kosmograph_kernels as kernels;
 
 use crate::error::Result;
-use crate::files::weights::{LowRank, Weights};
+use crate::files::weights::{LowRank, Weight, Weights};
 use crate::layers::Linear;
 
 /// A convolution with a bias; the stride and padding are the caller's.
 pub(crate) struct Conv2d {
-    weight: Tensor,
+    weight: Weight,
     bias: Tensor,
     stride: usize,
     padding: usize,
@@ -37,7 +37,7 @@ impl Conv2d {
         padding: usize,
     ) -> Result<Self> {
         Ok(Conv2d {
-            weight: weights.get_kept("weight", (output, input, kernel, kernel))?,
+            weight: weights.get_weight("weight", (output, input, kernel, kernel))?,
             bias: weights.get("bias", output)?,
             stride,
             padding,
@@ -57,7 +57,13 @@ impl Conv2d {
 
     /// [B, input, H, W] → [B, output, H', W'].
     pub(crate) fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
-        let y = kernels::conv2d(x, &self.weight, Some(&self.bias), self.stride, self.padding)?;
+        let y = kernels::conv2d(
+            x,
+            &self.weight.tensor()?,
+            Some(&self.bias),
+            self.stride,
+            self.padding,
+        )?;
         match &self.low_rank {
             None => Ok(y),
             Some(low_rank) => y + low_rank.conv2d(x, self.stride, self.padding)?,

@@ -5,7 +5,7 @@ use candle_core::{Result as CandleResult, Tensor};
 use kosmograph_kernels as kernels;
 
 use crate::error::Result;
-use crate::files::weights::{LowRank, Weights};
+use crate::files::weights::{LowRank, Weight, Weights};
 use crate::layers::{LayerNorm, Linear};
 use crate::stable_diffusion::resnet::GroupNorm;
 use crate::stable_diffusion::steering::{Context, KeysValues, rows_of};
@@ -199,7 +199,7 @@ impl Transformer2D {
 
 /// A linear layer over channels, stored as one or as a 1 × 1 convolution.
 struct Projection {
-    weight: Tensor,
+    weight: Weight,
     bias: Tensor,
     low_rank: Option<LowRank>,
 }
@@ -207,9 +207,11 @@ struct Projection {
 impl Projection {
     fn load(weights: &Weights, channels: usize, is_linear: bool) -> Result<Self> {
         let weight = if is_linear {
-            weights.get_kept("weight", (channels, channels))?
+            weights.get_weight("weight", (channels, channels))?
         } else {
-            weights.get_kept("weight", (channels, channels, 1, 1))?.squeeze(3)?.squeeze(2)?
+            weights
+                .get_weight("weight", (channels, channels, 1, 1))?
+                .reshape((channels, channels))?
         };
         let low_rank = weights.low_rank("weight");
         Ok(Projection { weight, bias: weights.get("bias", channels)?, low_rank })
@@ -217,7 +219,7 @@ impl Projection {
 
     /// [B, L, C] → [B, L, C].
     fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
-        let y = kernels::linear(x, &self.weight, Some(&self.bias))?;
+        let y = kernels::linear(x, &self.weight.tensor()?, Some(&self.bias))?;
         match &self.low_rank {
             None => Ok(y),
             Some(low_rank) => y + low_rank.linear(x)?,

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::error::{Error, Result};
 use crate::files::diffusers_config::Options;
 use crate::files::python_json::parse;
-use crate::files::weights::Weights;
+use crate::files::weights::{Weight, Weights};
 use crate::stable_diffusion::resnet::{Conv2d, GroupNorm, ResnetBlock2D, ResnetConfig, Upsample2D};
 use crate::stable_diffusion::tiles::{Tiling, tiled};
 
@@ -194,23 +194,23 @@ impl Attention {
 
 /// A linear layer over channels; some files keep it as a 1 × 1 convolution.
 struct Projection {
-    weight: Tensor,
+    weight: Weight,
     bias: Tensor,
 }
 
 impl Projection {
     fn load(weights: &Weights, channels: usize) -> Result<Self> {
         let weight = match weights.shape("weight") {
-            Some(shape) if shape.len() == 4 => {
-                weights.get_kept("weight", (channels, channels, 1, 1))?.squeeze(3)?.squeeze(2)?
-            }
-            _ => weights.get_kept("weight", (channels, channels))?,
+            Some(shape) if shape.len() == 4 => weights
+                .get_weight("weight", (channels, channels, 1, 1))?
+                .reshape((channels, channels))?,
+            _ => weights.get_weight("weight", (channels, channels))?,
         };
         Ok(Projection { weight, bias: weights.get("bias", channels)? })
     }
 
     fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
-        kernels::linear(x, &self.weight, Some(&self.bias))
+        kernels::linear(x, &self.weight.tensor()?, Some(&self.bias))
     }
 }
 

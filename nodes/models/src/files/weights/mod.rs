@@ -4,9 +4,11 @@
 //! every value are checked before a model sees a tensor, and [`Weights::finish`] finds tensors that
 //! no part of the model asked for: together they prove that the file is this model's.
 
+mod scales;
 mod source;
 #[cfg(test)]
 mod tests;
+mod weight;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -16,8 +18,12 @@ use candle_core::{CpuStorage, DType, Device, Shape, Storage, Tensor};
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
+use crate::files::packed::{Format, Packed, Scale};
 pub use source::Part;
 use source::Source;
+
+pub(crate) use source::Numbers;
+pub use weight::Weight;
 
 /// Named tensors, seen from a prefix: `weights.sub("down_blocks.0")` is the same weights with every
 /// name under `down_blocks.0.`. Cloning is cheap.
@@ -27,6 +33,25 @@ pub struct Weights {
     /// Empty, or ends in a dot.
     prefix: String,
     device: Device,
+    /// What the numbers are rounded to, where they are kept in fewer bits than the file's.
+    rounding: Option<Format>,
+}
+
+/// Which of a file's types a tensor is handed out in.
+#[derive(Clone, Copy)]
+enum Keep {
+    F32,
+    /// f16 and bf16 stay what they are.
+    Half,
+    /// All types stay what they are.
+    Stored,
+}
+
+/// fp8, of which ComfyUI keeps a U-Net where it is asked to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fp8 {
+    E4M3,
+    E5M2,
 }
 
 struct Store {
@@ -59,7 +84,7 @@ enum Reading {
     /// Its name, shape and type are looked at; zeros that take no memory stand for the numbers.
     Header,
     /// As `Numbers`, and the tensors are remembered.
-    Keeping(Mutex<HashMap<String, Tensor>>),
+    Keeping(Mutex<HashMap<String, Weight>>),
     /// Its numbers were looked at before.
     Again,
 }
@@ -96,10 +121,20 @@ impl Weights {
         };
         let names = names.into_iter().map(full).collect();
         let source = Source::Renamed { source: self.store.source.clone(), names };
-        Weights::new(self.store.origin.clone(), source, &self.device)
+        let renamed = Weights::new(self.store.origin.clone(), source, &self.device);
+        Weights { rounding: self.rounding, ..renamed }
     }
 
-    /// What the header of a safetensors file says under `key` of its metadata.
+    /// The same weights with every number rounded to the nearest fp8, those of layers kept so.
+    pub fn rounded(&self, to: Fp8) -> Weights {
+        let format = match to {
+            Fp8::E4M3 => Format::F8E4M3,
+            Fp8::E5M2 => Format::F8E5M2,
+        };
+        Weights { rounding: Some(format), ..self.clone() }
+    }
+
+    /// What the header of a safetensors or GGUF file says under `key` of its metadata, where it is text.
     pub fn metadata(&self, key: &str) -> Option<&str> {
         self.store.source.metadata(key)
     }
@@ -110,7 +145,8 @@ impl Weights {
         tensors: HashMap<String, Tensor>,
         device: &Device,
     ) -> Weights {
-        Weights::new(origin.into(), Source::Tensors(tensors), device)
+        let weights = tensors.into_iter().map(|(name, tensor)| (name, tensor.into())).collect();
+        Weights::new(origin.into(), Source::Tensors(weights), device)
     }
 
     /// Weights that grant every request with zeros that take no memory and note what was asked
@@ -124,10 +160,10 @@ impl Weights {
     /// not looked at again. `origin` is what errors call them.
     pub fn from_kept(
         origin: impl Into<String>,
-        tensors: HashMap<String, Tensor>,
+        weights: HashMap<String, Weight>,
         device: &Device,
     ) -> Weights {
-        Weights::from_tensors(origin, tensors, device).with(Reading::Again, "")
+        Weights::new(origin.into(), Source::Tensors(weights), device).with(Reading::Again, "")
     }
 
     /// As [`Weights::from_kept`], where some of the tensors may be variables (`Var`), and with changes of low rank
@@ -135,14 +171,14 @@ impl Weights {
     /// variables' own memory, so an update of theirs needs no other loading.
     pub fn from_trained(
         origin: impl Into<String>,
-        tensors: HashMap<String, Tensor>,
+        tensors: HashMap<String, Weight>,
         low_rank: HashMap<String, LowRank>,
         device: &Device,
     ) -> Weights {
         let (source, reading) = (Arc::new(Source::Tensors(tensors)), Reading::Again);
         let origin = origin.into();
         let store = Arc::new(Store { origin, source, reading, low_rank, read: Mutex::default() });
-        Weights { store, prefix: String::new(), device: device.clone() }
+        Weights { store, prefix: String::new(), device: device.clone(), rounding: None }
     }
 
     /// What is trained beside the weight `name`, if something is.
@@ -154,7 +190,7 @@ impl Weights {
         let (source, reading) = (Arc::new(source), Reading::Numbers);
         let (low_rank, read) = (HashMap::new(), Mutex::default());
         let store = Arc::new(Store { origin, source, reading, low_rank, read });
-        Weights { store, prefix: String::new(), device: device.clone() }
+        Weights { store, prefix: String::new(), device: device.clone(), rounding: None }
     }
 
     /// The same weights under the prefix `prefix`, to be read in another way and from the beginning.
@@ -162,7 +198,7 @@ impl Weights {
         let (origin, source) = (self.store.origin.clone(), self.store.source.clone());
         let (low_rank, read) = (self.store.low_rank.clone(), Mutex::default());
         let store = Arc::new(Store { origin, source, reading, low_rank, read });
-        Weights { store, prefix: prefix.to_owned(), device: self.device.clone() }
+        Weights { store, prefix: prefix.to_owned(), ..self.clone() }
     }
 
     /// What `load` loads, and the tensors that it holds then, by the names (under this prefix) that it
@@ -173,14 +209,14 @@ impl Weights {
     pub fn load_kept<N>(
         &self,
         load: impl FnOnce(&Weights) -> Result<N>,
-    ) -> Result<(N, HashMap<String, Tensor>)> {
+    ) -> Result<(N, HashMap<String, Weight>)> {
         let keeping = self.with(Reading::Keeping(Mutex::default()), &self.prefix);
         let network = load(&keeping)?;
         let kept = match &keeping.store.reading {
             Reading::Keeping(kept) => std::mem::take(&mut *lock(kept)),
             _ => HashMap::new(),
         };
-        let own = |(name, tensor): (String, Tensor)| {
+        let own = |(name, tensor): (String, Weight)| {
             Some((name.strip_prefix(&self.prefix)?.to_owned(), tensor))
         };
         Ok((network, kept.into_iter().filter_map(own).collect()))
@@ -208,7 +244,7 @@ impl Weights {
         let name = name.as_ref();
         let prefix =
             if name.is_empty() { self.prefix.clone() } else { format!("{}{name}.", self.prefix) };
-        Weights { store: self.store.clone(), prefix, device: self.device.clone() }
+        Weights { prefix, ..self.clone() }
     }
 
     /// Whether there is memory for `bytes` of these weights, where they are read to the CPU.
@@ -261,12 +297,19 @@ impl Weights {
         names
     }
 
+    /// Whether the weight `name` is kept in fewer bits than a kernel takes: see [`Weight`].
+    pub fn is_packed(&self, name: &str) -> bool {
+        let stored = self.store.source.stored(&format!("{}{name}", self.prefix));
+        let packed = |numbers| matches!(numbers, Ok(Numbers::Packed(_))) || self.rounding.is_some();
+        self.device.is_cpu() && stored.is_some_and(|stored| packed(stored.numbers))
+    }
+
     /// The tensor `name` in f32, which must have the shape `shape`.
     ///
     /// # Errors
     /// There is no such tensor, its shape or its type is another, or a value is NaN or infinite.
     pub fn get(&self, name: &str, shape: impl Into<Shape>) -> Result<Tensor> {
-        self.read(name, shape.into(), |_| DType::F32)
+        Ok(self.read(name, shape.into(), Keep::F32)?.tensor()?)
     }
 
     /// [`Weights::get`] for the weight of a linear layer or a convolution: f16 and bf16 stay what
@@ -276,43 +319,103 @@ impl Weights {
     /// # Errors
     /// As [`Weights::get`].
     pub fn get_kept(&self, name: &str, shape: impl Into<Shape>) -> Result<Tensor> {
-        self.read(name, shape.into(), |stored| match stored {
-            DType::F16 | DType::BF16 => stored,
-            _ => DType::F32,
-        })
+        Ok(self.read(name, shape.into(), Keep::Half)?.tensor()?)
     }
 
-    fn read(&self, name: &str, expected: Shape, kept: fn(DType) -> DType) -> Result<Tensor> {
+    /// [`Weights::get_kept`] for a layer that can take fp8 and ggml's blocks too: they stay what they are,
+    /// and the layer widens them when it computes. A GPU has them in f16.
+    ///
+    /// # Errors
+    /// As [`Weights::get`].
+    pub fn get_weight(&self, name: &str, shape: impl Into<Shape>) -> Result<Weight> {
+        self.read(name, shape.into(), Keep::Stored)
+    }
+
+    fn read(&self, name: &str, expected: Shape, keep: Keep) -> Result<Weight> {
         let full = format!("{}{name}", self.prefix);
         let placeholder =
-            || Ok(Tensor::zeros(1, DType::F32, &self.device)?.broadcast_as(&expected)?);
+            || Ok(Tensor::zeros(1, DType::F32, &self.device)?.broadcast_as(&expected)?.into());
         if let Source::Recording(recorded) = &*self.store.source {
             lock(recorded).insert(full, expected.dims().to_vec());
             return placeholder();
         }
-        let (found, stored) = self.shape_and_type(&full)?;
+        let (found, stored) = self.shape_and_numbers(&full)?;
         self.check_shape(&full, &expected, &found)?;
-        let kept = kept(stored);
-        let bytes = expected.elem_count() * kept.size_in_bytes();
+        // What it is in memory.
+        let kept = match (self.rounding, stored) {
+            (Some(rounding), Numbers::Plain(_)) => Numbers::Packed(rounding),
+            _ => stored,
+        };
+        let kept = match (keep, kept) {
+            (Keep::Stored | Keep::Half, Numbers::Plain(DType::F16 | DType::BF16)) => kept,
+            (Keep::Stored, Numbers::Packed(_)) if self.device.is_cpu() => kept,
+            (Keep::Stored, Numbers::Packed(_)) => Numbers::Plain(DType::F16),
+            _ => Numbers::Plain(DType::F32),
+        };
+        let numbers = expected.elem_count();
+        let bytes = match kept {
+            Numbers::Plain(dtype) => numbers * dtype.size_in_bytes(),
+            Numbers::Packed(format) => format.bytes(numbers).unwrap_or(numbers),
+        };
         if !matches!(self.store.reading, Reading::Header) {
             kosmograph_interrupt::check()?;
         }
-        let tensor = match self.store.reading {
+        let weight = match self.store.reading {
             Reading::Header => placeholder()?,
-            Reading::Again => {
-                self.numbers(&full, stored)?.to_dtype(kept)?.to_device(&self.device)?
-            }
-            Reading::Numbers | Reading::Keeping(_) => {
-                let tensor = self.numbers(&full, stored)?.to_dtype(kept)?;
-                self.check_finite(&full, &tensor)?;
-                tensor.to_device(&self.device)?
+            _ => {
+                let weight = self.stored_weight(&full, stored)?;
+                let is_new = !matches!(self.store.reading, Reading::Again);
+                let weight = self.kept(&full, weight, kept, is_new)?;
+                // Some files leave ones out of a shape, or have more of them.
+                weight.reshape(expected)?
             }
         };
         if let Reading::Keeping(kept) = &self.store.reading {
-            lock(kept).insert(full.clone(), tensor.clone());
+            lock(kept).insert(full.clone(), weight.clone());
         }
         lock(&self.store.read).insert(full, bytes);
-        Ok(tensor)
+        Ok(weight)
+    }
+
+    /// A tensor as the file has it, rounded where that is asked for.
+    fn stored_weight(&self, full: &str, stored: Numbers) -> Result<Weight> {
+        let source = &self.store.source;
+        let dtype = match stored {
+            Numbers::Packed(format) => {
+                return source.packed(full, format)?.ok_or_else(|| self.missing(full));
+            }
+            Numbers::Plain(dtype) => dtype,
+        };
+        let tensor = self.numbers(full, dtype)?;
+        let tensor = match source.scale(full, tensor.dims())? {
+            Scale::One => tensor,
+            Scale::All(scale) => (tensor.to_dtype(DType::F32)? * f64::from(scale))?,
+            Scale::Rows(rows) => {
+                let mut shape = vec![1; tensor.rank()];
+                shape[0] = rows.len();
+                let rows = Tensor::from_vec(rows, shape, &Device::Cpu)?;
+                tensor.to_dtype(DType::F32)?.broadcast_mul(&rows)?
+            }
+        };
+        Ok(match self.rounding {
+            Some(format) => Weight::packed(Arc::new(Packed::rounded(&tensor, format)?)),
+            None => tensor.into(),
+        })
+    }
+
+    /// `weight` in the type it is kept in, where it computes; looked at where it `is_new`.
+    fn kept(&self, full: &str, weight: Weight, kept: Numbers, is_new: bool) -> Result<Weight> {
+        if let (Some(packed), true) = (weight.as_packed(), is_new)
+            && let Some((index, value)) = packed.not_finite()
+        {
+            return Err(self.not_finite(full, index, value));
+        }
+        let Numbers::Plain(dtype) = kept else { return Ok(weight) };
+        let tensor = weight.tensor()?.to_dtype(dtype)?;
+        if is_new {
+            self.check_finite(full, &tensor)?;
+        }
+        Ok(tensor.to_device(&self.device)?.into())
     }
 
     /// The one number of the tensor `name`, of any type.
@@ -331,7 +434,7 @@ impl Weights {
             });
         }
         let stored = self.store.source.stored(&full).ok_or_else(|| self.missing(&full))?;
-        if let Ok(whole @ (DType::I64 | DType::U8)) = stored.dtype {
+        if let Ok(Numbers::Plain(whole @ (DType::I64 | DType::U8))) = stored.numbers {
             let number = self.numbers(&full, whole)?.flatten_all()?.to_dtype(DType::I64)?;
             lock(&self.store.read).insert(full, whole.size_in_bytes());
             return Ok(number.get(0)?.to_scalar::<i64>()? as f64);
@@ -344,11 +447,13 @@ impl Weights {
     }
 
     /// The shape and the type of a tensor that can be read.
-    fn shape_and_type(&self, full: &str) -> Result<(Vec<usize>, DType)> {
+    fn shape_and_numbers(&self, full: &str) -> Result<(Vec<usize>, Numbers)> {
         let stored = self.store.source.stored(full).ok_or_else(|| self.missing(full))?;
-        match stored.dtype {
-            Ok(dtype) if dtype.is_float() => Ok((stored.shape, dtype)),
-            Ok(dtype) => Err(self.wrong_type(full, format!("{dtype:?}"))),
+        match stored.numbers {
+            Ok(Numbers::Plain(dtype)) if !dtype.is_float() => {
+                Err(self.wrong_type(full, format!("{dtype:?}")))
+            }
+            Ok(numbers) => Ok((stored.shape, numbers)),
             Err(other) => Err(self.wrong_type(full, other)),
         }
     }
@@ -424,7 +529,7 @@ impl Weights {
     }
 
     fn check_shape(&self, full: &str, expected: &Shape, found: &[usize]) -> Result<()> {
-        if expected.dims() == found {
+        if expected.dims() == found || self.store.source.same_shape(expected.dims(), found) {
             return Ok(());
         }
         Err(Error::Shape {
@@ -460,13 +565,13 @@ impl Weights {
         };
         match damaged {
             None => Ok(()),
-            Some((index, value)) => Err(Error::NotFinite {
-                file: self.file(full),
-                name: self.store.source.own_name(full).to_owned(),
-                index,
-                value,
-            }),
+            Some((index, value)) => Err(self.not_finite(full, index, value)),
         }
+    }
+
+    fn not_finite(&self, full: &str, index: usize, value: f32) -> Error {
+        let name = self.store.source.own_name(full).to_owned();
+        Error::NotFinite { file: self.file(full), name, index, value }
     }
 }
 

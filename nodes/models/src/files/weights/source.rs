@@ -10,7 +10,12 @@ use candle_core::{DType, Device, Result as CandleResult, Tensor};
 use safetensors::tensor::{Dtype, Metadata, SafeTensorError, SafeTensors, TensorInfo};
 
 use crate::error::{Error, Result};
+use crate::files::gguf::GgufFile;
+use crate::files::packed::{Format, Packed, Scale};
 use crate::files::pickle::TorchFile;
+
+use super::scales;
+use super::weight::Weight;
 
 /// The file names a folder's weights are looked for under, the first that exists.
 const FOLDER_NAMES: [&str; 10] = [
@@ -31,9 +36,12 @@ pub(super) enum Source {
     Files {
         files: Vec<MappedFile>,
         file_of: HashMap<String, usize>,
+        /// The factors of scaled fp8, which no model asks for.
+        aside: HashMap<String, usize>,
     },
     Torch(TorchFile),
-    Tensors(HashMap<String, Tensor>),
+    Gguf(GgufFile),
+    Tensors(HashMap<String, Weight>),
     /// Every tensor exists, in the shape it is asked for.
     Recording(Mutex<BTreeMap<String, Vec<usize>>>),
     /// Tensors of `source` under other names: `names` leads to those they have there, and to the part of each that
@@ -64,6 +72,35 @@ impl Part {
         shape
     }
 
+    /// Of numbers in fewer bits a third stays so, where it begins on a block of its own.
+    fn of_weight(self, weight: Weight) -> CandleResult<Weight> {
+        let third = |third: usize, packed: &Packed| {
+            let rows = packed.shape().first().copied().unwrap_or(0) / 3;
+            packed.rows(third.min(2) * rows, rows)
+        };
+        let packed = match (self, weight.as_packed()) {
+            (Part::Whole, _) => return Ok(weight),
+            (Part::Third(number), Some(packed)) => third(number, packed),
+            _ => None,
+        };
+        match packed {
+            Some(packed) => Ok(Weight::packed(Arc::new(packed))),
+            None => Ok(self.of(weight.tensor()?)?.into()),
+        }
+    }
+
+    /// The factors of the rows that are meant. A matrix that is turned has one for all of it: such files know
+    /// no others.
+    fn of_scale(self, scale: Scale) -> Scale {
+        match (self, scale) {
+            (Part::Third(third), Scale::Rows(rows)) => {
+                let count = rows.len() / 3;
+                Scale::Rows(rows.into_iter().skip(third.min(2) * count).take(count).collect())
+            }
+            (_, scale) => scale,
+        }
+    }
+
     /// A copy, so that the rest is not held.
     fn of(self, tensor: Tensor) -> CandleResult<Tensor> {
         match self {
@@ -83,13 +120,22 @@ pub(super) struct MappedFile {
     metadata: Metadata,
     /// Where the tensors' bytes begin.
     data_start: usize,
+    /// Weights of a type that the header's metadata names and that is not read.
+    unread: HashMap<String, String>,
+}
+
+/// How a tensor's numbers are kept.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Numbers {
+    Plain(DType),
+    Packed(Format),
 }
 
 /// What a tensor is, before its numbers are read.
 pub(super) struct Stored {
     pub(super) shape: Vec<usize>,
-    /// The name of a type that candle does not have, where it is one.
-    pub(super) dtype: Result<DType, String>,
+    /// The name of a type that is not read, where it is one.
+    pub(super) numbers: Result<Numbers, String>,
 }
 
 impl Source {
@@ -107,19 +153,33 @@ impl Source {
         }
         if path.extension().is_some_and(|extension| extension == "json") {
             let (files, file_of) = open_index(path)?;
-            return Ok(Source::Files { files, file_of });
+            return Ok(Source::of_files(files, file_of));
         }
-        if TorchFile::begins(&first_bytes(path)?) {
+        let first = first_bytes(path)?;
+        if TorchFile::begins(&first) {
             return Ok(Source::Torch(TorchFile::open(path)?));
         }
+        if GgufFile::begins(&first) {
+            return Ok(Source::Gguf(GgufFile::open(path)?));
+        }
         let (files, file_of) = open_one(path)?;
-        Ok(Source::Files { files, file_of })
+        Ok(Source::of_files(files, file_of))
+    }
+
+    fn of_files(files: Vec<MappedFile>, file_of: HashMap<String, usize>) -> Source {
+        let is_aside = |name: &str| scales::is_aside(name, |other| file_of.contains_key(other));
+        let (aside, file_of) = file_of
+            .iter()
+            .map(|(name, file)| (name.clone(), *file))
+            .partition(|(name, _)| is_aside(name));
+        Source::Files { files, file_of, aside }
     }
 
     pub(super) fn names(&self) -> Vec<&str> {
         match self {
             Source::Files { file_of, .. } => file_of.keys().map(String::as_str).collect(),
             Source::Torch(file) => file.names().collect(),
+            Source::Gguf(file) => file.names().collect(),
             Source::Tensors(tensors) => tensors.keys().map(String::as_str).collect(),
             Source::Recording(_) => Vec::new(),
             Source::Renamed { names, .. } => names.keys().map(String::as_str).collect(),
@@ -147,35 +207,62 @@ impl Source {
         }
     }
 
+    /// Are the two shapes the same in these files? ggml counts up to four axes and knows no ones at the end of
+    /// its row of them, which is the beginning of ours.
+    pub(super) fn same_shape(&self, a: &[usize], b: &[usize]) -> bool {
+        match self {
+            Source::Gguf(_) => {
+                let length = |shape: &&usize| **shape != 1;
+                a.iter().filter(length).eq(b.iter().filter(length))
+            }
+            Source::Renamed { source, .. } => source.same_shape(a, b),
+            _ => false,
+        }
+    }
+
     /// The mapped file that a tensor lies in.
     pub(super) fn file(&self, name: &str) -> Option<&Path> {
         match self {
-            Source::Files { files, file_of } => Some(&files[*file_of.get(name)?].path),
+            Source::Files { files, file_of, .. } => Some(&files[*file_of.get(name)?].path),
             Source::Renamed { source, names } => source.file(&names.get(name)?.0),
             Source::Torch(file) => Some(file.path()),
+            Source::Gguf(file) => Some(file.path()),
             Source::Tensors(_) | Source::Recording(_) => None,
         }
     }
 
     pub(super) fn stored(&self, name: &str) -> Option<Stored> {
         match self {
-            Source::Files { files, file_of } => {
-                let info = files[*file_of.get(name)?].metadata.info(name)?;
-                Some(Stored { shape: info.shape.clone(), dtype: dtype_of(info.dtype) })
+            Source::Files { files, file_of, .. } => {
+                let file = &files[*file_of.get(name)?];
+                let info = file.metadata.info(name)?;
+                let numbers = match file.unread.get(name) {
+                    Some(format) => Err(format.clone()),
+                    None => numbers_of(info.dtype),
+                };
+                Some(Stored { shape: info.shape.clone(), numbers })
             }
             Source::Torch(file) => {
                 let info = file.info(name)?;
-                Some(Stored { shape: info.shape.clone(), dtype: dtype_of(info.dtype) })
+                Some(Stored { shape: info.shape.clone(), numbers: numbers_of(info.dtype) })
+            }
+            Source::Gguf(file) => {
+                let info = file.info(name)?;
+                Some(Stored { shape: info.shape.clone(), numbers: info.numbers.clone() })
             }
             Source::Tensors(tensors) => {
-                let tensor = tensors.get(name)?;
-                Some(Stored { shape: tensor.dims().to_vec(), dtype: Ok(tensor.dtype()) })
+                let weight = tensors.get(name)?;
+                let numbers = match weight.as_packed() {
+                    Some(packed) => Numbers::Packed(packed.format()),
+                    None => Numbers::Plain(weight.dtype()),
+                };
+                Some(Stored { shape: weight.dims().to_vec(), numbers: Ok(numbers) })
             }
             Source::Recording(_) => None,
             Source::Renamed { source, names } => {
                 let (own, part) = names.get(name)?;
-                let Stored { shape, dtype } = source.stored(own)?;
-                Some(Stored { shape: part.shape(shape), dtype })
+                let Stored { shape, numbers } = source.stored(own)?;
+                Some(Stored { shape: part.shape(shape), numbers })
             }
         }
     }
@@ -185,7 +272,7 @@ impl Source {
     /// and not a second time as its file.
     pub(super) fn tensor(&self, name: &str, dtype: DType) -> CandleResult<Option<Tensor>> {
         match self {
-            Source::Files { files, file_of } => {
+            Source::Files { files, file_of, .. } => {
                 let Some(file) = file_of.get(name).map(|file| &files[*file]) else {
                     return Ok(None);
                 };
@@ -199,7 +286,15 @@ impl Source {
                 file.give_back(name);
                 Ok(Some(tensor))
             }
-            Source::Tensors(tensors) => Ok(tensors.get(name).cloned()),
+            Source::Gguf(file) => {
+                let (Some(info), Some(bytes)) = (file.info(name), file.data(name)) else {
+                    return Ok(None);
+                };
+                let tensor = Tensor::from_raw_buffer(bytes, dtype, &info.shape, &Device::Cpu)?;
+                file.give_back(name);
+                Ok(Some(tensor))
+            }
+            Source::Tensors(tensors) => tensors.get(name).map(Weight::tensor).transpose(),
             Source::Recording(_) => Ok(None),
             Source::Renamed { source, names } => match names.get(name) {
                 Some((own, part)) => {
@@ -210,12 +305,106 @@ impl Source {
         }
     }
 
+    /// A copy of a tensor that is kept in `format`, as it is.
+    ///
+    /// # Errors
+    /// Its scale is damaged.
+    pub(super) fn packed(&self, name: &str, format: Format) -> Result<Option<Weight>> {
+        let copy = |shape: &[usize], bytes: &[u8], scale| {
+            Weight::packed(Arc::new(Packed::new(format, shape.to_vec(), bytes.to_vec(), scale)))
+        };
+        match self {
+            Source::Files { files, file_of, .. } => {
+                let Some(file) = file_of.get(name).map(|file| &files[*file]) else {
+                    return Ok(None);
+                };
+                let Some(info) = file.metadata.info(name) else { return Ok(None) };
+                let scale = self.scale(name, &info.shape)?;
+                let weight = copy(&info.shape, file.bytes(info), scale);
+                file.give_back(info);
+                Ok(Some(weight))
+            }
+            Source::Torch(file) => {
+                let (Some(info), Some(bytes)) = (file.info(name), file.data(name)) else {
+                    return Ok(None);
+                };
+                let weight = copy(&info.shape, &bytes, Scale::One);
+                file.give_back(name);
+                Ok(Some(weight))
+            }
+            Source::Gguf(file) => {
+                let (Some(info), Some(bytes)) = (file.info(name), file.data(name)) else {
+                    return Ok(None);
+                };
+                let weight = copy(&info.shape, bytes, Scale::One);
+                file.give_back(name);
+                Ok(Some(weight))
+            }
+            Source::Tensors(tensors) => Ok(tensors.get(name).cloned()),
+            Source::Recording(_) => Ok(None),
+            Source::Renamed { source, names } => match names.get(name) {
+                Some((own, part)) => {
+                    let weight = source.packed(own, format)?;
+                    Ok(weight.map(|weight| part.of_weight(weight)).transpose()?)
+                }
+                None => Ok(None),
+            },
+        }
+    }
+
+    /// What the numbers of the weight `name` are multiplied with.
+    ///
+    /// # Errors
+    /// The factor is not one number, or one for each row; or it is not finite.
+    pub(super) fn scale(&self, name: &str, shape: &[usize]) -> Result<Scale> {
+        let (files, aside) = match self {
+            Source::Files { files, aside, .. } => (files, aside),
+            Source::Renamed { source, names } => {
+                let Some((own, part)) = names.get(name) else { return Ok(Scale::One) };
+                let stored = source.stored(own).map(|stored| stored.shape);
+                let scale = source.scale(own, stored.as_deref().unwrap_or(shape))?;
+                return Ok(part.of_scale(scale));
+            }
+            _ => return Ok(Scale::One),
+        };
+        let there = |names: [String; 2]| names.into_iter().find(|name| aside.contains_key(name));
+        let Some(scale) = scales::names_of(name).and_then(there) else { return Ok(Scale::One) };
+        let file = &files[aside[&scale]];
+        let damaged = |what: String| Error::Scale {
+            file: file.path.display().to_string(),
+            name: scale.clone(),
+            what,
+        };
+        let Some(info) = file.metadata.info(&scale) else { return Ok(Scale::One) };
+        let dtype = match numbers_of(info.dtype) {
+            Ok(Numbers::Plain(dtype)) if dtype.is_float() => dtype,
+            _ => return Err(damaged(format!("holds {:?}, and floats are wanted", info.dtype))),
+        };
+        let count: usize = info.shape.iter().product();
+        let rows = shape.first().copied().unwrap_or(1);
+        if count != 1 && count != rows {
+            let wanted = format!("one number or one for each of {rows} rows is wanted");
+            return Err(damaged(format!("has the shape {:?}, and {wanted}", info.shape)));
+        }
+        let values = file.tensor(info, dtype)?.flatten_all()?.to_dtype(DType::F32)?;
+        let values = values.to_vec1::<f32>()?;
+        if let Some(value) = values.iter().find(|value| !value.is_finite()) {
+            return Err(damaged(format!("holds {value}")));
+        }
+        Ok(match &values[..] {
+            [1.0] => Scale::One,
+            [scale] => Scale::All(*scale),
+            _ => Scale::Rows(values),
+        })
+    }
+
     pub(super) fn metadata(&self, key: &str) -> Option<&str> {
         match self {
             Source::Files { files, .. } => files.iter().find_map(|file| {
                 let metadata = file.metadata.metadata().as_ref()?;
                 metadata.get(key).map(String::as_str)
             }),
+            Source::Gguf(file) => file.metadata(key),
             Source::Renamed { source, .. } => source.metadata(key),
             _ => None,
         }
@@ -230,14 +419,16 @@ fn first_bytes(path: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn dtype_of(dtype: Dtype) -> Result<DType, String> {
+fn numbers_of(dtype: Dtype) -> Result<Numbers, String> {
     Ok(match dtype {
-        Dtype::F16 => DType::F16,
-        Dtype::BF16 => DType::BF16,
-        Dtype::F32 => DType::F32,
-        Dtype::F64 => DType::F64,
-        Dtype::I64 => DType::I64,
-        Dtype::U8 | Dtype::BOOL => DType::U8,
+        Dtype::F16 => Numbers::Plain(DType::F16),
+        Dtype::BF16 => Numbers::Plain(DType::BF16),
+        Dtype::F32 => Numbers::Plain(DType::F32),
+        Dtype::F64 => Numbers::Plain(DType::F64),
+        Dtype::I64 => Numbers::Plain(DType::I64),
+        Dtype::U8 | Dtype::BOOL => Numbers::Plain(DType::U8),
+        Dtype::F8_E4M3 => Numbers::Packed(Format::F8E4M3),
+        Dtype::F8_E5M2 => Numbers::Packed(Format::F8E5M2),
         other => return Err(format!("{other:?}")),
     })
 }
@@ -257,26 +448,46 @@ impl MappedFile {
         if data_start + metadata.data_len() != map.len() {
             return Err(broken("the tensors do not fill it to its end".to_owned()));
         }
-        Ok(MappedFile { path: path.to_owned(), map, metadata, data_start })
+        let said = metadata.metadata().as_ref().and_then(|said| said.get(scales::METADATA));
+        let unread = said.map(|said| scales::unread(said)).transpose();
+        let unread = unread.map_err(|error| {
+            broken(format!("its `{}` is not what is meant by it: {error}", scales::METADATA))
+        })?;
+        let unread = unread.unwrap_or_default();
+        Ok(MappedFile { path: path.to_owned(), map, metadata, data_start, unread })
+    }
+
+    /// A tensor's bytes.
+    fn bytes(&self, info: &TensorInfo) -> &[u8] {
+        // `open` has checked the offsets against the file's length.
+        let (start, end) = info.data_offsets;
+        &self.map[self.data_start + start..self.data_start + end]
     }
 
     /// A copy of a tensor. The pages it was read from are given back, so that a model in memory is
     /// there once and not a second time as its file.
     fn tensor(&self, info: &TensorInfo, dtype: DType) -> CandleResult<Tensor> {
-        // `open` has checked the offsets against the file's length.
-        let (start, end) = info.data_offsets;
-        let (start, length) = (self.data_start + start, end - start);
-        let bytes = &self.map[start..start + length];
-        let tensor = Tensor::from_raw_buffer(bytes, dtype, &info.shape, &Device::Cpu)?;
+        let tensor = Tensor::from_raw_buffer(self.bytes(info), dtype, &info.shape, &Device::Cpu)?;
+        self.give_back(info);
+        Ok(tensor)
+    }
+
+    fn give_back(&self, info: &TensorInfo) {
         #[cfg(unix)]
         {
+            let (start, end) = info.data_offsets;
             // SAFETY: the map is shared and read only, so pages that are given back come again with the
             // same bytes when they are looked at. Who cannot give them back has them still.
             let _ = unsafe {
-                self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, length)
+                self.map.unchecked_advise_range(
+                    memmap2::UncheckedAdvice::DontNeed,
+                    self.data_start + start,
+                    end - start,
+                )
             };
         }
-        Ok(tensor)
+        #[cfg(not(unix))]
+        let _ = info;
     }
 }
 

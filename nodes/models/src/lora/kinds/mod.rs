@@ -11,6 +11,8 @@ mod ia3;
 mod kronecker;
 mod low_rank;
 mod orthogonal;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 
