@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Tensor};
 use kosmograph_models::Weights;
 use kosmograph_models::stable_diffusion::controlnet::{ControlNet, ControlNetConfig};
-use kosmograph_models::stable_diffusion::unet::{Residuals, UNet, UNetConfig};
+use kosmograph_models::stable_diffusion::unet::{Condition, Residuals, UNet, UNetConfig};
 use kosmograph_models::stable_diffusion::vae::{Vae, VaeConfig};
 use serde_json::{Value, json};
 
@@ -90,11 +90,14 @@ pub fn controlnet(case: &mut Case) -> Result<()> {
     if case.expects("cond_embedding") {
         case.check("cond_embedding", &hint)?;
     }
-    let residuals = model.forward(&sample, &at, &context, &hint)?;
+    // SDXL's take a vector beside the context.
+    let [pooled, sizes] = ["pooled", "time_ids"].map(|name| case.input(name).ok());
+    let condition = Condition { context: &context, pooled: pooled.as_ref(), sizes: sizes.as_ref() };
+    let residuals = model.forward(&sample, &at, condition, &hint)?;
     let pools = model.config().pools();
     let found = |scaled: &Residuals, name: &str| -> Result<Tensor> {
         if name == "unet_out" {
-            return Ok(unet.forward(&sample, &at, &context, Some(scaled))?);
+            return Ok(unet.forward(&sample, &at, condition, Some(scaled))?);
         }
         let residual = match name.strip_prefix("down") {
             Some(i) => scaled.down.get(i.parse::<usize>()?),

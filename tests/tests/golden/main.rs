@@ -67,6 +67,8 @@ const CASES: &[(&str, &[Part])] = &[
     ("lora", &[lora::lora]),
     ("schedulers", &[sampling::schedulers]),
     ("schedulers_diffusers_0.21.4", &[sampling::schedulers]),
+    ("sdxl_controlnet", &[diffusion::controlnet]),
+    ("sdxl_e2e", &[sdxl::e2e]),
     ("sdxl_lora", &[lora::kinds]),
     ("sdxl_text", &[sdxl::text]),
     ("sdxl_unet", &[sdxl::unet]),
@@ -93,8 +95,6 @@ const NOT_COVERED: &[(&str, &str)] = &[
     ("metric_clip", "the measures of papers are not built yet"),
     ("metric_dino", "the measures of papers are not built yet"),
     ("metric_fid", "the measures of papers are not built yet"),
-    ("sdxl_controlnet", "SDXL is not built yet"),
-    ("sdxl_e2e", "SDXL is not built yet"),
     ("sdxl_lora/sdxl.", "the names of SDXL's U-Net in LoRA files are not built yet"),
 ];
 

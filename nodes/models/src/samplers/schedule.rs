@@ -35,6 +35,13 @@ pub struct SchedulerConfig {
     pub beta_schedule: String,
     #[serde(default)]
     pub prediction_type: Prediction,
+    /// The last step of training is pure noise (Lin et al., arXiv 2305.08891).
+    #[serde(default)]
+    pub rescale_betas_zero_snr: bool,
+    /// σ of the first and the last step, of a model that was trained over all σ between them and is told ln σ / 4
+    /// (Karras et al., arXiv 2206.00364, with the v of a VP model: CosXL). Nothing of the betas counts then.
+    #[serde(default)]
+    pub edm_sigmas: Option<(f64, f64)>,
 }
 
 fn train_steps() -> usize {
@@ -69,14 +76,15 @@ impl SchedulerConfig {
     /// As [`SchedulerConfig::from_json`].
     pub fn from_value(json: &Value, file: &str) -> crate::Result<Self> {
         let mut options = Options::new(json, file)?;
-        options
-            .only(&[("trained_betas", json!(null)), ("rescale_betas_zero_snr", json!(false))])?;
+        options.only(&[("trained_betas", json!(null))])?;
         let known = SchedulerConfig {
             num_train_timesteps: options.get_or("num_train_timesteps", train_steps())?,
             beta_start: options.get_or("beta_start", beta_start())?,
             beta_end: options.get_or("beta_end", beta_end())?,
             beta_schedule: options.get_or("beta_schedule", beta_schedule())?,
             prediction_type: options.get_or("prediction_type", Prediction::Epsilon)?,
+            rescale_betas_zero_snr: options.get_or("rescale_betas_zero_snr", false)?,
+            edm_sigmas: None,
         };
         if known.num_train_timesteps > MOST_STEPS {
             let supported = format!("at most {MOST_STEPS}");
@@ -89,6 +97,23 @@ impl SchedulerConfig {
     }
 }
 
+/// ᾱ shifted and scaled in their roots, so that the last step is pure noise and the first stays what it is. The last
+/// one is not quite 0, which no σ would belong to: it is ComfyUI's.
+pub fn zero_terminal_snr(alphas_cumprod: &[f64]) -> Vec<f64> {
+    const LAST: f64 = 4.897_345_189_085_343_5e-8;
+    let (Some(first), Some(last)) = (alphas_cumprod.first(), alphas_cumprod.last()) else {
+        return Vec::new();
+    };
+    let (first, last) = (first.sqrt(), last.sqrt());
+    let scale = first / (first - last);
+    let rescaled = |alpha: &f64| ((alpha.sqrt() - last) * scale).powi(2);
+    let mut rescaled: Vec<f64> = alphas_cumprod.iter().map(rescaled).collect();
+    if let Some(alpha) = rescaled.last_mut() {
+        *alpha = LAST;
+    }
+    rescaled
+}
+
 impl Default for SchedulerConfig {
     /// Stable Diffusion 1.5's.
     fn default() -> Self {
@@ -98,8 +123,22 @@ impl Default for SchedulerConfig {
             beta_end: beta_end(),
             beta_schedule: beta_schedule(),
             prediction_type: Prediction::Epsilon,
+            rescale_betas_zero_snr: false,
+            edm_sigmas: None,
         }
     }
+}
+
+/// What a network is told of the noise level, from the place in the schedule that a sampler counts in.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Timesteps {
+    /// The place itself.
+    #[default]
+    Places,
+    /// `factor` times the place, and `offset`: a schedule of some of the training's steps.
+    Scaled { factor: f64, offset: f64 },
+    /// ln σ / 4, whatever the place.
+    QuarterLogSigma,
 }
 
 /// ᾱ for every training timestep, and what the model predicts.
@@ -107,6 +146,7 @@ impl Default for SchedulerConfig {
 pub struct Schedule {
     pub alphas_cumprod: Vec<f64>,
     pub prediction: Prediction,
+    pub timesteps: Timesteps,
     /// log σ of every timestep as ComfyUI keeps it: see [`Schedule::sigma_f32`].
     log_sigmas: Vec<f32>,
 }
@@ -115,6 +155,19 @@ impl Schedule {
     /// # Errors
     /// A `beta_schedule` other than "linear" or "scaled_linear", or numbers that give no schedule.
     pub fn new(config: &SchedulerConfig) -> Result<Self> {
+        if let Some((first, last)) = config.edm_sigmas {
+            if !(first > 0.0 && last > first && last.is_finite()) {
+                bail!(
+                    "the noise schedule is unusable: σ goes from {first} to {last}, but it must rise, and from \
+                     above 0"
+                );
+            }
+            let step = (last / first).ln() / 999.0;
+            let sigma = |i: u32| (first.ln() + step * f64::from(i)).exp();
+            let alphas = (0..1000).map(|i| 1.0 / (1.0 + sigma(i).powi(2))).collect();
+            let schedule = Self::from_alphas_cumprod(alphas, config.prediction_type)?;
+            return Ok(schedule.with_timesteps(Timesteps::QuarterLogSigma));
+        }
         let steps = config.num_train_timesteps;
         let (start, end) = (config.beta_start as f32, config.beta_end as f32);
         // In f32 where diffusers computes in f32: the first ᾱ are so near 1 that the samplers' last
@@ -135,7 +188,24 @@ impl Schedule {
             product *= f64::from(1.0 - beta);
             f64::from(product as f32)
         };
-        Self::from_alphas_cumprod(betas.iter().map(cumulate).collect(), config.prediction_type)
+        let alphas: Vec<f64> = betas.iter().map(cumulate).collect();
+        let alphas =
+            if config.rescale_betas_zero_snr { zero_terminal_snr(&alphas) } else { alphas };
+        Self::from_alphas_cumprod(alphas, config.prediction_type)
+    }
+
+    /// The same, telling the network other timesteps.
+    pub fn with_timesteps(self, timesteps: Timesteps) -> Self {
+        Self { timesteps, ..self }
+    }
+
+    /// What the network is told at a place in the schedule, where the noise level is σ.
+    pub fn told(&self, timestep: f64, sigma: f64) -> f64 {
+        match self.timesteps {
+            Timesteps::Places => timestep,
+            Timesteps::Scaled { factor, offset } => factor * timestep + offset,
+            Timesteps::QuarterLogSigma => 0.25 * sigma.ln(),
+        }
     }
 
     /// # Errors
@@ -150,7 +220,7 @@ impl Schedule {
             );
         }
         let log_sigmas = log_sigmas(&alphas_cumprod);
-        Ok(Self { alphas_cumprod, prediction, log_sigmas })
+        Ok(Self { alphas_cumprod, prediction, timesteps: Timesteps::Places, log_sigmas })
     }
 
     /// Timesteps of training.
