@@ -163,11 +163,11 @@ fn kept_tensors_are_those_that_were_loaded() -> Result<()> {
     let weights = open(&example())?.sub("block");
     let load = |weights: &Weights| weights.get_kept("weight", (2, 2));
     let (tensor, kept) = weights.load_kept(load)?;
-    assert!(kept.len() == 1 && kept["weight"].id() == tensor.id());
+    assert!(kept.len() == 1 && kept["weight"].tensor()?.id() == tensor.id());
     let nan = Tensor::new(&[[f32::NAN, 0.0], [0.0, 0.0]], &Device::Cpu)?;
     let again = Weights::from_kept("kept", kept.clone(), &Device::Cpu);
     assert_eq!(load(&again)?.id(), tensor.id());
-    let replaced = HashMap::from([("weight".to_owned(), nan.clone())]);
+    let replaced = HashMap::from([("weight".to_owned(), nan.clone().into())]);
     assert_eq!(load(&Weights::from_kept("kept", replaced, &Device::Cpu))?.id(), nan.id());
     Ok(())
 }

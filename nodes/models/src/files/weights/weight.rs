@@ -56,6 +56,9 @@ impl Weight {
     /// It is one of more or fewer numbers.
     pub fn reshape(self, shape: impl Into<Shape>) -> CandleResult<Weight> {
         let shape = shape.into();
+        if self.dims() == shape.dims() {
+            return Ok(self);
+        }
         Ok(Weight(match self.0 {
             Kept::Tensor(tensor) => Kept::Tensor(tensor.reshape(shape)?),
             Kept::Packed { packed, change, .. } => {

@@ -164,7 +164,8 @@ proptest! {
                 let _ = change.wanted();
                 if change.fits(weight.dims()) {
                     let changed = change.apply(&weight, 0.5);
-                    prop_assert_eq!(changed.expect("a weight").dims(), weight.dims());
+                    let changed = changed.expect("a weight");
+                    prop_assert_eq!(changed.dims(), weight.dims());
                 }
             }
         }
@@ -206,7 +207,8 @@ proptest! {
             let weight = with(&[output, input]);
             if change.fits(weight.dims()) {
                 let changed = change.apply(&weight, 0.5);
-                prop_assert_eq!(changed.expect("a weight").dims(), weight.dims());
+                let changed = changed.expect("a weight");
+                    prop_assert_eq!(changed.dims(), weight.dims());
             }
         }
     }
