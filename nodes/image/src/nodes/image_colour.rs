@@ -99,7 +99,9 @@ impl Node for ImageYUVToRGB {
         let others = u.chunks_exact(u_shape.channels).zip(v.chunks_exact(v_shape.channels));
         for (y, (u, v)) in y.chunks_exact(shape.channels).zip(others) {
             let (y, u, v) = (mean(y), mean(u) - 0.5, mean(v) - 0.5);
-            out.extend([y + 1.403 * v, y - 0.714 * v - 0.344 * u, y + 1.773 * u]);
+            let colour = [y + 1.403 * v, y - 0.714 * v - 0.344 * u, y + 1.773 * u];
+            // What no picture has is brought to the nearest that one can have.
+            out.extend(colour.map(|value| value.clamp(0.0, 1.0)));
         }
         image(to, out)
     }

@@ -245,7 +245,11 @@ impl Node for JWImageResizeByLongerSide {
             "nearest" => nearest(&values, shape, to)?,
             "nearest exact" => interpolate(&values, shape, size, Mode::NearestExact)?,
             "bilinear" => antialiased(&values, shape, size, Filter::Bilinear)?,
-            _ => antialiased(&values, shape, size, Filter::Bicubic)?,
+            // A cubic goes past its neighbours at an edge, and no picture is brighter than 1.
+            _ => {
+                let scaled = antialiased(&values, shape, size, Filter::Bicubic)?;
+                scaled.into_iter().map(|value| value.clamp(0.0, 1.0)).collect()
+            }
         };
         image(to, scaled)
     }

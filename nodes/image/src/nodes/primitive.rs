@@ -41,7 +41,7 @@ impl Node for PrimitiveStringMultiline {
 #[derive(Inputs)]
 #[node(category = "utils/primitive")]
 pub struct PrimitiveInt {
-    #[widget(default = 0, min = -i64::MAX, max = i64::MAX)]
+    #[widget(default = 0, min = i64::MIN, max = i64::MAX)]
     pub value: i64,
 }
 

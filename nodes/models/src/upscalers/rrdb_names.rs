@@ -126,7 +126,12 @@ mod tests {
             "conv_hr.weight",
         ];
         assert_eq!(found, wanted);
-        let trunk = names(&["RRDB_trunk.0.RDB3.conv5.bias", "conv_first.bias", "upconv1.weight"]);
+        let trunk = names(&[
+            "RRDB_trunk.0.RDB3.conv5.bias",
+            "conv_first.bias",
+            "upconv1.weight",
+            "RRDB_trunk.0.RDB1.conv1.bias",
+        ]);
         let naming = Naming::of(&trunk).unwrap();
         assert_eq!((naming.clone(), naming.doublings(&trunk)), (Naming::Trunk, 1));
         assert_eq!(naming.translate(&trunk[0]).unwrap(), "body.0.rdb3.conv5.bias");
