@@ -137,7 +137,8 @@ mod tests {
     #[test]
     fn slopes_are_those_of_the_functions_in_f64() -> Result<()> {
         let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
-        let functions: [(fn(&Tensor) -> Result<Tensor>, Box<dyn Fn(f64) -> f64>); 3] = [
+        type Pair = (fn(&Tensor) -> Result<Tensor>, Box<dyn Fn(f64) -> f64>);
+        let functions: [Pair; 3] = [
             (crate::silu, Box::new(move |x| x * sigmoid(x))),
             (
                 crate::gelu_erf,

@@ -163,7 +163,7 @@ fn jobs_are_stopped_and_listed() {
         (ids.collect::<Vec<_>>(), list["next_cursor"].clone())
     };
     assert_eq!(ids("status=canceled").0, [waits.clone(), runs.clone()]);
-    assert_eq!(ids("metadata%5Brun%5D=x").0, [waits.clone()]);
+    assert_eq!(ids("metadata%5Brun%5D=x").0, std::slice::from_ref(&waits));
     let (first, cursor) = ids("limit=2");
     assert_eq!(first[1], waits);
     let (rest, _) = ids(&format!("limit=2&cursor={}", cursor.as_str().unwrap()));

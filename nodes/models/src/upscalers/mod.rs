@@ -73,7 +73,7 @@ pub struct Upscaler {
 }
 
 enum Network {
-    Rrdb(RrdbNet),
+    Rrdb(Box<RrdbNet>),
     Compact(Compact),
 }
 
@@ -84,7 +84,9 @@ impl Upscaler {
     /// A tensor is missing, of another shape, or damaged.
     pub fn load(weights: &Weights, config: &UpscalerConfig) -> Result<Self> {
         let network = match config {
-            UpscalerConfig::Rrdb(config) => Network::Rrdb(RrdbNet::load(weights, config)?),
+            UpscalerConfig::Rrdb(config) => {
+                Network::Rrdb(Box::new(RrdbNet::load(weights, config)?))
+            }
             UpscalerConfig::Compact(config) => Network::Compact(Compact::load(weights, config)?),
         };
         Ok(Self { network, config: config.clone() })

@@ -301,10 +301,10 @@ pub async fn delete(State(app): Shared, Path(id): Path<String>) -> Result<Status
             return Err(unknown(&id));
         };
         app.store.remove_asset(&id)?;
-        if let Some(path) = file(app, &asset).filter(|_| asset.owned) {
-            if let Err(error) = std::fs::remove_file(&path) {
-                tracing::warn!("{}: {error}", path.display());
-            }
+        if let Some(path) = file(app, &asset).filter(|_| asset.owned)
+            && let Err(error) = std::fs::remove_file(&path)
+        {
+            tracing::warn!("{}: {error}", path.display());
         }
         Ok(StatusCode::NO_CONTENT)
     })

@@ -64,7 +64,7 @@ pub(super) fn to_e5m2(number: f32) -> u8 {
 fn rounded(number: f32, mantissa: u32, bias: i32, end: f32, beyond: u8) -> u8 {
     let sign = ((number.to_bits() >> 24) & 0x80) as u8;
     let magnitude = number.abs();
-    if !(magnitude < end) {
+    if magnitude >= end || magnitude.is_nan() {
         return sign | beyond;
     }
     // The distance of neighbours around this number; the bits count them from 0.
@@ -92,8 +92,8 @@ mod tests {
             assert_eq!(e4m3(bits), number, "{bits:x}");
         }
         for (bits, number) in [
-            (0x01, 1.52587890625e-5),
-            (0x04, 6.103515625e-5),
+            (0x01, 1.525_878_9e-5),
+            (0x04, 6.103_515_6e-5),
             (0x3c, 1.0),
             (0x7b, 57344.0),
             (0xc4, -4.0),

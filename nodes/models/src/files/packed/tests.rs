@@ -123,7 +123,7 @@ fn rounding_is_torch_s() -> CandleResult<()> {
     let numbers = Tensor::new(&[0.3f32, -1.07, 449.0, 1e-4], &Device::Cpu)?;
     for (format, rounded) in [
         (Format::F8E4M3, [0.3125f32, -1.125, 448.0, 0.0]),
-        (Format::F8E5M2, [0.3125, -1.0, 448.0, 1.068115234375e-4]),
+        (Format::F8E5M2, [0.3125, -1.0, 448.0, 1.068_115_2e-4]),
     ] {
         let packed = Packed::rounded(&numbers, format)?;
         assert_eq!(packed.widen()?.to_vec1::<f32>()?, rounded);

@@ -99,11 +99,11 @@ impl Checkpoint {
 
 /// The text half, without what a file of the whole of CLIP has beside it: its picture half and its projections.
 fn l_names(text: Weights) -> Weights {
-    let names = text.names().into_iter().filter(is_text);
+    let names = text.names().into_iter().filter(|name| is_text(name));
     text.renamed(names.map(|name| (format!("text_model.{name}"), name)))
 }
 
-fn is_text(name: &String) -> bool {
+fn is_text(name: &str) -> bool {
     let parts = ["embeddings.", "encoder.layers.", "final_layer_norm."];
     parts.iter().any(|part| name.starts_with(part)) && !name.ends_with("position_ids")
 }
@@ -111,8 +111,7 @@ fn is_text(name: &String) -> bool {
 /// The text half and its projection.
 fn g_names(text: &Weights) -> Weights {
     let belongs = |name: &String| {
-        name == "text_projection.weight"
-            || name.strip_prefix("text_model.").is_some_and(|name| is_text(&name.to_owned()))
+        name == "text_projection.weight" || name.strip_prefix("text_model.").is_some_and(is_text)
     };
     let names =
         text.names().into_iter().filter(belongs).map(|name| (name.clone(), (name, Part::Whole)));
