@@ -222,7 +222,7 @@ case("ImageResize+", {"image": W, "width": 6, "height": 6, "interpolation": "bil
 case("ImageResize+", {"image": W, "width": 6, "height": 6, "condition": "downscale if bigger", "multiple_of": 2}, w[:, near(4, 6)][:, :, near(7, 6)], 6, 6)
 case("ImageResize+", {"image": W, "width": 9, "height": 9, "condition": "downscale if bigger", "multiple_of": 3}, w[:, :3, :6], 6, 3)
 case("ImageResize+", {"image": W, "width": 6, "height": 9, "interpolation": "bilinear", "keep_proportion": True}, resized(w, 3, 6, "bilinear"), 6, 3)
-case("JWImageResizeByLongerSide", {"image": W, "size": 3, "interpolation_mode": "bicubic"}, resized(w, 2, 3, "bicubic", antialiased))
+case("JWImageResizeByLongerSide", {"image": W, "size": 3, "interpolation_mode": "bicubic"}, np.clip(resized(w, 2, 3, "bicubic", antialiased), 0, 1))
 case("JWImageResizeByLongerSide", {"image": W, "size": 10, "interpolation_mode": "bilinear"}, resized(w, 6, 10, "bilinear", antialiased))
 case("JWImageResizeByLongerSide", {"image": W, "size": 5, "interpolation_mode": "nearest"}, w[:, near(4, 3)][:, :, near(7, 5)])
 case("Image Resize", {"image": W, "mode": "rescale", "supersample": "false", "resampling": "bicubic", "rescale_factor": 1.5}, pillow(w, 10, 6, Image.BICUBIC))
@@ -256,7 +256,7 @@ planes = [np.repeat(v[..., None], 3, -1) for v in (luma, 0.564 * (bl - luma) + 0
 case("ImageRGBToYUV", {"image": P}, *planes)
 Yp, U, V = (picture((1, 2, 3, 3), seed).astype(np.float64).mean(-1) for seed in (1, 2, 3))
 case("ImageYUVToRGB", {name: given("image", (1, 2, 3, 3), seed) for name, seed in (("Y", 1), ("U", 2), ("V", 3))},
-     np.stack([Yp + 1.403 * (V - 0.5), Yp - 0.714 * (V - 0.5) - 0.344 * (U - 0.5), Yp + 1.773 * (U - 0.5)], -1))
+     np.clip(np.stack([Yp + 1.403 * (V - 0.5), Yp - 0.714 * (V - 0.5) - 0.344 * (U - 0.5), Yp + 1.773 * (U - 0.5)], -1), 0, 1))
 
 
 def around(images, size, of, beyond):
