@@ -387,6 +387,13 @@ impl Checkpoint {
             let what = "it was trained to a signal-to-noise ratio of zero (the mark `ztsnr`), a schedule that is not supported";
             return Err(not_for_us(&self.path, what.to_owned()));
         }
+        // CosXL's and Playground 2.5's: taken for another kind of network they would draw nothing but noise.
+        let edm = ["edm_vpred.sigma_max", "edm_vpred.sigma_min", "edm_mean", "edm_std"];
+        if let Some(mark) = edm.iter().find(|mark| weights.shape(mark).is_some()) {
+            let what =
+                format!("it was trained as EDM has it (the mark `{mark}`), which is not supported");
+            return Err(not_for_us(&self.path, what));
+        }
         let beside = self.path.with_extension("yaml");
         let parameterization = stated(&beside, "parameterization")?;
         if let Some(found) =

@@ -312,6 +312,11 @@ fn what_the_network_predicts_is_found() -> Result<()> {
     assert_eq!(prediction(&sparse(&marked, &[]))?, Prediction::VPrediction);
     marked.insert("ztsnr".to_owned(), vec![]);
     assert!(prediction(&sparse(&marked, &[])).is_err_and(|e| e.to_string().contains("ztsnr")));
+    for mark in ["edm_vpred.sigma_max", "edm_mean"] {
+        let mut marked = shapes.clone();
+        marked.insert(mark.to_owned(), vec![]);
+        assert!(prediction(&sparse(&marked, &[])).is_err_and(|e| e.to_string().contains(mark)));
+    }
     Ok(())
 }
 
