@@ -14,7 +14,7 @@ pub use memory::Budget;
 
 use crate::events::{Event, Listener};
 use crate::need;
-use crate::plan::{Key, Literal, Plan, Source, Step};
+use crate::plan::{Key, KeyMap, KeySet, Literal, Plan, Source, Step};
 use crate::plugin::{Call, Library, LogLevel, NodeFailure};
 use crate::preview::Preview;
 use crate::problem::{NodeName, Problem};
@@ -26,7 +26,7 @@ use memory::Memory;
 use serde::{Deserialize, Serialize};
 use std::any::Any;
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -90,7 +90,7 @@ pub enum Keep<'a> {
     /// What this next plan can begin with.
     For(&'a Plan),
     /// These, and of each the outputs that are true: see [`Later`].
-    Results(&'a HashMap<Key, Wanted>),
+    Results(&'a KeyMap<Wanted>),
     Everything,
 }
 
@@ -120,7 +120,7 @@ pub struct Outcome {
 /// Runs plans and keeps results between them.
 pub struct Executor<R> {
     runner: R,
-    results: HashMap<Key, Results>,
+    results: KeyMap<Results>,
     /// How many bytes objects and kept results may hold, where that is bounded.
     budget: Option<u64>,
     memory: Memory,
@@ -155,7 +155,7 @@ impl State {
 
 impl<R: Runner> Executor<R> {
     pub fn new(runner: R) -> Self {
-        Self { runner, results: HashMap::new(), budget: None, memory: Memory::default() }
+        Self { runner, results: KeyMap::default(), budget: None, memory: Memory::default() }
     }
 
     /// Before each step lets go of what is kept until `bytes` are enough: results, and what objects that
@@ -191,11 +191,11 @@ impl<R: Runner> Executor<R> {
         let wanted = match setting.keep {
             Keep::For(next) => common(plan, next),
             Keep::Results(wanted) => wanted.clone(),
-            _ => HashMap::new(),
+            _ => KeyMap::default(),
         };
         // What neither this run nor the next one needs is let go before anything is computed.
-        if !matches!(setting.keep, Keep::Everything) {
-            let mut needed: HashMap<Key, Wanted> = HashMap::new();
+        if !matches!(setting.keep, Keep::Everything) && !self.results.is_empty() {
+            let mut needed: KeyMap<Wanted> = KeyMap::default();
             for ((step, state), uses) in steps.iter().zip(&states).zip(&uses) {
                 if *state == State::Needed {
                     let uses: Wanted = uses.iter().map(|&uses| uses > 0).collect();
@@ -490,15 +490,15 @@ fn join(wanted: &mut Wanted, more: &[bool]) {
 
 /// The results of `plan` that `next` would begin with, and what of them it uses: what it needs before
 /// anything new.
-fn common(plan: &Plan, next: &Plan) -> HashMap<Key, Wanted> {
-    let there: HashSet<Key> = plan.steps().iter().map(|step| step.key).collect();
+fn common(plan: &Plan, next: &Plan) -> KeyMap<Wanted> {
+    let there: KeySet = plan.steps().iter().map(|step| step.key).collect();
     let mut needed = vec![false; next.steps().len()];
     for position in next.outputs() {
         needed[position] = true;
     }
     let mut uses: Vec<Wanted> =
         next.steps().iter().map(|step| vec![false; step.descriptor.outputs.len()]).collect();
-    let mut wanted: HashMap<Key, Wanted> = HashMap::new();
+    let mut wanted: KeyMap<Wanted> = KeyMap::default();
     for (position, step) in next.steps().iter().enumerate().rev() {
         if needed[position] && there.contains(&step.key) {
             join(wanted.entry(step.key).or_default(), &uses[position]);

@@ -150,7 +150,10 @@ impl Graph {
             return Err(GraphError::EditorFormat);
         }
         let mut problems = Vec::new();
-        let mut graph = Self::default();
+        let mut graph = Self {
+            nodes: Vec::with_capacity(object.len()),
+            by_id: HashMap::with_capacity(object.len()),
+        };
         for (id, value) in object {
             match node(&id, value) {
                 Ok(node) => {
@@ -253,7 +256,7 @@ fn node(id: &str, value: Value) -> Result<Node, Problem> {
         let name = NodeName { id: id.to_owned(), title, class: class.to_owned() };
         Problem::new(Kind::InvalidPrompt, message).at(name)
     };
-    let mut object = match value {
+    let object = match value {
         Value::Object(object) => object,
         other => {
             let found = json_kind(&other);
@@ -264,9 +267,17 @@ fn node(id: &str, value: Value) -> Result<Node, Problem> {
             ));
         }
     };
-    let meta = object.shift_remove("_meta");
+    let (mut meta, mut class, mut inputs) = (None, None, None);
+    for (key, value) in object {
+        match key.as_str() {
+            "_meta" => meta = Some(value),
+            "class_type" => class = Some(value),
+            "inputs" => inputs = Some(value),
+            _ => (),
+        }
+    }
     let title = meta.as_ref().and_then(|meta| meta.get("title")).and_then(Value::as_str);
-    let class = match object.shift_remove("class_type") {
+    let class = match class {
         Some(Value::String(class)) if !class.is_empty() => class,
         Some(other) => {
             let found = json_kind(&other);
@@ -274,7 +285,7 @@ fn node(id: &str, value: Value) -> Result<Node, Problem> {
         }
         None => return Err(wrong("", title, "has no class_type".into())),
     };
-    let inputs = match object.shift_remove("inputs") {
+    let inputs = match inputs {
         Some(Value::Object(inputs)) => inputs,
         None => Map::new(),
         Some(other) => {

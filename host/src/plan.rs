@@ -15,7 +15,7 @@ mod mention;
 mod output;
 mod source;
 
-pub use key::Key;
+pub use key::{Key, KeyMap, KeySet};
 pub use literal::Literal;
 pub use mention::Mention;
 
@@ -114,13 +114,16 @@ impl Plan {
     ) -> Result<Self, Refusal> {
         let of_node =
             |problem: &Problem| problem.node.as_ref().and_then(|node| graph.position(&node.id));
+        let classes: Vec<Option<&Class>> =
+            graph.nodes().iter().map(|node| catalogue.get(&node.class)).collect();
         let mut check = Check {
             graph,
             catalogue,
             folders,
             identities: HashMap::new(),
             writable: HashMap::new(),
-            missing: missing_outputs(graph, catalogue),
+            missing: missing_outputs(graph, &classes),
+            classes,
             known_at: known.iter().filter_map(of_node).collect(),
             problems: Vec::new(),
             warnings: Vec::new(),
@@ -209,14 +212,15 @@ struct Checked<'a> {
 
 /// Nodes in the order of their steps → steps, with links to steps and keys.
 fn steps(graph: &Graph, walked: Vec<Checked>, device: &str) -> Vec<Step> {
-    let mut step_of_position = HashMap::with_capacity(walked.len());
-    let mut first_of_key = HashMap::with_capacity(walked.len());
+    // Of a position in the graph. What is linked to stands before, and has its step.
+    let mut step_of_position = vec![0; graph.nodes().len()];
+    let mut first_of_key = KeyMap::with_capacity_and_hasher(walked.len(), Default::default());
     let mut steps: Vec<Step> = Vec::with_capacity(walked.len());
     let keys = key::Keys::new(device);
     for Checked { position, class, mut sources } in walked {
         for source in &mut sources {
             if let Source::Link { step, .. } = source {
-                *step = step_of_position[&*step];
+                *step = step_of_position[*step];
             }
         }
         let name = graph.nodes()[position].name();
@@ -224,7 +228,7 @@ fn steps(graph: &Graph, walked: Vec<Checked>, device: &str) -> Vec<Step> {
         let key = keys.of(&name.id, class, &sources, key_of_step);
         let this = steps.len();
         let first = *first_of_key.entry(key).or_insert(this);
-        step_of_position.insert(position, first);
+        step_of_position[position] = first;
         steps.push(Step {
             name,
             library: class.library,
@@ -241,6 +245,8 @@ fn steps(graph: &Graph, walked: Vec<Checked>, device: &str) -> Vec<Step> {
 struct Check<'a> {
     graph: &'a Graph,
     catalogue: &'a Catalogue,
+    /// Of each node, where a library has it.
+    classes: Vec<Option<&'a Class>>,
     folders: &'a Folders,
     identities: HashMap<PathBuf, [u8; 16]>,
     /// Folders that nodes write into, and why they cannot be.
@@ -283,9 +289,9 @@ impl<'a> Check<'a> {
     /// the next begins, so that few results wait for each other. The walk keeps its own stack: a
     /// chain of a million nodes is no reason to overflow the thread's.
     fn walk(&mut self) -> Walked<'a> {
-        let (graph, catalogue) = (self.graph, self.catalogue);
-        let class = |at: usize| catalogue.get(&graph.nodes()[at].class);
-        let is_output = |at: usize| class(at).is_some_and(|class| class.descriptor.output_node);
+        let graph = self.graph;
+        let classes = self.classes.clone();
+        let is_output = |at: usize| classes[at].is_some_and(|class| class.descriptor.output_node);
         let all = || 0..graph.nodes().len();
         let missing = self.missing.clone();
         let mut roots: Vec<usize> =
@@ -296,7 +302,7 @@ impl<'a> Check<'a> {
             let empty = "the workflow has no nodes";
             let message = if graph.nodes().is_empty() { empty } else { what };
             // An unknown class may be the output.
-            if all().all(|at| class(at).is_some()) {
+            if classes.iter().all(Option::is_some) {
                 self.problems.push(Problem::new(Kind::PromptNoOutputs, message));
             }
             // What else is wrong is still worth knowing.
@@ -344,8 +350,8 @@ impl<'a> Check<'a> {
             }
         }
         let reached: Vec<bool> = marks.iter().map(|mark| *mark != Mark::New).collect();
-        for (node, reached) in graph.nodes().iter().zip(&reached) {
-            if !reached && catalogue.get(&node.class).is_none() {
+        for (at, node) in graph.nodes().iter().enumerate() {
+            if !reached[at] && classes[at].is_none() {
                 let mut warning = self.unknown_class(node);
                 warning.message.push_str("; it leads to no output and is not run");
                 self.warnings.push(warning);
@@ -396,7 +402,7 @@ impl<'a> Check<'a> {
 
     fn visit(&mut self, position: usize) -> Visit<'a> {
         let node = &self.graph.nodes()[position];
-        let Some(class) = self.catalogue.get(&node.class) else {
+        let Some(class) = self.classes[position] else {
             let mut problem = self.unknown_class(node);
             if self.missing.contains(&position) {
                 problem.message.push_str(
@@ -460,7 +466,10 @@ impl<'a> Check<'a> {
 }
 
 /// Nodes of unknown classes that must be outputs: they take links, and nobody takes their results.
-fn missing_outputs(graph: &Graph, catalogue: &Catalogue) -> HashSet<usize> {
+fn missing_outputs(graph: &Graph, classes: &[Option<&Class>]) -> HashSet<usize> {
+    if classes.iter().all(Option::is_some) {
+        return HashSet::new();
+    }
     let links = |node: &'_ Node| {
         let links = node.inputs.iter().filter_map(|(_, input)| match input {
             Input::Link { id, .. } => graph.position(id),
@@ -471,7 +480,7 @@ fn missing_outputs(graph: &Graph, catalogue: &Catalogue) -> HashSet<usize> {
     let taken: HashSet<usize> = graph.nodes().iter().flat_map(links).collect();
     let is_missing = |&at: &usize| {
         let node = &graph.nodes()[at];
-        catalogue.get(&node.class).is_none() && !taken.contains(&at) && !links(node).is_empty()
+        classes[at].is_none() && !taken.contains(&at) && !links(node).is_empty()
     };
     (0..graph.nodes().len()).filter(is_missing).collect()
 }

@@ -11,7 +11,7 @@ use crate::catalogue::digest;
 use crate::checks;
 use crate::events::{Event, Level, Listener};
 use crate::execute::{Executor, Keep, Runner, Setting};
-use crate::plan::{Key, Plan};
+use crate::plan::{KeyMap, Plan};
 use crate::plugin::{Call, Library, LogLevel, NodeFailure, input, used_late};
 use crate::preview::Preview;
 use crate::problem::{Kind, NodeName, Problem};
@@ -130,9 +130,9 @@ fn run_plan(
             return false;
         }
     };
-    let wanted: HashMap<Key, Vec<bool>> = match &keep {
+    let wanted: KeyMap<Vec<bool>> = match &keep {
         wire::Keep::Results(wanted) => wanted.iter().cloned().collect(),
-        _ => HashMap::new(),
+        _ => KeyMap::default(),
     };
     let keep = match (&keep, &next) {
         (_, Some(next)) => Keep::For(next),

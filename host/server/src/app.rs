@@ -9,10 +9,9 @@ use crate::metrics::Metrics;
 use crate::queue::Queue;
 use crate::store::Store;
 use kosmograph::job::Surroundings;
-use kosmograph::plan::Key;
+use kosmograph::plan::{Key, KeyMap};
 use kosmograph::supervisor::Vitals;
 use serde_json::Value as Json;
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -69,7 +68,7 @@ pub struct App {
     pub log: Log,
     pub metrics: Metrics,
     pub access: Access,
-    made: Mutex<HashMap<Key, Made>>,
+    made: Mutex<KeyMap<Made>>,
     pub vitals: Mutex<Vec<Arc<Vitals>>>,
     /// Wakes those who follow a job, whenever there is something new of any.
     changes: watch::Sender<()>,
@@ -140,7 +139,7 @@ impl App {
         self.changes.subscribe()
     }
 
-    fn made(&self) -> MutexGuard<'_, HashMap<Key, Made>> {
+    fn made(&self) -> MutexGuard<'_, KeyMap<Made>> {
         self.made.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

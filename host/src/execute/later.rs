@@ -1,8 +1,7 @@
 //! Which results the later runs of a sweep will read, known before the first one begins.
 
 use super::{Wanted, join, links};
-use crate::plan::{Key, Plan};
-use std::collections::{HashMap, HashSet};
+use crate::plan::{KeyMap, KeySet, Plan};
 
 /// The runs of a sweep in their order, and of every result when it is there first and read last.
 ///
@@ -11,12 +10,12 @@ use std::collections::{HashMap, HashSet};
 #[derive(Debug, Default)]
 pub struct Later {
     runs: usize,
-    made: HashSet<Key>,
+    made: KeySet,
     /// By result: the first run that has it, and for each output the last run that reads it from what is kept.
-    reads: HashMap<Key, (usize, Vec<Option<usize>>)>,
-    first: HashMap<Key, usize>,
+    reads: KeyMap<(usize, Vec<Option<usize>>)>,
+    first: KeyMap<usize>,
     /// Results that stand for outputs which need not be made again, and the last run of which that is so.
-    there: HashMap<Key, usize>,
+    there: KeyMap<usize>,
 }
 
 impl Later {
@@ -70,8 +69,8 @@ impl Later {
     }
 
     /// The results that runs behind `run` read and that are there by then, and what of them.
-    pub fn after(&self, run: usize) -> HashMap<Key, Wanted> {
-        let mut wanted: HashMap<Key, Wanted> = HashMap::new();
+    pub fn after(&self, run: usize) -> KeyMap<Wanted> {
+        let mut wanted: KeyMap<Wanted> = KeyMap::default();
         for (key, (first, reads)) in &self.reads {
             if *first > run || self.there.get(key).is_none_or(|last| *last <= run) {
                 continue;

@@ -12,7 +12,7 @@
 //! still needs stays.
 
 use super::Results;
-use crate::plan::Key;
+use crate::plan::{Key, KeyMap};
 use crate::plugin::{Call, call_interface, input, offers};
 use crate::value::Value;
 use serde_json::Value as Json;
@@ -97,7 +97,7 @@ pub(super) struct Memory {
     /// When each object that is alive was last used, by its identity.
     used: HashMap<usize, u64>,
     /// When each result that is kept was last used.
-    results: HashMap<Key, u64>,
+    results: KeyMap<u64>,
     /// Steps so far.
     clock: u64,
     /// Sentences that were said already.
@@ -134,7 +134,7 @@ impl Memory {
     }
 
     /// The results to drop because there are too many.
-    pub fn too_many(&mut self, results: &HashMap<Key, Results>) -> Vec<Key> {
+    pub fn too_many(&mut self, results: &KeyMap<Results>) -> Vec<Key> {
         let more = results.len().saturating_sub(MOST_RESULTS);
         if more == 0 {
             return Vec::new();
@@ -154,7 +154,7 @@ impl Memory {
         budget: u64,
         inputs: &'a [Value],
         live: impl Iterator<Item = &'a Value> + Clone,
-        results: &'a HashMap<Key, Results>,
+        results: &'a KeyMap<Results>,
         call: &dyn Call,
     ) -> Room {
         self.clock += 1;

@@ -10,6 +10,7 @@ use super::GraphError;
 use super::placeholder;
 use kosmograph_python_json as python_json;
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::map::Entry;
 use serde_json::{Map, Value};
 use std::borrow::Cow;
 use std::fmt;
@@ -111,11 +112,16 @@ impl<'de> Visitor<'de> for StrictVisitor {
     fn visit_map<A: MapAccess<'de>>(self, mut pairs: A) -> Result<Value, A::Error> {
         let mut object = Map::new();
         while let Some(key) = pairs.next_key::<String>()? {
-            if object.contains_key(&key) {
-                return Err(de::Error::custom(format!("the key {key:?} stands twice")));
+            match object.entry(key) {
+                Entry::Vacant(place) => {
+                    let Strict(value) = pairs.next_value()?;
+                    place.insert(value);
+                }
+                Entry::Occupied(place) => {
+                    let key = place.key();
+                    return Err(de::Error::custom(format!("the key {key:?} stands twice")));
+                }
             }
-            let Strict(value) = pairs.next_value()?;
-            object.insert(key, value);
         }
         Ok(Value::Object(object))
     }

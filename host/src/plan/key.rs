@@ -12,11 +12,47 @@
 use super::{Literal, Source};
 use crate::catalogue::Class;
 use serde::{Deserialize, Serialize};
+use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// See the module.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Key([u8; 16]);
+
+/// Half of a key: it is a hash already, and nobody can choose it.
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let [a, b, c, d, e, f, g, h, ..] = self.0;
+        state.write_u64(u64::from_le_bytes([a, b, c, d, e, f, g, h]));
+    }
+}
+
+/// A map by [`Key`].
+pub type KeyMap<T> = HashMap<Key, T, BuildHasherDefault<OfKey>>;
+/// A set of [`Key`]s.
+pub type KeySet = HashSet<Key, BuildHasherDefault<OfKey>>;
+
+/// Passes on what a [`Key`] gives.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OfKey(u64);
+
+impl Hasher for OfKey {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write_u64(&mut self, half: u64) {
+        self.0 = half;
+    }
+
+    /// Nothing but a key is hashed with it; what is anyway is mixed poorly, and not wrongly.
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(byte);
+        }
+    }
+}
 
 /// Makes the keys of one plan.
 pub(super) struct Keys<'a> {
@@ -40,7 +76,7 @@ impl<'a> Keys<'a> {
         key_of_step: impl Fn(usize) -> Key,
     ) -> Key {
         let node = &class.descriptor;
-        let mut hash = Hash(blake3::Hasher::new());
+        let mut hash = Parts(blake3::Hasher::new());
         hash.text("kosmograph result 1");
         hash.text(self.device);
         hash.text(&class.provider);
@@ -70,9 +106,9 @@ impl<'a> Keys<'a> {
 }
 
 /// Every part begins with a tag or its length, so that no two lists of parts are the same bytes.
-struct Hash(blake3::Hasher);
+struct Parts(blake3::Hasher);
 
-impl Hash {
+impl Parts {
     fn bytes(&mut self, bytes: &[u8]) {
         self.0.update(bytes);
     }
