@@ -86,6 +86,14 @@ pub enum Event<'a> {
         steps: u64,
         file: Cow<'a, str>,
     },
+    /// To stay under the budget, `models` were let go and `results` dropped before `node` began: they held
+    /// `bytes`, and are read or made again when they are used next.
+    MadeRoom {
+        node: Cow<'a, str>,
+        models: u64,
+        results: u64,
+        bytes: u64,
+    },
     /// The contact sheet of a sweep, which is written.
     Sheet {
         file: Cow<'a, str>,
@@ -192,6 +200,7 @@ mod tests {
                 }],
             },
             Event::Plan { nodes: vec![], seed: None, values: vec![] },
+            Event::MadeRoom { node: id(), models: 1, results: 2, bytes: u64::MAX },
             Event::Sheet { file: "/o/sheet.png".into() },
             Event::NodeStarted(name()),
             Event::Progress { node: id(), step: 1, steps: 2 },

@@ -405,8 +405,11 @@ impl<R: Runner> Executor<R> {
         if let Some(budget) = self.budget {
             let live = live.iter().flatten().flatten();
             let room = self.memory.make_room(budget, &inputs, live, &self.results, &hooks);
-            for key in room.drop {
-                self.results.remove(&key);
+            let (models, results, bytes) = (room.models, room.drop.len() as u64, room.bytes);
+            self.forget(&room.drop);
+            if models + results > 0 {
+                let node = step.name.id.as_str().into();
+                setting.listener.event(&Event::MadeRoom { node, models, results, bytes });
             }
             if let Some(warning) = room.warning {
                 hooks.log(LogLevel::Warn, &warning);

@@ -143,7 +143,7 @@ impl Listener for Terminal {
                     self.screen.suspend(|| self.out.print(format!("{file}\n").as_bytes()));
                 }
             }
-            Event::Preview { .. } => (),
+            Event::Preview { .. } | Event::MadeRoom { .. } => (),
             Event::NodeStarted(name) => self.start(name),
             Event::Progress { step, steps, .. } => self.progress(*step, *steps),
             Event::Cached(name) => self.say_unless_quiet(&format!("{} cached", label(name))),

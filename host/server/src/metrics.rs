@@ -10,6 +10,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 struct Counts {
     /// Seconds and runs of each class.
     classes: BTreeMap<String, (f64, u64)>,
+    /// What was let go to stay under the budget.
+    models_let_go: u64,
+    results_dropped: u64,
+    bytes_freed: u64,
     completed: u64,
     failed: u64,
     cancelled: u64,
@@ -29,6 +33,15 @@ impl Metrics {
         let (sum, runs) = counts.classes.entry(class.to_owned()).or_default();
         *sum += seconds;
         *runs += 1;
+    }
+
+    /// Models were let go and results dropped to make room.
+    pub fn made_room(&self, models: u64, results: u64, bytes: u64) {
+        let mut counts = self.lock();
+        // The worker may say what it likes.
+        counts.models_let_go = counts.models_let_go.saturating_add(models);
+        counts.results_dropped = counts.results_dropped.saturating_add(results);
+        counts.bytes_freed = counts.bytes_freed.saturating_add(bytes);
     }
 
     pub fn finished(&self, state: State) {
@@ -75,6 +88,13 @@ impl Metrics {
         let classes = counts.classes.iter();
         let runs: Vec<_> = classes.map(|(class, (_, runs))| (label(class), *runs as f64)).collect();
         metric("kosmograph_node_runs_total", "counter", "Nodes of a class that ran.", &runs);
+        let kinds = [("model", counts.models_let_go), ("result", counts.results_dropped)];
+        let evicted = kinds.map(|(kind, count)| (format!("{{kind=\"{kind}\"}}"), count as f64));
+        let help = "Models let go and results dropped to stay under the memory budget.";
+        metric("kosmograph_evictions_total", "counter", help, &evicted);
+        let help = "Bytes that those held.";
+        let freed = counts.bytes_freed as f64;
+        metric("kosmograph_evicted_bytes_total", "counter", help, &one(freed));
         let help = "Processes that run nodes and had to be started anew.";
         metric("kosmograph_worker_restarts_total", "counter", help, &one(restarts as f64));
         let mut resident = vec![("{process=\"server\"}".to_owned(), resident(None) as f64)];

@@ -122,6 +122,10 @@ enum Idle<'a> {
 pub(super) struct Room {
     /// The results to drop.
     pub drop: Vec<Key>,
+    /// How many models were let go.
+    pub models: u64,
+    /// What they and the results held, in bytes.
+    pub bytes: u64,
     /// Where not enough room could be made, a sentence; once for each.
     pub warning: Option<String>,
 }
@@ -211,6 +215,8 @@ impl Memory {
                     // One that does not let go, or fails at it, holds what it held.
                     let left = bytes(holder.object, true, call).unwrap_or(holder.held);
                     of_objects = of_objects.saturating_sub(holder.held).saturating_add(left);
+                    room.models += u64::from(left < holder.held);
+                    room.bytes += holder.held.saturating_sub(left);
                     tracing::debug!(was = holder.held, left, "let go of an object to make room");
                 }
                 Idle::Result(key, own) => {
@@ -219,6 +225,7 @@ impl Memory {
                             *count -= 1;
                             let freed = if *count == 0 { *bytes } else { 0 };
                             of_results = of_results.saturating_sub(freed);
+                            room.bytes += freed;
                         }
                     }
                     tracing::debug!(?key, "dropped a result to make room");

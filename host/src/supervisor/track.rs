@@ -115,7 +115,9 @@ impl<'a> Track<'a> {
                 }
                 _ => false,
             },
-            Event::Progress { node, .. } | Event::Output { node, .. } => self.is_at_work(node),
+            Event::Progress { node, .. }
+            | Event::Output { node, .. }
+            | Event::MadeRoom { node, .. } => self.is_at_work(node),
             Event::NodeDone { node, .. } => {
                 let believed = self.is_at_work(node);
                 if believed && let Some(at) = self.current.take() {

@@ -300,6 +300,9 @@ impl Listener for Watch<'_> {
                 told.files.extend(files.iter().map(PathBuf::from));
             }
             Event::NodeDone { node, seconds } => self.done(node, *seconds),
+            Event::MadeRoom { models, results, bytes, .. } => {
+                self.app.metrics.made_room(*models, *results, *bytes);
+            }
             Event::Error(problem) => {
                 let mut told = self.told();
                 self.tell_cached(&mut told);

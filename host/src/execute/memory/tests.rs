@@ -215,12 +215,24 @@ fn plan(order: &[usize], seed: u64) -> Plan {
 }
 
 #[derive(Default)]
-struct Warnings(Mutex<Vec<String>>);
+struct Warnings {
+    said: Mutex<Vec<String>>,
+    /// Models that were told to be let go, and their bytes.
+    let_go: AtomicU64,
+    bytes: AtomicU64,
+}
 
 impl Listener for Warnings {
     fn event(&self, event: &Event) {
-        if let Event::Log { level: Level::Warning, message, .. } = event {
-            self.0.lock().unwrap().push(message.to_string());
+        match event {
+            Event::Log { level: Level::Warning, message, .. } => {
+                self.said.lock().unwrap().push(message.to_string());
+            }
+            Event::MadeRoom { models, bytes, .. } => {
+                self.let_go.fetch_add(*models, Ordering::Relaxed);
+                self.bytes.fetch_add(*bytes, Ordering::Relaxed);
+            }
+            _ => (),
         }
     }
 }
@@ -248,7 +260,13 @@ fn swept(
         let outcome = executor.run(&plan, setting);
         assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
     }
-    (models.held.lock().unwrap().clone(), warnings.0.into_inner().unwrap())
+    // What is told of making room is what was done.
+    let willing = || models.fakes.iter().filter(|fake| !fake.stubborn);
+    let purges: u64 = willing().map(|fake| fake.purges()).sum();
+    let bytes: u64 = willing().map(|fake| fake.purges() * fake.whole).sum();
+    assert_eq!(warnings.let_go.into_inner(), purges);
+    assert!(warnings.bytes.into_inner() >= bytes, "results count as well");
+    (models.held.lock().unwrap().clone(), warnings.said.into_inner().unwrap())
 }
 
 fn models(wholes: &[u64]) -> Models {
@@ -352,7 +370,7 @@ fn painted(order: &[u64], budget: Option<u64>) -> (Vec<u64>, Vec<String>) {
         assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
         counts.push(painter.0.load(Ordering::Relaxed) - before);
     }
-    (counts, warnings.0.into_inner().unwrap())
+    (counts, warnings.said.into_inner().unwrap())
 }
 
 #[test]
