@@ -6,6 +6,7 @@
 
 use crate::folders::Entry;
 use crate::need::Need;
+use crate::replace::Replaces;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -29,6 +30,9 @@ pub struct NodeDescriptor {
     pub writes: Option<Writes>,
     /// How much memory its results take at least, where the library says so.
     pub memory: Option<Need>,
+    /// Classes that are gone and whose work it does.
+    #[serde(default)]
+    pub replaces: Vec<Replaces>,
 }
 
 /// A folder of the host's that a node writes files into.
@@ -167,6 +171,8 @@ pub struct Catalogue {
     libraries: Vec<LibraryEntry>,
     classes: Vec<Class>,
     by_name: HashMap<String, usize>,
+    /// The class that replaces one that is gone, and which of its replacements that is.
+    replacements: HashMap<String, (usize, usize)>,
     warnings: Vec<String>,
 }
 
@@ -194,6 +200,10 @@ impl Catalogue {
                 continue;
             }
             self.by_name.insert(node.class.clone(), self.classes.len());
+            for (at, replaces) in node.replaces.iter().enumerate() {
+                let place = (self.classes.len(), at);
+                self.replacements.entry(replaces.class.clone()).or_insert(place);
+            }
             let node_number = index as u32;
             let descriptor = Arc::new(node);
             let provider = provider.clone();
@@ -207,6 +217,16 @@ impl Catalogue {
 
     pub fn get(&self, class: &str) -> Option<&Class> {
         self.by_name.get(class).map(|&index| &self.classes[index])
+    }
+
+    /// The class that does the work of `class`, where no library has that.
+    pub fn replacement(&self, class: &str) -> Option<(&Class, &Replaces)> {
+        if self.by_name.contains_key(class) {
+            return None;
+        }
+        let &(new, at) = self.replacements.get(class)?;
+        let new = &self.classes[new];
+        Some((new, new.descriptor.replaces.get(at)?))
     }
 
     /// In the order of the libraries and, in them, of their descriptors.
@@ -265,6 +285,8 @@ struct RawNode {
     writes: Option<Writes>,
     #[serde(default)]
     memory: Value,
+    #[serde(default)]
+    replaces: Vec<Replaces>,
 }
 
 fn yes() -> bool {
@@ -370,6 +392,24 @@ fn parse_node(value: &Value) -> Result<NodeDescriptor, Fault> {
         return Err("an output has no type".into());
     }
     let memory = Need::parse(&raw.memory, &inputs)?;
+    for replaces in &raw.replaces {
+        if replaces.class.is_empty() {
+            return Err("it replaces a class without a name".into());
+        }
+        let mut named = replaces.inputs.keys().chain(replaces.values.keys());
+        if let Some(name) = named.find(|name| !seen.contains(*name)) {
+            return Err(format!(
+                "it replaces {} by its input {name}, which it does not have",
+                replaces.class
+            )
+            .into());
+        }
+        if replaces.outputs.len() > raw.outputs.len() {
+            return Err(
+                format!("it replaces more outputs of {} than it has", replaces.class).into()
+            );
+        }
+    }
     Ok(NodeDescriptor {
         class: raw.class,
         doc: raw.doc,
@@ -380,6 +420,7 @@ fn parse_node(value: &Value) -> Result<NodeDescriptor, Fault> {
         output_node: raw.output_node,
         writes: raw.writes,
         memory,
+        replaces: raw.replaces,
     })
 }
 

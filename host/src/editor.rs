@@ -56,7 +56,10 @@ pub fn convert(object: &Map<String, Value>, catalogue: &Catalogue) -> Converted 
         let name = flat.name(place);
         let (class, id) = (catalogue.get(&node.class), name.id.clone());
         let descriptor = class.map(|class| &*class.descriptor);
-        let mut values = descriptor.map_or(Vec::new(), |descriptor| {
+        let gone = || catalogue.replacement(&node.class);
+        let of_gone =
+            || gone().map_or(Vec::new(), |(_, gone)| widgets::by_names(node, &gone.widgets));
+        let mut values = descriptor.map_or_else(of_gone, |descriptor| {
             let odd = |warning: Problem| {
                 // What is left out need not be sound.
                 if flat.runs(place) {

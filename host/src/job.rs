@@ -14,6 +14,7 @@ use crate::graph::{self, Graph, Opened, is_editor_format};
 use crate::libraries::{Asked, Libraries};
 use crate::plan::{Plan, Refusal};
 use crate::problem::{Kind, Problem};
+use crate::replace::replace;
 use crate::sweep::{Combination, Sweep};
 use crate::workflow_file::WorkflowFile;
 use serde_json::{Map, Value};
@@ -159,9 +160,10 @@ impl Job {
                 .map_err(|error| Problem::new(Kind::Workflow, format!("{name}: {error}")))?
                 .into(),
         };
-        let Converted { graph, texts, problems, warnings } = converted;
+        let Converted { mut graph, texts, problems, warnings } = converted;
         let notes = file.notes.iter().map(|note| Problem::new(Kind::Unfit, note.as_str()));
-        let warnings = notes.chain(warnings).collect();
+        let replaced = replace(&mut graph, &libraries.catalogue);
+        let warnings = notes.chain(warnings).chain(replaced).collect();
         let (now, wrong) = (Now::from(SystemTime::now()), Refusal { problems, warnings });
         let (strict, seeds, sweep) = (false, None, Sweep::default());
         Ok(Self {

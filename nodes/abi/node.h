@@ -613,6 +613,10 @@ KG_EXPORT const kg_library *kosmograph_library_v1(void);
  *                   host compares it with what there is: where the numbers stand in the workflow
  *                   when it is checked, else before the node runs. What cannot be said so, a
  *                   library asks for itself, and fails with a sentence.
+ *   "replaces"      a list of classes that are gone and whose work the node does, where no library has
+ *                   them: {"class": "Old", "inputs": {NEW: OLD}, "values": {NEW: VALUE}, "outputs": [OLD
+ *                   NUMBER for each output], "widgets": [the old names in their order, as the editor saves
+ *                   values]}. All but "class" may be left out: what is not named is called the same.
  */
 
 /* ---- What must be equal on both sides (64-bit targets) --------------------------------------- */

@@ -66,7 +66,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/i18n", get(info::nothing))
         .route("/workflow_templates", get(info::nothing))
         .route("/global_subgraphs", get(info::nothing))
-        .route("/node_replacements", get(info::nothing))
+        .route("/node_replacements", get(info::replacements))
         .route("/users", get(info::users).post(info::no_users))
         .route("/settings", get(info::settings).post(info::change_settings))
         .route("/settings/{id}", get(info::setting).post(info::change_setting))

@@ -41,6 +41,17 @@ pub(super) fn named(
     inputs
 }
 
+/// The values of a node whose class is not there, by the `names` of its widgets in their order.
+pub(super) fn by_names(node: &SavedNode, names: &[String]) -> Vec<(String, Value)> {
+    let pair = |(name, value): (&String, &Value)| (name.clone(), value.clone());
+    match &node.values {
+        Values::Named(values) => {
+            values.iter().filter(|(name, _)| names.contains(name)).map(pair).collect()
+        }
+        Values::Listed(values) => names.iter().zip(values).map(pair).collect(),
+    }
+}
+
 /// Whether `name` is a widget that only ComfyUI's page has, and that it writes among a node's inputs: the
 /// button that uploads, what becomes of a seed afterwards, players and previews.
 pub fn is_the_pages(name: &str) -> bool {

@@ -38,6 +38,11 @@ pub struct ConditioningAverage {
 
 impl Node for ConditioningAverage {
     outputs![CONDITIONING: Conditioning];
+    /// ComfyUI's first versions had a space behind the name.
+    const REPLACES: &'static [Replaces] = &[Replaces {
+        widgets: &["conditioning_to_strength"],
+        ..Replaces::named("ConditioningAverage ")
+    }];
 
     fn run(self, cx: &Context) -> Result<Conditioning> {
         let from = first(cx, &self.conditioning_from)?;

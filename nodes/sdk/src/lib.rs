@@ -60,8 +60,9 @@ pub use context::{Context, Preview};
 pub use error::{Error, Result};
 pub use input::{Class, Factor, Input, InputSpec, Inputs, Numbered, Reader, Single};
 pub use library::{
-    Check, Convert, Entry as NodeEntry, ExtensionFn, Family, Node, Outputs, Prepare, Remark, RunFn,
-    Train, checking_and_training_extension, checking_extension, converting_extension, extension,
+    Check, Convert, Entry as NodeEntry, ExtensionFn, Family, Node, Outputs, Prepare, Remark,
+    Replaces, RunFn, Train, checking_and_training_extension, checking_extension,
+    converting_extension, extension,
 };
 pub use object::{Arguments, Entry as InterfaceEntry, Export, Interface, Object};
 pub use sockets::{

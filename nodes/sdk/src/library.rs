@@ -7,7 +7,7 @@ use std::sync::{Once, OnceLock};
 use kosmograph_abi as abi;
 use kosmograph_abi::table;
 use kosmograph_values::place::on_cpu;
-use serde_json::{Value as Json, json};
+use serde_json::{Map, Value as Json, json};
 
 use crate::context::guard;
 use crate::input::{Factor, InputSpec, Inputs, Reader};
@@ -22,9 +22,46 @@ pub trait Node: Inputs {
     /// The outputs' names. Given by [`outputs!`](crate::outputs).
     const OUTPUT_NAMES: &'static [&'static str];
 
+    /// Classes that are gone and whose work it does.
+    const REPLACES: &'static [Replaces] = &[];
+
     /// # Errors
     /// One sentence for the person who runs the workflow; see [`Error`].
     fn run(self, cx: &Context<'_>) -> Result<Self::Output>;
+}
+
+/// A class that is gone, for [`Node::REPLACES`]: workflows that name it get the node instead. Inputs and outputs
+/// that are not named are called the same in both.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Replaces {
+    pub class: &'static str,
+    /// The names of its widgets in their order: the editor saves their values without names.
+    pub widgets: &'static [&'static str],
+    /// An input of the node and the one of the old class that it takes.
+    pub inputs: &'static [(&'static str, &'static str)],
+    /// An input of the node and the text that it is set to, since the old class had none like it.
+    pub values: &'static [(&'static str, &'static str)],
+    /// For each output of the node the old one's number; none: the same.
+    pub outputs: &'static [u64],
+}
+
+impl Replaces {
+    /// A class of another name and nothing else.
+    pub const fn named(class: &'static str) -> Self {
+        Self { class, widgets: &[], inputs: &[], values: &[], outputs: &[] }
+    }
+
+    fn json(&self) -> Json {
+        let map = |pairs: &[(&str, &str)]| -> Json {
+            pairs
+                .iter()
+                .map(|&(new, old)| (new.to_owned(), old.into()))
+                .collect::<Map<_, _>>()
+                .into()
+        };
+        json!({"class": self.class, "widgets": self.widgets, "inputs": map(self.inputs),
+            "values": map(self.values), "outputs": self.outputs})
+    }
 }
 
 /// Names and types a node's outputs: `outputs![image: Image, mask: Mask];` inside `impl Node`.
@@ -125,6 +162,9 @@ fn node_json<N: Node>(specs: &[InputSpec]) -> Json {
     }
     if !class.memory.is_empty() {
         json["memory"] = class.memory.iter().map(Factor::json).collect();
+    }
+    if !N::REPLACES.is_empty() {
+        json["replaces"] = N::REPLACES.iter().map(Replaces::json).collect();
     }
     json
 }

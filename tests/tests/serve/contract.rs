@@ -224,6 +224,29 @@ fn a_picture_a_range_of_seeds_and_the_editors_format_are_taken() {
 }
 
 #[test]
+fn a_class_that_is_gone_is_done_by_the_one_that_replaces_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path(), &[]);
+    let all = server.get("/api/node_replacements").json();
+    let one = &all["ResizeImagesByLongerEdge"][0];
+    assert_eq!(one["new_node_id"], "ImageScaleToMaxDimension");
+    assert_eq!(one["old_widget_ids"], json!(["longer_edge"]));
+    let image = json!({"new_id": "image", "old_id": "images"});
+    assert!(one["input_mapping"].as_array().unwrap().contains(&image));
+    let prompt = json!({
+        "1": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 32, "batch_size": 1, "color": 0}},
+        "2": {"class_type": "ResizeImagesByLongerEdge", "inputs": {"images": ["1", 0], "longer_edge": 16}},
+        "3": {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": "x"}}});
+    let entry = server.finished(&server.submit(&prompt, None));
+    assert_eq!(entry["status"]["status_str"], "success");
+    let image = &entry["outputs"]["3"]["images"][0];
+    let name = image["filename"].as_str().unwrap();
+    let picture = server.get(&format!("/view?filename={name}&type=output")).body;
+    // Width and height of a PNG stand behind its signature and the head of its first chunk.
+    assert_eq!((&picture[16..20], &picture[20..24]), (&[0, 0, 0, 16][..], &[0, 0, 0, 8][..]));
+}
+
+#[test]
 fn every_address_answers_with_its_kind_of_json() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(folder.path(), &[]);

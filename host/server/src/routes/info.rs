@@ -10,7 +10,7 @@ use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use kosmograph::folders::{Entry, Folders};
-use kosmograph::object_info;
+use kosmograph::{object_info, replace};
 use serde_json::{Map, Value as Json, json};
 use std::time::UNIX_EPOCH;
 
@@ -64,6 +64,11 @@ pub async fn class_info(State(app): Shared, Path(name): Path<String>) -> Result<
         Ok(Json::Object(found).to_string())
     });
     Ok(json_text(text.await?))
+}
+
+/// Classes that are gone and those that do their work, which happens here before a prompt is checked, too.
+pub async fn replacements(State(app): Shared) -> JsonBody<Json> {
+    JsonBody(replace::as_comfyui(&app.surroundings.libraries.catalogue))
 }
 
 pub async fn system_stats(State(app): Shared) -> Result<JsonBody<Json>, Fault> {

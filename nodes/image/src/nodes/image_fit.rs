@@ -1,6 +1,6 @@
 //! ResizeAndPadImage, ImageScaleToMaxDimension and ImageStitch: pictures brought to a size, and beside each other.
 
-use node::{Context, Image, Inputs, Node, Result, outputs};
+use node::{Context, Image, Inputs, Node, Replaces, Result, outputs};
 
 use super::image_scale::method;
 use super::{MAX_RESOLUTION, image, pictures};
@@ -81,6 +81,12 @@ pub struct ImageScaleToMaxDimension {
 
 impl Node for ImageScaleToMaxDimension {
     outputs![image: Image];
+    const REPLACES: &'static [Replaces] = &[Replaces {
+        widgets: &["longer_edge"],
+        inputs: &[("image", "images"), ("largest_size", "longer_edge")],
+        values: &[("upscale_method", "lanczos")],
+        ..Replaces::named("ResizeImagesByLongerEdge")
+    }];
 
     fn run(self, _cx: &Context) -> Result<Image> {
         let (shape, values) = pictures(&self.image).map_err(|error| error.of_input("image"))?;
