@@ -19,8 +19,44 @@ HERE = pathlib.Path(__file__).resolve().parent
 CASES = [("unet", 64, 2), ("unet", 32, 2), ("vae-decode", 64, 1), ("mllm", 64, 1), ("clip", 64, 2)]
 
 
-def run(command):
-    return subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, check=True, text=True).stdout
+# What failed: a line each, at the end. One failure does not hide the next.
+FAILED = []
+
+
+def run(command, what, **settings):
+    """What a program prints, or nothing where it fails, which is noted."""
+    process = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, text=True, env={**os.environ, **settings})
+    if process.returncode:
+        FAILED.append(f"{what}: exit code {process.returncode}")
+        print(process.stdout, flush=True)
+        return None
+    return process.stdout
+
+
+def picture(workflow, device, folder):
+    """The pixels of a workflow on the bundled model."""
+    from PIL import Image
+
+    out = pathlib.Path(folder) / device
+    command = [HERE / "bin" / "kosmograph", "run", HERE / "workflows" / workflow, "--device", device, "--out", out, "--quiet"]
+    printed = run(command, f"{workflow} on {device}")
+    files = sorted(out.glob("*.png")) if printed is not None else []
+    return Image.open(files[-1]).convert("RGB") if files else None
+
+
+def compare_pictures(workflow):
+    """The same workflow on the CPU and on the GPU: at most a rounding of the last bit apart, in few places."""
+    from PIL import ImageChops
+
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = [picture(workflow, device, folder) for device in ("cpu", "cuda")]
+        if None in pictures:
+            return
+        apart = ImageChops.difference(*pictures).tobytes()
+        largest, changed = max(apart), sum(value > 0 for value in apart) / len(apart)
+        print(f"{workflow} on the bundled model, GPU beside CPU: {changed:.2%} of the values differ, by {largest} of 255 at most", flush=True)
+        if largest > 2:
+            FAILED.append(f"{workflow}: a pixel of the GPU's picture is {largest} of 255 from the CPU's")
 
 
 def rate():
@@ -51,17 +87,20 @@ def main():
             for cudnn in ("on", "off"):
                 print(f"\nConvolution by cuDNN, where it is on this machine: {cudnn}", flush=True)
                 settings = {"KOSMOGRAPH_GPU_DUMP": folder, "KOSMOGRAPH_CUDNN": cudnn}
-                subprocess.run(command, check=True, env={**os.environ, **settings})
-                subprocess.run([sys.executable, HERE / "torch_f64.py", folder], check=True)
+                print(run(command, f"the kernels beside their CPU twins, cuDNN {cudnn}", **settings) or "", flush=True)
+                print(run([sys.executable, HERE / "torch_f64.py", folder], f"the kernels beside PyTorch in f64, cuDNN {cudnn}") or "", flush=True)
     peak = rate()
     print(f"\nA product of 8192 x 8192 in f16: {peak / 1e12:.0f} TFLOPS\n")
     print("| part | ours, ms | PyTorch, ms | compiled, ms | ours / compiled | floor, ms | ours / floor |\n|---|---|---|---|---|---|---|")
     for part, latent, batch in CASES:
         command = [HERE / "bin" / "bench", part, "--latent", latent, "--batch", batch, "--dtype", "f16"]
-        ours = json.loads(run([*command, "--device", "cuda:0", "--repeat", arguments.repeat, "--json"]))
+        ours = run([*command, "--device", "cuda:0", "--repeat", arguments.repeat, "--json"], f"bench {part} {latent}")
         peer = [sys.executable, HERE / "torch_part.py", part, latent, batch, 8, arguments.repeat, "cuda"]
         modes = ["eager"] if arguments.skip_compiled else ["eager", "compiled"]
-        theirs = [statistics.median(json.loads(run([*peer, mode]))["seconds"]) for mode in modes]
+        theirs = [run([*peer, mode], f"PyTorch {mode}, {part} {latent}") for mode in modes]
+        if ours is None or None in theirs:
+            continue
+        ours, theirs = json.loads(ours), [statistics.median(json.loads(one)["seconds"]) for one in theirs]
         floor = ours["gflop"] * 1e9 / peak
         name = part if part in ("mllm", "clip") else f"{part} {latent} x {latent}, batch {batch}"
         milliseconds = [f"{1e3 * seconds:.2f}" for seconds in theirs] + ["-"] * (2 - len(theirs))
@@ -70,9 +109,11 @@ def main():
             f"{1e3 * floor:.2f} | {ours['median'] / floor:.1f} |",
             flush=True,
         )
-    for workflow in ("text.json", "subject.json"):
-        command = [HERE / "bin" / "kosmograph", "run", HERE / "workflows" / workflow, "--device", "cuda"]
-        print(f"\n{workflow} on the bundled model:\n{run(command)}")
+    print()
+    for workflow in ("text.json", "subject.json", "control.json"):
+        compare_pictures(workflow)
+    print("\nVerdict: " + ("\n".join(["FAILED", *FAILED]) if FAILED else "every comparison held"))
+    sys.exit(1 if FAILED else 0)
 
 
 if __name__ == "__main__":

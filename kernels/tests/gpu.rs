@@ -4,6 +4,7 @@
 //! With `KOSMOGRAPH_GPU_DUMP` a folder, every case's inputs and output are written there, for bench/gpu/torch_f64.py, which
 //! computes them in PyTorch in f64. `KOSMOGRAPH_GPU_TEST=cpu` with `--ignored` takes the CPU for the GPU, to try the test itself.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -14,20 +15,28 @@ use kosmograph_kernels as kernels;
 fn for_each_type(test: impl Fn(&Comparison) -> Result<()>) -> Result<()> {
     let wanted = std::env::var("KOSMOGRAPH_GPU_TEST").unwrap_or_default();
     let gpu = if wanted == "cpu" { Device::Cpu } else { Device::new_cuda(0)? };
+    let mut wrong = Vec::new();
     for dtype in [DType::F32, DType::F16, DType::BF16] {
-        test(&Comparison { gpu: gpu.clone(), dtype })?;
+        let comparison = Comparison { gpu: gpu.clone(), dtype, wrong: RefCell::default() };
+        test(&comparison)?;
+        wrong.append(&mut comparison.wrong.into_inner());
     }
+    // All cases were tried: on a machine that is lent by the hour one wrong kernel must not hide the next.
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     Ok(())
 }
 
 struct Comparison {
     gpu: Device,
     dtype: DType,
+    /// A sentence for each case that failed.
+    wrong: RefCell<Vec<String>>,
 }
 
 impl Comparison {
     /// Runs `kernel` on `inputs` on both; the first `activations` of them have the type that is compared, the
-    /// others are f32. The bound: the result's rounding to the type, and `sums` of the largest value.
+    /// others are f32. The bound: the result's rounding to the type, and `sums` of the largest value. What is
+    /// wrong is noted, and an error of the GPU as well.
     fn compare(
         &self,
         name: &str,
@@ -36,6 +45,22 @@ impl Comparison {
         sums: f64,
         kernel: impl Fn(&[Tensor]) -> Result<Tensor>,
     ) -> Result<()> {
+        let verdict = self.verdict(name, inputs, activations, sums, kernel);
+        if let Some(wrong) = verdict.unwrap_or_else(|error| Some(error.to_string())) {
+            println!("{name:<52} {:?}: WRONG: {wrong}", self.dtype);
+            self.wrong.borrow_mut().push(format!("{name} {:?}: {wrong}", self.dtype));
+        }
+        Ok(())
+    }
+
+    fn verdict(
+        &self,
+        name: &str,
+        inputs: &[Tensor],
+        activations: usize,
+        sums: f64,
+        kernel: impl Fn(&[Tensor]) -> Result<Tensor>,
+    ) -> Result<Option<String>> {
         let rounded = |(i, tensor): (usize, &Tensor)| match i < activations {
             true => tensor.to_dtype(self.dtype),
             false => Ok(tensor.clone()),
@@ -43,12 +68,16 @@ impl Comparison {
         let rounded = inputs.iter().enumerate().map(rounded).collect::<Result<Vec<_>>>()?;
         let on_gpu = rounded.iter().map(|tensor| tensor.to_device(&self.gpu));
         let found = kernel(&on_gpu.collect::<Result<Vec<_>>>()?)?;
-        assert_eq!(found.dtype(), self.dtype, "{name}");
+        if found.dtype() != self.dtype {
+            return Ok(Some(format!("its result is {:?}", found.dtype())));
+        }
         let found = found.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.contiguous()?;
         self.dump(name, &rounded, &found)?;
         let wide = rounded.iter().map(|tensor| tensor.to_dtype(DType::F32));
         let want = kernel(&wide.collect::<Result<Vec<_>>>()?)?;
-        assert_eq!(found.dims(), want.dims(), "{name}");
+        if found.dims() != want.dims() {
+            return Ok(Some(format!("its shape is {:?}, not {:?}", found.dims(), want.dims())));
+        }
         let largest = |tensor: Tensor| -> Result<f64> {
             Ok(f64::from(tensor.abs()?.flatten_all()?.max(D::Minus1)?.to_scalar::<f32>()?))
         };
@@ -61,8 +90,8 @@ impl Comparison {
         let bound = largest(want)? * (rounding + sums.max(2.0 * rounding));
         println!("{name:<52} {:?}: {error:.1e} of {bound:.1e}", self.dtype);
         // A NaN is no better than a large error.
-        assert!(error <= bound, "{name} {:?}: {error:.2e} is more than {bound:.2e}", self.dtype);
-        Ok(())
+        let is_right = error <= bound;
+        Ok((!is_right).then(|| format!("{error:.2e} is more than {bound:.2e}")))
     }
 }
 
