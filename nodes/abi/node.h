@@ -329,6 +329,7 @@ struct kg_object {
  *          latents TENSOR [B,C,H,W], what the noise is added to
  *          noise OBJECT NOISE
  *          noise_mask? TENSOR [*,*,*], as in a LATENT
+ *          batch_index? LIST of INT, as in a LATENT
  *     out  latents TENSOR [B,C,H,W]
  *          denoised TENSOR [B,C,H,W], the model's last x0
  * "sigmas/1" (MODEL): the noise levels of a schedule of this model.
@@ -337,14 +338,20 @@ struct kg_object {
  *          denoise? FLOAT, 1 when absent
  *     out  sigmas TENSOR [N]
  * "guider/1" (GUIDER): x0 as a sampler asks for it, whatever models and conditions stand behind it.
- *     in   x TENSOR [B,C,H,W]
+ *     in   x TENSOR [B,C,H,W], x0 and noise of the deviation sigma
  *          sigma FLOAT
+ *          latents? TENSOR [B,C,H,W], what the sampling began with, without noise: the same value in all calls
+ *              of a sampling, as is the mask. The further channels of an inpainting U-Net are made of
+ *              them where the condition brings none; zeros when absent
+ *          noise_mask? TENSOR [*,*,*], as in a LATENT
+ *          wants_unconditional? BOOL, whether unconditional is asked for (cfg_pp)
  *     out  denoised TENSOR [B,C,H,W]
- *          unconditional? TENSOR [B,C,H,W], for samplers that want it (cfg_pp)
+ *          unconditional? TENSOR [B,C,H,W], without guidance; there when it is asked for
  * "noise/1" (NOISE): the noise of a picture.
  *     in   latents TENSOR [B,C,H,W], whose shape it takes
  *          batch_index? LIST of INT, which pictures of a larger batch these are
- *     out  noise TENSOR [B,C,H,W]
+ *     out  noise TENSOR [B,C,H,W], of variance 1, or zeros
+ *          seed? INT, what the noise of a sampler's steps is drawn from, as an unsigned number; 0 when absent
  * "describe/1": what the object is. Any object may offer it; a MODEL and a GUIDER do.
  *     out  description TEXT, a JSON object. "understands" has by interface the optional keys that the object
  *              makes use of, {"denoiser/1": ["residuals"]}. A MODEL, and a GUIDER as its model, gives

@@ -377,6 +377,7 @@ pub const INTERFACES: &[Interface] = &[
             part("latents", LATENTS),
             part("noise", Object(&["NOISE"])),
             optional("noise_mask", Tensor(&["*,*,*"])),
+            optional("batch_index", List(&Int)),
         ],
         output: &[part("latents", LATENTS), part("denoised", LATENTS)],
     },
@@ -391,7 +392,13 @@ pub const INTERFACES: &[Interface] = &[
         id: "guider/1",
         types: &["GUIDER"],
         required: &["GUIDER"],
-        input: &[part("x", LATENTS), part("sigma", Float)],
+        input: &[
+            X,
+            part("sigma", Float),
+            optional("latents", LATENTS),
+            optional("noise_mask", Tensor(&["*,*,*"])),
+            optional("wants_unconditional", Bool),
+        ],
         output: &[part("denoised", LATENTS), optional("unconditional", LATENTS)],
     },
     Interface {
@@ -399,7 +406,7 @@ pub const INTERFACES: &[Interface] = &[
         types: &["NOISE"],
         required: &["NOISE"],
         input: &[part("latents", LATENTS), optional("batch_index", List(&Int))],
-        output: &[part("noise", LATENTS)],
+        output: &[part("noise", LATENTS), optional("seed", Int)],
     },
     Interface {
         id: "describe/1",

@@ -11,6 +11,7 @@ mod conditioning;
 mod conditioning_area;
 mod control;
 mod control_net;
+mod custom_sampling;
 mod embedding;
 mod gguf;
 mod hint;
@@ -50,6 +51,13 @@ use conditioning_area::{
     ConditioningSetMask, ConditioningSetTimestepRange,
 };
 use control::{ControlNet, ControlNetApply, ControlNetApplyAdvanced};
+use custom_sampling::{
+    AddNoise, BasicGuider, CFGGuider, DisableNoise, DualCFGGuider, KSamplerSelect, PerpNegGuider,
+    RandomNoise, SamplerCustom, SamplerCustomAdvanced, SamplerDPMAdaptative, SamplerDPMPP_2M_SDE,
+    SamplerDPMPP_2S_Ancestral, SamplerDPMPP_3M_SDE, SamplerDPMPP_SDE, SamplerER_SDE,
+    SamplerEulerAncestral, SamplerEulerAncestralCFGPP, SamplerEulerCFGpp, SamplerLMS,
+    SamplerSASolver,
+};
 use gguf::{CLIPLoaderGGUF, UnetLoaderGGUF};
 use inpaint::{
     InpaintModelConditioning, InstructPixToPixConditioning, SetLatentNoiseMask, VAEEncodeForInpaint,
@@ -73,9 +81,10 @@ use loaders::{
 use lora::{LoraLoader, LoraLoaderModelOnly};
 use sample::{KSampler, KSamplerAdvanced, UNetSample};
 use sigmas::{
-    AlignYourStepsScheduler, BasicScheduler, ExponentialScheduler, ExtendIntermediateSigmas,
-    FlipSigmas, KarrasScheduler, LaplaceScheduler, PolyexponentialScheduler, SDTurboScheduler,
-    SamplingPercentToSigma, SetFirstSigma, SplitSigmas, SplitSigmasDenoise, VPScheduler,
+    AlignYourStepsScheduler, BasicScheduler, BetaSamplingScheduler, ExponentialScheduler,
+    ExtendIntermediateSigmas, FlipSigmas, KarrasScheduler, LaplaceScheduler,
+    PolyexponentialScheduler, SDTurboScheduler, SamplingPercentToSigma, SetFirstSigma, SplitSigmas,
+    SplitSigmasDenoise, VPScheduler,
 };
 use text::{CLIPSetLastLayer, CLIPTextEncode};
 use text_sdxl::{CLIPTextEncodeSDXL, CLIPTextEncodeSDXLRefiner};
@@ -155,6 +164,28 @@ node::library![
     SetFirstSigma,
     ExtendIntermediateSigmas,
     SamplingPercentToSigma,
+    BetaSamplingScheduler,
+    KSamplerSelect,
+    SamplerEulerAncestral,
+    SamplerEulerAncestralCFGPP,
+    SamplerEulerCFGpp,
+    SamplerLMS,
+    SamplerDPMPP_2S_Ancestral,
+    SamplerDPMPP_SDE,
+    SamplerDPMPP_2M_SDE,
+    SamplerDPMPP_3M_SDE,
+    SamplerDPMAdaptative,
+    SamplerER_SDE,
+    SamplerSASolver,
+    RandomNoise,
+    DisableNoise,
+    AddNoise,
+    BasicGuider,
+    CFGGuider,
+    DualCFGGuider,
+    PerpNegGuider,
+    SamplerCustom,
+    SamplerCustomAdvanced,
     UpscaleModelLoader,
     ImageUpscaleWithModel,
     IPAdapterModelLoader,

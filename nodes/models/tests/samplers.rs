@@ -10,9 +10,9 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use kosmograph_models::samplers::randn::Generator;
 use kosmograph_models::samplers::{
-    self, BrownianTree, Ending, Error, Guided, NAMES, NoiseSampler, Result, SAMPLERS, Schedule,
-    SchedulerConfig, SecondOrder, Settings, Step, StepNoise, Tolerance, TorchNoise, Variant,
-    sampler, sigmas,
+    self, Adaptive, BrownianTree, Ending, Error, Guided, Kind, NAMES, NoiseSampler, NoiseScale,
+    Result, SAMPLERS, Schedule, SchedulerConfig, SecondOrder, Settings, Step, StepNoise, Tolerance,
+    TorchNoise, Variant, sampler, sigmas,
 };
 use serde::Deserialize;
 
@@ -201,7 +201,7 @@ fn deterministic_samplers_converge_at_their_order() {
         ("euler", 1.0, |s, x| samplers::euler(s, x, &mut gaussian, &mut quiet)),
         ("heun", 2.0, |s, x| samplers::heun(s, x, &mut gaussian, &mut quiet)),
         ("dpm_2", 2.0, |s, x| samplers::dpm_2(s, x, &mut gaussian, &mut quiet)),
-        ("lms", 4.0, |s, x| samplers::lms(s, x, &mut gaussian, &mut quiet)),
+        ("lms", 4.0, |s, x| samplers::lms(s, 4, x, &mut gaussian, &mut quiet)),
         ("dpmpp_2m", 2.0, |s, x| samplers::dpmpp_2m(s, x, &mut gaussian, &mut quiet)),
         ("deis", 3.0, |s, x| samplers::deis(s, x, &mut gaussian, &mut quiet)),
         // Its last step is of first order and uncorrected, which decides.
@@ -217,7 +217,7 @@ fn deterministic_samplers_converge_at_their_order() {
             samplers::dpmpp_2s_ancestral(s, 0.0, x, &mut gaussian, &mut Silence, &mut quiet)
         }),
         ("dpmpp_sde, η = 0", 2.0, |s, x| {
-            samplers::dpmpp_sde(s, 0.0, x, &mut gaussian, &mut Silence, &mut quiet)
+            samplers::dpmpp_sde(s, 0.0, 0.5, x, &mut gaussian, &mut Silence, &mut quiet)
         }),
         ("dpmpp_2m_sde, η = 0", 2.0, |s, x| {
             let form = SecondOrder::Midpoint;
@@ -250,11 +250,11 @@ fn deterministic_samplers_converge_at_their_order() {
             samplers::seeds_3(s, 0.0, x, &mut gaussian, &mut Silence, &mut quiet)
         }),
         ("sa_solver, τ = 0", 4.0, |s, x| {
-            let settings = Settings { tau: &|_| 0.0, evaluate_again: false };
+            let settings = Settings { eta: 0.0, ..Settings::of_schedule(&schedule(), false) };
             samplers::sa_solver(s, &settings, x, &mut gaussian, &mut Silence, &mut quiet)
         }),
         ("sa_solver_pece, τ = 0", 4.0, |s, x| {
-            let settings = Settings { tau: &|_| 0.0, evaluate_again: true };
+            let settings = Settings { eta: 0.0, ..Settings::of_schedule(&schedule(), true) };
             samplers::sa_solver(s, &settings, x, &mut gaussian, &mut Silence, &mut quiet)
         }),
         // Two is what ComfyUI's formula has, with whose values this one's are compared above.
@@ -278,7 +278,7 @@ fn deterministic_samplers_converge_at_their_order() {
 fn ipndm_is_lms_on_even_levels() {
     let sigmas: Vec<f64> = (0..=12).map(|i| 5.0 - 0.4 * i as f64).collect();
     let x = Tensor::full(3f64, (1, 1, 1, 1), &Device::Cpu).unwrap();
-    let a = samplers::lms(&sigmas, x.clone(), &mut gaussian, &mut quiet).unwrap();
+    let a = samplers::lms(&sigmas, 4, x.clone(), &mut gaussian, &mut quiet).unwrap();
     let b = samplers::ipndm(&sigmas, x, &mut gaussian, &mut quiet).unwrap();
     let distance = (a - b).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap()[0];
     assert!(distance.abs() < 1e-12, "{distance}");
@@ -316,7 +316,9 @@ fn dpm_adaptive_is_as_exact_as_it_is_asked_to_be() {
             Ok(())
         };
         let levels = [high, 3.0, low, 0.0];
-        let end = samplers::dpm_adaptive(&levels, tolerance, x, &mut model, &mut told).unwrap();
+        let settings = Adaptive { tolerance, ..Adaptive::default() };
+        let (model, noise) = (&mut model, &mut Silence);
+        let end = samplers::dpm_adaptive(&levels, &settings, x, model, noise, &mut told).unwrap();
         let end = end.flatten_all().unwrap().to_vec1::<f64>().unwrap()[0];
         let error = (end - exact).abs();
         println!("{relative}: {tries} tries, error {error:.1e}");
@@ -570,5 +572,140 @@ fn increments_of_the_tree_add_up() {
     for i in 0..32 {
         assert!((whole[i] - first[i] - second[i]).abs() < 1e-5);
         assert_eq!(increment(2.0, 9.0)[i], -whole[i]);
+    }
+}
+
+#[test]
+fn settings_have_the_values_of_their_formulas() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/sampler_settings.json");
+    let expected: BTreeMap<String, Vec<f64>> =
+        serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let reference = reference();
+    let sa = |predictor, corrector| Settings {
+        eta: 0.6,
+        noisy: (5.0, 0.5),
+        predictor,
+        corrector,
+        evaluate_again: false,
+        simple_second: false,
+    };
+    let adaptive = |relative, absolute| Adaptive {
+        tolerance: Tolerance { relative, absolute },
+        ..Adaptive::default()
+    };
+    let pid = Adaptive {
+        proportional: 0.2,
+        integral: 0.7,
+        derivative: 0.1,
+        accepted: 0.9,
+        ..Adaptive::default()
+    };
+    let second = Adaptive { third_order: false, first: 0.2, ..adaptive(0.3, 0.0078) };
+    let fifth = Settings { eta: 1.0, noisy: (9.0, 0.2), evaluate_again: true, ..sa(5, 6) };
+    let er = |noise_scale, stages| Kind::ErSde { noise_scale, stages };
+    let half = NoiseScale::Power { eta: 0.5 };
+    let heun = Kind::Dpmpp2mSde { eta: 0.4, form: SecondOrder::Heun };
+    let midpoint = Kind::Dpmpp2mSde { eta: 0.4, form: SecondOrder::Midpoint };
+    let simple = Settings { simple_second: true, ..sa(2, 2) };
+    let noisy = Adaptive { eta: 0.5, ..adaptive(0.3, 0.2) };
+    let cases = [
+        ("euler_ancestral", Kind::EulerAncestral { eta: 0.5 }, 0.8),
+        ("dpmpp_2s_ancestral", Kind::Dpmpp2sAncestral { eta: 0.5 }, 1.2),
+        ("dpmpp_sde", Kind::DpmppSde { eta: 0.7, r: 0.3 }, 1.1),
+        ("dpmpp_2m_sde", midpoint, 0.9),
+        ("dpmpp_2m_sde_heun", heun, 0.9),
+        ("dpmpp_3m_sde", Kind::Dpmpp3mSde { eta: 0.6 }, 1.1),
+        ("lms 2", Kind::Lms { order: 2 }, 1.0),
+        ("lms 6", Kind::Lms { order: 6 }, 1.0),
+        ("dpm_adaptive 2", Kind::DpmAdaptive(second), 1.0),
+        ("dpm_adaptive pid", Kind::DpmAdaptive(pid), 1.0),
+        ("dpm_adaptive noise", Kind::DpmAdaptive(noisy), 0.9),
+        ("er_sde 1", er(NoiseScale::Fast, 1), 0.9),
+        ("er_sde 2", er(half, 2), 1.1),
+        ("er_sde ode", er(NoiseScale::Power { eta: 0.0 }, 3), 0.0),
+        ("sa_solver", Kind::SaSolver(sa(2, 3)), 0.9),
+        ("sa_solver simple", Kind::SaSolver(simple), 1.0),
+        ("sa_solver 5", Kind::SaSolver(fifth), 1.0),
+        ("sa_solver alone", Kind::SaSolver(sa(3, 0)), 1.0),
+        ("euler_pp", Kind::EulerPp, 1.0),
+    ];
+    assert_eq!(cases.len(), expected.len());
+    let mut wrong = Vec::new();
+    for (name, kind, s_noise) in cases {
+        let full = &reference.schedules["full"];
+        let levels = match name {
+            "lms 2" => &reference.schedules["leftover"][..],
+            // The step to 0 is by x₀ here.
+            "lms 6" => &full[..full.len() - 1],
+            _ => full,
+        };
+        let x = Tensor::from_vec(reference.x.clone(), (2, 1, 4, 4), &Device::Cpu).unwrap();
+        let mut noise = Recorded { noises: &reference.noises, drawn: 0 };
+        let mut model = |x: &Tensor, sigma: f64| {
+            let (bounded, linear) = ((x / (1.0 + sigma))?.tanh()?, 1.0 / (1.0 + sigma * sigma));
+            let x0 = ((&bounded * 0.8)? + (x * (0.3 * linear))?)?;
+            let uncond = ((bounded * 0.5)? + x.affine(0.2 * linear, 0.1)?)?;
+            Ok(Guided { x0, uncond })
+        };
+        let method = samplers::Method::new(kind, s_noise);
+        let (schedule, observe) = (schedule(), &mut |_: Step<'_>| Ok(()));
+        let (model, noise) = (&mut model, &mut noise);
+        let found = samplers::sample_by(&method, &schedule, levels, x, model, noise, observe);
+        let found = found.unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
+        let size = expected[name].iter().fold(0f64, |size, x| size.max(x.abs()));
+        let errors = found.iter().zip(&expected[name]).map(|(a, b)| (a - b).abs());
+        let error = errors.fold(0.0, f64::max) / size;
+        if error > 1e-6 {
+            wrong.push(format!("{name}: {error:e}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:?}");
+}
+
+#[test]
+fn an_ode_is_gone_back_along_rising_levels() {
+    let schedule = schedule();
+    let start = Tensor::full(MEAN + 0.3, (1, 1, 1, 1), &Device::Cpu).unwrap();
+    let levels: Vec<f64> = (0..=400).map(|i| 0.05 * 200f64.powf(f64::from(i) / 400.0)).collect();
+    let mut model = |x: &Tensor, sigma: f64| {
+        let x0 = gaussian(x, sigma)?;
+        Ok(Guided { uncond: x0.clone(), x0 })
+    };
+    for name in ["heun", "dpmpp_2m", "lms"] {
+        let method = samplers::Method::named(name).unwrap();
+        let (x, observe) = (start.clone(), &mut |_: Step<'_>| Ok(()));
+        let (noise, model) = (&mut Silence, &mut model);
+        let end = samplers::sample_by(&method, &schedule, &levels, x, model, noise, observe);
+        let end = end.unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap()[0];
+        let exact = flow(MEAN + 0.3, 0.05, 10.0);
+        assert!((end - exact).abs() < 1e-3 * exact.abs(), "{name}: {end} for {exact}");
+    }
+    let ancestral = samplers::Method::named("euler_ancestral").unwrap();
+    let (noise, observe) = (&mut Silence, &mut |_: Step<'_>| Ok(()));
+    let refused =
+        samplers::sample_by(&ancestral, &schedule, &levels, start, &mut model, noise, observe);
+    assert!(matches!(refused, Err(Error::Levels(_))));
+}
+
+/// scipy.stats.beta.ppf(1 - k/8, α, β), times 999, rounded.
+const BETA_2_5: [usize; 8] = [999, 484, 389, 321, 264, 212, 161, 105];
+const BETA_03_4: [usize; 8] = [999, 183, 89, 44, 20, 7, 2, 0];
+const BETA_125_07: [usize; 8] = [999, 995, 989, 979, 967, 949, 924, 881];
+const BETA_50_49: [usize; 8] = [999, 562, 538, 521, 505, 489, 471, 447];
+
+#[test]
+fn beta_quantiles_are_scipys() {
+    let schedule = schedule();
+    for (alpha, beta, timesteps) in [
+        (2.0, 5.0, BETA_2_5),
+        (0.3, 4.0, BETA_03_4),
+        (12.5, 0.7, BETA_125_07),
+        (50.0, 49.0, BETA_50_49),
+    ] {
+        let found = sigmas::at_beta_quantiles(&schedule, 8, alpha, beta);
+        let mut timesteps = timesteps.to_vec();
+        timesteps.dedup();
+        let expected: Vec<f64> = timesteps.iter().map(|&t| schedule.sigma_at(t)).collect();
+        assert_eq!(found, expected, "{alpha} {beta}");
     }
 }

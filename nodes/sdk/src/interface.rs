@@ -325,6 +325,9 @@ pub mod marker {
     pub struct Align;
     pub struct Describe;
     pub struct Memory;
+    pub struct Sampler;
+    pub struct Guider;
+    pub struct Noise;
 }
 
 macro_rules! interface {
@@ -338,6 +341,10 @@ macro_rules! interface {
         }
     };
 }
+
+mod sampling;
+
+pub use sampling::{Guide, GuideCall, MakeNoise, SampleCall, SampleLatents};
 
 interface!(Denoiser, "denoiser/1", Denoise, |object, cx, input| {
     let (x, timestep) = (input.tensor("x")?, input.tensor("timestep")?);

@@ -66,8 +66,9 @@ pub use library::{
 };
 pub use object::{Arguments, Entry as InterfaceEntry, Export, Interface, Object};
 pub use sockets::{
-    Clip, ClipVision, ClipVisionOutput, Conditioning, Control, ControlNet, HiddenStates, Image,
-    ImageEncoder, ImageTokens, Kosmos, Latent, Mask, Model, Socket, UpscaleModel, Vae,
+    Clip, ClipVision, ClipVisionOutput, Conditioning, Control, ControlNet, Guider, HiddenStates,
+    Image, ImageEncoder, ImageTokens, Kosmos, Latent, Mask, Model, Noise, Sampler, Socket,
+    UpscaleModel, Vae,
 };
 pub use tensor::Tensor;
 pub use value::Value;

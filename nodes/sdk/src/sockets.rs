@@ -154,6 +154,19 @@ object_socket! {
     ImageEncoder, "IMAGE_ENCODER"
 }
 
+object_socket! {
+    /// The way from noise to a latent: offers "sampler/1".
+    Sampler, "SAMPLER"
+}
+object_socket! {
+    /// What says x₀ to a sampler: offers "guider/1" and "describe/1".
+    Guider, "GUIDER"
+}
+object_socket! {
+    /// The noise of a picture: offers "noise/1".
+    Noise, "NOISE"
+}
+
 macro_rules! map_socket {
     ($(#[$doc:meta])* $name:ident, $type:literal, $what:literal, $key:literal) => {
         $(#[$doc])*

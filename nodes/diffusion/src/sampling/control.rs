@@ -1,6 +1,6 @@
 //! The ControlNets of a sampling: each with its hint, strength and range, called through "control/1".
 
-use std::cell::RefCell;
+use std::sync::{Mutex, PoisonError};
 
 use candle_core::Tensor as Candle;
 use kosmograph_models::samplers::Schedule;
@@ -28,7 +28,7 @@ struct Active {
     guess: bool,
     /// The hint at the sizes that were asked for: [b, 3, 8H, 8W] in 0..1. The same tensor at every step, so
     /// that the network may keep what it makes of it.
-    scaled: RefCell<Vec<Tensor>>,
+    scaled: Mutex<Vec<Tensor>>,
 }
 
 impl Controls {
@@ -70,7 +70,7 @@ impl Controls {
                         strength: control.strength(),
                         range: Range::new(schedule, control.start(), control.end()),
                         guess: control.guess(),
-                        scaled: RefCell::default(),
+                        scaled: Mutex::default(),
                         value: control.0,
                     });
                     self.controls.len() - 1
@@ -163,7 +163,7 @@ fn add_feature(features: &mut Vec<(String, Candle)>, place: &str, added: Candle)
 
 impl Active {
     fn hint_at(&self, batch: usize, height: usize, width: usize) -> Result<Tensor> {
-        let mut scaled = self.scaled.borrow_mut();
+        let mut scaled = self.scaled.lock().unwrap_or_else(PoisonError::into_inner);
         let known = scaled.iter().find(|hint| hint.shape()[2..] == [height, width]);
         if let Some(hint) = known {
             return Ok(hint.clone());

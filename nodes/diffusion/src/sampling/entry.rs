@@ -93,25 +93,37 @@ enum Side {
     Negative,
 }
 
-/// Both sides of guidance: the entries of the positive conditioning and those of the negative.
-pub fn both_sides(
+/// A side of guidance as a node is given it.
+pub struct Given<'a> {
+    /// What the node calls it.
+    pub input: &'static str,
+    pub conditioning: &'a Conditioning,
+}
+
+/// The entries of all sides of guidance; the first is the positive.
+pub fn all_sides(
     frame: &Frame<'_>,
-    positive: &Conditioning,
-    negative: &Conditioning,
+    given: &[Given<'_>],
     controls: &mut Controls,
-) -> Result<(Vec<Entry>, Vec<Entry>)> {
-    let mut entries = |conditioning: &Conditioning, side: Side| {
-        let input = if side == Side::Positive { "positive" } else { "negative" };
+) -> Result<Vec<Vec<Entry>>> {
+    let mut sides = Vec::with_capacity(given.len());
+    for (place, Given { input, conditioning }) in given.iter().enumerate() {
+        let side = if place == 0 { Side::Positive } else { Side::Negative };
         let entries = conditioning.entries();
         let entries = entries.iter().map(|entry| frame.entry(entry, side, controls));
-        entries.collect::<Result<Vec<_>>>().map_err(|error| error.of_input(input))
-    };
-    let (mut positive, mut negative) =
-        (entries(positive, Side::Positive)?, entries(negative, Side::Negative)?);
-    add_missing_areas(&mut negative, &positive);
-    add_missing_areas(&mut positive, &negative);
-    cover_negative(&positive, &mut negative);
-    Ok((positive, negative))
+        let entries = entries.collect::<Result<Vec<_>>>();
+        sides.push(entries.map_err(|error| error.of_input(input))?);
+    }
+    for place in 0..sides.len() {
+        let theirs = sides[place].clone();
+        for (_, side) in sides.iter_mut().enumerate().filter(|(other, _)| *other != place) {
+            add_missing_areas(side, &theirs);
+        }
+    }
+    if let Some((positive, others)) = sides.split_first_mut() {
+        others.iter_mut().for_each(|side| cover_negative(positive, side));
+    }
+    Ok(sides)
 }
 
 /// For every area of `other` its like in `side`, with the context of the smallest entry around it: an area

@@ -6,36 +6,60 @@
 //! network's output, as here, or of x₀, as in ComfyUI.
 
 use candle_core::Tensor as Candle;
-use kosmograph_models::samplers::guidance::guide;
+use kosmograph_models::samplers::guidance::{guide, perpendicular};
 use kosmograph_models::samplers::{Prediction, Schedule};
 use node::interface::DenoiseCall;
 use node::*;
 use node_candle::{export, import};
 
 use super::control::Controls;
-use super::entry::{Area, Entry, Weight, part};
+use super::described::Described;
+use super::entry::{Area, Entry, Frame, Given, Weight, all_sides, part};
+use super::extra::Extra;
+use super::over_sigmas::Guide;
+use super::through::{into_sampler, out_of_sampler};
 
 /// Entries in one call of the denoiser, as many as plain guidance has: more would save little time on a CPU
 /// and cost memory.
 const ENTRIES_AT_ONCE: usize = 2;
 
-/// A denoiser with all that steers it.
-pub struct Guided<'a> {
-    pub cx: &'a Context<'a>,
-    pub model: &'a Object,
-    pub schedule: &'a Schedule,
-    pub positive: Vec<Entry>,
-    pub negative: Vec<Entry>,
-    pub cfg: f64,
-    pub controls: Controls,
-    /// The optional keys of "denoiser/1" that the model makes use of.
-    pub understands: &'a [String],
+/// How the sides of guidance are put together; the first is the positive.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Rule {
+    /// The positive is all there is.
+    Positive,
+    /// uncond + cfg · (cond - uncond), of a positive and a negative.
+    Cfg(f64),
+    /// Of a positive, a negative and a condition between them (Brooks et al., arXiv 2211.09800, section 3.2): from the
+    /// negative to the middle by `second`, from the middle to the positive by `first`; `nested`, by `second` to where
+    /// `first` led from the middle.
+    Dual { first: f64, second: f64, nested: bool },
+    /// Of a positive, a negative and an empty condition: away from what in the negative is not in the positive (Armandpour
+    /// et al., arXiv 2304.04968).
+    Perpendicular { cfg: f64, negative: f64 },
 }
+
+/// A denoiser with all that steers it.
+pub struct Guided {
+    model: Object,
+    pub schedule: Schedule,
+    /// The positive's entries, the negative's, and those of what a rule has beside them.
+    sides: Vec<Vec<Entry>>,
+    rule: Rule,
+    controls: Controls,
+    /// The optional keys of "denoiser/1" that the model makes use of.
+    understands: Vec<String>,
+}
+
+/// Places in [`Guided::sides`].
+const POSITIVE: usize = 0;
+const NEGATIVE: usize = 1;
+const THIRD: usize = 2;
 
 /// One entry that counts at this noise level.
 struct Part<'a> {
     entry: &'a Entry,
-    /// 0 of the positive, 1 of the negative.
+    /// Its side's place.
     side: usize,
     controls: Vec<usize>,
 }
@@ -55,37 +79,122 @@ impl Part<'_> {
     }
 }
 
-impl Guided<'_> {
-    /// The network's guided output for x [B, C, H, W] in VP at `timestep`, whose noise level is σ.
-    pub fn predict(&self, x: &Candle, timestep: f64, sigma: f64) -> Result<Candle> {
-        let timestep = self.within(timestep);
-        // Without guidance the unconditional half is not asked for.
-        if (self.cfg - 1.0).abs() <= 1e-9 {
-            return self.halves::<1>(x, timestep, sigma).map(|[cond]| cond);
+impl Guided {
+    /// A model steered by `sides`, as many as the rule puts together: the positive, the negative, and a third. `control`
+    /// acts wherever anything does. `latents` are what the sampling begins with, with the mask within which it may change
+    /// them [1 or B, 1, H, W].
+    ///
+    /// # Errors
+    /// A condition that the model does not take, or that does not fit the latents.
+    pub fn new(
+        model: &Object,
+        described: &Described,
+        given: &[Given<'_>],
+        rule: Rule,
+        control: Option<Control>,
+        (latents, mask): (&Candle, Option<&Candle>),
+    ) -> Result<Self> {
+        let dims = latents.dims4()?;
+        let in_channels = described.in_channels.unwrap_or(dims.1);
+        let extra = Extra::of_channels(in_channels, latents, mask)?;
+        let schedule = &described.schedule;
+        let frame = Frame {
+            device: latents.device(),
+            schedule,
+            dims,
+            context_width: described.context_width,
+            vector: described.vector,
+            extra: &extra,
+        };
+        let mut controls = Controls::new(dims.0);
+        let mut sides = all_sides(&frame, given, &mut controls)?;
+        let everywhere = controls.add(control, schedule);
+        let everywhere = everywhere.map_err(|error| error.of_input("control"))?;
+        for entry in sides.iter_mut().flatten() {
+            entry.controls.extend(&everywhere);
         }
-        let [cond, uncond] = self.halves(x, timestep, sigma)?;
-        Ok(guide(&uncond, &cond, self.cfg)?)
+        Ok(Self {
+            model: model.clone(),
+            schedule: schedule.clone(),
+            sides,
+            rule,
+            controls,
+            understands: described.understands.clone(),
+        })
+    }
+
+    /// The network's guided output for x [B, C, H, W] in VP at `timestep`, whose noise level is σ.
+    pub fn predict(
+        &self,
+        cx: &Context<'_>,
+        x: &Candle,
+        timestep: f64,
+        sigma: f64,
+    ) -> Result<Candle> {
+        let at = At { cx, x, timestep: self.within(timestep), sigma };
+        self.guided(&at, false).map(|(output, _)| output)
     }
 
     /// As [`Guided::predict`], and what the negative alone gives: asked for whatever the guidance is.
-    pub fn predict_both(&self, x: &Candle, timestep: f64, sigma: f64) -> Result<[Candle; 2]> {
-        let [cond, uncond] = self.halves(x, self.within(timestep), sigma)?;
-        Ok([guide(&uncond, &cond, self.cfg)?, uncond])
+    fn predict_both(&self, at: &At<'_>) -> Result<[Candle; 2]> {
+        let (output, uncond) = self.guided(at, true)?;
+        Ok([output, uncond.ok_or_else(|| Error::new("guidance has one side alone"))?])
+    }
+
+    /// What the rule makes of the sides, and of `both` what it has without guidance. What counts with nothing is not
+    /// asked for.
+    fn guided(&self, at: &At<'_>, both: bool) -> Result<(Candle, Option<Candle>)> {
+        let is_one = |scale: f64| (scale - 1.0).abs() <= 1e-9;
+        match self.rule {
+            Rule::Positive => {
+                let [cond] = self.said(at, [POSITIVE])?;
+                let uncond = both.then(|| self.says_zero(at.x, at.sigma));
+                Ok((cond, uncond.transpose()?))
+            }
+            Rule::Cfg(cfg) if !both && is_one(cfg) => {
+                self.said(at, [POSITIVE]).map(|[cond]| (cond, None))
+            }
+            Rule::Cfg(cfg) => {
+                // The negative's rows come first, as in diffusers.
+                let [uncond, cond] = self.said(at, [NEGATIVE, POSITIVE])?;
+                Ok((guide(&uncond, &cond, cfg)?, Some(uncond)))
+            }
+            Rule::Dual { first, second, nested: false } if !both && is_one(second) => {
+                if is_one(first) {
+                    return self.said(at, [POSITIVE]).map(|[cond]| (cond, None));
+                }
+                let [middle, cond] = self.said(at, [THIRD, POSITIVE])?;
+                Ok((guide(&middle, &cond, first)?, None))
+            }
+            Rule::Dual { first, second, nested } => {
+                let [uncond, middle, cond] = self.said(at, [NEGATIVE, THIRD, POSITIVE])?;
+                if nested {
+                    let toward = guide(&middle, &cond, first)?;
+                    return Ok((guide(&uncond, &toward, second)?, Some(middle)));
+                }
+                let output = (guide(&uncond, &middle, second)? + ((cond - middle)? * first)?)?;
+                Ok((output, Some(uncond)))
+            }
+            Rule::Perpendicular { cfg, negative } => {
+                let [empty, uncond, cond] = self.said(at, [THIRD, NEGATIVE, POSITIVE])?;
+                Ok((perpendicular(&cond, &uncond, &empty, cfg, negative)?, Some(uncond)))
+            }
+        }
     }
 
     fn within(&self, timestep: f64) -> f64 {
         timestep.clamp(0.0, (self.schedule.train_steps() - 1) as f64)
     }
 
-    /// What the network says at x (VP) for the positive, and of two halves for the negative, too.
-    fn halves<const N: usize>(&self, x: &Candle, timestep: f64, sigma: f64) -> Result<[Candle; N]> {
+    /// What the network says for each of the sides.
+    fn said<const N: usize>(&self, at: &At<'_>, sides: [usize; N]) -> Result<[Candle; N]> {
+        let At { cx, x, timestep, sigma } = *at;
         let mut parts = Vec::new();
-        // The negative's rows come first, as in diffusers.
-        if N > 1 {
-            parts.extend(self.parts(&self.negative, 1, sigma));
+        for side in sides {
+            let entries = self.sides.get(side).map(Vec::as_slice).unwrap_or_default();
+            parts.extend(self.parts(entries, side, sigma));
         }
-        parts.extend(self.parts(&self.positive, 0, sigma));
-        let mut outputs: [Vec<(&Entry, Candle)>; 2] = Default::default();
+        let mut outputs: [Vec<(&Entry, Candle)>; 3] = Default::default();
         while !parts.is_empty() {
             let (mut together, mut apart) = (Vec::<Part<'_>>::new(), Vec::new());
             for part in parts {
@@ -94,7 +203,7 @@ impl Guided<'_> {
                 if fits { together.push(part) } else { apart.push(part) }
             }
             parts = apart;
-            let output = self.output(x, &together, timestep)?;
+            let output = self.output(cx, x, &together, timestep)?;
             let batch = x.dim(0)?;
             for (i, part) in together.into_iter().enumerate() {
                 let rows = output.narrow(0, i * batch, batch)?;
@@ -102,10 +211,10 @@ impl Guided<'_> {
             }
         }
         let mut means = Vec::with_capacity(N);
-        for outputs in outputs.iter().take(N) {
-            means.push(self.mean(x, outputs, sigma)?);
+        for side in sides {
+            means.push(self.mean(x, &outputs[side], sigma)?);
         }
-        means.try_into().map_err(|_| Error::new("guidance has one half or two"))
+        means.try_into().map_err(|_| Error::new("guidance has other sides than were asked for"))
     }
 
     fn parts<'e>(
@@ -115,13 +224,19 @@ impl Guided<'_> {
         sigma: f64,
     ) -> impl Iterator<Item = Part<'e>> {
         entries.iter().filter(move |entry| entry.range.holds(sigma)).map(move |entry| {
-            let controls = self.controls.acting(&entry.controls, sigma, side == 0);
+            let controls = self.controls.acting(&entry.controls, sigma, side == POSITIVE);
             Part { entry, side, controls }
         })
     }
 
     /// The network's output for the rows of all `parts`, one after the other.
-    fn output(&self, x: &Candle, parts: &[Part<'_>], timestep: f64) -> Result<Candle> {
+    fn output(
+        &self,
+        cx: &Context<'_>,
+        x: &Candle,
+        parts: &[Part<'_>],
+        timestep: f64,
+    ) -> Result<Candle> {
         let batch = x.dim(0)?;
         let (mut rows, mut extra, mut contexts) = (Vec::new(), Vec::new(), Vec::new());
         let (mut pooled, mut sizes) = (Vec::new(), Vec::new());
@@ -149,7 +264,7 @@ impl Guided<'_> {
             false => export(&Candle::cat(&parts, 0)?).map(Some),
         };
         let (pooled, sizes) = (together(pooled)?, together(sizes)?);
-        let answer = self.controls.residuals(self.cx, controls, seen, (&pooled, &sizes))?;
+        let answer = self.controls.residuals(cx, controls, seen, (&pooled, &sizes))?;
         if !answer.features.is_empty() && !self.understands.iter().any(|key| key == "features") {
             return Err(Error::at(
                 "model",
@@ -160,7 +275,7 @@ impl Guided<'_> {
             true => rows.clone(),
             false => Candle::cat(&[rows.clone(), Candle::cat(&extra, 0)?], 1)?,
         };
-        let side = |part: &Part<'_>| if part.side == 0 { "positive" } else { "negative" };
+        let side = |part: &Part<'_>| if part.side == POSITIVE { "positive" } else { "negative" };
         let sides = parts.iter().flat_map(|part| vec![side(part).to_owned(); batch]);
         let wants_rows = self.understands.iter().any(|key| key == "rows");
         let call = DenoiseCall {
@@ -171,7 +286,7 @@ impl Guided<'_> {
             rows: if wants_rows { sides.collect() } else { Vec::new() },
             ..DenoiseCall::new(export(&input)?, timesteps, contexts)
         };
-        let output = self.model.denoise_call(self.cx, call)?;
+        let output = self.model.denoise_call(cx, call)?;
         let shape = output.shape();
         if shape != rows.dims() {
             return Err(Error::at(
@@ -222,7 +337,44 @@ impl Guided<'_> {
 
     /// What the network would say at x (VP) if x₀ were 0.
     fn says_zero(&self, x: &Candle, sigma: f64) -> Result<Candle> {
-        Ok(output_for_x0(self.schedule, x, &x.zeros_like()?, sigma)?)
+        Ok(output_for_x0(&self.schedule, x, &x.zeros_like()?, sigma)?)
+    }
+}
+
+/// Where the network is asked: x in VP, at a timestep whose noise level is σ.
+#[derive(Clone, Copy)]
+struct At<'a> {
+    cx: &'a Context<'a>,
+    x: &'a Candle,
+    timestep: f64,
+    sigma: f64,
+}
+
+impl Guide for Guided {
+    fn schedule(&self) -> &Schedule {
+        &self.schedule
+    }
+
+    fn x0(
+        &self,
+        cx: &Context<'_>,
+        x: &Candle,
+        sigma: f64,
+        both: bool,
+    ) -> Result<(Candle, Option<Candle>)> {
+        if both {
+            let mut network = |x: &Candle, timestep| {
+                let at = At { cx, x, timestep: self.within(timestep), sigma };
+                self.predict_both(&at).map_err(into_sampler)
+            };
+            let each = self.schedule.denoised_each(x, sigma, &mut network);
+            let [x0, uncond] = each.map_err(out_of_sampler)?;
+            return Ok((x0, Some(uncond)));
+        }
+        let mut network =
+            |x: &Candle, timestep| self.predict(cx, x, timestep, sigma).map_err(into_sampler);
+        let x0 = self.schedule.denoised(x, sigma, &mut network).map_err(out_of_sampler)?;
+        Ok((x0, None))
     }
 }
 

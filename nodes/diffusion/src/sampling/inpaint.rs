@@ -24,11 +24,18 @@ impl NoiseMask {
     /// It is no mask.
     pub fn of(latent: &Latent, device: &Device) -> Result<Option<Self>> {
         let Some(mask) = latent.noise_mask()? else { return Ok(None) };
-        let shape = latent.samples()?.shape();
-        let mask = import(&mask.0, device)?.unsqueeze(1)?;
+        Self::for_shape(&mask.0, &latent.samples()?.shape(), device).map(Some)
+    }
+
+    /// A mask [b, h, w] of any size, scaled to latents of the shape [B, C, H, W].
+    ///
+    /// # Errors
+    /// It is no mask.
+    pub fn for_shape(mask: &Tensor, shape: &[usize], device: &Device) -> Result<Self> {
+        let mask = import(mask, device)?.unsqueeze(1)?;
         let mask = rows_for(&bilinear(&mask, shape[2], shape[3])?, shape[0])?;
         let rest = (1.0 - &mask)?;
-        Ok(Some(Self { mask, rest }))
+        Ok(Self { mask, rest })
     }
 
     /// `inside` where the mask is 1, `outside` where it is 0, between them in between.

@@ -40,9 +40,25 @@ impl Seeded {
     /// # Errors
     /// The latents' "batch_index" is not one place for each of them.
     pub fn new(seed: u64, draw: Draw, latent: &Latent, device: &Device) -> Result<Self> {
-        let shape = latent.samples()?.shape();
-        let dims = [shape[0], shape[1], shape[2], shape[3]];
-        let places = latent.batch_index()?.map(|places| {
+        let (shape, places) = (latent.samples()?.shape(), latent.batch_index()?);
+        Self::of_shape(seed, draw, &shape, places.as_deref(), device)
+    }
+
+    /// For latents of that shape, which had these places in their batch.
+    ///
+    /// # Errors
+    /// They are not one place for each, or the shape has other than four axes.
+    pub fn of_shape(
+        seed: u64,
+        draw: Draw,
+        shape: &[usize],
+        places: Option<&[i64]>,
+        device: &Device,
+    ) -> Result<Self> {
+        let dims: [usize; 4] = shape.try_into().map_err(|_| {
+            Error::new(format!("latents have the axes [B, C, H, W], not the shape {shape:?}"))
+        })?;
+        let places = places.map(|places| {
             let inside = places.iter().all(|place| (0..=LAST_PLACE).contains(place));
             if places.len() != dims[0] || !inside {
                 return Err(Error::new(format!(
@@ -52,14 +68,14 @@ impl Seeded {
                     dims[0]
                 )));
             }
-            Ok(places.into_iter().map(|place| place as usize).collect())
+            Ok(places.iter().map(|place| *place as usize).collect())
         });
         Ok(Self { seed, draw, places: places.transpose()?, dims, device: device.clone() })
     }
 
-    /// The same from another seed.
-    pub fn reseeded(&self, seed: u64) -> Self {
-        Self { seed, ..self.clone() }
+    /// The noise that sampling would begin with, one seed further on.
+    pub fn one_further(&self) -> Result<Candle> {
+        Self { seed: self.seed.wrapping_add(1), ..self.clone() }.first()
     }
 
     /// The noise that sampling begins with.

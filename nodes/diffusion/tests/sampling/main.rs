@@ -4,6 +4,7 @@
 mod bad_input;
 mod conditioning;
 mod controls;
+mod custom;
 mod host;
 mod inpainting;
 mod latents;

@@ -98,3 +98,23 @@ pub fn dpmpp_2m_cfg_pp(
     }
     Ok(x)
 }
+
+/// Euler's method along the slope from twice x₀ with guidance less x₀ without: ComfyUI's "alternative" form.
+///
+/// # Errors
+/// What `model` and `observe` report.
+pub fn euler_pp(
+    sigmas: &[f64],
+    mut x: Tensor,
+    model: &mut GuidedDenoiser<'_>,
+    observe: &mut Observe<'_>,
+) -> Result<Tensor> {
+    let steps = sigmas.len().saturating_sub(1);
+    for (i, pair) in sigmas.windows(2).enumerate() {
+        let Guided { x0, uncond } = model(&x, pair[0])?;
+        let step = pair[1] / pair[0] - 1.0;
+        x = combine(&[(1.0 + step, &x), (-2.0 * step, &x0), (step, &uncond)])?;
+        observe(Step { done: i + 1, steps, x: &x, x0: &x0 })?;
+    }
+    Ok(x)
+}

@@ -1,10 +1,10 @@
 //! DPM-Solver's single-step methods (Lu et al., arXiv 2206.00927, algorithms 1, 2 and appendix C) in VE, with
 //! λ = -log σ: `dpm_fast` divides a number of evaluations into steps of third order, `dpm_adaptive` chooses its
-//! steps by their error. k-diffusion's, without noise.
+//! steps by their error. k-diffusion's; `dpm_fast` is without noise.
 
 use candle_core::Tensor;
 
-use super::{Denoiser, Error, Observe, Result, Step, combine};
+use super::{Denoiser, Error, NoiseSampler, Observe, Result, Step, combine, down_and_up, noised};
 
 /// DPM-Solver-fast: as many evaluations as there are steps in `sigmas`, of which the first and the last
 /// level above 0 alone count. It ends at that last one, not at 0.
@@ -55,46 +55,116 @@ impl Default for Tolerance {
     }
 }
 
-/// The first step in λ.
-const FIRST: f64 = 0.05;
-/// A step that would have to become shorter than by this factor is taken back.
-const ACCEPTED: f64 = 0.81;
+/// How [`dpm_adaptive`] chooses its steps.
+#[derive(Clone, Copy, Debug)]
+pub struct Adaptive {
+    pub tolerance: Tolerance,
+    /// Whether a step is of third order, its error told by one of second; else of second and first.
+    pub third_order: bool,
+    /// The first step in λ.
+    pub first: f64,
+    /// How much the errors of this step and of the two before it count: proportionally, summed, as they change.
+    pub proportional: f64,
+    pub integral: f64,
+    pub derivative: f64,
+    /// A step that would have to become shorter than by this factor is taken back.
+    pub accepted: f64,
+    /// Scales the ancestral noise of each step; 0 is the ODE.
+    pub eta: f64,
+}
+
+impl Default for Adaptive {
+    /// k-diffusion's.
+    fn default() -> Self {
+        Self {
+            tolerance: Tolerance::default(),
+            third_order: true,
+            first: 0.05,
+            proportional: 0.0,
+            integral: 1.0,
+            derivative: 0.0,
+            accepted: 0.81,
+            eta: 0.0,
+        }
+    }
+}
+
+impl Adaptive {
+    /// No step grows by as much, so that none is taken where `accepted` is more.
+    pub const MOST_GROWTH: f64 = 1.0 + std::f64::consts::FRAC_PI_2;
+
+    /// The factor for the next step, from 1/error of this one and of those before.
+    fn factor(&self, inverse: [f64; 3]) -> f64 {
+        let order = match (self.eta > 0.0, self.third_order) {
+            (true, _) => 1.5,
+            (false, true) => 3.0,
+            (false, false) => 2.0,
+        };
+        let (p, i, d) = (self.proportional, self.integral, self.derivative);
+        let powers = [(p + i + d) / order, -(p + 2.0 * d) / order, d / order];
+        let power = |(base, power): (f64, f64)| match power {
+            // Exact, where all but everybody is.
+            power if power == 1.0 / 3.0 => base.cbrt(),
+            power => base.powf(power),
+        };
+        let factor: f64 = inverse.into_iter().zip(powers).map(power).product();
+        1.0 + (factor - 1.0).atan()
+    }
+}
+
 /// Tries after which there is no hope. Thirty are usual.
 const MOST_TRIES: usize = 5_000;
 
-/// DPM-Solver-23: steps of third order, as long as their difference to those of second order lets them be.
+/// DPM-Solver-23 and -12: steps of the higher order, as long as their difference to those of the lower lets them be.
 /// Of `sigmas`, the first and the last level above 0 alone count, and it ends at the latter. One length for
 /// the whole batch.
 ///
 /// `observe` is told of every try; how many there will be is an estimate.
 ///
 /// # Errors
-/// What `model` and `observe` report; and numbers from `model` that are none, which no step is short enough
+/// What `model`, `noise` and `observe` report; and numbers from `model` that are none, which no step is short enough
 /// for.
 pub fn dpm_adaptive(
     sigmas: &[f64],
-    tolerance: Tolerance,
+    settings: &Adaptive,
     mut x: Tensor,
     model: &mut Denoiser<'_>,
+    noise: &mut dyn NoiseSampler,
     observe: &mut Observe<'_>,
 ) -> Result<Tensor> {
     let Some((high, low)) = ends(sigmas) else { return Ok(x) };
     let (mut at, end) = (-high.ln(), -low.ln());
-    let (mut h, mut before, mut tries) = (FIRST, x.clone(), 0);
+    let (mut h, mut before, mut tries) = (settings.first, x.clone(), 0);
+    let mut inverse: Option<[f64; 3]> = None;
     while at < end - 1e-5 {
         let to = end.min(at + h);
-        let first = Evaluated::at(x, (-at).exp(), model)?;
-        let (lower, higher) = first.third_order((-to).exp(), model)?;
-        let error = distance(&lower, &higher, &before, tolerance)?;
+        let (sigma, reached) = ((-at).exp(), (-to).exp());
+        // With noise the step goes further down first, but not below the end.
+        let (next, up) = match settings.eta > 0.0 {
+            true => {
+                let down = down_and_up(sigma, reached, settings.eta).0.max(low);
+                (down, (reached * reached - down * down).max(0.0).sqrt())
+            }
+            false => (reached, 0.0),
+        };
+        let first = Evaluated::at(x, sigma, model)?;
+        let (lower, higher) = match settings.third_order {
+            true => first.third_order(next, model)?,
+            false => (first.first_order(next)?, first.second_order(next, 0.5, model)?),
+        };
+        let error = distance(&lower, &higher, &before, settings.tolerance)?;
         if !error.is_finite() {
             return Err(Error::NotANumber);
         }
-        // Of the third order, so that the error falls with the cube of the step.
-        let factor = 1.0 + ((1.0 / (error + 1e-8)).cbrt() - 1.0).atan();
+        let now = 1.0 / (error + 1e-8);
+        let [_, last, earlier] = inverse.unwrap_or([now; 3]);
+        let factor = settings.factor([now, last, earlier]);
         let x0 = first.x0;
         x = first.x;
-        if factor >= ACCEPTED {
-            (before, x, at) = (lower, higher, to);
+        inverse = Some([now, last, earlier]);
+        if factor >= settings.accepted {
+            inverse = Some([now, now, last]);
+            (before, x, at) = (lower, noised(higher, up, (sigma, reached), noise)?, to);
         }
         h *= factor;
         tries += 1;

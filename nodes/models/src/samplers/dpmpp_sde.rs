@@ -1,18 +1,19 @@
 //! DPM-Solver++ for the diffusion SDE (Lu et al., arXiv 2211.01095, section 4.3), as k-diffusion has it, in
-//! VE: single-step with the middle at r = ½, and multistep of second and third order.
+//! VE: single-step with a place between, and multistep of second and third order.
 
 use candle_core::Tensor;
 
 use super::{Denoiser, NoiseSampler, Observe, Result, SdeStep, Step, ancestral, combine, noised};
 
-/// The single-step solver. `sigmas` fall and end where the sample should be; `eta` scales the noise. Two
-/// evaluations a step, one for a step to σ = 0.
+/// The single-step solver. `sigmas` fall and end where the sample should be; `eta` scales the noise. The place
+/// between is at the share `r` of the step in λ, within 0..1. Two evaluations a step, one for a step to σ = 0.
 ///
 /// # Errors
 /// What `model`, `noise` and `observe` report.
 pub fn dpmpp_sde(
     sigmas: &[f64],
     eta: f64,
+    r: f64,
     mut x: Tensor,
     model: &mut Denoiser<'_>,
     noise: &mut dyn NoiseSampler,
@@ -24,11 +25,17 @@ pub fn dpmpp_sde(
         let x0 = model(&x, sigma)?;
         x = if next > 0.0 {
             // Both halves start from x: their noises are increments of one Brownian motion.
-            let middle = (sigma * next).sqrt();
+            let middle =
+                if r == 0.5 { (sigma * next).sqrt() } else { sigma * (next / sigma).powf(r) };
             let halfway = ancestral(&x, &x0, (sigma, middle), eta, noise)?;
             let x0_there = model(&halfway, middle)?;
-            // With r = ½ the first evaluation has the weight 1 - 1/(2r) = 0.
-            ancestral(&x, &x0_there, (sigma, next), eta, noise)?
+            let weight = 1.0 / (2.0 * r);
+            // With r = ½ the first evaluation has the weight 0.
+            let mean = match weight == 1.0 {
+                true => x0_there,
+                false => combine(&[(1.0 - weight, &x0), (weight, &x0_there)])?,
+            };
+            ancestral(&x, &mean, (sigma, next), eta, noise)?
         } else {
             x0.clone()
         };

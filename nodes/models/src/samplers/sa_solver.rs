@@ -1,26 +1,40 @@
 //! SA-Solver (Xue et al., "SA-Solver: Stochastic Adams Solver for Fast Sampling of Diffusion Models", arXiv
-//! 2309.05019): a predictor of third order and a corrector of fourth for the SDE whose noise is scaled by τ,
-//! predicting x₀; in VE.
+//! 2309.05019): predictor and corrector for the SDE whose noise is scaled by τ, predicting x₀; in
+//! VE.
 
 use candle_core::Tensor;
 
 use super::{Denoiser, NoiseSampler, Observe, Result, Schedule, Step, combine};
 
-const PREDICTOR: usize = 3;
-const CORRECTOR: usize = 4;
-
-/// How much noise there is on the way to a level, and whether the corrected place is asked about again.
-pub struct Settings<'a> {
-    /// τ, at the level that a step goes to; 0 is the ODE.
-    pub tau: &'a dyn Fn(f64) -> f64,
+/// How much noise there is on the way to a level, and how exact the steps are.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// τ within `noisy`, at the level that a step goes to; outside it is 0, which is the ODE.
+    pub eta: f64,
+    /// The highest level and the lowest that are reached with noise.
+    pub noisy: (f32, f32),
+    /// Earlier levels that the predictor takes.
+    pub predictor: usize,
+    /// Levels that the corrector takes, the new one with them; 0 corrects nothing.
+    pub corrector: usize,
     /// Predict, evaluate, correct, evaluate: two evaluations a step instead of one.
     pub evaluate_again: bool,
+    /// Whether steps of second order have the simpler coefficients of the paper's appendix D.
+    pub simple_second: bool,
 }
 
-/// ComfyUI's τ: 1 between 20 % and 80 % of the training's timesteps, else 0.
-pub fn tau_within(schedule: &Schedule) -> impl Fn(f64) -> f64 + use<> {
-    let (from, to) = (schedule.sigma_of_percent(0.2), schedule.sigma_of_percent(0.8));
-    move |sigma| if (to..=from).contains(&(sigma as f32)) { 1.0 } else { 0.0 }
+impl Settings {
+    /// ComfyUI's: noise between 20 % and 80 % of the training's timesteps.
+    pub fn of_schedule(schedule: &Schedule, evaluate_again: bool) -> Self {
+        let noisy = (schedule.sigma_of_percent(0.2), schedule.sigma_of_percent(0.8));
+        let (predictor, corrector) = (3, 4);
+        Self { eta: 1.0, noisy, predictor, corrector, evaluate_again, simple_second: false }
+    }
+
+    fn tau(&self, sigma: f64) -> f64 {
+        let (from, to) = self.noisy;
+        if (to..=from).contains(&(sigma as f32)) { self.eta } else { 0.0 }
+    }
 }
 
 /// `sigmas` fall and end where the sample should be; where that is 0, the order falls towards it.
@@ -29,7 +43,7 @@ pub fn tau_within(schedule: &Schedule) -> impl Fn(f64) -> f64 + use<> {
 /// What `model`, `noise` and `observe` report.
 pub fn sa_solver(
     sigmas: &[f64],
-    settings: &Settings<'_>,
+    settings: &Settings,
     mut x: Tensor,
     model: &mut Denoiser<'_>,
     noise: &mut dyn NoiseSampler,
@@ -38,24 +52,26 @@ pub fn sa_solver(
     let steps = sigmas.len().saturating_sub(1);
     let to_zero = sigmas.last() == Some(&0.0);
     // x₀ at the last levels, oldest first; the predicted place; and the step that led there.
-    let mut known: Vec<Tensor> = Vec::with_capacity(CORRECTOR);
+    let mut known: Vec<Tensor> = Vec::new();
     let mut predicted = x.clone();
     let mut led: Option<Led> = None;
     for i in 0..steps {
         let (sigma, next) = (sigmas[i], sigmas[i + 1]);
         let mut x0 = model(&predicted, sigma)?;
-        if known.len() == CORRECTOR {
+        if known.len() == settings.predictor.max(settings.corrector).max(1) {
             known.remove(0);
         }
         known.push(x0.clone());
         let left = if to_zero { steps - i } else { usize::MAX };
         let corrector = match next > 0.0 || settings.evaluate_again {
-            true => CORRECTOR.min(known.len()).min(left),
+            true => settings.corrector.min(known.len()).min(left),
             false => 0,
         };
         x = match &led {
             Some(led) if corrector > 0 => {
-                let corrected = led.step(&x, sigmas, i, &known[known.len() - corrector..])?;
+                let simple = settings.simple_second && corrector == 2;
+                let corrected =
+                    led.step(&x, sigmas, i, &known[known.len() - corrector..], simple)?;
                 if settings.evaluate_again {
                     x0 = model(&corrected, sigma)?;
                     known.pop();
@@ -66,14 +82,15 @@ pub fn sa_solver(
             _ => predicted,
         };
         predicted = if next > 0.0 {
-            let tau = (settings.tau)(next);
+            let tau = settings.tau(next);
             let mut way = Led { from: i, tau, noise: None };
             let scale = next * (-(2.0 * tau * tau * (next / sigma).ln()).exp_m1()).max(0.0).sqrt();
             if scale > 0.0 {
                 way.noise = Some((noise.sample(sigma, next)? * scale)?);
             }
-            let order = PREDICTOR.min(known.len()).min(left - 1);
-            let place = way.step(&x, sigmas, i, &known[known.len() - order..])?;
+            let order = settings.predictor.min(known.len()).min(left - 1);
+            let simple = settings.simple_second && order == 2;
+            let place = way.step(&x, sigmas, i, &known[known.len() - order..], simple)?;
             led = Some(way);
             place
         } else {
@@ -92,8 +109,16 @@ struct Led {
 }
 
 impl Led {
-    /// x after the step from `x`, where `known` is x₀ at the levels that end with the level `newest`.
-    fn step(&self, x: &Tensor, sigmas: &[f64], newest: usize, known: &[Tensor]) -> Result<Tensor> {
+    /// x after the step from `x`, where `known` is x₀ at the levels that end with the level `newest`; of two levels
+    /// by the coefficients of appendix D, where `simple`.
+    fn step(
+        &self,
+        x: &Tensor,
+        sigmas: &[f64],
+        newest: usize,
+        known: &[Tensor],
+        simple: bool,
+    ) -> Result<Tensor> {
         let (sigma, next) = (sigmas[self.from], sigmas[self.from + 1]);
         let h = (sigma / next).ln();
         // λ of the levels, counted from the step's end.
@@ -103,10 +128,20 @@ impl Led {
         let grown = 1.0 + self.tau * self.tau;
         let integrals = exponential_integrals(h, grown, nodes.len());
         let mut terms = vec![(next / sigma * (-self.tau * self.tau * h).exp(), x)];
-        for (j, x0) in known.iter().enumerate() {
-            let basis = basis(&nodes, j);
-            terms.push((basis.iter().zip(&integrals).map(|(a, b)| a * b).sum(), x0));
-        }
+        let of_basis = |j| basis(&nodes, j).iter().zip(&integrals).map(|(a, b)| a * b).sum();
+        let weights: Vec<f64> = match (simple, newest > self.from) {
+            (false, _) => (0..known.len()).map(of_basis).collect(),
+            // The corrector's: the mean of both ends in first order.
+            (true, true) => {
+                let there = 0.5 * grown * h;
+                vec![integrals[0] - there, there]
+            }
+            (true, false) => {
+                let before = 0.5 * grown * h * h / (nodes[0] - nodes[1]);
+                vec![before, integrals[0] - before]
+            }
+        };
+        terms.extend(weights.into_iter().zip(known));
         terms.extend(self.noise.as_ref().map(|noise| (1.0, noise)));
         combine(&terms)
     }

@@ -60,6 +60,12 @@ pub(super) struct Start<'a> {
     pub(super) observe: &'a mut Observe<'a>,
 }
 
+impl std::fmt::Debug for Sampler {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
 /// What a sampler asks the model for.
 pub(super) enum Run {
     /// x₀ alone.
@@ -126,19 +132,19 @@ pub const SAMPLERS: &[Sampler] = sheet![
     Plain "dpm_2_ancestral", "2", "2", Fresh, "dpm_2 further down, then up by noise",
         |s, model| dpm_2_ancestral(s.sigmas, ETA, s.x, model, s.noise, s.observe);
     Plain "lms", "1", "4", Nothing, "Adams-Bashforth in σ, for uneven steps",
-        |s, model| lms(s.sigmas, s.x, model, s.observe);
+        |s, model| lms(s.sigmas, 4, s.x, model, s.observe);
     Plain "dpm_fast", "3, less at the end", "2 or 3, the last step decides", Nothing, "exponential in log σ; ends above 0",
         |s, model| dpm_fast(s.sigmas, s.x, model, s.observe);
     Plain "dpm_adaptive", "3 a try", "chooses its steps", Nothing, "as dpm_fast; the levels' ends alone count",
-        |s, model| dpm_adaptive(s.sigmas, Tolerance::default(), s.x, model, s.observe);
+        |s, model| dpm_adaptive(s.sigmas, &Adaptive::default(), s.x, model, s.noise, s.observe);
     Plain "dpmpp_2s_ancestral", "2", "2", Fresh, "exponential in log σ, the middle asked too; then up by noise",
         |s, model| dpmpp_2s_ancestral(s.sigmas, ETA, s.x, model, s.noise, s.observe);
     Guided "dpmpp_2s_ancestral_cfg_pp", "2", "2", Fresh, "dpmpp_2s_ancestral, guidance for x₀ alone",
         |s, model| dpmpp_2s_ancestral_cfg_pp(s.sigmas, ETA, s.x, model, s.noise, s.observe);
     Plain "dpmpp_sde", "2", "2", Brownian, "the diffusion SDE, the middle asked too",
-        |s, model| dpmpp_sde(s.sigmas, ETA, s.x, model, s.noise, s.observe);
+        |s, model| dpmpp_sde(s.sigmas, ETA, 0.5, s.x, model, s.noise, s.observe);
     Plain "dpmpp_sde_gpu", "2", "2", Brownian, "dpmpp_sde",
-        |s, model| dpmpp_sde(s.sigmas, ETA, s.x, model, s.noise, s.observe);
+        |s, model| dpmpp_sde(s.sigmas, ETA, 0.5, s.x, model, s.noise, s.observe);
     Plain "dpmpp_2m", "1", "2", Nothing, "exponential in log σ, x₀ from the last two",
         |s, model| dpmpp_2m(s.sigmas, s.x, model, s.observe);
     Guided "dpmpp_2m_cfg_pp", "1", "2", Nothing, "dpmpp_2m, guidance for x₀ alone",
@@ -178,15 +184,15 @@ pub const SAMPLERS: &[Sampler] = sheet![
     Guided "gradient_estimation_cfg_pp", "1", "1", Nothing, "gradient_estimation, guidance for x₀ alone",
         |s, model| gradient_estimation(s.sigmas, s.x, model, s.observe);
     Plain "er_sde", "1", "", Fresh, "an SDE with a noise scale of its own, x₀ from the last three",
-        |s, model| er_sde(s.sigmas, s.x, model, s.noise, s.observe);
+        |s, model| er_sde(s.sigmas, NoiseScale::Fast, 3, s.x, model, s.noise, s.observe);
     Plain "seeds_2", "2", "2", Fresh, "the SDE, a place between asked; noise for each place",
         |s, model| seeds_2(s.sigmas, ETA, s.x, model, s.noise, s.observe);
     Plain "seeds_3", "3", "3", Fresh, "the SDE, two places between asked; noise for each place",
         |s, model| seeds_3(s.sigmas, ETA, s.x, model, s.noise, s.observe);
     Plain "sa_solver", "1", "4", Fresh, "Adams predictor and corrector; noise between 20 % and 80 % of the schedule",
-        |s, model| sa_solver(s.sigmas, &Settings { tau: &tau_within(s.schedule), evaluate_again: false }, s.x, model, s.noise, s.observe);
+        |s, model| sa_solver(s.sigmas, &Settings::of_schedule(s.schedule, false), s.x, model, s.noise, s.observe);
     Plain "sa_solver_pece", "2", "4", Fresh, "sa_solver, the corrected place asked again",
-        |s, model| sa_solver(s.sigmas, &Settings { tau: &tau_within(s.schedule), evaluate_again: true }, s.x, model, s.noise, s.observe);
+        |s, model| sa_solver(s.sigmas, &Settings::of_schedule(s.schedule, true), s.x, model, s.noise, s.observe);
     Plain "ddim", "1", "1", Nothing, "euler, as ComfyUI has it",
         |s, model| euler(s.sigmas, s.x, model, s.observe);
     Plain "uni_pc", "1", "2, the last step decides", Nothing, "exponential predictor and corrector, B(h) = h",

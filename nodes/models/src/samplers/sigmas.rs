@@ -51,7 +51,7 @@ pub fn by_name(name: &str, schedule: &Schedule, steps: usize) -> Option<Vec<f64>
         "exponential" => exponential_between(min, max, steps),
         "simple" => simple(schedule, steps),
         "ddim_uniform" => ddim_uniform(schedule, steps),
-        "beta" => beta(schedule, steps),
+        "beta" => at_beta_quantiles(schedule, steps, 0.6, 0.6),
         "linear_quadratic" => linear_quadratic(max, steps),
         "kl_optimal" => kl_optimal(min, max, steps),
         _ => return None,
@@ -97,12 +97,13 @@ fn ddim_uniform(schedule: &Schedule, steps: usize) -> Vec<f64> {
     sigmas
 }
 
-/// Training timesteps at the quantiles of the beta distribution with α = β = 0.6 (Lee et al., arXiv
-/// 2407.12173, section 4.1): denser at both ends. A timestep that comes twice is taken once.
-fn beta(schedule: &Schedule, steps: usize) -> Vec<f64> {
+/// Training timesteps at the quantiles of the beta distribution with `alpha` and `beta` (Lee et al., arXiv
+/// 2407.12173, section 4.1, which has 0.6 for both: denser at both ends), from the noisiest; without the 0 at the
+/// end. A timestep that comes twice is taken once.
+pub fn at_beta_quantiles(schedule: &Schedule, steps: usize, alpha: f64, beta: f64) -> Vec<f64> {
     let last = (schedule.train_steps() - 1) as f64;
     let timestep = |i: usize| {
-        let quantile = beta_quantile(1.0 - i as f64 / steps as f64);
+        let quantile = beta_quantile(alpha, beta, 1.0 - i as f64 / steps as f64);
         (quantile * last).round_ties_even() as usize
     };
     // Some 40 µs each. Where the work is to stop meanwhile, the rest is left off: whoever works with them hears of that
@@ -113,37 +114,59 @@ fn beta(schedule: &Schedule, steps: usize) -> Vec<f64> {
     timesteps.into_iter().map(|t| schedule.sigma_at(t)).collect()
 }
 
-/// The x in 0..=1 up to which the beta distribution with α = β = 0.6 has the probability `p`.
-fn beta_quantile(p: f64) -> f64 {
-    // The distribution is symmetric, so that the half where x is small, and exact, is enough.
-    if p > 0.5 {
-        return 1.0 - beta_quantile(1.0 - p);
+/// The x in 0..=1 up to which the beta distribution with α and β, both above 0, has the probability `p`.
+fn beta_quantile(alpha: f64, beta: f64, p: f64) -> f64 {
+    if p >= 1.0 {
+        return 1.0;
     }
-    // The middle to the last bit: 499.5 of 999 is rounded to the even neighbour above.
-    if p == 0.5 {
-        return 0.5;
+    if alpha == beta {
+        // The middle to the last bit: 499.5 of 999 is rounded to the even neighbour above.
+        if p == 0.5 {
+            return 0.5;
+        }
+        // The distribution is symmetric, so that the half where x is small, and exact, is enough.
+        if p > 0.5 {
+            return 1.0 - beta_quantile(alpha, beta, 1.0 - p);
+        }
     }
-    let (mut low, mut high) = (0.0, 0.5);
+    let (mut low, mut high) = (0.0, 1.0);
     for _ in 0..100 {
         let middle = 0.5 * (low + high);
-        if beta_distribution(middle) < p { low = middle } else { high = middle }
+        if beta_distribution(alpha, beta, middle) < p { low = middle } else { high = middle }
     }
     0.5 * (low + high)
 }
 
-/// The probability below x ≤ ½, by the hypergeometric series of the incomplete beta function
-/// (Abramowitz & Stegun 26.5.4), over its value at ½, which is a half.
-fn beta_distribution(x: f64) -> f64 {
-    const A: f64 = 0.6;
-    let series = |x: f64| {
-        let (mut term, mut sum) = (1.0, 1.0);
-        for n in 0..200 {
-            term *= (2.0 * A + n as f64) / (A + 1.0 + n as f64) * x;
-            sum += term;
-        }
-        (x * (1.0 - x)).powf(A) * sum
-    };
-    0.5 * series(x) / series(0.5)
+/// The probability below x, by the hypergeometric series of the incomplete beta function
+/// (Abramowitz & Stegun 26.5.4) on the side of the mean where it falls quickly.
+fn beta_distribution(alpha: f64, beta: f64, x: f64) -> f64 {
+    if x > (alpha + 1.0) / (alpha + beta + 2.0) {
+        return 1.0 - beta_distribution(beta, alpha, 1.0 - x);
+    }
+    if x <= 0.0 {
+        return 0.0;
+    }
+    let (mut term, mut sum, mut n) = (1.0, 1.0, 0.0);
+    while term > 1e-17 * sum && n < 1e4 {
+        term *= (alpha + beta + n) / (alpha + 1.0 + n) * x;
+        sum += term;
+        n += 1.0;
+    }
+    let log_beta = log_gamma(alpha) + log_gamma(beta) - log_gamma(alpha + beta);
+    (alpha * x.ln() + beta * (-x).ln_1p() - log_beta).exp() / alpha * sum
+}
+
+/// log Γ(x) for x > 0, by Stirling's series (Abramowitz & Stegun 6.1.41) from where it is exact.
+fn log_gamma(x: f64) -> f64 {
+    let (mut x, mut product) = (x, 1.0);
+    while x < 15.0 {
+        product *= x;
+        x += 1.0;
+    }
+    let inverse = 1.0 / (x * x);
+    let series =
+        (1.0 / 12.0 - inverse * (1.0 / 360.0 - inverse * (1.0 / 1260.0 - inverse / 1680.0))) / x;
+    (x - 0.5) * x.ln() - x + 0.5 * (2.0 * std::f64::consts::PI).ln() + series - product.ln()
 }
 
 /// Falls from `max` linearly to 1 - 0.025 of it in the first half of the steps, then quadratically to 0
