@@ -284,6 +284,8 @@ impl Sampling {
                 levels.drain(..start.min(levels.len() - 1));
             }
         }
+        // As SIGMAS carry them, and ComfyUI: the same levels by BasicScheduler give the same picture.
+        levels.iter_mut().for_each(|level| *level = f64::from(*level as f32));
         Ok(levels)
     }
 }
