@@ -62,6 +62,10 @@ pub enum Command {
     /// Train a LoRA, a U-Net or the vectors of a word from a folder of pictures (docs/train.md)
     #[command(after_help = EXIT_CODES)]
     Train(Train),
+    /// Measure drawn pictures against real ones: how alike they are, how well they fit their texts, how far apart
+    /// (docs/evaluate.md)
+    #[command(after_help = EXIT_CODES)]
+    Evaluate(Evaluate),
     /// Run jobs from standard input, one after the other, and report on standard output: for programs
     /// that keep models loaded between jobs (docs/worker.md)
     Worker(Worker),
@@ -266,6 +270,45 @@ pub struct Train {
     /// Show only errors
     #[arg(long)]
     pub quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Evaluate {
+    /// The drawn pictures: a folder of them, or of a folder for each subject
+    #[arg(value_name = "DRAWN")]
+    pub drawn: PathBuf,
+    /// The real ones, in the same layout
+    #[arg(value_name = "REAL")]
+    pub real: PathBuf,
+    /// What to measure with, and the network's file or folder: dino=FILE, clip=FOLDER, fid=FILE; several times
+    #[arg(long, value_name = "NAME=PATH", required = true, value_parser = named_path)]
+    pub measure: Vec<(String, PathBuf)>,
+    /// A JSON file with the real picture of each subject that it was drawn from, {"SUBJECT": "FILE"} [default: the first by
+    /// name]
+    #[arg(long, value_name = "FILE")]
+    pub inputs: Option<PathBuf>,
+    /// Put the best and the worst pictures beside each other into this PNG file
+    #[arg(long, value_name = "FILE")]
+    pub sheet: Option<PathBuf>,
+    /// Report on standard output as JSON, an event each line; the last but one has everything
+    #[arg(long)]
+    pub json: bool,
+    /// A folder of node libraries, or one library; may be given several times
+    #[arg(long, value_name = "DIR")]
+    pub plugins: Vec<PathBuf>,
+    /// Show only errors
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+/// NAME=PATH.
+fn named_path(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((name, path)) if !name.is_empty() && !path.is_empty() => {
+            Ok((name.to_owned(), path.into()))
+        }
+        _ => Err("NAME=PATH would be right, as dino=models/dino.pth".to_owned()),
+    }
 }
 
 #[derive(Debug, Args)]

@@ -1,12 +1,14 @@
 //! Arguments → exit code.
 
 mod convert;
+mod evaluate;
 mod list;
 mod lock;
 mod run;
 mod sheet;
 mod sweep;
 mod train;
+mod work;
 
 use crate::args::Command;
 use crate::events::{Event, Listener};
@@ -56,6 +58,7 @@ pub fn main(command: Command) -> Exit {
         Command::Lock(lock) => (lock.workflow.json, false),
         Command::Convert(convert) => (false, convert.quiet),
         Command::Train(train) => (train.json, train.quiet),
+        Command::Evaluate(evaluate) => (evaluate.json, evaluate.quiet),
         _ => (false, false),
     };
     let screen = MultiProgress::new();
@@ -76,6 +79,7 @@ pub fn main(command: Command) -> Exit {
         Command::Plugins(plugins) => list::plugins(&plugins, listener),
         Command::Convert(args) => convert::convert(&args, listener, &screen),
         Command::Train(args) => train::train(&args, listener, &screen),
+        Command::Evaluate(args) => evaluate::evaluate(&args, listener, &screen),
         Command::CheckPlugin(check) => list::check_plugin(&check, listener),
         Command::Worker(worker) => crate::worker::main(&worker),
         Command::Describe(describe) => libraries::answer(&describe.library, describe.confined),

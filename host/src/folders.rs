@@ -69,6 +69,7 @@ const KINDS: &[&str] = &[
     "ipadapter",
     "kosmos",
     "loras",
+    "measures",
     "photomaker",
     "style_models",
     "text_encoders",

@@ -19,6 +19,8 @@ pub enum Kind {
     Convert,
     /// A training that cannot begin, or did not end.
     Train,
+    /// Pictures that cannot be measured.
+    Evaluate,
     /// The JSON of a node is not what a node looks like.
     InvalidPrompt,
     /// No library has the class.

@@ -16,7 +16,7 @@ use crate::execute::{Keep, Outcome, Properties};
 use crate::plan::{Key, Plan};
 use crate::problem::{Kind, Problem};
 use crate::sandbox::Sandbox;
-use crate::wire::{Check, Command, Convert, Notice, Provider, Report, Run, Train};
+use crate::wire::{Check, Command, Notice, Provider, Report, Run, Work};
 use child::{Child, Heard};
 use std::borrow::Cow;
 use std::path::PathBuf;
@@ -208,32 +208,11 @@ impl Supervisor {
         track.outcome(interrupted)
     }
 
-    /// Has a worker convert a file; its events go to `listener` as they come. Returns whether that was
+    /// Has a worker do what a library does beside nodes; its events go to `listener` as they come. Returns whether that was
     /// interrupted.
-    pub fn convert(
-        &mut self,
-        convert: Convert,
-        listener: &dyn Listener,
-        cancel: &AtomicBool,
-    ) -> bool {
-        let command = Command::Convert(Box::new(convert));
-        self.by_library(&command, ("converts", Kind::Convert), listener, cancel)
-    }
-
-    /// Has a worker train; as [`Supervisor::convert`].
-    pub fn train(&mut self, train: Train, listener: &dyn Listener, cancel: &AtomicBool) -> bool {
-        let command = Command::Train(Box::new(train));
-        self.by_library(&command, ("trains", Kind::Train), listener, cancel)
-    }
-
-    /// Has a worker do what one library does by itself; `what` it does, as sentences say it.
-    fn by_library(
-        &mut self,
-        command: &Command,
-        (what, kind): (&str, Kind),
-        listener: &dyn Listener,
-        cancel: &AtomicBool,
-    ) -> bool {
+    pub fn work(&mut self, work: Work, listener: &dyn Listener, cancel: &AtomicBool) -> bool {
+        let kind = work.kind;
+        let command = &Command::Work(Box::new(work));
         let mut loading = None;
         let end = self.command(command, cancel, &mut |report| match report {
             Report::Event(event) => listener.event(&event),
@@ -247,13 +226,13 @@ impl Supervisor {
             Ok(End::Lost(status, last_words)) => {
                 let who = match &loading {
                     Some(library) => format!("the library {}", library.display()),
-                    None => format!("the process that {what}"),
+                    None => format!("the process that {}", kind.does()),
                 };
                 format!("{who} {}", child::ending(status, &last_words))
             }
-            Err(error) => format!("the process that {what} cannot be started: {error}"),
+            Err(error) => format!("the process that {} cannot be started: {error}", kind.does()),
         };
-        listener.event(&Event::refused(kind, sentence));
+        listener.event(&Event::refused(kind.problem(), sentence));
         false
     }
 

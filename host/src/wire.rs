@@ -9,7 +9,7 @@ use crate::events::Event;
 use crate::execute::{self, Properties};
 use crate::plan::{Key, Plan, Source, Step};
 use crate::preview::Preview;
-use crate::problem::NodeName;
+use crate::problem::{Kind, NodeName};
 use crate::promise::Promise;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -21,8 +21,7 @@ use std::sync::Arc;
 #[serde(rename_all = "snake_case")]
 pub enum Command {
     Run(Box<Run>),
-    Convert(Box<Convert>),
-    Train(Box<Train>),
+    Work(Box<Work>),
     Check(Box<Check>),
     /// Stop what runs at the next step; the worker stays.
     Cancel,
@@ -47,21 +46,57 @@ pub struct Run {
     pub earlier: Earlier,
 }
 
-/// A file to be converted by the first library that knows its kind.
+/// Work that no plan says: the first library does it that offers the extension for it and knows what it is given.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Convert {
+pub struct Work {
+    pub kind: WorkKind,
     pub libraries: Vec<Provider>,
-    /// What "convert/1" of node.h takes: the file, what to make, options as JSON.
-    pub inputs: [String; 3],
+    /// What the extension takes by node.h, texts by name.
+    pub input: Vec<(String, String)>,
 }
 
-/// A training by the first library that trains.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Train {
-    pub libraries: Vec<Provider>,
-    /// What "train/1" of node.h takes: the configuration, and the folder where its paths begin.
-    pub config: String,
-    pub folder: String,
+/// What a library may do beside nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WorkKind {
+    Convert,
+    Train,
+    Evaluate,
+}
+
+impl WorkKind {
+    /// The extension of node.h.
+    pub fn extension(self) -> &'static str {
+        match self {
+            Self::Convert => "convert/1",
+            Self::Train => "train/1",
+            Self::Evaluate => "evaluate/1",
+        }
+    }
+
+    /// What a library does with it, as sentences say it.
+    pub fn does(self) -> &'static str {
+        match self {
+            Self::Convert => "converts",
+            Self::Train => "trains",
+            Self::Evaluate => "evaluates",
+        }
+    }
+
+    /// What a problem of it is.
+    pub fn problem(self) -> Kind {
+        match self {
+            Self::Convert => Kind::Convert,
+            Self::Train => Kind::Train,
+            Self::Evaluate => Kind::Evaluate,
+        }
+    }
+
+    /// What events call it.
+    pub fn name(self) -> NodeName {
+        let id = self.extension().split('/').next().unwrap_or_default();
+        NodeName { id: id.into(), title: None, class: id.into() }
+    }
 }
 
 /// A plan that libraries are asked about before it runs.
@@ -70,20 +105,6 @@ pub struct Check {
     /// Those that are asked.
     pub libraries: Vec<Provider>,
     pub plan: BarePlan,
-}
-
-impl Convert {
-    /// What events call a conversion.
-    pub fn name() -> NodeName {
-        NodeName { id: "convert".into(), title: None, class: "convert".into() }
-    }
-}
-
-impl Train {
-    /// What events call a training.
-    pub fn name() -> NodeName {
-        NodeName { id: "train".into(), title: None, class: "train".into() }
-    }
 }
 
 /// A library of a plan.

@@ -19,7 +19,7 @@ use crate::process::{self, Changes, State};
 use crate::promise::Promise;
 use crate::sandbox::Sandbox;
 use crate::value::Value;
-use crate::wire::{self, Command, Convert, Notice, Provider, Run, Train};
+use crate::wire::{self, Command, Notice, Provider, Run, Work, WorkKind};
 use nix::sys::signal::Signal;
 use serde::Serialize;
 use serde_json::Value as Json;
@@ -66,8 +66,7 @@ pub fn main(args: &args::Worker) -> ! {
     for (command, cancel) in commands {
         let interrupted = match command {
             Command::Run(run) => run_plan(*run, &loader, &mut executor, &cancel),
-            Command::Convert(convert) => run_conversion(&convert, &loader, &cancel),
-            Command::Train(train) => run_training(&train, &loader, &cancel),
+            Command::Work(work) => run_work(&work, &loader, &cancel),
             Command::Check(check) => run_check(*check, &loader, &cancel),
             Command::Cancel => continue,
         };
@@ -342,25 +341,27 @@ pub(crate) fn file_name(path: &Path) -> Cow<'_, str> {
     path.file_name().unwrap_or(path.as_os_str()).to_string_lossy()
 }
 
-/// Lets the first library that knows the file convert it. Returns whether it was interrupted.
-fn run_conversion(convert: &Convert, loader: &Loader, cancel: &AtomicBool) -> bool {
-    let wire = loader.wire;
-    let [from, to, options] = convert.inputs.each_ref().map(Value::string);
-    let asked = input([("input", from), ("output", to), ("options", options)]);
-    let name = &Convert::name();
-    let call = Conversion { wire, name, cancel, passes_on: false };
+/// Lets the first library do it that knows what it is given. Returns whether it was interrupted.
+fn run_work(work: &Work, loader: &Loader, cancel: &AtomicBool) -> bool {
+    let (wire, kind) = (loader.wire, work.kind);
+    let given =
+        |name: &str| work.input.iter().find(|(other, _)| other == name).map(|(_, text)| text);
+    let asked =
+        Value::map(work.input.iter().map(|(name, text)| (name.as_str(), Value::string(text))));
+    let name = &kind.name();
+    let call = Beside { wire, name, cancel, passes_on: kind != WorkKind::Convert };
     let start = Instant::now();
     wire.event(&Event::NodeStarted(Cow::Borrowed(name)));
     let mut able = 0;
-    for provider in &convert.libraries {
+    for provider in &work.libraries {
         let answer = loader.call(provider, &call, |library| {
-            library.call_extension("convert/1", &call, &asked).transpose()
+            library.call_extension(kind.extension(), &call, &asked).transpose()
         });
         match answer {
             Ok(None) => (),
             Err(NodeFailure::Cancelled) => return true,
             Err(NodeFailure::Failed { sentence, .. }) => {
-                wire.event(&Event::refused(Kind::Convert, sentence));
+                wire.event(&Event::refused(kind.problem(), sentence));
                 return false;
             }
             Ok(Some(answer)) => {
@@ -368,8 +369,9 @@ fn run_conversion(convert: &Convert, loader: &Loader, cancel: &AtomicBool) -> bo
                 let Some(made) = answer.get("made").and_then(Value::as_str) else { continue };
                 // The library's own account; what is no JSON says nothing.
                 let made: Json = serde_json::from_str(made).unwrap_or_default();
-                let output = made["output"].as_str().unwrap_or(&convert.inputs[1]);
-                let (node, files) = (name.id.as_str().into(), vec![output.to_owned()]);
+                let output = made["output"].as_str().or(given("output").map(String::as_str));
+                let (node, files) = (name.id.as_str().into(), output.map(str::to_owned));
+                let files = files.into_iter().collect();
                 wire.event(&Event::Output { node, output: Cow::Owned(made), files });
                 let (node, seconds) = (name.id.as_str().into(), start.elapsed().as_secs_f64());
                 wire.event(&Event::NodeDone { node, seconds });
@@ -377,53 +379,15 @@ fn run_conversion(convert: &Convert, loader: &Loader, cancel: &AtomicBool) -> bo
             }
         }
     }
-    let message = match able {
-        0 => {
-            "no node library that converts was found; say where they are with --plugins DIR".into()
+    let does = kind.does();
+    let message = match (able, given("input")) {
+        (1.., Some(input)) => {
+            format!("{input} is of no kind that is converted: a torch checkpoint is")
         }
         _ => {
-            format!("{} is of no kind that is converted: a torch checkpoint is", convert.inputs[0])
+            format!("no node library that {does} was found; say where they are with --plugins DIR")
         }
     };
-    wire.event(&Event::refused(Kind::Arguments, message));
-    false
-}
-
-/// Lets the first library that trains train. Returns whether it was interrupted.
-fn run_training(train: &Train, loader: &Loader, cancel: &AtomicBool) -> bool {
-    let wire = loader.wire;
-    let (config, folder) = (Value::string(&train.config), Value::string(&train.folder));
-    let asked = input([("config", config), ("folder", folder)]);
-    let name = &Train::name();
-    let call = Conversion { wire, name, cancel, passes_on: true };
-    let start = Instant::now();
-    wire.event(&Event::NodeStarted(Cow::Borrowed(name)));
-    for provider in &train.libraries {
-        let answer = loader.call(provider, &call, |library| {
-            library.call_extension("train/1", &call, &asked).transpose()
-        });
-        match answer {
-            Ok(None) => (),
-            Err(NodeFailure::Cancelled) => return true,
-            Err(NodeFailure::Failed { sentence, .. }) => {
-                wire.event(&Event::refused(Kind::Train, sentence));
-                return false;
-            }
-            Ok(Some(answer)) => {
-                let made = answer.get("made").and_then(Value::as_str).unwrap_or_default();
-                // The library's own account; what is no JSON says nothing.
-                let made: Json = serde_json::from_str(made).unwrap_or_default();
-                let files = made["output"].as_str().map(str::to_owned).into_iter().collect();
-                let node = name.id.as_str();
-                let output = Cow::Owned(made);
-                wire.event(&Event::Output { node: node.into(), output, files });
-                let seconds = start.elapsed().as_secs_f64();
-                wire.event(&Event::NodeDone { node: node.into(), seconds });
-                return false;
-            }
-        }
-    }
-    let message = "no node library that trains was found; say where they are with --plugins DIR";
     wire.event(&Event::refused(Kind::Arguments, message));
     false
 }
@@ -434,7 +398,7 @@ fn run_check(check: wire::Check, loader: &Loader, cancel: &AtomicBool) -> bool {
     let Ok(plan) = Plan::try_from(check.plan) else { return false };
     let asked = input([("plan", Value::string(checks::told(&plan).to_string()))]);
     let name = &NodeName { id: "check".into(), title: None, class: "check".into() };
-    let call = Conversion { wire, name, cancel, passes_on: false };
+    let call = Beside { wire, name, cancel, passes_on: false };
     for provider in &check.libraries {
         let answer = loader.call(provider, &call, |library| {
             library.call_extension("check/1", &call, &asked).transpose()
@@ -458,8 +422,8 @@ fn run_check(check: wire::Check, loader: &Loader, cancel: &AtomicBool) -> bool {
     false
 }
 
-/// The host of a conversion, or of a check.
-struct Conversion<'a> {
+/// The host of what a library does beside nodes.
+struct Beside<'a> {
     wire: &'a Wire,
     name: &'a NodeName,
     cancel: &'a AtomicBool,
@@ -467,7 +431,7 @@ struct Conversion<'a> {
     passes_on: bool,
 }
 
-impl Call for Conversion<'_> {
+impl Call for Beside<'_> {
     fn log(&self, level: LogLevel, message: &str) {
         let event = Event::Log { level: level.into(), node: None, message: message.into() };
         self.wire.event(&event);

@@ -287,6 +287,11 @@ struct kg_object {
  *              each other, smaller ones where memory is short
  *          overlap? INT, what neighbours share, less than tile
  *     out  image TENSOR [B,*,*,3] in 0..1
+ * "features/1" (FEATURES): pictures, or a text, as a network sees them that pictures are measured with; its own way to
+ * the pixels is inside.
+ *     in   image? TENSOR [B,H,W,1] or [B,H,W,3] or [B,H,W,4] in 0..1
+ *          text? TEXT, where there is no image
+ *     out  features TENSOR [*,F], a row for each picture, or one
  * "image_encoder/1" (KOSMOS, IMAGE_ENCODER): pictures to image tokens.
  *     in   image TENSOR [B,H,W,3] in 0..1
  *     out  tokens TENSOR [B,Q,D]
@@ -387,7 +392,7 @@ struct kg_object {
  * CLIP_VISION_OUTPUT   MAP {"last_hidden_state", "penultimate_hidden_states": TENSOR f32 [B,T,D],
  *                "image_embeds": TENSOR f32 [B,P]}
  * SIGMAS         TENSOR f32 [N], noise levels, falling
- * MODEL, CLIP, CLIP_VISION, VAE, CONTROL_NET, UPSCALE_MODEL, KOSMOS, IMAGE_ENCODER   OBJECT
+ * MODEL, CLIP, CLIP_VISION, VAE, CONTROL_NET, UPSCALE_MODEL, FEATURES, KOSMOS, IMAGE_ENCODER   OBJECT
  * SAMPLER, GUIDER, NOISE   OBJECT
  *
  * An entry of a CONDITIONING may say where, when and how much it counts. A sampler takes, for each latent
@@ -554,6 +559,13 @@ typedef struct kg_library {
    *              came to: {"training": {"update", "updates", "loss", "seconds", "seconds_left", ...}}, or
    *              {"files": [paths]} of what was made besides. When it is to stop it writes its state down first, and
    *              the same call goes on from there.
+   *   "evaluate/1" measures pictures; what `kosmograph evaluate` calls.
+   *     in   request TEXT, a JSON object with absolute paths: "drawn" and "real" (folders), "measures" (the path of a
+   *              network by the name of each measure), "inputs"? (a JSON file, the real picture of each subject
+   *              that was drawn from), "sheet"? (a PNG file to make of the best and the worst)
+   *     out  made TEXT, a JSON object: "table" ({"columns", "rows"}, for a person), "all" (each figure of all
+   *              pictures by name), "subjects" and "pictures" (lists of the same), "left_out" (a list of sentences),
+   *              "output"? (the sheet's path). On the way it reports progress.
    *   "check/1"   looks at a plan before anything runs, reading no more than the files' headers:
    *               `kosmograph check` calls it where the descriptor says "checks".
    *     in   plan TEXT, a JSON object: "steps", a list in the order of the plan, of {"class", "inputs"};

@@ -108,6 +108,14 @@ fn check_library(path: &Path, folder: &Path, log: &mut Log) {
             Some(result) => refused(&result.map(|_| vec![]), None).map(|()| None),
         }
     });
+    log.check_or_skip("library: an evaluation that says nothing is refused", |log| {
+        log.doing("asked to evaluate without saying what (\"evaluate/1\")");
+        let asked = input([("request", Value::string("{}"))]);
+        match library.call_extension("evaluate/1", &host, &asked) {
+            None => Ok(Some("it does not offer \"evaluate/1\"".to_owned())),
+            Some(result) => refused(&result.map(|_| vec![]), None).map(|()| None),
+        }
+    });
     for (index, node) in nodes.iter().enumerate() {
         Subject::new(&library, index, node, &host, &picture).check(log);
         let rule = format!("{}: it leaves its process as it was", node.class);

@@ -160,6 +160,7 @@ pub const SOCKETS: &[Socket] = &[
     Socket { name: "CONTROL_NET", of: Object(&["CONTROL_NET"]) },
     Socket { name: "UPSCALE_MODEL", of: Object(&["UPSCALE_MODEL"]) },
     Socket { name: "KOSMOS", of: Object(&["KOSMOS"]) },
+    Socket { name: "FEATURES", of: Object(&["FEATURES"]) },
     Socket { name: "IMAGE_ENCODER", of: Object(&["IMAGE_ENCODER"]) },
     Socket { name: "SAMPLER", of: Object(&["SAMPLER"]) },
     Socket { name: "GUIDER", of: Object(&["GUIDER"]) },
@@ -316,6 +317,13 @@ pub const INTERFACES: &[Interface] = &[
         output: &[part("image", Tensor(&["B,*,*,3"]))],
     },
     Interface {
+        id: "features/1",
+        types: &["FEATURES"],
+        required: &["FEATURES"],
+        input: &[optional("image", PICTURE), optional("text", Text)],
+        output: &[part("features", Tensor(&["*,F"]))],
+    },
+    Interface {
         id: "image_encoder/1",
         types: &["KOSMOS", "IMAGE_ENCODER"],
         required: &["KOSMOS", "IMAGE_ENCODER"],
@@ -439,6 +447,13 @@ pub const EXTENSIONS: &[Interface] = &[
         types: &[],
         required: &[],
         input: &[part("config", Text), part("folder", Text)],
+        output: &[part("made", Text)],
+    },
+    Interface {
+        id: "evaluate/1",
+        types: &[],
+        required: &[],
+        input: &[part("request", Text)],
         output: &[part("made", Text)],
     },
     Interface {

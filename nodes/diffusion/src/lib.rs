@@ -13,6 +13,7 @@ mod control;
 mod control_net;
 mod custom_sampling;
 mod embedding;
+mod evaluate;
 mod gguf;
 mod hint;
 mod inpaint;
@@ -27,6 +28,7 @@ mod latent_size;
 mod latent_tiled;
 mod loaders;
 mod lora;
+mod measure;
 mod missing_part;
 mod model;
 mod observe;
@@ -79,6 +81,7 @@ use loaders::{
     UNETLoader, VAELoader,
 };
 use lora::{LoraLoader, LoraLoaderModelOnly};
+use measure::{FeaturesLoader, FrechetDistance, ImageSimilarity, TextSimilarity};
 use sample::{KSampler, KSamplerAdvanced, UNetSample};
 use sigmas::{
     AlignYourStepsScheduler, BasicScheduler, BetaSamplingScheduler, ExponentialScheduler,
@@ -195,8 +198,13 @@ node::library![
     IPAdapterEncoder,
     IPAdapterCombineEmbeds,
     IPAdapterEmbeds,
-    PrepImageForClipVision;
+    PrepImageForClipVision,
+    FeaturesLoader,
+    ImageSimilarity,
+    TextSimilarity,
+    FrechetDistance;
     prepare: kosmograph_threads::start;
     check: check::EmbeddingWidths;
-    train: train::Trainings
+    train: train::Trainings;
+    evaluate: evaluate::Evaluations
 ];

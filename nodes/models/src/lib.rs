@@ -13,7 +13,8 @@
 //! 9. [`stable_diffusion`]: U-Net, ControlNet, autoencoder, and the checkpoints they come in.
 //! 10. [`upscalers`]: small pictures to large ones, ESRGAN and its relatives.
 //! 11. [`lora`]: changes of a model's weights in few numbers.
-//! 12. [`convert`]: torch files to safetensors.
+//! 12. [`measures`]: what pictures are measured with in papers.
+//! 13. [`convert`]: torch files to safetensors.
 //!
 //! A model is read from the constructor down: `load(weights, config)` asks for tensors by the names of the released checkpoints, and
 //! `forward` computes. Operators are `kosmograph_kernels`'; no model file names a device.
@@ -26,6 +27,7 @@ pub mod files;
 pub mod kosmos;
 pub mod layers;
 pub mod lora;
+pub mod measures;
 pub mod samplers;
 pub mod stable_diffusion;
 pub mod text;

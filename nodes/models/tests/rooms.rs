@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 /// From the ground up, as `src/lib.rs` lists them.
-const ROOMS: [&str; 12] = [
+const ROOMS: [&str; 13] = [
     "error",
     "files",
     "text",
@@ -15,6 +15,7 @@ const ROOMS: [&str; 12] = [
     "stable_diffusion",
     "upscalers",
     "lora",
+    "measures",
     "convert",
 ];
 

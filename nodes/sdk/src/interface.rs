@@ -233,6 +233,17 @@ pub struct ClipVisionTensors {
     pub image_embeds: Tensor,
 }
 
+/// "features/1", offered by a FEATURES.
+pub trait TellFeatures {
+    /// Of pictures [B, H, W, C], [B, F].
+    fn features_of_images(&self, cx: &Context<'_>, image: &Tensor) -> Result<Tensor>;
+
+    /// Of a text, [1, F]. Who knows no texts leaves this as it is.
+    fn features_of_text(&self, _cx: &Context<'_>, _text: &str) -> Result<Tensor> {
+        Err(Error::new("this network knows pictures and no texts; CLIP would be right"))
+    }
+}
+
 /// "vae_decode/1" and "vae_encode/1", offered by a VAE.
 pub trait Autoencode {
     fn decode(&self, cx: &Context<'_>, latents: &Tensor) -> Result<Tensor>;
@@ -320,6 +331,7 @@ pub mod marker {
     pub struct VaeDecodeTiled;
     pub struct VaeEncodeTiled;
     pub struct Upscale;
+    pub struct Features;
     pub struct ImageEncoder;
     pub struct Interleave;
     pub struct Align;
@@ -422,6 +434,13 @@ interface!(ClipVision, "clip_vision/1", EncodeClipVision, |object, cx, input| {
         ("penultimate_hidden_states", found.penultimate_hidden_states.into_value()),
         ("image_embeds", found.image_embeds.into_value()),
     ]))
+});
+interface!(Features, "features/1", TellFeatures, |object, cx, input| {
+    let features = match input.optional_tensor("image") {
+        Some(image) => object.features_of_images(cx, &image)?,
+        None => object.features_of_text(cx, &input.text("text")?)?,
+    };
+    give("features", features)
 });
 interface!(VaeDecode, "vae_decode/1", Autoencode, |object, cx, input| {
     give("image", object.decode(cx, &input.tensor("latents")?)?)
@@ -642,6 +661,16 @@ impl Object {
             penultimate_hidden_states: tensor(&answer, "penultimate_hidden_states")?,
             image_embeds: tensor(&answer, "image_embeds")?,
         })
+    }
+
+    /// "features/1" of pictures.
+    pub fn features_of_images(&self, cx: &Context<'_>, image: Tensor) -> Result<Tensor> {
+        tensor(&self.call(cx, "features/1", [("image", image.into_value())])?, "features")
+    }
+
+    /// "features/1" of a text.
+    pub fn features_of_text(&self, cx: &Context<'_>, text: &str) -> Result<Tensor> {
+        tensor(&self.call(cx, "features/1", [("text", Value::string(text))])?, "features")
     }
 
     /// "vae_decode/1".

@@ -47,6 +47,7 @@ pub use serde_json::json;
 
 mod context;
 mod error;
+mod extension;
 mod input;
 pub mod interface;
 mod library;
@@ -58,17 +59,17 @@ mod value;
 
 pub use context::{Context, Preview};
 pub use error::{Error, Result};
-pub use input::{Class, Factor, Input, InputSpec, Inputs, Numbered, Reader, Single};
-pub use library::{
-    Check, Convert, Entry as NodeEntry, ExtensionFn, Family, Node, Outputs, Prepare, Remark,
-    Replaces, RunFn, Train, checking_and_training_extension, checking_extension,
-    converting_extension, extension,
+pub use extension::{
+    Check, Convert, Entry as ExtensionEntry, Evaluate, ExtensionFn, Remark, Train,
+    find as find_extension,
 };
+pub use input::{Class, Factor, Input, InputSpec, Inputs, Numbered, Reader, Single};
+pub use library::{Entry as NodeEntry, Family, Node, Outputs, Prepare, Replaces, RunFn};
 pub use object::{Arguments, Entry as InterfaceEntry, Export, Interface, Object};
 pub use sockets::{
-    Clip, ClipVision, ClipVisionOutput, Conditioning, Control, ControlNet, Guider, HiddenStates,
-    Image, ImageEncoder, ImageTokens, Kosmos, Latent, Mask, Model, Noise, Sampler, Socket,
-    UpscaleModel, Vae,
+    Clip, ClipVision, ClipVisionOutput, Conditioning, Control, ControlNet, Features, Guider,
+    HiddenStates, Image, ImageEncoder, ImageTokens, Kosmos, Latent, Mask, Model, Noise, Sampler,
+    Socket, UpscaleModel, Vae,
 };
 pub use tensor::Tensor;
 pub use value::Value;

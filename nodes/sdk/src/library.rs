@@ -1,17 +1,15 @@
 //! [`Node`], its outputs, and the library made of nodes.
 
-use std::ffi::c_void;
-use std::path::Path;
 use std::sync::{Once, OnceLock};
 
 use kosmograph_abi as abi;
-use kosmograph_abi::table;
 use kosmograph_values::place::on_cpu;
 use serde_json::{Map, Value as Json, json};
 
 use crate::context::guard;
+use crate::extension::{self, Entry as ExtensionEntry, ExtensionFn};
 use crate::input::{Factor, InputSpec, Inputs, Reader};
-use crate::object::{Arguments, answer, borrow_values, write_values};
+use crate::object::{borrow_values, write_values};
 use crate::{Context, Error, Result, Socket, Value};
 
 /// A node: a function from its inputs, which are `self`, to its outputs.
@@ -175,7 +173,7 @@ pub struct Family {
     specs: Vec<Vec<InputSpec>>,
     _descriptor: &'static str,
     table: abi::Library,
-    prepare: Prepare,
+    prepare: &'static [Prepare],
     prepared: Once,
 }
 
@@ -183,23 +181,22 @@ pub struct Family {
 pub type Prepare = fn() -> Option<String>;
 
 impl Family {
-    /// Describes the library once; the memory is kept for as long as the process lives. The last
-    /// argument is its extensions, and whether "check/1" is among them.
+    /// Describes the library once; the memory is kept for as long as the process lives.
     pub fn get(
         cell: &'static OnceLock<Family>,
         name: &str,
         version: &str,
         nodes: &'static [Entry],
         run: RunFn,
-        (extension, checks): (ExtensionFn, bool),
-        prepare: Prepare,
+        (extension, extensions): (ExtensionFn, &[ExtensionEntry]),
+        prepare: &'static [Prepare],
     ) -> *const abi::Library {
         let family = cell.get_or_init(|| {
             let specs: Vec<Vec<InputSpec>> = nodes.iter().map(|node| (node.specs)()).collect();
             let described: Vec<Json> =
                 nodes.iter().zip(&specs).map(|(node, specs)| (node.json)(specs)).collect();
             let mut json = json!({"name": name, "version": version, "nodes": described});
-            if checks {
+            if extension::checks(extensions) {
                 json["checks"] = true.into();
             }
             let descriptor: &'static str = json.to_string().leak();
@@ -248,9 +245,8 @@ impl Family {
                 )));
             }
             family.prepared.call_once(|| {
-                if let Some(told) = (family.prepare)() {
-                    cx.warn(told);
-                }
+                let told = family.prepare.iter().filter_map(|prepare| prepare());
+                told.for_each(|told| cx.warn(told));
             });
             // SAFETY: node.h: `inputs` are `n_inputs` values, `outputs` has room for `n_outputs`.
             unsafe {
@@ -280,249 +276,35 @@ pub type RunFn = unsafe extern "C" fn(
     usize,
 ) -> abi::Status;
 
-/// The type of `kg_library.extension`.
-pub type ExtensionFn = unsafe extern "C" fn(abi::Str) -> *const c_void;
-
-/// "convert/1": what a library makes of a file that its nodes cannot read as it is.
-pub trait Convert {
-    /// Makes `output`, where nothing is yet, of the file `input`; both paths are absolute. `options`
-    /// is an object, "tokenizer" a folder in it. Returns what node.h says of "convert/1", or `None`
-    /// when the file is of no kind that the library converts.
-    ///
-    /// # Errors
-    /// One sentence; nothing is left at `output` then.
-    fn convert(
-        cx: &Context<'_>,
-        input: &Path,
-        output: &Path,
-        options: &Json,
-    ) -> Result<Option<Json>>;
-}
-
-/// "train/1": trains what the library's nodes compute with.
-pub trait Train {
-    /// Trains as the JSON text `config` says, whose relative paths begin at `folder`. Reports progress, and what each
-    /// update came to, as node.h says. Returns what node.h says of "train/1".
-    ///
-    /// # Errors
-    /// One sentence; or [`crate::Error::Cancelled`], with the state written down to go on from.
-    fn train(cx: &Context<'_>, config: &str, folder: &Path) -> Result<Json>;
-}
-
-/// "check/1": what a library has to say of a plan before anything runs.
-pub trait Check {
-    /// Looks at `plan`, which node.h describes. Reads no more than the headers of files.
-    ///
-    /// # Errors
-    /// One sentence: that nothing could be looked at.
-    fn check(cx: &Context<'_>, plan: &Json) -> Result<Vec<Remark>>;
-}
-
-/// Something odd about one step of a plan.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Remark {
-    /// Its number in the plan.
-    pub step: usize,
-    pub input: String,
-    /// A sentence without its full stop.
-    pub message: String,
-}
-
-/// The extensions of a library that checks.
-///
-/// # Safety
-/// `id` is borrowed text, as node.h says.
-pub unsafe extern "C" fn checking_extension<C: Check>(id: abi::Str) -> *const c_void {
-    // SAFETY: node.h: borrowed text.
-    match unsafe { id.as_bytes() } {
-        b"check/1" => (&raw const *Checking::<C>::TABLE).cast(),
-        // SAFETY: as above.
-        _ => unsafe { extension(id) },
-    }
-}
-
-/// The extensions of a library that checks and trains.
-///
-/// # Safety
-/// `id` is borrowed text, as node.h says.
-pub unsafe extern "C" fn checking_and_training_extension<C: Check, T: Train>(
-    id: abi::Str,
-) -> *const c_void {
-    // SAFETY: node.h: borrowed text.
-    match unsafe { id.as_bytes() } {
-        b"train/1" => (&raw const *Training::<T>::TABLE).cast(),
-        // SAFETY: as above.
-        _ => unsafe { checking_extension::<C>(id) },
-    }
-}
-
-struct Training<T>(std::marker::PhantomData<T>);
-
-impl<T: Train> Training<T> {
-    const TABLE: &'static abi::Interface = &abi::Interface {
-        size: size_of::<abi::Interface>() as u32,
-        reserved: 0,
-        call: train::<T>,
-        flags: 0,
-    };
-}
-
-unsafe extern "C" fn train<T: Train>(
-    _object: *mut abi::Object,
-    context: *const abi::Context,
-    input: *const abi::Map,
-    output: *mut *mut abi::Map,
-) -> abi::Status {
-    let body = |cx: &Context<'_>, input: &Arguments| {
-        let (config, folder) = (input.text("config")?, input.text("folder")?);
-        let made = T::train(cx, &config, Path::new(&folder))?;
-        Ok(Value::map([("made", Value::string(made.to_string()))]))
-    };
-    // SAFETY: node.h: context, input and output are valid for the call.
-    unsafe { answer(row("train/1"), context, input, output, body) }
-}
-
-struct Checking<C>(std::marker::PhantomData<C>);
-
-impl<C: Check> Checking<C> {
-    const TABLE: &'static abi::Interface = &abi::Interface {
-        size: size_of::<abi::Interface>() as u32,
-        reserved: 0,
-        call: check::<C>,
-        flags: 0,
-    };
-}
-
-unsafe extern "C" fn check<C: Check>(
-    _object: *mut abi::Object,
-    context: *const abi::Context,
-    input: *const abi::Map,
-    output: *mut *mut abi::Map,
-) -> abi::Status {
-    let body = |cx: &Context<'_>, input: &Arguments| {
-        let remarks = C::check(cx, &serde_json::from_str(&input.text("plan")?)?)?;
-        let remarks = remarks.into_iter().map(|Remark { step, input, message }| {
-            json!({"step": step, "input": input, "message": message})
-        });
-        let problems = Value::string(Json::from_iter(remarks).to_string());
-        Ok(Value::map([("problems", problems)]))
-    };
-    // SAFETY: node.h: context, input and output are valid for the call.
-    unsafe { answer(row("check/1"), context, input, output, body) }
-}
-
-/// The row of an extension.
-fn row(id: &str) -> Option<&'static table::Interface> {
-    table::EXTENSIONS.iter().find(|row| row.id == id)
-}
-
-/// The extensions of a library that converts.
-///
-/// # Safety
-/// `id` is borrowed text, as node.h says.
-pub unsafe extern "C" fn converting_extension<C: Convert>(id: abi::Str) -> *const c_void {
-    // SAFETY: node.h: borrowed text.
-    match unsafe { id.as_bytes() } {
-        b"convert/1" => (&raw const *Conversion::<C>::TABLE).cast(),
-        // SAFETY: as above.
-        _ => unsafe { extension(id) },
-    }
-}
-
-struct Conversion<C>(std::marker::PhantomData<C>);
-
-impl<C: Convert> Conversion<C> {
-    const TABLE: &'static abi::Interface = &abi::Interface {
-        size: size_of::<abi::Interface>() as u32,
-        reserved: 0,
-        call: convert::<C>,
-        flags: 0,
-    };
-}
-
-unsafe extern "C" fn convert<C: Convert>(
-    _object: *mut abi::Object,
-    context: *const abi::Context,
-    input: *const abi::Map,
-    output: *mut *mut abi::Map,
-) -> abi::Status {
-    let body = |cx: &Context<'_>, input: &Arguments| {
-        let options = serde_json::from_str(&input.text("options")?)?;
-        let (from, to) = (input.text("input")?, input.text("output")?);
-        let made = C::convert(cx, Path::new(&from), Path::new(&to), &options)?;
-        Ok(Value::map(made.map(|json| ("made", Value::string(json.to_string())))))
-    };
-    // SAFETY: node.h: context, input and output are valid for the call.
-    unsafe { answer(row("convert/1"), context, input, output, body) }
-}
-
-/// The extensions of every library.
-///
-/// # Safety
-/// `id` is borrowed text, as node.h says.
-pub unsafe extern "C" fn extension(id: abi::Str) -> *const c_void {
-    static PANIC: abi::Interface = abi::Interface {
-        size: size_of::<abi::Interface>() as u32,
-        reserved: 0,
-        call: panic_inside,
-        flags: 0,
-    };
-    // SAFETY: node.h: borrowed text.
-    match unsafe { id.as_bytes() } {
-        b"panic/1" => (&raw const PANIC).cast(),
-        _ => std::ptr::null(),
-    }
-}
-
-/// "panic/1": panics where a node would, so that the conformance test sees it contained.
-unsafe extern "C" fn panic_inside(
-    _object: *mut abi::Object,
-    context: *const abi::Context,
-    _input: *const abi::Map,
-    _output: *mut *mut abi::Map,
-) -> abi::Status {
-    // SAFETY: node.h: the context is valid for the call.
-    unsafe { guard(context, |_| panic!("as the conformance test asked")) }
-}
-
 /// Makes a node library of the crate: `node::library![ImageInvert, ImageScale];`, once, at its root.
-/// One that has something to do before its first node runs says what, a [`Prepare`](crate::Prepare), and
-/// one that also converts files ([`Convert`](crate::Convert)) says with what:
-/// `node::library![Loader; prepare: threads::start; convert: Checkpoints];`. So does one that looks at
-/// plans before they run ([`Check`](crate::Check)): `node::library![Encode; check: Widths];`.
+/// One that has something to do before its first node runs says what, a [`Prepare`](crate::Prepare), and one that offers
+/// more than nodes says with what, in this order: files converted ([`Convert`](crate::Convert)), plans looked at before
+/// they run ([`Check`](crate::Check)), models trained ([`Train`](crate::Train)), pictures measured
+/// ([`Evaluate`](crate::Evaluate)):
+/// `node::library![Loader; prepare: threads::start; convert: Checkpoints; check: Widths];`.
 #[macro_export]
 macro_rules! library {
-    ($($node:ty),+ $(,)?) => {
-        $crate::library!(@with ($crate::extension, false), || None; $($node),+);
-    };
-    ($($node:ty),+ $(,)?; prepare: $prepare:path) => {
-        $crate::library!(@with ($crate::extension, false), $prepare; $($node),+);
-    };
-    ($($node:ty),+ $(,)?; convert: $convert:ty) => {
-        $crate::library!(@with ($crate::converting_extension::<$convert>, false), || None; $($node),+);
-    };
-    ($($node:ty),+ $(,)?; prepare: $prepare:path; convert: $convert:ty) => {
-        $crate::library!(@with ($crate::converting_extension::<$convert>, false), $prepare; $($node),+);
-    };
-    ($($node:ty),+ $(,)?; check: $check:ty) => {
-        $crate::library!(@with ($crate::checking_extension::<$check>, true), || None; $($node),+);
-    };
-    ($($node:ty),+ $(,)?; prepare: $prepare:path; check: $check:ty) => {
-        $crate::library!(@with ($crate::checking_extension::<$check>, true), $prepare; $($node),+);
-    };
-    ($($node:ty),+ $(,)?; prepare: $prepare:path; check: $check:ty; train: $train:ty) => {
-        $crate::library!(
-            @with ($crate::checking_and_training_extension::<$check, $train>, true),
-            $prepare; $($node),+
-        );
-    };
-    (@with $extensions:expr, $prepare:expr; $($node:ty),+) => {
+    (
+        $($node:ty),+ $(,)?
+        $(; prepare: $prepare:path)?
+        $(; convert: $convert:ty)?
+        $(; check: $check:ty)?
+        $(; train: $train:ty)?
+        $(; evaluate: $evaluate:ty)?
+    ) => {
         #[doc(hidden)]
         mod kosmograph_library {
             use super::*;
             use $crate::abi;
 
             static NODES: &[$crate::NodeEntry] = &[$($crate::NodeEntry::of::<$node>()),+];
+            static EXTENSIONS: &[$crate::ExtensionEntry] = &[
+                $($crate::ExtensionEntry::convert::<$convert>(),)?
+                $($crate::ExtensionEntry::check::<$check>(),)?
+                $($crate::ExtensionEntry::train::<$train>(),)?
+                $($crate::ExtensionEntry::evaluate::<$evaluate>(),)?
+            ];
+            const PREPARE: &[$crate::Prepare] = &[$($prepare)?];
             static FAMILY: ::std::sync::OnceLock<$crate::Family> = ::std::sync::OnceLock::new();
 
             unsafe extern "C" fn run(
@@ -541,13 +323,18 @@ macro_rules! library {
                 }
             }
 
+            unsafe extern "C" fn extension(id: abi::Str) -> *const ::std::ffi::c_void {
+                // SAFETY: the host calls with what node.h promises.
+                unsafe { $crate::find_extension(EXTENSIONS, id) }
+            }
+
             /// The one symbol of a node library; see node.h.
             #[unsafe(no_mangle)]
             pub extern "C" fn kosmograph_library_v1() -> *const abi::Library {
                 let (name, version) = (env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
                 let described = ::std::panic::catch_unwind(|| {
-                    let extensions: ($crate::ExtensionFn, bool) = $extensions;
-                    $crate::Family::get(&FAMILY, name, version, NODES, run, extensions, $prepare)
+                    let extensions = (extension as $crate::ExtensionFn, EXTENSIONS);
+                    $crate::Family::get(&FAMILY, name, version, NODES, run, extensions, PREPARE)
                 });
                 described.unwrap_or(::std::ptr::null())
             }

@@ -146,6 +146,10 @@ object_socket! {
     UpscaleModel, "UPSCALE_MODEL"
 }
 object_socket! {
+    /// What pictures are measured with: offers "features/1".
+    Features, "FEATURES"
+}
+object_socket! {
     /// Kosmos-G: offers "image_encoder/1", "interleave/1" and "align/1".
     Kosmos, "KOSMOS"
 }
