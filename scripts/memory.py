@@ -7,7 +7,7 @@ the largest resident size of the process. Random weights draw noise: sizes are w
     cargo build --release --workspace --examples --bins
     scripts/memory.py WEIGHTS
 
-Needs Linux, Python 3 and about 13 GB in WEIGHTS (--only NAME runs one, with less).
+Needs Linux, Python 3 and about 24 GB in WEIGHTS (--only NAME runs one, with less).
 """
 
 import argparse
@@ -21,7 +21,9 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release"
 
-# What is measured: the weights it needs, the workflow, what is set in it, and the bound in GB (10^9 bytes).
+SDXL = ["Size.width=1024", "Size.height=1024", "--memory-budget=8G"]
+
+# What is measured: the weights it needs, the workflow, what is set in it and said besides, and the bound in GB (10^9 bytes).
 CASES = {
     "sd15-f32": (
         [("sd15", "f32", "checkpoints/sd15-f32.safetensors")],
@@ -48,6 +50,18 @@ CASES = {
             "Size.height=512",
         ],
         9.0,
+    ),
+    "sdxl-f16": (
+        [("sdxl", "f16", "checkpoints/sdxl-f16.safetensors")],
+        "text.json",
+        ["Checkpoint.ckpt_name=sdxl-f16.safetensors", *SDXL],
+        8.0,
+    ),
+    "sdxl-q8": (
+        [("sdxl", "q8", "checkpoints/sdxl-q8.gguf")],
+        "text.json",
+        ["Checkpoint.ckpt_name=sdxl-q8.gguf", *SDXL],
+        5.5,
     ),
 }
 
@@ -89,7 +103,7 @@ def main():
         command = [TARGET / "kosmograph", "run", ROOT / "workflows" / workflow, "--quiet"]
         command += ["--models", arguments.weights, "--out", arguments.weights / "output"]
         for setting in [*settings, f"Sampler.steps={arguments.steps}"]:
-            command += ["--set", setting]
+            command += [setting] if setting.startswith("--") else ["--set", setting]
         code, seconds, peak = run(command)
         rows.append(
             {

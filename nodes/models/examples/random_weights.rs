@@ -13,7 +13,11 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use candle_core::quantized::gguf_file::{self, Value as Metadata};
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{DType, Device, Tensor};
 use clap::{Parser, ValueEnum};
+use flate2::read::GzDecoder;
 use half::f16;
 use kosmograph_models::Weights;
 use kosmograph_models::clip::text::{ClipText, ClipTextConfig};
@@ -44,7 +48,11 @@ enum Kind {
     Sd15Inpaint,
     /// Stable Diffusion 1.5 as a diffusers folder
     Sd15Diffusers,
-    /// Its autoencoder, as one file
+    /// SDXL's base model as one file
+    Sdxl,
+    /// SDXL's refiner as one file
+    SdxlRefiner,
+    /// Stable Diffusion's autoencoder, as one file
     Vae,
     /// A ControlNet for it, as one file
     Controlnet,
@@ -58,12 +66,19 @@ enum Kind {
 enum Dtype {
     F32,
     F16,
+    /// Numbers of eight bits, in fp8 files without scales
+    F8,
+    /// A GGUF file: matrices in Q8_0, what is no matrix in f16
+    Q8,
 }
 
 fn main() -> Result<()> {
     let Arguments { kind, out, dtype, seed } = Arguments::parse();
     ensure!(!out.exists(), "{} is there already", out.display());
-    let write = |path: &Path, shapes: &Shapes| safetensors(path, shapes, dtype, seed);
+    let write = |path: &Path, shapes: &Shapes| match dtype {
+        Dtype::Q8 => gguf(path, shapes, seed),
+        _ => safetensors(path, shapes, dtype, seed),
+    };
     let write_folder = |folder: &str, file: &str, config: &Value, shapes| -> Result<()> {
         let folder = out.join(folder);
         fs::create_dir_all(&folder)?;
@@ -93,6 +108,8 @@ fn main() -> Result<()> {
             )?;
             fs::write(out.join("model_index.json"), "{}")?;
         }
+        Kind::Sdxl => write(&out, &listed("sdxl_base_single_file.json.gz")?)?,
+        Kind::SdxlRefiner => write(&out, &listed("sdxl_refiner_single_file.json.gz")?)?,
         Kind::Vae => {
             let shapes = listed("sd15_ldm_single_file.json")?.into_iter();
             let own = |(name, shape): (String, Vec<usize>)| {
@@ -137,8 +154,13 @@ fn shapes_of_clip_text() -> Result<Shapes> {
 /// The names and shapes of a real file, from the lists that the tests compare with.
 fn listed(name: &str) -> Result<Shapes> {
     let lists = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/key_lists");
-    let text = fs::read_to_string(lists.join(name)).with_context(|| name.to_owned())?;
-    let list: BTreeMap<String, Value> = serde_json::from_str(&text)?;
+    let file = File::open(lists.join(name)).with_context(|| name.to_owned())?;
+    let mut list: BTreeMap<String, Value> = match name.ends_with(".gz") {
+        true => serde_json::from_reader(GzDecoder::new(file))?,
+        false => serde_json::from_reader(file)?,
+    };
+    // Whole numbers that every file of these has, and that say nothing.
+    list.retain(|name, _| !name.ends_with("position_ids"));
     let shape = |(name, entry): (String, Value)| {
         Ok((name, serde_json::from_value(entry["shape"].clone())?))
     };
@@ -235,6 +257,8 @@ fn safetensors(path: &Path, shapes: &Shapes, dtype: Dtype, seed: u64) -> Result<
     let (name_of_type, width) = match dtype {
         Dtype::F32 => ("F32", 4),
         Dtype::F16 => ("F16", 2),
+        Dtype::F8 => ("F8_E4M3", 1),
+        Dtype::Q8 => bail!("GGUF files are written otherwise"),
     };
     let mut header = serde_json::Map::new();
     let mut at = 0;
@@ -259,12 +283,44 @@ fn safetensors(path: &Path, shapes: &Shapes, dtype: Dtype, seed: u64) -> Result<
                 .par_iter()
                 .flat_map_iter(|value| f16::from_f32(*value).to_le_bytes())
                 .collect(),
+            Dtype::F8 | Dtype::Q8 => {
+                let mut bytes = Vec::with_capacity(values.len());
+                let values =
+                    Tensor::from_vec(values, shape.iter().product::<usize>(), &Device::Cpu)?;
+                values.to_dtype(DType::F8E4M3)?.write_bytes(&mut bytes)?;
+                bytes
+            }
         };
         if bytes.len() != shape.iter().product::<usize>() * width {
             bail!("{name} was written in another length than its header says");
         }
         file.write_all(&bytes)?;
     }
+    file.flush()?;
+    Ok(())
+}
+
+/// Writes a GGUF file as stable-diffusion.cpp does: matrices whose rows are whole blocks in Q8_0, all else in f16.
+fn gguf(path: &Path, shapes: &Shapes, seed: u64) -> Result<()> {
+    let mut tensors = Vec::with_capacity(shapes.len());
+    for (number, (name, shape)) in shapes.iter().enumerate() {
+        // A file of these has no single numbers.
+        if shape.is_empty() {
+            continue;
+        }
+        let values = values(name, shape, seed.wrapping_add(number as u64 + 1));
+        let kind = match shape[..] {
+            [_, row] if row.is_multiple_of(32) => GgmlDType::Q8_0,
+            _ => GgmlDType::F16,
+        };
+        let tensor = Tensor::from_vec(values, &shape[..], &Device::Cpu)?;
+        tensors.push((name.as_str(), QTensor::quantize(&tensor, kind)?));
+    }
+    let tensors: Vec<(&str, &QTensor)> =
+        tensors.iter().map(|(name, tensor)| (*name, tensor)).collect();
+    let architecture = Metadata::String("sdxl".into());
+    let mut file = BufWriter::new(File::create(path)?);
+    gguf_file::write(&mut file, &[("general.architecture", &architecture)], &tensors)?;
     file.flush()?;
     Ok(())
 }
