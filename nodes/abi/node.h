@@ -367,8 +367,9 @@ struct kg_object {
  *              what a picture of a latent is made with, in -1..1, "cross_attentions", the
  *              paths of its cross-attentions by diffusers' names, those of the contracting half first, then of
  *              the expanding half, then of the middle, and "preview_decoder", the name of a file
- *              that makes a better one (see "preview_file:NAME" of kg_context). A VAE gives "latent_channels",
- *              "downscale" and "scaling_factor". One that offers "memory/1" gives "bytes", what that will
+ *              that makes a better one (see "preview_file:NAME" of kg_context), and "scaling_factor", the "scale"
+ *              of the LATENTs that it denoises. A VAE gives "latent_channels", "downscale" and "scaling_factor",
+ *              the "scale" of what it decodes and gives. One that offers "memory/1" gives "bytes", what that will
  *              say when all of it is in memory.
  * "memory/1": what the object costs. Any object may offer it. Objects that share memory each count their part.
  *     in   purge BOOL, give back what can be had again
@@ -381,8 +382,11 @@ struct kg_object {
  * MASK           TENSOR f32 [B,H,W] in 0..1
  * LATENT         MAP {"samples": TENSOR f32 [B,C,h,w], "noise_mask"?: TENSOR f32 [B,H,W] of any size (B
  *                may be 1), 1 where a sampler may change the samples and 0 where they stay,
- *                "batch_index"?: LIST of INT, which pictures of a larger batch these are, …}; keys a
- *                node does not know it passes on
+ *                "batch_index"?: LIST of INT, which pictures of a larger batch these are, "scale"?: FLOAT, what
+ *                the samples are the autoencoder's own latents times, …}; keys a node does not know it
+ *                passes on. Where both say it, a sampler brings the samples to the scale of its MODEL, whose it
+ *                is from then on, whoever decodes to that of the VAE, and a node of two latents the second to the
+ *                first's; where one does not, they are taken to agree
  * CONDITIONING   LIST of MAP {"context": TENSOR f32 [1,T,D], "pooled"?: TENSOR f32 [1,D], …}, see
  *                below; keys a node does not know it passes on
  * CONTROL        MAP {"control_net": OBJECT, "hint": TENSOR f32 [B,H,W,3], "strength": FLOAT,
@@ -406,8 +410,9 @@ struct kg_object {
  *   "area_from_mask" BOOL: the area is the smallest that holds the mask
  *   "start", "end"   FLOAT, where in the schedule it counts: 0 the noisiest, 1 the end; as in a CONTROL
  *   "concat_latent"  TENSOR f32 [B,C,h,w], "concat_mask" TENSOR f32 [B,H,W]: what the further input
- *                    channels of an inpainting U-Net (mask, latent) or of an edit U-Net (latent) take,
- *                    as the network wants it
+ *                    channels of an inpainting U-Net (mask, latent) or of an edit U-Net (latent) take;
+ *                    "concat_scale" FLOAT, the latent's "scale" as in a LATENT: when absent it is as the network
+ *                    wants it
  *   "width", "height", "crop_w", "crop_h", "target_width", "target_height"   INT, in pixels: what a U-Net of
  *                    SDXL is told of the picture it stands for; the latents' size, uncropped, when absent
  *   "aesthetic_score"   FLOAT, what SDXL's refiner is told; 6 in a positive, 2.5 in a negative, when absent

@@ -96,9 +96,14 @@ pub fn unet_tensors() -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
 
 /// A VAE alone, by diffusers' names.
 pub fn write_vae(path: &Path) {
+    write_vae_saying(path, &json!({"norm_num_groups": 4, "scaling_factor": 0.8842713154237448}));
+}
+
+/// A VAE alone, of whose options its file says `options` and no more.
+pub fn write_vae_saying(path: &Path, options: &serde_json::Value) {
     let tensors =
         read(&repository().join("models/tiny/sd/vae/diffusion_pytorch_model.safetensors"));
-    let said = json!({"vae": {"norm_num_groups": 4, "scaling_factor": 0.8842713154237448}});
+    let said = json!({"vae": options});
     let header = [("kosmograph.config".to_owned(), said.to_string())].into();
     safetensors::serialize_to_file(&tensors, Some(header), path).expect("a file");
 }

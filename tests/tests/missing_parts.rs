@@ -218,3 +218,35 @@ fn a_lora_and_a_file_of_the_unet_alone() {
     let (told, _) = run(&other, models.path(), 3);
     assert!(told.contains("The checkpoint") && told.contains("U-Net"), "{told}");
 }
+
+/// What no file of an autoencoder alone says: which factor its family's latents have. The U-Net's checkpoint does.
+#[test]
+fn a_vae_alone_decodes_the_latents_of_another_factor() {
+    let models = files(&[]);
+    let silent = models.path().join("vae/silent.safetensors");
+    single_file::write_vae_saying(&silent, &json!({"norm_num_groups": 4}));
+    let picture = |vae: &str| {
+        let drawn = workflow("CheckpointLoaderSimple", "tiny/sd", json!(["2", 0]), json!(["3", 0]));
+        let mut again = drawn;
+        again["3"]["inputs"]["vae_name"] = json!(vae);
+        // Encoded and sampled from once more, so that the way in is tried as well.
+        again["9"] =
+            json!({"class_type": "VAEEncode", "inputs": {"pixels": ["7", 0], "vae": ["3", 0]}});
+        again["10"] = again["6"].clone();
+        again["10"]["inputs"]["latent_image"] = json!(["9", 0]);
+        again["10"]["inputs"]["denoise"] = json!(0.5);
+        again["11"] = again["7"].clone();
+        again["11"]["inputs"]["samples"] = json!(["10", 0]);
+        again["8"]["inputs"]["images"] = json!(["11", 0]);
+        let out = models.path().join("out");
+        let run = Run::new("run").with_plugins().args(["-", "--models"]).arg(models.path());
+        let run = run.arg("--models").arg(repository().join("models"));
+        run.arg("--out").arg(&out).stdin(again.to_string()).expect_success();
+        let made = image::open(out.join("a_00001_.png")).expect("a picture").to_rgb8().into_raw();
+        fs::remove_dir_all(&out).expect("the folder goes");
+        made
+    };
+    let (expected, found) = (picture("alone.safetensors"), picture("silent.safetensors"));
+    let differences = expected.iter().zip(&found).map(|(a, b)| a.abs_diff(*b));
+    assert!(expected.len() == found.len() && differences.max() <= Some(1));
+}

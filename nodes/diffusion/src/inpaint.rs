@@ -5,6 +5,7 @@ use candle_core::{Device, Tensor as Candle};
 use node::*;
 use node_candle::{export, import};
 
+use crate::latent::{encoded, scale_of};
 use crate::sampling::bilinear;
 
 /// The picture's pixels for one latent pixel, as everywhere in Stable Diffusion.
@@ -51,7 +52,7 @@ impl Node for VAEEncodeForInpaint {
         let masked = Masked::new(&self.pixels, &self.mask)?;
         let samples = self.vae.0.encode(cx, masked.greyed()?)?;
         let grown = masked.grown(self.grow_mask_by as usize)?;
-        Ok(Latent::new(samples).with_noise_mask(grown))
+        Ok(encoded(cx, &self.vae, samples)?.with_noise_mask(grown))
     }
 }
 
@@ -82,13 +83,18 @@ impl Node for InpaintModelConditioning {
         let masked = Masked::new(&self.pixels, &self.mask)?;
         let concat = self.vae.0.encode(cx, masked.greyed()?)?;
         let mask = masked.mask()?;
+        let scale = scale_of(cx, &self.vae)?;
         let seen = |entry: Value| {
             let entry = entry.with("concat_latent", concat.clone().into_value());
+            let entry = match scale {
+                Some(scale) => entry.with("concat_scale", scale.into()),
+                None => entry,
+            };
             entry.with("concat_mask", mask.0.clone().into_value())
         };
         let (positive, negative) =
             (self.positive.map_entries(seen), self.negative.map_entries(seen));
-        let latent = Latent::new(self.vae.0.encode(cx, masked.pixels()?)?);
+        let latent = encoded(cx, &self.vae, self.vae.0.encode(cx, masked.pixels()?)?)?;
         let latent = if self.noise_mask { latent.with_noise_mask(mask) } else { latent };
         Ok((positive, negative, latent))
     }
@@ -117,15 +123,18 @@ impl Node for InstructPixToPixConditioning {
         if let Some(missing) = description["missing"].as_str() {
             return Err(Error::at("vae", missing));
         }
-        let Some(scale) = description["scaling_factor"].as_f64().filter(|scale| *scale > 0.0)
-        else {
+        let Some(scale) = scale_of(cx, &self.vae)? else {
             return Err(Error::at("vae", "this VAE does not say its \"scaling_factor\""));
         };
         let whole = Masked::cropped(&self.pixels)?;
         let encoded = import(&self.vae.0.encode(cx, export(&whole)?)?, &Device::Cpu)?;
-        // Such a U-Net was trained on the picture's latent as the autoencoder gives it, not scaled.
+        // Most such U-Nets were trained on the picture's latent as the autoencoder gives it, not scaled; a sampler
+        // scales it for the others.
         let concat = export(&(&encoded / scale)?)?;
-        let seen = |entry: Value| entry.with("concat_latent", concat.clone().into_value());
+        let seen = |entry: Value| {
+            let entry = entry.with("concat_latent", concat.clone().into_value());
+            entry.with("concat_scale", 1.0.into())
+        };
         let latent = Latent::new(export(&encoded.zeros_like()?)?);
         Ok((self.positive.map_entries(seen), self.negative.map_entries(seen), latent))
     }

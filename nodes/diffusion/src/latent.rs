@@ -42,7 +42,8 @@ impl Node for VAEDecode {
     outputs![IMAGE: Image];
 
     fn run(self, cx: &Context) -> Result<Image> {
-        self.vae.0.decode(cx, self.samples.samples()?).map(Image)
+        let samples = samples_for(cx, &self.vae, &self.samples)?;
+        self.vae.0.decode(cx, samples).map(Image)
     }
 }
 
@@ -78,6 +79,40 @@ impl Node for VAEEncode {
     outputs![LATENT: Latent];
 
     fn run(self, cx: &Context) -> Result<Latent> {
-        self.vae.0.encode(cx, self.pixels.0).map(Latent::new)
+        let samples = self.vae.0.encode(cx, self.pixels.0)?;
+        encoded(cx, &self.vae, samples)
     }
+}
+
+/// The samples of a latent at the scale of `vae`.
+///
+/// # Errors
+/// The latent is none, or the autoencoder cannot say what it is.
+pub fn samples_for(cx: &Context, vae: &Vae, latent: &Latent) -> Result<Tensor> {
+    let at_samples = |error: Error| error.of_input("samples");
+    if latent.scale().map_err(at_samples)?.is_none() {
+        return latent.samples();
+    }
+    latent.at_scale(scale_of(cx, vae)?).map_err(at_samples)?.samples()
+}
+
+/// The latent of what `vae` made of pictures.
+///
+/// # Errors
+/// The autoencoder cannot say what it is.
+pub fn encoded(cx: &Context, vae: &Vae, samples: Tensor) -> Result<Latent> {
+    Ok(Latent::new(samples).with_scale(scale_of(cx, vae)?))
+}
+
+/// What an autoencoder's latents are its network's times, where it says so.
+///
+/// # Errors
+/// It describes itself, but not as node.h says.
+pub fn scale_of(cx: &Context, vae: &Vae) -> Result<Option<f64>> {
+    if !vae.0.offers("describe/1") {
+        return Ok(None);
+    }
+    let description = vae.0.describe(cx).map_err(|error| error.of_input("vae"))?;
+    let scale = description["scaling_factor"].as_f64();
+    Ok(scale.filter(|scale| scale.is_finite() && *scale > 0.0))
 }

@@ -27,7 +27,11 @@ impl Node for LatentComposite {
     outputs![LATENT: Latent];
 
     fn run(self, _cx: &Context) -> Result<Latent> {
-        let (below, above) = (self.samples_to.samples()?, self.samples_from.samples()?);
+        let (samples_to, samples_from) = self
+            .samples_to
+            .at_one_scale(&self.samples_from)
+            .map_err(|error| error.of_input("samples_from"))?;
+        let (below, above) = (samples_to.samples()?, samples_from.samples()?);
         let (shape, own) = (below.shape(), above.shape());
         if shape[1] != own[1] || (own[0] != 1 && own[0] != shape[0]) {
             return Err(Error::at(
@@ -39,7 +43,7 @@ impl Node for LatentComposite {
         let (rows, columns) =
             (own[2].min(shape[2].saturating_sub(y)), own[3].min(shape[3].saturating_sub(x)));
         if rows == 0 || columns == 0 {
-            return Ok(self.samples_to);
+            return Ok(samples_to);
         }
         let (mut values, above) = (below.to_vec()?, above.to_f32()?);
         // An edge at the border of what lies below does not fade.
@@ -58,7 +62,7 @@ impl Node for LatentComposite {
                 }
             }
         }
-        Ok(self.samples_to.with_samples(Tensor::from_f32(&shape, values)?))
+        Ok(samples_to.with_samples(Tensor::from_f32(&shape, values)?))
     }
 }
 

@@ -20,10 +20,11 @@ impl Node for LatentBatch {
     outputs![LATENT: Latent];
 
     fn run(self, _cx: &Context) -> Result<Latent> {
-        let first = self.samples1.samples()?;
+        let (samples1, samples2) = at_one_scale(&self.samples1, &self.samples2)?;
+        let first = samples1.samples()?;
         let own = dims(&first);
-        let second = at_size(&self.samples2, &own, Mode::Bilinear)
-            .map_err(|error| error.of_input("samples2"))?;
+        let second =
+            at_size(&samples2, &own, Mode::Bilinear).map_err(|error| error.of_input("samples2"))?;
         let row: usize = own[1..].iter().product();
         let count = own[0] + second.len() / row;
         let shape = [count, own[1], own[2], own[3]];
@@ -35,7 +36,7 @@ impl Node for LatentBatch {
         };
         let mut index = places(&self.samples1, own[0])?;
         index.extend(places(&self.samples2, count - own[0])?);
-        let joined = self.samples1.with_samples(Tensor::from_f32(&shape, values)?);
+        let joined = samples1.with_samples(Tensor::from_f32(&shape, values)?);
         Ok(Latent(joined.0.with("batch_index", list(index))))
     }
 }
@@ -84,7 +85,8 @@ impl Node for LatentConcat {
 
     fn run(self, _cx: &Context) -> Result<Latent> {
         let axis = axis(&self.dim)?;
-        let (one, two) = (self.samples1.samples()?, self.samples2.samples()?);
+        let (samples1, samples2) = at_one_scale(&self.samples1, &self.samples2)?;
+        let (one, two) = (samples1.samples()?, samples2.samples()?);
         let (dims_one, mut dims_two) = (dims(&one), dims(&two));
         let rows = dims_two[0];
         dims_two[0] = dims_one[0];
@@ -116,7 +118,7 @@ impl Node for LatentConcat {
             let pair = if self.dim.starts_with('-') { [second, first] } else { [first, second] };
             pair.iter().for_each(|part| values.extend_from_slice(part));
         }
-        Ok(self.samples1.with_samples(Tensor::from_f32(&shape, values)?))
+        Ok(samples1.with_samples(Tensor::from_f32(&shape, values)?))
     }
 }
 
@@ -165,6 +167,11 @@ impl Node for LatentCut {
         }
         Ok(self.samples.with_samples(Tensor::from_f32(&shape, cut)?))
     }
+}
+
+/// Both latents at the first's scale.
+fn at_one_scale(first: &Latent, second: &Latent) -> Result<(Latent, Latent)> {
+    first.at_one_scale(second).map_err(|error| error.of_input("samples2"))
 }
 
 /// The axis of [B, C, h, w] that ComfyUI calls x, y or t; of pictures the last is the channels.

@@ -1,7 +1,8 @@
 //! Arithmetic of latents: LatentAdd, LatentSubtract, LatentMultiply, LatentInterpolate and LatentBlend.
 //!
 //! Of two latents the second is brought to the first's size and number, as ComfyUI does: scaled, the middle kept where the
-//! proportions differ, and repeated or cut.
+//! proportions differ, and repeated or cut. Where they are of different families of models their numbers are at different scales, and
+//! the second's are brought to the first's.
 
 use kosmograph_pixels::torch::Mode;
 use node::*;
@@ -85,7 +86,7 @@ impl Node for LatentInterpolate {
     outputs![LATENT: Latent];
 
     fn run(self, _cx: &Context) -> Result<Latent> {
-        let (dims, a, b) = pair(&self.samples1, &self.samples2, Mode::Bilinear)?;
+        let (first, dims, a, b) = pair(&self.samples1, &self.samples2, Mode::Bilinear)?;
         let [batch, channels, height, width] = dims;
         let (plane, ratio) = (height * width, self.ratio as f32);
         let mut values = memory::filled("the latents", &dims, 0.0)?;
@@ -108,7 +109,7 @@ impl Node for LatentInterpolate {
                 (0..channels).for_each(|c| values[at(c)] = unit(values[at(c)], mixed) * wanted);
             }
         }
-        Ok(self.samples1.with_samples(Tensor::from_f32(&dims, values)?))
+        Ok(first.with_samples(Tensor::from_f32(&dims, values)?))
     }
 }
 
@@ -130,29 +131,30 @@ impl Node for LatentBlend {
 
     fn run(self, _cx: &Context) -> Result<Latent> {
         let share = self.blend_factor as f32;
-        let (dims, mut a, b) = pair(&self.samples1, &self.samples2, Mode::Bicubic)?;
+        let (first, dims, mut a, b) = pair(&self.samples1, &self.samples2, Mode::Bicubic)?;
         a.iter_mut().zip(b).for_each(|(a, b)| *a = *a * share + b * (1.0 - share));
-        Ok(self.samples1.with_samples(Tensor::from_f32(&dims, a)?))
+        Ok(first.with_samples(Tensor::from_f32(&dims, a)?))
     }
 }
 
 /// `of` each number of the first and the second's at its place.
 fn each(first: Latent, second: &Latent, of: impl Fn(f32, f32) -> f32) -> Result<Latent> {
-    let (dims, mut a, b) = pair(&first, second, Mode::Bilinear)?;
+    let (first, dims, mut a, b) = pair(&first, second, Mode::Bilinear)?;
     a.iter_mut().zip(b).for_each(|(a, b)| *a = of(*a, b));
     Ok(first.with_samples(Tensor::from_f32(&dims, a)?))
 }
 
-/// The numbers of the first, and the second's at its size and in its number.
-fn pair(first: &Latent, second: &Latent, mode: Mode) -> Result<(Dims, Vec<f32>, Vec<f32>)> {
+/// The first, its numbers, and the second's at its scale, at its size and in its number.
+fn pair(first: &Latent, second: &Latent, mode: Mode) -> Result<(Latent, Dims, Vec<f32>, Vec<f32>)> {
+    let (first, second) = first.at_one_scale(second).map_err(|error| error.of_input("samples2"))?;
     let tensor = first.samples()?;
     let dims = dims(&tensor);
-    let other = at_size(second, &dims, mode).map_err(|error| error.of_input("samples2"))?;
+    let other = at_size(&second, &dims, mode).map_err(|error| error.of_input("samples2"))?;
     let row: usize = dims[1..].iter().product();
     let mut repeated = memory::room("the latents", &dims)?;
     let rows = other.len() / row;
     (0..dims[0]).for_each(|i| repeated.extend_from_slice(&other[i % rows * row..][..row]));
-    Ok((dims, tensor.to_vec()?, repeated))
+    Ok((first, dims, tensor.to_vec()?, repeated))
 }
 
 /// The numbers of a latent at the height and width of `to`.

@@ -2,6 +2,8 @@
 
 use node::*;
 
+use crate::latent::{encoded, samples_for};
+
 /// Decodes latents to pictures in tiles.
 #[derive(Inputs)]
 #[node(category = "latent")]
@@ -30,7 +32,8 @@ impl Node for VAEDecodeTiled {
     fn run(self, cx: &Context) -> Result<Image> {
         let _ = (self.temporal_size, self.temporal_overlap);
         let (tile, overlap) = latent_pixels(cx, &self.vae, self.tile_size, self.overlap)?;
-        self.vae.0.decode_tiled(cx, self.samples.samples()?, tile, overlap).map(Image)
+        let samples = samples_for(cx, &self.vae, &self.samples)?;
+        self.vae.0.decode_tiled(cx, samples, tile, overlap).map(Image)
     }
 }
 
@@ -62,7 +65,8 @@ impl Node for VAEEncodeTiled {
     fn run(self, cx: &Context) -> Result<Latent> {
         let _ = (self.temporal_size, self.temporal_overlap);
         let (tile, overlap) = latent_pixels(cx, &self.vae, self.tile_size, self.overlap)?;
-        self.vae.0.encode_tiled(cx, self.pixels.0, tile, overlap).map(Latent::new)
+        let samples = self.vae.0.encode_tiled(cx, self.pixels.0, tile, overlap)?;
+        encoded(cx, &self.vae, samples)
     }
 }
 

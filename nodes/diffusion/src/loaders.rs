@@ -236,7 +236,9 @@ pub(crate) fn open(cx: &Context, path: &Path, part: &str) -> Result<Checkpoint> 
 pub(crate) fn unet(checkpoint: &Checkpoint, rounding: Option<Fp8>) -> Result<Model> {
     let (config, scheduler, weights) = checkpoint.unet()?;
     let weights = rounding.map_or(weights.clone(), |fp8| weights.rounded(fp8));
-    Ok(Model(Object::new(UNetModel::new(config, &scheduler, weights)?)))
+    let scaling_factor = checkpoint.latent_scale(&config);
+    let model = UNetModel::new(config, &scheduler, weights)?.of_latents(scaling_factor);
+    Ok(Model(Object::new(model)))
 }
 
 pub(crate) fn clip(checkpoint: &Checkpoint) -> Result<Clip> {
@@ -258,7 +260,8 @@ fn encoders(checkpoint: &Checkpoint) -> Result<Vec<Part>> {
 fn vae(checkpoint: &Checkpoint) -> Result<Vae> {
     if checkpoint.is_taesd() {
         let (config, halves) = checkpoint.taesd()?;
-        return Ok(Vae(Object::new(TinyVae::new(config, halves)?)));
+        let vae = TinyVae::new(config, halves)?.of_latents(checkpoint.taesd_scale());
+        return Ok(Vae(Object::new(vae)));
     }
     let (config, weights) = checkpoint.vae()?;
     Ok(Vae(Object::new(VaeModel::new(config, weights)?)))

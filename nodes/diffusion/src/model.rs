@@ -19,6 +19,8 @@ pub struct UNetModel {
     config: UNetConfig,
     schedule: Schedule,
     device: candle_core::Device,
+    /// What its latents are the autoencoder's times, where that is known.
+    scaling_factor: Option<f64>,
 }
 
 impl UNetModel {
@@ -37,7 +39,12 @@ impl UNetModel {
             let config = config.clone();
             Adapted::open(weights, &[], move |weights| UNet::load(weights, &config))?
         };
-        Ok(Self { unet, config, schedule, device })
+        Ok(Self { unet, config, schedule, device, scaling_factor: None })
+    }
+
+    /// The same, denoising latents that are the autoencoder's times `scaling_factor`.
+    pub fn of_latents(self, scaling_factor: Option<f64>) -> Self {
+        Self { scaling_factor, ..self }
     }
 }
 
@@ -142,8 +149,8 @@ impl UNetModel {
     fn adapted(&self, layers: &Layers, strength: f64) -> Result<(Object, Vec<String>)> {
         let (unet, absent) = self.unet.with(layers, strength)?;
         let (config, schedule) = (self.config.clone(), self.schedule.clone());
-        let device = self.device.clone();
-        Ok((Object::new(Self { unet, config, schedule, device }), absent))
+        let (device, scaling_factor) = (self.device.clone(), self.scaling_factor);
+        Ok((Object::new(Self { unet, config, schedule, device, scaling_factor }), absent))
     }
 }
 
@@ -171,6 +178,9 @@ impl interface::Describe for UNetModel {
             "alphas_cumprod": self.schedule.alphas_cumprod,
             "bytes": self.unet.bytes(),
         });
+        if let Some(scale) = self.scaling_factor {
+            described["scaling_factor"] = scale.into();
+        }
         if let Some(vector) = config.encoder.vector {
             described["pooled_width"] = vector.pooled().into();
             described["sizes"] = vector.sizes.into();

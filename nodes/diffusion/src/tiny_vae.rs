@@ -19,6 +19,8 @@ pub struct TinyVae {
     taesd: Resident<Taesd>,
     config: TaesdConfig,
     device: Device,
+    /// What its latents, a U-Net's own, are that family's autoencoder's times, where that is known.
+    scaling_factor: Option<f64>,
 }
 
 impl TinyVae {
@@ -39,7 +41,12 @@ impl TinyVae {
                 Taesd::load(&halves, &config)
             })
         };
-        Ok(Self { taesd, config, device })
+        Ok(Self { taesd, config, device, scaling_factor: None })
+    }
+
+    /// The same, whose latents are those of its family's autoencoder times `scaling_factor`.
+    pub fn of_latents(self, scaling_factor: Option<f64>) -> Self {
+        Self { scaling_factor, ..self }
     }
 }
 
@@ -103,14 +110,16 @@ impl interface::AutoencodeTiled for TinyVae {
 
 impl interface::Describe for TinyVae {
     fn describe(&self) -> serde_json::Value {
-        json!({
+        let mut described = json!({
             "family": "taesd",
             "latent_channels": self.config.latent_channels,
             "downscale": FACTOR,
-            // Its latents are the U-Net's own.
-            "scaling_factor": 1.0,
             "bytes": self.taesd.bytes(),
-        })
+        });
+        if let Some(scale) = self.scaling_factor {
+            described["scaling_factor"] = scale.into();
+        }
+        described
     }
 }
 

@@ -249,6 +249,55 @@ impl Latent {
         Self(self.0.with("noise_mask", mask.into_value()))
     }
 
+    /// What the samples are the autoencoder's own latents times, above 0, where that is known.
+    pub fn scale(&self) -> Result<Option<f64>> {
+        let Some(value) = self.0.get("scale") else { return Ok(None) };
+        match value.as_f64().filter(|scale| scale.is_finite() && *scale > 0.0) {
+            Some(scale) => Ok(Some(scale)),
+            None => Err(Error::new(format!(
+                "LATENT: \"scale\" should be a number above 0, but it is {value:?}"
+            ))),
+        }
+    }
+
+    /// The same saying another scale, where one is known; the samples stay.
+    pub fn with_scale(&self, scale: Option<f64>) -> Self {
+        match scale {
+            Some(scale) => Self(self.0.with("scale", scale.into())),
+            None => self.clone(),
+        }
+    }
+
+    /// The same at the scale `wanted`, its samples multiplied by what the two differ by. Where either is not known
+    /// the samples stay.
+    ///
+    /// # Errors
+    /// What it says of itself is no LATENT, or there is no memory for other samples.
+    pub fn at_scale(&self, wanted: Option<f64>) -> Result<Self> {
+        let same = |own: f64, wanted: f64| (own - wanted).abs() <= 1e-9 * wanted;
+        match (self.scale()?, wanted) {
+            (Some(own), Some(wanted)) if !same(own, wanted) => {
+                let samples = self.samples()?;
+                let by = (wanted / own) as f32;
+                let mut values = samples.to_vec()?;
+                values.iter_mut().for_each(|value| *value *= by);
+                let scaled = Tensor::from_f32(&samples.shape(), values)?;
+                Ok(self.with_samples(scaled).with_scale(Some(wanted)))
+            }
+            _ => Ok(self.with_scale(wanted)),
+        }
+    }
+
+    /// Both at one scale, the first's, or the second's where the first does not say its own: for nodes that make one
+    /// latent of two.
+    ///
+    /// # Errors
+    /// As [`Latent::at_scale`].
+    pub fn at_one_scale(&self, second: &Latent) -> Result<(Latent, Latent)> {
+        let scale = self.scale()?;
+        Ok((self.with_scale(scale.or(second.scale()?)), second.at_scale(scale)?))
+    }
+
     /// Which of a batch's pictures each latent was, when the latents were taken out of one.
     pub fn batch_index(&self) -> Result<Option<Vec<i64>>> {
         let Some(value) = self.0.get("batch_index") else { return Ok(None) };

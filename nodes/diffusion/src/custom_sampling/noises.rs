@@ -4,7 +4,7 @@ use node::interface::{self, marker};
 use node::*;
 use node_candle::{device, export, import};
 
-use crate::sampling::{Draw, Seeded};
+use crate::sampling::{Described, Draw, Seeded};
 use crate::sigmas::Sigmas;
 
 /// Noise of a seed: torch's, so that a seed gives the picture that it gives in ComfyUI on the CPU.
@@ -91,17 +91,18 @@ impl Node for AddNoise {
     outputs![LATENT: Latent];
 
     fn run(self, cx: &Context) -> Result<Latent> {
-        // The latents are as the denoiser wants them, so that nothing of the model is needed but that there is one.
-        let _ = crate::sampling::schedule_of(cx, &self.model)?;
+        let described = Described::of(cx, &self.model.0, "model")?;
         let levels = &self.sigmas.0;
         let scale = match levels[..] {
             [] => return Ok(self.latent_image),
             [level] => level,
             [first, .., last] => (first - last).abs(),
         };
-        let samples = self.latent_image.samples()?;
+        let latent = self.latent_image.at_scale(described.scaling_factor);
+        let latent = latent.map_err(|error| error.of_input("latent_image"))?;
+        let samples = latent.samples()?;
         let device = device(&cx.device())?;
-        let places = self.latent_image.batch_index()?;
+        let places = latent.batch_index()?;
         let (noise, _) = self.noise.0.make_noise(cx, samples.clone(), places.as_deref())?;
         let latents = import(&samples, &device)?;
         let noisy = (latents + (import(&noise, &device)? * f64::from(scale))?)?;
@@ -114,6 +115,6 @@ impl Node for AddNoise {
                 candle_core::Tensor::from_vec(values, noisy.shape(), &device)?
             }
         };
-        Ok(self.latent_image.with_samples(export(&noisy)?))
+        Ok(latent.with_samples(export(&noisy)?))
     }
 }

@@ -19,6 +19,8 @@ fn sample(
 ) -> Result<(Latent, Latent)> {
     let described = Described::of(cx, &guider, "guider")?;
     let device = node_candle::device(&cx.device())?;
+    let latent = latent.at_scale(described.scaling_factor);
+    let latent = latent.map_err(|error| error.of_input("latent_image"))?;
     let latents = node_candle::import(&latent.samples()?, &device)?;
     let latents = described.fit(latents).map_err(|error| error.of_input("latent_image"))?;
     let sigmas = sigmas.into_value().as_tensor();

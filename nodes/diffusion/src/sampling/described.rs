@@ -24,6 +24,8 @@ pub struct Described {
     pub context_width: Option<usize>,
     /// "pooled_width" and "sizes", of a model that says both.
     pub vector: Option<(usize, usize)>,
+    /// What its latents are the autoencoder's times.
+    pub scaling_factor: Option<f64>,
     /// "latent_rgb" and "latent_rgb_bias".
     latent_rgb: Vec<[f32; 3]>,
     latent_rgb_bias: [f32; 3],
@@ -64,7 +66,10 @@ impl Described {
             out_channels: number("out_channels"),
             context_width: number("context_width"),
             vector: number("pooled_width").zip(number("sizes")),
-            // A model need not say it, and what cannot be read is as good as nothing.
+            // A model need not say these, and what cannot be read is as good as nothing.
+            scaling_factor: json["scaling_factor"]
+                .as_f64()
+                .filter(|scale| scale.is_finite() && *scale > 0.0),
             latent_rgb: serde_json::from_value(json["latent_rgb"].clone()).unwrap_or_default(),
             latent_rgb_bias: serde_json::from_value(json["latent_rgb_bias"].clone())
                 .unwrap_or_default(),

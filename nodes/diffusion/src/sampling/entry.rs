@@ -74,6 +74,8 @@ pub struct Frame<'a> {
     pub context_width: Option<usize>,
     /// The width of the pooled vector and the number of sizes that the model wants beside it, where it does.
     pub vector: Option<(usize, usize)>,
+    /// At what scale the network takes a further latent, where that is known.
+    pub concat_scale: Option<f64>,
     pub extra: &'a Extra,
 }
 
@@ -195,7 +197,7 @@ impl Frame<'_> {
             range: Range::new(self.schedule, number("start", 0.0), number("end", 1.0)),
             controls: controls.of_entry(entry, self.schedule)?,
             covers_negative: flag("control_covers_negative"),
-            extra: self.extra.channels(entry, self.dims, self.device)?,
+            extra: self.extra.channels(entry, self.dims, self.concat_scale, self.device)?,
         })
     }
 

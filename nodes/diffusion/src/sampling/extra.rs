@@ -55,11 +55,21 @@ impl Extra {
         }
     }
 
-    /// The further channels [B, E, H, W] for one entry of a conditioning.
+    /// At what scale a network takes the further latent whose own latents are at `own`: one that edits was trained on
+    /// what the autoencoder gives, not scaled.
+    pub fn scale(&self, own: Option<f64>) -> Option<f64> {
+        match self {
+            Self::Edit => Some(1.0),
+            Self::None | Self::Inpaint { .. } => own,
+        }
+    }
+
+    /// The further channels [B, E, H, W] for one entry of a conditioning, a latent at `scale`.
     pub fn channels(
         &self,
         entry: &Value,
         dims: (usize, usize, usize, usize),
+        scale: Option<f64>,
         device: &Device,
     ) -> Result<Option<Candle>> {
         let (batch, channels, height, width) = dims;
@@ -71,9 +81,10 @@ impl Extra {
         };
         let given = match entry.get("concat_latent") {
             Some(latent) if !matches!(self, Self::None) => {
-                let latent =
-                    <Latent as Socket>::from_value(Value::map([("samples", latent)]))?.samples()?;
-                let latent = import(&latent, device)?;
+                let own = entry.get("concat_scale").map(|own| ("scale", own));
+                let pairs = [("samples", latent)].into_iter().chain(own);
+                let latent = <Latent as Socket>::from_value(Value::map(pairs))?;
+                let latent = import(&latent.at_scale(scale)?.samples()?, device)?;
                 if latent.dim(1)? != channels {
                     return Err(Error::new(format!(
                         "the picture to start from has {} latent channels, the latents have {channels}",

@@ -104,6 +104,7 @@ impl Guided {
             dims,
             context_width: described.context_width,
             vector: described.vector,
+            concat_scale: extra.scale(described.scaling_factor),
             extra: &extra,
         };
         let mut controls = Controls::new(dims.0);

@@ -111,14 +111,16 @@ impl Sampling {
     pub fn run(self, cx: &Context) -> Result<Latent> {
         let device = device(&cx.device())?;
         let described = Described::of(cx, &self.model.0, "model")?;
-        let latents = described.fit(import(&self.latent.samples()?, &device)?);
+        let given = self.latent.at_scale(described.scaling_factor);
+        let given = given.map_err(|error| error.of_input(self.latent_input))?;
+        let latents = described.fit(import(&given.samples()?, &device)?);
         let latents = latents.map_err(|error| error.of_input(self.latent_input))?;
         if matches!(self.span, Span::Denoise(denoise) if denoise <= 0.0) {
             return Ok(self.latent);
         }
         self.total_steps()?;
         ask_memory(&latents)?;
-        let latent = self.latent.with_samples(export(&latents)?);
+        let latent = given.with_samples(export(&latents)?);
         let at_latent = |error: Error| error.of_input(self.latent_input);
         let noise = Seeded::new(self.noise.seed, self.noise.draw, &latent, &device);
         let noise = noise.map_err(at_latent)?;

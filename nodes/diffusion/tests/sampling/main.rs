@@ -10,6 +10,7 @@ mod inpainting;
 mod latents;
 mod models;
 mod samplers;
+mod scale;
 mod schedule;
 mod sigmas;
 

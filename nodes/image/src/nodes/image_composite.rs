@@ -72,9 +72,11 @@ impl Node for LatentCompositeMasked {
     outputs![latent: Latent];
 
     fn run(self, _cx: &Context) -> Result<Latent> {
-        let samples = self.destination.samples().map_err(|e| e.of_input("destination"))?;
+        let (to, source) =
+            self.destination.at_one_scale(&self.source).map_err(|e| e.of_input("source"))?;
+        let samples = to.samples().map_err(|e| e.of_input("destination"))?;
         let (shape, destination) = channels_last(&samples)?;
-        let source = self.source.samples().map_err(|e| e.of_input("source"))?;
+        let source = source.samples().map_err(|e| e.of_input("source"))?;
         let (source_shape, source) = channels_last(&source)?;
         if source_shape.channels != shape.channels {
             return Err(Error::at(
@@ -93,7 +95,7 @@ impl Node for LatentCompositeMasked {
             at,
             self.resize_source,
         )?;
-        Ok(self.destination.with_samples(channels_first(&values, shape)?))
+        Ok(to.with_samples(channels_first(&values, shape)?))
     }
 }
 

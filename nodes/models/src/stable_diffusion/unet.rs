@@ -53,7 +53,23 @@ impl Default for UNetConfig {
     }
 }
 
+/// What the latents of Stable Diffusion 1 are its autoencoder's times.
+pub const SD1_SCALE: f64 = 0.18215;
+
+/// What the latents of SDXL are its autoencoder's times.
+pub const SDXL_SCALE: f64 = 0.13025;
+
 impl UNetConfig {
+    /// What its latents are the autoencoder's times, if it is of a published family: they are told by the width of the
+    /// text that they read. A small model of somebody's own has an autoencoder of its own.
+    pub fn scaling_factor(&self) -> Option<f64> {
+        match (&self.encoder.vector, self.encoder.cross_attention_dim) {
+            (Some(_), 2048 | 1280) => Some(SDXL_SCALE),
+            (None, 768) => Some(SD1_SCALE),
+            _ => None,
+        }
+    }
+
     /// Reads the JSON text; `file` is what errors call it.
     ///
     /// # Errors

@@ -28,7 +28,7 @@ use crate::samplers::SchedulerConfig;
 use crate::stable_diffusion::controlnet::ControlNetConfig;
 use crate::stable_diffusion::t2i_adapter::{self, T2iAdapterConfig};
 use crate::stable_diffusion::taesd::{Half, TaesdConfig, TaesdWeights, diffusers_name};
-use crate::stable_diffusion::unet::UNetConfig;
+use crate::stable_diffusion::unet::{SD1_SCALE, SDXL_SCALE, UNetConfig};
 use crate::stable_diffusion::vae::VaeConfig;
 use family::{Found, Naming};
 use ldm::Rows;
@@ -170,8 +170,34 @@ impl Checkpoint {
             )
         };
         let is_xl = weights.has("conditioner") || weights.has("model.diffusion_model.label_emb");
-        let scale = if is_xl { 0.13025 } else { 0.18215 };
+        let scale = if is_xl { SDXL_SCALE } else { SD1_SCALE };
         Ok((VaeConfig::from_value(&infer::vae(&vae, scale)?, &self.shapes())?, vae))
+    }
+
+    /// What the latents of its U-Net are the autoencoder's times: as the autoencoder beside it has it, else as the
+    /// family of `unet` does; None where neither says it.
+    pub fn latent_scale(&self, unet: &UNetConfig) -> Option<f64> {
+        let beside = match &self.file {
+            None => {
+                let path = self.folder("unet", "a U-Net").ok()?.with_file_name("vae");
+                let read = json_of(&path.join("config.json")).ok();
+                read.and_then(|(config, file)| VaeConfig::from_value(&config, &file).ok())
+            }
+            Some((_, Naming::Checkpoint)) => self.vae().ok().map(|(config, _)| config),
+            Some(_) => None,
+        };
+        beside.map(|vae| vae.scaling_factor()).or_else(|| unet.scaling_factor())
+    }
+
+    /// What the latents of a TAESD are its family's autoencoder's times. The networks of both families are alike:
+    /// it is the name that tells, as in ComfyUI.
+    pub fn taesd_scale(&self) -> Option<f64> {
+        let name = self.path.file_name()?.to_string_lossy().to_lowercase();
+        match name {
+            name if name.contains("taesdxl") => Some(SDXL_SCALE),
+            name if name.contains("taesd") => Some(SD1_SCALE),
+            _ => None,
+        }
     }
 
     /// The CLIP vision encoder: its configuration and weights.

@@ -321,6 +321,32 @@ fn what_the_network_predicts_is_found() -> Result<()> {
 }
 
 #[test]
+fn the_factor_of_latents_is_the_autoencoders_beside_or_the_familys() -> Result<()> {
+    let scale = |shapes: &Shapes, metadata: &[(&str, &str)]| -> Result<Option<f64>> {
+        let file = sparse(shapes, metadata);
+        let checkpoint = Checkpoint::open(&file.path, &Device::Cpu)?;
+        Ok(checkpoint.latent_scale(&checkpoint.unet()?.0))
+    };
+    for (name, expected) in
+        [("sd15_ldm_single_file.json", 0.18215), ("sd15_unet_diffusers.json", 0.18215)]
+    {
+        assert_eq!(scale(&shapes(name), &[])?, Some(expected), "{name}");
+    }
+    let said = ("kosmograph.config", r#"{"vae": {"scaling_factor": 0.5}}"#);
+    assert_eq!(scale(&shapes("sd15_ldm_single_file.json"), &[said])?, Some(0.5));
+    // A small model of somebody's own says nothing by its shapes, and its autoencoder may lie beside it.
+    let tiny = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/tiny");
+    let folder = |name: &str| -> Result<Option<f64>> {
+        let checkpoint = Checkpoint::open(&tiny.join(name), &Device::Cpu)?;
+        Ok(checkpoint.latent_scale(&checkpoint.unet()?.0))
+    };
+    assert_eq!(folder("sd")?, Some(0.8842713154237448));
+    assert_eq!(folder("sd/unet")?, Some(0.8842713154237448));
+    assert_eq!(folder("unet/dreambooth")?, None);
+    Ok(())
+}
+
+#[test]
 fn a_mark_beside_a_u_net_alone_is_none_of_its_tensors() -> Result<()> {
     use crate::samplers::Prediction;
     for prefix in ["", "model.diffusion_model."] {
@@ -433,6 +459,7 @@ fn smaller_relatives_of_sdxl_are_known_by_their_depths() -> Result<()> {
         let (_file, checkpoint) = open(&recording.recorded())?;
         let read = check_unet(&checkpoint)?;
         assert_eq!(read.encoder.middle, middle, "{name}");
+        assert_eq!(checkpoint.latent_scale(&read), Some(0.13025), "{name}");
         // The names of a single file: levels of another length begin elsewhere.
         if layers == 1 {
             let single = [
