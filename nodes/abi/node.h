@@ -186,7 +186,7 @@ struct kg_object {
  *
  * "denoiser/1" (MODEL): one evaluation of the noise predictor.
  *     in   x TENSOR [B,C,H,W]
- *          timestep TENSOR [B], 0 ... train steps - 1, fractions allowed
+ *          timestep TENSOR [B], 0 ... train steps - 1, fractions allowed, or what "timesteps" of "describe/1" says
  *          context TENSOR [B,T,D]
  *          residuals? LIST of TENSOR, the sum of what ControlNets return for this call: one per skip
  *              connection in the order of the encoder, the middle's last
@@ -216,6 +216,11 @@ struct kg_object {
  *          sizes? TENSOR [B,6] or [B,5]
  *     out  residuals LIST of TENSOR, as above; none where there are features alone
  *          features? NAMED TENSOR [*,*,*,*], as above
+ * "model_sampling/1" (MODEL): the same model, sampled in another way; the network is shared, and the object itself
+ *          stays what it is.
+ *     in   description TEXT, a JSON object: what "describe/1" of the other says instead, of "prediction",
+ *              "alphas_cumprod", "timesteps", "consistency" and "rescale_cfg"
+ *     out  model OBJECT MODEL
  * "patch/1" (MODEL): the same model with changes inside its U-Net; the object itself stays what it is. A
  *          model refuses, by its name, a kind or a block that it does not have.
  *     in   patches LIST of MAP {kind TEXT, patch OBJECT PATCH, blocks? LIST of TEXT, start? FLOAT, end? FLOAT}
@@ -361,7 +366,12 @@ struct kg_object {
  *     out  description TEXT, a JSON object. "understands" has by interface the optional keys that the object
  *              makes use of, {"denoiser/1": ["residuals"]}. A MODEL, and a GUIDER as its model, gives
  *              "prediction" ("epsilon", "v_prediction", "sample"), "in_channels", "out_channels",
- *              "context_width", "train_steps" and "alphas_cumprod" (a list of that many numbers). One that
+ *              "context_width", "train_steps" and "alphas_cumprod" (a list of that many numbers). It may give
+ *              "timesteps", what "timestep" of "denoiser/1" is where it is no place in alphas_cumprod:
+ *              {"factor": f, "offset": o}, f times the place plus o, or "quarter_log_sigma", ln(sigma) / 4;
+ *              "consistency", true where x0 is c_out times what the prediction says plus c_skip times x, as LCM has
+ *              them at ten times the timestep and a deviation of the data of 0.5; "rescale_cfg" in 0..1, how much of the
+ *              guided prediction is brought back to the spread of the positive's. One that
  *              understands "pooled" and "sizes" gives "pooled_width" and "sizes", how many. It may
  *              give "latent_rgb", a list of [r,g,b] for each latent channel, and "latent_rgb_bias", [r,g,b]:
  *              what a picture of a latent is made with, in -1..1, "cross_attentions", the

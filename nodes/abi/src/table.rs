@@ -215,6 +215,13 @@ pub const INTERFACES: &[Interface] = &[
         output: &[part("residuals", ANY_TENSORS), optional("features", FEATURES)],
     },
     Interface {
+        id: "model_sampling/1",
+        types: &["MODEL"],
+        required: &[],
+        input: &[part("description", Text)],
+        output: &[part("model", Object(&["MODEL"]))],
+    },
+    Interface {
         id: "patch/1",
         types: &["MODEL"],
         required: &[],

@@ -31,6 +31,7 @@ mod lora;
 mod measure;
 mod missing_part;
 mod model;
+mod model_sampling;
 mod observe;
 mod sample;
 mod sampling;
@@ -82,6 +83,7 @@ use loaders::{
 };
 use lora::{LoraLoader, LoraLoaderModelOnly};
 use measure::{FeaturesLoader, FrechetDistance, ImageSimilarity, TextSimilarity};
+use model_sampling::{ModelSamplingContinuousEDM, ModelSamplingDiscrete, RescaleCFG};
 use sample::{KSampler, KSamplerAdvanced, UNetSample};
 use sigmas::{
     AlignYourStepsScheduler, BasicScheduler, BetaSamplingScheduler, ExponentialScheduler,
@@ -105,6 +107,9 @@ node::library![
     ControlNetLoader,
     LoraLoader,
     LoraLoaderModelOnly,
+    ModelSamplingDiscrete,
+    ModelSamplingContinuousEDM,
+    RescaleCFG,
     CLIPVisionLoader,
     CLIPVisionEncode,
     CLIPTextEncode,

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use kosmograph_models::Weights;
 use kosmograph_models::lora::{Adapted, Layers};
-use kosmograph_models::samplers::{Prediction, Schedule, SchedulerConfig};
+use kosmograph_models::samplers::{Prediction, Schedule, SchedulerConfig, Timesteps};
 use kosmograph_models::stable_diffusion::steering::{ExtraTokens, KeysValues, Steering};
 use kosmograph_models::stable_diffusion::unet::{Condition, Residuals, UNet, UNetConfig};
 use node::interface::{self, AdapterLayer, DenoiseCall, LoraLayer, marker};
@@ -21,7 +21,13 @@ pub struct UNetModel {
     device: candle_core::Device,
     /// What its latents are the autoencoder's times, where that is known.
     scaling_factor: Option<f64>,
+    /// What it says of itself in the place of the schedule's: see "model_sampling/1".
+    sampled_as: serde_json::Map<String, serde_json::Value>,
 }
+
+/// What "model_sampling/1" may change.
+const CHANGEABLE: [&str; 5] =
+    ["prediction", "alphas_cumprod", "timesteps", "consistency", "rescale_cfg"];
 
 impl UNetModel {
     /// A U-Net of `weights` under diffusers' names, on their device, and the schedule it was trained
@@ -39,7 +45,8 @@ impl UNetModel {
             let config = config.clone();
             Adapted::open(weights, &[], move |weights| UNet::load(weights, &config))?
         };
-        Ok(Self { unet, config, schedule, device, scaling_factor: None })
+        let (scaling_factor, sampled_as) = (None, serde_json::Map::new());
+        Ok(Self { unet, config, schedule, device, scaling_factor, sampled_as })
     }
 
     /// The same, denoising latents that are the autoencoder's times `scaling_factor`.
@@ -51,7 +58,8 @@ impl UNetModel {
 impl Export for UNetModel {
     const TYPE: &'static str = "MODEL";
     const INTERFACES: &'static [InterfaceEntry] = interfaces![UNetModel:
-        marker::Denoiser, marker::Lora, marker::Layers, marker::Describe, marker::Memory];
+        marker::Denoiser, marker::ModelSampling, marker::Lora, marker::Layers, marker::Describe,
+        marker::Memory];
 }
 
 impl interface::Denoise for UNetModel {
@@ -148,20 +156,66 @@ impl interface::TakeLayers for UNetModel {
 impl UNetModel {
     fn adapted(&self, layers: &Layers, strength: f64) -> Result<(Object, Vec<String>)> {
         let (unet, absent) = self.unet.with(layers, strength)?;
-        let (config, schedule) = (self.config.clone(), self.schedule.clone());
-        let (device, scaling_factor) = (self.device.clone(), self.scaling_factor);
-        Ok((Object::new(Self { unet, config, schedule, device, scaling_factor }), absent))
+        Ok((Object::new(self.of_unet(unet)), absent))
     }
+
+    /// The same with another U-Net.
+    fn of_unet(&self, unet: Adapted<UNet>) -> Self {
+        Self {
+            unet,
+            config: self.config.clone(),
+            schedule: self.schedule.clone(),
+            device: self.device.clone(),
+            scaling_factor: self.scaling_factor,
+            sampled_as: self.sampled_as.clone(),
+        }
+    }
+}
+
+impl interface::ModelSampling for UNetModel {
+    fn sampled_as(
+        &self,
+        _cx: &Context,
+        description: &serde_json::Map<String, serde_json::Value>,
+    ) -> Result<Object> {
+        if let Some(key) = description.keys().find(|key| !CHANGEABLE.contains(&key.as_str())) {
+            return Err(Error::at(
+                "description",
+                format!(
+                    "\"{key}\" is nothing that a sampling changes; {} are",
+                    CHANGEABLE.join(", ")
+                ),
+            ));
+        }
+        let mut other = self.of_unet(self.unet.clone());
+        other.sampled_as.extend(description.clone());
+        Ok(Object::new(other))
+    }
+}
+
+/// What a MODEL of this schedule says of it.
+pub fn schedule_description(schedule: &Schedule) -> serde_json::Map<String, serde_json::Value> {
+    let prediction = match schedule.prediction {
+        Prediction::Epsilon => "epsilon",
+        Prediction::VPrediction => "v_prediction",
+        Prediction::Sample => "sample",
+    };
+    let timesteps = match schedule.timesteps {
+        Timesteps::Places => serde_json::Value::Null,
+        Timesteps::Scaled { factor, offset } => json!({"factor": factor, "offset": offset}),
+        Timesteps::QuarterLogSigma => "quarter_log_sigma".into(),
+    };
+    let pairs = [
+        ("prediction", prediction.into()),
+        ("alphas_cumprod", json!(schedule.alphas_cumprod)),
+        ("timesteps", timesteps),
+    ];
+    pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
 impl interface::Describe for UNetModel {
     fn describe(&self) -> serde_json::Value {
         let config = &self.config;
-        let prediction = match self.schedule.prediction {
-            Prediction::Epsilon => "epsilon",
-            Prediction::VPrediction => "v_prediction",
-            Prediction::Sample => "sample",
-        };
         let understands = match config.encoder.vector {
             Some(_) => json!(["residuals", "pooled", "sizes", "features", "extra_tokens"]),
             None => json!(["residuals", "features", "extra_tokens"]),
@@ -170,14 +224,17 @@ impl interface::Describe for UNetModel {
             "family": config.encoder.family(),
             "understands": {"denoiser/1": understands},
             "cross_attentions": config.cross_attentions(),
-            "prediction": prediction,
             "in_channels": config.encoder.in_channels,
             "out_channels": config.out_channels,
             "context_width": config.encoder.cross_attention_dim,
-            "train_steps": self.schedule.train_steps(),
-            "alphas_cumprod": self.schedule.alphas_cumprod,
             "bytes": self.unet.bytes(),
         });
+        for (key, value) in schedule_description(&self.schedule).iter().chain(&self.sampled_as) {
+            described[key] = value.clone();
+        }
+        if let Some(alphas) = described["alphas_cumprod"].as_array() {
+            described["train_steps"] = alphas.len().into();
+        }
         if let Some(scale) = self.scaling_factor {
             described["scaling_factor"] = scale.into();
         }

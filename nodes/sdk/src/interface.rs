@@ -125,6 +125,16 @@ pub trait TakeLora {
     ) -> Result<(Object, Vec<String>)>;
 }
 
+/// "model_sampling/1", offered by a MODEL.
+pub trait ModelSampling {
+    /// The same model, of which "describe/1" says `description` where that says something.
+    fn sampled_as(
+        &self,
+        cx: &Context<'_>,
+        description: &serde_json::Map<String, serde_json::Value>,
+    ) -> Result<Object>;
+}
+
 /// A layer of "lora/1": W becomes W + strength · scale · up · down.
 #[derive(Clone, Debug)]
 pub struct LoraLayer {
@@ -322,6 +332,7 @@ pub mod marker {
     pub struct Denoiser;
     pub struct ControlNet;
     pub struct TextEncoder;
+    pub struct ModelSampling;
     pub struct Lora;
     pub struct Layers;
     pub struct TextLayers;
@@ -412,6 +423,12 @@ interface!(Lora, "lora/1", TakeLora, |object, cx, input| {
     let (with_lora, absent) = object.with_lora(cx, &layers, input.number("strength")?)?;
     let absent = Value::list(absent.into_iter().map(Value::string).collect());
     Ok(Value::map([("object", with_lora.into_value()), ("absent", absent)]))
+});
+interface!(ModelSampling, "model_sampling/1", ModelSampling, |object, cx, input| {
+    let description = serde_json::from_str(&input.text("description")?)
+        .map_err(|error| Error::at("description", format!("it is no JSON object: {error}")))?;
+    let model = object.sampled_as(cx, &description)?;
+    Ok(Value::map([("model", model.into_value())]))
 });
 interface!(Layers, "lora/2", TakeLayers, |object, cx, input| {
     let layers = input.get("layers").as_map().unwrap_or_default();
@@ -592,6 +609,20 @@ impl Object {
         let texts = Value::map(texts.iter().map(|(name, text)| (*name, Value::string(*text))));
         let input = [("text", Value::string(text)), ("texts", texts)];
         encoded(&self.call(cx, "text_encoder/1", input)?)
+    }
+
+    /// "model_sampling/1".
+    pub fn sampled_as(
+        &self,
+        cx: &Context<'_>,
+        description: &serde_json::Map<String, serde_json::Value>,
+    ) -> Result<Object> {
+        let text = serde_json::Value::Object(description.clone()).to_string();
+        let answer = self.call(cx, "model_sampling/1", [("description", Value::string(text))])?;
+        let model = answer.get("model").and_then(|model| model.as_object());
+        model
+            .filter(|model| model.type_name() == "MODEL")
+            .ok_or_else(|| self.odd("model_sampling/1", "model"))
     }
 
     /// "lora/1".

@@ -3,13 +3,15 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use candle_core::{Device, Tensor as Candle};
+use kosmograph_models::samplers::Schedule;
 use kosmograph_models::stable_diffusion::ip_adapter::by_path;
-use node::interface::{self, DenoiseCall, LoraLayer, marker};
+use node::interface::{self, AdapterLayer, DenoiseCall, LoraLayer, marker};
 use node::*;
 use node_candle::{export, import};
 
 use super::adapter::{Embeds, IpAdapterModel};
 use super::weights::of_layers;
+use crate::sampling::schedule_of;
 
 /// How a picture steers.
 #[derive(Clone, Debug)]
@@ -36,6 +38,8 @@ struct Layer {
 pub struct Prompted {
     inner: Object,
     pictures: std::sync::Arc<Picture>,
+    /// The timesteps, as the model is told them, from which and to which it acts.
+    range: (f64, f64),
     /// The inner model's, with what this one adds.
     description: serde_json::Value,
     /// Keys and values for the rows of the last call.
@@ -49,9 +53,9 @@ struct Picture {
     layers: Vec<Layer>,
     weight: f64,
     mask: Option<Tensor>,
-    /// The training timesteps within which it acts.
-    first: f64,
-    last: f64,
+    /// Where in the schedule it begins and ends, 0 the noisiest.
+    start: f64,
+    end: f64,
 }
 
 impl Prompted {
@@ -121,18 +125,16 @@ impl Prompted {
                 manner.weight_type, manner.scaling
             )));
         }
-        let steps = description["train_steps"].as_u64().unwrap_or(1000) as f64;
-        // ComfyUI's: 0 is before the noisiest, 1 behind the end.
-        let timestep = |share: f64| (1.0 - share) * (steps - 1.0);
         let picture = Picture {
             tokens,
             // Where layers are given, each has its weight in its values.
             weight: if layers.is_empty() { manner.weight } else { 1.0 },
             layers,
             mask: manner.mask.clone(),
-            first: if manner.start <= 0.0 { f64::INFINITY } else { timestep(manner.start) },
-            last: if manner.end >= 1.0 { f64::NEG_INFINITY } else { timestep(manner.end) },
+            start: manner.start,
+            end: manner.end,
         };
+        let range = picture.range(&schedule_of(cx, model)?);
         if !understands.iter().any(|key| key == "rows") {
             understands.push("rows".to_owned());
         }
@@ -141,11 +143,23 @@ impl Prompted {
             description["bytes"] = json!(bytes + picture.bytes() as u64);
         }
         let inner = model.0.clone();
-        Ok(Self { inner, pictures: picture.into(), description, rows: Mutex::default() })
+        let pictures = picture.into();
+        Ok(Self { inner, pictures, range, description, rows: Mutex::default() })
     }
 
     fn rows(&self) -> MutexGuard<'_, Option<(Vec<String>, Value)>> {
         self.rows.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The same over another model.
+    fn over(&self, inner: Object) -> Object {
+        Object::new(Self {
+            inner,
+            pictures: self.pictures.clone(),
+            range: self.range,
+            description: self.description.clone(),
+            rows: Mutex::default(),
+        })
     }
 
     /// The extra tokens for `rows`, kept while the same are asked for.
@@ -213,6 +227,19 @@ fn scaled(
 }
 
 impl Picture {
+    /// The timesteps from which and to which it acts: 0 is before the noisiest, 1 behind the end, as in ComfyUI.
+    fn range(&self, schedule: &Schedule) -> (f64, f64) {
+        let first = match self.start <= 0.0 {
+            true => f64::INFINITY,
+            false => schedule.told_at_percent(self.start),
+        };
+        let last = match self.end >= 1.0 {
+            true => f64::NEG_INFINITY,
+            false => schedule.told_at_percent(self.end),
+        };
+        (first, last)
+    }
+
     fn bytes(&self) -> usize {
         let layers = self.layers.iter().map(|layer| 2 * layer.keys.elem_count());
         (layers.sum::<usize>() + self.tokens.elem_count()) * size_of::<f32>()
@@ -250,8 +277,8 @@ impl Picture {
 
 impl Export for Prompted {
     const TYPE: &'static str = "MODEL";
-    const INTERFACES: &'static [InterfaceEntry] =
-        interfaces![Prompted: marker::Denoiser, marker::Lora, marker::Describe, marker::Memory];
+    const INTERFACES: &'static [InterfaceEntry] = interfaces![Prompted: marker::Denoiser, marker::ModelSampling, marker::Lora, marker::Layers,
+            marker::Describe, marker::Memory];
 }
 
 impl interface::Denoise for Prompted {
@@ -270,7 +297,7 @@ impl interface::Denoise for Prompted {
     fn denoise_call(&self, cx: &Context, call: &DenoiseCall) -> Result<Tensor> {
         let timestep = f64::from(call.timestep.to_f32()?.first().copied().unwrap_or(0.0));
         let mut call = call.clone();
-        if timestep <= self.pictures.first && timestep >= self.pictures.last {
+        if timestep <= self.range.0 && timestep >= self.range.1 {
             let rows = call.x.shape().first().copied().unwrap_or(0);
             if call.rows.len() != rows {
                 return Err(Error::at(
@@ -296,13 +323,42 @@ impl interface::TakeLora for Prompted {
         strength: f64,
     ) -> Result<(Object, Vec<String>)> {
         let (inner, absent) = self.inner.with_lora(cx, layers.to_vec(), strength)?;
-        let changed = Self {
+        Ok((self.over(inner), absent))
+    }
+}
+
+impl interface::TakeLayers for Prompted {
+    fn with_layers(
+        &self,
+        cx: &Context,
+        layers: &[AdapterLayer],
+        strength: f64,
+    ) -> Result<(Object, Vec<String>)> {
+        let (inner, absent) = self.inner.with_layers(cx, layers.to_vec(), strength)?;
+        Ok((self.over(inner), absent))
+    }
+}
+
+impl interface::ModelSampling for Prompted {
+    fn sampled_as(
+        &self,
+        cx: &Context,
+        description: &serde_json::Map<String, serde_json::Value>,
+    ) -> Result<Object> {
+        let inner = self.inner.sampled_as(cx, description)?;
+        let mut described = inner.describe(cx)?;
+        // What this one says beside that of the model it stands on.
+        for key in ["understands", "bytes"] {
+            described[key] = self.description[key].clone();
+        }
+        let range = self.pictures.range(&schedule_of(cx, &Model(inner.clone()))?);
+        Ok(Object::new(Self {
             inner,
             pictures: self.pictures.clone(),
-            description: self.description.clone(),
+            range,
+            description: described,
             rows: Mutex::default(),
-        };
-        Ok((Object::new(changed), absent))
+        }))
     }
 }
 

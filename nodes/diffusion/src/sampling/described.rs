@@ -1,7 +1,7 @@
 //! What a model says of itself, as far as samplers ask.
 
 use candle_core::{DType, Device, Tensor as Candle};
-use kosmograph_models::samplers::{Prediction, Schedule, Step};
+use kosmograph_models::samplers::{Prediction, Schedule, Step, Timesteps};
 use node::*;
 use node_candle::export;
 
@@ -15,6 +15,21 @@ pub fn schedule_of(cx: &Context<'_>, model: &Model) -> Result<Schedule> {
     Ok(Described::of(cx, &model.0, "model")?.schedule)
 }
 
+/// What a MODEL says of the timesteps that it is told.
+fn timesteps(json: &serde_json::Value) -> Result<Timesteps> {
+    let number = |key: &str| json[key].as_f64().filter(|number| number.is_finite());
+    match (json.as_str(), number("factor"), number("offset")) {
+        _ if json.is_null() => Ok(Timesteps::Places),
+        (Some("quarter_log_sigma"), ..) => Ok(Timesteps::QuarterLogSigma),
+        (None, Some(factor), Some(offset)) if factor > 0.0 => {
+            Ok(Timesteps::Scaled { factor, offset })
+        }
+        _ => Err(Error::new(format!(
+            "the model says that its timesteps are {json}, which is not known"
+        ))),
+    }
+}
+
 /// What a MODEL says of itself, "describe/1", and a GUIDER of its model.
 pub struct Described {
     pub schedule: Schedule,
@@ -24,6 +39,8 @@ pub struct Described {
     pub context_width: Option<usize>,
     /// "pooled_width" and "sizes", of a model that says both.
     pub vector: Option<(usize, usize)>,
+    /// How much of the guided output is brought back to the spread of the positive's, 0..1.
+    pub rescale_cfg: f64,
     /// What its latents are the autoencoder's times.
     pub scaling_factor: Option<f64>,
     /// "latent_rgb" and "latent_rgb_bias".
@@ -59,13 +76,16 @@ impl Described {
             }
         };
         let schedule = Schedule::from_alphas_cumprod(alphas_cumprod, prediction)
-            .map_err(|error| Error::from(error).of_input(input))?;
+            .map_err(|error| Error::from(error).of_input(input))?
+            .with_timesteps(timesteps(&json["timesteps"]).map_err(|error| error.of_input(input))?)
+            .with_consistency(json["consistency"] == true);
         Ok(Self {
             schedule,
             in_channels: number("in_channels"),
             out_channels: number("out_channels"),
             context_width: number("context_width"),
             vector: number("pooled_width").zip(number("sizes")),
+            rescale_cfg: json["rescale_cfg"].as_f64().unwrap_or(0.0).clamp(0.0, 1.0),
             // A model need not say these, and what cannot be read is as good as nothing.
             scaling_factor: json["scaling_factor"]
                 .as_f64()

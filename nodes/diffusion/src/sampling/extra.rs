@@ -3,6 +3,7 @@
 //! picture to edit (8; InstructPix2Pix, arXiv 2211.09800).
 
 use candle_core::{Device, Tensor as Candle};
+use kosmograph_models::samplers::{Schedule, Timesteps};
 use node::*;
 use node_candle::import;
 
@@ -56,11 +57,11 @@ impl Extra {
     }
 
     /// At what scale a network takes the further latent whose own latents are at `own`: one that edits was trained on
-    /// what the autoencoder gives, not scaled.
-    pub fn scale(&self, own: Option<f64>) -> Option<f64> {
+    /// what the autoencoder gives, not scaled, unless it was trained over all noise levels (CosXL).
+    pub fn scale(&self, schedule: &Schedule, own: Option<f64>) -> Option<f64> {
         match self {
-            Self::Edit => Some(1.0),
-            Self::None | Self::Inpaint { .. } => own,
+            Self::Edit if schedule.timesteps != Timesteps::QuarterLogSigma => Some(1.0),
+            Self::None | Self::Inpaint { .. } | Self::Edit => own,
         }
     }
 

@@ -17,6 +17,7 @@ use super::described::Described;
 use super::entry::{Area, Entry, Frame, Given, Weight, all_sides, part};
 use super::extra::Extra;
 use super::over_sigmas::Guide;
+use super::rescale::rescaled;
 use super::through::{into_sampler, out_of_sampler};
 
 /// Entries in one call of the denoiser, as many as plain guidance has: more would save little time on a CPU
@@ -46,6 +47,8 @@ pub struct Guided {
     /// The positive's entries, the negative's, and those of what a rule has beside them.
     sides: Vec<Vec<Entry>>,
     rule: Rule,
+    /// How much of the guided output is brought back to the spread of the positive's, 0..1.
+    rescale_cfg: f64,
     controls: Controls,
     /// The optional keys of "denoiser/1" that the model makes use of.
     understands: Vec<String>,
@@ -104,7 +107,7 @@ impl Guided {
             dims,
             context_width: described.context_width,
             vector: described.vector,
-            concat_scale: extra.scale(described.scaling_factor),
+            concat_scale: extra.scale(schedule, described.scaling_factor),
             extra: &extra,
         };
         let mut controls = Controls::new(dims.0);
@@ -120,6 +123,7 @@ impl Guided {
             sides,
             rule,
             controls,
+            rescale_cfg: described.rescale_cfg,
             understands: described.understands.clone(),
         })
     }
@@ -158,27 +162,41 @@ impl Guided {
             Rule::Cfg(cfg) => {
                 // The negative's rows come first, as in diffusers.
                 let [uncond, cond] = self.said(at, [NEGATIVE, POSITIVE])?;
-                Ok((guide(&uncond, &cond, cfg)?, Some(uncond)))
+                let guided = guide(&uncond, &cond, cfg)?;
+                Ok((self.rescaled(at, &cond, guided)?, Some(uncond)))
             }
             Rule::Dual { first, second, nested: false } if !both && is_one(second) => {
                 if is_one(first) {
                     return self.said(at, [POSITIVE]).map(|[cond]| (cond, None));
                 }
                 let [middle, cond] = self.said(at, [THIRD, POSITIVE])?;
-                Ok((guide(&middle, &cond, first)?, None))
+                let guided = guide(&middle, &cond, first)?;
+                Ok((self.rescaled(at, &cond, guided)?, None))
             }
             Rule::Dual { first, second, nested } => {
                 let [uncond, middle, cond] = self.said(at, [NEGATIVE, THIRD, POSITIVE])?;
                 if nested {
                     let toward = guide(&middle, &cond, first)?;
-                    return Ok((guide(&uncond, &toward, second)?, Some(middle)));
+                    let guided = guide(&uncond, &toward, second)?;
+                    return Ok((self.rescaled(at, &cond, guided)?, Some(middle)));
                 }
-                let output = (guide(&uncond, &middle, second)? + ((cond - middle)? * first)?)?;
-                Ok((output, Some(uncond)))
+                let guided = (guide(&uncond, &middle, second)? + ((&cond - middle)? * first)?)?;
+                Ok((self.rescaled(at, &cond, guided)?, Some(uncond)))
             }
             Rule::Perpendicular { cfg, negative } => {
                 let [empty, uncond, cond] = self.said(at, [THIRD, NEGATIVE, POSITIVE])?;
                 Ok((perpendicular(&cond, &uncond, &empty, cfg, negative)?, Some(uncond)))
+            }
+        }
+    }
+
+    /// What guidance made, brought back to the spread of the positive's output where the model asks for it.
+    fn rescaled(&self, at: &At<'_>, positive: &Candle, guided: Candle) -> Result<Candle> {
+        match self.rescale_cfg > 0.0 {
+            false => Ok(guided),
+            true => {
+                let both = [positive, &guided];
+                Ok(rescaled(&self.schedule, at.x, both, at.sigma, self.rescale_cfg)?)
             }
         }
     }
@@ -204,7 +222,8 @@ impl Guided {
                 if fits { together.push(part) } else { apart.push(part) }
             }
             parts = apart;
-            let output = self.output(cx, x, &together, timestep)?;
+            let told = self.schedule.told(timestep, sigma);
+            let output = self.output(cx, x, &together, told)?;
             let batch = x.dim(0)?;
             for (i, part) in together.into_iter().enumerate() {
                 let rows = output.narrow(0, i * batch, batch)?;

@@ -14,6 +14,7 @@ mod inpaint;
 mod noise;
 mod over_sigmas;
 mod range;
+mod rescale;
 mod resize;
 mod through;
 

@@ -8,6 +8,7 @@ mod custom;
 mod host;
 mod inpainting;
 mod latents;
+mod model_sampling;
 mod models;
 mod samplers;
 mod scale;

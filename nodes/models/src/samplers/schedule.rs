@@ -147,6 +147,8 @@ pub struct Schedule {
     pub alphas_cumprod: Vec<f64>,
     pub prediction: Prediction,
     pub timesteps: Timesteps,
+    /// Whether x₀ is a consistency model's (Luo et al., arXiv 2310.04378): see [`Schedule::consistent`].
+    pub is_consistency: bool,
     /// log σ of every timestep as ComfyUI keeps it: see [`Schedule::sigma_f32`].
     log_sigmas: Vec<f32>,
 }
@@ -156,17 +158,7 @@ impl Schedule {
     /// A `beta_schedule` other than "linear" or "scaled_linear", or numbers that give no schedule.
     pub fn new(config: &SchedulerConfig) -> Result<Self> {
         if let Some((first, last)) = config.edm_sigmas {
-            if !(first > 0.0 && last > first && last.is_finite()) {
-                bail!(
-                    "the noise schedule is unusable: σ goes from {first} to {last}, but it must rise, and from \
-                     above 0"
-                );
-            }
-            let step = (last / first).ln() / 999.0;
-            let sigma = |i: u32| (first.ln() + step * f64::from(i)).exp();
-            let alphas = (0..1000).map(|i| 1.0 / (1.0 + sigma(i).powi(2))).collect();
-            let schedule = Self::from_alphas_cumprod(alphas, config.prediction_type)?;
-            return Ok(schedule.with_timesteps(Timesteps::QuarterLogSigma));
+            return Self::over_sigmas(first, last, config.prediction_type);
         }
         let steps = config.num_train_timesteps;
         let (start, end) = (config.beta_start as f32, config.beta_end as f32);
@@ -199,6 +191,44 @@ impl Schedule {
         Self { timesteps, ..self }
     }
 
+    /// The same, x₀ that of a consistency model or not.
+    pub fn with_consistency(self, is_consistency: bool) -> Self {
+        Self { is_consistency, ..self }
+    }
+
+    /// A schedule over all σ from `sigma_min` to `sigma_max`, evenly in their logarithms, of a network that is told
+    /// ln σ / 4 (Karras et al., arXiv 2206.00364).
+    ///
+    /// # Errors
+    /// The noise levels do not rise, or not from above 0.
+    pub fn over_sigmas(sigma_min: f64, sigma_max: f64, prediction: Prediction) -> Result<Self> {
+        if !(sigma_min > 0.0 && sigma_max > sigma_min && sigma_max.is_finite()) {
+            bail!(
+                "the noise schedule is unusable: σ goes from {sigma_min} to {sigma_max}, but it must rise, and \
+                 from above 0"
+            );
+        }
+        let step = (sigma_max / sigma_min).ln() / 999.0;
+        let sigma = |i: u32| (sigma_min.ln() + step * f64::from(i)).exp();
+        let alphas = (0..1000).map(|i| 1.0 / (1.0 + sigma(i).powi(2))).collect();
+        let schedule = Self::from_alphas_cumprod(alphas, prediction)?;
+        Ok(schedule.with_timesteps(Timesteps::QuarterLogSigma))
+    }
+
+    /// Every `every`-th of the training's steps alone, the last among them: what a network is sampled over that was
+    /// distilled for few steps. It is told the training's own timesteps.
+    ///
+    /// # Errors
+    /// Fewer than two are left.
+    pub fn every(&self, every: usize) -> Result<Self> {
+        let every = every.max(1);
+        let offset = every - 1;
+        let alphas = self.alphas_cumprod.iter().skip(offset).step_by(every).copied().collect();
+        let (factor, offset) = (every as f64, offset as f64);
+        let schedule = Self::from_alphas_cumprod(alphas, self.prediction)?;
+        Ok(schedule.with_timesteps(Timesteps::Scaled { factor, offset }))
+    }
+
     /// What the network is told at a place in the schedule, where the noise level is σ.
     pub fn told(&self, timestep: f64, sigma: f64) -> f64 {
         match self.timesteps {
@@ -220,7 +250,8 @@ impl Schedule {
             );
         }
         let log_sigmas = log_sigmas(&alphas_cumprod);
-        Ok(Self { alphas_cumprod, prediction, timesteps: Timesteps::Places, log_sigmas })
+        let timesteps = Timesteps::Places;
+        Ok(Self { alphas_cumprod, prediction, timesteps, is_consistency: false, log_sigmas })
     }
 
     /// Timesteps of training.
@@ -258,11 +289,37 @@ impl Schedule {
     /// all noise levels, 1 behind them.
     pub fn sigma_of_percent(&self, percent: f64) -> f32 {
         let last = (self.train_steps() - 1) as f64;
-        match percent {
+        match (percent, self.timesteps) {
             _ if percent <= 0.0 => f32::INFINITY,
             _ if percent >= 1.0 => 0.0,
+            // The share is one of the training's timesteps, not of those that are left of them.
+            (_, Timesteps::Scaled { factor, offset }) => {
+                let told = ((1.0 - percent) * (factor * last + offset)) as f32;
+                self.sigma_f32((told - offset as f32) / factor as f32)
+            }
             _ => self.sigma_f32(((1.0 - percent) * last) as f32),
         }
+    }
+
+    /// What the network is told where the share `percent` of the training's timesteps is over.
+    pub fn told_at_percent(&self, percent: f64) -> f64 {
+        let last = (self.train_steps() - 1) as f64;
+        match self.timesteps {
+            Timesteps::Places => (1.0 - percent) * last,
+            Timesteps::Scaled { factor, offset } => (1.0 - percent) * (factor * last + offset),
+            Timesteps::QuarterLogSigma => 0.25 * self.sigma((1.0 - percent) * last).ln(),
+        }
+    }
+
+    /// x₀ as a consistency model has it, from what the network makes of x (VE): at a small timestep it is x itself,
+    /// more and more what the network says.
+    fn consistent(&self, x: &Tensor, x0: &Tensor, told: f64) -> Result<Tensor> {
+        const SIGMA_DATA: f64 = 0.5;
+        const SCALING: f64 = 10.0;
+        let (data, scaled) = (SIGMA_DATA * SIGMA_DATA, (told * SCALING).powi(2));
+        let skip = data / (scaled + data);
+        let out = (scaled / (scaled + data)).sqrt();
+        sum(&[(out, x0), (skip, x)])
     }
 
     /// The integer timestep whose σ is nearest, in logarithms (ComfyUI's discrete model sampling).
@@ -353,9 +410,13 @@ impl Schedule {
     ) -> super::Result<[Tensor; N]> {
         let alpha = 1.0 / (sigma * sigma + 1.0).sqrt();
         let scaled = (x * alpha)?;
-        let mut outputs = network(&scaled, self.timestep(sigma))?;
+        let timestep = self.timestep(sigma);
+        let mut outputs = network(&scaled, timestep)?;
         for output in &mut outputs {
             *output = self.x0(&scaled, output, alpha, sigma * alpha)?;
+            if self.is_consistency {
+                *output = self.consistent(x, output, self.told(timestep, sigma))?;
+            }
         }
         Ok(outputs)
     }
@@ -438,6 +499,37 @@ mod tests {
         ] {
             let error = SchedulerConfig::from_json(text, "scheduler_config.json").unwrap_err();
             assert!(error.to_string().contains(key), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_distilled_schedule_is_told_the_trainings_timesteps() {
+        let whole = Schedule::new(&SchedulerConfig::default()).unwrap();
+        let few = whole.every(20).unwrap();
+        assert_eq!(few.train_steps(), 50);
+        for (place, told) in [(0, 19), (1, 39), (49, 999)] {
+            assert_eq!(few.sigma_at(place), whole.sigma_at(told));
+            assert_eq!(few.told(place as f64, few.sigma_at(place)), told as f64);
+        }
+        assert_eq!(few.told_at_percent(0.0), 999.0);
+        // A quarter of 999 timesteps is over at 749.25, which is the place 36.5125.
+        let near = |a: f64, b: f64| assert!((a - b).abs() <= 1e-5 * b, "{a} is not {b}");
+        near(f64::from(few.sigma_of_percent(0.25)), few.sigma(36.5125));
+        assert!(whole.every(600).is_err());
+    }
+
+    #[test]
+    fn a_schedule_over_sigmas_tells_their_logarithm() {
+        let schedule = Schedule::over_sigmas(0.002, 120.0, Prediction::VPrediction).unwrap();
+        let near = |a: f64, b: f64| assert!((a - b).abs() <= 1e-6 * b.abs(), "{a} is not {b}");
+        near(schedule.sigma_min(), 0.002);
+        near(schedule.sigma_max(), 120.0);
+        near(schedule.sigma_at(500), 0.002 * 60000f64.powf(500.0 / 999.0));
+        near(schedule.told(0.0, 3.0), 0.25 * 3f64.ln());
+        near(schedule.told_at_percent(0.0), 0.25 * 120f64.ln());
+        for (first, last) in [(0.0, 1.0), (2.0, 1.0), (1.0, f64::INFINITY), (f64::NAN, 1.0)] {
+            let error = Schedule::over_sigmas(first, last, Prediction::Epsilon).unwrap_err();
+            assert!(error.to_string().contains("σ goes from"), "{error}");
         }
     }
 

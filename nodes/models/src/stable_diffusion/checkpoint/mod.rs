@@ -120,8 +120,9 @@ impl Checkpoint {
             Naming::LdmUNet | Naming::UNet => weights.clone(),
             _ => return Err(self.has_no("a U-Net")),
         };
-        // The mark of what the network predicts stands beside its tensors where it is alone in its file.
-        let names: Vec<String> = unet.names().into_iter().filter(|name| name != "v_pred").collect();
+        // The marks of how the network was trained stand beside its tensors where it is alone in its file.
+        let is_weight = |name: &String| !MARKS.contains(&name.as_str());
+        let names: Vec<String> = unet.names().into_iter().filter(is_weight).collect();
         let rows = Rows::of(names.iter().map(String::as_str));
         let unet = match (naming, rows) {
             (Naming::UNet, _) => unet.renamed(names.into_iter().map(|name| (name.clone(), name))),
@@ -409,15 +410,14 @@ impl Checkpoint {
     /// file's header, in the mark of a tensor, or in the original code's configuration beside the file
     /// (NAME.yaml).
     fn prediction(&self, weights: &Weights) -> Result<SchedulerConfig> {
-        if weights.shape("ztsnr").is_some() {
-            let what = "it was trained to a signal-to-noise ratio of zero (the mark `ztsnr`), a schedule that is not supported";
-            return Err(not_for_us(&self.path, what.to_owned()));
-        }
-        // CosXL's and Playground 2.5's: taken for another kind of network they would draw nothing but noise.
-        let edm = ["edm_vpred.sigma_max", "edm_vpred.sigma_min", "edm_mean", "edm_std"];
-        if let Some(mark) = edm.iter().find(|mark| weights.shape(mark).is_some()) {
-            let what =
-                format!("it was trained as EDM has it (the mark `{mark}`), which is not supported");
+        // Taken for another kind of network it would draw nothing but noise.
+        if let Some(mark) =
+            ["edm_mean", "edm_std"].iter().find(|mark| weights.shape(mark).is_some())
+        {
+            let what = format!(
+                "it denoises latents of a mean and a spread of its own (the mark `{mark}`, of Playground 2.5), \
+                 which is not supported"
+            );
             return Err(not_for_us(&self.path, what));
         }
         let beside = self.path.with_extension("yaml");
@@ -435,11 +435,22 @@ impl Checkpoint {
         let stated = weights.metadata("modelspec.prediction_type");
         let is_v = matches!(stated, Some("v" | "v_prediction"))
             || weights.shape("v_pred").is_some()
-            || parameterization.as_deref() == Some("v");
+            || parameterization.as_deref() == Some("v")
+            || weights.shape(EDM_SIGMA_MAX).is_some();
         let prediction = if is_v { "v_prediction" } else { "epsilon" };
-        let config =
-            infer::with_header(json!({"prediction_type": prediction}), weights, "scheduler")?;
-        SchedulerConfig::from_value(&config, &self.shapes())
+        // As ComfyUI has it: alone the mark means nothing.
+        let zero_snr = weights.shape("v_pred").is_some() && weights.shape("ztsnr").is_some();
+        let config = json!({"prediction_type": prediction, "rescale_betas_zero_snr": zero_snr});
+        let config = infer::with_header(config, weights, "scheduler")?;
+        let mut config = SchedulerConfig::from_value(&config, &self.shapes())?;
+        if weights.shape(EDM_SIGMA_MAX).is_some() {
+            let smallest = match weights.shape(EDM_SIGMA_MIN) {
+                Some(_) => weights.number(EDM_SIGMA_MIN)?,
+                None => 0.002,
+            };
+            config.edm_sigmas = Some((smallest, weights.number(EDM_SIGMA_MAX)?));
+        }
+        Ok(config)
     }
 
     /// What errors call the configuration that was read off the weights.
@@ -451,6 +462,13 @@ impl Checkpoint {
         Error::HasNo { path: self.path.clone(), kind: self.kind(), what }
     }
 }
+
+/// The noise levels of a network that was trained over all of them (CosXL), a number each.
+const EDM_SIGMA_MAX: &str = "edm_vpred.sigma_max";
+const EDM_SIGMA_MIN: &str = "edm_vpred.sigma_min";
+
+/// Tensors whose names say how a network was trained.
+const MARKS: [&str; 6] = ["v_pred", "ztsnr", EDM_SIGMA_MAX, EDM_SIGMA_MIN, "edm_mean", "edm_std"];
 
 /// What the original code's configuration says of `key`, where it is there and does. What else it says, the
 /// networks' shapes, is read off the weights.

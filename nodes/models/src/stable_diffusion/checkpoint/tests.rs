@@ -6,7 +6,7 @@ use crate::clip::text::ClipText;
 use crate::stable_diffusion::controlnet::ControlNet;
 use crate::stable_diffusion::unet::UNet;
 use crate::stable_diffusion::vae::Vae;
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::io::Write;
@@ -310,13 +310,58 @@ fn what_the_network_predicts_is_found() -> Result<()> {
     let mut marked = shapes.clone();
     marked.insert("v_pred".to_owned(), vec![]);
     assert_eq!(prediction(&sparse(&marked, &[]))?, Prediction::VPrediction);
+    let rescaled = |shapes: &Shapes| -> Result<bool> {
+        let (_file, checkpoint) = open(shapes)?;
+        Ok(checkpoint.unet()?.1.rescale_betas_zero_snr)
+    };
+    assert!(!rescaled(&marked)?);
     marked.insert("ztsnr".to_owned(), vec![]);
-    assert!(prediction(&sparse(&marked, &[])).is_err_and(|e| e.to_string().contains("ztsnr")));
-    for mark in ["edm_vpred.sigma_max", "edm_mean"] {
+    assert!(rescaled(&marked)?);
+    marked.remove("v_pred");
+    assert!(!rescaled(&marked)?);
+    for mark in ["edm_std", "edm_mean"] {
         let mut marked = shapes.clone();
-        marked.insert(mark.to_owned(), vec![]);
+        marked.insert(mark.to_owned(), vec![4]);
         assert!(prediction(&sparse(&marked, &[])).is_err_and(|e| e.to_string().contains(mark)));
     }
+    Ok(())
+}
+
+/// The marks of CosXL, whose numbers a hole in a file does not have: it is of zeros, which no noise level is.
+#[test]
+fn the_noise_levels_of_an_edm_network_are_in_its_marks() -> Result<()> {
+    use crate::samplers::{Prediction, Schedule, Timesteps};
+    let mut tensors = HashMap::new();
+    let config = UNetConfig::from_value(
+        &json!({
+            "block_out_channels": [32], "attention_head_dim": 8, "norm_num_groups": 32,
+            "down_block_types": ["CrossAttnDownBlock2D"], "up_block_types": ["CrossAttnUpBlock2D"],
+            "layers_per_block": 1, "cross_attention_dim": 6,
+        }),
+        "a small one",
+    )?;
+    let recording = Weights::recording();
+    UNet::load(&recording, &config)?;
+    for (name, shape) in recording.recorded() {
+        tensors.insert(name, Tensor::zeros(shape, DType::F32, &Device::Cpu)?);
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("unet.safetensors");
+    let mut mark = |name: &str, sigma: f32| -> Result<SchedulerConfig> {
+        tensors.insert(name.to_owned(), Tensor::new(sigma, &Device::Cpu)?);
+        candle_core::safetensors::save(&tensors, &path)?;
+        Ok(Checkpoint::open(&path, &Device::Cpu)?.unet()?.1)
+    };
+    let config = mark(EDM_SIGMA_MAX, 80.0)?;
+    assert_eq!(config.prediction_type, Prediction::VPrediction);
+    assert_eq!(config.edm_sigmas, Some((0.002, 80.0)));
+    let config = mark(EDM_SIGMA_MIN, 0.5)?;
+    assert_eq!(config.edm_sigmas, Some((0.5, 80.0)));
+    assert_eq!(Schedule::new(&config)?.timesteps, Timesteps::QuarterLogSigma);
+    assert!(mark(EDM_SIGMA_MAX, f32::INFINITY).is_err());
+    let config = mark(EDM_SIGMA_MAX, 0.25)?;
+    let error = Schedule::new(&config).err().map(|e| e.to_string()).unwrap_or_default();
+    assert!(error.contains("σ goes from 0.5 to 0.25"), "{error}");
     Ok(())
 }
 

@@ -1,0 +1,134 @@
+//! A model sampled in another way than its file says: what it predicts, its noise levels, its guidance.
+
+use kosmograph_models::samplers::{Prediction, Schedule, SchedulerConfig};
+use node::*;
+
+use crate::model::schedule_description;
+
+/// Says what a model predicts and over which noise levels, where its file does not: for v-prediction models that lost
+/// their marks, and for those that were distilled for few steps.
+#[derive(Inputs)]
+#[node(category = "advanced/model")]
+pub struct ModelSamplingDiscrete {
+    /// The model.
+    model: Model,
+    /// What it predicts: the noise, the velocity, or the picture. "lcm" is the noise, over 50 of the training's steps, of a
+    /// consistency model.
+    #[widget(choices = ["eps", "v_prediction", "lcm", "x0"], default = "eps")]
+    sampling: String,
+    /// Whether the noisiest level is noise alone.
+    #[widget(default = false)]
+    zsnr: bool,
+}
+
+/// Of how many of the training's steps "lcm" takes one.
+const DISTILLED: usize = 20;
+
+impl Node for ModelSamplingDiscrete {
+    outputs![MODEL: Model];
+
+    fn run(self, cx: &Context) -> Result<Model> {
+        let prediction = match self.sampling.as_str() {
+            "v_prediction" => Prediction::VPrediction,
+            "x0" => Prediction::Sample,
+            _ => Prediction::Epsilon,
+        };
+        // The family's own schedule, whatever the file's is, as in ComfyUI.
+        let schedule = Schedule::new(&SchedulerConfig {
+            prediction_type: prediction,
+            rescale_betas_zero_snr: self.zsnr,
+            ..SchedulerConfig::default()
+        })?;
+        let is_lcm = self.sampling == "lcm";
+        let schedule = if is_lcm { schedule.every(DISTILLED)? } else { schedule };
+        sampled_as(cx, &self.model, &schedule, is_lcm)
+    }
+}
+
+/// Says that a model was trained over all noise levels, evenly in their logarithms, and what it predicts (CosXL).
+#[derive(Inputs)]
+#[node(category = "advanced/model")]
+pub struct ModelSamplingContinuousEDM {
+    /// The model.
+    model: Model,
+    /// What it predicts: the velocity or the noise.
+    #[widget(choices = ["v_prediction", "eps"], default = "v_prediction")]
+    sampling: String,
+    /// The highest noise level.
+    #[widget(default = 120.0, min = 0.0, max = 1000.0, step = 0.001)]
+    sigma_max: f64,
+    /// The lowest.
+    #[widget(default = 0.002, min = 0.0, max = 1000.0, step = 0.001)]
+    sigma_min: f64,
+}
+
+impl Node for ModelSamplingContinuousEDM {
+    outputs![MODEL: Model];
+
+    fn run(self, cx: &Context) -> Result<Model> {
+        if self.sigma_min < LEAST_SIGMA || self.sigma_max <= self.sigma_min {
+            return Err(Error::at(
+                "sigma_min",
+                format!(
+                    "noise levels from {} to {} are none to sample over; from {LEAST_SIGMA} on, and less than \
+                     sigma_max would be right",
+                    self.sigma_min, self.sigma_max
+                ),
+            ));
+        }
+        let prediction = match self.sampling.as_str() {
+            "eps" => Prediction::Epsilon,
+            _ => Prediction::VPrediction,
+        };
+        let schedule = Schedule::over_sigmas(self.sigma_min, self.sigma_max, prediction)?;
+        sampled_as(cx, &self.model, &schedule, false)
+    }
+}
+
+/// The lowest noise level whose square a double tells well beside 1.
+const LEAST_SIGMA: f64 = 1e-4;
+
+/// `model` over another schedule.
+fn sampled_as(cx: &Context, model: &Model, schedule: &Schedule, is_lcm: bool) -> Result<Model> {
+    let mut description = schedule_description(schedule);
+    description.insert("consistency".to_owned(), is_lcm.into());
+    changed(cx, model, &description)
+}
+
+/// Brings what guidance makes back to the spread that the positive alone has: what v-prediction models are used with,
+/// whose pictures strong guidance burns out (Lin et al., arXiv 2305.08891, section 3.4).
+#[derive(Inputs)]
+#[node(category = "advanced/model")]
+pub struct RescaleCFG {
+    /// The model.
+    model: Model,
+    /// How much of it: 0 leaves guidance as it is.
+    #[widget(default = 0.7, min = 0.0, max = 1.0, step = 0.01)]
+    multiplier: f64,
+}
+
+impl Node for RescaleCFG {
+    outputs![MODEL: Model];
+
+    fn run(self, cx: &Context) -> Result<Model> {
+        let description = [("rescale_cfg".to_owned(), self.multiplier.into())];
+        changed(cx, &self.model, &description.into_iter().collect())
+    }
+}
+
+/// `model` that says `description` of itself.
+fn changed(
+    cx: &Context,
+    model: &Model,
+    description: &serde_json::Map<String, serde_json::Value>,
+) -> Result<Model> {
+    if !model.0.offers("model_sampling/1") {
+        return Err(Error::at(
+            "model",
+            "this model cannot be sampled in another way: the library it comes from does not offer \
+             \"model_sampling/1\"",
+        ));
+    }
+    let model = model.0.sampled_as(cx, description);
+    model.map(Model).map_err(|error| error.of_input("model"))
+}
