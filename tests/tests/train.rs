@@ -6,10 +6,12 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use candle_core::Device;
+use candle_core::{DType, Device, Tensor};
 use kosmograph_models::Weights;
+use kosmograph_models::kosmos::Kosmos;
 use kosmograph_models::lora::Lora;
 use kosmograph_models::stable_diffusion::checkpoint::Checkpoint;
+use kosmograph_models::stable_diffusion::controlnet::ControlNet;
 use kosmograph_models::stable_diffusion::unet::UNet;
 use kosmograph_tests::{Run, repository};
 use kosmograph_training::{Config, Report, Watch, state, train};
@@ -223,6 +225,110 @@ fn a_whole_unet_is_trained_with_its_class() -> Result<()> {
 }
 
 #[test]
+fn a_controlnet_begins_as_the_unet_and_is_loaded() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let more = json!({
+        "task": "controlnet", "output": "made/control", "steps": 2, "batch": 2, "flip": true,
+        "control": {"hints": "hints"}, "samples": {"every": 2, "prompts": ["a monster"], "steps": 2},
+    });
+    let config = config(folder.path(), &more)?;
+    let hints = folder.path().join("hints");
+    std::fs::create_dir(&hints)?;
+    // Two of the three pictures have a hint; one of another size and format.
+    let hint =
+        image::RgbImage::from_fn(96, 80, |x, y| image::Rgb([(x * 2) as u8, (y * 3) as u8, 9]));
+    hint.save(hints.join("monster-1.png"))?;
+    hint.save(hints.join("monster-2.bmp"))?;
+    run(&config)
+        .expect_success()
+        .stderr_contains("monster-3.png is left out")
+        .stderr_contains("holds no hint of its name");
+    let made = folder.path().join("made/control");
+    let (found, weights) = Checkpoint::open(&made, &Device::Cpu)?.control_net()?;
+    ControlNet::load(&weights, &found)?;
+    weights.finish(&[])?;
+    // What was zero at first has learnt; what was the U-Net's is near it.
+    let out = weights.get("controlnet_mid_block.weight", (96, 96, 1, 1))?;
+    ensure!(out.abs()?.max_all()?.to_scalar::<f32>()? > 0.0, "the outputs are zeros still");
+    let (_, _, unet) =
+        Checkpoint::open(&repository().join("models/tiny/sd"), &Device::Cpu)?.unet()?;
+    let of = |weights: &Weights| weights.get("conv_in.weight", (64, 4, 3, 3));
+    let apart = (of(&weights)?.to_dtype(DType::F32)? - of(&unet)?.to_dtype(DType::F32)?)?;
+    ensure!(apart.abs()?.max_all()?.to_scalar::<f32>()? < 0.1);
+    ensure!(folder.path().join("made/control.samples/000002-0.png").is_file());
+    // And it can go on from one that is there.
+    let more = json!({
+        "task": "controlnet", "output": "made/other", "steps": 1, "batch": 1,
+        "control": {"hints": "hints", "start": "made/control"},
+    });
+    let path = self::config(folder.path(), &more)?;
+    train(&read(&path)?, &mut Stop::after(usize::MAX))?;
+    ensure!(folder.path().join("made/other/config.json").is_file());
+    Ok(())
+}
+
+/// A folder of prompts with pictures, for Kosmos-G.
+fn prompts(folder: &Path) -> Result<()> {
+    let pictures = folder.join("prompts");
+    let examples = repository().join("models/tiny/examples");
+    for (name, prompt, sources) in [
+        ("one", "<i> on the beach", 1),
+        ("two", "<i> and <i> at night", 2),
+        ("none", "a red monster in the snow", 0),
+        ("wrong", "<i> and <i>", 1),
+    ] {
+        std::fs::create_dir_all(pictures.join(name))?;
+        std::fs::copy(examples.join("monster-1.png"), pictures.join(format!("{name}.png")))?;
+        std::fs::write(pictures.join(format!("{name}.txt")), prompt)?;
+        for number in 0..sources {
+            let source = examples.join(format!("monster-{}.png", number + 2));
+            std::fs::copy(source, pictures.join(name).join(format!("{number}.png")))?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn kosmos_g_is_aligned_and_instructed_and_loaded_again() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    prompts(folder.path())?;
+    let kosmos = repository().join("models/tiny/kosmos");
+    for (task, part, still) in [
+        ("align", "aligner.encoder_query", "gpt_model.decoder.layer_norm.weight"),
+        ("instruct", "gpt_model.decoder.layer_norm.weight", "img_model.visual.conv1.weight"),
+    ] {
+        let output = format!("made/{task}");
+        let more = json!({
+            "task": task, "kosmos": kosmos, "pictures": "prompts", "output": output, "steps": 3, "batch": 2,
+            "resolution": 128, "rate": {"warmup": 1},
+        });
+        let path = config(folder.path(), &more)?;
+        let finished = run(&path).expect_success();
+        if task == "instruct" {
+            finished.stderr_contains("wrong.png is left out");
+        } else {
+            finished.stderr_contains("no reconstruction half");
+        }
+        let made = folder.path().join(&output);
+        Kosmos::read(&made, &Device::Cpu)?;
+        let both = [&made, &kosmos].map(|folder| Weights::open(folder, &Device::Cpu));
+        let [made, before] = both;
+        let (made, before) = (made?, before?);
+        let changed = |name: &str| -> Result<f32> {
+            let shape = before.shape(name).with_context(|| name.to_owned())?;
+            let of = |weights: &Weights| -> Result<Tensor> {
+                Ok(weights.get(name, shape.clone())?.to_dtype(DType::F32)?)
+            };
+            let apart = (of(&made)? - of(&before)?)?;
+            Ok(apart.abs()?.max_all()?.to_scalar::<f32>()?)
+        };
+        ensure!(changed(part)? > 0.0, "{task}: {part} has learnt nothing");
+        ensure!(changed(still)? == 0.0, "{task}: {still} has changed");
+    }
+    Ok(())
+}
+
+#[test]
 fn what_is_wrong_is_told_before_anything_is_made() -> Result<()> {
     let empty = tempfile::tempdir()?;
     let cases = [
@@ -233,6 +339,18 @@ fn what_is_wrong_is_told_before_anything_is_made() -> Result<()> {
         (json!({"pictures": "nowhere"}), "nowhere"),
         (json!({"model": "nowhere"}), "nowhere"),
         (json!({"task": "loro"}), "unknown variant `loro`"),
+        (json!({"task": "controlnet"}), "\"control\" and the task controlnet go together"),
+        (
+            json!({"task": "controlnet", "control": {"hints": "nowhere"}}),
+            "holds no picture that can be read",
+        ),
+        (json!({"task": "align"}), "\"kosmos\" and the tasks align and instruct go together"),
+        (json!({"task": "align", "kosmos": "nowhere"}), "nowhere"),
+        (
+            json!({"task": "align", "kosmos": repository().join("models/tiny/kosmos"),
+                   "shards": [{"kind": "laion", "files": ["no.tsv"]}]}),
+            "no.tsv",
+        ),
     ];
     for (more, sentence) in cases {
         let folder = tempfile::tempdir()?;

@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use crate::documents::ShardsConfig;
 use crate::error::{Error, Result};
 use crate::lora;
 use crate::optimiser::OptimiserConfig;
@@ -20,6 +21,19 @@ pub enum Task {
     Dreambooth,
     /// Vectors for a word that the text encoder does not know (Gal et al., arXiv 2208.01618).
     Inversion,
+    /// A ControlNet through the frozen U-Net (Zhang et al., arXiv 2302.05543).
+    Controlnet,
+    /// Kosmos-G's aligner towards CLIP's text, from captions alone: the paper's second stage.
+    Align,
+    /// Kosmos-G through the frozen U-Net, from prompts with pictures: the paper's third stage.
+    Instruct,
+}
+
+impl Task {
+    /// Whether it is a stage of Kosmos-G's own training.
+    pub fn is_kosmos(self) -> bool {
+        matches!(self, Task::Align | Task::Instruct)
+    }
 }
 
 /// The whole of a training. Paths that are relative begin at the file's folder.
@@ -31,7 +45,7 @@ pub struct Config {
     pub model: PathBuf,
     /// A folder of pictures, each with its caption in a .txt of the same name beside it.
     pub pictures: PathBuf,
-    /// What is made: a .safetensors file, or for dreambooth a folder.
+    /// What is made: a .safetensors file, or for a whole network a folder.
     pub output: PathBuf,
     /// The caption of pictures that have none beside them.
     pub caption: Option<String>,
@@ -52,6 +66,14 @@ pub struct Config {
     pub seed: u64,
     pub lora: LoraConfig,
     pub inversion: InversionConfig,
+    /// The folder of Kosmos-G, for its own training.
+    pub kosmos: Option<PathBuf>,
+    /// Shards to learn from instead of `pictures`, for Kosmos-G's own training.
+    pub shards: Vec<ShardsConfig>,
+    /// The share of values that the language model loses between its layers.
+    pub dropout: f64,
+    /// What a ControlNet sees.
+    pub control: Option<ControlConfig>,
     /// Pictures of the class, that the U-Net is to go on drawing as before.
     pub prior: Option<PriorConfig>,
     pub optimiser: OptimiserConfig,
@@ -89,6 +111,16 @@ pub struct InversionConfig {
     pub vectors: usize,
     /// The word whose embedding they begin with.
     pub start: String,
+}
+
+/// `control`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ControlConfig {
+    /// A folder with the hint of each picture, under the picture's name.
+    pub hints: PathBuf,
+    /// A ControlNet to begin with, in diffusers' layout; else it begins as the U-Net's first half, and gives nothing.
+    pub start: Option<PathBuf>,
 }
 
 /// `prior`.
@@ -131,6 +163,10 @@ impl Default for Config {
             seed: 0,
             lora: LoraConfig::default(),
             inversion: InversionConfig::default(),
+            kosmos: None,
+            shards: Vec::new(),
+            dropout: 0.0,
+            control: None,
             prior: None,
             optimiser: OptimiserConfig::default(),
             rate: RateConfig::default(),
@@ -178,9 +214,10 @@ impl Config {
     /// # Errors
     /// It is no JSON, a key is unknown or missing, or a value is outside of what it can be.
     pub fn read(text: &str, folder: &Path) -> Result<Config> {
-        let json: Value = serde_json::from_str(text)
+        let mut json: Value = serde_json::from_str(text)
             .map_err(|error| Error::Config(format!("the configuration is no JSON: {error}")))?;
         let example = Config {
+            control: Some(ControlConfig::default()),
             prior: Some(PriorConfig::default()),
             samples: Some(SamplesConfig::default()),
             ..Config::default()
@@ -189,9 +226,13 @@ impl Config {
             serde_json::to_value(example).map_err(|error| Error::Config(error.to_string()))?;
         known_keys(&json, &example, "")?;
         for needed in ["task", "model", "pictures", "output"] {
-            if json.get(needed).is_none() {
+            let is_replaced = needed == "pictures" && json.get("shards").is_some();
+            if json.get(needed).is_none() && !is_replaced {
                 return Err(Error::Config(format!("the configuration has no \"{needed}\"")));
             }
+        }
+        if json["task"] == "align" || json["task"] == "instruct" {
+            fill(&mut json, &authors_defaults());
         }
         let mut config: Config = serde_json::from_value(json)
             .map_err(|error| Error::Config(format!("the configuration: {error}")))?;
@@ -199,8 +240,14 @@ impl Config {
         from(&mut config.model);
         from(&mut config.pictures);
         from(&mut config.output);
+        config.kosmos.iter_mut().for_each(from);
+        config.shards.iter_mut().flat_map(|shards| &mut shards.files).for_each(from);
         if let Some(prior) = &mut config.prior {
             from(&mut prior.pictures);
+        }
+        if let Some(control) = &mut config.control {
+            from(&mut control.hints);
+            control.start.iter_mut().for_each(from);
         }
         config.check()?;
         Ok(config)
@@ -221,7 +268,11 @@ impl Config {
                 return refuse(format!("\"{name}\" is {value}; 1 to {most} would be right"));
             }
         }
-        let shares = [("caption_dropout", Some(self.caption_dropout)), ("ema", self.ema)];
+        let shares = [
+            ("caption_dropout", Some(self.caption_dropout)),
+            ("ema", self.ema),
+            ("dropout", Some(self.dropout)),
+        ];
         for (name, value) in shares {
             if value.is_some_and(|value| !(0.0..=1.0).contains(&value)) {
                 return refuse(format!("\"{name}\" is {value:?}; 0 to 1 would be right"));
@@ -248,10 +299,37 @@ impl Config {
                 "\"prior\" goes with the task dreambooth, and without buckets".to_owned(),
             );
         }
+        self.check_kosmos()?;
+        if self.control.is_some() != (self.task == Task::Controlnet) {
+            return refuse("\"control\" and the task controlnet go together".to_owned());
+        }
         if self.task == Task::Inversion && self.inversion.token.trim().is_empty() {
             return refuse(
                 "\"inversion.token\" is empty; a word of the captions would be right".to_owned(),
             );
+        }
+        Ok(())
+    }
+
+    fn check_kosmos(&self) -> Result<()> {
+        let is_kosmos = self.task.is_kosmos();
+        if self.kosmos.is_some() != is_kosmos {
+            return refuse("\"kosmos\" and the tasks align and instruct go together".to_owned());
+        }
+        if !is_kosmos && (!self.shards.is_empty() || self.dropout > 0.0) {
+            return refuse(
+                "\"shards\" and \"dropout\" go with the tasks align and instruct".to_owned(),
+            );
+        }
+        if self.dropout >= 1.0 {
+            return refuse("\"dropout\" is 1; less would be right".to_owned());
+        }
+        let weights = self.shards.iter().map(|shards| shards.weight);
+        if weights.into_iter().any(|weight| !(weight > 0.0 && weight.is_finite())) {
+            return refuse("a weight of \"shards\" is not above 0".to_owned());
+        }
+        if is_kosmos && self.samples.is_some() {
+            return refuse("\"samples\" are not drawn for the tasks align and instruct".to_owned());
         }
         Ok(())
     }
@@ -265,6 +343,31 @@ impl Config {
             }
         }
         json
+    }
+}
+
+/// What the authors of Kosmos-G train both stages with.
+fn authors_defaults() -> Value {
+    json!({
+        "optimiser": {
+            "method": "fairseq_adam", "learning_rate": 1e-3, "betas": [0.9, 0.98], "eps": 1e-6,
+            "weight_decay": 0.01, "clip_norm": 2.0,
+        },
+        "rate": {"course": "linear", "warmup": 375},
+        "dropout": 0.1,
+    })
+}
+
+/// Puts what `json` does not say from `defaults`, also within.
+fn fill(json: &mut Value, defaults: &Value) {
+    let (Some(json), Some(defaults)) = (json.as_object_mut(), defaults.as_object()) else { return };
+    for (key, value) in defaults {
+        match json.get_mut(key) {
+            Some(there) => fill(there, value),
+            None => {
+                json.insert(key.clone(), value.clone());
+            }
+        }
     }
 }
 
@@ -314,6 +417,18 @@ mod tests {
         assert_eq!(config.model, Path::new("/here/m"));
         assert_eq!((config.lora.rank, config.lora.alpha), (4, 16.0));
         assert_eq!(config.samples.unwrap().steps, 20);
+    }
+
+    #[test]
+    fn kosmos_gs_own_training_begins_with_the_authors_settings() {
+        let text = r#"{"task": "align", "model": "m", "kosmos": "k", "output": "o", "pictures": "p",
+            "optimiser": {"learning_rate": 0.5}}"#;
+        let config = Config::read(text, Path::new("/here")).unwrap();
+        assert_eq!((config.dropout, config.rate.warmup), (0.1, 375));
+        assert_eq!((config.optimiser.eps, config.optimiser.learning_rate), (1e-6, 0.5));
+        assert_eq!(config.kosmos.unwrap(), Path::new("/here/k"));
+        let told = read(r#", "kosmos": "k""#).unwrap_err().to_string();
+        assert!(told.contains("go together"), "{told}");
     }
 
     #[test]

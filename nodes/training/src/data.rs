@@ -52,6 +52,8 @@ pub struct Example {
     pub caption: String,
     /// (width, height) in pixels.
     pub size: (usize, usize),
+    /// What a ControlNet sees of it: [height, width, 3].
+    pub hint: Option<Vec<u8>>,
     /// Mean and standard deviation of its latents [C, h, w]; a second pair is of its mirror image.
     pub latents: Vec<[Tensor; 2]>,
 }
@@ -62,7 +64,8 @@ pub struct Pictures {
     pub notes: Vec<String>,
 }
 
-/// Reads the pictures of `folder` in the order of their names. A picture that cannot be read is left out and told.
+/// Reads the pictures of `folder` in the order of their names, and their hints of `hints` where there is such a folder. A
+/// picture that cannot be read, or whose hint cannot, is left out and told.
 ///
 /// # Errors
 /// There is no such folder, or no picture in it that can be read; the autoencoder's.
@@ -71,18 +74,10 @@ pub fn read(
     caption: Option<&str>,
     cut: Cut,
     flip: bool,
+    hints: Option<&Path>,
     vae: &Vae,
 ) -> Result<Pictures> {
-    let failed = |source| Error::Read { path: folder.to_owned(), source };
-    let mut paths = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(failed)? {
-        let path = entry.map_err(failed)?.path();
-        let end = path.extension().map(|end| end.to_string_lossy().to_lowercase());
-        if end.is_some_and(|end| PICTURES.contains(&&*end)) {
-            paths.push(path);
-        }
-    }
-    paths.sort();
+    let paths = pictures(folder)?;
     if paths.is_empty() {
         let ends = PICTURES.join(", ");
         let sentence = format!("{} holds no pictures ({ends})", folder.display());
@@ -93,6 +88,13 @@ pub fn read(
         interrupt::check().map_err(|_| Error::Cancelled)?;
         let picture = match open(&path) {
             Ok(picture) => picture,
+            Err(reason) => {
+                notes.push(format!("{} is left out: {reason}", path.display()));
+                continue;
+            }
+        };
+        let hint = match hints.map(|hints| hint_of(&path, hints)).transpose() {
+            Ok(hint) => hint,
             Err(reason) => {
                 notes.push(format!("{} is left out: {reason}", path.display()));
                 continue;
@@ -111,7 +113,8 @@ pub fn read(
         if flip {
             latents.push(encode(vae, &pixels, size, true)?);
         }
-        examples.push(Example { path, caption, size, latents });
+        let hint = hint.map(|hint| cut_to(&hint, size)).transpose()?;
+        examples.push(Example { path, caption, size, hint, latents });
     }
     if examples.is_empty() {
         let sentence = format!("{} holds no picture that can be read", folder.display());
@@ -126,17 +129,53 @@ pub fn read(
     Ok(Pictures { examples, notes })
 }
 
-fn open(path: &Path) -> std::result::Result<image::RgbImage, String> {
+/// The paths of the pictures in `folder`, in the order of their names.
+pub(crate) fn pictures(folder: &Path) -> Result<Vec<PathBuf>> {
+    let failed = |source| Error::Read { path: folder.to_owned(), source };
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let end = path.extension().map(|end| end.to_string_lossy().to_lowercase());
+        if end.is_some_and(|end| PICTURES.contains(&&*end)) {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+/// The picture in `hints` that has the name of `picture`, whatever its end.
+fn hint_of(picture: &Path, hints: &Path) -> std::result::Result<image::RgbImage, String> {
+    let name = hints.join(picture.file_name().unwrap_or_default());
+    let ends = PICTURES.iter().map(|end| name.with_extension(end));
+    let mut all = std::iter::once(name.clone()).chain(ends);
+    match all.find(|path| path.is_file()) {
+        Some(path) => {
+            open(&path).map_err(|reason| format!("its hint {}: {reason}", path.display()))
+        }
+        None => Err(format!("{} holds no hint of its name", hints.display())),
+    }
+}
+
+/// Pixels [height, width, 3] as planes [3, H, W] in 0..1.
+///
+/// # Errors
+/// Only what the tensor library reports.
+pub fn planes(pixels: &[u8], (width, height): (usize, usize), mirrored: bool) -> Result<Tensor> {
+    let value = |at: usize| {
+        let (channel, y, x) = (at / (height * width), at / width % height, at % width);
+        let x = if mirrored { width - 1 - x } else { x };
+        f32::from(pixels[(y * width + x) * 3 + channel]) / 255.0
+    };
+    let values: Vec<f32> = (0..3 * height * width).map(value).collect();
+    Ok(Tensor::from_vec(values, (3, height, width), &Device::Cpu)?)
+}
+
+pub(crate) fn open(path: &Path) -> std::result::Result<image::RgbImage, String> {
     let reader = ImageReader::open(path).map_err(|error| error.to_string())?;
     let reader = reader.with_guessed_format().map_err(|error| error.to_string())?;
     let mut decoder = reader.into_decoder().map_err(|error| error.to_string())?;
-    let (width, height) = decoder.dimensions();
-    if width == 0 || height == 0 {
-        return Err("it has no pixels".to_owned());
-    }
-    let shape = [height as usize, width as usize, 4];
-    kosmograph_memory::ask(format_args!("the pixels of {}", path.display()), &shape, 2)
-        .map_err(|error| error.to_string())?;
+    ask_for(&decoder, &path.display().to_string())?;
     let orientation = decoder.orientation().map_err(|error| error.to_string())?;
     let mut picture = DynamicImage::from_decoder(decoder).map_err(|error| error.to_string())?;
     picture.apply_orientation(orientation);
@@ -150,10 +189,31 @@ fn open(path: &Path) -> std::result::Result<image::RgbImage, String> {
     Ok(DynamicImage::ImageRgba8(rgba).into_rgb8())
 }
 
+/// A picture of a shard, as the authors of Kosmos-G open it: without what is transparent, and not turned.
+pub(crate) fn open_bytes(bytes: &[u8]) -> std::result::Result<image::RgbImage, String> {
+    let reader = ImageReader::new(std::io::Cursor::new(bytes)).with_guessed_format();
+    let reader = reader.map_err(|error| error.to_string())?;
+    let decoder = reader.into_decoder().map_err(|error| error.to_string())?;
+    ask_for(&decoder, "a picture")?;
+    let picture = DynamicImage::from_decoder(decoder).map_err(|error| error.to_string())?;
+    Ok(picture.into_rgb8())
+}
+
+/// Whether there are pixels, and the memory for them.
+fn ask_for(decoder: &impl ImageDecoder, name: &str) -> std::result::Result<(), String> {
+    let (width, height) = decoder.dimensions();
+    if width == 0 || height == 0 {
+        return Err("it has no pixels".to_owned());
+    }
+    let shape = [height as usize, width as usize, 4];
+    kosmograph_memory::ask(format_args!("the pixels of {name}"), &shape, 2)
+        .map_err(|error| error.to_string())
+}
+
 /// The most of a caption file that is read: CLIP takes 75 tokens.
 const LONGEST_CAPTION: usize = 1 << 16;
 
-fn read_caption(picture: &Path, notes: &mut Vec<String>) -> Option<String> {
+pub(crate) fn read_caption(picture: &Path, notes: &mut Vec<String>) -> Option<String> {
     let path = ["txt", "caption"]
         .iter()
         .map(|end| picture.with_extension(end))
@@ -188,7 +248,8 @@ fn cut_to(picture: &image::RgbImage, (width, height): (usize, usize)) -> Result<
     pixels.map_err(|error| Error::Data(error.to_string()))
 }
 
-fn encode(
+/// Mean and standard deviation of a picture's latents [C, h, w], scaled as the U-Net takes them.
+pub(crate) fn encode(
     vae: &Vae,
     pixels: &[u8],
     (width, height): (usize, usize),

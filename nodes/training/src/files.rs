@@ -59,6 +59,34 @@ pub fn write(
     Ok(())
 }
 
+/// Writes the folder `output`, which is not there yet, with `tensors` as its file `name` and the files `beside` by name; it
+/// appears when it is whole.
+///
+/// # Errors
+/// It cannot be written; nothing is left then.
+pub fn write_folder(
+    output: &Path,
+    name: &str,
+    tensors: &BTreeMap<String, Tensor>,
+    metadata: &BTreeMap<String, String>,
+    beside: &[(&str, Vec<u8>)],
+) -> Result<()> {
+    let failed = |path: &Path, source| Error::Write { path: path.to_owned(), source };
+    let folder = folder_of(output);
+    std::fs::create_dir_all(&folder).map_err(|source| failed(&folder, source))?;
+    let unfinished = tempfile::Builder::new()
+        .prefix(".unfinished-")
+        .tempdir_in(&folder)
+        .map_err(|source| failed(&folder, source))?;
+    write(&unfinished.path().join(name), tensors, metadata)?;
+    for (name, bytes) in beside {
+        let to = unfinished.path().join(name);
+        std::fs::write(&to, bytes).map_err(|source| failed(&to, source))?;
+    }
+    let path = unfinished.keep();
+    std::fs::rename(&path, output).map_err(|source| failed(output, source))
+}
+
 pub(crate) fn folder_of(path: &Path) -> PathBuf {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),

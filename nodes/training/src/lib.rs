@@ -2,11 +2,15 @@
 //! places of what is trained ([`Parameters::load`]), the kernels have their gradients, and the rest is here.
 
 pub mod config;
+mod control;
 pub mod data;
+mod diffusion;
+pub mod documents;
 pub mod draws;
 pub mod error;
 pub mod files;
 pub mod kosmos;
+mod kosmos_g;
 pub mod lora;
 pub mod noise;
 pub mod optimiser;
@@ -32,4 +36,13 @@ pub use run::{Report, Watch, train};
 pub fn timesteps(timesteps: &[usize]) -> candle_core::Result<Tensor> {
     let values: Vec<i64> = timesteps.iter().map(|t| *t as i64).collect();
     Tensor::new(values, &Device::Cpu)
+}
+
+/// Whether there is memory for every number of a network, its gradient and two moments.
+fn ask_for_all(what: &str, shapes: impl Iterator<Item = Vec<usize>>) -> Result<()> {
+    let count: u128 =
+        shapes.map(|shape| shape.iter().map(|side| *side as u128).product::<u128>()).sum();
+    let bytes = count * 4 * size_of::<f32>() as u128;
+    let sum = format!("{count} numbers, their gradients and two moments of each");
+    Ok(kosmograph_memory::ask_bytes(format_args!("a training of {what}"), bytes, &sum)?)
 }

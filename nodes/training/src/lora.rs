@@ -81,20 +81,27 @@ pub fn begin(
     for target in targets {
         let (down, up) = shapes(target, rank)?;
         let inputs: usize = down[1..].iter().product();
-        let bound = 1.0 / (inputs as f64).sqrt();
-        let count = down.iter().product();
-        let values: Vec<f32> = generator
-            .randn(count)
-            .into_iter()
-            .map(|normal| ((2.0 * cumulative(f64::from(normal)) - 1.0) * bound) as f32)
-            .collect();
         let Target { module, .. } = target;
-        let down = Tensor::from_vec(values, down, &device)?;
+        let down = evenly(generator, &down, inputs)?;
         parameters.insert(format!("{module}.lora_down.weight"), &down)?;
         let up = Tensor::zeros(up, candle_core::DType::F32, &device)?;
         parameters.insert(format!("{module}.lora_up.weight"), &up)?;
     }
     Ok(())
+}
+
+/// Values drawn evenly from ±1/√`inputs`, as torch's linear layers and convolutions begin.
+///
+/// # Errors
+/// Only what the tensor library reports.
+pub(crate) fn evenly(generator: &mut Generator, shape: &[usize], inputs: usize) -> Result<Tensor> {
+    let bound = 1.0 / (inputs.max(1) as f64).sqrt();
+    let values: Vec<f32> = generator
+        .randn(shape.iter().product())
+        .into_iter()
+        .map(|normal| ((2.0 * cumulative(f64::from(normal)) - 1.0) * bound) as f32)
+        .collect();
+    Ok(Tensor::from_vec(values, shape, &candle_core::Device::Cpu)?)
 }
 
 /// Φ(x): makes of a normal number an even one in 0..1.

@@ -236,7 +236,7 @@ pub fn encode_condition(case: &mut Case) -> Result<()> {
 
 /// Where the authors' tokenizer files are: in the folder that `KOSMOGRAPH_KOSMOS_DATA` names, or
 /// beside the repository.
-fn tokenizer_folder() -> (PathBuf, bool) {
+pub fn tokenizer_folder() -> (PathBuf, bool) {
     let folder = std::env::var_os("KOSMOGRAPH_KOSMOS_DATA")
         .map_or_else(|| crate::repository().join("../shared/kosmos-g-data"), PathBuf::from);
     let there = folder.join("dict.txt").is_file();

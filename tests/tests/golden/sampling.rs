@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::case::{Case, read_json};
 use crate::diffusers;
 use crate::diffusion::{folder, load_controlnet, load_unet, load_vae};
-use crate::training::check_through_unet;
+use crate::training_kosmos::check_through_unet;
 
 pub fn torch_randn(case: &mut Case) -> Result<()> {
     for name in case.expected_names() {

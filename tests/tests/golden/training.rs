@@ -3,14 +3,11 @@
 use std::collections::{BTreeMap, HashMap};
 
 use anyhow::{Context, Result, bail, ensure};
-use candle_core::backprop::GradStore;
 use candle_core::{D, DType, Device, Tensor, Var};
 use kosmograph_kernels as kernels;
-use kosmograph_models::clip::text::{ClipText, ClipTextConfig};
 use kosmograph_models::kosmos::aligner::{
     Aligner, Reconstruction, alignment_loss, reconstruction_loss,
 };
-use kosmograph_models::kosmos::{KosmosG, mllm::ImageTokens};
 use kosmograph_models::layers::{causal_mask, embedding, l2_normalize, padding_mask};
 use kosmograph_models::samplers::{Schedule, SchedulerConfig};
 use kosmograph_models::stable_diffusion::controlnet::{ControlNet, ControlNetConfig};
@@ -20,17 +17,14 @@ use kosmograph_training::lora::{self, Target};
 use kosmograph_training::noise::{
     add_noise, cross_entropy, min_snr_weights, mse_of_rows, signal_to_noise, weighted_mse,
 };
-use kosmograph_training::{
-    Course, Gradients, Method, Optimiser, OptimiserConfig, Parameters, RateConfig, kosmos,
-    timesteps,
-};
+use kosmograph_training::{Gradients, Method, Optimiser, OptimiserConfig, Parameters, timesteps};
 use serde_json::Value;
 
 use crate::case::{BOUND, Case, largest_magnitude, read_tensors};
-use crate::kosmos::{aligner_config, kosmos_config, load_gpt};
+use crate::kosmos::aligner_config;
 
 /// Of gradients through the U-Net, whose f32 is at 1e-5 itself.
-const UNET_GRADIENT: f64 = 1e-4;
+pub(crate) const UNET_GRADIENT: f64 = 1e-4;
 /// Gradients that are zero in exact arithmetic are rounding noise below this.
 const NOISE: f64 = 1e-6;
 
@@ -161,7 +155,7 @@ fn operator(
 
 /// Compares gradients with a file's tensors, each within `relative` of its own largest value, or of the noise that
 /// exact zeros have.
-fn check_gradients(
+pub(crate) fn check_gradients(
     case: &mut Case,
     expected: &BTreeMap<String, Tensor>,
     relative: f64,
@@ -199,18 +193,18 @@ pub fn aligner(case: &mut Case) -> Result<()> {
     })
 }
 
-fn unet_of(case: &Case) -> Result<(UNetConfig, Weights)> {
+pub(crate) fn unet_of(case: &Case) -> Result<(UNetConfig, Weights)> {
     let file = case.config["unet_weights"].as_str().context("no unet_weights")?;
     let config = UNetConfig::from_value(&case.config["unet_config"], "config.json")?;
     Ok((config, Weights::open(&case.file(file), &Device::Cpu)?))
 }
 
-fn schedule(case: &Case) -> Result<Schedule> {
+pub(crate) fn schedule(case: &Case) -> Result<Schedule> {
     let config: SchedulerConfig = serde_json::from_value(case.config["scheduler"].clone())?;
     Ok(Schedule::new(&config)?)
 }
 
-fn optimiser(case: &Case, method: Method) -> Result<OptimiserConfig> {
+pub(crate) fn optimiser(case: &Case, method: Method) -> Result<OptimiserConfig> {
     let options = &case.config["optimiser"];
     let number = |name: &str| options[name].as_f64().with_context(|| format!("no {name}"));
     Ok(OptimiserConfig {
@@ -224,7 +218,7 @@ fn optimiser(case: &Case, method: Method) -> Result<OptimiserConfig> {
 }
 
 /// Row `step` of the inputs' noise, and its timesteps.
-fn draw(case: &Case, step: usize) -> Result<(Tensor, Vec<usize>)> {
+pub(crate) fn draw(case: &Case, step: usize) -> Result<(Tensor, Vec<usize>)> {
     let timesteps = case.input("timesteps")?.get(step)?.to_vec1::<i64>()?;
     let timesteps = timesteps.into_iter().map(usize::try_from).collect::<Result<_, _>>()?;
     Ok((case.input("noise")?.get(step)?, timesteps))
@@ -232,7 +226,7 @@ fn draw(case: &Case, step: usize) -> Result<(Tensor, Vec<usize>)> {
 
 /// A parameter's expected value after some updates: what has changed is compared, within `relative` of the largest
 /// change.
-fn check_change(
+pub(crate) fn check_change(
     case: &mut Case,
     name: &str,
     found: &Var,
@@ -423,208 +417,4 @@ pub fn train_controlnet(case: &mut Case) -> Result<()> {
     let found = store.get(&context).context("the context has no gradient")?;
     let largest = largest_magnitude(&case.expected("grad_context")?)?;
     case.check_within("grad_context", found, UNET_GRADIENT * largest)
-}
-
-/// The gradients of a training's first step, in the file `grads.safetensors`.
-fn check_file(case: &mut Case, gradients: &Gradients, relative: f64) -> Result<()> {
-    let expected = read_tensors(&case.file("grads.safetensors"))?;
-    let largest = expected.values().map(largest_magnitude).collect::<Result<Vec<f64>>>()?;
-    ensure!(largest.iter().all(|largest| largest.is_finite()), "grads.safetensors is damaged");
-    check_gradients(case, &expected, relative, |name| {
-        Tensor::new(gradients.get(name)?, &Device::Cpu).ok()
-    })
-}
-
-/// The course of the learning rate that the authors' trainer has.
-fn authors_rate(case: &Case) -> Result<(RateConfig, usize)> {
-    let options = &case.config["optimiser"];
-    let number = |name: &str| options[name].as_u64().with_context(|| format!("no {name}"));
-    let warmup = number("warmup_updates")? as usize;
-    Ok((RateConfig { course: Course::Linear, warmup }, number("total_num_update")? as usize))
-}
-
-/// What some updates of the authors' optimiser are compared with.
-#[derive(Default)]
-struct Steps {
-    losses: Vec<f32>,
-    norms: Vec<f32>,
-    rates: Vec<f32>,
-}
-
-impl Steps {
-    fn check(self, case: &mut Case) -> Result<()> {
-        let of = |values: Vec<f32>| Tensor::new(values, &Device::Cpu);
-        case.check("steps.loss", &of(self.losses)?)?;
-        case.check("steps.grad_norm", &of(self.norms)?)?;
-        case.check("steps.lr", &of(self.rates)?)
-    }
-}
-
-/// `afterN.NAME` for the N updates that are done.
-fn check_after(
-    case: &mut Case,
-    updates: usize,
-    parameters: &Parameters,
-    start: &HashMap<String, Weight>,
-) -> Result<()> {
-    let prefix = format!("after{updates}.");
-    for expected in case.expected_names() {
-        let Some(name) = expected.strip_prefix(&prefix) else { continue };
-        let var = parameters.get(name).with_context(|| name.to_owned())?;
-        check_change(case, &expected, var, &start[name].tensor()?, 5e-3)?;
-    }
-    Ok(())
-}
-
-pub fn train_align(case: &mut Case) -> Result<()> {
-    let weights = case.weights()?;
-    let options = case.config.clone();
-    let gpt = load_gpt(&gpt_config(&options), &weights.sub("gpt_model"))?;
-    let mut clip = options["clip_text"].clone();
-    clip["max_position_embeddings"] = case.input("batch0.clip_tokens")?.dim(1)?.into();
-    let clip: ClipTextConfig = serde_json::from_value(clip)?;
-    let clip = ClipText::load(&clip, &weights.sub("aligner.clip_encoder"))?;
-    let (config, width) = aligner_config(&aligner_options(&options))?;
-    let (_, start) = weights.load_kept(|weights| {
-        Aligner::load(&config, width, &weights.sub("aligner"))?;
-        Reconstruction::load(&config, width, &weights.sub("aligner"))
-    })?;
-    let parameters = Parameters::of(&start, |_| true)?;
-    let trained = Weights::from_kept("variables", parameters.replace_in(&start), &Device::Cpu);
-    let aligner = Aligner::load(&config, width, &trained.sub("aligner"))?;
-    let back = Reconstruction::load(&config, width, &trained.sub("aligner"))?;
-    let settings = optimiser(case, Method::FairseqAdam)?;
-    let mut optimiser = Optimiser::new(&settings);
-    let (rate, total) = authors_rate(case)?;
-    let mut steps = Steps::default();
-    for step in 0..5 {
-        let batch = format!("batch{}", step % 2);
-        let tokens = case.input(&format!("{batch}.src_tokens"))?;
-        let target = clip.forward(&case.input(&format!("{batch}.clip_tokens"))?)?;
-        let hidden = gpt.forward(&tokens, None)?;
-        let padding = kosmos::padding(&tokens)?;
-        let [mse, rec] = kosmos::align_losses(&aligner, &back, &hidden, &padding, &target)?;
-        if step < 2 {
-            case.check(&format!("{batch}.mse_loss"), &mse.reshape(1)?)?;
-            case.check(&format!("{batch}.rec_loss"), &rec.reshape(1)?)?;
-        }
-        let loss = (mse + rec)?;
-        steps.losses.push(loss.to_scalar::<f32>()?);
-        let mut gradients = Gradients::of(&parameters, &loss.backward()?)?;
-        if step == 0 {
-            check_file(case, &gradients, BOUND)?;
-        }
-        let rate = settings.learning_rate * rate.factor(step, total);
-        steps.rates.push(rate as f32);
-        steps.norms.push(optimiser.update(&parameters, &mut gradients, rate)? as f32);
-        check_after(case, step + 1, &parameters, &start)?;
-    }
-    steps.check(case)
-}
-
-fn gpt_config(options: &Value) -> Value {
-    let mut gpt = options["gpt"].clone();
-    gpt["vocab"] = options["vocab"].clone();
-    gpt
-}
-
-fn aligner_options(options: &Value) -> Value {
-    let aligner = &options["aligner"];
-    serde_json::json!({
-        "gpt_dim": options["gpt"]["dim"], "dim": aligner["dim"], "encoder_layers": aligner["enc"],
-        "decoder_layers": aligner["dec"], "heads": aligner["heads"], "ffn": aligner["ffn"],
-        "max_positions": aligner["npos"], "queries": options["queries"], "ln_eps": 1e-5,
-    })
-}
-
-pub fn train_instruct(case: &mut Case) -> Result<()> {
-    let weights = case.weights()?;
-    let options = case.config.clone();
-    let (unet_config, unet_weights) = unet_of(case)?;
-    let unet = UNet::load(&unet_weights, &unet_config)?;
-    let schedule = schedule(case)?;
-    let gpt = &options["gpt"];
-    let names = serde_json::json!({
-        "vit": options["vit"], "aligner": options["aligner"], "vocab": options["vocab"],
-        "latent_query_num": options["latent_query_num"],
-        "gpt": {
-            "decoder_attention_heads": gpt["heads"], "decoder_embed_dim": gpt["dim"],
-            "decoder_layers": gpt["layers"], "decoder_ffn_embed_dim": gpt["ffn"],
-        },
-    });
-    let config = kosmos_config(&names, case.size("queries")?)?;
-    let trainable: Vec<String> = serde_json::from_value(options["trainable"].clone())?;
-    let mut start = HashMap::new();
-    for name in weights.names() {
-        let shape = weights.shape(&name).with_context(|| name.clone())?;
-        start.insert(name.clone(), weights.get(&name, shape)?.into());
-    }
-    let parameters = Parameters::of(&start, |name| trainable.iter().any(|other| other == name))?;
-    ensure!(parameters.iter().count() == trainable.len(), "a trainable tensor is missing");
-    let trained = Weights::from_kept("variables", parameters.replace_in(&start), &Device::Cpu);
-    let model = KosmosG::load(&config, &trained)?;
-    let (tokens, latents) = (case.input("src_tokens")?, case.input("latents")?);
-    let mask = case.input("img_gpt_input_mask")?;
-    let table = "gpt_model.decoder.embed_tokens.weight";
-    let (dim, pad) = (case.size("gpt.dim")?, case.size("pad_id")?);
-    let null_tokens = Tensor::new(&[[case.size("bos_id")? as i64]], &Device::Cpu)?;
-    let settings = optimiser(case, Method::FairseqAdam)?;
-    let mut optimiser = Optimiser::new(&settings);
-    let (rate, total) = authors_rate(case)?;
-    let rows = case.size("optimiser.sample_size")?;
-    let mut steps = Steps::default();
-    for step in 0..3 {
-        let (noise, t) = draw(case, step)?;
-        let draws = case.input("random_p")?.get(step)?.to_vec1::<f32>()?;
-        let features = model.encode_images(&case.input("pixels")?)?.flatten_to(1)?;
-        let images = ImageTokens { features, mask: mask.clone() };
-        let hidden = model.encode_tokens(&tokens, Some(&images))?;
-        let condition = model.align_masked(&hidden, &kosmos::padding(&tokens)?)?;
-        let null = model.align(&model.encode_tokens(&null_tokens, None)?, &null_tokens)?;
-        let condition = kosmos::drop_conditions(&condition, &null, &draws)?;
-        let loss = kosmos::instruct_loss(&unet, &schedule, &latents, &noise, &t, &condition)?;
-        steps.losses.push(loss.to_scalar::<f32>()?);
-        let store = loss.backward()?;
-        let mut gradients = Gradients::of(&parameters, &store)?;
-        gradients.freeze_row(table, pad, dim);
-        if step == 0 {
-            case.check("loss", &loss.reshape(1)?)?;
-            case.check("condition_BQC", &condition)?;
-            check_condition(case, &unet, &schedule, &condition)?;
-            check_file(case, &gradients, UNET_GRADIENT)?;
-        }
-        gradients.scale(1.0 / rows as f64);
-        let rate = settings.learning_rate * rate.factor(step, total);
-        steps.rates.push(rate as f32);
-        steps.norms.push(optimiser.update(&parameters, &mut gradients, rate)? as f32);
-        check_after(case, step + 1, &parameters, &start)?;
-    }
-    steps.check(case)
-}
-
-/// The gradient of the condition itself: of the first step, through the frozen U-Net.
-fn check_condition(
-    case: &mut Case,
-    unet: &UNet,
-    schedule: &Schedule,
-    condition: &Tensor,
-) -> Result<()> {
-    let condition = Var::from_tensor(&condition.detach())?;
-    let (noise, t) = draw(case, 0)?;
-    let latents = case.input("latents")?;
-    let loss = kosmos::instruct_loss(unet, schedule, &latents, &noise, &t, &condition)?;
-    let store = loss.backward()?;
-    check_through_unet(case, "grad_condition_BQC", &store, &condition)
-}
-
-/// A gradient that came through the U-Net.
-pub fn check_through_unet(
-    case: &mut Case,
-    name: &str,
-    store: &GradStore,
-    of: &Tensor,
-) -> Result<()> {
-    let found = store.get(of).with_context(|| format!("`{name}` has no gradient"))?.clone();
-    let largest = largest_magnitude(&case.expected(name)?)?;
-    case.check_within(name, &found, UNET_GRADIENT * largest)
 }

@@ -21,6 +21,9 @@ pub struct LayerConfig {
     pub layer_norm_eps: f64,
 }
 
+/// Takes values out by chance in a training (Srivastava et al., JMLR 2014); elsewhere what goes in comes out.
+pub type Dropout<'a> = dyn Fn(&Tensor) -> CandleResult<Tensor> + 'a;
+
 #[derive(Clone, Debug)]
 struct SelfAttention {
     attention: MultiheadAttention,
@@ -90,8 +93,19 @@ impl SelfLayer {
 
     /// [B, T, C] → [B, T, C]; `mask` broadcasts to [B, heads, T, T].
     pub fn forward(&self, x: &Tensor, mask: Option<&Tensor>) -> CandleResult<Tensor> {
-        let x = (x + self.self_attn.forward(&self.self_attn_layer_norm.forward(x)?, mask)?)?;
-        &x + self.ffn.forward(&self.final_layer_norm.forward(&x)?)?
+        self.forward_dropping(x, mask, &|x| Ok(x.clone()))
+    }
+
+    /// The same in a training, where `drop` takes values out of what each part adds.
+    pub fn forward_dropping(
+        &self,
+        x: &Tensor,
+        mask: Option<&Tensor>,
+        drop: &Dropout,
+    ) -> CandleResult<Tensor> {
+        let attended = self.self_attn.forward(&self.self_attn_layer_norm.forward(x)?, mask)?;
+        let x = (x + drop(&attended)?)?;
+        &x + drop(&self.ffn.forward(&self.final_layer_norm.forward(&x)?)?)?
     }
 }
 

@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use crate::error::{Error, Result};
 use crate::files::weights::Weights;
-use crate::kosmos::magneto::{LayerConfig, SelfLayer};
+use crate::kosmos::magneto::{Dropout, LayerConfig, SelfLayer};
 use crate::layers::{LayerNorm, causal_mask, embedding};
 use crate::text::kosmos_tokens::PAD;
 
@@ -106,10 +106,24 @@ impl Mllm {
     /// # Errors
     /// As [`Self::embed`].
     pub fn forward(&self, tokens: &Tensor, images: Option<&ImageTokens>) -> Result<Tensor> {
-        let mut x = self.embed(tokens, images)?;
+        self.forward_dropping(tokens, images, &|x| Ok(x.clone()))
+    }
+
+    /// [`Self::forward`] in a training, where `drop` takes values out of the embedding and of what each part of a layer
+    /// adds.
+    ///
+    /// # Errors
+    /// As [`Self::embed`].
+    pub fn forward_dropping(
+        &self,
+        tokens: &Tensor,
+        images: Option<&ImageTokens>,
+        drop: &Dropout,
+    ) -> Result<Tensor> {
+        let mut x = drop(&self.embed(tokens, images)?)?;
         let mask = causal_mask(x.dim(1)?, x.device())?;
         for layer in &self.layers {
-            x = layer.forward(&x, Some(&mask))?;
+            x = layer.forward_dropping(&x, Some(&mask), drop)?;
         }
         Ok(self.layer_norm.forward(&x)?)
     }

@@ -1,0 +1,396 @@
+//! Kosmos-G's own training: `align` and `instruct`, the paper's second and third stage, with the losses of
+//! [`crate::kosmos`].
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use candle_core::{DType, Device, Result as CandleResult, Tensor};
+use kosmograph_models::clip::text::ClipText;
+use kosmograph_models::kosmos::aligner::{Aligner, Reconstruction};
+use kosmograph_models::kosmos::connector::Connector;
+use kosmograph_models::kosmos::mllm::{ImageTokens, Mllm};
+use kosmograph_models::kosmos::preprocess::{PictureTransform, resize_and_crop};
+use kosmograph_models::kosmos::vit::Vit;
+use kosmograph_models::kosmos::{Kosmos as Folder, KosmosConfig};
+use kosmograph_models::samplers::Schedule;
+use kosmograph_models::samplers::randn::Generator;
+use kosmograph_models::stable_diffusion::checkpoint::{Checkpoint, TextEncoder};
+use kosmograph_models::stable_diffusion::unet::UNet;
+use kosmograph_models::stable_diffusion::vae::Vae;
+use kosmograph_models::text::clip_tokens::ClipTokenizer;
+use kosmograph_models::text::kosmos_tokens::{BOS, KosmosTokenizer, PAD};
+use kosmograph_models::{Weight, Weights};
+use kosmograph_pixels::pillow::{Filter, Picture};
+
+use crate::config::{Config, SamplesConfig, Task};
+use crate::diffusion::random;
+use crate::documents::{Corpus, Document};
+use crate::draws::Draws;
+use crate::error::{Error, Result};
+use crate::parameters::{Gradients, Parameters};
+use crate::run::{Learner, Watch};
+use crate::{ask_for_all, data, files, kosmos, lora};
+
+/// The table of the language model, whose row of padding never learns.
+const TABLE: &str = "gpt_model.decoder.embed_tokens.weight";
+/// What lies in a folder of Kosmos-G beside the weights.
+const BESIDE: [&str; 3] = ["config.json", "sentencepiece.bpe.model", "dict.txt"];
+
+/// What learns, and what it learns from.
+pub(crate) struct Kosmos<'a> {
+    config: &'a Config,
+    folder: &'a Path,
+    corpus: Corpus,
+    tokenizer: KosmosTokenizer,
+    clip_tokenizer: ClipTokenizer,
+    transform: PictureTransform,
+    image_tokens: usize,
+    mllm: Mllm,
+    aligner: Aligner,
+    stage: Stage,
+    parameters: Parameters,
+}
+
+/// What only one of the stages needs.
+enum Stage {
+    Align { reconstruction: Reconstruction, clip: Box<ClipText> },
+    Instruct(Box<Instruct>),
+}
+
+struct Instruct {
+    vit: Vit,
+    connector: Connector,
+    unet: UNet,
+    vae: Vae,
+    schedule: Schedule,
+}
+
+impl<'a> Kosmos<'a> {
+    /// Reads the models and finds the documents.
+    pub fn prepare(config: &'a Config, watch: &mut dyn Watch) -> Result<Kosmos<'a>> {
+        let device = Device::Cpu;
+        let folder = config.kosmos.as_deref().unwrap_or(Path::new(""));
+        let Folder { tokenizer, transform, config: model, .. } = Folder::read(folder, &device)?;
+        let is_align = config.task == Task::Align;
+        let (corpus, notes) = match config.shards.is_empty() {
+            true => Corpus::of_folder(&config.pictures, is_align)?,
+            false => (Corpus::of_shards(&config.shards, is_align)?, Vec::new()),
+        };
+        notes.iter().for_each(|note| watch.note(note, true));
+
+        let weights = Weights::open(folder, &device)?;
+        let (_, mut tensors) =
+            weights.load_kept(|weights| Parts::load(&model, is_align, weights))?;
+        if is_align && !Reconstruction::is_in(&weights.sub("aligner")) {
+            let name = folder.display();
+            watch.note(
+                &format!("{name} has no reconstruction half, which begins anew and is written with the rest"),
+                false,
+            );
+            tensors.extend(reconstruction(&model, &mut Generator::new(config.seed))?);
+        }
+        let last = model.vision.vit.layers.saturating_sub(1);
+        let learns = |name: &str| {
+            let of_vision = [
+                "img_connector.".to_owned(),
+                "img_model.visual.ln_post.".to_owned(),
+                format!("img_model.visual.transformer.resblocks.{last}."),
+            ];
+            name.starts_with("aligner.")
+                || (!is_align && name.starts_with("gpt_model."))
+                || (!is_align && of_vision.iter().any(|start| name.starts_with(start)))
+        };
+        let shapes = tensors.iter().filter(|(name, _)| learns(name));
+        ask_for_all("Kosmos-G", shapes.map(|(_, weight)| weight.dims().to_vec()))?;
+        let parameters = Parameters::of(&tensors, learns)?;
+        let variables = parameters.replace_in(&tensors);
+        let trained = Weights::from_kept(weights.origin(), variables, &device);
+        let Parts { mllm, aligner, reconstruction, vision } =
+            Parts::load(&model, is_align, &trained)?;
+
+        let checkpoint = Checkpoint::open(&config.model, &device)?;
+        let Ok([encoder]) = <[TextEncoder; 1]>::try_from(checkpoint.text_encoders()?) else {
+            return Err(Error::Config(format!(
+                "{}: Kosmos-G speaks to the one text encoder of Stable Diffusion 1, and not to SDXL's two",
+                config.model.display()
+            )));
+        };
+        let clip_tokenizer = match &encoder.tokenizer {
+            Some(folder) => ClipTokenizer::read(folder),
+            None => ClipTokenizer::clip(),
+        };
+        let clip_tokenizer = clip_tokenizer.map_err(|error| Error::Config(error.to_string()))?;
+        let stage = match (reconstruction, vision) {
+            (Some(reconstruction), _) => {
+                let clip = Box::new(ClipText::load(&encoder.config, &encoder.weights)?);
+                Stage::Align { reconstruction, clip }
+            }
+            (None, Some((vit, connector))) => {
+                let (unet, scheduler, weights) = checkpoint.unet()?;
+                let schedule = Schedule::new(&scheduler)?;
+                let unet = UNet::load(&weights, &unet)?;
+                let (vae, weights) = checkpoint.vae()?;
+                let vae = Vae::load(&weights, &vae)?;
+                Stage::Instruct(Box::new(Instruct { vit, connector, unet, vae, schedule }))
+            }
+            (None, None) => return Err(Error::Config("nothing of Kosmos-G learns".to_owned())),
+        };
+        let count = parameters.count();
+        watch.note(&format!("{} documents; {count} numbers learn", corpus.len()), false);
+        let image_tokens = model.connector.latent_query_num;
+        Ok(Kosmos {
+            config,
+            folder,
+            corpus,
+            tokenizer,
+            clip_tokenizer,
+            transform,
+            image_tokens,
+            mllm,
+            aligner,
+            stage,
+            parameters,
+        })
+    }
+}
+
+/// The networks of a folder that a stage computes with.
+struct Parts {
+    mllm: Mllm,
+    aligner: Aligner,
+    /// For `align`, where it is in the weights.
+    reconstruction: Option<Reconstruction>,
+    /// For `instruct`.
+    vision: Option<(Vit, Connector)>,
+}
+
+impl Parts {
+    fn load(
+        config: &KosmosConfig,
+        is_align: bool,
+        weights: &Weights,
+    ) -> kosmograph_models::Result<Parts> {
+        let (width, vit) = (config.mllm.embed_dim, &config.vision.vit);
+        let aligner = weights.sub("aligner");
+        let reconstruction = match is_align && Reconstruction::is_in(&aligner) {
+            true => Some(Reconstruction::load(&config.aligner, width, &aligner)?),
+            false => None,
+        };
+        let vision = match is_align {
+            true => None,
+            false => {
+                let connector = weights.sub("img_connector");
+                Some((
+                    Vit::load(vit, &weights.sub("img_model.visual"))?,
+                    Connector::load(&config.connector, vit.width, width, &connector)?,
+                ))
+            }
+        };
+        let mllm = Mllm::load(&config.mllm, &weights.sub("gpt_model.decoder"))?;
+        let aligner = Aligner::load(&config.aligner, width, &aligner)?;
+        Ok(Parts { mllm, aligner, reconstruction, vision })
+    }
+}
+
+/// A reconstruction half that knows nothing: norms of one, biases of zero, the rest as torch's layers begin.
+fn reconstruction(
+    config: &KosmosConfig,
+    generator: &mut Generator,
+) -> Result<HashMap<String, Weight>> {
+    let recording = Weights::recording();
+    Reconstruction::load(&config.aligner, config.mllm.embed_dim, &recording.sub("aligner"))?;
+    let mut tensors = HashMap::new();
+    for (name, shape) in recording.recorded() {
+        let is_norm = name.contains("norm") || name.contains("inner_attn_ln");
+        let tensor = match (name.ends_with(".bias"), is_norm) {
+            (true, _) => Tensor::zeros(shape.as_slice(), DType::F32, &Device::Cpu)?,
+            (_, true) => Tensor::ones(shape.as_slice(), DType::F32, &Device::Cpu)?,
+            _ => lora::evenly(generator, &shape, shape.last().copied().unwrap_or(1))?,
+        };
+        tensors.insert(name, tensor.into());
+    }
+    Ok(tensors)
+}
+
+/// Prompts of one length: ids [B, T], and where image tokens stand.
+struct Prompts {
+    tokens: Tensor,
+    mask: Tensor,
+}
+
+impl Kosmos<'_> {
+    fn prompts(&self, documents: &[Document]) -> Result<Prompts> {
+        let mut rows = Vec::new();
+        for Document { prompt, sources, .. } in documents {
+            let told = |error: &dyn std::fmt::Display| Error::Data(error.to_string());
+            rows.push(match sources.is_empty() {
+                // A mark in a text without pictures is characters like others.
+                true => {
+                    let ids = self.tokenizer.negative(prompt);
+                    let mask = vec![false; ids.len()];
+                    (ids, mask)
+                }
+                false => {
+                    let laid = self.tokenizer.prompt(prompt, sources.len(), self.image_tokens);
+                    let laid = laid.map_err(|error| told(&error))?;
+                    (laid.ids, laid.image_mask)
+                }
+            });
+        }
+        let length = rows.iter().map(|(ids, _)| ids.len()).max().unwrap_or_default();
+        let (mut tokens, mut mask) = (Vec::new(), Vec::new());
+        for (ids, of_images) in &rows {
+            let filled = |filler: u32| std::iter::repeat_n(filler, length - ids.len());
+            tokens.extend(ids.iter().copied().chain(filled(PAD)));
+            mask.extend(of_images.iter().map(|image| u8::from(*image)));
+            mask.extend(std::iter::repeat_n(0u8, length - ids.len()));
+        }
+        Ok(Prompts {
+            tokens: Tensor::from_vec(tokens, (rows.len(), length), &Device::Cpu)?,
+            mask: Tensor::from_vec(mask, (rows.len(), length), &Device::Cpu)?,
+        })
+    }
+
+    /// The losses of a batch of documents, and how many rows a gradient is divided by.
+    fn loss(&self, documents: &[Document], draws: &mut Draws) -> Result<(Tensor, usize)> {
+        let Prompts { tokens, mask } = self.prompts(documents)?;
+        let padding = kosmos::padding(&tokens)?;
+        let generator = RefCell::new(Generator::new(draws.next_u64()));
+        let drop = |x: &Tensor| dropped(x, self.config.dropout, &mut generator.borrow_mut());
+        match &self.stage {
+            Stage::Align { reconstruction, clip } => {
+                let hidden = self.mllm.forward_dropping(&tokens, None, &drop)?.detach();
+                let length = clip.max_length()?;
+                let rows = documents.iter().map(|document| {
+                    let row = self.clip_tokenizer.encode_row(&document.prompt, length);
+                    row.map_err(|error| Error::Data(error.to_string()))
+                });
+                let rows: Vec<u32> = rows.collect::<Result<Vec<_>>>()?.concat();
+                let rows = Tensor::from_vec(rows, (documents.len(), length), &Device::Cpu)?;
+                let target = clip.forward(&rows)?.detach();
+                let [mse, rec] = kosmos::align_losses(
+                    &self.aligner,
+                    reconstruction,
+                    &hidden,
+                    &padding,
+                    &target,
+                )?;
+                Ok(((mse + rec)?, 1))
+            }
+            Stage::Instruct(parts) => {
+                let Instruct { vit, connector, unet, vae, schedule } = &**parts;
+                let sources: Vec<Tensor> = documents
+                    .iter()
+                    .flat_map(|document| &document.sources)
+                    .map(|picture| Ok(self.transform.pixels(view(picture))?))
+                    .collect::<Result<_>>()?;
+                let images = match sources.is_empty() {
+                    true => None,
+                    false => {
+                        let features = vit.features(&Tensor::stack(&sources, 0)?)?;
+                        let features = connector.forward(&features)?.flatten_to(1)?;
+                        Some(ImageTokens { features, mask })
+                    }
+                };
+                let hidden = self.mllm.forward_dropping(&tokens, images.as_ref(), &drop)?;
+                let any = padding.to_dtype(DType::U32)?.sum_all()?.to_scalar::<u32>()? > 0;
+                let condition = self.aligner.forward(&hidden, any.then_some(&padding))?;
+                let nothing = Tensor::new(&[[BOS]], &Device::Cpu)?;
+                let nothing = self.mllm.forward_dropping(&nothing, None, &drop)?;
+                let null = self.aligner.forward(&nothing, None)?;
+                let chance: Vec<f32> = documents.iter().map(|_| draws.share() as f32).collect();
+                let condition = kosmos::drop_conditions(&condition, &null, &chance)?;
+                let latents: Vec<Tensor> = documents
+                    .iter()
+                    .map(|document| self.latents(vae, document, draws))
+                    .collect::<Result<_>>()?;
+                let latents = Tensor::stack(&latents, 0)?;
+                let mut generator = Generator::new(draws.next_u64());
+                let noise = random(&mut generator, latents.dims())?;
+                let steps = schedule.train_steps();
+                let t: Vec<usize> = documents.iter().map(|_| draws.below(steps)).collect();
+                let loss = kosmos::instruct_loss(unet, schedule, &latents, &noise, &t, &condition)?;
+                Ok((loss, documents.len()))
+            }
+        }
+    }
+
+    /// A sample of what the autoencoder makes of the target, cut as the authors do it: the short side to the resolution,
+    /// the middle.
+    fn latents(&self, vae: &Vae, document: &Document, draws: &mut Draws) -> Result<Tensor> {
+        let Some(target) = &document.target else {
+            return Err(Error::Data("a document has no picture to draw".to_owned()));
+        };
+        let side = self.config.resolution;
+        let pixels = resize_and_crop(view(target), side, Filter::Bilinear);
+        let pixels = pixels.map_err(|error| Error::Data(error.to_string()))?;
+        let [mean, std] = data::encode(vae, &pixels, (side, side), false)?;
+        let noise = random(&mut Generator::new(draws.next_u64()), mean.dims())?;
+        Ok((mean + (std * noise)?)?)
+    }
+}
+
+fn view(picture: &image::RgbImage) -> Picture<'_> {
+    let (width, height) = (picture.width() as usize, picture.height() as usize);
+    Picture { pixels: picture.as_raw(), width, height, channels: 3 }
+}
+
+/// `x` with a share of its values out by chance, the others larger by as much.
+fn dropped(x: &Tensor, rate: f64, generator: &mut Generator) -> CandleResult<Tensor> {
+    if rate == 0.0 {
+        return Ok(x.clone());
+    }
+    let mut draws = Draws::new(u64::from(generator.randn(1)[0].to_bits()), x.elem_count() as u64);
+    let kept = (1.0 / (1.0 - rate)) as f32;
+    let values = (0..x.elem_count()).map(|_| if draws.share() < rate { 0.0 } else { kept });
+    let mask = Tensor::from_vec(values.collect::<Vec<f32>>(), x.shape(), x.device())?;
+    x * mask
+}
+
+impl Learner for Kosmos<'_> {
+    fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    fn pass(&mut self, pass: usize) -> Result<(f64, Gradients)> {
+        let mut draws = Draws::new(self.config.seed, pass as u64);
+        let documents: Vec<Document> = (0..self.config.batch)
+            .map(|_| self.corpus.document(&mut draws, &self.clip_tokenizer, &self.tokenizer))
+            .collect::<Result<_>>()?;
+        let (loss, rows) = self.loss(&documents, &mut draws)?;
+        let value = f64::from(loss.to_scalar::<f32>()?) / rows as f64;
+        let mut gradients = Gradients::of(&self.parameters, &loss.backward()?)?;
+        if let Some(table) = self.parameters.get(TABLE) {
+            gradients.freeze_row(TABLE, PAD as usize, table.dim(1)?);
+        }
+        gradients.scale(1.0 / rows as f64);
+        Ok((value, gradients))
+    }
+
+    fn draw(&mut self, _: &SamplesConfig, _: usize, _: &mut dyn Watch) -> Result<()> {
+        // Config::read refuses samples of these tasks.
+        Ok(())
+    }
+
+    /// A folder of Kosmos-G: what learnt, and the rest as it was.
+    fn write(&self, metadata: BTreeMap<String, String>) -> Result<()> {
+        let weights = Weights::open(self.folder, &Device::Cpu)?;
+        let mut tensors = BTreeMap::new();
+        for name in weights.names() {
+            let shape = weights.shape(&name).unwrap_or_default();
+            tensors.insert(name.clone(), weights.get(&name, shape)?);
+        }
+        for (name, var) in self.parameters.iter() {
+            tensors.insert(name.clone(), var.as_detached_tensor());
+        }
+        let beside = BESIDE.map(|name| {
+            let path = self.folder.join(name);
+            let bytes = std::fs::read(&path).map_err(|source| Error::Read { path, source })?;
+            Ok((name, bytes))
+        });
+        let beside = beside.into_iter().collect::<Result<Vec<_>>>()?;
+        let name = "model.safetensors";
+        files::write_folder(&self.config.output, name, &tensors, &metadata, &beside)
+    }
+}
