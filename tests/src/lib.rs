@@ -5,6 +5,7 @@
 
 mod build;
 pub mod gguf;
+pub mod judge;
 mod run;
 pub mod server;
 pub mod single_file;
