@@ -8,7 +8,7 @@ does meets both; what counts is the ratio of the medians.
     bench/peers/peers.py --environment FOLDER
 
 FOLDER gets a virtual environment with torch and diffusers, some gigabytes, if there is none; --python takes one that
-has them. Needs about 6 GB of memory.
+has them. Needs about 6 GB of memory, 12 for SDXL (--only leaves it out).
 """
 
 import argparse
@@ -29,6 +29,7 @@ CASES = [
     ("unet", 32, 2, 0.9),
     ("vae-decode", 64, 1, 0.8),
     ("vae-decode", 32, 1, 0.8),
+    ("sdxl-unet", 128, 1, 0.8),
     ("mllm", 64, 1, 1.0),
     ("clip", 64, 2, None),
 ]

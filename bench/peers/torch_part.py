@@ -38,6 +38,30 @@ def unet():
     return lambda: network(x, 500, context)
 
 
+def sdxl_unet():
+    from diffusers import UNet2DConditionModel
+
+    network = placed(
+        UNet2DConditionModel(
+            cross_attention_dim=2048,
+            block_out_channels=[320, 640, 1280],
+            down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+            up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+            attention_head_dim=[5, 10, 20],
+            transformer_layers_per_block=[1, 2, 10],
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=2816,
+        ).eval()
+    )
+    x, context = randn(batch, 4, latent, latent), randn(batch, 77, 2048)
+    edge = 8 * latent
+    sizes = torch.tensor([[edge, edge, 0, 0, edge, edge]] * batch, device=x.device, dtype=x.dtype)
+    added = {"text_embeds": randn(batch, 1280), "time_ids": sizes}
+    return lambda: network(x, 500, context, added_cond_kwargs=added)
+
+
 def vae_decode():
     from diffusers import AutoencoderKL
 
@@ -89,7 +113,7 @@ def clip():
 
 
 with torch.no_grad():
-    run = {"unet": unet, "vae-decode": vae_decode, "mllm": mllm, "clip": clip}[part]()
+    run = {"unet": unet, "sdxl-unet": sdxl_unet, "vae-decode": vae_decode, "mllm": mllm, "clip": clip}[part]()
     run()
     if device != "cpu":
         torch.cuda.synchronize()

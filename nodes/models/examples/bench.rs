@@ -20,7 +20,7 @@ use full_size::{random, weights};
 use kosmograph_kernels::profile::{Calls, profile};
 use kosmograph_models::clip::text::ClipText;
 use kosmograph_models::kosmos::mllm::Mllm;
-use kosmograph_models::stable_diffusion::unet::UNet;
+use kosmograph_models::stable_diffusion::unet::{Condition, UNet};
 use kosmograph_models::stable_diffusion::vae::Vae;
 
 /// Times one part of a picture on random weights in the real shapes
@@ -59,6 +59,8 @@ struct Arguments {
 enum Part {
     /// One call of the U-Net
     Unet,
+    /// One call of SDXL's U-Net; its pictures have latents of 128
+    SdxlUnet,
     /// One call of the VAE's decoder on the whole latents
     VaeDecode,
     /// Kosmos-G's language model over a prompt, one row
@@ -103,6 +105,22 @@ fn main() -> Result<()> {
             let context = random(&[batch, 77, 768], 1.0).to_device(device)?;
             let timestep = Tensor::new(&[500f32], device)?;
             Box::new(move || Ok(unet.forward(&latents, &timestep, &context, None)?))
+        }
+        Part::SdxlUnet => {
+            let config = full_size::sdxl_unet();
+            let load = |weights: &_| UNet::load(weights, &config);
+            let unet = load(&weights(load, dtype, device))?;
+            let context = random(&[batch, 77, 2048], 1.0).to_device(device)?;
+            let pooled = random(&[batch, 1280], 1.0).to_device(device)?;
+            let edge = 8.0 * side as f32;
+            let sizes = Tensor::new(&[edge, edge, 0.0, 0.0, edge, edge], device)?;
+            let sizes = sizes.unsqueeze(0)?;
+            let timestep = Tensor::new(&[500f32], device)?;
+            Box::new(move || {
+                let (pooled, sizes) = (Some(&pooled), Some(&sizes));
+                let condition = Condition { context: &context, pooled, sizes };
+                Ok(unet.forward(&latents, &timestep, condition, None)?)
+            })
         }
         Part::VaeDecode => {
             let config = full_size::vae();

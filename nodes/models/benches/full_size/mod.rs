@@ -1,4 +1,4 @@
-//! Stable Diffusion 1.5 and Kosmos-G in their real shapes, on random weights in memory.
+//! Stable Diffusion 1.5, SDXL's U-Net and Kosmos-G in their real shapes, on random weights in memory.
 //!
 //! Each benchmark takes what it needs, so some of it is unused in each.
 #![allow(dead_code)]
@@ -15,6 +15,19 @@ use serde_json::json;
 pub fn unet() -> UNetConfig {
     let config = UNetConfig::from_value(&json!({"cross_attention_dim": 768}), "SD 1.5's");
     config.expect("a configuration")
+}
+
+/// SDXL's base, as its unet/config.json says it.
+pub fn sdxl_unet() -> UNetConfig {
+    let config = json!({
+        "cross_attention_dim": 2048, "block_out_channels": [320, 640, 1280],
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        "attention_head_dim": [5, 10, 20], "transformer_layers_per_block": [1, 2, 10],
+        "use_linear_projection": true, "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    });
+    UNetConfig::from_value(&config, "SDXL's").expect("a configuration")
 }
 
 pub fn vae() -> VaeConfig {
