@@ -54,12 +54,14 @@ def peak(process):
 
     def family(pid):
         yield pid
-        try:
-            children = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        except OSError:
-            children = []
-        for child in children:
-            yield from family(int(child))
+        # Each thread has children of its own.
+        for listed in pathlib.Path(f"/proc/{pid}/task").glob("*/children"):
+            try:
+                children = listed.read_text().split()
+            except OSError:
+                continue
+            for child in children:
+                yield from family(int(child))
 
     while process.poll() is None:
         held = 0

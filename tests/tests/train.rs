@@ -14,7 +14,7 @@ use kosmograph_models::stable_diffusion::checkpoint::Checkpoint;
 use kosmograph_models::stable_diffusion::controlnet::ControlNet;
 use kosmograph_models::stable_diffusion::unet::UNet;
 use kosmograph_tests::{Run, repository};
-use kosmograph_training::{Config, Report, Watch, state, train};
+use kosmograph_training::{Config, Report, Watch, lora, state, train};
 use serde_json::{Value, json};
 
 /// A folder with three pictures and their captions, and a broken one.
@@ -114,6 +114,56 @@ fn a_lora_is_trained_and_read_again() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn the_other_kinds_of_loras_are_trained_and_change_the_picture() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let mut drawn = Vec::new();
+    for kind in ["none", "loha", "lokr"] {
+        let style = std::fs::read(repository().join("workflows/style.json"))?;
+        let mut graph: Value = serde_json::from_slice(&style)?;
+        let inputs = &mut graph["3"]["inputs"];
+        if kind == "none" {
+            inputs["strength_model"] = json!(0.0);
+            inputs["strength_clip"] = json!(0.0);
+        } else {
+            let more = json!({
+                "output": format!("loras/{kind}.safetensors"), "steps": 3,
+                "lora": {"kind": kind, "rank": 2, "alpha": 2, "layers": ["to_q", "to_v", "ff.net.2", "conv1"]},
+                "optimiser": {"learning_rate": 0.05},
+            });
+            train(&read(&config(folder.path(), &more)?)?, &mut Stop::after(usize::MAX))?;
+            let path = folder.path().join(format!("loras/{kind}.safetensors"));
+            let kind = if kind == "loha" { lora::Kind::Loha } else { lora::Kind::Lokr };
+            let weights = Weights::open(&path, &Device::Cpu)?;
+            let names = weights.names();
+            let of = |end: &str| names.iter().filter(|name| name.ends_with(end)).count();
+            let layers = of(".alpha");
+            ensure!(layers > 10 && kind.ends().iter().all(|end| of(end) == layers), "{names:?}");
+            ensure!(Lora::open(&path)?.unet.len() == layers, "a layer is not read again");
+            lora_of(inputs, &path)?;
+        }
+        let out = folder.path().join(format!("out-{kind}"));
+        let run = Run::new("run").with_plugins().arg("-").arg("--models");
+        let run = run.arg(repository().join("models")).arg("--models").arg(folder.path());
+        run.arg("--out").arg(&out).stdin(graph.to_string()).expect_success();
+        let made = std::fs::read_dir(&out)?.next().context("no picture")??.path();
+        drawn.push(image::open(made)?.into_rgb8());
+    }
+    ensure!(
+        drawn[0] != drawn[1] && drawn[0] != drawn[2] && drawn[1] != drawn[2],
+        "they change nothing"
+    );
+    Ok(())
+}
+
+fn lora_of(inputs: &mut Value, path: &Path) -> Result<()> {
+    let name = path.file_name().context("a name")?.to_string_lossy();
+    inputs["lora_name"] = json!(name);
+    inputs["strength_model"] = json!(1.0);
+    inputs["strength_clip"] = json!(0.0);
+    Ok(())
+}
+
 /// Stops after some updates.
 struct Stop {
     after: usize,
@@ -157,6 +207,7 @@ fn a_training_that_was_stopped_gives_the_same_bytes() -> Result<()> {
     for more in [
         json!({"flip": true, "ema": 0.9, "accumulate": 2}),
         json!({"optimiser": {"method": "adafactor", "learning_rate": 0.01}, "buckets": true}),
+        json!({"optimiser": {"method": "adamw_8bit", "learning_rate": 0.01}}),
         json!({"task": "inversion", "inversion": {"token": "monster", "vectors": 2, "start": "a"}}),
     ] {
         let (whole, parts) = (tempfile::tempdir()?, tempfile::tempdir()?);

@@ -47,14 +47,42 @@ impl Linear {
 impl LowRank {
     /// What it adds to a linear layer's result: [..., input] → [..., output].
     pub(crate) fn linear(&self, x: &Tensor) -> CandleResult<Tensor> {
-        let middle = kosmograph_kernels::linear(x, &self.down.flatten_from(1)?, None)?;
-        kosmograph_kernels::linear(&middle, &self.up.flatten_from(1)?, None)? * self.scale
+        let LowRank::Product { down, up, scale } = self else {
+            return kosmograph_kernels::linear(x, &self.whole()?.flatten_from(1)?, None);
+        };
+        let middle = kosmograph_kernels::linear(x, &down.flatten_from(1)?, None)?;
+        kosmograph_kernels::linear(&middle, &up.flatten_from(1)?, None)? * *scale
     }
 
     /// What it adds to a convolution's: [B, input, H, W] → [B, output, H', W'].
     pub(crate) fn conv2d(&self, x: &Tensor, stride: usize, padding: usize) -> CandleResult<Tensor> {
-        let middle = kosmograph_kernels::conv2d(x, &self.down, None, stride, padding)?;
-        kosmograph_kernels::conv2d(&middle, &self.up, None, 1, 0)? * self.scale
+        let LowRank::Product { down, up, scale } = self else {
+            return kosmograph_kernels::conv2d(x, &self.whole()?, None, stride, padding);
+        };
+        let middle = kosmograph_kernels::conv2d(x, down, None, stride, padding)?;
+        kosmograph_kernels::conv2d(&middle, up, None, 1, 0)? * *scale
+    }
+
+    /// The change of the weight itself, in its shape.
+    fn whole(&self) -> CandleResult<Tensor> {
+        match self {
+            LowRank::Product { down, up, scale } => {
+                let shape = [&up.dims()[..1], &down.dims()[1..]].concat();
+                (up.flatten_from(1)?.matmul(&down.flatten_from(1)?)? * *scale)?.reshape(shape)
+            }
+            LowRank::Hadamard { sides: [[a1, b1], [a2, b2]], shape, scale } => {
+                let product = (a1.matmul(b1)? * a2.matmul(b2)?)?;
+                (product * *scale)?.reshape(shape.as_slice())
+            }
+            LowRank::Kronecker { w1, w2: [a, b], shape, scale } => {
+                let ((rows, columns), w2) = (w1.dims2()?, a.matmul(b)?);
+                let (inner_rows, inner_columns) = w2.dims2()?;
+                let w1 = w1.reshape((rows, 1, columns, 1))?;
+                let product =
+                    w1.broadcast_mul(&w2.reshape((1, inner_rows, 1, inner_columns))?)?;
+                (product * *scale)?.reshape(shape.as_slice())
+            }
+        }
     }
 }
 

@@ -93,6 +93,7 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LoraConfig {
+    pub kind: lora::Kind,
     pub rank: usize,
     /// The change is scaled by alpha / rank.
     pub alpha: f64,
@@ -182,6 +183,7 @@ impl Default for Config {
 impl Default for LoraConfig {
     fn default() -> Self {
         LoraConfig {
+            kind: lora::Kind::Lora,
             rank: 16,
             alpha: 16.0,
             layers: lora::ATTENTION.map(str::to_owned).to_vec(),

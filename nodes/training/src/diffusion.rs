@@ -93,10 +93,12 @@ impl<'a> Diffusion<'a> {
         let mut parameters = Parameters::default();
         let mut generator = Generator::new(config.seed);
         let (mut targets, mut beside) = (Vec::new(), HashMap::new());
+        let kind_and_rank = (config.lora.kind, config.lora.rank);
+        let kind_and_alpha = (config.lora.kind, config.lora.alpha);
         if config.task == Task::Lora {
             targets = lora::targets(&unet_weights, &config.lora.layers, lora::UNET)?;
-            lora::begin(&mut parameters, &targets, config.lora.rank, &mut generator)?;
-            beside = lora::beside(&parameters, &targets, config.lora.alpha)?;
+            lora::begin(&mut parameters, &targets, kind_and_rank, &mut generator)?;
+            beside = lora::beside(&parameters, &targets, kind_and_alpha)?;
         }
 
         let Ok([encoder]) = <[TextEncoder; 1]>::try_from(checkpoint.text_encoders()?) else {
@@ -117,8 +119,8 @@ impl<'a> Diffusion<'a> {
         let text_layers = &config.lora.text_encoder_layers;
         let mut texts = if config.task == Task::Lora && !text_layers.is_empty() {
             let of_text = text_targets(&clip_weights, text_layers)?;
-            lora::begin(&mut parameters, &of_text, config.lora.rank, &mut generator)?;
-            let beside = lora::beside(&parameters, &of_text, config.lora.alpha)?;
+            lora::begin(&mut parameters, &of_text, kind_and_rank, &mut generator)?;
+            let beside = lora::beside(&parameters, &of_text, kind_and_alpha)?;
             targets.extend(of_text);
             let tensors = std::mem::take(&mut clip_tensors);
             let weights = Weights::from_trained(clip_weights.origin(), tensors, beside, &device);
@@ -285,11 +287,15 @@ impl Learner for Diffusion<'_> {
         let config = self.config;
         match config.task {
             Task::Lora => {
-                metadata.insert("ss_network_module".to_owned(), "networks.lora".to_owned());
+                let (module, arguments) = config.lora.kind.module();
+                metadata.insert("ss_network_module".to_owned(), module.to_owned());
+                if let Some(arguments) = arguments {
+                    metadata.insert("ss_network_args".to_owned(), arguments.to_owned());
+                }
                 metadata.insert("ss_network_dim".to_owned(), config.lora.rank.to_string());
                 metadata.insert("ss_network_alpha".to_owned(), config.lora.alpha.to_string());
-                let tensors =
-                    lora::file_tensors(&self.parameters, &self.targets, config.lora.alpha)?;
+                let kind_and_alpha = (config.lora.kind, config.lora.alpha);
+                let tensors = lora::file_tensors(&self.parameters, &self.targets, kind_and_alpha)?;
                 files::write(&config.output, &tensors, &metadata)
             }
             Task::Inversion => {

@@ -14,6 +14,7 @@ mod kosmos_g;
 pub mod lora;
 pub mod noise;
 pub mod optimiser;
+pub mod packed;
 pub mod parameters;
 pub mod rate;
 pub mod run;

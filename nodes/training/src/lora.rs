@@ -6,6 +6,7 @@ use candle_core::Tensor;
 use kosmograph_models::Weights;
 use kosmograph_models::files::weights::LowRank;
 use kosmograph_models::samplers::randn::Generator;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::parameters::Parameters;
@@ -66,12 +67,128 @@ pub fn targets(weights: &Weights, names: &[impl AsRef<str>], prefix: &str) -> Re
     Ok(found.into_values().collect())
 }
 
-/// Adds the two matrices of each target to `parameters`, under the names that the file has: `down` drawn evenly from
-/// ±1/√inputs as torch's linear layers begin, `up` zeros, so that the start changes nothing.
+/// What stands for the change of a layer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// The product of two matrices.
+    #[default]
+    Lora,
+    /// Two such products, multiplied value by value (Hyeon-Woo et al., arXiv 2108.06098).
+    Loha,
+    /// The Kronecker product of a small matrix and such a product (Edalati et al., arXiv 2212.10650).
+    Lokr,
+}
+
+impl Kind {
+    /// How the file calls what belongs to a layer, without its alpha.
+    pub fn ends(self) -> &'static [&'static str] {
+        match self {
+            Kind::Lora => &["lora_down.weight", "lora_up.weight"],
+            Kind::Loha => &["hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"],
+            Kind::Lokr => &["lokr_w1", "lokr_w2_a", "lokr_w2_b"],
+        }
+    }
+
+    /// The module of kohya's scripts that trains it, and its arguments, as a file's metadata have them.
+    pub fn module(self) -> (&'static str, Option<&'static str>) {
+        match self {
+            Kind::Lora => ("networks.lora", None),
+            Kind::Loha => ("lycoris.kohya", Some(r#"{"algo": "loha"}"#)),
+            Kind::Lokr => ("lycoris.kohya", Some(r#"{"algo": "lokr"}"#)),
+        }
+    }
+}
+
+/// `count` as a product of two that are as near each other as can be, the smaller first.
+fn split(count: usize) -> (usize, usize) {
+    let smaller = (1..=count.isqrt()).rev().find(|small| count.is_multiple_of(*small)).unwrap_or(1);
+    (smaller, count / smaller)
+}
+
+/// Adds what stands for each target's change to `parameters`, under the names that the file has, one factor zeros so that
+/// the start changes nothing: `down` of a LoRA drawn evenly from ±1/√inputs as torch's linear layers begin, the others as
+/// LyCORIS begins them.
 ///
 /// # Errors
 /// The rank is 0, or larger than a layer.
 pub fn begin(
+    parameters: &mut Parameters,
+    targets: &[Target],
+    (kind, rank): (Kind, usize),
+    generator: &mut Generator,
+) -> Result<()> {
+    match kind {
+        Kind::Lora => begin_products(parameters, targets, rank, generator),
+        Kind::Loha => begin_hadamard(parameters, targets, rank, generator),
+        Kind::Lokr => begin_kronecker(parameters, targets, rank, generator),
+    }
+}
+
+/// Normal values of this deviation.
+fn normal(generator: &mut Generator, shape: [usize; 2], deviation: f64) -> Result<Tensor> {
+    let values = generator.randn(shape.iter().product());
+    Ok((Tensor::from_vec(values, &shape, &candle_core::Device::Cpu)? * deviation)?)
+}
+
+fn begin_hadamard(
+    parameters: &mut Parameters,
+    targets: &[Target],
+    rank: usize,
+    generator: &mut Generator,
+) -> Result<()> {
+    for target in targets {
+        let (output, inputs) = sides(target);
+        fits(target, rank, (output, inputs))?;
+        let Target { module, .. } = target;
+        let mut insert =
+            |end: &str, tensor: Tensor| parameters.insert(format!("{module}.{end}"), &tensor);
+        insert("hada_w1_a", normal(generator, [output, rank], 0.1)?)?;
+        insert("hada_w1_b", normal(generator, [rank, inputs], 1.0)?)?;
+        insert("hada_w2_a", normal(generator, [output, rank], 0.0)?)?;
+        insert("hada_w2_b", normal(generator, [rank, inputs], 1.0)?)?;
+    }
+    Ok(())
+}
+
+fn begin_kronecker(
+    parameters: &mut Parameters,
+    targets: &[Target],
+    rank: usize,
+    generator: &mut Generator,
+) -> Result<()> {
+    for target in targets {
+        let kernel: usize = target.shape[2..].iter().product();
+        let ((a, c), (b, d)) = (split(target.shape[0]), split(target.shape[1]));
+        fits(target, rank, (c, d * kernel))?;
+        let Target { module, .. } = target;
+        let mut insert =
+            |end: &str, tensor: Tensor| parameters.insert(format!("{module}.{end}"), &tensor);
+        insert("lokr_w1", evenly(generator, &[a, b], b)?)?;
+        insert("lokr_w2_a", normal(generator, [c, rank], 0.0)?)?;
+        insert("lokr_w2_b", evenly(generator, &[rank, d * kernel], d * kernel)?)?;
+    }
+    Ok(())
+}
+
+/// Outputs, and inputs with the kernel's places.
+fn sides(target: &Target) -> (usize, usize) {
+    (target.shape[0], target.shape[1..].iter().product())
+}
+
+fn fits(target: &Target, rank: usize, (output, inputs): (usize, usize)) -> Result<()> {
+    let most = output.min(inputs);
+    if rank == 0 || rank > most {
+        return Err(Error::Config(format!(
+            "the rank {rank} does not fit `{}`, of which {output} outputs and {inputs} inputs are changed: 1 to {most} would \
+             be right",
+            target.weight
+        )));
+    }
+    Ok(())
+}
+
+fn begin_products(
     parameters: &mut Parameters,
     targets: &[Target],
     rank: usize,
@@ -110,14 +227,8 @@ fn cumulative(x: f64) -> f64 {
 }
 
 fn shapes(target: &Target, rank: usize) -> Result<(Vec<usize>, Vec<usize>)> {
-    let (output, inputs) = (target.shape[0], target.shape[1..].iter().product::<usize>());
-    let most = output.min(inputs);
-    if rank == 0 || rank > most {
-        return Err(Error::Config(format!(
-            "the rank {rank} does not fit `{}`, which has {output} outputs and {inputs} inputs: 1 to {most} would be right",
-            target.weight
-        )));
-    }
+    let (output, inputs) = sides(target);
+    fits(target, rank, (output, inputs))?;
     let (mut down, mut up) = (vec![rank], vec![output, rank]);
     down.extend(&target.shape[1..]);
     if target.shape.len() == 4 {
@@ -134,33 +245,52 @@ fn shapes(target: &Target, rank: usize) -> Result<(Vec<usize>, Vec<usize>)> {
 pub fn beside(
     parameters: &Parameters,
     targets: &[Target],
-    alpha: f64,
+    (kind, alpha): (Kind, f64),
 ) -> Result<HashMap<String, LowRank>> {
-    let beside = |Target { weight, module, .. }: &Target| {
+    let beside = |Target { weight, module, shape }: &Target| {
         let get = |end: &str| {
-            let name = format!("{module}.{end}.weight");
+            let name = format!("{module}.{end}");
             let var = parameters.get(&name).ok_or(Error::NoParameter(name))?;
             Ok::<_, Error>(var.as_tensor().clone())
         };
-        let (down, up) = (get("lora_down")?, get("lora_up")?);
-        let scale = alpha / down.dim(0)? as f64;
-        Ok((weight.clone(), LowRank { down, up, scale }))
+        let (shape, scale) = (shape.clone(), |rank: usize| alpha / rank as f64);
+        let low_rank = match kind {
+            Kind::Lora => {
+                let (down, up) = (get("lora_down.weight")?, get("lora_up.weight")?);
+                let scale = scale(down.dim(0)?);
+                LowRank::Product { down, up, scale }
+            }
+            Kind::Loha => {
+                let sides = [
+                    [get("hada_w1_a")?, get("hada_w1_b")?],
+                    [get("hada_w2_a")?, get("hada_w2_b")?],
+                ];
+                let scale = scale(sides[0][1].dim(0)?);
+                LowRank::Hadamard { sides, shape, scale }
+            }
+            Kind::Lokr => {
+                let (w1, w2) = (get("lokr_w1")?, [get("lokr_w2_a")?, get("lokr_w2_b")?]);
+                let scale = scale(w2[1].dim(0)?);
+                LowRank::Kronecker { w1, w2, shape, scale }
+            }
+        };
+        Ok((weight.clone(), low_rank))
     };
     targets.iter().map(beside).collect()
 }
 
-/// The tensors of the file in kohya's naming: both matrices and alpha of each target, in f32.
+/// The tensors of the file in kohya's naming: the factors and alpha of each target, in f32.
 ///
 /// # Errors
 /// A matrix of a target is not among the parameters.
 pub fn file_tensors(
     parameters: &Parameters,
     targets: &[Target],
-    alpha: f64,
+    (kind, alpha): (Kind, f64),
 ) -> Result<BTreeMap<String, Tensor>> {
     let mut tensors = BTreeMap::new();
     for Target { module, .. } in targets {
-        for end in ["lora_down.weight", "lora_up.weight"] {
+        for end in kind.ends() {
             let name = format!("{module}.{end}");
             let var = parameters.get(&name).ok_or_else(|| Error::NoParameter(name.clone()))?;
             tensors.insert(name, var.as_detached_tensor());
@@ -169,4 +299,14 @@ pub fn file_tensors(
         tensors.insert(format!("{module}.alpha"), alpha);
     }
     Ok(tensors)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_count_is_split_near_its_root() {
+        assert_eq!([split(64), split(320), split(7), split(1)], [(8, 8), (16, 20), (1, 7), (1, 1)]);
+    }
 }

@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::packed::{BLOCK, Packed, pack, unpack};
 use crate::parameters::{Gradients, Parameters};
 
 /// How parameters follow their gradients.
@@ -15,7 +16,10 @@ pub enum Method {
     /// Adam with decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101), ε added to √v̂ behind the bias
     /// correction: torch's.
     Adamw,
-    /// The same with ε added to √v before the correction: fairseq's, which trained Kosmos-G.
+    /// The same with both moments in eight bits ([`crate::packed`]).
+    #[serde(rename = "adamw_8bit")]
+    Adamw8bit,
+    /// AdamW with ε added to √v before the correction: fairseq's, which trained Kosmos-G.
     FairseqAdam,
     /// Adafactor (Shazeer and Stern, arXiv 1804.04235) with a given learning rate and without first moments: of a
     /// matrix's second moments it keeps the sums of rows and of columns.
@@ -80,6 +84,10 @@ pub enum Moments {
     Adam {
         first: Vec<f32>,
         second: Vec<f32>,
+    },
+    Packed {
+        first: Packed,
+        second: Packed,
     },
     /// Of a matrix [rows, columns].
     Factored {
@@ -146,6 +154,9 @@ impl Optimiser {
                 .or_insert_with(|| Moments::new(self.config.method, var.dims()));
             match moments {
                 Moments::Adam { first, second } => step.adam(&mut values, gradient, first, second),
+                Moments::Packed { first, second } => {
+                    step.adam_packed(&mut values, gradient, first, second);
+                }
                 Moments::Factored { rows, columns } => {
                     step.adafactor(&mut values, gradient, Some((rows, columns)), None);
                 }
@@ -168,6 +179,9 @@ impl Moments {
                 columns: vec![0.0; count / (*rows).max(1)],
             },
             (Method::Adafactor, _) => Moments::Whole { second: vec![0.0; count] },
+            (Method::Adamw8bit, _) => {
+                Moments::Packed { first: Packed::zeros(count), second: Packed::zeros(count) }
+            }
             _ => Moments::Adam { first: vec![0.0; count], second: vec![0.0; count] },
         }
     }
@@ -185,6 +199,41 @@ struct Step<'a> {
 
 impl Step<'_> {
     fn adam(&self, values: &mut [f32], gradient: &[f32], first: &mut [f32], second: &mut [f32]) {
+        let adam = self.adam_chunk();
+        let moments = first.par_chunks_mut(CHUNK).zip(second.par_chunks_mut(CHUNK));
+        let chunks = values.par_chunks_mut(CHUNK).zip(gradient.par_chunks(CHUNK));
+        chunks.zip(moments).for_each(|((values, gradient), (first, second))| {
+            adam(values, gradient, first, second);
+        });
+    }
+
+    /// The same, the moments of a chunk being unpacked for as long as it takes.
+    fn adam_packed(
+        &self,
+        values: &mut [f32],
+        gradient: &[f32],
+        first: &mut Packed,
+        second: &mut Packed,
+    ) {
+        const BLOCKS: usize = CHUNK / BLOCK;
+        let adam = self.adam_chunk();
+        let of_first = first.codes.par_chunks_mut(CHUNK).zip(first.scales.par_chunks_mut(BLOCKS));
+        let of_second =
+            second.codes.par_chunks_mut(CHUNK).zip(second.scales.par_chunks_mut(BLOCKS));
+        let moments = of_first.zip(of_second);
+        let chunks = values.par_chunks_mut(CHUNK).zip(gradient.par_chunks(CHUNK));
+        chunks.zip(moments).for_each(|((values, gradient), (first, second))| {
+            let (mut m, mut v) = (Vec::new(), Vec::new());
+            unpack(first.0, first.1, &mut m);
+            unpack(second.0, second.1, &mut v);
+            adam(values, gradient, &mut m, &mut v);
+            pack(&m, first.0, first.1);
+            pack(&v, second.0, second.1);
+        });
+    }
+
+    /// What an update does to some values: they, their gradient and their two moments.
+    fn adam_chunk(&self) -> impl Fn(&mut [f32], &[f32], &mut [f32], &mut [f32]) + Sync {
         let OptimiserConfig { betas: [beta1, beta2], eps, weight_decay, .. } = *self.config;
         let correction = |beta: f64| 1.0 - beta.powi(self.updates as i32);
         let root = correction(beta2).sqrt();
@@ -196,16 +245,14 @@ impl Step<'_> {
         };
         let (rate, [a, b]) = (rate as f32, [1.0 - beta1, 1.0 - beta2].map(|share| share as f32));
         let (beta1, beta2) = (beta1 as f32, beta2 as f32);
-        let moments = first.par_chunks_mut(CHUNK).zip(second.par_chunks_mut(CHUNK));
-        let chunks = values.par_chunks_mut(CHUNK).zip(gradient.par_chunks(CHUNK));
-        chunks.zip(moments).for_each(|((values, gradient), (first, second))| {
+        move |values, gradient, first, second| {
             let moments = first.iter_mut().zip(second);
             for ((value, g), (m, v)) in values.iter_mut().zip(gradient).zip(moments) {
                 *m = beta1 * *m + a * g;
                 *v = beta2 * *v + b * g * g;
                 *value = *value * kept - rate * *m / (v.sqrt() / root + eps);
             }
-        });
+        }
     }
 
     /// The paper's algorithms 4 and 5: β₂ rises as 1 − t^−0.8, updates longer than 1 in the root mean square are cut.
@@ -281,7 +328,8 @@ mod tests {
 
     #[test]
     fn every_method_goes_down() {
-        for method in [Method::Adamw, Method::FairseqAdam, Method::Adafactor] {
+        let all = [Method::Adamw, Method::Adamw8bit, Method::FairseqAdam, Method::Adafactor];
+        for method in all {
             let (before, after) = descend(method);
             assert!(after < before / 100.0, "{method:?}: {before} to {after}");
         }

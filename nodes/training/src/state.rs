@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::optimiser::{Moments, Optimiser};
+use crate::packed::{BLOCK, Packed};
 use crate::parameters::Parameters;
 
 /// Where the state of a training that makes `output` is kept.
@@ -43,6 +44,15 @@ pub(crate) fn write(
             Moments::Adam { first, second } => {
                 put("first", name, first)?;
                 put("second", name, second)?;
+            }
+            // Codes are whole numbers, which an f32 has as they are.
+            Moments::Packed { first, second } => {
+                for (kind, packed) in [("first", first), ("second", second)] {
+                    let codes: Vec<f32> =
+                        packed.codes.iter().map(|code| f32::from(*code)).collect();
+                    put(&format!("{kind}_codes"), name, &codes)?;
+                    put(&format!("{kind}_scales"), name, &packed.scales)?;
+                }
             }
             Moments::Factored { rows, columns } => {
                 put("rows", name, rows)?;
@@ -98,9 +108,23 @@ pub(crate) fn read(
         parameters.set(name, parameter.flatten_all()?.to_vec1::<f32>()?)?;
         let count = var.elem_count();
         let whole = |values: Option<Vec<f32>>| values.filter(|values| values.len() == count);
+        let packed = |kind: &str| -> Result<Option<Packed>> {
+            let codes = values(name, &format!("{kind}_codes"))?;
+            let scales = values(name, &format!("{kind}_scales"))?;
+            let packed = codes.zip(scales).map(|(codes, scales)| Packed {
+                codes: codes.into_iter().map(|code| code as i8).collect(),
+                scales,
+            });
+            let fits = |packed: &Packed| {
+                packed.codes.len() == count && packed.scales.len() == count.div_ceil(BLOCK)
+            };
+            Ok(packed.filter(fits))
+        };
         let [first, second] = [values(name, "first")?, values(name, "second")?].map(whole);
         if let (Some(first), Some(second)) = (first, second) {
             moments.insert(name.clone(), Moments::Adam { first, second });
+        } else if let (Some(first), Some(second)) = (packed("first")?, packed("second")?) {
+            moments.insert(name.clone(), Moments::Packed { first, second });
         } else if let (Some(rows), Some(columns)) =
             (values(name, "rows")?, values(name, "columns")?)
             && rows.len() * columns.len() == count

@@ -273,7 +273,7 @@ fn lora_steps(
         parameters.insert(name.clone(), tensor)?;
     }
     ensure!(parameters.iter().count() == 2 * targets.len(), "other layers than the file's");
-    let beside = lora::beside(&parameters, targets, alpha)?;
+    let beside = lora::beside(&parameters, targets, (lora::Kind::Lora, alpha))?;
     let weights = Weights::from_trained("variables", tensors.clone(), beside, &Device::Cpu);
     let unet = UNet::load(&weights, config)?;
     let settings = optimiser(case, Method::Adamw)?;
@@ -317,7 +317,7 @@ fn lora_steps(
     let out = unet.forward(&probe("sample")?, &probe("timestep")?, &probe("context")?, None)?;
     case.check(&format!("{prefix}final.unet_out"), &out)?;
     if prefix.is_empty() {
-        let made = lora::file_tensors(&parameters, targets, alpha)?;
+        let made = lora::file_tensors(&parameters, targets, (lora::Kind::Lora, alpha))?;
         ensure!(made.keys().eq(initial.keys()), "the file has other names");
         for (name, expected) in initial.iter().filter(|(name, _)| name.ends_with(".alpha")) {
             case.compare(name, &made[name].reshape(expected.shape())?, expected, 0.0)?;

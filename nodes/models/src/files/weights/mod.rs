@@ -65,16 +65,35 @@ struct Store {
     read: Mutex<HashMap<String, usize>>,
 }
 
-/// A low-rank change beside the weight of a linear layer or a convolution, which itself stays as it is:
-/// y = W x + scale · up(down(x)). That is how a LoRA is trained; a finished one is added to the weights
-/// ([`crate::lora::Adapted`]).
+/// A change in few numbers beside the weight of a linear layer or a convolution, which itself stays as it is. That is how
+/// a LoRA is trained; a finished one is added to the weights ([`crate::lora::Adapted`]).
 #[derive(Clone, Debug)]
-pub struct LowRank {
-    /// [rank, input], or [rank, input, kH, kW] of a convolution.
-    pub down: Tensor,
-    /// [output, rank], or [output, rank, 1, 1].
-    pub up: Tensor,
-    pub scale: f64,
+pub enum LowRank {
+    /// y = W x + scale · up(down(x)).
+    Product {
+        /// [rank, input], or [rank, input, kH, kW] of a convolution.
+        down: Tensor,
+        /// [output, rank], or [output, rank, 1, 1].
+        up: Tensor,
+        scale: f64,
+    },
+    /// LoHa: y = (W + scale · (a₁ b₁) ∘ (a₂ b₂)) x.
+    Hadamard {
+        /// [output, rank] and [rank, input · kH · kW] each.
+        sides: [[Tensor; 2]; 2],
+        /// Of the weight.
+        shape: Vec<usize>,
+        scale: f64,
+    },
+    /// LoKr: y = (W + scale · w₁ ⊗ (a b)) x.
+    Kronecker {
+        w1: Tensor,
+        /// [output / rows of w₁, rank] and [rank, the rest].
+        w2: [Tensor; 2],
+        /// Of the weight.
+        shape: Vec<usize>,
+        scale: f64,
+    },
 }
 
 /// What it means to read a tensor.
