@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Checks the SD 1.5 workflows that ComfyUI ships as templates, in the format that its editor saves.
+"""Checks the workflows for SD 1.5 and SDXL that ComfyUI ships as templates, in the format that its editor saves.
 
 Downloads the package they are published in with pip (it is GPL, so none of it lies in this repository), takes out the
-nine workflows, and runs `kosmograph check` on each. They may lack model files and pictures, and nothing else.
+twelve workflows, and runs `kosmograph check` on each. They may lack model files and pictures, and nothing else.
 
     cargo build --release --workspace
     scripts/templates.py [FOLDER]
 
-With --run WEIGHTS the missing files are made, of random numbers in the real shapes (about 6 GB in WEIGHTS, made once), every
+With --run WEIGHTS the missing files are made, of random numbers in the real shapes (about 19 GB in WEIGHTS, made once), every
 workflow must then pass `check`, and is run: one step a sampler and small pictures, since random weights draw noise.
 
     cargo build --release --workspace && cargo build --release -p kosmograph-models --example random_weights
@@ -41,11 +41,14 @@ TEMPLATES = [
     "depth_controlnet",
     "mixing_controlnets",
     "2_pass_pose_worship",
+    "sdxl_simple_example",
+    "sdxl_refiner_prompt_example",
+    "sdxlturbo_example",
 ]
 
 
 def fetch(folder):
-    """The nine workflows, as FOLDER/NAME.json, unless they are there."""
+    """The workflows, as FOLDER/NAME.json, unless they are there."""
     if all((folder / f"{name}.json").exists() for name in TEMPLATES):
         return
     with tempfile.TemporaryDirectory() as wheels:
@@ -89,6 +92,8 @@ def provide(weights, name, missing):
     kind, folder = KINDS[missing["input"]]
     if kind == "sd15" and "inpaint" in name:
         kind = "sd15-inpaint"
+    if kind == "sd15" and "xl" in file:
+        kind = "sdxl-refiner" if "refiner" in file else "sdxl"
     random = weights / "random" / f"{kind}.safetensors"
     if not random.exists():
         print(f"making {random.name} …", file=sys.stderr)
@@ -103,10 +108,16 @@ def provide(weights, name, missing):
 def small(workflow):
     """Settings that make a run short: one step, small latents."""
     settings = []
+    # Below 512 SDXL has next to nothing to look at.
+    sizes = {"EmptyLatentImage": 512 if "sdxl" in workflow.stem else 256, "LatentUpscale": 320}
     for node in json.loads(workflow.read_text())["nodes"]:
-        sizes = {"EmptyLatentImage": 256, "LatentUpscale": 320}
         if node["type"] == "KSampler":
             settings.append(f"{node['id']}.steps=1")
+        if node["type"] == "KSamplerAdvanced":
+            # Two steps, of which one is the base's and the other the refiner's.
+            settings += [f"{node['id']}.{name}" for name in ("steps=2", "start_at_step=0", "end_at_step=1")]
+            if node["widgets_values"][7] > 0:
+                settings[-2:] = [f"{node['id']}.start_at_step=1", f"{node['id']}.end_at_step=10000"]
         if node["type"] in sizes:
             settings += [f"{node['id']}.{side}={sizes[node['type']]}" for side in ("width", "height")]
     return [part for setting in settings for part in ("--set", setting)]
@@ -131,6 +142,7 @@ def main():
     parser.add_argument("--kosmograph", type=pathlib.Path, default=TARGET / "kosmograph")
     parser.add_argument("--models", action="append", default=[], help="handed on to kosmograph")
     parser.add_argument("--run", type=pathlib.Path, metavar="WEIGHTS", help="make the missing files there, and run")
+    parser.add_argument("--only", choices=TEMPLATES, action="append", help="one workflow; repeatable")
     arguments = parser.parse_args()
     handed_on = [part for models in arguments.models for part in ("--models", models)]
     weights = arguments.run
@@ -143,7 +155,7 @@ def main():
         folder = arguments.folder or pathlib.Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         fetch(folder)
-        for name in TEMPLATES:
+        for name in arguments.only or TEMPLATES:
             workflow = folder / f"{name}.json"
             missing, wrong = check(arguments.kosmograph, workflow, handed_on)
             files = sorted({one["message"].split('"')[1] for one in missing})
