@@ -54,8 +54,13 @@ pub(crate) struct Kosmos<'a> {
 
 /// What only one of the stages needs.
 enum Stage {
-    Align { reconstruction: Reconstruction, clip: Box<ClipText> },
+    Align(Box<Align>),
     Instruct(Box<Instruct>),
+}
+
+struct Align {
+    reconstruction: Reconstruction,
+    clip: ClipText,
 }
 
 struct Instruct {
@@ -123,8 +128,8 @@ impl<'a> Kosmos<'a> {
         let clip_tokenizer = clip_tokenizer.map_err(|error| Error::Config(error.to_string()))?;
         let stage = match (reconstruction, vision) {
             (Some(reconstruction), _) => {
-                let clip = Box::new(ClipText::load(&encoder.config, &encoder.weights)?);
-                Stage::Align { reconstruction, clip }
+                let clip = ClipText::load(&encoder.config, &encoder.weights)?;
+                Stage::Align(Box::new(Align { reconstruction, clip }))
             }
             (None, Some((vit, connector))) => {
                 let (unet, scheduler, weights) = checkpoint.unet()?;
@@ -259,7 +264,8 @@ impl Kosmos<'_> {
         let generator = RefCell::new(Generator::new(draws.next_u64()));
         let drop = |x: &Tensor| dropped(x, self.config.dropout, &mut generator.borrow_mut());
         match &self.stage {
-            Stage::Align { reconstruction, clip } => {
+            Stage::Align(parts) => {
+                let Align { reconstruction, clip } = &**parts;
                 let hidden = self.mllm.forward_dropping(&tokens, None, &drop)?.detach();
                 let length = clip.max_length()?;
                 let rows = documents.iter().map(|document| {

@@ -82,6 +82,10 @@ impl Dino {
                 weights.origin()
             )));
         };
+        if channels != 3 || patch == 0 {
+            let sentence = format!("the patches of {} are none of RGB pictures", weights.origin());
+            return Err(Error::Input(sentence));
+        }
         let heads = heads.unwrap_or(dim / 64);
         if heads == 0 || !dim.is_multiple_of(heads) {
             let sentence = format!("attention of width {dim} cannot be split into {heads} heads");

@@ -32,7 +32,12 @@ impl Conv {
                 weights.origin()
             ))
         })?;
-        let output = shape.first().copied().unwrap_or_default();
+        // A kernel that is none, or larger than what it looks at, would have no result.
+        let fits = |side: &usize| (1..=7).contains(side);
+        let [output, _, height, width] = shape[..] else { return Err(no_kernel(&weights)) };
+        if output == 0 || !fits(&height) || !fits(&width) {
+            return Err(no_kernel(&weights));
+        }
         let weight = weights.get("conv.weight", shape)?;
         let norm = |name: &str| weights.get(&format!("bn.{name}"), output);
         let (mean, variance) = (norm("running_mean")?, norm("running_var")?);
@@ -53,6 +58,10 @@ impl Conv {
         };
         y.relu()
     }
+}
+
+fn no_kernel(weights: &Weights) -> Error {
+    Error::Input(format!("a convolution of {} is none of an Inception", weights.origin()))
 }
 
 /// What one branch of a block does.
