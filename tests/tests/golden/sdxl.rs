@@ -1,9 +1,10 @@
 //! SDXL: its U-Nets, its text encoders, and the names of their files.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Tensor};
 use kosmograph_models::Weights;
 use kosmograph_models::clip::text::{ClipText, ClipTextConfig, ContextLayer};
+use kosmograph_models::lora::{Adapted, Lora};
 use kosmograph_models::samplers::guidance::guide;
 use kosmograph_models::samplers::{
     self, NoiseSampler, Prediction, Schedule, SchedulerConfig, Step,
@@ -12,8 +13,8 @@ use kosmograph_models::stable_diffusion::checkpoint::Checkpoint;
 use kosmograph_models::stable_diffusion::unet::{Condition, UNet, UNetConfig, VectorConfig};
 use serde_json::json;
 
-use crate::case::Case;
-use crate::diffusion::{folder, load_unet};
+use crate::case::{Case, read_tensors};
+use crate::diffusion::{folder, load_unet, timestep};
 use crate::kosmos::check_names;
 use crate::names;
 
@@ -60,6 +61,12 @@ pub fn unet(case: &mut Case) -> Result<()> {
 
 /// One of the two text encoders, "l" or "g", from transformers' names.
 fn encoder(case: &Case, name: &str, weights: &Weights) -> Result<ClipText> {
+    let encoder = ClipText::load(&encoder_config(case, name)?, weights)?;
+    weights.finish(&[])?;
+    Ok(encoder)
+}
+
+fn encoder_config(case: &Case, name: &str) -> Result<ClipTextConfig> {
     let hidden = case.size(&format!("config.{name}.hidden"))?;
     let mut config: ClipTextConfig = serde_json::from_value(json!({
         "vocab_size": case.size("config.vocab")?,
@@ -72,9 +79,82 @@ fn encoder(case: &Case, name: &str, weights: &Weights) -> Result<ClipText> {
         "eos_token_id": case.size("eos")?,
     }))?;
     config.text_projection = (name == "g").then_some(case.size("projection_dim")?);
-    let encoder = ClipText::load(&config, weights)?;
-    weights.finish(&[])?;
-    Ok(encoder)
+    Ok(config)
+}
+
+/// LoRAs of every kind in SDXL's namings, on its U-Net and on both of its text encoders.
+pub fn lora(case: &mut Case) -> Result<()> {
+    let open = |case: &Case, name: &str| Weights::open(&case.file(name), &Device::Cpu);
+    let unet_config = case.json("../sdxl_unet/config.json")?;
+    let unet_config = UNetConfig::from_value(&unet_config["config"], "config.json")?;
+    let unet_weights = case.config["sdxl_weights"].as_str().context("no sdxl_weights")?.to_owned();
+    let load = move |weights: &Weights| UNet::load(weights, &unet_config);
+    let base = Adapted::open(open(case, &unet_weights)?, &[], load)?;
+    let text_case = case.file("../sdxl_text/config.json");
+    let text_case = Case::open(text_case.parent().context("no folder")?)?;
+    let mut texts = Vec::new();
+    for (i, name) in ["l", "g"].into_iter().enumerate() {
+        let file = case.config["text_weights"][i].as_str().context("no text_weights")?.to_owned();
+        let config = encoder_config(&text_case, name)?;
+        let load = move |weights: &Weights| ClipText::load(&config, weights);
+        texts.push(Adapted::open(open(case, &file)?, &[], load)?);
+    }
+    let (sample, context) = (case.input("sdxl.sample")?, case.input("sdxl.context")?);
+    let (pooled, sizes) = (case.input("sdxl.pooled")?, case.input("sdxl.time_ids")?);
+    let at = timestep(case.size("timestep")?)?;
+    let run = |unet: &Adapted<UNet>| {
+        let condition = Condition { context: &context, pooled: Some(&pooled), sizes: Some(&sizes) };
+        unet.get()?.forward(&sample, &at, condition, None)
+    };
+    case.check("sdxl.base", &run(&base)?)?;
+    let names = case.expected_names();
+    let of_unet = |name: &&String| {
+        let scale = name.strip_prefix("sdxl.").and_then(|name| name.rsplit_once(".scale"));
+        scale.is_some_and(|(_, scale)| scale.parse::<f64>().is_ok())
+    };
+    for name in names.iter().filter(of_unet) {
+        let (kind, scale) = name.rsplit_once(".scale").context("a name without a scale")?;
+        let scale: f64 = scale.parse()?;
+        let file = kind.trim_end_matches(".comfyui");
+        let mut tensors = read_tensors(&case.file(format!("{file}.lora.safetensors")))?;
+        // As for Stable Diffusion 1.5: by PEFT's name the length is that of the changed weight's rows.
+        if kind == "sdxl.dora_out" {
+            let renamed = |(name, tensor): (String, Tensor)| {
+                (name.replace(".dora_scale", ".lora_magnitude_vector"), tensor)
+            };
+            tensors = tensors.into_iter().map(renamed).collect();
+        }
+        let lora = Weights::from_tensors(file, tensors.into_iter().collect(), &Device::Cpu);
+        let lora = Lora::read(&lora)?;
+        ensure!(lora.unknown.is_empty(), "{kind}: unknown layers, {:?}", lora.unknown);
+        let (adapted, without_place) = base.with(&lora.unet, scale)?;
+        ensure!(without_place.is_empty(), "{kind}: without a place, {without_place:?}");
+        case.check(name, &run(&adapted)?)?;
+        let of_texts = [&lora.text_encoder, &lora.text_encoder_2];
+        for ((part, layers), base) in ["l", "g"].into_iter().zip(of_texts).zip(&texts) {
+            let hidden = format!("{name}.{part}.penultimate");
+            ensure!(
+                case.expects(&hidden) != layers.is_empty(),
+                "{kind}: {} layers of the text encoder {part}",
+                layers.len()
+            );
+            if layers.is_empty() {
+                continue;
+            }
+            let (adapted, without_place) = base.with(layers, scale)?;
+            ensure!(without_place.is_empty(), "{kind}, {part}: without a place, {without_place:?}");
+            let encoder = adapted.get()?;
+            let ids = case.input(&format!("ids_{part}"))?.to_dtype(candle_core::DType::U32)?;
+            let penultimate = ContextLayer { skip: 2, normed: false };
+            let states = encoder.forward_embeddings(&encoder.embed(&ids)?, penultimate)?;
+            case.check(&hidden, &states.hidden)?;
+            if part == "g" {
+                let pooled = encoder.project(&encoder.pool(&ids, &states.last)?)?;
+                case.check(&format!("{name}.g.pooled"), &pooled)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Both encoders from diffusers' files and from a single file, in OpenCLIP's names.
