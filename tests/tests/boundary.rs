@@ -469,6 +469,23 @@ fn the_conformance_checks_find_every_wrong_object() {
     Run::new("check-plugin").arg(wrong_object(None)).expect_success();
 }
 
+/// A model of SDXL's family is asked with the pooled vector and the sizes that it says it wants.
+#[test]
+fn a_model_that_wants_a_vector_is_given_one() {
+    let text = std::fs::read_to_string(repository().join("tests/examples/denoiser.c")).unwrap();
+    let wants = r#"\"context_width\": 768, \"pooled_width\": 20, \"sizes\": 5, "#;
+    let reads = r#"const DLTensor *pooled, *sizes;
+        if (read_key(context, input, "pooled", 2, "[B, P]", &pooled) != KG_OK) return KG_ERROR;
+        if (read_key(context, input, "sizes", 2, "[B, S]", &sizes) != KG_OK) return KG_ERROR;
+        if (pooled->shape[0] != x->shape[0] || pooled->shape[1] != 20 || sizes->shape[1] != 5)
+          return fail(context, "pooled", "20 numbers and 5 sizes are wanted for each row");
+        int64_t batch = x->shape[0]"#;
+    let text = text.replacen(r#"\"context_width\": 768, "#, wants, 1);
+    let text = text.replacen("int64_t batch = x->shape[0]", reads, 1);
+    assert!(text.contains(wants) && text.contains(reads));
+    Run::new("check-plugin").arg(build_c_text("vector_example", &text, &[])).expect_success();
+}
+
 // ---- Libraries that misbehave ----------------------------------------------------------------
 
 #[test]

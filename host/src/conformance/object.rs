@@ -51,6 +51,8 @@ struct Sizes {
     predicted: Option<i64>,
     width: i64,
     steps: Option<i64>,
+    /// Of the pooled vector and of the sizes, of a model that wants them beside the context.
+    vector: Option<[i64; 2]>,
 }
 
 impl Sizes {
@@ -61,6 +63,9 @@ impl Sizes {
             predicted: number("out_channels"),
             width: number("context_width").unwrap_or(16),
             steps: number("train_steps"),
+            vector: number("pooled_width")
+                .zip(number("sizes"))
+                .map(|(pooled, sizes)| [pooled, sizes]),
         }
     }
 
@@ -162,7 +167,11 @@ fn answers(
     doing: &mut dyn FnMut(&str),
 ) -> Result<(), String> {
     let Interface { id, input: parts, .. } = row;
-    let Some(small) = sizes.map(parts, |_| true) else { return Ok(()) };
+    let Some(mut small) = sizes.map(parts, |_| true) else { return Ok(()) };
+    // What a network of SDXL's family cannot do without.
+    if let ("denoiser/1", Some([pooled, count])) = (*id, sizes.vector) {
+        small = small.with("pooled", tensor(&[2, pooled])).with("sizes", tensor(&[2, count]));
+    }
     doing(&format!("calling \"{id}\" with small values"));
     let answer = call_interface(object, id, host, &small);
     // These have no reason to refuse.
