@@ -44,20 +44,23 @@ fn source_json(source: &Source) -> Option<Json> {
     })
 }
 
-/// What a library answered, as warnings. What is no remark about a step of the plan says nothing.
+/// What a library answered, as warnings, and what it refuses as mismatches. What is no remark about a step of the plan says nothing.
 pub fn heard(answer: &str, plan: &Plan) -> Vec<Problem> {
     #[derive(Deserialize)]
     struct Remark {
         step: usize,
         input: String,
         message: String,
+        #[serde(default)]
+        refused: bool,
     }
     let remarks: Vec<Json> = serde_json::from_str(answer).unwrap_or_default();
     let problem = |remark: Json| {
-        let Remark { step, input, message } = Remark::deserialize(remark).ok()?;
+        let Remark { step, input, message, refused } = Remark::deserialize(remark).ok()?;
         let step = plan.steps().get(step)?;
         step.descriptor.input(&input)?;
-        Some(Problem::new(Kind::Unfit, message).at(step.name.clone()).input(&input))
+        let kind = if refused { Kind::ReturnTypeMismatch } else { Kind::Unfit };
+        Some(Problem::new(kind, message).at(step.name.clone()).input(&input))
     };
     remarks.into_iter().filter_map(problem).collect()
 }
@@ -105,6 +108,10 @@ mod tests {
         let heard: Vec<String> =
             heard(&answer.to_string(), &plan).iter().map(Problem::to_string).collect();
         assert_eq!(heard, ["node 2 (Show), input \"text\": is odd"]);
+        let kind = |answer: Json| super::heard(&answer.to_string(), &plan)[0].kind;
+        assert_eq!(kind(answer), Kind::Unfit);
+        let refused = json!([{"step": 1, "input": "x", "message": "is odd", "refused": true}]);
+        assert_eq!(kind(refused), Kind::ReturnTypeMismatch);
         assert!(super::heard("no JSON", &plan).is_empty());
     }
 }

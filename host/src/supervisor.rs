@@ -236,7 +236,7 @@ impl Supervisor {
         false
     }
 
-    /// What the libraries that check say of `plan`, as warnings; one that crashes or hangs over it is one.
+    /// What the libraries that check say of `plan`, as warnings, and what they refuse as mismatches; one that crashes or hangs over it is one.
     pub fn check(&mut self, plan: &Plan, catalogue: &Catalogue) -> Vec<Problem> {
         let entries = catalogue.libraries().iter().enumerate();
         let takes_part = |number: usize| plan.steps().iter().any(|step| step.library == number);
@@ -264,7 +264,7 @@ impl Supervisor {
                     Some(node) => steps.any(|step| step.name == **node),
                     None => true,
                 };
-                if believed && problem.kind == Kind::Unfit {
+                if believed && matches!(problem.kind, Kind::Unfit | Kind::ReturnTypeMismatch) {
                     warnings.push(problem.into_owned());
                 }
             }

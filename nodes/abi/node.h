@@ -586,8 +586,8 @@ typedef struct kg_library {
    *     in   plan TEXT, a JSON object: "steps", a list in the order of the plan, of {"class", "inputs"};
    *              "inputs" has by name {"value": ...}, {"file": path}, {"from": [step, output]}, each
    *              beside "files", {name: path}, where a text mentions some
-   *     out  problems TEXT, a JSON list of {"step", "input", "message"}: what is going to be left out or
-   *              is otherwise odd, each a warning */
+   *     out  problems TEXT, a JSON list of {"step", "input", "message", "refused"?}: what is going to be left
+   *              out or is otherwise odd, each a warning, or with "refused" true what cannot but fail */
   const void *(*extension)(kg_str id);
 } kg_library;
 

@@ -250,3 +250,58 @@ fn a_vae_alone_decodes_the_latents_of_another_factor() {
     let differences = expected.iter().zip(&found).map(|(a, b)| a.abs_diff(*b));
     assert!(expected.len() == found.len() && differences.max() <= Some(1));
 }
+
+/// Kosmos-G's conditioning, a text's, and a ControlNet's copy, with a U-Net that reads other text: told before any weight is read.
+#[test]
+fn parts_of_different_families_are_refused_by_check() {
+    let models = tempfile::tempdir().expect("a folder");
+    let folder = models.path().join("diffusion_models/xl");
+    fs::create_dir_all(&folder).expect("a folder");
+    // A small U-Net of SDXL's kind, which reads 40 numbers a token where the bundled ones read 128.
+    let golden = repository().join("tests/golden/sdxl_unet");
+    let config = fs::read_to_string(golden.join("config.json")).expect("a golden case");
+    let config: Value = serde_json::from_str(&config).expect("JSON");
+    fs::write(folder.join("config.json"), config["config"].to_string()).expect("a file");
+    let weights = "diffusion_pytorch_model.safetensors";
+    fs::copy(golden.join("weights.safetensors"), folder.join(weights)).expect("a copy");
+    let checked = |workflow: &Value, code: i32| {
+        let run = Run::new("check").with_plugins().args(["-", "--models"]).arg(models.path());
+        let run = run.arg("--models").arg(repository().join("models"));
+        run.stdin(workflow.to_string()).expect_code(code).stderr().to_owned()
+    };
+    let loader = "CheckpointLoaderSimple";
+    let mut mixed = workflow(loader, "tiny/sd", json!(["1", 1]), json!(["1", 2]));
+    assert!(!checked(&mixed, 0).contains("families"));
+    mixed["9"] = json!({"class_type": "UNETLoader", "inputs": {"unet_name": "xl"}});
+    mixed["6"]["inputs"]["model"] = json!(["9", 0]);
+    let told = checked(&mixed, 2);
+    for word in ["node 6", "positive", "128 numbers wide", "takes 40", "(xl)", "families"] {
+        assert!(told.contains(word), "{word}: {told}");
+    }
+    // Kosmos-G's, through what combines two of them a hundred times over: every conditioning is looked at once.
+    mixed["10"] = json!({"class_type": "KosmosLoader", "inputs": {"kosmos_name": "tiny/kosmos"}});
+    mixed["11"] =
+        json!({"class_type": "TextInterleave", "inputs": {"kosmos": ["10", 0], "text": "a cat"}});
+    mixed["12"] = json!({"class_type": "Aligner", "inputs": {"kosmos": ["10", 0], "hidden_states": ["11", 0]}});
+    let mut last = 12;
+    for _ in 0..100 {
+        mixed[(last + 1).to_string()] = json!({"class_type": "ConditioningCombine", "inputs": {
+            "conditioning_1": [last.to_string(), 0], "conditioning_2": [last.to_string(), 0],
+        }});
+        last += 1;
+    }
+    mixed["6"]["inputs"]["positive"] = json!([last.to_string(), 0]);
+    let told = checked(&mixed, 2);
+    assert!(told.contains("what Kosmos-G gives (kosmos) is 128 numbers wide"), "{told}");
+    // The bundled ControlNet reads what the bundled U-Net does, and not what the other one does.
+    mixed["200"] = json!({"class_type": "ControlNetLoader", "inputs": {"control_net_name": "tiny/controlnet/tiny-canny"}});
+    mixed["201"] = json!({"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 0}});
+    mixed["202"] = json!({"class_type": "ControlNetApply", "inputs": {
+        "conditioning": ["4", 0], "control_net": ["200", 0], "image": ["201", 0], "strength": 1.0,
+    }});
+    mixed["6"]["inputs"]["positive"] = json!(["202", 0]);
+    let told = checked(&mixed, 2);
+    assert!(told.contains("node 202") && told.contains("the ControlNet (tiny-canny)"), "{told}");
+    mixed["6"]["inputs"]["model"] = json!(["1", 0]);
+    assert!(!checked(&mixed, 0).contains("families"));
+}

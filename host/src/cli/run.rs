@@ -216,20 +216,28 @@ pub fn check(workflow: &args::Workflow, listener: &dyn Listener, screen: &MultiP
     };
     let (problems, left_out, warnings, exit) = match job.first_plan() {
         Ok((plan, _)) => {
-            let exit = if plan.problems().is_empty() { Exit::Done } else { Exit::Failed };
+            let mut exit = if plan.problems().is_empty() { Exit::Done } else { Exit::Failed };
+            let mut problems = plan.problems().to_vec();
             let left_out = plan.left_out().to_vec();
             let mut warnings = plan.warnings().to_vec();
             match setup(screen, None) {
                 Ok(setup) => {
                     let catalogue = &job.libraries.catalogue;
-                    warnings.append(&mut Supervisor::new(setup).check(&plan, catalogue));
+                    let said = Supervisor::new(setup).check(&plan, catalogue);
+                    let (odd, refused): (Vec<_>, Vec<_>) =
+                        said.into_iter().partition(|problem| problem.kind == Kind::Unfit);
+                    warnings.extend(odd);
+                    if !refused.is_empty() {
+                        exit = Exit::Refused;
+                    }
+                    problems.extend(refused);
                 }
                 Err(error) => {
                     let sentence = format!("the program's own file cannot be found: {error}");
                     warnings.push(Problem::new(Kind::Unfit, sentence));
                 }
             }
-            (plan.problems().to_vec(), left_out, warnings, exit)
+            (problems, left_out, warnings, exit)
         }
         Err(Refusal { problems, warnings }) => (problems, Vec::new(), warnings, Exit::Refused),
     };

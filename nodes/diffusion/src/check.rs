@@ -8,17 +8,19 @@ use kosmograph_models::stable_diffusion::checkpoint::Checkpoint;
 use node::{Check, Context, Inputs, Remark, Result};
 use serde_json::Value as Json;
 
+use crate::check_families;
 use crate::embedding::{Embedding, read_embedding};
 use crate::loaders::{CLIPLoader, CheckpointLoaderSimple, DiffusersLoader};
 use crate::lora::LoraLoader;
 use crate::text::{CLIPSetLastLayer, CLIPTextEncode};
 
-/// Holds the width of every embedding that a prompt mentions against that of the prompt's encoder.
-pub struct EmbeddingWidths;
+/// Holds the width of every embedding that a prompt mentions against that of the prompt's encoder, and what a model is
+/// sampled with against the model.
+pub struct Fits;
 
-impl Check for EmbeddingWidths {
+impl Check for Fits {
     fn check(_cx: &Context<'_>, plan: &Json) -> Result<Vec<Remark>> {
-        let mut remarks = Vec::new();
+        let mut remarks = check_families::remarks(plan);
         for (number, step) in plan["steps"].as_array().into_iter().flatten().enumerate() {
             let text = &step["inputs"]["text"];
             let files = text["files"].as_object().into_iter().flat_map(|files| files.values());
@@ -35,7 +37,8 @@ impl Check for EmbeddingWidths {
                     Ok(Embedding::Unfit(sentence)) => format!("{sentence}; it is left out"),
                     Err(error) => error.to_string(),
                 };
-                remarks.push(Remark { step: number, input: "text".to_owned(), message });
+                let input = "text".to_owned();
+                remarks.push(Remark { step: number, input, message, is_refused: false });
             }
         }
         Ok(remarks)

@@ -5,6 +5,7 @@
 //! well.
 
 mod check;
+mod check_families;
 mod clip;
 mod clip_vision;
 mod conditioning;
@@ -61,7 +62,7 @@ use custom_sampling::{
     SamplerEulerAncestral, SamplerEulerAncestralCFGPP, SamplerEulerCFGpp, SamplerLMS,
     SamplerSASolver,
 };
-use gguf::{CLIPLoaderGGUF, UnetLoaderGGUF};
+use gguf::{CLIPLoaderGGUF, DualCLIPLoaderGGUF, UnetLoaderGGUF};
 use inpaint::{
     InpaintModelConditioning, InstructPixToPixConditioning, SetLatentNoiseMask, VAEEncodeForInpaint,
 };
@@ -104,6 +105,7 @@ node::library![
     CLIPLoader,
     DualCLIPLoader,
     CLIPLoaderGGUF,
+    DualCLIPLoaderGGUF,
     ControlNetLoader,
     LoraLoader,
     LoraLoaderModelOnly,
@@ -209,7 +211,7 @@ node::library![
     TextSimilarity,
     FrechetDistance;
     prepare: kosmograph_threads::start;
-    check: check::EmbeddingWidths;
+    check: check::Fits;
     train: train::Trainings;
     evaluate: evaluate::Evaluations
 ];

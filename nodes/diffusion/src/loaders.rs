@@ -174,14 +174,22 @@ impl Node for DualCLIPLoader {
         // One family is supported, and its choice changes nothing: an encoder shows what it is.
         let _ = self.r#type;
         check_device(cx, self.device.as_deref())?;
-        let mut parts = Vec::new();
-        for (input, path) in [("clip_name1", &self.clip_name1), ("clip_name2", &self.clip_name2)] {
-            let load = || encoders(&open(cx, path, "text encoder")?);
-            parts.extend(load().map_err(|error| error.of_input(input))?);
-        }
-        let clip = ClipModel::new(parts).map_err(|error| error.of_input("clip_name2"))?;
-        Ok(Clip(Object::new(clip)))
+        two_clips(
+            cx,
+            [("clip_name1", self.clip_name1.as_path()), ("clip_name2", self.clip_name2.as_path())],
+        )
     }
+}
+
+/// The text encoders of two files as one CLIP; each file by its input.
+pub(crate) fn two_clips(cx: &Context, files: [(&'static str, &Path); 2]) -> Result<Clip> {
+    let mut parts = Vec::new();
+    for (input, path) in files {
+        let load = || encoders(&open(cx, path, "text encoder")?);
+        parts.extend(load().map_err(|error| error.of_input(input))?);
+    }
+    let clip = ClipModel::new(parts).map_err(|error| error.of_input("clip_name2"))?;
+    Ok(Clip(Object::new(clip)))
 }
 
 /// Refuses a device of its own for a text encoder.

@@ -65,6 +65,8 @@ pub struct Remark {
     pub input: String,
     /// A sentence without its full stop.
     pub message: String,
+    /// Whether the step cannot but fail.
+    pub is_refused: bool,
 }
 
 /// An extension as a type without values, which calls `T`.
@@ -124,8 +126,8 @@ impl<T: Check> Extension<T> for Checking {
 
     fn call(cx: &Context<'_>, input: &Arguments) -> Result<Value> {
         let remarks = T::check(cx, &serde_json::from_str(&input.text("plan")?)?)?;
-        let remarks = remarks.into_iter().map(|Remark { step, input, message }| {
-            json!({"step": step, "input": input, "message": message})
+        let remarks = remarks.into_iter().map(|Remark { step, input, message, is_refused }| {
+            json!({"step": step, "input": input, "message": message, "refused": is_refused})
         });
         let problems = Value::string(Json::from_iter(remarks).to_string());
         Ok(Value::map([("problems", problems)]))
