@@ -216,6 +216,10 @@ struct kg_object {
  *          sizes? TENSOR [B,6] or [B,5]
  *     out  residuals LIST of TENSOR, as above; none where there are features alone
  *          features? NAMED TENSOR [*,*,*,*], as above
+ * "control_type/1" (CONTROL_NET): the same network told which of the kinds of hint that it knows it is given; the
+ *          network is shared, and the object itself stays what it is.
+ *     in   type INT, counted from 0, or less than that for none
+ *     out  control_net OBJECT CONTROL_NET
  * "model_sampling/1" (MODEL): the same model, sampled in another way; the network is shared, and the object itself
  *          stays what it is.
  *     in   description TEXT, a JSON object: what "describe/1" of the other says instead, of "prediction",

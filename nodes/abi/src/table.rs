@@ -215,6 +215,13 @@ pub const INTERFACES: &[Interface] = &[
         output: &[part("residuals", ANY_TENSORS), optional("features", FEATURES)],
     },
     Interface {
+        id: "control_type/1",
+        types: &["CONTROL_NET"],
+        required: &[],
+        input: &[part("type", Int)],
+        output: &[part("control_net", Object(&["CONTROL_NET"]))],
+    },
+    Interface {
         id: "model_sampling/1",
         types: &["MODEL"],
         required: &[],

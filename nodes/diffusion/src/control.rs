@@ -1,6 +1,7 @@
 //! A control network and its hint, ready for the sampler: as a CONTROL of its own, `ControlNet`, or
 //! written into conditionings, as ComfyUI's nodes do.
 
+use kosmograph_models::stable_diffusion::controlnet_union::TYPES;
 use node::*;
 
 /// Steers the sampler by a hint picture; several are chained by `previous` and act together.
@@ -132,6 +133,44 @@ impl Node for ControlNetApplyAdvanced {
             with_control(&entry, &control).with("control_covers_negative", false.into())
         };
         Ok((self.positive.map_entries(both), self.negative.map_entries(both)))
+    }
+}
+
+/// Tells a ControlNet Union what kind of hint it is given.
+#[derive(Inputs)]
+#[node(category = "conditioning/controlnet")]
+pub struct SetUnionControlNetType {
+    /// The control network, a union.
+    control_net: node::ControlNet,
+    /// The kind; "auto" tells none.
+    #[widget(choices = KINDS, default = "auto")]
+    r#type: String,
+}
+
+/// What a union may be told: nothing, or one of the kinds it knows.
+const KINDS: &[&str] = &{
+    let mut kinds = ["auto"; TYPES.len() + 1];
+    let mut i = 0;
+    while i < TYPES.len() {
+        kinds[i + 1] = TYPES[i];
+        i += 1;
+    }
+    kinds
+};
+
+impl Node for SetUnionControlNetType {
+    outputs![CONTROL_NET: node::ControlNet];
+
+    fn run(self, cx: &Context) -> Result<node::ControlNet> {
+        let kind = TYPES.iter().position(|kind| *kind == self.r#type);
+        if !self.control_net.0.offers("control_type/1") {
+            return Err(Error::at(
+                "control_net",
+                "this control network is for one kind of hint; a ControlNet Union is told which it is",
+            ));
+        }
+        let told = self.control_net.0.of_type(cx, kind);
+        told.map(node::ControlNet).map_err(|error| error.of_input("control_net"))
     }
 }
 

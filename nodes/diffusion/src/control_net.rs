@@ -1,6 +1,6 @@
 //! The CONTROL_NET object.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::Tensor as Candle;
 use kosmograph_models::stable_diffusion::controlnet::{ControlNet, ControlNetConfig};
@@ -12,7 +12,9 @@ use node_candle::{export, import};
 
 /// A ControlNet behind "control/1". Its numbers are read when it is first called.
 pub struct ControlNetModel {
-    control_net: Resident<ControlNet>,
+    control_net: Arc<Resident<ControlNet>>,
+    /// The kind of the hint, where it is a union that was told.
+    kind: Option<usize>,
     config: ControlNetConfig,
     device: candle_core::Device,
     /// The last hint and its embedding: a sampler asks with the same hint at every step.
@@ -21,8 +23,8 @@ pub struct ControlNetModel {
 
 impl Export for ControlNetModel {
     const TYPE: &'static str = "CONTROL_NET";
-    const INTERFACES: &'static [InterfaceEntry] =
-        interfaces![ControlNetModel: marker::ControlNet, marker::Describe, marker::Memory];
+    const INTERFACES: &'static [InterfaceEntry] = interfaces![ControlNetModel: marker::ControlNet, marker::ControlType, marker::Describe,
+            marker::Memory];
 }
 
 impl interface::Control for ControlNetModel {
@@ -36,7 +38,7 @@ impl interface::Control for ControlNetModel {
         let sizes = call.sizes.as_ref().map(import).transpose()?;
         let condition =
             Condition { context: &context, pooled: pooled.as_ref(), sizes: sizes.as_ref() };
-        let residuals = control_net.forward(&x, &timestep, condition, &hint)?;
+        let residuals = control_net.forward_of(&x, &timestep, condition, &hint, self.kind)?;
         let residuals = control_net.scaled(&residuals, call.strength, call.guess)?;
         residuals.down.iter().chain([&residuals.mid]).map(export).collect()
     }
@@ -54,7 +56,8 @@ impl ControlNetModel {
             let config = config.clone();
             Resident::open(weights, &[], move |weights| ControlNet::load(weights, &config))?
         };
-        Ok(Self { control_net, config, device, embedded: Mutex::default() })
+        let control_net = Arc::new(control_net);
+        Ok(Self { control_net, kind: None, config, device, embedded: Mutex::default() })
     }
 
     fn embedded(&self) -> MutexGuard<'_, Option<(Tensor, Candle)>> {
@@ -68,7 +71,7 @@ impl ControlNetModel {
             Some((known, embedding)) if known.is_same(hint) => Ok(embedding.clone()),
             _ => {
                 let hint_here = import(hint, &self.device)?;
-                let embedding = self.control_net.get()?.embed_hint(&hint_here)?;
+                let embedding = self.control_net.get()?.embed_hint_of(&hint_here, self.kind)?;
                 *embedded = Some((hint.clone(), embedding.clone()));
                 Ok(embedding)
             }
@@ -84,6 +87,26 @@ impl ControlNetModel {
             _ => {
                 Err(Error::at("hint", format!("{given} hints do not serve {rows} rows of latents")))
             }
+        }
+    }
+}
+
+impl interface::ControlType for ControlNetModel {
+    fn of_type(&self, _cx: &Context, kind: Option<usize>) -> Result<Object> {
+        match self.config.types() {
+            None => Err(Error::new(
+                "this ControlNet is for one kind of hint; a ControlNet Union is told which it is",
+            )),
+            Some(types) if kind.is_some_and(|kind| kind >= types) => Err(Error::new(format!(
+                "this ControlNet knows the first {types} kinds of hint only"
+            ))),
+            Some(_) => Ok(Object::new(Self {
+                control_net: self.control_net.clone(),
+                kind,
+                config: self.config.clone(),
+                device: self.device.clone(),
+                embedded: Mutex::default(),
+            })),
         }
     }
 }
@@ -110,6 +133,7 @@ impl interface::Memory for ControlNetModel {
         }
         // The hint itself belongs to whoever made it.
         let embedding = embedded.as_ref().map_or(0, |(_, embedding)| embedding.elem_count());
-        self.control_net.held() + embedding * size_of::<f32>()
+        self.control_net.held() / Arc::strong_count(&self.control_net)
+            + embedding * size_of::<f32>()
     }
 }

@@ -54,7 +54,7 @@ use conditioning_area::{
     ConditioningSetArea, ConditioningSetAreaPercentage, ConditioningSetAreaStrength,
     ConditioningSetMask, ConditioningSetTimestepRange,
 };
-use control::{ControlNet, ControlNetApply, ControlNetApplyAdvanced};
+use control::{ControlNet, ControlNetApply, ControlNetApplyAdvanced, SetUnionControlNetType};
 use custom_sampling::{
     AddNoise, BasicGuider, CFGGuider, DisableNoise, DualCFGGuider, KSamplerSelect, PerpNegGuider,
     RandomNoise, SamplerCustom, SamplerCustomAdvanced, SamplerDPMAdaptative, SamplerDPMPP_2M_SDE,
@@ -134,6 +134,7 @@ node::library![
     ControlNet,
     ControlNetApply,
     ControlNetApplyAdvanced,
+    SetUnionControlNetType,
     SetLatentNoiseMask,
     VAEEncodeForInpaint,
     InpaintModelConditioning,

@@ -25,6 +25,16 @@ impl Linear {
         })
     }
 
+    /// As [`Linear::load`], of what torch's MultiheadAttention keeps as one: `in_proj_weight` and `in_proj_bias`, query, key and
+    /// value below each other.
+    pub fn load_in_proj(weights: &Weights, dim: usize) -> Result<Linear> {
+        Ok(Linear {
+            weight: weights.get_weight("in_proj_weight", (3 * dim, dim))?,
+            bias: Some(weights.get("in_proj_bias", 3 * dim)?),
+            low_rank: None,
+        })
+    }
+
     /// `weight` [output, input] alone.
     pub fn load_without_bias(weights: &Weights, input: usize, output: usize) -> Result<Linear> {
         Ok(Linear {

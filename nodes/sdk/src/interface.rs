@@ -125,6 +125,12 @@ pub trait TakeLora {
     ) -> Result<(Object, Vec<String>)>;
 }
 
+/// "control_type/1", offered by a CONTROL_NET.
+pub trait ControlType {
+    /// The same control network, told that its hints are of the kind `kind`, or of none.
+    fn of_type(&self, cx: &Context<'_>, kind: Option<usize>) -> Result<Object>;
+}
+
 /// "model_sampling/1", offered by a MODEL.
 pub trait ModelSampling {
     /// The same model, of which "describe/1" says `description` where that says something.
@@ -332,6 +338,7 @@ pub mod marker {
     pub struct Denoiser;
     pub struct ControlNet;
     pub struct TextEncoder;
+    pub struct ControlType;
     pub struct ModelSampling;
     pub struct Lora;
     pub struct Layers;
@@ -423,6 +430,10 @@ interface!(Lora, "lora/1", TakeLora, |object, cx, input| {
     let (with_lora, absent) = object.with_lora(cx, &layers, input.number("strength")?)?;
     let absent = Value::list(absent.into_iter().map(Value::string).collect());
     Ok(Value::map([("object", with_lora.into_value()), ("absent", absent)]))
+});
+interface!(ControlType, "control_type/1", ControlType, |object, cx, input| {
+    let kind = usize::try_from(input.integer("type")?).ok();
+    Ok(Value::map([("control_net", object.of_type(cx, kind)?.into_value())]))
 });
 interface!(ModelSampling, "model_sampling/1", ModelSampling, |object, cx, input| {
     let description = serde_json::from_str(&input.text("description")?)
@@ -609,6 +620,16 @@ impl Object {
         let texts = Value::map(texts.iter().map(|(name, text)| (*name, Value::string(*text))));
         let input = [("text", Value::string(text)), ("texts", texts)];
         encoded(&self.call(cx, "text_encoder/1", input)?)
+    }
+
+    /// "control_type/1".
+    pub fn of_type(&self, cx: &Context<'_>, kind: Option<usize>) -> Result<Object> {
+        let kind = kind.and_then(|kind| i64::try_from(kind).ok()).unwrap_or(-1);
+        let answer = self.call(cx, "control_type/1", [("type", kind.into())])?;
+        let control_net = answer.get("control_net").and_then(|value| value.as_object());
+        control_net
+            .filter(|object| object.type_name() == "CONTROL_NET")
+            .ok_or_else(|| self.odd("control_type/1", "control_net"))
     }
 
     /// "model_sampling/1".

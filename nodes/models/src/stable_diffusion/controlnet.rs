@@ -12,11 +12,12 @@ use crate::error::{Error, Result};
 use crate::files::diffusers_config::Options;
 use crate::files::python_json::parse;
 use crate::files::weights::Weights;
+use crate::stable_diffusion::controlnet_union::{Union, UnionConfig};
 use crate::stable_diffusion::resnet::Conv2d;
 use crate::stable_diffusion::steering::Steering;
 use crate::stable_diffusion::unet::Residuals;
 use crate::stable_diffusion::unet_blocks::{
-    Condition, Encoded, Encoder, EncoderConfig, VectorConfig,
+    Condition, Encoded, Encoder, EncoderConfig, Hint, VectorConfig,
 };
 
 /// The order of the hint's channels in memory, as the network was trained on it.
@@ -36,6 +37,8 @@ pub struct ControlNetConfig {
     /// Each residual is its mean over height and width: the network ("shuffle") says what colours and forms
     /// there are, not where.
     global_pool_conditions: bool,
+    /// Of a network for several kinds of hint.
+    union: Option<UnionConfig>,
 }
 
 impl ControlNetConfig {
@@ -71,6 +74,7 @@ impl ControlNetConfig {
             }
         };
         let global_pool_conditions = options.get_or("global_pool_conditions", false)?;
+        let union = UnionConfig::read(&mut options, encoder.levels[0].channels)?;
         options.finish()?;
         Ok(ControlNetConfig {
             encoder,
@@ -78,12 +82,18 @@ impl ControlNetConfig {
             conditioning_embedding_out_channels: channels,
             channel_order,
             global_pool_conditions,
+            union,
         })
     }
 
     /// Channels of the hint.
     pub fn conditioning_channels(&self) -> usize {
         self.conditioning_channels
+    }
+
+    /// How many kinds of hint it knows, where it is a union.
+    pub fn types(&self) -> Option<usize> {
+        self.union.map(|union| union.types)
     }
 
     /// Whether its residuals are means over the whole picture.
@@ -159,6 +169,7 @@ pub struct ControlNet {
     controlnet_cond_embedding: ControlNetConditioningEmbedding,
     controlnet_down_blocks: Vec<Conv2d>,
     controlnet_mid_block: Conv2d,
+    union: Option<Union>,
     config: ControlNetConfig,
 }
 
@@ -181,6 +192,8 @@ impl ControlNet {
             })
             .collect::<Result<_>>()?;
         let embedding = weights.sub("controlnet_cond_embedding");
+        let time_embedding = config.encoder.resnet().time_embedding;
+        let union = config.union.map(|union| Union::load(weights, union, time_embedding));
         Ok(ControlNet {
             encoder: Encoder::load(weights, &config.encoder)?,
             controlnet_cond_embedding: ControlNetConditioningEmbedding::load(&embedding, config)?,
@@ -190,6 +203,7 @@ impl ControlNet {
                 last,
                 last,
             )?,
+            union: union.transpose()?,
             config: config.clone(),
         })
     }
@@ -198,12 +212,20 @@ impl ControlNet {
         &self.config
     }
 
-    /// `hint` [B, conditioning_channels, 8·H, 8·W] in 0..1 → its embedding [B, C₀, H, W]. It does
-    /// not depend on the timestep, so a sampler needs it only once.
+    /// [`ControlNet::embed_hint_of`] of no kind.
     ///
     /// # Errors
-    /// The hint has another number of channels.
+    /// As there.
     pub fn embed_hint(&self, hint: &Tensor) -> Result<Tensor> {
+        self.embed_hint_of(hint, None)
+    }
+
+    /// `hint` [B, conditioning_channels, 8·H, 8·W] in 0..1 → its embedding [B, C₀, H, W], of a union as one of its
+    /// kind `kind`. It does not depend on the timestep, so a sampler needs it only once.
+    ///
+    /// # Errors
+    /// The hint has another number of channels, or the network knows no such kind.
+    pub fn embed_hint_of(&self, hint: &Tensor, kind: Option<usize>) -> Result<Tensor> {
         match hint.dims() {
             [_, channels, _, _] if *channels == self.config.conditioning_channels => {}
             shape => {
@@ -224,7 +246,17 @@ impl ControlNet {
             }
         };
         let hint = hint.to_dtype(self.encoder.activations())?;
-        Ok(self.controlnet_cond_embedding.forward(&hint)?)
+        let embedding = self.controlnet_cond_embedding.forward(&hint)?;
+        match (&self.union, kind) {
+            (_, None) => Ok(embedding),
+            (Some(union), Some(kind)) => {
+                union.check(kind)?;
+                Ok(union.fused(&embedding, kind)?)
+            }
+            (None, Some(_)) => Err(Error::Input(
+                "the ControlNet is for one kind of hint, which it is not told".to_owned(),
+            )),
+        }
     }
 
     /// The residuals at full strength for `x` [B, in_channels, H, W] at `timesteps` ([1] or [B])
@@ -240,6 +272,21 @@ impl ControlNet {
         timesteps: &Tensor,
         condition: impl Into<Condition<'a>>,
         hint_embedding: &Tensor,
+    ) -> Result<Residuals> {
+        self.forward_of(x, timesteps, condition, hint_embedding, None)
+    }
+
+    /// As [`ControlNet::forward`], of a union with a hint of the kind `kind`, which its embedding was made as.
+    ///
+    /// # Errors
+    /// As there, or the network knows no such kind.
+    pub fn forward_of<'a>(
+        &self,
+        x: &Tensor,
+        timesteps: &Tensor,
+        condition: impl Into<Condition<'a>>,
+        hint_embedding: &Tensor,
+        kind: Option<usize>,
     ) -> Result<Residuals> {
         let condition = condition.into();
         self.config.encoder.check(x, timesteps, &condition)?;
@@ -265,8 +312,13 @@ impl ControlNet {
         let condition = Condition { context, ..condition };
         let hint = hint.to_dtype(activations)?;
         let none = Steering::default();
+        let time = match &self.union {
+            Some(union) => Some(union.added(kind)?.to_dtype(activations)?),
+            None => None,
+        };
+        let hint = Hint { embedding: &hint, time: time.as_ref() };
         let Encoded { skips, mid, .. } =
-            self.encoder.forward(x, timesteps, &condition, Some(&hint), &none, &mut |_, _| {})?;
+            self.encoder.forward(x, timesteps, &condition, Some(hint), &none, &mut |_, _| {})?;
         let down = self
             .controlnet_down_blocks
             .iter()

@@ -11,6 +11,7 @@
 
 pub mod checkpoint;
 pub mod controlnet;
+pub mod controlnet_union;
 #[cfg(test)]
 mod half_precision_tests;
 pub mod ip_adapter;

@@ -371,6 +371,14 @@ impl<'a> From<&'a Tensor> for Condition<'a> {
     }
 }
 
+/// What a ControlNet looks at besides.
+pub(crate) struct Hint<'a> {
+    /// [B, C₀, H, W], added to what `conv_in` makes of the latents.
+    pub(crate) embedding: &'a Tensor,
+    /// [1 or B, 4·C₀], added to the time embedding.
+    pub(crate) time: Option<&'a Tensor>,
+}
+
 /// An option that says for each level how many blocks its transformers have: one number for all, or a list of a
 /// number, or of a list of one for each layer, for each level. None where it is left out.
 pub(crate) fn depths(
@@ -444,13 +452,13 @@ fn vector(options: &mut Options, context: usize) -> Result<Option<VectorConfig>>
 }
 
 /// Two linear layers with a SiLU between them: of the sinusoidal features of the timestep, or of the vector.
-struct TimestepEmbedding {
+pub(crate) struct TimestepEmbedding {
     linear_1: Linear,
     linear_2: Linear,
 }
 
 impl TimestepEmbedding {
-    fn load(weights: &Weights, input: usize, output: usize) -> Result<Self> {
+    pub(crate) fn load(weights: &Weights, input: usize, output: usize) -> Result<Self> {
         Ok(TimestepEmbedding {
             linear_1: Linear::load(&weights.sub("linear_1"), input, output)?,
             linear_2: Linear::load(&weights.sub("linear_2"), output, output)?,
@@ -458,13 +466,13 @@ impl TimestepEmbedding {
     }
 
     /// [B, input] → [B, output].
-    fn forward(&self, features: &Tensor) -> CandleResult<Tensor> {
+    pub(crate) fn forward(&self, features: &Tensor) -> CandleResult<Tensor> {
         self.linear_2.forward(&kernels::silu(&self.linear_1.forward(features)?)?)
     }
 }
 
 /// [B] → [B, dim]: cos and sin of t · 10000^(−i / (dim/2 − freq_shift)).
-fn time_proj(
+pub(crate) fn time_proj(
     timesteps: &Tensor,
     dim: usize,
     flip_sin_to_cos: bool,
@@ -622,15 +630,14 @@ impl Encoder {
         self.conv_in.activations()
     }
 
-    /// `x` [B, in_channels, H, W], `timesteps` [1] or [B], the condition's context [B, T, D]; `hint`
-    /// [B, C₀, H, W] is added to what `conv_in` makes of x (ControlNet). x, context and hint in the
-    /// type of the activations.
+    /// `x` [B, in_channels, H, W], `timesteps` [1] or [B], the condition's context [B, T, D]. x, context and hint
+    /// in the type of the activations.
     pub(crate) fn forward(
         &self,
         x: &Tensor,
         timesteps: &Tensor,
         condition: &Condition<'_>,
-        hint: Option<&Tensor>,
+        hint: Option<Hint<'_>>,
         steering: &Steering<'_>,
         probe: &mut Probe,
     ) -> CandleResult<Encoded> {
@@ -644,13 +651,16 @@ impl Encoder {
         if let Some(added) = self.added(condition, x.device(), probe)? {
             temb = temb.broadcast_add(&added)?;
         }
+        if let Some(Hint { time: Some(added), .. }) = &hint {
+            temb = temb.broadcast_add(added)?;
+        }
         let context = &Context { text: condition.context, extra_tokens: steering.extra_tokens };
         let temb = kernels::silu(&temb)?;
 
         let mut hidden_states = self.conv_in.forward(x)?;
         probe("conv_in", &hidden_states);
-        if let Some(hint) = hint {
-            hidden_states = (hidden_states + hint)?;
+        if let Some(Hint { embedding, .. }) = hint {
+            hidden_states = (hidden_states + embedding)?;
         }
         let mut skips = vec![hidden_states.clone()];
         for (i, block) in self.down_blocks.iter().enumerate() {

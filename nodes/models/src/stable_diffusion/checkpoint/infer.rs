@@ -140,6 +140,13 @@ pub(super) fn control_net(weights: &Weights, pools: bool) -> Result<Value> {
     config["conditioning_channels"] = first[1].into();
     config["conditioning_embedding_out_channels"] = channels.into();
     config["global_pool_conditions"] = pools.into();
+    if weights.has("control_add_embedding") {
+        let types = shape(weights, "task_embedding", 2)?[0];
+        let features = shape(weights, "control_add_embedding.linear_1.weight", 2)?[1];
+        config["num_control_type"] = types.into();
+        config["num_trans_layer"] = count(weights, "transformer_layes").into();
+        config["addition_time_embed_dim"] = (features / types).into();
+    }
     with_header(config, weights, "controlnet")
 }
 

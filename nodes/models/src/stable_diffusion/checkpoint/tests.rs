@@ -471,6 +471,36 @@ fn a_control_net_pools_by_its_name_or_what_stands_beside_it() -> Result<()> {
 
 /// SDXL's smaller relatives have their own depths, which their names say: of diffusers, and of a single file.
 #[test]
+fn a_control_net_for_several_kinds_of_hint_is_known() -> Result<()> {
+    let config = ControlNetConfig::from_value(
+        &json!({
+            "block_out_channels": [320, 640, 1280], "attention_head_dim": [5, 10, 20],
+            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+            "use_linear_projection": true, "cross_attention_dim": 2048,
+            "transformer_layers_per_block": [1, 2, 10], "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816,
+            "num_control_type": 8, "num_trans_channel": 320, "num_trans_head": 8, "num_trans_layer": 1,
+        }),
+        "a union",
+    )?;
+    assert_eq!((config.types(), config.family()), (Some(8), "sdxl"));
+    let recording = Weights::recording();
+    ControlNet::load(&recording, &config)?;
+    let shapes = recording.recorded();
+    assert_eq!(shapes["transformer_layes.0.attn.in_proj_weight"], [960, 320]);
+    assert_eq!(shapes["control_add_embedding.linear_1.weight"], [1280, 2048]);
+    let (_file, checkpoint) = open(&shapes)?;
+    check_control_net(&checkpoint)?;
+    assert_eq!(checkpoint.control_net()?.0.types(), Some(8));
+    // Without the kinds it is a file of something else, and not read as another ControlNet.
+    let mut torn = shapes;
+    torn.remove("task_embedding");
+    let error = open(&torn)?.1.control_net().err().map(|e| e.to_string()).unwrap_or_default();
+    assert!(error.contains("task_embedding"), "{error}");
+    Ok(())
+}
+
+#[test]
 fn smaller_relatives_of_sdxl_are_known_by_their_depths() -> Result<()> {
     use crate::stable_diffusion::unet::MiddleConfig::{self, Nothing, ResNet, Transformer};
     let known: [(&str, usize, Value, Value, MiddleConfig); 5] = [
