@@ -227,12 +227,16 @@ struct kg_object {
  *     out  model OBJECT MODEL
  * "patch/1" (MODEL): the same model with changes inside its U-Net; the object itself stays what it is. A
  *          model refuses, by its name, a kind or a block that it does not have.
- *     in   patches LIST of MAP {kind TEXT, patch OBJECT PATCH, blocks? LIST of TEXT, start? FLOAT, end? FLOAT}
+ *     in   patches LIST of MAP {kind TEXT, patch OBJECT PATCH, blocks? LIST of TEXT, start? FLOAT, end? FLOAT,
+ *              wants_unconditional? BOOL}
  *              kind "self_attention", "cross_attention", with an "attention_patch/1"; "block_input",
- *              "block_output", "skip" (what the decoder takes from the encoder), with a "block_patch/1".
+ *              "block_output", "skip" (what the decoder takes from the encoder), with a "block_patch/1";
+ *              "guidance", with a "guidance_patch/1", which wants x0 of the negative side where
+ *              wants_unconditional says so, and else has it where guidance needs it.
  *              blocks, all when absent, by diffusers' names, "down_blocks.1.attentions.0", "mid_block",
- *              "up_blocks.2". start and end as in a CONTROL. Of several at one place each is given what
- *              the one before it made.
+ *              "up_blocks.2": a place counts with all that is within it. start and end as in a CONTROL. Of
+ *              several at one place each is given what the one before it made; an attention_patch has for
+ *              its ATTENTION the one before it.
  *     out  model OBJECT MODEL
  * "attention_patch/1" (PATCH): in the place of one attention (IP-Adapter, ToMe, HyperTile, PAG, SAG).
  *     in   x TENSOR [B,N,D], what would be attended from
@@ -242,13 +246,16 @@ struct kg_object {
  *          height INT, of the tokens of x as a picture
  *          width INT
  *          sigma FLOAT
- *          rows LIST of TEXT, of each row of x "positive" or "negative"
+ *          rows LIST of TEXT, of each row of x "positive" or "negative"; none where nobody said it
+ *          latent_height? INT, of the latents that the U-Net is given
+ *          latent_width? INT
  *     out  x TENSOR [B,N,D]
  * "attention/1" (ATTENTION): a layer with its own projections.
  *     in   x TENSOR [B,N,D]
  *          context? TENSOR [B,T,E], x itself when absent
  *          keys? TENSOR [B,S,E], further keys, projected already
  *          values? TENSOR [B,S,E], and their values
+ *          wants_weights? BOOL, whether weights are asked for
  *     out  x TENSOR [B,N,D]
  *          weights? TENSOR [B,A,N,*], of A heads, where the layer gives them
  * "block_patch/1" (PATCH): what a block is given or gives (FreeU, T2I-Adapter).
@@ -259,6 +266,26 @@ struct kg_object {
  *          rows LIST of TEXT, as above
  *     out  x TENSOR [B,C,H,W]
  *          skip? TENSOR [B,S,H,W]
+ * "guidance/1" (MODEL): how x0 of the sides of guidance is put together, where that is not all of it; who samples
+ *          asks, and applies them in their order.
+ *     out  patches LIST of MAP {kind TEXT, patch OBJECT PATCH, blocks? LIST of TEXT, start? FLOAT, end? FLOAT,
+ *              wants_unconditional? BOOL}, of the kind "guidance"
+ * "guidance_patch/1" (PATCH): what guidance makes of the sides (PAG, SAG, a rescaled guidance).
+ *     in   x TENSOR [B,C,H,W], x0 and noise of the deviation sigma
+ *          sigma FLOAT
+ *          conditional TENSOR [B,C,H,W], x0 of the positive side
+ *          unconditional? TENSOR [B,C,H,W], of the negative
+ *          denoised TENSOR [B,C,H,W], what was made of them so far
+ *          cfg FLOAT
+ *          sides OBJECT SIDES, to ask for more
+ *     out  denoised TENSOR [B,C,H,W]
+ * "sides/1" (SIDES): x0 of one side of guidance, wherever it is asked for.
+ *     in   x TENSOR [B,C,H,W]
+ *          sigma FLOAT
+ *          side TEXT, "positive" or "negative"
+ *          patches? LIST of MAP {kind TEXT, patch OBJECT PATCH, blocks? LIST of TEXT, start? FLOAT, end? FLOAT,
+ *              wants_unconditional? BOOL}, put on the model for this once, as by "patch/1"
+ *     out  denoised TENSOR [B,C,H,W]
  * "text_encoder/1" (CLIP): text to what stands in the place of the cross-attention's context.
  *     in   text TEXT
  *          texts? NAMED TEXT, where several encoders are given several texts: by the encoder's name ("l", "g"),
@@ -377,7 +404,7 @@ struct kg_object {
  *              them at ten times the timestep and a deviation of the data of 0.5; "rescale_cfg" in 0..1, how much of the
  *              guided prediction is brought back to the spread of the positive's. One that
  *              understands "pooled" and "sizes" gives "pooled_width" and "sizes", how many. It may
- *              give "latent_rgb", a list of [r,g,b] for each latent channel, and "latent_rgb_bias", [r,g,b]:
+ *              give "model_channels", the channels of a U-Net's outermost level, "latent_rgb", a list of [r,g,b] for each latent channel, and "latent_rgb_bias", [r,g,b]:
  *              what a picture of a latent is made with, in -1..1, "cross_attentions", the
  *              paths of its cross-attentions by diffusers' names, those of the contracting half first, then of
  *              the expanding half, then of the middle, and "preview_decoder", the name of a file

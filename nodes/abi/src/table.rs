@@ -126,6 +126,7 @@ const PATCH: &[Part] = &[
     optional("blocks", List(&Text)),
     optional("start", Float),
     optional("end", Float),
+    optional("wants_unconditional", Bool),
 ];
 
 /// The socket types of `node.h`. Any other name is a library's own.
@@ -248,6 +249,8 @@ pub const INTERFACES: &[Interface] = &[
             part("width", Int),
             part("sigma", Float),
             part("rows", List(&Text)),
+            optional("latent_height", Int),
+            optional("latent_width", Int),
         ],
         output: &[part("x", Tensor(&["B,N,D"]))],
     },
@@ -260,6 +263,7 @@ pub const INTERFACES: &[Interface] = &[
             optional("context", Tensor(&["B,T,E"])),
             optional("keys", Tensor(&["B,S,E"])),
             optional("values", Tensor(&["B,S,E"])),
+            optional("wants_weights", Bool),
         ],
         output: &[part("x", Tensor(&["B,N,D"])), optional("weights", Tensor(&["B,A,N,*"]))],
     },
@@ -275,6 +279,40 @@ pub const INTERFACES: &[Interface] = &[
             part("rows", List(&Text)),
         ],
         output: &[part("x", LATENTS), optional("skip", Tensor(&["B,S,H,W"]))],
+    },
+    Interface {
+        id: "guidance/1",
+        types: &["MODEL"],
+        required: &[],
+        input: &[],
+        output: &[part("patches", List(&Map(PATCH)))],
+    },
+    Interface {
+        id: "guidance_patch/1",
+        types: &["PATCH"],
+        required: &[],
+        input: &[
+            X,
+            part("sigma", Float),
+            part("conditional", LATENTS),
+            optional("unconditional", LATENTS),
+            part("denoised", LATENTS),
+            part("cfg", Float),
+            part("sides", Object(&["SIDES"])),
+        ],
+        output: &[part("denoised", LATENTS)],
+    },
+    Interface {
+        id: "sides/1",
+        types: &["SIDES"],
+        required: &["SIDES"],
+        input: &[
+            X,
+            part("sigma", Float),
+            part("side", Text),
+            optional("patches", List(&Map(PATCH))),
+        ],
+        output: &[part("denoised", LATENTS)],
     },
     Interface {
         id: "text_encoder/1",

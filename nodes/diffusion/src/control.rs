@@ -174,6 +174,59 @@ impl Node for SetUnionControlNetType {
     }
 }
 
+/// As ControlNetApplyAdvanced, by the name of the Advanced-ControlNet pack, whose keyframes and weights are not here.
+#[derive(Inputs)]
+#[node(category = "Adv-ControlNet")]
+#[allow(non_camel_case_types, reason = "the pack's name")]
+pub struct ACN_AdvancedControlNetApply {
+    /// What is steered.
+    positive: Conditioning,
+    /// What is steered with it.
+    negative: Conditioning,
+    /// The control network.
+    control_net: node::ControlNet,
+    /// The hint it was trained on: outlines, depth, a pose …
+    image: Image,
+    /// How strongly it steers.
+    #[widget(default = 1.0, min = 0.0, max = 10.0, step = 0.01)]
+    strength: f64,
+    /// Where in the schedule it begins: 0 the noisiest step, 1 the end.
+    #[widget(default = 0.0, min = 0.0, max = 1.0, step = 0.001)]
+    start_percent: f64,
+    /// Where in the schedule it ends.
+    #[widget(default = 1.0, min = 0.0, max = 1.0, step = 0.001)]
+    end_percent: f64,
+    /// Where in the picture it steers: not to be had here.
+    mask_optional: Option<Mask>,
+    /// Only networks that read latents need it.
+    vae_optional: Option<Vae>,
+}
+
+impl Node for ACN_AdvancedControlNetApply {
+    outputs![positive: Conditioning, negative: Conditioning];
+
+    fn run(self, cx: &Context) -> Result<(Conditioning, Conditioning)> {
+        if self.mask_optional.is_some() {
+            return Err(Error::at(
+                "mask_optional",
+                "a ControlNet that steers a part of the picture is not to be had here; \
+                 ConditioningSetMask on what it steers may be what is wanted",
+            ));
+        }
+        ControlNetApplyAdvanced {
+            positive: self.positive,
+            negative: self.negative,
+            control_net: self.control_net,
+            image: self.image,
+            strength: self.strength,
+            start_percent: self.start_percent,
+            end_percent: self.end_percent,
+            vae: self.vae_optional,
+        }
+        .run(cx)
+    }
+}
+
 /// An entry with one more control.
 fn with_control(entry: &Value, control: &Control) -> Value {
     let mut controls = entry.get("control").and_then(|list| list.as_list()).unwrap_or_default();

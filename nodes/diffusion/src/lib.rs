@@ -34,6 +34,7 @@ mod missing_part;
 mod model;
 mod model_sampling;
 mod observe;
+mod patches;
 mod sample;
 mod sampling;
 mod sigmas;
@@ -54,7 +55,10 @@ use conditioning_area::{
     ConditioningSetArea, ConditioningSetAreaPercentage, ConditioningSetAreaStrength,
     ConditioningSetMask, ConditioningSetTimestepRange,
 };
-use control::{ControlNet, ControlNetApply, ControlNetApplyAdvanced, SetUnionControlNetType};
+use control::{
+    ACN_AdvancedControlNetApply, ControlNet, ControlNetApply, ControlNetApplyAdvanced,
+    SetUnionControlNetType,
+};
 use custom_sampling::{
     AddNoise, BasicGuider, CFGGuider, DisableNoise, DualCFGGuider, KSamplerSelect, PerpNegGuider,
     RandomNoise, SamplerCustom, SamplerCustomAdvanced, SamplerDPMAdaptative, SamplerDPMPP_2M_SDE,
@@ -79,12 +83,16 @@ use latent_math::{LatentAdd, LatentBlend, LatentInterpolate, LatentMultiply, Lat
 use latent_size::{LatentUpscale, LatentUpscaleBy};
 use latent_tiled::{VAEDecodeTiled, VAEEncodeTiled};
 use loaders::{
-    CLIPLoader, CheckpointLoaderSimple, ControlNetLoader, DiffusersLoader, DualCLIPLoader,
-    UNETLoader, VAELoader,
+    CLIPLoader, CheckpointLoaderSimple, ControlNetLoader, ControlNetLoaderAdvanced,
+    DiffusersLoader, DualCLIPLoader, UNETLoader, VAELoader,
 };
 use lora::{LoraLoader, LoraLoaderModelOnly};
 use measure::{FeaturesLoader, FrechetDistance, ImageSimilarity, TextSimilarity};
 use model_sampling::{ModelSamplingContinuousEDM, ModelSamplingDiscrete, RescaleCFG};
+use patches::{
+    APG, FreeU, FreeU_V2, HyperTile, Mahiro, PerturbedAttentionGuidance, SelfAttentionGuidance,
+    TomePatchModel,
+};
 use sample::{KSampler, KSamplerAdvanced, UNetSample};
 use sigmas::{
     AlignYourStepsScheduler, BasicScheduler, BetaSamplingScheduler, ExponentialScheduler,
@@ -135,6 +143,8 @@ node::library![
     ControlNetApply,
     ControlNetApplyAdvanced,
     SetUnionControlNetType,
+    ControlNetLoaderAdvanced,
+    ACN_AdvancedControlNetApply,
     SetLatentNoiseMask,
     VAEEncodeForInpaint,
     InpaintModelConditioning,
@@ -197,6 +207,14 @@ node::library![
     PerpNegGuider,
     SamplerCustom,
     SamplerCustomAdvanced,
+    FreeU,
+    FreeU_V2,
+    HyperTile,
+    TomePatchModel,
+    PerturbedAttentionGuidance,
+    SelfAttentionGuidance,
+    Mahiro,
+    APG,
     UpscaleModelLoader,
     ImageUpscaleWithModel,
     IPAdapterModelLoader,

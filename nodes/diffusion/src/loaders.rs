@@ -232,6 +232,23 @@ impl Node for ControlNetLoader {
     }
 }
 
+/// As ControlNetLoader, by the name of the Advanced-ControlNet pack, whose keyframes are not here.
+#[derive(Inputs)]
+#[node(category = "Adv-ControlNet")]
+pub struct ControlNetLoaderAdvanced {
+    /// The file, or the folder with config.json and the weights.
+    #[file(folder = "controlnet", entry = "any")]
+    control_net_name: PathBuf,
+}
+
+impl Node for ControlNetLoaderAdvanced {
+    outputs![CONTROL_NET: ControlNet];
+
+    fn run(self, cx: &Context) -> Result<ControlNet> {
+        ControlNetLoader { control_net_name: self.control_net_name }.run(cx)
+    }
+}
+
 /// Opens what a loader of one part was given.
 pub(crate) fn open(cx: &Context, path: &Path, part: &str) -> Result<Checkpoint> {
     let checkpoint = Checkpoint::open(path, &device(&cx.device())?)?;

@@ -7,11 +7,13 @@ use kosmograph_models::lora::{Adapted, Layers};
 use kosmograph_models::samplers::{Prediction, Schedule, SchedulerConfig, Timesteps};
 use kosmograph_models::stable_diffusion::steering::{ExtraTokens, KeysValues, Steering};
 use kosmograph_models::stable_diffusion::unet::{Condition, Residuals, UNet, UNetConfig};
-use node::interface::{self, AdapterLayer, DenoiseCall, LoraLayer, marker};
+use node::interface::{self, AdapterLayer, DenoiseCall, LoraLayer, Patch, marker};
 use node::*;
 use node_candle::{export, import};
 
 use crate::lora;
+use crate::patches::{Bridge, Placed};
+use crate::sampling::described_schedule;
 
 /// A Stable Diffusion U-Net behind "denoiser/1". Its numbers are read when it is first called.
 pub struct UNetModel {
@@ -23,6 +25,7 @@ pub struct UNetModel {
     scaling_factor: Option<f64>,
     /// What it says of itself in the place of the schedule's: see "model_sampling/1".
     sampled_as: serde_json::Map<String, serde_json::Value>,
+    patches: Vec<Placed>,
 }
 
 /// What "model_sampling/1" may change.
@@ -46,7 +49,7 @@ impl UNetModel {
             Adapted::open(weights, &[], move |weights| UNet::load(weights, &config))?
         };
         let (scaling_factor, sampled_as) = (None, serde_json::Map::new());
-        Ok(Self { unet, config, schedule, device, scaling_factor, sampled_as })
+        Ok(Self { unet, config, schedule, device, scaling_factor, sampled_as, patches: Vec::new() })
     }
 
     /// The same, denoising latents that are the autoencoder's times `scaling_factor`.
@@ -58,8 +61,8 @@ impl UNetModel {
 impl Export for UNetModel {
     const TYPE: &'static str = "MODEL";
     const INTERFACES: &'static [InterfaceEntry] = interfaces![UNetModel:
-        marker::Denoiser, marker::ModelSampling, marker::Lora, marker::Layers, marker::Describe,
-        marker::Memory];
+        marker::Denoiser, marker::ModelSampling, marker::Lora, marker::Layers, marker::Patches,
+        marker::Guidance, marker::Describe, marker::Memory];
 }
 
 impl interface::Denoise for UNetModel {
@@ -75,7 +78,7 @@ impl interface::Denoise for UNetModel {
         self.denoise_call(cx, &DenoiseCall { residuals: residuals.to_vec(), ..call })
     }
 
-    fn denoise_call(&self, _cx: &Context, call: &DenoiseCall) -> Result<Tensor> {
+    fn denoise_call(&self, cx: &Context, call: &DenoiseCall) -> Result<Tensor> {
         let import = |tensor: &Tensor| import(tensor, &self.device);
         let residuals: Vec<_> = call.residuals.iter().map(import).collect::<Result<_>>()?;
         // The middle block's residual is the last (node.h).
@@ -86,10 +89,12 @@ impl interface::Denoise for UNetModel {
         let features = call.features.iter().map(feature).collect::<Result<Vec<_>>>()?;
         let extra = call.extra_tokens.iter().map(|extra| extra_tokens(extra, &self.device));
         let extra_tokens = extra.collect::<Result<Vec<_>>>()?;
+        let bridge = self.bridge(cx, call)?;
         let steering = Steering {
             residuals: residuals.as_ref(),
             features: &features,
             extra_tokens: &extra_tokens,
+            hooks: bridge.as_ref().map(|bridge| bridge as _),
         };
         let (x, timestep, context) =
             (import(&call.x)?, import(&call.timestep)?, import(&call.context)?);
@@ -98,7 +103,12 @@ impl interface::Denoise for UNetModel {
         let condition =
             Condition { context: &context, pooled: pooled.as_ref(), sizes: sizes.as_ref() };
         let unet = self.unet.get()?;
-        export(&unet.forward_steered(&x, &timestep, condition, steering, &mut |_, _| {})?)
+        let said = unet.forward_steered(&x, &timestep, condition, steering, &mut |_, _| {});
+        match (said, bridge.and_then(Bridge::failure)) {
+            // What a patch said, as it said it.
+            (Err(_), Some(failure)) => Err(failure),
+            (said, _) => export(&said?),
+        }
     }
 }
 
@@ -159,6 +169,42 @@ impl UNetModel {
         Ok((Object::new(self.of_unet(unet)), absent))
     }
 
+    /// The noise levels that it is sampled at, which "model_sampling/1" may have changed.
+    fn in_force(&self) -> Result<Schedule> {
+        match self.sampled_as.is_empty() {
+            true => Ok(self.schedule.clone()),
+            false => described_schedule(&interface::Describe::describe(self)),
+        }
+    }
+
+    /// Patches where they act in this network and its schedule.
+    fn placed(&self, patches: impl IntoIterator<Item = Patch>) -> Result<Vec<Placed>> {
+        let (blocks, schedule) = (self.config.blocks(), self.in_force()?);
+        patches.into_iter().map(|patch| Placed::new(patch, &blocks, &schedule)).collect()
+    }
+
+    /// What the patches that act in a call take the place of; `None` where none does.
+    fn bridge<'a>(
+        &'a self,
+        cx: &'a Context<'a>,
+        call: &'a DenoiseCall,
+    ) -> Result<Option<Bridge<'a>>> {
+        if self.patches.is_empty() {
+            return Ok(None);
+        }
+        let told = f64::from(call.timestep.to_f32()?.first().copied().unwrap_or(0.0));
+        let sigma = self.in_force()?.sigma_of_told(told);
+        let acting: Vec<&Placed> =
+            self.patches.iter().filter(|placed| placed.acts_inside(sigma)).collect();
+        let shape = call.x.shape();
+        let latent = match shape[..] {
+            [_, _, height, width] => (height, width),
+            _ => (0, 0),
+        };
+        Ok((!acting.is_empty())
+            .then(|| Bridge::new(cx, acting, sigma, &call.rows, latent, &self.device)))
+    }
+
     /// The same with another U-Net.
     fn of_unet(&self, unet: Adapted<UNet>) -> Self {
         Self {
@@ -168,7 +214,23 @@ impl UNetModel {
             device: self.device.clone(),
             scaling_factor: self.scaling_factor,
             sampled_as: self.sampled_as.clone(),
+            patches: self.patches.clone(),
         }
+    }
+}
+
+impl interface::TakePatches for UNetModel {
+    fn with_patches(&self, _cx: &Context, patches: Vec<Patch>) -> Result<Object> {
+        let mut other = self.of_unet(self.unet.clone());
+        other.patches.extend(self.placed(patches)?);
+        Ok(Object::new(other))
+    }
+}
+
+impl interface::Guidances for UNetModel {
+    fn guidances(&self, _cx: &Context) -> Result<Vec<Patch>> {
+        let guidance = self.patches.iter().filter(|placed| placed.is_guidance());
+        Ok(guidance.map(|placed| placed.patch.clone()).collect())
     }
 }
 
@@ -189,6 +251,8 @@ impl interface::ModelSampling for UNetModel {
         }
         let mut other = self.of_unet(self.unet.clone());
         other.sampled_as.extend(description.clone());
+        // Where patches begin and end is a share of the schedule, which is another one now.
+        other.patches = other.placed(self.patches.iter().map(|placed| placed.patch.clone()))?;
         Ok(Object::new(other))
     }
 }
@@ -216,10 +280,14 @@ pub fn schedule_description(schedule: &Schedule) -> serde_json::Map<String, serd
 impl interface::Describe for UNetModel {
     fn describe(&self) -> serde_json::Value {
         let config = &self.config;
-        let understands = match config.encoder.vector {
-            Some(_) => json!(["residuals", "pooled", "sizes", "features", "extra_tokens"]),
-            None => json!(["residuals", "features", "extra_tokens"]),
-        };
+        let mut understands = vec!["residuals", "features", "extra_tokens"];
+        if config.encoder.vector.is_some() {
+            understands.extend(["pooled", "sizes"]);
+        }
+        // Patches are told which rows are whose.
+        if self.patches.iter().any(|placed| !placed.is_guidance()) {
+            understands.push("rows");
+        }
         let mut described = json!({
             "family": config.encoder.family(),
             "understands": {"denoiser/1": understands},
@@ -227,6 +295,7 @@ impl interface::Describe for UNetModel {
             "in_channels": config.encoder.in_channels,
             "out_channels": config.out_channels,
             "context_width": config.encoder.cross_attention_dim,
+            "model_channels": config.encoder.levels.first().map_or(0, |level| level.channels),
             "bytes": self.unet.bytes(),
         });
         for (key, value) in schedule_description(&self.schedule).iter().chain(&self.sampled_as) {

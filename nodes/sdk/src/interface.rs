@@ -358,6 +358,13 @@ pub mod marker {
     pub struct Sampler;
     pub struct Guider;
     pub struct Noise;
+    pub struct Patches;
+    pub struct Guidance;
+    pub struct AttentionPatch;
+    pub struct Attention;
+    pub struct BlockPatch;
+    pub struct GuidancePatch;
+    pub struct Sides;
 }
 
 macro_rules! interface {
@@ -372,8 +379,13 @@ macro_rules! interface {
     };
 }
 
+mod patches;
 mod sampling;
 
+pub use patches::{
+    AskSides, Attend, AttentionCall, BlockCall, GuidanceCall, Guidances, Patch, PatchAttention,
+    PatchBlock, PatchGuidance, TakePatches,
+};
 pub use sampling::{Guide, GuideCall, MakeNoise, SampleCall, SampleLatents};
 
 interface!(Denoiser, "denoiser/1", Denoise, |object, cx, input| {

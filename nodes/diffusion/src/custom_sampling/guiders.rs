@@ -76,6 +76,7 @@ impl ModelGuider {
         let sides = self.sides.iter().map(|(input, conditioning)| Given { input, conditioning });
         let sides: Vec<_> = sides.collect();
         let guided = Guided::new(
+            cx,
             &self.model.0,
             &described,
             &sides,

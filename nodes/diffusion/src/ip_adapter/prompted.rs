@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use candle_core::{Device, Tensor as Candle};
 use kosmograph_models::samplers::Schedule;
 use kosmograph_models::stable_diffusion::ip_adapter::by_path;
-use node::interface::{self, AdapterLayer, DenoiseCall, LoraLayer, marker};
+use node::interface::{self, AdapterLayer, DenoiseCall, LoraLayer, Patch, marker};
 use node::*;
 use node_candle::{export, import};
 
@@ -277,8 +277,9 @@ impl Picture {
 
 impl Export for Prompted {
     const TYPE: &'static str = "MODEL";
-    const INTERFACES: &'static [InterfaceEntry] = interfaces![Prompted: marker::Denoiser, marker::ModelSampling, marker::Lora, marker::Layers,
-            marker::Describe, marker::Memory];
+    const INTERFACES: &'static [InterfaceEntry] = interfaces![Prompted:
+        marker::Denoiser, marker::ModelSampling, marker::Lora, marker::Layers, marker::Patches,
+        marker::Guidance, marker::Describe, marker::Memory];
 }
 
 impl interface::Denoise for Prompted {
@@ -359,6 +360,18 @@ impl interface::ModelSampling for Prompted {
             description: described,
             rows: Mutex::default(),
         }))
+    }
+}
+
+impl interface::TakePatches for Prompted {
+    fn with_patches(&self, cx: &Context, patches: Vec<Patch>) -> Result<Object> {
+        Ok(self.over(self.inner.with_patches(cx, patches)?))
+    }
+}
+
+impl interface::Guidances for Prompted {
+    fn guidances(&self, cx: &Context) -> Result<Vec<Patch>> {
+        self.inner.guidances(cx)
     }
 }
 

@@ -52,6 +52,30 @@ pub struct Described {
     pub understands: Vec<String>,
 }
 
+/// The noise levels that a MODEL describes.
+///
+/// # Errors
+/// It does not describe them as node.h says.
+pub fn described_schedule(json: &serde_json::Value) -> Result<Schedule> {
+    let numbers = json["alphas_cumprod"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let alphas_cumprod = numbers.iter().filter_map(serde_json::Value::as_f64).collect();
+    let prediction = match json["prediction"].as_str() {
+        Some("epsilon") => Prediction::Epsilon,
+        Some("v_prediction") => Prediction::VPrediction,
+        Some("sample") => Prediction::Sample,
+        other => {
+            return Err(Error::new(format!(
+                "the model predicts {other:?}; epsilon, v_prediction or sample is known"
+            )));
+        }
+    };
+    let schedule = Schedule::from_alphas_cumprod(alphas_cumprod, prediction)
+        .map_err(Error::from)?
+        .with_timesteps(timesteps(&json["timesteps"])?)
+        .with_consistency(json["consistency"] == true);
+    Ok(schedule)
+}
+
 impl Described {
     /// `input` is what a node calls the object.
     ///
@@ -60,25 +84,7 @@ impl Described {
     pub fn of(cx: &Context<'_>, model: &Object, input: &str) -> Result<Self> {
         let json = model.describe(cx).map_err(|error| error.of_input(input))?;
         let number = |key: &str| json[key].as_u64().and_then(|number| usize::try_from(number).ok());
-        let numbers = json["alphas_cumprod"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let alphas_cumprod = numbers.iter().filter_map(serde_json::Value::as_f64).collect();
-        let prediction = match json["prediction"].as_str() {
-            Some("epsilon") => Prediction::Epsilon,
-            Some("v_prediction") => Prediction::VPrediction,
-            Some("sample") => Prediction::Sample,
-            other => {
-                return Err(Error::at(
-                    input,
-                    format!(
-                        "the model predicts {other:?}; epsilon, v_prediction or sample is known"
-                    ),
-                ));
-            }
-        };
-        let schedule = Schedule::from_alphas_cumprod(alphas_cumprod, prediction)
-            .map_err(|error| Error::from(error).of_input(input))?
-            .with_timesteps(timesteps(&json["timesteps"]).map_err(|error| error.of_input(input))?)
-            .with_consistency(json["consistency"] == true);
+        let schedule = described_schedule(&json).map_err(|error| error.of_input(input))?;
         Ok(Self {
             schedule,
             in_channels: number("in_channels"),

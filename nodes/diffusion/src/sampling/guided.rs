@@ -5,18 +5,21 @@
 //! Both are sums whose weights add up to one, so that it makes no difference whether they are taken of the
 //! network's output, as here, or of x₀, as in ComfyUI.
 
+use std::sync::Arc;
+
 use candle_core::Tensor as Candle;
 use kosmograph_models::samplers::guidance::{guide, perpendicular};
 use kosmograph_models::samplers::{Prediction, Schedule};
-use node::interface::DenoiseCall;
+use node::interface::{self, DenoiseCall, GuidanceCall, Patch, marker};
 use node::*;
-use node_candle::{export, import};
+use node_candle::{device, export, import};
 
 use super::control::Controls;
 use super::described::Described;
 use super::entry::{Area, Entry, Frame, Given, Weight, all_sides, part};
 use super::extra::Extra;
 use super::over_sigmas::Guide;
+use super::range::Range;
 use super::rescale::rescaled;
 use super::through::{into_sampler, out_of_sampler};
 
@@ -40,21 +43,44 @@ pub enum Rule {
     Perpendicular { cfg: f64, negative: f64 },
 }
 
-/// A denoiser with all that steers it.
-pub struct Guided {
+/// A denoiser with its conditions.
+#[derive(Clone)]
+struct Conditioned {
     model: Object,
-    pub schedule: Schedule,
+    /// The optional keys of "denoiser/1" that the model makes use of.
+    understands: Vec<String>,
+    shared: Arc<Shared>,
+}
+
+/// What the model and the same with patches have in common.
+struct Shared {
+    schedule: Schedule,
     /// The positive's entries, the negative's, and those of what a rule has beside them.
     sides: Vec<Vec<Entry>>,
+    controls: Controls,
+}
+
+/// A denoiser with all that steers it.
+pub struct Guided {
+    conditioned: Conditioned,
+    pub schedule: Schedule,
     rule: Rule,
     /// How much of the guided output is brought back to the spread of the positive's, 0..1.
     rescale_cfg: f64,
-    controls: Controls,
-    /// The optional keys of "denoiser/1" that the model makes use of.
-    understands: Vec<String>,
+    /// What else is made of the sides, and where in the schedule.
+    patches: Vec<(Patch, Range)>,
 }
 
-/// Places in [`Guided::sides`].
+/// What a rule makes of the sides, as the network says it.
+struct Sides {
+    output: Candle,
+    /// What the positive alone gives.
+    cond: Candle,
+    /// What there is without guidance, where it was asked for.
+    uncond: Option<Candle>,
+}
+
+/// Places in [`Shared::sides`].
 const POSITIVE: usize = 0;
 const NEGATIVE: usize = 1;
 const THIRD: usize = 2;
@@ -90,6 +116,7 @@ impl Guided {
     /// # Errors
     /// A condition that the model does not take, or that does not fit the latents.
     pub fn new(
+        cx: &Context<'_>,
         model: &Object,
         described: &Described,
         given: &[Given<'_>],
@@ -117,14 +144,19 @@ impl Guided {
         for entry in sides.iter_mut().flatten() {
             entry.controls.extend(&everywhere);
         }
+        let patches = model.guidances(cx).map_err(|error| error.of_input("model"))?;
+        let ranged = |patch: Patch| {
+            let range = Range::new(schedule, patch.start, patch.end);
+            (patch, range)
+        };
+        let shared = Arc::new(Shared { schedule: schedule.clone(), sides, controls });
+        let understands = described.understands.clone();
         Ok(Self {
-            model: model.clone(),
+            conditioned: Conditioned { model: model.clone(), understands, shared },
             schedule: schedule.clone(),
-            sides,
             rule,
-            controls,
             rescale_cfg: described.rescale_cfg,
-            understands: described.understands.clone(),
+            patches: patches.into_iter().map(ranged).collect(),
         })
     }
 
@@ -146,46 +178,93 @@ impl Guided {
         Ok([output, uncond.ok_or_else(|| Error::new("guidance has one side alone"))?])
     }
 
-    /// What the rule makes of the sides, and of `both` what it has without guidance. What counts with nothing is not
-    /// asked for.
+    /// What the rule makes of the sides, and of `both` what it has without guidance; and what patches make of that.
     fn guided(&self, at: &At<'_>, both: bool) -> Result<(Candle, Option<Candle>)> {
+        let acting = self.patches.iter().filter(|(_, range)| range.holds(at.sigma));
+        let acting: Vec<&Patch> = acting.map(|(patch, _)| patch).collect();
+        if acting.is_empty() {
+            let Sides { output, uncond, .. } = self.by_rule(at, both)?;
+            return Ok((output, uncond));
+        }
+        let wants = both || acting.iter().any(|patch| patch.wants_unconditional);
+        let Sides { output, cond, uncond } = self.by_rule(at, wants)?;
+        // Patches are told of x₀ and of x in VE.
+        let alpha = 1.0 / (at.sigma * at.sigma + 1.0).sqrt();
+        let x0 = |output: &Candle| self.schedule.x0(at.x, output, alpha, at.sigma * alpha);
+        let x = export(&(at.x / alpha)?)?;
+        let conditional = export(&x0(&cond)?)?;
+        let unconditional = match &uncond {
+            Some(uncond) => Some(export(&x0(uncond)?)?),
+            None => None,
+        };
+        let cfg = match self.rule {
+            Rule::Positive => 1.0,
+            Rule::Cfg(cfg) | Rule::Perpendicular { cfg, .. } => cfg,
+            Rule::Dual { first, .. } => first,
+        };
+        let sides = Object::new(self.conditioned.clone());
+        let mut denoised = export(&x0(&output)?)?;
+        for patch in acting {
+            let call = GuidanceCall {
+                x: x.clone(),
+                sigma: at.sigma,
+                conditional: conditional.clone(),
+                unconditional: unconditional.clone(),
+                denoised,
+                cfg,
+                sides: sides.clone(),
+            };
+            denoised = patch.patch.patch_guidance(at.cx, call)?;
+        }
+        let denoised = import(&denoised, at.x.device())?;
+        Ok((output_for_x0(&self.schedule, at.x, &denoised, at.sigma)?, uncond))
+    }
+
+    /// What the rule makes of the sides. What counts with nothing is not asked for.
+    fn by_rule(&self, at: &At<'_>, both: bool) -> Result<Sides> {
+        let conditioned = &self.conditioned;
         let is_one = |scale: f64| (scale - 1.0).abs() <= 1e-9;
+        let alone = || {
+            let [cond] = conditioned.said(at, [POSITIVE])?;
+            Ok(Sides { output: cond.clone(), cond, uncond: None })
+        };
         match self.rule {
             Rule::Positive => {
-                let [cond] = self.said(at, [POSITIVE])?;
-                let uncond = both.then(|| self.says_zero(at.x, at.sigma));
-                Ok((cond, uncond.transpose()?))
+                let sides = alone()?;
+                let uncond = both.then(|| conditioned.says_zero(at.x, at.sigma));
+                Ok(Sides { uncond: uncond.transpose()?, ..sides })
             }
-            Rule::Cfg(cfg) if !both && is_one(cfg) => {
-                self.said(at, [POSITIVE]).map(|[cond]| (cond, None))
-            }
+            Rule::Cfg(cfg) if !both && is_one(cfg) => alone(),
             Rule::Cfg(cfg) => {
                 // The negative's rows come first, as in diffusers.
-                let [uncond, cond] = self.said(at, [NEGATIVE, POSITIVE])?;
-                let guided = guide(&uncond, &cond, cfg)?;
-                Ok((self.rescaled(at, &cond, guided)?, Some(uncond)))
+                let [uncond, cond] = conditioned.said(at, [NEGATIVE, POSITIVE])?;
+                let output = self.rescaled(at, &cond, guide(&uncond, &cond, cfg)?)?;
+                Ok(Sides { output, cond, uncond: Some(uncond) })
             }
             Rule::Dual { first, second, nested: false } if !both && is_one(second) => {
                 if is_one(first) {
-                    return self.said(at, [POSITIVE]).map(|[cond]| (cond, None));
+                    return alone();
                 }
-                let [middle, cond] = self.said(at, [THIRD, POSITIVE])?;
-                let guided = guide(&middle, &cond, first)?;
-                Ok((self.rescaled(at, &cond, guided)?, None))
+                let [middle, cond] = conditioned.said(at, [THIRD, POSITIVE])?;
+                let output = self.rescaled(at, &cond, guide(&middle, &cond, first)?)?;
+                Ok(Sides { output, cond, uncond: None })
             }
             Rule::Dual { first, second, nested } => {
-                let [uncond, middle, cond] = self.said(at, [NEGATIVE, THIRD, POSITIVE])?;
+                let [uncond, middle, cond] = conditioned.said(at, [NEGATIVE, THIRD, POSITIVE])?;
                 if nested {
                     let toward = guide(&middle, &cond, first)?;
-                    let guided = guide(&uncond, &toward, second)?;
-                    return Ok((self.rescaled(at, &cond, guided)?, Some(middle)));
+                    let output = self.rescaled(at, &cond, guide(&uncond, &toward, second)?)?;
+                    return Ok(Sides { output, cond, uncond: Some(middle) });
                 }
-                let guided = (guide(&uncond, &middle, second)? + ((&cond - middle)? * first)?)?;
-                Ok((self.rescaled(at, &cond, guided)?, Some(uncond)))
+                let further = ((&cond - &middle)? * first)?;
+                let output = (guide(&uncond, &middle, second)? + further)?;
+                let output = self.rescaled(at, &cond, output)?;
+                Ok(Sides { output, cond, uncond: Some(uncond) })
             }
             Rule::Perpendicular { cfg, negative } => {
-                let [empty, uncond, cond] = self.said(at, [THIRD, NEGATIVE, POSITIVE])?;
-                Ok((perpendicular(&cond, &uncond, &empty, cfg, negative)?, Some(uncond)))
+                let [empty, uncond, cond] = conditioned.said(at, [THIRD, NEGATIVE, POSITIVE])?;
+                let output = perpendicular(&cond, &uncond, &empty, cfg, negative)?;
+                Ok(Sides { output, cond, uncond: Some(uncond) })
             }
         }
     }
@@ -202,15 +281,62 @@ impl Guided {
     }
 
     fn within(&self, timestep: f64) -> f64 {
-        timestep.clamp(0.0, (self.schedule.train_steps() - 1) as f64)
+        within(&self.schedule, timestep)
     }
+}
 
+fn within(schedule: &Schedule, timestep: f64) -> f64 {
+    timestep.clamp(0.0, (schedule.train_steps() - 1) as f64)
+}
+
+impl Export for Conditioned {
+    const TYPE: &'static str = "SIDES";
+    const INTERFACES: &'static [InterfaceEntry] = interfaces![Conditioned: marker::Sides];
+}
+
+impl interface::AskSides for Conditioned {
+    fn ask(
+        &self,
+        cx: &Context<'_>,
+        x: &Tensor,
+        sigma: f64,
+        side: &str,
+        patches: Vec<Patch>,
+    ) -> Result<Tensor> {
+        let side = match side {
+            "positive" => POSITIVE,
+            "negative" => NEGATIVE,
+            other => {
+                return Err(Error::at(
+                    "side",
+                    format!("there is no side \"{other}\"; positive and negative are there"),
+                ));
+            }
+        };
+        let x = import(x, &device(&cx.device())?)?;
+        let mut asked = self.clone();
+        if !patches.is_empty() {
+            asked.model = self.model.with_patches(cx, patches)?;
+            asked.understands = Described::of(cx, &asked.model, "model")?.understands;
+        }
+        let schedule = &self.shared.schedule;
+        let mut network = |x: &Candle, timestep| {
+            let at = At { cx, x, timestep: within(schedule, timestep), sigma };
+            let [said] = asked.said(&at, [side]).map_err(into_sampler)?;
+            Ok(said)
+        };
+        let x0 = schedule.denoised(&x, sigma, &mut network).map_err(out_of_sampler)?;
+        export(&x0)
+    }
+}
+
+impl Conditioned {
     /// What the network says for each of the sides.
     fn said<const N: usize>(&self, at: &At<'_>, sides: [usize; N]) -> Result<[Candle; N]> {
         let At { cx, x, timestep, sigma } = *at;
         let mut parts = Vec::new();
         for side in sides {
-            let entries = self.sides.get(side).map(Vec::as_slice).unwrap_or_default();
+            let entries = self.shared.sides.get(side).map(Vec::as_slice).unwrap_or_default();
             parts.extend(self.parts(entries, side, sigma));
         }
         let mut outputs: [Vec<(&Entry, Candle)>; 3] = Default::default();
@@ -222,7 +348,7 @@ impl Guided {
                 if fits { together.push(part) } else { apart.push(part) }
             }
             parts = apart;
-            let told = self.schedule.told(timestep, sigma);
+            let told = self.shared.schedule.told(timestep, sigma);
             let output = self.output(cx, x, &together, told)?;
             let batch = x.dim(0)?;
             for (i, part) in together.into_iter().enumerate() {
@@ -244,7 +370,7 @@ impl Guided {
         sigma: f64,
     ) -> impl Iterator<Item = Part<'e>> {
         entries.iter().filter(move |entry| entry.range.holds(sigma)).map(move |entry| {
-            let controls = self.controls.acting(&entry.controls, sigma, side == POSITIVE);
+            let controls = self.shared.controls.acting(&entry.controls, sigma, side == POSITIVE);
             Part { entry, side, controls }
         })
     }
@@ -284,7 +410,7 @@ impl Guided {
             false => export(&Candle::cat(&parts, 0)?).map(Some),
         };
         let (pooled, sizes) = (together(pooled)?, together(sizes)?);
-        let answer = self.controls.residuals(cx, controls, seen, (&pooled, &sizes))?;
+        let answer = self.shared.controls.residuals(cx, controls, seen, (&pooled, &sizes))?;
         if !answer.features.is_empty() && !self.understands.iter().any(|key| key == "features") {
             return Err(Error::at(
                 "model",
@@ -357,7 +483,7 @@ impl Guided {
 
     /// What the network would say at x (VP) if x₀ were 0.
     fn says_zero(&self, x: &Candle, sigma: f64) -> Result<Candle> {
-        Ok(output_for_x0(&self.schedule, x, &x.zeros_like()?, sigma)?)
+        Ok(output_for_x0(&self.shared.schedule, x, &x.zeros_like()?, sigma)?)
     }
 }
 

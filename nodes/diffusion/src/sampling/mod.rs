@@ -24,13 +24,14 @@ use node::*;
 use node_candle::{device, export, import};
 
 use described::Shows;
-pub use described::{Described, schedule_of};
+pub use described::{Described, described_schedule, schedule_of};
 pub use entry::Given;
 use guided::output_for_x0;
 pub use guided::{Guided, Rule};
 pub use inpaint::NoiseMask;
 pub use noise::{Draw, Seeded};
 pub use over_sigmas::{Guide, OverSigmas};
+pub use range::Range;
 pub use resize::bilinear;
 use through::{into_sampler, out_of_sampler};
 
@@ -133,7 +134,8 @@ impl Sampling {
         let rule = Rule::Cfg(self.cfg);
         let control = self.control.clone();
         let (model, mask_of) = (&self.model.0, mask.as_ref().map(|mask| &mask.mask));
-        let guided = Guided::new(model, &described, &sides, rule, control, (&latents, mask_of))?;
+        let guided =
+            Guided::new(cx, model, &described, &sides, rule, control, (&latents, mask_of))?;
         let first = match self.noise.add {
             true => noise.first()?,
             false => latents.zeros_like()?,

@@ -10,6 +10,7 @@ mod inpainting;
 mod latents;
 mod model_sampling;
 mod models;
+mod patches;
 mod samplers;
 mod scale;
 mod schedule;

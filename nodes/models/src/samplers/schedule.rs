@@ -238,6 +238,15 @@ impl Schedule {
         }
     }
 
+    /// σ of what the network is told: [`Schedule::told`] the other way.
+    pub fn sigma_of_told(&self, told: f64) -> f64 {
+        match self.timesteps {
+            Timesteps::Places => self.sigma(told),
+            Timesteps::Scaled { factor, offset } => self.sigma((told - offset) / factor),
+            Timesteps::QuarterLogSigma => (4.0 * told).exp(),
+        }
+    }
+
     /// # Errors
     /// Fewer than two values, or values that do not fall from below 1 to above 0.
     pub fn from_alphas_cumprod(alphas_cumprod: Vec<f64>, prediction: Prediction) -> Result<Self> {

@@ -1,7 +1,9 @@
-//! What steers a U-Net beside its condition: ControlNets' residuals, T2I-Adapters' features, and tokens that the cross-attention
-//! reads by themselves (IP-Adapters).
+//! What steers a U-Net beside its condition: ControlNets' residuals, T2I-Adapters' features, tokens that the cross-attention
+//! reads by themselves (IP-Adapters), and hooks that take the place of its parts.
 
 use std::collections::HashMap;
+use std::fmt::Debug;
+use std::sync::Arc;
 
 use candle_core::{Result as CandleResult, Tensor};
 use kosmograph_pixels::shape::Shape;
@@ -18,6 +20,54 @@ pub struct Steering<'a> {
     /// block's last attention gives, or to what the block gives where it has none, and in the skip connection of that place.
     pub features: &'a [(String, Tensor)],
     pub extra_tokens: &'a [ExtraTokens],
+    pub hooks: Option<&'a dyn Hooks>,
+}
+
+pub use crate::stable_diffusion::transformer2d::Attention;
+
+/// What an attention attends to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attends {
+    Itself,
+    Context,
+}
+
+/// A side of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Edge {
+    Input,
+    Output,
+}
+
+/// What takes the place of parts of the U-Net while it runs. Places have diffusers' names.
+pub trait Hooks: Debug {
+    /// In the place of the attention of the block at `path`, "down_blocks.0.attentions.0.transformer_blocks.0": from x
+    /// [B, N, C], whose tokens lie in a picture as `size`, to the context [B, T, D]. `None` where it stays as it is.
+    ///
+    /// # Errors
+    /// What the hook reports.
+    fn attention(
+        &self,
+        attends: Attends,
+        path: &str,
+        size: (usize, usize),
+        tensors: (&Tensor, &Tensor),
+        layer: &Arc<Attention>,
+    ) -> CandleResult<Option<Tensor>>;
+
+    /// What the block at `path`, "down_blocks.0.resnets.0" (with the attention behind it) or "mid_block", is given or
+    /// gives, [B, C, H, W].
+    ///
+    /// # Errors
+    /// What the hook reports.
+    fn block(&self, edge: Edge, path: &str, x: Tensor) -> CandleResult<Tensor>;
+
+    /// What the block at `path`, "up_blocks.0.resnets.0", is given from below [B, C, H, W] and by its skip connection
+    /// [B, S, H, W].
+    ///
+    /// # Errors
+    /// What the hook reports.
+    fn skip(&self, path: &str, x: Tensor, skip: Tensor) -> CandleResult<(Tensor, Tensor)>;
 }
 
 /// Tokens that every cross-attention reads beside the context, with a softmax of their own: y = attention(context) + weight · mask ·
@@ -65,12 +115,13 @@ pub(crate) struct Context<'a> {
     /// [B, T, D].
     pub(crate) text: &'a Tensor,
     pub(crate) extra_tokens: &'a [ExtraTokens],
+    pub(crate) hooks: Option<&'a dyn Hooks>,
 }
 
 impl<'a> From<&'a Tensor> for Context<'a> {
     /// The text alone.
     fn from(text: &'a Tensor) -> Self {
-        Context { text, extra_tokens: &[] }
+        Context { text, extra_tokens: &[], hooks: None }
     }
 }
 
@@ -119,6 +170,14 @@ impl Steering<'_> {
             }
         }
         Ok(())
+    }
+
+    /// What the hooks make of one side of a block.
+    pub(crate) fn at_block(&self, edge: Edge, path: &str, x: Tensor) -> CandleResult<Tensor> {
+        match self.hooks {
+            Some(hooks) => hooks.block(edge, path, x),
+            None => Ok(x),
+        }
     }
 
     /// `x` with the feature of the block `name`, where there is one.

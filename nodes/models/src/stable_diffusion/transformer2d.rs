@@ -1,14 +1,16 @@
 //! The transformer within a U-Net level: pixels attend to each other, then to the context (the
 //! text). Rombach et al., arXiv 2112.10752, §3.3; names are diffusers' `Transformer2DModel`.
 
-use candle_core::{Result as CandleResult, Tensor};
+use std::sync::Arc;
+
+use candle_core::{D, Result as CandleResult, Tensor};
 use kosmograph_kernels as kernels;
 
 use crate::error::Result;
 use crate::files::weights::{LowRank, Weight, Weights};
 use crate::layers::{LayerNorm, Linear};
 use crate::stable_diffusion::resnet::GroupNorm;
-use crate::stable_diffusion::steering::{Context, KeysValues, rows_of};
+use crate::stable_diffusion::steering::{Attends, Context, KeysValues, rows_of};
 
 /// ε of the GroupNorm before the projection; not the ResNet blocks' 1e-5.
 const GROUP_NORM_EPS: f64 = 1e-6;
@@ -29,7 +31,7 @@ pub(crate) struct Transformer2DConfig {
 }
 
 /// Attention whose queries, keys and values have no bias.
-struct Attention {
+pub struct Attention {
     to_q: Linear,
     to_k: Linear,
     to_v: Linear,
@@ -46,6 +48,41 @@ impl Attention {
             to_out: Linear::load(&weights.sub("to_out.0"), channels, channels)?,
             heads,
         })
+    }
+
+    /// `x` [B, L, C] to `context` [B, S, D], itself where it is self-attention, and to further keys and values
+    /// [B, K, C] that are projected already → [B, L, C].
+    ///
+    /// # Errors
+    /// The shapes do not fit.
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        context: &Tensor,
+        further: Option<(&Tensor, &Tensor)>,
+    ) -> CandleResult<Tensor> {
+        let (mut k, mut v) = (self.to_k.forward(context)?, self.to_v.forward(context)?);
+        if let Some((keys, values)) = further {
+            (k, v) = (Tensor::cat(&[&k, keys], 1)?, Tensor::cat(&[&v, values], 1)?);
+        }
+        self.to_out.forward(&self.attended(&self.to_q.forward(x)?, &k, &v)?)
+    }
+
+    /// How much each token of `x` [B, L, C] attends to each of `context` [B, S, D], for A heads: [B, A, L, S], sums of 1.
+    ///
+    /// # Errors
+    /// The shapes do not fit, or there is no memory for them.
+    pub fn weights(&self, x: &Tensor, context: &Tensor) -> crate::Result<Tensor> {
+        let (batch, length, channels) = x.dims3()?;
+        let head_dim = channels / self.heads;
+        let split = |x: Tensor| x.reshape((batch, (), self.heads, head_dim))?.transpose(1, 2);
+        let shape = [batch, self.heads, length, context.dim(1)?];
+        kosmograph_memory::ask("the weights of an attention", &shape, size_of::<f32>())?;
+        let q = split((self.to_q.forward(x)? * (head_dim as f64).powf(-0.5))?)?.contiguous()?;
+        let k = split(self.to_k.forward(context)?)?.transpose(2, 3)?.contiguous()?;
+        let scores = q.matmul(&k)?;
+        let raised = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
+        Ok(raised.broadcast_div(&raised.sum_keepdim(D::Minus1)?)?)
     }
 
     /// `x` [B, L, C] to itself → [B, L, C].
@@ -105,13 +142,14 @@ impl Attention {
 /// Self-attention, cross-attention, GEGLU feed-forward, each on the normalised and added to it.
 struct BasicTransformerBlock {
     norm1: LayerNorm,
-    attn1: Attention,
+    attn1: Arc<Attention>,
     norm2: LayerNorm,
-    attn2: Attention,
+    attn2: Arc<Attention>,
     norm3: LayerNorm,
     ff_in: Linear,
     ff_out: Linear,
-    /// Of its cross-attention, by diffusers' names.
+    /// Its own, by diffusers' names, and its cross-attention's.
+    own_path: String,
     path: String,
 }
 
@@ -122,12 +160,14 @@ impl BasicTransformerBlock {
         let hidden = 4 * channels;
         Ok(BasicTransformerBlock {
             norm1: norm("norm1")?,
-            attn1: Attention::load(&weights.sub("attn1"), channels, channels, heads)?,
+            attn1: Attention::load(&weights.sub("attn1"), channels, channels, heads)?.into(),
             norm2: norm("norm2")?,
-            attn2: Attention::load(&weights.sub("attn2"), channels, cross_attention_dim, heads)?,
+            attn2: Attention::load(&weights.sub("attn2"), channels, cross_attention_dim, heads)?
+                .into(),
             norm3: norm("norm3")?,
             ff_in: Linear::load(&weights.sub("ff.net.0.proj"), channels, 2 * hidden)?,
             ff_out: Linear::load(&weights.sub("ff.net.2"), hidden, channels)?,
+            own_path: String::new(),
             path: String::new(),
         })
     }
@@ -138,11 +178,50 @@ impl BasicTransformerBlock {
         context: &Context<'_>,
         size: (usize, usize),
     ) -> CandleResult<Tensor> {
-        let x = (x + self.attn1.to_itself(&self.norm1.forward(x)?)?)?;
+        let x = (x + self.to_itself(&self.norm1.forward(x)?, context, size)?)?;
         let normed = self.norm2.forward(&x)?;
-        let x = (&x + self.attn2.to_context(&normed, context, &self.path, size)?)?;
+        let x = (&x + self.to_context(&normed, context, size)?)?;
         let hidden = kernels::geglu(&self.ff_in.forward(&self.norm3.forward(&x)?)?)?;
         &x + self.ff_out.forward(&hidden)?
+    }
+}
+
+impl BasicTransformerBlock {
+    fn to_itself(
+        &self,
+        x: &Tensor,
+        context: &Context<'_>,
+        size: (usize, usize),
+    ) -> CandleResult<Tensor> {
+        let hooked = context.hooks.map(|hooks| {
+            hooks.attention(Attends::Itself, &self.own_path, size, (x, x), &self.attn1)
+        });
+        match hooked.transpose()?.flatten() {
+            Some(y) => Ok(y),
+            None => self.attn1.to_itself(x),
+        }
+    }
+
+    fn to_context(
+        &self,
+        x: &Tensor,
+        context: &Context<'_>,
+        size: (usize, usize),
+    ) -> CandleResult<Tensor> {
+        let layer = &self.attn2;
+        let hooked = context.hooks.map(|hooks| {
+            hooks.attention(Attends::Context, &self.own_path, size, (x, context.text), layer)
+        });
+        let hooked = hooked.transpose()?.flatten();
+        if let Some(y) = hooked.as_ref().filter(|_| context.extra_tokens.is_empty()) {
+            return Ok(y.clone());
+        }
+        let whole = layer.to_context(x, context, &self.path, size)?;
+        match hooked {
+            None => Ok(whole),
+            // What the extra tokens add is the same, whatever the text gives.
+            Some(y) => y + (whole - layer.forward(x, context.text, None)?)?,
+        }
     }
 }
 
@@ -180,6 +259,7 @@ impl Transformer2D {
     pub(crate) fn at(mut self, path: &str) -> Self {
         for (i, block) in self.transformer_blocks.iter_mut().enumerate() {
             block.path = cross_attention(path, i);
+            block.own_path = format!("{path}.transformer_blocks.{i}");
         }
         self
     }

@@ -234,6 +234,26 @@ impl UNetConfig {
         paths
     }
 
+    /// The places of its blocks by diffusers' names, as [`Hooks`](crate::stable_diffusion::steering::Hooks) are told them.
+    pub fn blocks(&self) -> Vec<String> {
+        let mut blocks = Vec::new();
+        for (i, level) in self.encoder.levels.iter().enumerate() {
+            blocks.extend((0..level.layers).map(|j| format!("down_blocks.{i}.resnets.{j}")));
+        }
+        if self.encoder.middle != MiddleConfig::Nothing {
+            blocks.push("mid_block".to_owned());
+        }
+        for (i, level) in self.encoder.levels.iter().rev().enumerate() {
+            blocks.extend((0..=level.layers).map(|j| format!("up_blocks.{i}.resnets.{j}")));
+        }
+        // Of each transformer block, whose cross-attention is told by its own name.
+        let attentions = self.cross_attentions();
+        blocks.extend(
+            attentions.iter().filter_map(|path| path.strip_suffix(".attn2")).map(str::to_owned),
+        );
+        blocks
+    }
+
     /// Channels of every skip connection, which are the channels of [`Residuals::down`].
     pub fn skip_channels(&self) -> Vec<usize> {
         self.encoder.skip_channels()
@@ -434,7 +454,8 @@ impl UNet {
             hidden_states = (hidden_states + residuals.mid.to_dtype(activations)?)?;
         }
         probe("mid", &hidden_states);
-        let context = &Context { text: context, extra_tokens: steering.extra_tokens };
+        let (extra_tokens, hooks) = (steering.extra_tokens, steering.hooks);
+        let context = &Context { text: context, extra_tokens, hooks };
         for (i, block) in self.up_blocks.iter().enumerate() {
             hidden_states = block.forward(&hidden_states, &mut skips, &temb, context)?;
             probe(&format!("up{i}"), &hidden_states);

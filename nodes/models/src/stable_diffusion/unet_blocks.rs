@@ -10,7 +10,7 @@ use crate::files::diffusers_config::Options;
 use crate::files::weights::Weights;
 use crate::layers::Linear;
 use crate::stable_diffusion::resnet::{Conv2d, ResnetBlock2D, ResnetConfig, Upsample2D};
-use crate::stable_diffusion::steering::{Context, Steering};
+use crate::stable_diffusion::steering::{Context, Edge, Steering};
 use crate::stable_diffusion::transformer2d::{Transformer2D, Transformer2DConfig};
 
 /// Told of intermediate results by name, to compare an implementation stage by stage.
@@ -654,7 +654,8 @@ impl Encoder {
         if let Some(Hint { time: Some(added), .. }) = &hint {
             temb = temb.broadcast_add(added)?;
         }
-        let context = &Context { text: condition.context, extra_tokens: steering.extra_tokens };
+        let (extra_tokens, hooks) = (steering.extra_tokens, steering.hooks);
+        let context = &Context { text: condition.context, extra_tokens, hooks };
         let temb = kernels::silu(&temb)?;
 
         let mut hidden_states = self.conv_in.forward(x)?;
@@ -666,6 +667,8 @@ impl Encoder {
         for (i, block) in self.down_blocks.iter().enumerate() {
             let name = format!("down_blocks.{i}");
             for (j, resnet) in block.resnets.iter().enumerate() {
+                let path = format!("{name}.resnets.{j}");
+                hidden_states = steering.at_block(Edge::Input, &path, hidden_states)?;
                 hidden_states = resnet.forward(&hidden_states, Some(&temb))?;
                 probe(&format!("down{i}_resnet{j}"), &hidden_states);
                 if let Some(attention) = block.attentions.get(j) {
@@ -675,6 +678,7 @@ impl Encoder {
                         hidden_states = steering.with_feature(&name, hidden_states)?;
                     }
                 }
+                hidden_states = steering.at_block(Edge::Output, &path, hidden_states)?;
                 skips.push(hidden_states.clone());
             }
             if let Some(downsampler) = &block.downsampler {
@@ -690,7 +694,11 @@ impl Encoder {
             probe(&format!("down{i}"), &hidden_states);
         }
         let mid = match &self.mid_block {
-            Some(block) => block.forward(&hidden_states, &temb, context)?,
+            Some(block) => {
+                let x = steering.at_block(Edge::Input, "mid_block", hidden_states)?;
+                let mid = block.forward(&x, &temb, context)?;
+                steering.at_block(Edge::Output, "mid_block", mid)?
+            }
             None => hidden_states,
         };
         let mid = steering.with_feature("mid_block", mid)?;
@@ -724,6 +732,7 @@ impl Encoder {
 
 /// A level of the expanding half; every ResNet block takes one skip connection.
 pub(crate) struct UpBlock2D {
+    path: String,
     resnets: Vec<ResnetBlock2D>,
     /// As many as ResNet blocks, or none.
     attentions: Vec<Transformer2D>,
@@ -743,7 +752,12 @@ impl UpBlock2D {
         skips: &[usize],
         upsamples: bool,
     ) -> Result<Self> {
-        let mut block = UpBlock2D { resnets: Vec::new(), attentions: Vec::new(), upsampler: None };
+        let mut block = UpBlock2D {
+            path: path.to_owned(),
+            resnets: Vec::new(),
+            attentions: Vec::new(),
+            upsampler: None,
+        };
         let mut input = input;
         for (j, skip) in skips.iter().enumerate() {
             let resnet_weights = weights.sub(format!("resnets.{j}"));
@@ -778,13 +792,21 @@ impl UpBlock2D {
     ) -> CandleResult<Tensor> {
         let mut hidden_states = x.clone();
         for (j, resnet) in self.resnets.iter().enumerate() {
-            let Some(skip) = skips.pop() else {
+            let Some(mut skip) = skips.pop() else {
                 candle_core::bail!("the U-Net's halves differ in their number of skip connections")
             };
+            let path = format!("{}.resnets.{j}", self.path);
+            if let Some(hooks) = context.hooks {
+                hidden_states = hooks.block(Edge::Input, &path, hidden_states)?;
+                (hidden_states, skip) = hooks.skip(&path, hidden_states, skip)?;
+            }
             hidden_states = Tensor::cat(&[hidden_states, skip], 1)?;
             hidden_states = resnet.forward(&hidden_states, Some(temb))?;
             if let Some(attention) = self.attentions.get(j) {
                 hidden_states = attention.forward(&hidden_states, context)?;
+            }
+            if let Some(hooks) = context.hooks {
+                hidden_states = hooks.block(Edge::Output, &path, hidden_states)?;
             }
         }
         match (&self.upsampler, skips.last()) {

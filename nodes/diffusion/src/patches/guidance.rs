@@ -1,0 +1,338 @@
+//! Patches of guidance: what x₀ becomes beyond uncond + cfg · (cond - uncond).
+
+use std::sync::{Mutex, PoisonError};
+
+use candle_core::{Device, Result as CandleResult, Tensor as Candle};
+use node::interface::{self, AttentionCall, GuidanceCall, Patch, marker};
+use node::*;
+use node_candle::{device, export, import};
+
+use super::patched;
+
+/// Where PAG and SAG change the U-Net.
+const MIDDLE: &[&str] = &["mid_block"];
+
+fn guidance(patch: Object, wants_unconditional: bool) -> Patch {
+    Patch { wants_unconditional, ..Patch::new("guidance", patch) }
+}
+
+/// x₀ of the negative side.
+fn unconditional(call: &GuidanceCall) -> Result<&Tensor> {
+    let missing = || Error::at("unconditional", "x0 of the negative side is wanted");
+    call.unconditional.as_ref().ok_or_else(missing)
+}
+
+/// Each token attends to itself alone.
+struct Identity;
+
+impl Export for Identity {
+    const TYPE: &'static str = "PATCH";
+    const INTERFACES: &'static [InterfaceEntry] = interfaces![Identity: marker::AttentionPatch];
+}
+
+impl interface::PatchAttention for Identity {
+    fn patch_attention(&self, cx: &Context<'_>, call: &AttentionCall) -> Result<Tensor> {
+        // Rows of one token each: the softmax of one number is 1.
+        let x = import(&call.x, &device(&cx.device())?)?;
+        let (rows, tokens, channels) = x.dims3()?;
+        let apart = export(&x.reshape((rows * tokens, 1, channels))?)?;
+        let (y, _) = call.attention.attend(cx, apart, None, None, false)?;
+        export(&import(&y, x.device())?.reshape((rows, tokens, channels))?)
+    }
+}
+
+/// Away from what the model says where its middle cannot see (Ahn et al., arXiv 2403.17377).
+struct Perturbed {
+    scale: f64,
+}
+
+impl Export for Perturbed {
+    const TYPE: &'static str = "PATCH";
+    const INTERFACES: &'static [InterfaceEntry] = interfaces![Perturbed: marker::GuidancePatch];
+}
+
+impl interface::PatchGuidance for Perturbed {
+    fn patch_guidance(&self, cx: &Context<'_>, call: &GuidanceCall) -> Result<Tensor> {
+        if self.scale == 0.0 {
+            return Ok(call.denoised.clone());
+        }
+        let blind = Patch::new("self_attention", Object::new(Identity)).within(MIDDLE);
+        let (x, sigma) = (call.x.clone(), call.sigma);
+        let blind = call.sides.ask_side(cx, x, sigma, "positive", vec![blind])?;
+        let device = device(&cx.device())?;
+        let (denoised, cond) =
+            (import(&call.denoised, &device)?, import(&call.conditional, &device)?);
+        export(&(denoised + ((cond - import(&blind, &device)?)? * self.scale)?)?)
+    }
+}
+
+/// Guides away from what the model says when its middle block attends to nothing else: sharper structure, at the cost of half
+/// as much time again.
+#[derive(Inputs)]
+#[node(category = "model_patches/unet")]
+pub struct PerturbedAttentionGuidance {
+    /// The U-Net.
+    model: Model,
+    /// How far away.
+    #[widget(default = 3.0, min = 0.0, max = 100.0, step = 0.01)]
+    scale: f64,
+}
+
+impl Node for PerturbedAttentionGuidance {
+    outputs![MODEL: Model];
+
+    fn run(self, cx: &Context) -> Result<Model> {
+        let patch = Object::new(Perturbed { scale: self.scale });
+        patched(cx, &self.model, vec![guidance(patch, false)])
+    }
+}
+
+/// Away from what the model says of a picture that is blurred where it looks most (Hong et al., arXiv 2210.00939).
+struct Blurred {
+    scale: f64,
+    sigma: f64,
+    /// The attention weights of the negative's rows in the last call: the sum that each token gets, mean of the heads,
+    /// [B, N].
+    looked_at: Mutex<Option<Vec<Vec<f32>>>>,
+}
+
+impl Export for Blurred {
+    const TYPE: &'static str = "PATCH";
+    const INTERFACES: &'static [InterfaceEntry] =
+        interfaces![Blurred: marker::AttentionPatch, marker::GuidancePatch];
+}
+
+impl interface::PatchAttention for Blurred {
+    fn patch_attention(&self, cx: &Context<'_>, call: &AttentionCall) -> Result<Tensor> {
+        let negative: Vec<usize> =
+            (0..call.rows.len()).filter(|&row| call.rows[row] == "negative").collect();
+        let (x, context) = (call.x.clone(), call.context.clone());
+        let wants = !negative.is_empty();
+        let (y, weights) = call.attention.attend(cx, x, Some(context), None, wants)?;
+        if let Some(weights) = weights {
+            let weights = import(&weights, &Device::Cpu)?;
+            // Of all that ask to each that is asked.
+            let sums = weights.mean(1)?.sum(1)?.to_vec2::<f32>()?;
+            let rows = negative.into_iter().filter_map(|row| sums.get(row).cloned());
+            *self.looked_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(rows.collect());
+        }
+        Ok(y)
+    }
+}
+
+impl interface::PatchGuidance for Blurred {
+    fn patch_guidance(&self, cx: &Context<'_>, call: &GuidanceCall) -> Result<Tensor> {
+        let device = device(&cx.device())?;
+        let uncond = import(unconditional(call)?, &device)?;
+        let (batch, _, height, width) = uncond.dims4()?;
+        let looked_at = self.looked_at.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let looked_at = looked_at.filter(|rows| rows.len() == batch);
+        // Nothing is blurred over less than the kernel's half, nor where nobody looked.
+        let Some(looked_at) = looked_at.filter(|_| height.min(width) > 4) else {
+            return Ok(call.denoised.clone());
+        };
+        let blurred = blur_where(&uncond, &looked_at, self.sigma)?;
+        let x = import(&call.x, &device)?;
+        let noisy = export(&((&blurred + x)? - &uncond)?)?;
+        let said = call.sides.ask_side(cx, noisy, call.sigma, "negative", Vec::new())?;
+        let away = (blurred - import(&said, &device)?)?;
+        export(&(import(&call.denoised, &device)? + (away * self.scale)?)?)
+    }
+}
+
+/// Rows and columns of `tokens` tokens of a picture of the proportions height : width: the nearest that divide them.
+fn grid(tokens: usize, height: usize, width: usize) -> (usize, usize) {
+    let about = (height as f64 / width as f64 * tokens as f64).sqrt().round_ties_even() as usize;
+    let reach = ((tokens as f64).sqrt() / 2.0).floor() as usize;
+    let near = (0..reach).flat_map(|i| [about + i, about.saturating_sub(i).max(1)]);
+    let rows = near.into_iter().find(|rows| *rows > 0 && tokens.is_multiple_of(*rows));
+    let rows = rows.unwrap_or(1);
+    (rows, tokens / rows.max(1))
+}
+
+/// `x` [B, C, H, W], blurred where a token's sum of attention is above 1.
+fn blur_where(x: &Candle, looked_at: &[Vec<f32>], sigma: f64) -> CandleResult<Candle> {
+    let (batch, _, height, width) = x.dims4()?;
+    let mut mask = Vec::with_capacity(batch * height * width);
+    for sums in looked_at {
+        let (rows, columns) = grid(sums.len(), height, width);
+        for y in 0..height {
+            for column in 0..width {
+                // torch's nearest.
+                let token = y * rows / height * columns + column * columns / width;
+                mask.push(f32::from(u8::from(sums[token] > 1.0)));
+            }
+        }
+    }
+    let mask = Candle::from_vec(mask, (batch, 1, height, width), x.device())?;
+    let blurred = gaussian(x, sigma)?;
+    x + (blurred - x)?.broadcast_mul(&mask)?
+}
+
+/// The picture through a Gaussian of nine by nine, its edges mirrored; sides of more than 4.
+fn gaussian(x: &Candle, sigma: f64) -> CandleResult<Candle> {
+    const HALF: usize = 4;
+    let weight = |i: usize| (-0.5 * ((i as f64 - HALF as f64) / sigma).powi(2)).exp();
+    let weights: Vec<f64> = (0..=2 * HALF).map(weight).collect();
+    let sum: f64 = weights.iter().sum();
+    let along = |x: &Candle, axis: usize| -> CandleResult<Candle> {
+        let size = x.dim(axis)?;
+        let mut blurred = x.zeros_like()?;
+        for (k, weight) in weights.iter().enumerate() {
+            let mirrored = (0..size).map(|i| {
+                let place = (i + k) as i64 - HALF as i64;
+                let last = size as i64 - 1;
+                (last - (last - place.abs()).abs()) as u32
+            });
+            let places = Candle::new(mirrored.collect::<Vec<_>>(), x.device())?;
+            blurred = (blurred + (x.index_select(&places, axis)? * (weight / sum))?)?;
+        }
+        Ok(blurred)
+    };
+    along(&along(x, 2)?, 3)
+}
+
+/// Guides away from what the model says of a picture that is blurred where its middle block looks most.
+#[derive(Inputs)]
+#[node(category = "_for_testing")]
+pub struct SelfAttentionGuidance {
+    /// The U-Net.
+    model: Model,
+    /// How far away.
+    #[widget(default = 0.5, min = -2.0, max = 5.0, step = 0.01)]
+    scale: f64,
+    /// How wide the blur is.
+    #[widget(default = 2.0, min = 0.0, max = 10.0, step = 0.1)]
+    blur_sigma: f64,
+}
+
+impl Node for SelfAttentionGuidance {
+    outputs![MODEL: Model];
+
+    fn run(self, cx: &Context) -> Result<Model> {
+        if self.blur_sigma <= 0.0 {
+            return Err(Error::at("blur_sigma", "a blur of 0 is none; more than 0 would be right"));
+        }
+        let looked_at = Mutex::default();
+        let patch = Object::new(Blurred { scale: self.scale, sigma: self.blur_sigma, looked_at });
+        let looks = Patch::new("self_attention", patch.clone())
+            .within(&["mid_block.attentions.0.transformer_blocks.0"]);
+        patched(cx, &self.model, vec![looks, guidance(patch, true)])
+    }
+}
+
+/// Towards the positive, the more the less guidance and the negative point the same way.
+struct Directed;
+
+impl Export for Directed {
+    const TYPE: &'static str = "PATCH";
+    const INTERFACES: &'static [InterfaceEntry] = interfaces![Directed: marker::GuidancePatch];
+}
+
+impl interface::PatchGuidance for Directed {
+    fn patch_guidance(&self, cx: &Context<'_>, call: &GuidanceCall) -> Result<Tensor> {
+        let device = device(&cx.device())?;
+        let uncond = import(unconditional(call)?, &device)?;
+        let (denoised, cond) =
+            (import(&call.denoised, &device)?, import(&call.conditional, &device)?);
+        export(&directed(&denoised, &cond, &uncond, call.cfg)?)
+    }
+}
+
+fn directed(denoised: &Candle, cond: &Candle, uncond: &Candle, cfg: f64) -> CandleResult<Candle> {
+    let leap = (cond * cfg)?;
+    let root = |x: &Candle| x.abs()?.sqrt()? * x.sign()?;
+    let away = root(&(uncond * cfg)?)?;
+    let merged = root(&((&leap + denoised)? * 0.5)?)?;
+    let product = (&away * &merged)?.sum_keepdim(1)?;
+    let length = |x: &Candle| x.sqr()?.sum_keepdim(1)?.sqrt();
+    let lengths = (length(&away)? * length(&merged)?)?.maximum(1e-8)?;
+    let likeness = f64::from((product / lengths)?.mean_all()?.to_scalar::<f32>()?);
+    let share = 2.0 * (likeness + 1.0);
+    ((denoised * share)? + (leap * (4.0 - share))?)? * 0.25
+}
+
+/// Leans on the positive alone where guidance would only follow the negative.
+#[derive(Inputs)]
+#[node(category = "_for_testing")]
+pub struct Mahiro {
+    /// The U-Net.
+    model: Model,
+}
+
+impl Node for Mahiro {
+    outputs![patched_model: Model];
+
+    fn run(self, cx: &Context) -> Result<Model> {
+        patched(cx, &self.model, vec![guidance(Object::new(Directed), true)])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tensor(values: &[f32], shape: (usize, usize, usize, usize)) -> Candle {
+        Candle::from_vec(values.to_vec(), shape, &Device::Cpu).unwrap()
+    }
+
+    fn close(found: &Candle, expected: &[f32]) {
+        let found: Vec<f32> = found.flatten_all().unwrap().to_vec1().unwrap();
+        assert_eq!(found.len(), expected.len());
+        for (found, expected) in found.iter().zip(expected) {
+            assert!((found - expected).abs() < 2e-5, "{found} for {expected}");
+        }
+    }
+
+    // The numbers are numpy's, of the formulas as their authors and ComfyUI have them.
+
+    #[test]
+    fn directed_guidance() -> CandleResult<()> {
+        let shape = (1, 3, 2, 1);
+        let cond = tensor(&[-0.183000, 0.541000, 1.935000, -0.270000, -0.244000, 1.002000], shape);
+        let uncond = tensor(&[-0.886000, -0.292000, 0.883000, 0.580000, 0.092000, 0.670000], shape);
+        let denoised =
+            tensor(&[1.926000, 3.040000, 5.091000, -2.820000, -1.252000, 1.998000], shape);
+        close(
+            &directed(&denoised, &cond, &uncond, 4.0)?,
+            &[0.724125, 2.643897, 6.288805, -2.033220, -1.127200, 2.906867],
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn a_picture_is_blurred_where_it_is_looked_at() -> CandleResult<()> {
+        let x = tensor(
+            &[
+                -2.828000, 1.021000, -0.960000, -1.669000, 0.276000, 0.701000, -0.445000,
+                -1.076000, 0.026000, -0.053000, 1.406000, 0.747000, 0.194000, 1.112000, -0.206000,
+                -0.926000, 0.584000, 0.583000, -0.215000, -0.783000, 0.229000, -2.494000, 0.690000,
+                0.491000, -1.639000, 0.061000, -0.964000, 0.757000, -2.034000, -0.914000,
+            ],
+            (1, 1, 5, 6),
+        );
+        close(
+            &gaussian(&x, 2.0)?,
+            &[
+                -0.309642, -0.283025, -0.177921, -0.064730, 0.049685, 0.111864, -0.313694,
+                -0.290031, -0.192763, -0.090399, 0.017471, 0.075863, -0.310550, -0.294846,
+                -0.224266, -0.153868, -0.071967, -0.025159, -0.327344, -0.317519, -0.267466,
+                -0.222560, -0.160440, -0.123967, -0.332798, -0.326799, -0.289410, -0.259957,
+                -0.210265, -0.178256,
+            ],
+        );
+        let sums = vec![0.4, 1.7, 0.9, 1.2, 2.0, 0.1];
+        close(
+            &blur_where(&x, &[sums], 2.0)?,
+            &[
+                -2.828000, 1.021000, -0.177921, -0.064730, 0.276000, 0.701000, -0.445000,
+                -1.076000, -0.192763, -0.090399, 1.406000, 0.747000, 0.194000, 1.112000, -0.224266,
+                -0.153868, 0.584000, 0.583000, -0.327344, -0.317519, -0.267466, -0.222560,
+                0.690000, 0.491000, -0.332798, -0.326799, -0.289410, -0.259957, -2.034000,
+                -0.914000,
+            ],
+        );
+        assert_eq!((grid(64, 8, 8), grid(96, 8, 12), grid(7, 5, 5)), ((8, 8), (8, 12), (1, 7)));
+        Ok(())
+    }
+}
