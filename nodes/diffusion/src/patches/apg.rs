@@ -66,6 +66,7 @@ fn projected(guidance: &Candle, cond: &Candle, eta: f64, longest: f64) -> Candle
 /// Strong guidance without its oversaturation.
 #[derive(Inputs)]
 #[node(category = "sampling/custom_sampling")]
+#[allow(clippy::upper_case_acronyms, reason = "ComfyUI's name")]
 pub struct APG {
     /// The U-Net.
     model: Model,

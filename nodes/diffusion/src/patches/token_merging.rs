@@ -46,9 +46,11 @@ struct Matched {
     tokens: usize,
     /// The places of those that stay, by the squares.
     kept: Vec<usize>,
-    /// Of each row: the places of those that stay besides, and of those that are merged, each with which of `kept` it joins.
-    rows: Vec<(Vec<usize>, Vec<(usize, usize)>)>,
+    rows: Vec<Row>,
 }
+
+/// Of one row: the places of those that stay besides, and of those that are merged, each with which of the squares' it joins.
+type Row = (Vec<usize>, Vec<(usize, usize)>);
 
 impl Matched {
     /// The `count` tokens of x [B, N, C], a picture of `height` × `width`, that are most alike one of those that stay: by the

@@ -232,7 +232,7 @@ fn patches_of_guidance_go_through_guiders_too() {
 fn what_takes_no_patches_says_so() {
     let model = ("model", super::models::believer());
     for class in ["FreeU", "HyperTile", "TomePatchModel", "Mahiro"] {
-        let error = run(class, &[model.clone()]).err().unwrap();
+        let error = run(class, std::slice::from_ref(&model)).err().unwrap();
         assert!(error.starts_with("model: "), "{class}: {error}");
     }
 }
