@@ -67,14 +67,14 @@ impl UnionConfig {
         if config.channels != channels {
             return Err(options.unsupported("num_trans_channel", &channels.to_string()));
         }
-        if heads == 0 || channels % heads != 0 {
+        if heads == 0 || !channels.is_multiple_of(heads) {
             let supported = format!("a divisor of {channels}");
             return Err(options.unsupported("num_trans_head", &supported));
         }
         if layers == 0 || layers > MOST {
             return Err(options.unsupported("num_trans_layer", &format!("1 to {MOST}")));
         }
-        if features == 0 || features % 2 != 0 || features > MOST {
+        if features == 0 || !features.is_multiple_of(2) || features > MOST {
             let supported = format!("an even number up to {MOST}");
             return Err(options.unsupported("addition_time_embed_dim", &supported));
         }
