@@ -7,6 +7,7 @@ use kosmograph_abi as abi;
 use kosmograph_abi::table;
 use serde_json::{Value as Json, json};
 
+use crate::context::guard;
 use crate::object::{Arguments, answer};
 use crate::{Context, Result, Value};
 
@@ -76,20 +77,10 @@ trait Extension<T> {
     fn call(cx: &Context<'_>, input: &Arguments) -> Result<Value>;
 }
 
-/// "panic/1", which every library offers.
-struct Panicking;
 struct Converting;
 struct Training;
 struct Evaluating;
 struct Checking;
-
-impl Extension<()> for Panicking {
-    const ID: &'static str = "panic/1";
-
-    fn call(_: &Context<'_>, _: &Arguments) -> Result<Value> {
-        panic!("as the conformance test asked")
-    }
-}
 
 impl<T: Convert> Extension<T> for Converting {
     const ID: &'static str = "convert/1";
@@ -134,6 +125,14 @@ impl<T: Check> Extension<T> for Checking {
     }
 }
 
+/// What an extension's table calls.
+type InterfaceFn = unsafe extern "C" fn(
+    *mut abi::Object,
+    *const abi::Context,
+    *const abi::Map,
+    *mut *mut abi::Map,
+) -> abi::Status;
+
 /// One extension of a library, as its list holds it.
 pub struct Entry {
     id: &'static str,
@@ -158,11 +157,12 @@ impl Entry {
     }
 
     const fn of<E: Extension<T>, T>() -> Self {
+        Self::calling(E::ID, call::<E, T>)
+    }
+
+    const fn calling(id: &'static str, call: InterfaceFn) -> Self {
         let size = size_of::<abi::Interface>() as u32;
-        Self {
-            id: E::ID,
-            table: abi::Interface { size, reserved: 0, call: call::<E, T>, flags: 0 },
-        }
+        Self { id, table: abi::Interface { size, reserved: 0, call, flags: 0 } }
     }
 }
 
@@ -185,7 +185,7 @@ impl Check for Nobody {
 /// # Safety
 /// `id` is borrowed text, as node.h says.
 pub unsafe fn find(entries: &'static [Entry], id: abi::Str) -> *const c_void {
-    static PANIC: Entry = Entry::of::<Panicking, ()>();
+    static PANIC: Entry = Entry::calling("panic/1", panic_inside);
     // SAFETY: node.h: borrowed text.
     let id = unsafe { id.as_bytes() };
     let mut all = entries.iter().chain([&PANIC]);
@@ -202,4 +202,16 @@ unsafe extern "C" fn call<E: Extension<T>, T>(
     let row = table::EXTENSIONS.iter().find(|row| row.id == E::ID);
     // SAFETY: node.h: context, input and output are valid for the call.
     unsafe { answer(row, context, input, output, |cx, input| E::call(cx, input)) }
+}
+
+/// "panic/1", which every library offers: panics where a node would, so that the conformance test sees it
+/// contained, whatever it is called with.
+unsafe extern "C" fn panic_inside(
+    _object: *mut abi::Object,
+    context: *const abi::Context,
+    _input: *const abi::Map,
+    _output: *mut *mut abi::Map,
+) -> abi::Status {
+    // SAFETY: node.h: the context is valid for the call.
+    unsafe { guard(context, |_| panic!("as the conformance test asked")) }
 }
