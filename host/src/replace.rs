@@ -57,8 +57,11 @@ pub fn replace(graph: &mut Graph, catalogue: &Catalogue) -> Vec<Problem> {
         // Links first: they name the old class's outputs, wherever they stand.
         let linked = |input: &Input| match input {
             Input::Link { id, slot } => {
-                let (_, replaces) = gone.get(&graph.position(id)?)?;
-                Some(replaces.output(*slot).unwrap_or(u64::MAX))
+                let (class, replaces) = gone.get(&graph.position(id)?)?;
+                // Where the new class gives nothing like it the link leads to the output behind its last,
+                // which the plan refuses by what there is.
+                let behind = class.descriptor.outputs.len() as u64;
+                Some(replaces.output(*slot).unwrap_or(behind))
             }
             _ => None,
         };
@@ -129,6 +132,8 @@ pub fn as_comfyui(catalogue: &Catalogue) -> Value {
 mod tests {
     use super::*;
     use crate::editor::convert;
+    use crate::folders::Folders;
+    use crate::plan::Plan;
     use std::path::Path;
 
     fn catalogue() -> Catalogue {
@@ -170,8 +175,14 @@ mod tests {
             "2": {"class_type": "Old Fit ", "inputs": {}}}"#;
         let mut graph = Graph::parse(text).unwrap();
         replace(&mut graph, &catalogue());
-        let slot = Some(&Input::Link { id: "2".into(), slot: u64::MAX });
+        let slot = Some(&Input::Link { id: "2".into(), slot: 2 });
         assert_eq!(graph.nodes()[0].input("image"), slot);
+        let refused = Plan::new(&graph, &catalogue(), &Folders::default(), "cpu").unwrap_err();
+        let said: Vec<String> = refused.problems.iter().map(ToString::to_string).collect();
+        assert!(
+            said.iter().any(|said| said.contains("node 3") && said.contains("image")),
+            "{said:?}"
+        );
     }
 
     #[test]
