@@ -1,40 +1,27 @@
-//! Memory for what a kernel makes.
+//! Memory for what a kernel makes. Blocks of a megabyte and more are large pages, kept from one kernel to the next:
+//! `kosmograph-caching-allocator`, which every program and library that links this crate has as its allocator.
 
-/// Below this the pages' faults cost nothing beside the work.
-const LARGE: usize = 1 << 20;
+use kosmograph_caching_allocator as _;
 
 /// Room for `values`, none of them there yet.
 pub(crate) fn reserve(values: usize) -> Vec<f32> {
-    let mut room = Vec::with_capacity(values);
-    ask_for_huge_pages(&mut room);
-    room
+    Vec::with_capacity(values)
 }
 
 /// `values` zeros, which the system makes when they are first touched.
 pub(crate) fn zeros(values: usize) -> Vec<f32> {
-    let mut zeros = vec![0f32; values];
-    ask_for_huge_pages(&mut zeros);
-    zeros
+    vec![0f32; values]
 }
 
-/// Asks the system for large pages under what `values` has room for. Activations of many megabytes, or the
-/// layers of a LoRA, were not there a moment ago, and with small pages much of a kernel's time goes into their
-/// faults. A system that has none gives small ones; nothing else changes.
-#[cfg(target_os = "linux")]
-fn ask_for_huge_pages(values: &mut Vec<f32>) {
-    const PAGE: usize = 2 << 20;
-    if values.capacity() < LARGE {
-        return;
-    }
-    let first = values.as_mut_ptr() as usize;
-    let start = first.next_multiple_of(PAGE);
-    let end = (first + values.capacity() * size_of::<f32>()) / PAGE * PAGE;
-    if start < end {
-        // SAFETY: the range lies within the vector's own memory, which is borrowed alone; the advice changes
-        // how it is paged and not what is in it, so its failure does not matter.
-        unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_HUGEPAGE) };
-    }
+/// `values` that `write` writes: the zeros that it would overwrite are never made.
+///
+/// # Safety
+/// `write` writes each of the values, and reads none that it did not write.
+pub(crate) unsafe fn written_by(values: usize, write: impl FnOnce(&mut [f32])) -> Vec<f32> {
+    let mut room = reserve(values);
+    // SAFETY: there is room for so many; every pattern of bits is a value of f32, and nobody reads what is not written.
+    write(unsafe { std::slice::from_raw_parts_mut(room.as_mut_ptr(), values) });
+    // SAFETY: `write` wrote them.
+    unsafe { room.set_len(values) };
+    room
 }
-
-#[cfg(not(target_os = "linux"))]
-fn ask_for_huge_pages(_values: &mut Vec<f32>) {}

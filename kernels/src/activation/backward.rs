@@ -72,12 +72,15 @@ pub(super) fn on_cpu(activation: Activation, isa: Isa, x: &[f32], upstream: &[f3
 const CHUNK: usize = 8192;
 
 fn map(isa: Isa, x: &[f32], upstream: &[f32], slope: impl Fn(f32) -> f32 + Sync) -> Vec<f32> {
-    let mut dx = memory::zeros(x.len());
+    assert!(x.len() == upstream.len());
     let chunks = x.par_chunks(CHUNK).zip(upstream.par_chunks(CHUNK));
-    dx.par_chunks_mut(CHUNK)
-        .zip(chunks)
-        .for_each(|(dx, (x, upstream))| isa.run(Map { x, upstream, dx, slope: &slope }));
-    dx
+    let write = |dx: &mut [f32]| {
+        dx.par_chunks_mut(CHUNK)
+            .zip(chunks)
+            .for_each(|(dx, (x, upstream))| isa.run(Map { x, upstream, dx, slope: &slope }));
+    };
+    // SAFETY: as many chunks of dx as of x, and each is written whole.
+    unsafe { memory::written_by(x.len(), write) }
 }
 
 /// dx = dy · slope(x)

@@ -8,11 +8,13 @@ use crate::simd::{Isa, Kernel, Vector};
 const CHUNK: usize = 8192;
 
 pub(super) fn map(isa: Isa, x: &[f32], f: impl Fn(f32) -> f32 + Sync) -> Vec<f32> {
-    let mut y = memory::zeros(x.len());
-    y.par_chunks_mut(CHUNK)
-        .zip(x.par_chunks(CHUNK))
-        .for_each(|(y, x)| isa.run(Map { x, y, f: &f }));
-    y
+    let write = |y: &mut [f32]| {
+        y.par_chunks_mut(CHUNK)
+            .zip(x.par_chunks(CHUNK))
+            .for_each(|(y, x)| isa.run(Map { x, y, f: &f }));
+    };
+    // SAFETY: as many chunks of y as of x, and each is written whole.
+    unsafe { memory::written_by(x.len(), write) }
 }
 
 /// y = f(x); a loop of which the compiler makes vector code.

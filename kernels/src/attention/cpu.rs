@@ -77,13 +77,16 @@ pub(super) fn attention(
     // Panels of one head: of kᵀ [D, keys], as many columns as there are keys, and of v [keys, Dv].
     let k_size = s.keys.next_multiple_of(width) * s.head_dim;
     let v_size = s.value_dim.next_multiple_of(width) * s.keys;
-    let mut packed = memory::zeros(s.batch * s.heads * (k_size + v_size));
-    packed.par_chunks_mut(k_size + v_size).enumerate().for_each(|(head, packed)| {
-        let (batch, head) = (head / s.heads, head % s.heads);
-        let (packed_k, packed_v) = packed.split_at_mut(k_size);
-        let (k, v) = (k.rows(batch, head, 0), v.rows(batch, head, 0));
-        isa.run(Pack { k, v, scale, s, packed_k, packed_v });
-    });
+    let pack = |packed: &mut [f32]| {
+        packed.par_chunks_mut(k_size + v_size).enumerate().for_each(|(head, packed)| {
+            let (batch, head) = (head / s.heads, head % s.heads);
+            let (packed_k, packed_v) = packed.split_at_mut(k_size);
+            let (k, v) = (k.rows(batch, head, 0), v.rows(batch, head, 0));
+            isa.run(Pack { k, v, scale, s, packed_k, packed_v });
+        });
+    };
+    // SAFETY: a head's part is whole panels, and `Columns::pack` writes all of a panel.
+    let packed = unsafe { memory::written_by(s.batch * s.heads * (k_size + v_size), pack) };
     let mut y = memory::reserve(values);
     let to = Shared(y.as_mut_ptr());
     let blocks = s.queries.div_ceil(QUERIES);

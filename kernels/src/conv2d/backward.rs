@@ -90,15 +90,18 @@ impl CustomOp1 for Turned {
     fn cpu_fwd(&self, weight: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (o, c, kh, kw) = layout.shape().dims4()?;
         let weight = weight_values(weight, layout, self.name())?;
-        let (kernel, mut turned) = (kh * kw, memory::zeros(o * c * kh * kw));
-        if !turned.is_empty() {
-            turned.par_chunks_mut(o * kernel).enumerate().for_each(|(channel, turned)| {
+        let kernel = kh * kw;
+        let write = |turned: &mut [f32]| {
+            let channels = turned.par_chunks_mut((o * kernel).max(1)).enumerate();
+            channels.for_each(|(channel, turned)| {
                 for (out, turned) in turned.chunks_exact_mut(kernel).enumerate() {
                     weight.widen_into((out * c + channel) * kernel, turned);
                     turned.reverse();
                 }
             });
-        }
+        };
+        // SAFETY: the chunks are all of it, and each is written before it is turned.
+        let turned = unsafe { memory::written_by(o * c * kernel, write) };
         Ok((CpuStorage::F32(turned), Shape::from((c, o, kh, kw))))
     }
 }

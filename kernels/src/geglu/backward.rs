@@ -64,13 +64,16 @@ impl CustomOp2 for Backward {
 
 /// `x` rows of 2n, `upstream` rows of n, returns rows of 2n.
 pub(super) fn geglu_backward(isa: Isa, x: &[f32], upstream: &[f32], n: usize) -> Vec<f32> {
-    let mut dx = memory::zeros(x.len());
+    assert!(x.len() == 2 * upstream.len() && upstream.len().is_multiple_of(n));
     let rows = (8192 / n).max(1);
     let tasks = x.par_chunks(rows * 2 * n).zip(upstream.par_chunks(rows * n));
-    dx.par_chunks_mut(rows * 2 * n)
-        .zip(tasks)
-        .for_each(|(dx, (x, upstream))| isa.run(Rows { x, upstream, dx, n }));
-    dx
+    let write = |dx: &mut [f32]| {
+        dx.par_chunks_mut(rows * 2 * n)
+            .zip(tasks)
+            .for_each(|(dx, (x, upstream))| isa.run(Rows { x, upstream, dx, n }));
+    };
+    // SAFETY: dx is whole rows, and each is written.
+    unsafe { memory::written_by(x.len(), write) }
 }
 
 struct Rows<'a> {

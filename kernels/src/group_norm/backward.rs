@@ -119,17 +119,20 @@ pub(super) fn group_norm_backward(
     pixels: usize,
     parameters: super::cpu::Parameters,
 ) -> Vec<f32> {
-    let mut dx = memory::zeros(x.len());
     let n = parameters.weight.len() / parameters.groups * pixels;
     if n == 0 {
-        return dx;
+        return Vec::new();
     }
+    assert!(x.len() == upstream.len() && x.len().is_multiple_of(n));
     let tasks = x.par_chunks(n).zip(upstream.par_chunks(n)).enumerate();
-    dx.par_chunks_mut(n).zip(tasks).for_each(|(dx, (i, (x, upstream)))| {
-        let group = i % parameters.groups;
-        isa.run(Group { x, upstream, dx, group, pixels, parameters });
-    });
-    dx
+    let write = |dx: &mut [f32]| {
+        dx.par_chunks_mut(n).zip(tasks).for_each(|(dx, (i, (x, upstream)))| {
+            let group = i % parameters.groups;
+            isa.run(Group { x, upstream, dx, group, pixels, parameters });
+        });
+    };
+    // SAFETY: dx is whole groups, and each is written before it is read.
+    unsafe { memory::written_by(x.len(), write) }
 }
 
 struct Group<'a> {

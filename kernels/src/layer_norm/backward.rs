@@ -102,13 +102,16 @@ pub(super) fn layer_norm_backward(
     eps: f64,
 ) -> Vec<f32> {
     let n = weight.len();
-    let mut dx = memory::zeros(x.len());
+    assert!(x.len() == upstream.len() && x.len().is_multiple_of(n));
     let rows = (8192 / n).max(1);
     let tasks = x.par_chunks(rows * n).zip(upstream.par_chunks(rows * n));
-    dx.par_chunks_mut(rows * n)
-        .zip(tasks)
-        .for_each(|(dx, (x, upstream))| isa.run(Rows { x, upstream, dx, weight, eps }));
-    dx
+    let write = |dx: &mut [f32]| {
+        dx.par_chunks_mut(rows * n)
+            .zip(tasks)
+            .for_each(|(dx, (x, upstream))| isa.run(Rows { x, upstream, dx, weight, eps }));
+    };
+    // SAFETY: dx is whole rows, and each is written before it is read.
+    unsafe { memory::written_by(x.len(), write) }
 }
 
 struct Rows<'a> {

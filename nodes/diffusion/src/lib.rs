@@ -230,6 +230,7 @@ node::library![
     TextSimilarity,
     FrechetDistance;
     prepare: kosmograph_threads::start;
+    finish: kosmograph_caching_allocator::release;
     check: check::Fits;
     train: train::Trainings;
     evaluate: evaluate::Evaluations

@@ -17,4 +17,4 @@ use encode::ImageEncode;
 use interleave::TextInterleave;
 use model::KosmosLoader;
 
-node::library![KosmosLoader, ImageEncode, TextInterleave, Aligner; prepare: kosmograph_threads::start; convert: Checkpoints];
+node::library![KosmosLoader, ImageEncode, TextInterleave, Aligner; prepare: kosmograph_threads::start; finish: kosmograph_caching_allocator::release; convert: Checkpoints];

@@ -155,12 +155,21 @@ fn main() -> Result<()> {
         print_profile(&calls, warm_up);
     }
     let mut seconds = Vec::new();
+    let before = processor_seconds();
     for _ in 0..arguments.repeat.max(1) {
         let start = Instant::now();
         run()?;
         // On a GPU a call only asks for the work.
         device.synchronize()?;
         seconds.push(start.elapsed().as_secs_f64());
+    }
+    if let (Some(before), Some(after)) = (before, processor_seconds()) {
+        let each = |i: usize| (after[i] - before[i]) / arguments.repeat.max(1) as f64;
+        eprintln!(
+            "processor seconds a call: {:.2} of the program, {:.2} of the system",
+            each(0),
+            each(1)
+        );
     }
     let mut sorted = seconds.clone();
     sorted.sort_by(f64::total_cmp);
@@ -209,6 +218,15 @@ fn print_profile(calls: &BTreeMap<&str, Calls>, all: Duration) {
 }
 
 /// The largest resident size of this process so far, in bytes (Linux).
+/// What the program's threads have spent by themselves and within the system.
+fn processor_seconds() -> Option<[f64; 2]> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    // The name may hold anything, so the fields are counted from its end.
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let ticks = |at: usize| fields.get(at)?.parse::<f64>().ok().map(|ticks| ticks / 100.0);
+    Some([ticks(11)?, ticks(12)?])
+}
+
 fn peak_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

@@ -64,7 +64,9 @@ pub use extension::{
     find as find_extension,
 };
 pub use input::{Class, Factor, Input, InputSpec, Inputs, Numbered, Reader, Single};
-pub use library::{Entry as NodeEntry, Family, Node, Outputs, Prepare, Replaces, RunFn};
+pub use library::{
+    Around, Entry as NodeEntry, Family, Finish, Node, Outputs, Prepare, Replaces, RunFn,
+};
 pub use object::{Arguments, Entry as InterfaceEntry, Export, Interface, Object};
 pub use sockets::{
     Clip, ClipVision, ClipVisionOutput, Conditioning, Control, ControlNet, Features, Guider,

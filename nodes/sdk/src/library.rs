@@ -173,12 +173,21 @@ pub struct Family {
     specs: Vec<Vec<InputSpec>>,
     _descriptor: &'static str,
     table: abi::Library,
-    prepare: &'static [Prepare],
+    around: Around,
     prepared: Once,
 }
 
 /// What a library does once, before its first node runs; the line that comes back is told to the person.
 pub type Prepare = fn() -> Option<String>;
+
+/// What a library does after each of its nodes, however it ended: it must not panic.
+pub type Finish = fn();
+
+/// What a library does around its nodes.
+pub struct Around {
+    pub prepare: &'static [Prepare],
+    pub finish: &'static [Finish],
+}
 
 impl Family {
     /// Describes the library once; the memory is kept for as long as the process lives.
@@ -189,7 +198,7 @@ impl Family {
         nodes: &'static [Entry],
         run: RunFn,
         (extension, extensions): (ExtensionFn, &[ExtensionEntry]),
-        prepare: &'static [Prepare],
+        around: Around,
     ) -> *const abi::Library {
         let family = cell.get_or_init(|| {
             let specs: Vec<Vec<InputSpec>> = nodes.iter().map(|node| (node.specs)()).collect();
@@ -209,7 +218,7 @@ impl Family {
                 extension: Some(extension),
             };
             let prepared = Once::new();
-            Family { nodes, specs, _descriptor: descriptor, table, prepare, prepared }
+            Family { nodes, specs, _descriptor: descriptor, table, around, prepared }
         });
         &raw const family.table
     }
@@ -245,7 +254,7 @@ impl Family {
                 )));
             }
             family.prepared.call_once(|| {
-                let told = family.prepare.iter().filter_map(|prepare| prepare());
+                let told = family.around.prepare.iter().filter_map(|prepare| prepare());
                 told.for_each(|told| cx.warn(told));
             });
             // SAFETY: node.h: `inputs` are `n_inputs` values, `outputs` has room for `n_outputs`.
@@ -262,7 +271,9 @@ impl Family {
             }
         };
         // SAFETY: node.h: the context is valid for the call.
-        unsafe { guard(context, body) }
+        let status = unsafe { guard(context, body) };
+        family.into_iter().flat_map(|family| family.around.finish).for_each(|finish| finish());
+        status
     }
 }
 
@@ -277,16 +288,17 @@ pub type RunFn = unsafe extern "C" fn(
 ) -> abi::Status;
 
 /// Makes a node library of the crate: `node::library![ImageInvert, ImageScale];`, once, at its root.
-/// One that has something to do before its first node runs says what, a [`Prepare`](crate::Prepare), and one that offers
-/// more than nodes says with what, in this order: files converted ([`Convert`](crate::Convert)), plans looked at before
-/// they run ([`Check`](crate::Check)), models trained ([`Train`](crate::Train)), pictures measured
-/// ([`Evaluate`](crate::Evaluate)):
+/// One that has something to do before its first node runs says what, a [`Prepare`](crate::Prepare), and so does one that
+/// has something to do after each, a [`Finish`](crate::Finish); one that offers more than nodes says with what, in this
+/// order: files converted ([`Convert`](crate::Convert)), plans looked at before they run ([`Check`](crate::Check)), models
+/// trained ([`Train`](crate::Train)), pictures measured ([`Evaluate`](crate::Evaluate)):
 /// `node::library![Loader; prepare: threads::start; convert: Checkpoints; check: Widths];`.
 #[macro_export]
 macro_rules! library {
     (
         $($node:ty),+ $(,)?
         $(; prepare: $prepare:path)?
+        $(; finish: $finish:path)?
         $(; convert: $convert:ty)?
         $(; check: $check:ty)?
         $(; train: $train:ty)?
@@ -304,7 +316,8 @@ macro_rules! library {
                 $($crate::ExtensionEntry::train::<$train>(),)?
                 $($crate::ExtensionEntry::evaluate::<$evaluate>(),)?
             ];
-            const PREPARE: &[$crate::Prepare] = &[$($prepare)?];
+            const AROUND: $crate::Around =
+                $crate::Around { prepare: &[$($prepare)?], finish: &[$($finish)?] };
             static FAMILY: ::std::sync::OnceLock<$crate::Family> = ::std::sync::OnceLock::new();
 
             unsafe extern "C" fn run(
@@ -334,7 +347,7 @@ macro_rules! library {
                 let (name, version) = (env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
                 let described = ::std::panic::catch_unwind(|| {
                     let extensions = (extension as $crate::ExtensionFn, EXTENSIONS);
-                    $crate::Family::get(&FAMILY, name, version, NODES, run, extensions, PREPARE)
+                    $crate::Family::get(&FAMILY, name, version, NODES, run, extensions, AROUND)
                 });
                 described.unwrap_or(::std::ptr::null())
             }

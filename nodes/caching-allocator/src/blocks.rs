@@ -1,0 +1,318 @@
+//! Blocks as mappings of their own, and those that are kept.
+
+use std::ptr::null_mut;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use libc::{
+    MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, MREMAP_MAYMOVE, PROT_READ, PROT_WRITE,
+    c_void, madvise, mmap, mremap, munmap,
+};
+
+use crate::{MOST_KEPT, PLACES};
+
+const PAGE: usize = 4096;
+
+static KEPT: Mutex<Kept> = Mutex::new(Kept {
+    blocks: [Block { start: 0, length: 0 }; PLACES],
+    count: 0,
+    bytes: 0,
+    used: 0,
+    most_used: 0,
+});
+
+#[derive(Clone, Copy)]
+struct Block {
+    start: usize,
+    length: usize,
+}
+
+/// No allocation may be made while this is locked.
+struct Kept {
+    /// The first `count`, the one that was freed first before the others.
+    blocks: [Block; PLACES],
+    count: usize,
+    /// Of the blocks that are kept.
+    bytes: usize,
+    /// Bytes that are in use, and the most that were at once.
+    used: usize,
+    most_used: usize,
+}
+
+impl Kept {
+    fn remove(&mut self, at: usize) -> Block {
+        let block = self.blocks[at];
+        self.blocks.copy_within(at + 1..self.count, at);
+        self.count -= 1;
+        self.bytes -= block.length;
+        block
+    }
+
+    /// Takes `more` bytes into use and gives back to the system what would otherwise lift the peak.
+    fn make_room(&mut self, more: usize) {
+        self.used += more;
+        self.most_used = self.most_used.max(self.used);
+        while self.count > 0 && (self.used + self.bytes > self.most_used || self.bytes > MOST_KEPT)
+        {
+            unmap(self.remove(0));
+        }
+    }
+}
+
+fn kept() -> MutexGuard<'static, Kept> {
+    // Nothing panics while it is locked.
+    KEPT.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn pages(size: usize) -> usize {
+    // A size is at most isize::MAX.
+    size.next_multiple_of(PAGE)
+}
+
+/// A block of `size` bytes with anything in it; null where there is none.
+pub(crate) fn take(size: usize) -> *mut u8 {
+    let length = pages(size);
+    let mut kept = kept();
+    // The one that was freed last: the caches know it best.
+    if let Some(at) = kept.blocks[..kept.count].iter().rposition(|block| block.length == length) {
+        let block = kept.remove(at);
+        kept.make_room(length);
+        return block.start as *mut u8;
+    }
+    drop(kept);
+    fresh(size)
+}
+
+/// A block of `size` zeros; null where there is none.
+pub(crate) fn fresh(size: usize) -> *mut u8 {
+    let length = pages(size);
+    kept().make_room(length);
+    let block = map(length);
+    if block.is_null() {
+        // What is kept may be what is missing.
+        let mut kept = kept();
+        while kept.count > 0 {
+            unmap(kept.remove(0));
+        }
+        drop(kept);
+        let block = map(length);
+        if block.is_null() {
+            self::kept().used -= length;
+        }
+        return block;
+    }
+    block
+}
+
+/// Frees a block, and keeps it for the next of its size where that is allowed.
+///
+/// # Safety
+/// The block came from here with this size, and nobody uses it any more.
+pub(crate) unsafe fn keep(block: *mut u8, size: usize) {
+    let block = Block { start: block as usize, length: pages(size) };
+    let mut kept = kept();
+    kept.used -= block.length;
+    if block.length > MOST_KEPT {
+        drop(kept);
+        return unmap(block);
+    }
+    if kept.count == PLACES {
+        let oldest = kept.remove(0);
+        unmap(oldest);
+    }
+    let at = kept.count;
+    kept.blocks[at] = block;
+    kept.count += 1;
+    kept.bytes += block.length;
+    kept.make_room(0);
+}
+
+/// A block of another size that begins as this one; null, and the old one stays, where there is none.
+///
+/// # Safety
+/// As [`keep`]; the block that is returned takes its place.
+pub(crate) unsafe fn resize(block: *mut u8, old: usize, new: usize) -> *mut u8 {
+    let (old, new) = (pages(old), pages(new));
+    if old == new {
+        return block;
+    }
+    // SAFETY: a mapping of that length, of which nobody else knows.
+    let moved = unsafe { mremap(block.cast(), old, new, MREMAP_MAYMOVE) };
+    if moved == MAP_FAILED {
+        return null_mut();
+    }
+    let mut kept = kept();
+    kept.used -= old;
+    kept.make_room(new);
+    moved.cast()
+}
+
+/// Gives all that is kept back to the system; what was in use most is forgotten as well.
+pub(crate) fn release() {
+    let mut kept = kept();
+    while kept.count > 0 {
+        unmap(kept.remove(0));
+    }
+    kept.most_used = kept.used;
+}
+
+fn map(length: usize) -> *mut u8 {
+    // SAFETY: a new mapping touches nothing that is there.
+    let start = unsafe {
+        mmap(null_mut(), length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+    };
+    if start == MAP_FAILED {
+        return null_mut();
+    }
+    // With small pages much of a kernel's time goes into their faults. The parts that are no whole large page have
+    // small ones, and so has a system without large pages.
+    // SAFETY: the advice changes how our own mapping is paged and not what is in it.
+    unsafe { madvise(start, length, MADV_HUGEPAGE) };
+    start.cast()
+}
+
+fn unmap(block: Block) {
+    // SAFETY: a mapping of that length which nobody uses.
+    unsafe { munmap(block.start as *mut c_void, block.length) };
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Mutex, PoisonError};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MEGABYTE: usize = 1 << 20;
+
+    /// The blocks are the process's, so one test at a time.
+    fn alone<T>(test: impl FnOnce() -> T) -> T {
+        static ONE: Mutex<()> = Mutex::new(());
+        let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+        release();
+        test()
+    }
+
+    /// Bytes in use, kept, and the most that were in use.
+    fn figures() -> (usize, usize, usize) {
+        let kept = kept();
+        (kept.used, kept.bytes, kept.most_used)
+    }
+
+    #[test]
+    fn a_freed_block_is_the_next_of_its_size() {
+        alone(|| {
+            let first = vec![1u8; 3 * MEGABYTE];
+            let at = first.as_ptr();
+            drop(first);
+            assert_eq!(figures().1, 3 * MEGABYTE);
+            let other: Vec<u8> = Vec::with_capacity(3 * MEGABYTE + PAGE);
+            assert_ne!(other.as_ptr(), at);
+            drop(other);
+            let second: Vec<u8> = Vec::with_capacity(3 * MEGABYTE);
+            drop(second);
+            // Not from what is kept: the last had ones.
+            assert!(vec![0u8; 3 * MEGABYTE].iter().all(|byte| *byte == 0));
+            release();
+            assert_eq!(figures().1, 0);
+        });
+    }
+
+    #[test]
+    fn what_is_kept_does_not_lift_the_peak() {
+        alone(|| {
+            let (before, ..) = figures();
+            let blocks: Vec<Vec<u8>> = (0..4).map(|_| Vec::with_capacity(8 * MEGABYTE)).collect();
+            drop(blocks);
+            assert_eq!(figures(), (before, 32 * MEGABYTE, before + 32 * MEGABYTE));
+            // Another size: the oldest two go, since 10 more would be too many.
+            let other: Vec<u8> = Vec::with_capacity(10 * MEGABYTE);
+            assert_eq!(figures(), (before + 10 * MEGABYTE, 16 * MEGABYTE, before + 32 * MEGABYTE));
+            drop(other);
+        });
+    }
+
+    #[test]
+    fn no_more_is_kept_than_may_be() {
+        alone(|| {
+            let many: Vec<Vec<u8>> = (0..40).map(|_| Vec::with_capacity(10 * MEGABYTE)).collect();
+            drop(many);
+            assert!(figures().1 <= MOST_KEPT, "{:?}", figures());
+            let small: Vec<Vec<u8>> =
+                (0..2 * PLACES).map(|_| Vec::with_capacity(MEGABYTE)).collect();
+            drop(small);
+            let kept = kept();
+            assert!(kept.count <= PLACES && kept.bytes <= MOST_KEPT);
+        });
+    }
+
+    #[test]
+    fn more_than_there_is_is_refused() {
+        let mut room: Vec<u8> = Vec::new();
+        assert!(room.try_reserve_exact(1 << 46).is_err());
+        let mut room = vec![7u8; 2 * MEGABYTE];
+        assert!(room.try_reserve_exact(1 << 46).is_err());
+        assert!(room.iter().all(|byte| *byte == 7));
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        New(usize, bool),
+        Resize(usize, usize),
+        Free(usize),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        // Sizes on both sides of what is large, a few of them often.
+        let size = prop_oneof![Just(MEGABYTE), Just(2 * MEGABYTE), 1..3 * MEGABYTE];
+        prop_oneof![
+            (size.clone(), any::<bool>()).prop_map(|(size, zeros)| Step::New(size, zeros)),
+            (any::<usize>(), size).prop_map(|(which, size)| Step::Resize(which, size)),
+            any::<usize>().prop_map(Step::Free),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(16))]
+
+        #[test]
+        fn blocks_hold_what_was_written(steps in prop::collection::vec(step(), 1..40)) {
+            alone(|| {
+                let (before, ..) = figures();
+                let mut blocks: Vec<Vec<u8>> = Vec::new();
+                let count = steps.len();
+                for (mark, step) in steps.into_iter().enumerate() {
+                    let mark = mark as u8 + 1;
+                    match step {
+                        Step::New(size, true) => {
+                            let block = vec![0u8; size];
+                            prop_assert!(block.iter().all(|byte| *byte == 0));
+                            blocks.push(block);
+                            blocks[..].last_mut().expect("it was pushed").fill(mark);
+                        }
+                        Step::New(size, false) => blocks.push(vec![mark; size]),
+                        Step::Resize(which, size) if !blocks.is_empty() => {
+                            let which = which % blocks.len();
+                            let block = &mut blocks[which];
+                            let mark = block[0];
+                            block.resize(size, mark);
+                            block.shrink_to_fit();
+                        }
+                        Step::Free(which) if !blocks.is_empty() => {
+                            blocks.swap_remove(which % blocks.len());
+                        }
+                        _ => (),
+                    }
+                    for block in &blocks {
+                        prop_assert!(block.iter().all(|byte| *byte == block[0]));
+                    }
+                    let (used, kept, most) = figures();
+                    prop_assert!(used + kept <= most, "{used} and {kept} of {most} after {count}");
+                }
+                drop(blocks);
+                prop_assert_eq!(figures().0, before);
+                Ok(())
+            })?;
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! An allocator that keeps the large blocks of one operator for the next.
+//!
+//! A layer of a U-Net makes tens of megabytes and lets go of as many. The system's allocator gives such blocks back at once
+//! and has them again, and each time the system writes zeros to every page before the first use: memory's whole rate for
+//! values that nobody reads. PyTorch keeps freed blocks on a GPU for the same reason. Here a freed block of a megabyte or
+//! more is kept, and given to the next who asks for exactly its size, which in a network is the next layer.
+//!
+//! What is kept never makes the peak higher: blocks in use and blocks that are kept are together at most what was in use
+//! at once before, nor are there more than [`MOST_KEPT`] bytes or [`PLACES`] blocks. [`release`] gives all back; a node
+//! library does so at the end of each node.
+
+#[cfg(target_os = "linux")]
+mod blocks;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+
+/// Blocks below this are the system allocator's.
+const LARGE: usize = 1 << 20;
+
+/// Bytes that are kept at most: an activation of SDXL at 1024 × 1024, its half and some of its width.
+pub const MOST_KEPT: usize = 256 << 20;
+
+/// Blocks that are kept at most.
+pub const PLACES: usize = 64;
+
+/// The allocator of every program and library that links this crate.
+#[global_allocator]
+static ALLOCATOR: CachingAllocator = CachingAllocator;
+
+struct CachingAllocator;
+
+/// Gives back to the system what is kept.
+pub fn release() {
+    #[cfg(target_os = "linux")]
+    blocks::release();
+}
+
+/// Whether the block is one of ours: by its layout alone, so that who frees it knows as well.
+fn is_large(layout: Layout) -> bool {
+    cfg!(target_os = "linux") && layout.size() >= LARGE && layout.align() <= 4096
+}
+
+// SAFETY: what is not large goes to the system's allocator whole. A large block is a mapping of its own, as long as
+// its size rounded up to pages, so aligned to a page, and given to nobody else before it is freed.
+unsafe impl GlobalAlloc for CachingAllocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        #[cfg(target_os = "linux")]
+        if is_large(layout) {
+            return blocks::take(layout.size());
+        }
+        // SAFETY: the caller's.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        #[cfg(target_os = "linux")]
+        if is_large(layout) {
+            // Fresh pages: who wants zeros may not touch all of them.
+            return blocks::fresh(layout.size());
+        }
+        // SAFETY: the caller's.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        #[cfg(target_os = "linux")]
+        if is_large(layout) {
+            // SAFETY: by its layout it came from `blocks`, with this size, and the caller no longer uses it.
+            unsafe { blocks::keep(block, layout.size()) };
+            return;
+        }
+        // SAFETY: the caller's.
+        unsafe { System.dealloc(block, layout) }
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        // SAFETY: the caller's: `size`, rounded up to the alignment, is no more than isize::MAX.
+        let new = unsafe { Layout::from_size_align_unchecked(size, layout.align()) };
+        match (is_large(layout), is_large(new)) {
+            // SAFETY: the caller's.
+            (false, false) => unsafe { System.realloc(block, layout, size) },
+            #[cfg(target_os = "linux")]
+            // SAFETY: as in `dealloc`; the mapping moves with what is in it.
+            (true, true) => unsafe { blocks::resize(block, layout.size(), size) },
+            // SAFETY: both blocks have the smaller size, and are two.
+            _ => unsafe {
+                let moved = self.alloc(new);
+                if !moved.is_null() {
+                    std::ptr::copy_nonoverlapping(block, moved, layout.size().min(size));
+                    self.dealloc(block, layout);
+                }
+                moved
+            },
+        }
+    }
+}
