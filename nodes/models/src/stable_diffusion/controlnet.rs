@@ -16,9 +16,9 @@ use crate::stable_diffusion::controlnet_union::{Union, UnionConfig};
 use crate::stable_diffusion::resnet::Conv2d;
 use crate::stable_diffusion::steering::Steering;
 use crate::stable_diffusion::unet::Residuals;
-use crate::stable_diffusion::unet_blocks::{
-    Condition, Encoded, Encoder, EncoderConfig, Hint, VectorConfig,
-};
+use crate::stable_diffusion::unet_blocks::{Encoded, Encoder, Hint};
+use crate::stable_diffusion::unet_config::EncoderConfig;
+use crate::stable_diffusion::unet_embeddings::{Condition, VectorConfig};
 
 /// The order of the hint's channels in memory, as the network was trained on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::files::diffusers_config::Options;
 use crate::files::weights::Weights;
 use crate::layers::{LayerNorm, Linear};
-use crate::stable_diffusion::unet_blocks::{TimestepEmbedding, time_proj};
+use crate::stable_diffusion::unet_embeddings::{TimestepEmbedding, time_proj};
 
 /// What a union has beside a ControlNet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,8 @@
 //! Stable Diffusion 1.5 and its relatives: Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", arXiv
 //! 2112.10752.
 //!
-//! - [`unet`]: noisy latents to predicted noise. Its contracting half stands in `unet_blocks`, since [`controlnet`] copies it; blocks
+//! - [`unet`]: noisy latents to predicted noise. Its contracting half stands in `unet_blocks` (its configuration in `unet_config`, what it is told
+//!   beside the text in `unet_embeddings`), since [`controlnet`] copies it; blocks
 //!   are made of `resnet` and `transformer2d`.
 //! - [`vae`]: latents to pictures and back; large ones in `tiles`, or in [`vae_feathered`]'s as ComfyUI has them.
 //! - [`taesd`]: a tiny autoencoder for previews; [`t2i_adapter`]: a small network that steers the U-Net with a hint.
@@ -23,5 +24,7 @@ mod tiles;
 mod transformer2d;
 pub mod unet;
 mod unet_blocks;
+mod unet_config;
+mod unet_embeddings;
 pub mod vae;
 pub mod vae_feathered;

@@ -15,11 +15,12 @@ use crate::files::weights::Weights;
 use crate::stable_diffusion::resnet::{Conv2d, GroupNorm};
 use crate::stable_diffusion::steering::{Context, Steering};
 use crate::stable_diffusion::transformer2d::cross_attention;
-use crate::stable_diffusion::unet_blocks::{Encoded, Encoder, UpBlock2D, depths};
+use crate::stable_diffusion::unet_blocks::{Encoded, Encoder, UpBlock2D};
+use crate::stable_diffusion::unet_config::depths;
 
-pub use crate::stable_diffusion::unet_blocks::{
-    Condition, EncoderConfig, LevelConfig, MiddleConfig, Probe, VectorConfig,
-};
+pub use crate::stable_diffusion::unet_blocks::Probe;
+pub use crate::stable_diffusion::unet_config::{EncoderConfig, LevelConfig, MiddleConfig};
+pub use crate::stable_diffusion::unet_embeddings::{Condition, VectorConfig};
 
 /// `config.json` of a `UNet2DConditionModel`.
 ///
