@@ -1,9 +1,10 @@
 //! Sweeps as a user runs them: what is computed, what is told, and the sheet.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-use kosmograph_tests::Run;
+use kosmograph_tests::{Run, repository};
 use serde_json::{Value, json};
 
 /// A patch laid on a plain picture.
@@ -63,6 +64,111 @@ fn every_combination_is_run_and_nothing_is_computed_twice() {
     // Eight rows of two pictures, with what is written to them.
     let sheet = image::open(sheet).unwrap().to_rgb8();
     assert!(sheet.height() > 8 * 96 && sheet.width() > 2 * 96, "{:?}", sheet.dimensions());
+}
+
+/// How often each node of a sweep of two LoRAs, three strengths and two prompts began. The LoRAs are the
+/// bundled ones, behind a loader that changes the U-Net alone, or CLIP as well.
+fn begun(folder: &Path, class: &str, sheet: Option<&Path>) -> BTreeMap<String, usize> {
+    let changes_clip = class == "LoraLoader";
+    let clip = json!([if changes_clip { "lora" } else { "base" }, 1]);
+    let text = |text: &str| json!({"class_type": "CLIPTextEncode", "inputs": {"text": text, "clip": clip}});
+    let mut workflow = json!({
+        "base": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "tiny/sd"}},
+        "lora": {"class_type": class,
+            "inputs": {"model": ["base", 0], "lora_name": "", "strength_model": 1.0}},
+        "text": text(""),
+        "negative": text("a photograph"),
+        "size": {"class_type": "EmptyLatentImage",
+            "inputs": {"width": 64, "height": 64, "batch_size": 1}},
+        "sampler": {"class_type": "KSampler", "inputs": {
+            "model": ["lora", 0], "positive": ["text", 0], "negative": ["negative", 0],
+            "latent_image": ["size", 0], "seed": 1, "steps": 2, "cfg": 4.0, "sampler_name": "euler",
+            "scheduler": "normal", "denoise": 1.0}},
+        "decode": {"class_type": "VAEDecode",
+            "inputs": {"samples": ["sampler", 0], "vae": ["base", 2]}},
+        "save": {"class_type": "SaveImage",
+            "inputs": {"images": ["decode", 0], "filename_prefix": class}}});
+    if changes_clip {
+        workflow["lora"]["inputs"]["clip"] = json!(["base", 1]);
+        workflow["lora"]["inputs"]["strength_clip"] = json!(1.0);
+    }
+    fs::write(
+        folder.join("prompts.txt"),
+        "a purple ghost monster\n\na round monster, in the snow\n",
+    )
+    .unwrap();
+    let mut run = Run::new("run").with_plugins().arg("-").stdin(workflow.to_string());
+    run = run.folder(folder).arg("--models").arg(repository().join("models"));
+    // A strength of CLIP goes with that of the U-Net, so that there are six pairs and no product of both.
+    let strength = if changes_clip { "lora.strength_clip" } else { "lora.strength_model" };
+    for sweep in [
+        "text.text=@prompts.txt",
+        &format!("{strength}=0.5:1:0.25"),
+        "lora.lora_name=tiny/loras/pencil.safetensors,tiny/loras/neon.safetensors",
+    ] {
+        run = run.arg("--sweep").arg(sweep);
+    }
+    if let Some(sheet) = sheet {
+        run = run.arg("--sheet").arg(sheet);
+    }
+    let finished = run.arg("--json").arg("--out").arg(folder.join("out")).expect_success();
+    let mut begun = BTreeMap::new();
+    for line in finished.stdout().lines() {
+        let event: Value = serde_json::from_str(line).unwrap();
+        if event["event"] == "node_started" {
+            *begun.entry(event["node"].as_str().unwrap().to_owned()).or_default() += 1;
+        }
+    }
+    begun
+}
+
+fn counts<const N: usize>(counts: [(&str, usize); N]) -> BTreeMap<String, usize> {
+    counts.into_iter().map(|(node, times)| (node.to_owned(), times)).collect()
+}
+
+#[test]
+fn a_lora_of_the_unet_alone_leaves_the_texts_as_they_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let sheet = folder.path().join("sheet.png");
+    let begun = begun(folder.path(), "LoraLoaderModelOnly", Some(&sheet));
+    let expected = [
+        ("base", 1),
+        ("size", 1),
+        ("negative", 1),
+        ("text", 2),
+        ("lora", 6),
+        ("sampler", 12),
+        ("decode", 12),
+        ("save", 12),
+    ];
+    assert_eq!(begun, counts(expected));
+    // Twelve pictures, each another one.
+    let out = folder.path().join("out");
+    let drawn: BTreeSet<Vec<u8>> = fs::read_dir(&out)
+        .unwrap()
+        .map(|entry| image::open(entry.unwrap().path()).unwrap().to_rgb8().into_raw())
+        .collect();
+    assert_eq!(drawn.len(), 12);
+    // The sheet shows every one of them, pixel for pixel.
+    let sheet = image::open(&sheet).unwrap().to_rgb8();
+    let holds = |picture: &[u8]| {
+        let row = |y: usize| &picture[y * 64 * 3..][..64 * 3];
+        let at = |x: u32, y: u32| {
+            (0..64u32).all(|dy| {
+                let start = ((y + dy) * sheet.width() + x) as usize * 3;
+                sheet.as_raw()[start..][..64 * 3] == *row(dy as usize)
+            })
+        };
+        (0..=sheet.height() - 64).any(|y| (0..=sheet.width() - 64).any(|x| at(x, y)))
+    };
+    assert!(drawn.iter().all(|picture| holds(picture)));
+}
+
+#[test]
+fn a_lora_of_clip_makes_every_text_another_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let begun = begun(folder.path(), "LoraLoader", None);
+    assert_eq!(["text", "negative", "lora", "sampler"].map(|node| begun[node]), [12, 6, 6, 12]);
 }
 
 #[test]

@@ -205,7 +205,7 @@ fn wrapped(text: &str, letters: usize) -> Vec<String> {
                 length = 0;
             }
             while word.len() > letters {
-                let rest = word.split_off(letters);
+                let rest = word.split_off(break_of(&word, letters));
                 lines.push(word.into_iter().collect());
                 word = rest;
             }
@@ -233,6 +233,16 @@ fn wrapped(text: &str, letters: usize) -> Vec<String> {
     lines
 }
 
+/// Where a word of more than `letters` letters is broken: behind what parts the names of files, where that
+/// leaves no short line, and else where the line ends.
+fn break_of(word: &[char], letters: usize) -> usize {
+    let parts = |letter: &char| matches!(letter, '/' | '\\' | '_' | '-' | '.');
+    match word[..letters].iter().rposition(parts) {
+        Some(last) if last >= letters / 3 => last + 1,
+        _ => letters,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -245,6 +255,8 @@ mod tests {
     fn texts_are_broken_between_words() {
         assert_eq!(wrapped("a cat on a mat", 7), ["a cat", "on a", "mat"]);
         assert_eq!(wrapped("abcdefghij k", 4), ["abcd", "efgh", "ij k"]);
+        assert_eq!(wrapped("loras/pencil_1.st", 10), ["loras/", "pencil_1.", "st"]);
+        assert_eq!(wrapped("a.bcdefghijkl", 10), ["a.bcdefghi", "jkl"]);
         assert_eq!(wrapped("", 7), Vec::<String>::new());
         assert_eq!(wrapped("a\nb", 7), ["a", "b"]);
         let long = wrapped(&"word ".repeat(40), 9);
