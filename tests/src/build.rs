@@ -6,7 +6,8 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The libraries of nodes that the project ships, by package.
-const FAMILIES: [&str; 3] = ["kosmograph-image", "kosmograph-diffusion", "kosmograph-kosmos"];
+const FAMILIES: [&str; 4] =
+    ["kosmograph-image", "kosmograph-diffusion", "kosmograph-kosmos", "kosmograph-vision"];
 
 /// The repository's root.
 pub fn repository() -> PathBuf {

@@ -7,9 +7,9 @@ use node::memory::ask;
 use crate::blur::{blur, opencv_kernel};
 use crate::canny::grey;
 use crate::levels::from_levels;
-use crate::opencv_resize::{area, area_to, lanczos4, pyramid_up};
 use kosmograph_pixels::Shape;
 use kosmograph_pixels::Undone;
+use kosmograph_pixels::opencv::{area, area_to, lanczos4, pyramid_up};
 use kosmograph_pixels::torch::{Mode, interpolate};
 
 /// What a pixel of a hint takes on its way, of its three channels: numbers between, levels, a grey, levels of the hint, numbers again.

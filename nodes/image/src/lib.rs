@@ -15,7 +15,6 @@ pub mod levels;
 pub mod mask;
 pub mod morphology;
 pub mod nodes;
-pub mod opencv_resize;
 pub mod outpaint;
 pub mod output_file;
 pub mod python_text;

@@ -2,11 +2,13 @@
 //! library.
 //!
 //! - [`pillow`]: `PIL.Image.resize` in 8 bits, to the level.
+//! - [`opencv`]: three of `cv::resize`'s ways in 8 bits, to the level.
 //! - [`torch`]: `torch.nn.functional.interpolate` in f32, to the bit.
 //! - [`crop`]: the middle that has wanted proportions.
 //! - [`shape`] and [`work`]: how many values there are; rows made in parallel, memory asked for and interruption looked for.
 
 pub mod crop;
+pub mod opencv;
 pub mod pillow;
 mod reduce;
 pub mod shape;

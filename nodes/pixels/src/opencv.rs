@@ -1,9 +1,8 @@
 //! Three of OpenCV's ways to resize 8-bit pictures, level for level: `cv::resize` by INTER_AREA and by INTER_LANCZOS4, and `cv::pyrUp`.
 
-use node::memory::filled;
+use kosmograph_memory::filled;
 
-use kosmograph_pixels::Undone;
-use kosmograph_pixels::work::each_row;
+use crate::work::{Undone, each_row};
 
 /// [height, width, channels] → [to_height, to_width, channels], each pixel the mean of the area it covers. Neither side grows, and no
 /// size is 0.

@@ -1,0 +1,171 @@
+//! BLIPLoader and BLIPCaption: what a picture shows, in words.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use kosmograph_models::{Resident, Weights};
+use kosmograph_pixels::pillow::{Filter, Picture, resize};
+use node::interface::{self, marker};
+use node::*;
+use node_candle::device;
+
+use crate::blip::{Blip, TOLERATED, Words, of_captions};
+use crate::depth::stopped;
+use crate::pictures::{Levels, each, planes};
+use crate::values::Text;
+
+/// The statistics of CLIP's channels, in 0..1.
+const CLIP: ([f32; 3], [f32; 3]) =
+    ([0.481_454_66, 0.457_827_5, 0.408_210_73], [0.268_629_54, 0.261_302_6, 0.275_777_1]);
+
+/// A BLIP_MODEL: offers "caption/1", from "image" [B, H, W, C], "prefix" and "max_length" to "texts", one for each picture.
+#[derive(Clone)]
+pub struct BlipModel(Object);
+
+impl Socket for BlipModel {
+    const TYPE: &'static str = "BLIP_MODEL";
+
+    fn from_value(value: Value) -> Result<Self> {
+        match value.as_object().filter(|object| object.type_name() == Self::TYPE) {
+            Some(object) => Ok(Self(object)),
+            None => Err(Error::new(format!(
+                "BLIP_MODEL (an object) is wanted, but {} was given",
+                value.kind_name()
+            ))),
+        }
+    }
+
+    fn into_value(self) -> Value {
+        self.0.into_value()
+    }
+}
+
+struct Captioner {
+    network: Resident<Blip>,
+    words: Arc<Words>,
+}
+
+const CAPTION: &str = "caption/1";
+
+/// The marker of "caption/1".
+struct Caption;
+
+impl Interface<Captioner> for Caption {
+    const ID: &'static str = CAPTION;
+
+    fn call(object: &Captioner, cx: &Context, input: &Arguments) -> Result<Value> {
+        let image = <Image as Socket>::from_value(input.get("image"))?;
+        let longest = input.size("max_length")?;
+        let network = object.network.get()?;
+        let begun = object.words.begun(&input.text("prefix")?)?;
+        let most = longest.min(network.positions());
+        if begun.len() >= most {
+            return Err(Error::new(format!(
+                "the caption begins with {} tokens and may have {most}; a shorter prefix or a larger max_length would be right",
+                begun.len()
+            )));
+        }
+        let batch = image.dims().0;
+        let texts = each(cx, &image, |picture, number| {
+            let pixels = pixels(network.size(), &picture)?.to_device(&device(&cx.device())?)?;
+            let said =
+                network.sentence(&pixels, &begun, object.words.end(), longest, |done, of| {
+                    let told = cx.progress(number * of + done, batch * of);
+                    told.map_err(|_| kosmograph_models::Error::Cancelled)
+                });
+            Ok(Value::string(object.words.text(&said.map_err(stopped)?)?))
+        })?;
+        Ok(Value::map([("texts", Value::list(texts))]))
+    }
+}
+
+impl Export for Captioner {
+    const TYPE: &'static str = "BLIP_MODEL";
+    const INTERFACES: &'static [InterfaceEntry] =
+        interfaces![Captioner: Caption, marker::Describe, marker::Memory];
+}
+
+impl interface::Describe for Captioner {
+    fn describe(&self) -> serde_json::Value {
+        json!({"family": "blip", "bytes": self.network.bytes()})
+    }
+}
+
+impl interface::Memory for Captioner {
+    fn bytes(&self, purge: bool) -> usize {
+        if purge {
+            self.network.release();
+        }
+        self.network.held()
+    }
+}
+
+/// A picture as BLIP takes it: squeezed into a square by Pillow's cubic, normalised.
+///
+/// # Errors
+/// There is no memory.
+pub fn pixels(size: usize, picture: &Levels) -> Result<candle_core::Tensor> {
+    let (width, height) = (picture.width, picture.height);
+    let picture = Picture { pixels: &picture.pixels, width, height, channels: 3 };
+    let square = resize(picture, size, size, Filter::Bicubic)?;
+    planes(|at| f32::from(square[at]) / 255.0, (size, size), CLIP)
+}
+
+/// Loads BLIP, which says what a picture shows.
+#[derive(Inputs)]
+#[node(class = "BLIPLoader", category = "loaders")]
+pub struct BlipLoader {
+    /// The folder with model.safetensors or pytorch_model.bin, and vocab.txt or tokenizer.json.
+    #[file(folder = "blip", entry = "any")]
+    blip_name: PathBuf,
+}
+
+impl Node for BlipLoader {
+    outputs![BLIP_MODEL: BlipModel];
+
+    fn run(self, cx: &Context) -> Result<BlipModel> {
+        let open = || -> Result<Captioner> {
+            let weights = Weights::open(&self.blip_name, &device(&cx.device())?)?;
+            let network = Resident::open(of_captions(&weights)?, &TOLERATED, Blip::load)?;
+            let folder = match self.blip_name.is_dir() {
+                true => self.blip_name.as_path(),
+                false => self.blip_name.parent().unwrap_or(&self.blip_name),
+            };
+            Ok(Captioner { network, words: Arc::new(Words::open(folder)?) })
+        };
+        let captioner = open().map_err(|error| error.of_input("blip_name"))?;
+        Ok(BlipModel(Object::new(captioner)))
+    }
+}
+
+/// Says what a picture shows, in a text that a prompt can take; of several pictures one a line. The likeliest word each time: the same picture has
+/// the same caption.
+#[derive(Inputs)]
+#[node(class = "BLIPCaption", category = "text")]
+pub struct BlipCaption {
+    blip_model: BlipModel,
+    /// What is looked at.
+    image: Image,
+    /// What the caption begins with, "a photography of"; it is part of it.
+    #[widget(default = "")]
+    prefix: String,
+    /// The most tokens of a caption, with what it begins with; a word has one or two.
+    #[widget(default = 20, min = 2, max = 512)]
+    max_length: u64,
+}
+
+impl Node for BlipCaption {
+    outputs![STRING: Text];
+
+    fn run(self, cx: &Context) -> Result<Text> {
+        let input = [
+            ("image", self.image.into_value()),
+            ("prefix", Value::string(self.prefix)),
+            ("max_length", (self.max_length as i64).into()),
+        ];
+        let answer = self.blip_model.0.call(cx, CAPTION, input)?;
+        let texts = answer.get("texts").and_then(|texts| texts.as_list()).unwrap_or_default();
+        let texts: Vec<&str> = texts.iter().filter_map(Value::as_str).collect();
+        Ok(Text(texts.join("\n")))
+    }
+}

@@ -1,0 +1,40 @@
+//! The vision node library: what a picture shows, told by networks.
+//!
+//! - [`depth`]: Depth Anything V2 draws how far away everything is, as a hint for a ControlNet.
+//! - [`masks`]: Segment Anything cuts out what a point or a box shows.
+//! - [`features`]: DINOv2, for the nodes that compare pictures.
+//! - [`captions`]: BLIP says what is to be seen, as a text for a prompt.
+//!
+//! Segment Anything and BLIP are candle-transformers', but for a mask decoder's end ([`mask_decoder`]). DINOv2 and the head of Depth
+//! Anything are written here ([`dinov2`], [`depth_anything`]): candle-transformers enlarges both positions and feature maps by
+//! repeating pixels, where the published networks interpolate, takes square pictures alone, and asks for a classifier that the
+//! published files do not have.
+
+pub mod blip;
+pub mod captions;
+pub mod depth;
+pub mod depth_anything;
+pub mod dinov2;
+mod features;
+mod mask_decoder;
+pub mod masks;
+pub mod pictures;
+pub mod sam;
+mod values;
+mod weights;
+
+use captions::{BlipCaption, BlipLoader};
+use depth::DepthAnythingV2Preprocessor;
+use features::DinoV2Loader;
+use masks::{SamLoader, SamMaskByBox, SamMaskByPoints};
+
+node::library![
+    DepthAnythingV2Preprocessor,
+    SamLoader,
+    SamMaskByPoints,
+    SamMaskByBox,
+    DinoV2Loader,
+    BlipLoader,
+    BlipCaption;
+    prepare: kosmograph_threads::start
+];
