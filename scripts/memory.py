@@ -57,6 +57,15 @@ CASES = {
         ["Checkpoint.ckpt_name=sdxl-f16.safetensors", *SDXL],
         8.0,
     ),
+    "sdxl-lora": (
+        [
+            ("sdxl", "f16", "checkpoints/sdxl-f16.safetensors"),
+            ("lora-sdxl", "f16", "loras/sdxl-f16.safetensors"),
+        ],
+        "style.json",
+        ["Checkpoint.ckpt_name=sdxl-f16.safetensors", "Pencil.lora_name=sdxl-f16.safetensors", *SDXL],
+        8.0,
+    ),
     "sdxl-q8": (
         [("sdxl", "q8", "checkpoints/sdxl-q8.gguf")],
         "text.json",

@@ -21,6 +21,7 @@ use flate2::read::GzDecoder;
 use half::f16;
 use kosmograph_models::Weights;
 use kosmograph_models::clip::text::{ClipText, ClipTextConfig};
+use kosmograph_models::clip::vision::{ClipVision, ClipVisionConfig};
 use kosmograph_models::kosmos::aligner::Reconstruction;
 use kosmograph_models::kosmos::{KosmosConfig, KosmosG};
 use kosmograph_models::stable_diffusion::unet::{UNet, UNetConfig};
@@ -58,6 +59,18 @@ enum Kind {
     Controlnet,
     /// A LoRA for its U-Net's and text encoder's attention in kohya's naming, rank 16, as one file
     Lora,
+    /// A LoRA of the same kind for SDXL's U-Net and both of its text encoders
+    LoraSdxl,
+    /// The picture half of OpenCLIP's ViT-H, which IP-Adapters see by
+    ClipVisionH,
+    /// The picture half of its ViT-bigG, for SDXL's Revision
+    ClipVisionG,
+    /// An IP-Adapter of the plain kind ("base") for Stable Diffusion 1.5, behind ViT-H
+    IpAdapter,
+    /// The same for SDXL
+    IpAdapterSdxl,
+    /// ESRGAN's upscaler for four times the size, in Real-ESRGAN's naming
+    Esrgan,
     /// Kosmos-G's full size, as a folder for KosmosLoader; its tokenizer is the bundled model's
     KosmosG,
 }
@@ -98,13 +111,13 @@ fn main() -> Result<()> {
             write(&out, &shapes)?;
         }
         Kind::Sd15Diffusers => {
-            write_folder("unet", DIFFUSERS, &unet(), shapes_of_unet()?)?;
+            write_folder("unet", DIFFUSERS, &unet(), shapes_of_unet(&unet())?)?;
             write_folder("vae", DIFFUSERS, &vae(), shapes_of_vae()?)?;
             write_folder(
                 "text_encoder",
                 "model.safetensors",
                 &clip_text(),
-                shapes_of_clip_text()?,
+                shapes_of_clip_text(&clip_text())?,
             )?;
             fs::write(out.join("model_index.json"), "{}")?;
         }
@@ -118,7 +131,26 @@ fn main() -> Result<()> {
             write(&out, &shapes.filter_map(own).collect())?;
         }
         Kind::Controlnet => write(&out, &listed("controlnet_ldm.json")?)?,
-        Kind::Lora => write(&out, &lora()?)?,
+        Kind::Lora => {
+            let networks = [
+                ("lora_unet_", shapes_of_unet(&unet())?),
+                ("lora_te_", shapes_of_clip_text(&clip_text())?),
+            ];
+            write(&out, &lora(networks))?;
+        }
+        Kind::LoraSdxl => {
+            let networks = [
+                ("lora_unet_", shapes_of_unet(&unet_of_sdxl())?),
+                ("lora_te1_", shapes_of_clip_text(&clip_text())?),
+                ("lora_te2_", shapes_of_clip_text(&clip_text_g())?),
+            ];
+            write(&out, &lora(networks))?;
+        }
+        Kind::ClipVisionH => write(&out, &clip_vision(1280, 5120, 32, 1024)?)?,
+        Kind::ClipVisionG => write(&out, &clip_vision(1664, 8192, 48, 1280)?)?,
+        Kind::IpAdapter => write(&out, &ip_adapter(&unet(), 1024)?)?,
+        Kind::IpAdapterSdxl => write(&out, &ip_adapter(&unet_of_sdxl(), 1024)?)?,
+        Kind::Esrgan => write(&out, &esrgan())?,
         Kind::KosmosG => {
             write_folder("", "model.safetensors", &kosmos(), shapes_of_kosmos()?)?;
             let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/tiny/kosmos");
@@ -132,9 +164,9 @@ fn main() -> Result<()> {
 
 type Shapes = BTreeMap<String, Vec<usize>>;
 
-fn shapes_of_unet() -> Result<Shapes> {
+fn shapes_of_unet(config: &Value) -> Result<Shapes> {
     let weights = Weights::recording();
-    UNet::load(&weights, &UNetConfig::from_value(&unet(), "unet")?)?;
+    UNet::load(&weights, &UNetConfig::from_value(config, "unet")?)?;
     Ok(weights.recorded())
 }
 
@@ -144,9 +176,9 @@ fn shapes_of_vae() -> Result<Shapes> {
     Ok(weights.recorded())
 }
 
-fn shapes_of_clip_text() -> Result<Shapes> {
+fn shapes_of_clip_text(config: &Value) -> Result<Shapes> {
     let weights = Weights::recording();
-    let config: ClipTextConfig = serde_json::from_value(clip_text())?;
+    let config: ClipTextConfig = serde_json::from_value(config.clone())?;
     ClipText::load(&config, &weights)?;
     Ok(weights.recorded())
 }
@@ -168,10 +200,9 @@ fn listed(name: &str) -> Result<Shapes> {
 }
 
 /// Down and up matrices for every linear layer of the attention and feed-forward blocks.
-fn lora() -> Result<Shapes> {
+fn lora<const N: usize>(networks: [(&str, Shapes); N]) -> Shapes {
     const RANK: usize = 16;
     let mut shapes = Shapes::new();
-    let networks = [("lora_unet_", shapes_of_unet()?), ("lora_te_", shapes_of_clip_text()?)];
     for (prefix, network) in networks {
         for (name, shape) in network {
             let Some(module) = name.strip_suffix(".weight") else { continue };
@@ -185,7 +216,63 @@ fn lora() -> Result<Shapes> {
             }
         }
     }
+    shapes
+}
+
+/// A vision transformer for pictures of 224 pixels a side in patches of 14.
+fn clip_vision(width: usize, mlp: usize, layers: usize, projection: usize) -> Result<Shapes> {
+    let weights = Weights::recording();
+    let config: ClipVisionConfig = serde_json::from_value(json!({
+        "hidden_size": width, "intermediate_size": mlp, "num_hidden_layers": layers,
+        "num_attention_heads": 16, "image_size": 224, "patch_size": 14, "projection_dim": projection,
+        "hidden_act": "gelu",
+    }))?;
+    ClipVision::load(&config, &weights)?;
+    Ok(weights.recorded())
+}
+
+/// Four tokens of a picture's embedding, and keys and values of them for every cross-attention of the U-Net.
+fn ip_adapter(unet: &Value, embedding: usize) -> Result<Shapes> {
+    const TOKENS: usize = 4;
+    let config = UNetConfig::from_value(unet, "unet")?;
+    let of_unet = shapes_of_unet(unet)?;
+    let context = config.encoder.cross_attention_dim;
+    let mut shapes = Shapes::from([
+        ("image_proj.proj.weight".to_owned(), vec![TOKENS * context, embedding]),
+        ("image_proj.proj.bias".to_owned(), vec![TOKENS * context]),
+        ("image_proj.norm.weight".to_owned(), vec![context]),
+        ("image_proj.norm.bias".to_owned(), vec![context]),
+    ]);
+    for (i, path) in config.cross_attentions().iter().enumerate() {
+        let shape = of_unet.get(&format!("{path}.to_k.weight")).with_context(|| path.clone())?;
+        for name in ["to_k_ip", "to_v_ip"] {
+            shapes.insert(format!("ip_adapter.{}.{name}.weight", 2 * i + 1), shape.clone());
+        }
+    }
     Ok(shapes)
+}
+
+/// RRDBNet with 23 blocks of 64 channels that grow by 32.
+fn esrgan() -> Shapes {
+    let (filters, growth) = (64, 32);
+    let mut layers =
+        vec![("conv_first".to_owned(), filters, 3), ("conv_last".to_owned(), 3, filters)];
+    let plain = ["conv_body", "conv_up1", "conv_up2", "conv_hr"];
+    layers.extend(plain.map(|name| (name.to_owned(), filters, filters)));
+    for (block, dense, conv) in
+        (0..23).flat_map(|b| (1..=3).flat_map(move |d| (1..=5).map(move |c| (b, d, c))))
+    {
+        let output = if conv == 5 { filters } else { growth };
+        let name = format!("body.{block}.rdb{dense}.conv{conv}");
+        layers.push((name, output, filters + (conv - 1) * growth));
+    }
+    let parts = |(name, output, input): (String, usize, usize)| {
+        [
+            (format!("{name}.weight"), vec![output, input, 3, 3]),
+            (format!("{name}.bias"), vec![output]),
+        ]
+    };
+    layers.into_iter().flat_map(parts).collect()
 }
 
 fn shapes_of_kosmos() -> Result<Shapes> {
@@ -213,6 +300,19 @@ fn unet() -> Value {
     })
 }
 
+fn unet_of_sdxl() -> Value {
+    json!({
+        "_class_name": "UNet2DConditionModel",
+        "in_channels": 4, "out_channels": 4, "attention_head_dim": [5, 10, 20],
+        "cross_attention_dim": 2048, "block_out_channels": [320, 640, 1280], "layers_per_block": 2,
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        "transformer_layers_per_block": [1, 2, 10], "use_linear_projection": true,
+        "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    })
+}
+
 fn vae() -> Value {
     json!({
         "_class_name": "AutoencoderKL",
@@ -228,6 +328,14 @@ fn clip_text() -> Value {
         "vocab_size": 49408, "hidden_size": 768, "intermediate_size": 3072,
         "num_hidden_layers": 12, "num_attention_heads": 12, "max_position_embeddings": 77,
         "eos_token_id": 49407,
+    })
+}
+
+fn clip_text_g() -> Value {
+    json!({
+        "vocab_size": 49408, "hidden_size": 1280, "intermediate_size": 5120,
+        "num_hidden_layers": 32, "num_attention_heads": 20, "max_position_embeddings": 77,
+        "eos_token_id": 49407, "hidden_act": "gelu", "projection_dim": 1280,
     })
 }
 

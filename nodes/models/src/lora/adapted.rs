@@ -119,7 +119,7 @@ impl<N: Send + Sync + 'static> Adapted<N> {
                 changes.entry(name).or_default().push((change.clone(), strength));
             }
         }
-        // A weight that is widened when it is used is changed then, and no copy is kept.
+        // A weight that is kept in fewer bits is changed when it is used, and no wide copy is kept.
         let copied = changes.keys().filter(|name| !self.changes_late(name));
         let bytes = copied.filter_map(|name| self.weights.shape(name));
         let bytes = bytes.map(|shape| shape.iter().product::<usize>() * size_of::<f32>()).sum();
@@ -174,7 +174,7 @@ impl<N: Send + Sync + 'static> Adapted<N> {
     /// Whether a tensor is changed each time it is used: a norm's or a bias is wide in any case.
     fn changes_late(&self, name: &str) -> bool {
         let axes = self.weights.shape(name).map_or(0, |shape| shape.len());
-        axes >= 2 && self.weights.is_packed(name)
+        axes >= 2 && self.weights.is_narrow(name)
     }
 
     /// The name and the shape of a module's weight or bias.
@@ -199,10 +199,12 @@ fn changed(
             Error::Input(format!("the LoRA changes `{name}`, which this network does not use"))
         })?;
         let (late, key) = (changes.clone(), name.clone());
-        let late = weight.with_change(move |wide| match late.get(&key) {
+        let change = move |wide: Tensor| match late.get(&key) {
             Some(changes) => apply(&wide, changes),
             None => Ok(wide),
-        });
+        };
+        // What has one axis is read once, when the network is put together.
+        let late = if weight.dims().len() >= 2 { weight.with_change(change) } else { None };
         let changed = match late {
             Some(changed) => changed,
             None => apply(&weight.tensor()?, changes_of_it)?.into(),
@@ -302,6 +304,27 @@ mod tests {
             assert_eq!(base.get()?[0].dtype(), dtype);
             assert_eq!(once.get()?[0].dtype(), DType::F32);
         }
+        Ok(())
+    }
+
+    #[test]
+    fn halves_are_changed_when_they_are_used() -> Result<()> {
+        for dtype in [DType::F16, DType::BF16] {
+            let base = adapted(dtype)?;
+            let bytes = base.bytes();
+            let (changed, _) = base.with(&layers("a", 3, 4, 0.5)?, -2.0)?;
+            assert_eq!(changed.bytes(), bytes, "a copy of {dtype:?} is kept");
+            let network = changed.get()?;
+            assert_eq!((network[0].dtype(), network[0].dims()), (DType::F32, &[3, 4][..]));
+            assert_ne!(network[0].tensor()?.id(), network[0].tensor()?.id());
+            assert_eq!(value(&network[0].clone().reshape((4, 3))?)?, value(&network[0])?);
+            assert!(network[0].clone().reshape((4, 4)).is_err());
+            // What is not changed stays the base's own.
+            assert_eq!(network[1].tensor()?.id(), base.get()?[1].tensor()?.id());
+        }
+        // f32 has no narrower form to stay in: the copy is made once.
+        let (kept, _) = adapted(DType::F32)?.with(&layers("a", 3, 4, 0.5)?, 1.0)?;
+        assert_eq!(kept.get()?[0].tensor()?.id(), kept.get()?[0].tensor()?.id());
         Ok(())
     }
 

@@ -316,11 +316,15 @@ impl Weights {
         names
     }
 
-    /// Whether the weight `name` is kept in fewer bits than a kernel takes: see [`Weight`].
-    pub fn is_packed(&self, name: &str) -> bool {
+    /// Whether a layer's weight `name` is kept in fewer bits than f32, so that it is widened where it is used and a change of it
+    /// is made there: see [`Weight::with_change`]. On a GPU weights are what they compute in.
+    pub fn is_narrow(&self, name: &str) -> bool {
         let stored = self.store.source.stored(&format!("{}{name}", self.prefix));
-        let packed = |numbers| matches!(numbers, Ok(Numbers::Packed(_))) || self.rounding.is_some();
-        self.device.is_cpu() && stored.is_some_and(|stored| packed(stored.numbers))
+        let narrow = |numbers| {
+            let half = matches!(numbers, Ok(Numbers::Plain(DType::F16 | DType::BF16)));
+            half || matches!(numbers, Ok(Numbers::Packed(_))) || self.rounding.is_some()
+        };
+        self.device.is_cpu() && stored.is_some_and(|stored| narrow(stored.numbers))
     }
 
     /// The tensor `name` in f32, which must have the shape `shape`.
@@ -399,6 +403,9 @@ impl Weights {
     /// A tensor as the file has it, rounded where that is asked for.
     fn stored_weight(&self, full: &str, stored: Numbers) -> Result<Weight> {
         let source = &self.store.source;
+        if let Some(changed) = source.changed_late(full) {
+            return Ok(changed);
+        }
         let dtype = match stored {
             Numbers::Packed(format) => {
                 return source.packed(full, format)?.ok_or_else(|| self.missing(full));
@@ -430,6 +437,10 @@ impl Weights {
             return Err(self.not_finite(full, index, value));
         }
         let Numbers::Plain(dtype) = kept else { return Ok(weight) };
+        if weight.is_changed_late() {
+            // Made here, it would be kept.
+            return Ok(weight);
+        }
         let tensor = weight.tensor()?.to_dtype(dtype)?;
         if is_new {
             self.check_finite(full, &tensor)?;

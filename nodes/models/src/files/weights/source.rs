@@ -305,6 +305,16 @@ impl Source {
         }
     }
 
+    /// A weight that is changed each time it is used, as it is.
+    pub(super) fn changed_late(&self, name: &str) -> Option<Weight> {
+        match self {
+            Source::Tensors(tensors) => {
+                tensors.get(name).filter(|weight| weight.is_changed_late()).cloned()
+            }
+            _ => None,
+        }
+    }
+
     /// A copy of a tensor that is kept in `format`, as it is.
     ///
     /// # Errors

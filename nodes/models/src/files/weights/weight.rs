@@ -22,6 +22,12 @@ enum Kept {
         change: Option<Arc<Change>>,
         shape: Shape,
     },
+    /// f16 or bf16 that are changed each time they are used.
+    Changed {
+        tensor: Tensor,
+        change: Arc<Change>,
+        shape: Shape,
+    },
 }
 
 type Change = dyn Fn(Tensor) -> CandleResult<Tensor> + Send + Sync;
@@ -47,6 +53,7 @@ impl Weight {
                 };
                 changed.reshape(shape)
             }
+            Kept::Changed { tensor, change, shape } => change(tensor.clone())?.reshape(shape),
         }
     }
 
@@ -68,37 +75,64 @@ impl Weight {
                 }
                 Kept::Packed { packed, change, shape }
             }
+            Kept::Changed { tensor, change, .. } => {
+                if shape.elem_count() != tensor.elem_count() {
+                    let numbers = tensor.elem_count();
+                    candle_core::bail!("{numbers} numbers do not fill the shape {shape:?}");
+                }
+                Kept::Changed { tensor, change, shape }
+            }
         }))
     }
 
-    /// The same with `change`, made of the wide numbers each time they are asked for; nothing where they are
-    /// a tensor, of which a changed copy can be kept.
+    /// The same with `change`, which gives f32, made each time the numbers are asked for: of the wide ones, or of a tensor
+    /// in f16 or bf16. Nothing where they are f32 or lie on a GPU: of those a changed copy can be kept.
     pub fn with_change(
         &self,
         change: impl Fn(Tensor) -> CandleResult<Tensor> + Send + Sync + 'static,
     ) -> Option<Weight> {
         match &self.0 {
-            Kept::Packed { packed, change: None, shape } => Some(Weight(Kept::Packed {
+            Kept::Tensor(tensor)
+                if tensor.device().is_cpu()
+                    && matches!(tensor.dtype(), DType::F16 | DType::BF16) =>
+            {
+                Some(Weight(Kept::Changed {
+                    tensor: tensor.clone(),
+                    change: Arc::new(change),
+                    shape: tensor.shape().clone(),
+                }))
+            }
+            Kept::Packed { packed, change: first, shape } => Some(Weight(Kept::Packed {
                 packed: packed.clone(),
-                change: Some(Arc::new(change)),
+                change: Some(after(first.clone(), change)),
                 shape: shape.clone(),
             })),
-            _ => None,
+            Kept::Changed { tensor, change: first, shape } => Some(Weight(Kept::Changed {
+                tensor: tensor.clone(),
+                change: after(Some(first.clone()), change),
+                shape: shape.clone(),
+            })),
+            Kept::Tensor(_) => None,
         }
+    }
+
+    /// Whether it is kept in fewer bits than its numbers have once they are changed.
+    pub(super) fn is_changed_late(&self) -> bool {
+        matches!(self.0, Kept::Changed { .. } | Kept::Packed { change: Some(_), .. })
     }
 
     /// What it is kept as, where that are fewer bits than a kernel takes.
     pub(super) fn as_packed(&self) -> Option<&Arc<Packed>> {
         match &self.0 {
             Kept::Packed { packed, .. } => Some(packed),
-            Kept::Tensor(_) => None,
+            Kept::Tensor(_) | Kept::Changed { .. } => None,
         }
     }
 
     pub fn dims(&self) -> &[usize] {
         match &self.0 {
             Kept::Tensor(tensor) => tensor.dims(),
-            Kept::Packed { shape, .. } => shape.dims(),
+            Kept::Packed { shape, .. } | Kept::Changed { shape, .. } => shape.dims(),
         }
     }
 
@@ -106,16 +140,27 @@ impl Weight {
     pub fn dtype(&self) -> DType {
         match &self.0 {
             Kept::Tensor(tensor) => tensor.dtype(),
-            Kept::Packed { .. } => DType::F32,
+            Kept::Packed { .. } | Kept::Changed { .. } => DType::F32,
         }
     }
 
     /// Where [`Weight::tensor`] is.
     pub fn device(&self) -> &Device {
         match &self.0 {
-            Kept::Tensor(tensor) => tensor.device(),
+            Kept::Tensor(tensor) | Kept::Changed { tensor, .. } => tensor.device(),
             Kept::Packed { .. } => &Device::Cpu,
         }
+    }
+}
+
+/// `change` of what `first` makes.
+fn after(
+    first: Option<Arc<Change>>,
+    change: impl Fn(Tensor) -> CandleResult<Tensor> + Send + Sync + 'static,
+) -> Arc<Change> {
+    match first {
+        None => Arc::new(change),
+        Some(first) => Arc::new(move |wide| change(first(wide)?)),
     }
 }
 
@@ -128,7 +173,9 @@ impl From<Tensor> for Weight {
 impl fmt::Debug for Weight {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            Kept::Tensor(tensor) => write!(f, "Weight({:?}, {:?})", tensor.dims(), tensor.dtype()),
+            Kept::Tensor(tensor) | Kept::Changed { tensor, .. } => {
+                write!(f, "Weight({:?}, {:?})", tensor.dims(), tensor.dtype())
+            }
             Kept::Packed { packed, shape, .. } => {
                 write!(f, "Weight({:?}, {:?})", shape, packed.format())
             }
