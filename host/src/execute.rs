@@ -22,7 +22,7 @@ use crate::promise::{Promise, files};
 use crate::value::Value;
 use crate::wire::Earlier;
 use files::Files;
-use memory::Memory;
+use memory::{Memory, Work};
 use serde::{Deserialize, Serialize};
 use std::any::Any;
 use std::borrow::Cow;
@@ -401,7 +401,7 @@ impl<R: Runner> Executor<R> {
             });
         }
         setting.listener.event(&Event::NodeStarted(Cow::Borrowed(&step.name)));
-        let hooks = Hooks { name: &step.name, inputs: &step.inputs, setting };
+        let mut hooks = Hooks { name: &step.name, inputs: &step.inputs, setting, work: None };
         if let Some(budget) = self.budget {
             let live = live.iter().flatten().flatten();
             let room = self.memory.make_room(budget, &inputs, live, &self.results, &hooks);
@@ -414,6 +414,7 @@ impl<R: Runner> Executor<R> {
             if let Some(warning) = room.warning {
                 hooks.log(LogLevel::Warn, &warning);
             }
+            hooks.work = Some(room.work);
         }
         if let Err(shortage) = need::ask(&step.descriptor, &inputs) {
             return Err(Stop::Failed { input: None, sentence: shortage.to_string() });
@@ -537,6 +538,8 @@ struct Hooks<'a> {
     name: &'a NodeName,
     inputs: &'a [Source],
     setting: Setting<'a>,
+    /// What it may work in, where there is a budget.
+    work: Option<Work>,
 }
 
 impl Hooks<'_> {
@@ -579,6 +582,10 @@ impl Call for Hooks<'_> {
             "prompt" => Some(properties.prompt.clone()),
             "workflow" => properties.workflow.clone(),
             name if name.starts_with("file:") => self.mentioned(name),
+            name if name.starts_with("room:") => {
+                let wanted = name.strip_prefix("room:")?.parse().ok()?;
+                Some(self.work.as_ref()?.room(wanted, self).to_string())
+            }
             name if self.wants_previews() => {
                 path(properties.preview_files.get(name.strip_prefix("preview_file:")?)?)
             }

@@ -498,6 +498,9 @@ typedef struct kg_context {
    *   "output_directory", "temp_directory"   absolute paths
    *   "prompt"             the workflow as it was run, API format
    *   "workflow"           the editor's own graph, where the file carried one
+   *   "room:BYTES"         how many bytes this step may take beside what models and results hold, where there is a
+   *                        budget (--memory-budget): ask before work that can be done in more memory or in less. For
+   *                        so many BYTES the host first lets go of the models that the step does not use
    *   "file:FOLDER/NAME"   the absolute path of the file that a text of this node mentions as NAME, or that
    *                        a choice may need; see "mentions" and "files"
    *   "preview_file:NAME"  the absolute path of a file that shows latents better than colours do, "taesd_decoder"

@@ -7,6 +7,9 @@
 //! step's own objects still have to read fit. What was let go is read again when it is used next: a
 //! model that the page cache still has costs a copy, not a disk.
 //!
+//! What a step works in beside that, the host cannot know. A node that can do with less asks how much there is ("room:BYTES"
+//! of node.h), and for that the host lets go of every model that the step does not use.
+//!
 //! Results that are kept for later runs count as well, their tensors by their bytes, and are dropped in the
 //! same order: what was not used for longest goes first, be it a model or a picture. What the run itself
 //! still needs stays.
@@ -128,6 +131,31 @@ pub(super) struct Room {
     pub bytes: u64,
     /// Where not enough room could be made, a sentence; once for each.
     pub warning: Option<String>,
+    /// What the step may ask for while it runs.
+    pub work: Work,
+}
+
+/// The memory that a step works in beside what objects and results hold.
+#[derive(Default)]
+pub(super) struct Work {
+    budget: u64,
+    of_step: Vec<Value>,
+    idle: Vec<Value>,
+    of_results: u64,
+}
+
+impl Work {
+    /// How many bytes there are for the step. Where it wants some, every idle model is let go first: it is read again from the page
+    /// cache, in a small part of the time that such work takes.
+    pub fn room(&self, wanted: u64, call: &dyn Call) -> u64 {
+        let held = |objects: &[Value], purge| {
+            let held = objects.iter().map(|object| bytes(object, purge, call).unwrap_or(0));
+            held.fold(0, u64::saturating_add)
+        };
+        let idle = held(&self.idle, wanted > 0);
+        let taken = held(&self.of_step, false).saturating_add(idle).saturating_add(self.of_results);
+        self.budget.saturating_sub(taken)
+    }
 }
 
 impl Memory {
@@ -233,6 +261,11 @@ impl Memory {
                 }
             }
         }
+        let objects = |of_the_step: bool| {
+            let is_wanted = |holder: &&Holder| of_step.contains(&holder.identity) == of_the_step;
+            all.iter().filter(is_wanted).map(|holder| holder.object.clone()).collect()
+        };
+        room.work = Work { budget, of_step: objects(true), idle: objects(false), of_results };
         if of_objects > budget {
             let sentence = format!(
                 "the models that this step uses and what cannot be let go take {}, more than the \

@@ -160,7 +160,7 @@ fn a_node_is_told_where_the_files_are_that_its_text_mentions() {
         keep: Keep::Nothing,
         earlier: &Earlier::NONE,
     };
-    let hooks = Hooks { name: &name, inputs: &[Source::Literal(text)], setting };
+    let hooks = Hooks { name: &name, inputs: &[Source::Literal(text)], setting, work: None };
     assert_eq!(hooks.property("file:embeddings/moody").as_deref(), Some("/e/moody.pt"));
     assert_eq!(hooks.property("file:embeddings/other"), None);
 }

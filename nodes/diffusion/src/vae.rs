@@ -18,22 +18,50 @@ pub struct VaeModel {
     device: Device,
 }
 
-/// The tile and its overlap, in latent pixels. A picture that covers more than a tile is worked on in tiles,
-/// so that memory does not grow with it; the person is told, because tiles differ a little from the whole.
-const TILE: usize = 96;
+/// A picture that covers no more than this many latent pixels is always worked on whole.
+const SMALL: usize = 96 * 96;
+/// Where a larger one does not fit into memory it is worked on in the largest of these tiles that does, in latent pixels.
+const TILES: [usize; 2] = [96, 64];
 const OVERLAP: usize = 16;
 
-/// The tile for a picture of `height` × `width` latent pixels, the whole picture where that is small enough.
-fn tile(cx: &Context, height: usize, width: usize) -> usize {
-    if height * width <= TILE * TILE {
-        return height.max(width).max(OVERLAP + 1);
+/// A tile for pictures of `height` × `width` latent pixels: the whole picture where there is memory for it, as in ComfyUI. The
+/// person is told which, because tiles differ a little from the whole. Called with the autoencoder in memory.
+fn tile(cx: &Context, config: &VaeConfig, device: &Device, height: usize, width: usize) -> usize {
+    let whole = height.max(width).max(OVERLAP + 1);
+    if height.saturating_mul(width) <= SMALL {
+        return whole;
     }
+    let factor = config.factor();
+    let needs = |height: usize, width: usize| {
+        config.work_bytes(height.saturating_mul(factor), width.saturating_mul(factor))
+    };
+    let needed = needs(height, width);
+    let there = if device.is_cpu() { there(cx, needed) } else { None };
+    let shown = |bytes: u64| memory::Amount(bytes.into());
+    let of_them =
+        there.map_or(String::new(), |there| format!(", of which there are {}", shown(there)));
+    if there.is_some_and(|there| needed <= there) {
+        cx.info(format!(
+            "the picture of {width} × {height} latent pixels is worked on whole: that takes about {} of memory{of_them}",
+            shown(needed)
+        ));
+        return whole;
+    }
+    let fits = |tile: &&usize| there.is_none_or(|there| needs(**tile, **tile) <= there);
+    let tile = TILES.iter().find(fits).copied().unwrap_or(TILES[TILES.len() - 1]);
     cx.info(format!(
-        "the picture has {width} × {height} latent pixels and is worked on in tiles of {TILE}: it differs a \
-         little from the whole, which VAEDecodeTiled and VAEEncodeTiled give for a tile_size of twice the \
-         longer side"
+        "the picture of {width} × {height} latent pixels is worked on in tiles of {tile} and differs a little from the whole, \
+         which would take about {} of memory{of_them}",
+        shown(needed)
     ));
-    TILE
+    tile
+}
+
+/// How many bytes there are to work in: what the host's budget leaves, and of what the machine has three quarters, since
+/// others take from it meanwhile. `None` where nobody knows.
+fn there(cx: &Context, wanted: u64) -> Option<u64> {
+    let machine = memory::available().map(|there| there.bytes / 4 * 3);
+    [cx.room(wanted), machine].into_iter().flatten().min()
 }
 
 impl Export for VaeModel {
@@ -48,7 +76,8 @@ impl interface::Autoencode for VaeModel {
         let latents = self.unscaled(latents)?;
         let (batch, _, height, width) = latents.dims4()?;
         ask(batch, height * self.config.factor(), width * self.config.factor())?;
-        let (tile, vae) = (tile(cx, height, width), self.vae.get()?);
+        let vae = self.vae.get()?;
+        let tile = tile(cx, &self.config, &self.device, height, width);
         // One by one, so that memory does not grow with their number.
         let picture = |i| picture(&vae.decode_tiled(&latents.narrow(0, i, 1)?, tile, OVERLAP)?);
         let pictures = (0..batch).map(picture).collect::<Result<Vec<_>>>()?;
@@ -59,7 +88,8 @@ impl interface::Autoencode for VaeModel {
         let image = self.pixels(cx, image)?;
         let (batch, _, height, width) = image.dims4()?;
         let factor = self.config.factor();
-        let (tile, vae) = (tile(cx, height / factor, width / factor), self.vae.get()?);
+        let vae = self.vae.get()?;
+        let tile = tile(cx, &self.config, &self.device, height / factor, width / factor);
         let latent = |i| {
             let posterior = vae.encode_tiled(&image.narrow(0, i, 1)?, tile, OVERLAP)?;
             Ok((posterior.mode() * self.config.scaling_factor())?)
@@ -181,5 +211,87 @@ impl interface::Memory for VaeModel {
             self.vae.release();
         }
         self.vae.held()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::DType;
+    use node::interface::Autoencode;
+    use node::testing::Host;
+    use std::collections::HashMap;
+
+    /// An autoencoder of random weights that makes pictures half as large.
+    fn small() -> VaeModel {
+        let config = json!({
+            "block_out_channels": [4, 8], "layers_per_block": 1, "norm_num_groups": 2,
+            "down_block_types": ["DownEncoderBlock2D", "DownEncoderBlock2D"],
+            "up_block_types": ["UpDecoderBlock2D", "UpDecoderBlock2D"],
+            "mid_block_add_attention": false,
+        });
+        let config = VaeConfig::from_value(&config, "a small one's").expect("a configuration");
+        let recording = Weights::recording();
+        Autoencoder::load(&recording, &config).expect("a recording");
+        let tensors = recording.recorded().into_iter().enumerate().map(|(seed, (name, shape))| {
+            let value = |i: usize| ((i * 7 + seed * 5) % 11) as f32 / 11. - 0.4;
+            let numbers = (0..shape.iter().product()).map(value).collect();
+            (name, Candle::from_vec(numbers, shape, &Device::Cpu).expect("a tensor"))
+        });
+        let tensors: HashMap<_, _> = tensors.collect();
+        let weights = Weights::from_tensors("random weights", tensors, &Device::Cpu);
+        VaeModel::new(config, weights).expect("a VAE")
+    }
+
+    fn numbers(tensor: &Tensor) -> Vec<f32> {
+        let tensor = import(tensor, &Device::Cpu).expect("a tensor");
+        tensor.flatten_all().and_then(|flat| flat.to_vec1()).expect("numbers")
+    }
+
+    #[test]
+    fn large_pictures_are_whole_where_there_is_memory_and_tiles_beyond_it() {
+        let vae = small();
+        let latents = Candle::rand(-1f32, 1., (1, 4, 100, 110), &Device::Cpu).expect("latents");
+        let image = Candle::rand(0f32, 1., (1, 200, 220, 3), &Device::Cpu).expect("a picture");
+        let (latents, image) =
+            (export(&latents).expect("latents"), export(&image).expect("a picture"));
+        let needed = vae.config.work_bytes(200, 220);
+        assert_eq!(needed, 200 * 220 * 4 * (2 * 8 + 2 * 4));
+        let run = |room: Option<u64>| {
+            let host =
+                room.map_or_else(Host::new, |room| Host::new().with("room", &room.to_string()));
+            let decoded = vae.decode(&host.context(), &latents).expect("a picture");
+            let encoded = vae.encode(&host.context(), &image).expect("latents");
+            (numbers(&decoded), numbers(&encoded), host.logs())
+        };
+        let (whole, moments, logs) = run(Some(needed));
+        assert!(
+            logs.len() == 2 && logs.iter().all(|line| line.contains("worked on whole")),
+            "{logs:?}"
+        );
+        // Without a budget the machine's memory decides.
+        assert!(run(None).0 == whole && run(None).1 == moments);
+        // The whole is what the autoencoder itself makes.
+        let own = vae.vae.get().expect("the network");
+        let own = own.decode(&vae.unscaled(&latents).expect("latents")).expect("a picture");
+        assert!(numbers(&export(&picture(&own).expect("a picture")).expect("a picture")) == whole);
+        // In tiles it differs, and little: by what the normalisations see.
+        for (room, tile) in
+            [(needed - 1, "tiles of 96"), (needed / 3, "tiles of 64"), (0, "tiles of 64")]
+        {
+            let (decoded, encoded, logs) = run(Some(room));
+            assert!(logs.len() == 2 && logs.iter().all(|line| line.contains(tile)), "{logs:?}");
+            assert!(decoded != whole && encoded != moments);
+            let mean = decoded.iter().zip(&whole).map(|(a, b)| (a - b).abs()).sum::<f32>();
+            assert!(mean / (whole.len() as f32) < 0.1, "{mean}");
+        }
+    }
+
+    #[test]
+    fn small_pictures_ask_for_nothing() {
+        let host = Host::new().with("room", "0");
+        let latents = Candle::zeros((1, 4, 96, 96), DType::F32, &Device::Cpu).expect("latents");
+        small().decode(&host.context(), &export(&latents).expect("latents")).expect("a picture");
+        assert!(host.logs().is_empty(), "{:?}", host.logs());
     }
 }

@@ -165,6 +165,12 @@ impl<'a> Context<'a> {
         }
     }
 
+    /// How many bytes this step may take beside what models and results hold, where the host keeps a budget. For `wanted` bytes it
+    /// first lets go of the models that the step does not use; call it once what the work reads is in memory.
+    pub fn room(&self, wanted: u64) -> Option<u64> {
+        self.property(&format!("room:{wanted}"))?.parse().ok()
+    }
+
     /// The file of `folder` ("embeddings") that a text input of this node names `name`, where the input
     /// declares `mentions = "embeddings"` and the file is there. The host finds it before the node runs:
     /// only names that stand in the text of the workflow are known.

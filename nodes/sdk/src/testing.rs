@@ -168,7 +168,8 @@ impl Host {
             .with("device", "cpu")
     }
 
-    /// The same host, which knows the property `name` of node.h: "output_directory", "prompt", …
+    /// The same host, which knows the property `name` of node.h: "output_directory", "prompt", … or "room", the answer to every
+    /// "room:BYTES".
     pub fn with(mut self, name: &str, value: &str) -> Self {
         self.properties.insert(name.to_owned(), value.to_owned());
         self
@@ -350,7 +351,9 @@ unsafe extern "C" fn fail(context: *const abi::Context, input: abi::Str, sentenc
 unsafe extern "C" fn property(context: *const abi::Context, name: abi::Str, value: *mut abi::Str) {
     // SAFETY: see above.
     let (host, name) = unsafe { (host(context), said(name)) };
-    let known = host.properties.get(&name).map_or(abi::Str::EMPTY, |text| abi::Str::new(text));
+    // Of the one with an amount, the answer is the same for each.
+    let name = if name.starts_with("room:") { "room" } else { name.as_str() };
+    let known = host.properties.get(name).map_or(abi::Str::EMPTY, |text| abi::Str::new(text));
     // SAFETY: see above; there is room for the answer.
     unsafe { *value = known };
 }

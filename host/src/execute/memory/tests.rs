@@ -154,6 +154,9 @@ impl Fake {
 struct Models {
     fakes: Vec<&'static Fake>,
     held: Mutex<Vec<u64>>,
+    /// What each use asks for, and what it was told.
+    asks: Option<u64>,
+    told: Mutex<Vec<Option<String>>>,
 }
 
 impl Runner for &Models {
@@ -161,7 +164,7 @@ impl Runner for &Models {
         &self,
         _: usize,
         node: u32,
-        _: &dyn Call,
+        call: &dyn Call,
         inputs: &[Value],
     ) -> Result<Vec<Value>, NodeFailure> {
         match node {
@@ -177,6 +180,10 @@ impl Runner for &Models {
                     let model =
                         self.fakes.iter().find(|fake| fake.value().identity() == model.identity());
                     model.unwrap().held.store(model.unwrap().whole, Ordering::Relaxed);
+                }
+                if let Some(bytes) = self.asks {
+                    let told = call.property(&format!("room:{bytes}"));
+                    self.told.lock().unwrap().push(told);
                 }
                 self.held.lock().unwrap().push(self.fakes.iter().map(|fake| fake.held()).sum());
                 Ok(vec![Value::integer(1)])
@@ -269,9 +276,24 @@ fn swept(
     (models.held.lock().unwrap().clone(), warnings.said.into_inner().unwrap())
 }
 
+/// One run, of which nothing is counted but what was held.
+fn swept_alone(models: &Models, order: &[usize], budget: Option<u64>) -> (Vec<u64>, u64) {
+    let (properties, warnings) = (Properties::default(), Warnings::default());
+    let setting = Setting {
+        properties: &properties,
+        listener: &warnings,
+        cancel: &AtomicBool::new(false),
+        keep: Keep::Nothing,
+        earlier: &Earlier::NONE,
+    };
+    let outcome = Executor::new(models).with_budget(budget).run(&plan(order, 0), setting);
+    assert!(outcome.failures.is_empty(), "{:?}", outcome.failures);
+    (models.held.lock().unwrap().clone(), warnings.let_go.into_inner())
+}
+
 fn models(wholes: &[u64]) -> Models {
     let fakes = wholes.iter().map(|&whole| Fake::new(whole, false)).collect();
-    Models { fakes, held: Mutex::default() }
+    Models { fakes, held: Mutex::default(), asks: None, told: Mutex::default() }
 }
 
 #[test]
@@ -313,11 +335,26 @@ fn what_cannot_fit_is_said_once_and_done() {
     assert_eq!(warnings.len(), 1, "{warnings:?}");
     assert!(warnings[0].contains("take 70 B, more than the memory budget of 50 B"), "{warnings:?}");
 
-    let stubborn =
-        Models { fakes: vec![Fake::new(40, true), Fake::new(20, false)], held: Mutex::default() };
+    let fakes = vec![Fake::new(40, true), Fake::new(20, false)];
+    let stubborn = Models { fakes, ..models(&[]) };
     let (held, warnings) = swept(&stubborn, &[0, 1, 0], 1, Some(50));
     assert_eq!(held, [40, 60, 40]);
     assert!(warnings[0].contains("take 60 B"), "{warnings:?}");
+}
+
+#[test]
+fn what_a_step_may_work_in_is_told_when_it_asks() {
+    let told = |asks: u64, budget: Option<u64>| {
+        let models = Models { asks: Some(asks), ..models(&[10, 20]) };
+        let (held, _) = swept_alone(&models, &[0, 1, 0], budget);
+        (held, models.told.into_inner().unwrap())
+    };
+    let bytes = |list: &[u64]| list.iter().map(|bytes| Some(bytes.to_string())).collect::<Vec<_>>();
+    // Only asked for what there is, nothing is let go; for room, the idle one is.
+    assert_eq!(told(0, Some(100)), (vec![10, 30, 10], bytes(&[90, 70, 90])));
+    assert_eq!(told(5, Some(100)), (vec![10, 20, 10], bytes(&[90, 80, 90])));
+    assert_eq!(told(5, Some(15)).1, bytes(&[5, 0, 5]));
+    assert_eq!(told(5, None), (vec![10, 30, 10], vec![None; 3]));
 }
 
 /// `Paint` gives a picture of 25 numbers, 100 bytes; counts how often.

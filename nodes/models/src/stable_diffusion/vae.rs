@@ -103,6 +103,17 @@ impl VaeConfig {
         1 << (self.block_out_channels.len() - 1)
     }
 
+    /// What lies between the layers at most, in bytes, while `height` × `width` pixels of one picture are decoded or encoded
+    /// at once on the CPU. That is where the outermost level begins, at full size: what comes up to it from the level below and its
+    /// normalised copy, with two tensors of its own channels.
+    pub fn work_bytes(&self, height: usize, width: usize) -> u64 {
+        let own = self.block_out_channels[0];
+        let below = self.block_out_channels.get(1).map_or(own, |&below| below.max(own));
+        let channels = (2 * below).saturating_add(2 * own);
+        let sides = [height, width, channels, size_of::<f32>()];
+        sides.iter().fold(1, |bytes: u64, &side| bytes.saturating_mul(side as u64))
+    }
+
     fn resnet(&self) -> ResnetConfig {
         ResnetConfig { groups: self.norm_num_groups, eps: EPS, time_embedding: 0 }
     }
