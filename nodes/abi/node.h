@@ -457,6 +457,9 @@ struct kg_object {
  *   "width", "height", "crop_w", "crop_h", "target_width", "target_height"   INT, in pixels: what a U-Net of
  *                    SDXL is told of the picture it stands for; the latents' size, uncropped, when absent
  *   "aesthetic_score"   FLOAT, what SDXL's refiner is told; 6 in a positive, 2.5 in a negative, when absent
+ *   "unclip"         LIST of MAP {"image_embeds": TENSOR f32 [B,P], "strength": FLOAT, "noise_augmentation": FLOAT in
+ *                    0..1}: pictures as CLIP sees them, which a sampler makes a pooled vector of, in the place of
+ *                    "pooled"
  *
  * Any other name is the library's own. Two sockets fit when their names are equal or one is "*"; an
  * input that takes several types names them with commas, "KOSMOS,IMAGE_ENCODER".

@@ -97,6 +97,14 @@ const ENTRY: &[Part] = &[
     optional("target_width", Int),
     optional("target_height", Int),
     optional("aesthetic_score", Float),
+    optional("unclip", List(&Map(UNCLIP))),
+];
+
+/// A picture in the place of a text's pooled vector.
+const UNCLIP: &[Part] = &[
+    part("image_embeds", Tensor(&["*,*"])),
+    part("strength", Float),
+    part("noise_augmentation", Float),
 ];
 
 const CONTROL: &[Part] = &[

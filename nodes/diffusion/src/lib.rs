@@ -43,6 +43,7 @@ mod text;
 mod text_sdxl;
 mod tiny_vae;
 mod train;
+mod unclip;
 mod upscale;
 mod upscale_model;
 mod vae;
@@ -102,6 +103,7 @@ use sigmas::{
 };
 use text::{CLIPSetLastLayer, CLIPTextEncode};
 use text_sdxl::{CLIPTextEncodeSDXL, CLIPTextEncodeSDXLRefiner};
+use unclip::UnclipConditioning;
 use upscale::{ImageUpscaleWithModel, UpscaleModelLoader};
 
 node::library![
@@ -115,6 +117,7 @@ node::library![
     CLIPLoaderGGUF,
     DualCLIPLoaderGGUF,
     ControlNetLoader,
+    UnclipConditioning,
     LoraLoader,
     LoraLoaderModelOnly,
     ModelSamplingDiscrete,

@@ -82,7 +82,8 @@ impl ModelGuider {
             &sides,
             self.rule,
             None,
-            (&begun, noise_mask.as_ref()),
+            // A guider does not hear of the noise's seed: pictures ("unclip") get the noise of 0.
+            (&begun, noise_mask.as_ref(), 0),
         )?;
         let guided = Arc::new(guided);
         let dims = x.dims().to_vec();

@@ -14,6 +14,7 @@ use super::control::Controls;
 use super::extra::Extra;
 use super::range::Range;
 use super::resize::bilinear;
+use crate::unclip;
 
 /// How far an area's inner edges rise, in latent pixels.
 const RAMP: usize = 8;
@@ -77,6 +78,8 @@ pub struct Frame<'a> {
     /// At what scale the network takes a further latent, where that is known.
     pub concat_scale: Option<f64>,
     pub extra: &'a Extra,
+    /// Of the noise that the sampling begins with, which the noise of pictures follows.
+    pub seed: u64,
 }
 
 /// The pooled vector and the sizes of one entry.
@@ -217,14 +220,18 @@ impl Frame<'_> {
     /// The pooled vector, and the sizes that the entry says; those that it does not say are the latents'.
     fn vector(&self, entry: &Value, side: Side) -> Result<Option<Vector>> {
         let Some((width, count)) = self.vector else { return Ok(None) };
-        let pooled = entry.get("pooled").and_then(|pooled| pooled.as_tensor());
-        let Some(pooled) = pooled else {
+        // Pictures take the place of the text's vector.
+        let of_pictures = unclip::pooled(entry, width, self.seed, self.device)?;
+        let of_text = || {
+            let pooled = entry.get("pooled").and_then(|pooled| pooled.as_tensor())?;
+            Some(import(&pooled, self.device))
+        };
+        let Some(pooled) = of_pictures.map(Ok).or_else(of_text).transpose()? else {
             return Err(Error::new(
                 "the conditioning has no pooled vector, which a model of SDXL's family takes: it was not made by \
                  its text encoders",
             ));
         };
-        let pooled = import(&pooled, self.device)?;
         if pooled.dims() != [1, width] {
             return Err(Error::new(format!(
                 "the conditioning's pooled vector is {:?}, but the model takes [1, {width}]: it was made by \

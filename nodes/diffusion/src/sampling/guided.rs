@@ -111,7 +111,7 @@ impl Part<'_> {
 impl Guided {
     /// A model steered by `sides`, as many as the rule puts together: the positive, the negative, and a third. `control`
     /// acts wherever anything does. `latents` are what the sampling begins with, with the mask within which it may change
-    /// them [1 or B, 1, H, W].
+    /// them [1 or B, 1, H, W], and the seed of their noise.
     ///
     /// # Errors
     /// A condition that the model does not take, or that does not fit the latents.
@@ -122,7 +122,7 @@ impl Guided {
         given: &[Given<'_>],
         rule: Rule,
         control: Option<Control>,
-        (latents, mask): (&Candle, Option<&Candle>),
+        (latents, mask, seed): (&Candle, Option<&Candle>, u64),
     ) -> Result<Self> {
         let dims = latents.dims4()?;
         let in_channels = described.in_channels.unwrap_or(dims.1);
@@ -136,6 +136,7 @@ impl Guided {
             vector: described.vector,
             concat_scale: extra.scale(schedule, described.scaling_factor),
             extra: &extra,
+            seed,
         };
         let mut controls = Controls::new(dims.0);
         let mut sides = all_sides(&frame, given, &mut controls)?;

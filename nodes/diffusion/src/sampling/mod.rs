@@ -134,8 +134,15 @@ impl Sampling {
         let rule = Rule::Cfg(self.cfg);
         let control = self.control.clone();
         let (model, mask_of) = (&self.model.0, mask.as_ref().map(|mask| &mask.mask));
-        let guided =
-            Guided::new(cx, model, &described, &sides, rule, control, (&latents, mask_of))?;
+        let guided = Guided::new(
+            cx,
+            model,
+            &described,
+            &sides,
+            rule,
+            control,
+            (&latents, mask_of, self.noise.seed),
+        )?;
         let first = match self.noise.add {
             true => noise.first()?,
             false => latents.zeros_like()?,

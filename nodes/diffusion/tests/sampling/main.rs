@@ -15,6 +15,7 @@ mod samplers;
 mod scale;
 mod schedule;
 mod sigmas;
+mod unclip;
 
 use host::{one, tensor};
 use node::Value;

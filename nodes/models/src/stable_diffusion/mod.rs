@@ -6,6 +6,7 @@
 //!   are made of `resnet` and `transformer2d`.
 //! - [`vae`]: latents to pictures and back; large ones in `tiles`, or in [`vae_feathered`]'s as ComfyUI has them.
 //! - [`taesd`]: a tiny autoencoder for previews; [`t2i_adapter`]: a small network that steers the U-Net with a hint.
+//! - [`unclip`]: pictures in the place of a text's pooled vector.
 //! - [`ip_adapter`]: pictures to tokens that the U-Net's cross-attention reads beside the text; how all of these enter the U-Net,
 //!   [`steering`] says.
 //! - [`checkpoint`]: the files and folders that these come in, and which model a file is.
@@ -22,6 +23,7 @@ pub mod t2i_adapter;
 pub mod taesd;
 mod tiles;
 mod transformer2d;
+pub mod unclip;
 pub mod unet;
 mod unet_blocks;
 mod unet_config;
