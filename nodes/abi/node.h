@@ -223,16 +223,18 @@ struct kg_object {
  * "model_sampling/1" (MODEL): the same model, sampled in another way; the network is shared, and the object itself
  *          stays what it is.
  *     in   description TEXT, a JSON object: what "describe/1" of the other says instead, of "prediction",
- *              "alphas_cumprod", "timesteps", "consistency" and "rescale_cfg"
+ *              "alphas_cumprod", "timesteps", "consistency", "rescale_cfg" and "differential"
  *     out  model OBJECT MODEL
  * "patch/1" (MODEL): the same model with changes inside its U-Net; the object itself stays what it is. A
  *          model refuses, by its name, a kind or a block that it does not have.
  *     in   patches LIST of MAP {kind TEXT, patch OBJECT PATCH, blocks? LIST of TEXT, start? FLOAT, end? FLOAT,
  *              wants_unconditional? BOOL}
  *              kind "self_attention", "cross_attention", with an "attention_patch/1"; "block_input",
- *              "block_output", "skip" (what the decoder takes from the encoder), with a "block_patch/1";
- *              "guidance", with a "guidance_patch/1", which wants x0 of the negative side where
- *              wants_unconditional says so, and else has it where guidance needs it.
+ *              "block_output", "skip" (what the decoder takes from the encoder), "below" (what a block of the
+ *              encoder hands on below it, its skip connection taken), with a "block_patch/1";
+ *              "between_attentions" (GLIGEN), of a transformer block, with a "tokens_patch/1";
+ *              "sides", with a "sides_patch/1", and "guidance", with a "guidance_patch/1", which wants x0 of
+ *              the negative side where wants_unconditional says so, and else has it where guidance needs it.
  *              blocks, all when absent, by diffusers' names, "down_blocks.1.attentions.0", "mid_block",
  *              "up_blocks.2": a place counts with all that is within it. start and end as in a CONTROL. Of
  *              several at one place each is given what the one before it made; an attention_patch has for
@@ -258,14 +260,37 @@ struct kg_object {
  *          wants_weights? BOOL, whether weights are asked for
  *     out  x TENSOR [B,N,D]
  *          weights? TENSOR [B,A,N,*], of A heads, where the layer gives them
- * "block_patch/1" (PATCH): what a block is given or gives (FreeU, T2I-Adapter).
+ * "tokens_patch/1" (PATCH): the tokens of a transformer block between its two attentions (GLIGEN).
+ *     in   x TENSOR [B,N,D]
+ *          block TEXT
+ *          height INT, of the tokens of x as a picture
+ *          width INT
+ *          sigma FLOAT
+ *          rows LIST of TEXT, as above
+ *          latent_height? INT, of the latents that the U-Net is given
+ *          latent_width? INT
+ *     out  x TENSOR [B,N,D]
+ * "grounding/1" (GLIGEN): patches of a U-Net for boxes that say what is where.
+ *     in   boxes LIST of MAP {text TENSOR [1,*], height INT, width INT, y INT, x INT}, text the pooled vector of a
+ *              CLIP, the others in latent pixels
+ *     out  patches LIST of MAP {kind TEXT, patch OBJECT PATCH, blocks? LIST of TEXT, start? FLOAT, end? FLOAT,
+ *              wants_unconditional? BOOL}, for "patch/1"
+ * "block_patch/1" (PATCH): what a block is given or gives (FreeU, T2I-Adapter). The picture may change its size
+ *          "below" and, to that of the skip connection, at a "skip".
  *     in   x TENSOR [B,C,H,W]
- *          skip? TENSOR [B,S,H,W], at a "skip"
+ *          skip? TENSOR [B,S,*,*], at a "skip"
  *          block TEXT
  *          sigma FLOAT
  *          rows LIST of TEXT, as above
- *     out  x TENSOR [B,C,H,W]
- *          skip? TENSOR [B,S,H,W]
+ *     out  x TENSOR [B,C,*,*]
+ *          skip? TENSOR [B,S,*,*]
+ * "sides_patch/1" (PATCH): the sides of guidance before it puts them together (TCFG, FreSca).
+ *     in   x TENSOR [B,C,H,W], x0 and noise of the deviation sigma
+ *          sigma FLOAT
+ *          conditional TENSOR [B,C,H,W], x0 of the positive side
+ *          unconditional? TENSOR [B,C,H,W], of the negative
+ *     out  conditional TENSOR [B,C,H,W]
+ *          unconditional? TENSOR [B,C,H,W], as it was when absent
  * "guidance/1" (MODEL): how x0 of the sides of guidance is put together, where that is not all of it; who samples
  *          asks, and applies them in their order.
  *     out  patches LIST of MAP {kind TEXT, patch OBJECT PATCH, blocks? LIST of TEXT, start? FLOAT, end? FLOAT,
@@ -364,6 +389,23 @@ struct kg_object {
  *     out  object OBJECT MODEL or CLIP, of the same type
  *          absent LIST of TEXT, the paths that it has no such module for, "PATH.bias" where only the bias
  *              is missing
+ * "weights/1" (MODEL, CLIP, VAE): the numbers of a network as they are in force, LoRAs and merges included. Names
+ *          are diffusers' and transformers'; those of SDXL's larger text encoder begin with "text_encoder_2.".
+ *     in   name? TEXT, of the tensor that is asked for
+ *     out  tensors? NAMED MAP {shape LIST of INT, type TEXT}, all that there are, when no name is given; type is what
+ *              the file has them in: "F32", "F16" or "BF16", "F16" for what has fewer bits
+ *          tensor? TENSOR, the one that is asked for
+ * "merge/1" (MODEL, CLIP): the same with tensors W that become own * W + other * V, V those of the same names of
+ *          another object's "weights/1". Nothing need be computed before the first use. The object itself stays what
+ *          it is.
+ *     in   tensors NAMED MAP {own FLOAT, other? FLOAT}, by the names of "weights/1"
+ *          other? OBJECT MODEL or CLIP, of the same type; where there is none W becomes own * W
+ *     out  object OBJECT MODEL or CLIP, of the same type
+ *          absent LIST of TEXT, the names that one of the two does not have, or has in another shape: these stay
+ *              what they are
+ * "latent_operation/1" (LATENT_OPERATION): what is done to latents.
+ *     in   latents TENSOR [B,C,H,W]
+ *     out  latents TENSOR [B,C,H,W]
  * "sampler/1" (SAMPLER): the way from noise to a latent.
  *     in   guider OBJECT GUIDER
  *          sigmas TENSOR [N], falling; the last may be 0
@@ -402,7 +444,9 @@ struct kg_object {
  *              {"factor": f, "offset": o}, f times the place plus o, or "quarter_log_sigma", ln(sigma) / 4;
  *              "consistency", true where x0 is c_out times what the prediction says plus c_skip times x, as LCM has
  *              them at ten times the timestep and a deviation of the data of 0.5; "rescale_cfg" in 0..1, how much of the
- *              guided prediction is brought back to the spread of the positive's. One that
+ *              guided prediction is brought back to the spread of the positive's; "differential" in 0..1, how much of a noise
+ *              mask is, at each step, 1 where the mask is not below the share of the steps that are left, and 0
+ *              elsewhere. One that
  *              understands "pooled" and "sizes" gives "pooled_width" and "sizes", how many. It may
  *              give "model_channels", the channels of a U-Net's outermost level, "latent_rgb", a list of [r,g,b] for each latent channel, and "latent_rgb_bias", [r,g,b]:
  *              what a picture of a latent is made with, in -1..1, "cross_attentions", the
@@ -410,7 +454,9 @@ struct kg_object {
  *              the expanding half, then of the middle, and "preview_decoder", the name of a file
  *              that makes a better one (see "preview_file:NAME" of kg_context), and "scaling_factor", the "scale"
  *              of the LATENTs that it denoises. A VAE gives "latent_channels", "downscale" and "scaling_factor",
- *              the "scale" of what it decodes and gives. One that offers "memory/1" gives "bytes", what that will
+ *              the "scale" of what it decodes and gives. One that offers "weights/1" may give "unsaid", options
+ *              of diffusers' configurations that no shape shows, where they are not the family's own, by the
+ *              names of the parts: {"unet": {"norm_num_groups": 8}}. One that offers "memory/1" gives "bytes", what that will
  *              say when all of it is in memory.
  * "memory/1": what the object costs. Any object may offer it. Objects that share memory each count their part.
  *     in   purge BOOL, give back what can be had again
@@ -438,7 +484,7 @@ struct kg_object {
  *                "image_embeds": TENSOR f32 [B,P]}
  * SIGMAS         TENSOR f32 [N], noise levels, falling
  * MODEL, CLIP, CLIP_VISION, VAE, CONTROL_NET, UPSCALE_MODEL, FEATURES, KOSMOS, IMAGE_ENCODER   OBJECT
- * SAMPLER, GUIDER, NOISE   OBJECT
+ * SAMPLER, GUIDER, NOISE, GLIGEN, LATENT_OPERATION   OBJECT
  *
  * An entry of a CONDITIONING may say where, when and how much it counts. A sampler takes, for each latent
  * pixel, the mean over the entries that reach it, weighted by strength, by mask and, at the inner edges
@@ -460,6 +506,9 @@ struct kg_object {
  *   "unclip"         LIST of MAP {"image_embeds": TENSOR f32 [B,P], "strength": FLOAT, "noise_augmentation": FLOAT in
  *                    0..1}: pictures as CLIP sees them, which a sampler makes a pooled vector of, in the place of
  *                    "pooled"
+ *   "grounding"      MAP {"gligen": OBJECT GLIGEN, "boxes": LIST of MAP, as in "grounding/1"}: the model has the
+ *                    patches that it gives where this entry counts. Where no entry of the negative has one, those
+ *                    without an area take the positive's
  *
  * Any other name is the library's own. Two sockets fit when their names are equal or one is "*"; an
  * input that takes several types names them with commas, "KOSMOS,IMAGE_ENCODER".

@@ -32,6 +32,19 @@ fn patches_reach_the_network() {
         ("SelfAttentionGuidance", json!({"scale": 2.0}), true, 0),
         ("APG", json!({"eta": 0.0}), true, 0),
         ("Mahiro", json!({}), true, 0),
+        ("TCFG", json!({}), true, 0),
+        ("FreSca", json!({"scale_low": 1.0, "scale_high": 1.0}), false, 1),
+        ("FreSca", json!({"scale_low": 1.0, "scale_high": 2.0, "freq_cutoff": 3}), true, 0),
+        ("Epsilon Scaling", json!({"scaling_factor": 1.0}), false, 1),
+        ("Epsilon Scaling", json!({"scaling_factor": 1.2}), true, 0),
+        ("PatchModelAddDownscale", json!({"downscale_factor": 1.0, "end_percent": 1.0}), false, 0),
+        ("PatchModelAddDownscale", json!({"end_percent": 1.0}), true, 0),
+        (
+            "PatchModelAddDownscale",
+            json!({"end_percent": 1.0, "block_number": 1, "downscale_after_skip": false}),
+            true,
+            0,
+        ),
     ];
     let node = |class: &str, inputs: Value| json!({"class_type": class, "inputs": inputs});
     let text = |text: &str| json!({"text": text, "clip": ["1", 1]});

@@ -98,6 +98,7 @@ const ENTRY: &[Part] = &[
     optional("target_height", Int),
     optional("aesthetic_score", Float),
     optional("unclip", List(&Map(UNCLIP))),
+    optional("grounding", Map(GROUNDING)),
 ];
 
 /// A picture in the place of a text's pooled vector.
@@ -105,6 +106,17 @@ const UNCLIP: &[Part] = &[
     part("image_embeds", Tensor(&["*,*"])),
     part("strength", Float),
     part("noise_augmentation", Float),
+];
+
+/// Boxes with texts, and the GLIGEN that reads them.
+const GROUNDING: &[Part] = &[part("gligen", Object(&["GLIGEN"])), part("boxes", List(&Map(BOX)))];
+
+const BOX: &[Part] = &[
+    part("text", Tensor(&["1,*"])),
+    part("height", Int),
+    part("width", Int),
+    part("y", Int),
+    part("x", Int),
 ];
 
 const CONTROL: &[Part] = &[
@@ -176,6 +188,8 @@ pub const SOCKETS: &[Socket] = &[
     Socket { name: "SAMPLER", of: Object(&["SAMPLER"]) },
     Socket { name: "GUIDER", of: Object(&["GUIDER"]) },
     Socket { name: "NOISE", of: Object(&["NOISE"]) },
+    Socket { name: "GLIGEN", of: Object(&["GLIGEN"]) },
+    Socket { name: "LATENT_OPERATION", of: Object(&["LATENT_OPERATION"]) },
 ];
 
 /// What a denoiser is called with, by samplers and by ControlNets.
@@ -276,17 +290,52 @@ pub const INTERFACES: &[Interface] = &[
         output: &[part("x", Tensor(&["B,N,D"])), optional("weights", Tensor(&["B,A,N,*"]))],
     },
     Interface {
+        id: "tokens_patch/1",
+        types: &["PATCH"],
+        required: &[],
+        input: &[
+            part("x", Tensor(&["B,N,D"])),
+            part("block", Text),
+            part("height", Int),
+            part("width", Int),
+            part("sigma", Float),
+            part("rows", List(&Text)),
+            optional("latent_height", Int),
+            optional("latent_width", Int),
+        ],
+        output: &[part("x", Tensor(&["B,N,D"]))],
+    },
+    Interface {
+        id: "grounding/1",
+        types: &["GLIGEN"],
+        required: &["GLIGEN"],
+        input: &[part("boxes", List(&Map(BOX)))],
+        output: &[part("patches", List(&Map(PATCH)))],
+    },
+    Interface {
         id: "block_patch/1",
         types: &["PATCH"],
         required: &[],
         input: &[
             part("x", LATENTS),
-            optional("skip", Tensor(&["B,S,H,W"])),
+            optional("skip", Tensor(&["B,S,*,*"])),
             part("block", Text),
             part("sigma", Float),
             part("rows", List(&Text)),
         ],
-        output: &[part("x", LATENTS), optional("skip", Tensor(&["B,S,H,W"]))],
+        output: &[part("x", Tensor(&["B,C,*,*"])), optional("skip", Tensor(&["B,S,*,*"]))],
+    },
+    Interface {
+        id: "sides_patch/1",
+        types: &["PATCH"],
+        required: &[],
+        input: &[
+            X,
+            part("sigma", Float),
+            part("conditional", LATENTS),
+            optional("unconditional", LATENTS),
+        ],
+        output: &[part("conditional", LATENTS), optional("unconditional", LATENTS)],
     },
     Interface {
         id: "guidance/1",
@@ -436,6 +485,33 @@ pub const INTERFACES: &[Interface] = &[
             part("strength", Float),
         ],
         output: &[part("object", Object(&["MODEL", "CLIP"])), part("absent", List(&Text))],
+    },
+    Interface {
+        id: "weights/1",
+        types: &["MODEL", "CLIP", "VAE"],
+        required: &[],
+        input: &[optional("name", Text)],
+        output: &[
+            optional("tensors", Named(&Map(&[part("shape", List(&Int)), part("type", Text)]))),
+            optional("tensor", Tensor(&[])),
+        ],
+    },
+    Interface {
+        id: "merge/1",
+        types: &["MODEL", "CLIP"],
+        required: &[],
+        input: &[
+            part("tensors", Named(&Map(&[part("own", Float), optional("other", Float)]))),
+            optional("other", Object(&["MODEL", "CLIP"])),
+        ],
+        output: &[part("object", Object(&["MODEL", "CLIP"])), part("absent", List(&Text))],
+    },
+    Interface {
+        id: "latent_operation/1",
+        types: &["LATENT_OPERATION"],
+        required: &["LATENT_OPERATION"],
+        input: &[part("latents", LATENTS)],
+        output: &[part("latents", LATENTS)],
     },
     Interface {
         id: "sampler/1",

@@ -1,5 +1,6 @@
 //! The CLIP object: tokenizers and text transformers.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use kosmograph_models::Weights;
@@ -8,12 +9,12 @@ use kosmograph_models::clip::text::{ClipText, ClipTextConfig, ContextLayer};
 use kosmograph_models::lora::{Adapted, Layers};
 use kosmograph_models::text::clip_prompt_tokens::{PromptRows, SENTENCE_SIGNS};
 use kosmograph_models::text::clip_tokens::ClipTokenizer;
-use node::interface::{self, AdapterLayer, LoraLayer, marker};
+use node::interface::{self, AdapterLayer, LoraLayer, Merged, TensorInfo, marker};
 use node::*;
 use node_candle::export;
 
 use crate::embedding::{Embedding, read_embedding};
-use crate::lora;
+use crate::{lora, weights};
 
 /// What a LoRA's modules of SDXL's second encoder begin with.
 const SECOND: &str = "text_encoder_2.";
@@ -162,8 +163,8 @@ impl ClipModel {
 impl Export for ClipModel {
     const TYPE: &'static str = "CLIP";
     const INTERFACES: &'static [InterfaceEntry] = interfaces![ClipModel:
-        marker::TextEncoder, marker::TextLayers, marker::Lora, marker::Layers, marker::Describe,
-        marker::Memory];
+        marker::TextEncoder, marker::TextLayers, marker::Lora, marker::Layers, marker::Weights,
+        marker::Merge, marker::Describe, marker::Memory];
 }
 
 impl interface::EncodeText for ClipModel {
@@ -264,18 +265,95 @@ impl interface::TakeLayers for ClipModel {
     }
 }
 
+/// What a name of a file's is at the boundary: transformers 5 leaves the first word of a text encoder's out.
+fn whole_name(encoder: &Encoder, name: &str) -> String {
+    let is_whole = name.starts_with("text_model.") || name.starts_with("text_projection");
+    let start = if encoder.name == "g" { SECOND } else { "" };
+    format!("{start}{}{name}", if is_whole { "" } else { "text_model." })
+}
+
+impl Encoder {
+    /// Its tensors by their names at the boundary, with those that its file has.
+    fn named(&self) -> Vec<(String, String)> {
+        let tensors = self.text.tensors().into_iter();
+        tensors.map(|(name, ..)| (whole_name(self, &name), name)).collect()
+    }
+}
+
+impl ClipModel {
+    /// All tensors of all encoders, by their names at the boundary.
+    fn all_tensors(&self) -> Vec<(String, Vec<usize>, candle_core::DType)> {
+        let of = |encoder: &Encoder| {
+            let tensors = encoder.text.tensors().into_iter();
+            let named =
+                tensors.map(|(name, shape, dtype)| (whole_name(encoder, &name), shape, dtype));
+            named.collect::<Vec<_>>()
+        };
+        self.encoders.iter().flat_map(of).collect()
+    }
+}
+
+impl interface::TellWeights for ClipModel {
+    fn tensors(&self, _cx: &Context) -> Result<Vec<(String, TensorInfo)>> {
+        Ok(weights::told(self.all_tensors()))
+    }
+
+    fn tensor(&self, _cx: &Context, name: &str) -> Result<Tensor> {
+        for encoder in &self.encoders {
+            let known = encoder.named().into_iter().find(|(known, _)| known == name);
+            if let Some((_, own)) = known {
+                return export(&encoder.text.tensor(&own)?);
+            }
+        }
+        Err(Error::at("name", format!("this CLIP has no tensor \"{name}\"")))
+    }
+}
+
+impl interface::MergeWeights for ClipModel {
+    fn merged(
+        &self,
+        cx: &Context,
+        tensors: Vec<Merged>,
+        other: Option<Object>,
+    ) -> Result<(Object, Vec<String>)> {
+        let merge = weights::Merge::of(cx, self.all_tensors(), tensors, other, &self.device)?;
+        let mut merged = self.clone();
+        for encoder in &mut merged.encoders {
+            // The encoder's own names, and those of the boundary that the other is asked by.
+            let names: HashMap<String, String> =
+                encoder.named().into_iter().map(|(told, own)| (own, told)).collect();
+            let factors =
+                |(own, told): (&String, &String)| Some((own.clone(), *merge.recipe.get(told)?));
+            let recipe = names.iter().filter_map(factors).collect();
+            let other = merge.other.clone();
+            let asked = move |own: &str| other(names.get(own).map_or(own, String::as_str));
+            encoder.text = encoder.text.merged(recipe, Arc::new(asked))?;
+        }
+        Ok((Object::new(merged), merge.absent))
+    }
+}
+
 impl interface::Describe for ClipModel {
     fn describe(&self) -> serde_json::Value {
         let encoders: Vec<_> = self.encoders.iter().map(|encoder| encoder.name).collect();
         let bytes: usize = self.encoders.iter().map(|encoder| encoder.text.bytes()).sum();
         let width: usize = self.encoders.iter().map(|encoder| encoder.config.hidden_size).sum();
-        json!({
+        let unsaid = self.encoders.iter().filter_map(|encoder| {
+            let part = if encoder.name == "g" { "text_encoder_2" } else { "text_encoder" };
+            Some((part.to_owned(), encoder.config.unsaid()?))
+        });
+        let unsaid: serde_json::Map<String, serde_json::Value> = unsaid.collect();
+        let mut described = json!({
             "family": "clip",
             "encoders": encoders,
             "context_width": width,
             "layers": self.layers(),
             "bytes": bytes,
-        })
+        });
+        if !unsaid.is_empty() {
+            described["unsaid"] = unsaid.into();
+        }
+        described
     }
 }
 

@@ -16,6 +16,7 @@ mod custom_sampling;
 mod embedding;
 mod evaluate;
 mod gguf;
+mod gligen;
 mod hint;
 mod inpaint;
 mod ip_adapter;
@@ -24,19 +25,23 @@ mod latent_batch;
 mod latent_compose;
 mod latent_join;
 mod latent_math;
+mod latent_operation;
 mod latent_resize;
 mod latent_size;
 mod latent_tiled;
 mod loaders;
 mod lora;
 mod measure;
+mod merge;
 mod missing_part;
 mod model;
 mod model_sampling;
 mod observe;
+mod output;
 mod patches;
 mod sample;
 mod sampling;
+mod save_models;
 mod sigmas;
 mod t2i_adapter;
 mod text;
@@ -47,6 +52,7 @@ mod unclip;
 mod upscale;
 mod upscale_model;
 mod vae;
+mod weights;
 
 use clip_vision::{CLIPVisionEncode, CLIPVisionLoader};
 use conditioning::{
@@ -68,6 +74,7 @@ use custom_sampling::{
     SamplerSASolver,
 };
 use gguf::{CLIPLoaderGGUF, DualCLIPLoaderGGUF, UnetLoaderGGUF};
+use gligen::{GLIGENLoader, GLIGENTextBoxApply};
 use inpaint::{
     InpaintModelConditioning, InstructPixToPixConditioning, SetLatentNoiseMask, VAEEncodeForInpaint,
 };
@@ -81,6 +88,9 @@ use latent_batch::{LatentFromBatch, RepeatLatentBatch};
 use latent_compose::{LatentComposite, LatentCrop, LatentFlip, LatentRotate};
 use latent_join::{LatentBatch, LatentBatchSeedBehavior, LatentConcat, LatentCut};
 use latent_math::{LatentAdd, LatentBlend, LatentInterpolate, LatentMultiply, LatentSubtract};
+use latent_operation::{
+    LatentApplyOperation, LatentOperationSharpen, LatentOperationTonemapReinhard,
+};
 use latent_size::{LatentUpscale, LatentUpscaleBy};
 use latent_tiled::{VAEDecodeTiled, VAEEncodeTiled};
 use loaders::{
@@ -89,12 +99,21 @@ use loaders::{
 };
 use lora::{LoraLoader, LoraLoaderModelOnly};
 use measure::{FeaturesLoader, FrechetDistance, ImageSimilarity, TextSimilarity};
-use model_sampling::{ModelSamplingContinuousEDM, ModelSamplingDiscrete, RescaleCFG};
+use merge::{
+    CLIPAttentionMultiply, CLIPMergeAdd, CLIPMergeSimple, CLIPMergeSubtract, ModelMergeAdd,
+    ModelMergeBlocks, ModelMergeSD1, ModelMergeSDXL, ModelMergeSimple, ModelMergeSubtract,
+    UNetCrossAttentionMultiply, UNetSelfAttentionMultiply,
+};
+use model_sampling::{
+    DifferentialDiffusion, ModelSamplingContinuousEDM, ModelSamplingDiscrete, RescaleCFG,
+};
 use patches::{
-    APG, FreeU, FreeU_V2, HyperTile, Mahiro, PerturbedAttentionGuidance, SelfAttentionGuidance,
+    APG, EpsilonScaling, FreSca, FreeU, FreeU_V2, HyperTile, LatentApplyOperationCFG, Mahiro,
+    PatchModelAddDownscale, PerturbedAttentionGuidance, SelfAttentionGuidance, TCFG,
     TomePatchModel,
 };
 use sample::{KSampler, KSamplerAdvanced, UNetSample};
+use save_models::{CLIPSave, CheckpointSave, ModelSave, VAESave};
 use sigmas::{
     AlignYourStepsScheduler, BasicScheduler, BetaSamplingScheduler, ExponentialScheduler,
     ExtendIntermediateSigmas, FlipSigmas, KarrasScheduler, LaplaceScheduler,
@@ -218,6 +237,33 @@ node::library![
     SelfAttentionGuidance,
     Mahiro,
     APG,
+    GLIGENLoader,
+    GLIGENTextBoxApply,
+    TCFG,
+    FreSca,
+    EpsilonScaling,
+    PatchModelAddDownscale,
+    DifferentialDiffusion,
+    LatentApplyOperation,
+    LatentApplyOperationCFG,
+    LatentOperationSharpen,
+    LatentOperationTonemapReinhard,
+    ModelMergeSimple,
+    ModelMergeBlocks,
+    ModelMergeSD1,
+    ModelMergeSDXL,
+    ModelMergeAdd,
+    ModelMergeSubtract,
+    CLIPMergeSimple,
+    CLIPMergeAdd,
+    CLIPMergeSubtract,
+    CLIPAttentionMultiply,
+    UNetSelfAttentionMultiply,
+    UNetCrossAttentionMultiply,
+    ModelSave,
+    CLIPSave,
+    VAESave,
+    CheckpointSave,
     UpscaleModelLoader,
     ImageUpscaleWithModel,
     IPAdapterModelLoader,

@@ -7,13 +7,16 @@ use kosmograph_models::lora::{Adapted, Layers};
 use kosmograph_models::samplers::{Prediction, Schedule, SchedulerConfig, Timesteps};
 use kosmograph_models::stable_diffusion::steering::{ExtraTokens, KeysValues, Steering};
 use kosmograph_models::stable_diffusion::unet::{Condition, Residuals, UNet, UNetConfig};
-use node::interface::{self, AdapterLayer, DenoiseCall, LoraLayer, Patch, marker};
+use node::interface::{
+    self, AdapterLayer, DenoiseCall, LoraLayer, Merged, Patch, TensorInfo, marker,
+};
 use node::*;
 use node_candle::{export, import};
 
 use crate::lora;
 use crate::patches::{Bridge, Placed};
 use crate::sampling::described_schedule;
+use crate::weights;
 
 /// A Stable Diffusion U-Net behind "denoiser/1". Its numbers are read when it is first called.
 pub struct UNetModel {
@@ -29,8 +32,8 @@ pub struct UNetModel {
 }
 
 /// What "model_sampling/1" may change.
-const CHANGEABLE: [&str; 5] =
-    ["prediction", "alphas_cumprod", "timesteps", "consistency", "rescale_cfg"];
+const CHANGEABLE: [&str; 6] =
+    ["prediction", "alphas_cumprod", "timesteps", "consistency", "rescale_cfg", "differential"];
 
 impl UNetModel {
     /// A U-Net of `weights` under diffusers' names, on their device, and the schedule it was trained
@@ -61,8 +64,8 @@ impl UNetModel {
 impl Export for UNetModel {
     const TYPE: &'static str = "MODEL";
     const INTERFACES: &'static [InterfaceEntry] = interfaces![UNetModel:
-        marker::Denoiser, marker::ModelSampling, marker::Lora, marker::Layers, marker::Patches,
-        marker::Guidance, marker::Describe, marker::Memory];
+        marker::Denoiser, marker::ModelSampling, marker::Lora, marker::Layers, marker::Weights,
+        marker::Merge, marker::Patches, marker::Guidance, marker::Describe, marker::Memory];
 }
 
 impl interface::Denoise for UNetModel {
@@ -160,6 +163,30 @@ impl interface::TakeLayers for UNetModel {
         strength: f64,
     ) -> Result<(Object, Vec<String>)> {
         self.adapted(&lora::layers(layers, &self.device)?, strength)
+    }
+}
+
+impl interface::TellWeights for UNetModel {
+    fn tensors(&self, _cx: &Context) -> Result<Vec<(String, TensorInfo)>> {
+        Ok(weights::told(self.unet.tensors()))
+    }
+
+    fn tensor(&self, _cx: &Context, name: &str) -> Result<Tensor> {
+        export(&self.unet.tensor(name)?)
+    }
+}
+
+impl interface::MergeWeights for UNetModel {
+    fn merged(
+        &self,
+        cx: &Context,
+        tensors: Vec<Merged>,
+        other: Option<Object>,
+    ) -> Result<(Object, Vec<String>)> {
+        let own = self.unet.tensors();
+        let merge = weights::Merge::of(cx, own, tensors, other, &self.device)?;
+        let absent = merge.absent.clone();
+        Ok((Object::new(self.of_unet(self.unet.merged(merge.recipe, merge.other)?)), absent))
     }
 }
 
@@ -303,6 +330,9 @@ impl interface::Describe for UNetModel {
         }
         if let Some(alphas) = described["alphas_cumprod"].as_array() {
             described["train_steps"] = alphas.len().into();
+        }
+        if let Some(unsaid) = config.unsaid() {
+            described["unsaid"] = json!({"unet": unsaid});
         }
         if let Some(scale) = self.scaling_factor {
             described["scaling_factor"] = scale.into();

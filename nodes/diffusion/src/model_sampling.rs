@@ -116,6 +116,27 @@ impl Node for RescaleCFG {
     }
 }
 
+/// Lets a noise mask's greys say when each part of the picture is taken up: what is white is drawn from the first step on, what is
+/// grey from later ones (Levin & Fried, "Differential Diffusion", arXiv 2306.00950).
+#[derive(Inputs)]
+#[node(category = "_for_testing")]
+pub struct DifferentialDiffusion {
+    /// The model.
+    model: Model,
+    /// How much of that; the rest is the mask as it is.
+    #[widget(default = 1.0, min = 0.0, max = 1.0, step = 0.01)]
+    strength: Option<f64>,
+}
+
+impl Node for DifferentialDiffusion {
+    outputs![MODEL: Model];
+
+    fn run(self, cx: &Context) -> Result<Model> {
+        let description = [("differential".to_owned(), self.strength.unwrap_or(1.0).into())];
+        changed(cx, &self.model, &description.into_iter().collect())
+    }
+}
+
 /// `model` that says `description` of itself.
 fn changed(
     cx: &Context,

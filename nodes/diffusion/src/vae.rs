@@ -1,19 +1,21 @@
 //! The VAE object: pictures [B, H, W, 3] in 0..1 and latents as the U-Net wants them, scaled.
 
-use candle_core::{Device, Tensor as Candle};
+use candle_core::{DType, Device, Tensor as Candle};
 use kosmograph_models::stable_diffusion::vae::{Vae as Autoencoder, VaeConfig};
 use kosmograph_models::stable_diffusion::vae_feathered::Feathering;
 use kosmograph_models::{Resident, Weights};
-use node::interface::{self, marker};
+use node::interface::{self, TensorInfo, marker};
 use node::*;
 use node_candle::{export, import};
 
 use crate::observe::{observe, stopped};
+use crate::weights;
 
 /// An autoencoder behind "vae_decode/1" and "vae_encode/1". Its numbers are read when it is first
 /// called.
 pub struct VaeModel {
     vae: Resident<Autoencoder>,
+    weights: Weights,
     config: VaeConfig,
     device: Device,
 }
@@ -68,7 +70,7 @@ impl Export for VaeModel {
     const TYPE: &'static str = "VAE";
     const INTERFACES: &'static [InterfaceEntry] = interfaces![VaeModel:
         marker::VaeDecode, marker::VaeEncode, marker::VaeDecodeTiled, marker::VaeEncodeTiled,
-        marker::Describe, marker::Memory];
+        marker::Weights, marker::Describe, marker::Memory];
 }
 
 impl interface::Autoencode for VaeModel {
@@ -138,10 +140,10 @@ impl VaeModel {
     pub fn new(config: VaeConfig, weights: Weights) -> kosmograph_models::Result<Self> {
         let device = weights.device().clone();
         let vae = {
-            let config = config.clone();
+            let (config, weights) = (config.clone(), weights.clone());
             Resident::open(weights, &[], move |weights| Autoencoder::load(weights, &config))?
         };
-        Ok(Self { vae, config, device })
+        Ok(Self { vae, weights, config, device })
     }
 
     /// Latents as the autoencoder has them, from those of the U-Net.
@@ -152,6 +154,16 @@ impl VaeModel {
     /// A picture of the boundary as the autoencoder has it.
     fn pixels(&self, cx: &Context, image: &Tensor) -> Result<Candle> {
         pixels(cx, image, self.config.factor(), &self.device)
+    }
+}
+
+impl interface::TellWeights for VaeModel {
+    fn tensors(&self, _cx: &Context) -> Result<Vec<(String, TensorInfo)>> {
+        Ok(weights::told(self.weights.tensors()))
+    }
+
+    fn tensor(&self, _cx: &Context, name: &str) -> Result<Tensor> {
+        export(&self.weights.tensor(name)?.to_dtype(DType::F32)?)
     }
 }
 
@@ -195,13 +207,17 @@ fn crop(cx: &Context, image: &Candle, factor: usize) -> Result<Candle> {
 impl interface::Describe for VaeModel {
     fn describe(&self) -> serde_json::Value {
         let config = &self.config;
-        json!({
+        let mut described = json!({
             "family": "autoencoder-kl",
             "latent_channels": config.latent_channels(),
             "downscale": config.factor(),
             "scaling_factor": config.scaling_factor(),
             "bytes": self.vae.bytes(),
-        })
+        });
+        if let Some(unsaid) = config.unsaid() {
+            described["unsaid"] = json!({"vae": unsaid});
+        }
+        described
     }
 }
 

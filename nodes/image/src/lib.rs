@@ -16,7 +16,6 @@ pub mod mask;
 pub mod morphology;
 pub mod nodes;
 pub mod outpaint;
-pub mod output_file;
 pub mod python_text;
 pub mod regex;
 pub mod scale;

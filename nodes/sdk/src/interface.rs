@@ -363,6 +363,12 @@ pub mod marker {
     pub struct AttentionPatch;
     pub struct Attention;
     pub struct BlockPatch;
+    pub struct TokensPatch;
+    pub struct SidesPatch;
+    pub struct Grounding;
+    pub struct Weights;
+    pub struct Merge;
+    pub struct LatentOperation;
     pub struct GuidancePatch;
     pub struct Sides;
 }
@@ -380,14 +386,20 @@ macro_rules! interface {
 }
 
 mod calling;
+mod grounding;
+mod latents;
 mod patches;
 mod sampling;
+mod weights;
 
+pub use grounding::{Ground, GroundedBox};
+pub use latents::OperateOnLatents;
 pub use patches::{
     AskSides, Attend, AttentionCall, BlockCall, GuidanceCall, Guidances, Patch, PatchAttention,
-    PatchBlock, PatchGuidance, TakePatches,
+    PatchBlock, PatchGuidance, PatchSides, PatchTokens, SidesCall, TakePatches, TokensCall,
 };
 pub use sampling::{Guide, GuideCall, MakeNoise, SampleCall, SampleLatents};
+pub use weights::{MergeWeights, Merged, StoredAs, TellWeights, TensorInfo};
 
 interface!(Denoiser, "denoiser/1", Denoise, |object, cx, input| {
     let (x, timestep) = (input.tensor("x")?, input.tensor("timestep")?);

@@ -52,6 +52,7 @@ mod input;
 pub mod interface;
 mod library;
 mod object;
+mod own_context;
 mod sockets;
 mod tensor;
 pub mod testing;
@@ -68,10 +69,11 @@ pub use library::{
     Around, Entry as NodeEntry, Family, Finish, Node, Outputs, Prepare, Replaces, RunFn,
 };
 pub use object::{Arguments, Entry as InterfaceEntry, Export, Interface, Object};
+pub use own_context::OwnContext;
 pub use sockets::{
-    Clip, ClipVision, ClipVisionOutput, Conditioning, Control, ControlNet, Features, Guider,
-    HiddenStates, Image, ImageEncoder, ImageTokens, Kosmos, Latent, Mask, Model, Noise, Sampler,
-    Socket, UpscaleModel, Vae,
+    Clip, ClipVision, ClipVisionOutput, Conditioning, Control, ControlNet, Features, Gligen,
+    Guider, HiddenStates, Image, ImageEncoder, ImageTokens, Kosmos, Latent, LatentOperation, Mask,
+    Model, Noise, Sampler, Socket, UpscaleModel, Vae,
 };
 pub use tensor::Tensor;
 pub use value::Value;

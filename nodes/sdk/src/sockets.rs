@@ -159,6 +159,14 @@ object_socket! {
 }
 
 object_socket! {
+    /// Boxes with texts to patches of a U-Net: offers "grounding/1".
+    Gligen, "GLIGEN"
+}
+object_socket! {
+    /// What is done to latents: offers "latent_operation/1".
+    LatentOperation, "LATENT_OPERATION"
+}
+object_socket! {
     /// The way from noise to a latent: offers "sampler/1".
     Sampler, "SAMPLER"
 }

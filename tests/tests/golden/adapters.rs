@@ -1,14 +1,18 @@
-//! Small networks beside Stable Diffusion's: TAESD, T2I-Adapters, IP-Adapters.
+//! Small networks beside Stable Diffusion's: TAESD, T2I-Adapters, IP-Adapters, GLIGEN.
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use candle_core::{Device, Tensor};
+use candle_core::{Device, Result as CandleResult, Tensor};
 use kosmograph_models::Weights;
-use kosmograph_models::stable_diffusion::checkpoint::Checkpoint;
+use kosmograph_models::stable_diffusion::checkpoint::{Checkpoint, open_gligen};
+use kosmograph_models::stable_diffusion::gligen::{Gligen, Grounded};
 use kosmograph_models::stable_diffusion::ip_adapter::{IpAdapter, IpAdapterConfig, by_path};
-use kosmograph_models::stable_diffusion::steering::{ExtraTokens, KeysValues, Steering};
+use kosmograph_models::stable_diffusion::steering::{
+    Attends, Attention, Edge, ExtraTokens, Hooks, KeysValues, Steering,
+};
 use kosmograph_models::stable_diffusion::t2i_adapter::T2iAdapter;
 use kosmograph_models::stable_diffusion::taesd::Taesd;
 use kosmograph_models::stable_diffusion::unet::{Condition, UNet};
@@ -232,4 +236,71 @@ pub fn ip_adapter(case: &mut Case) -> Result<()> {
         case.check(&format!("{model}.base1.0_and_plus0.6"), &run(&first_images)?)?;
     }
     Ok(())
+}
+
+/// GLIGEN's attentions in their places of the U-Net, and nothing else.
+struct InPlace<'a> {
+    gligen: &'a Gligen,
+    tokens: &'a Tensor,
+}
+
+impl std::fmt::Debug for InPlace<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "GLIGEN")
+    }
+}
+
+impl Hooks for InPlace<'_> {
+    fn attention(
+        &self,
+        _attends: Attends,
+        _path: &str,
+        _size: (usize, usize),
+        _tensors: (&Tensor, &Tensor),
+        _layer: &Arc<Attention>,
+    ) -> CandleResult<Option<Tensor>> {
+        Ok(None)
+    }
+
+    fn between(&self, path: &str, _size: (usize, usize), x: Tensor) -> CandleResult<Tensor> {
+        self.gligen.forward(path, &x, self.tokens).map_err(candle_core::Error::wrap)
+    }
+
+    fn block(&self, _edge: Edge, _path: &str, x: Tensor) -> CandleResult<Tensor> {
+        Ok(x)
+    }
+
+    fn skip(&self, _path: &str, x: Tensor, skip: Tensor) -> CandleResult<(Tensor, Tensor)> {
+        Ok((x, skip))
+    }
+}
+
+/// The tokens of two boxes, and what the U-Net says that has three attentions on them.
+pub fn gligen(case: &mut Case) -> Result<()> {
+    let weights = case.config["unet"].as_str().context("no unet")?;
+    let (config, weights) = folder_of(&case.file(weights))?;
+    let unet = load_unet(&config, &weights)?;
+    let (mut config, weights) = open_gligen(&case.file("weights.safetensors"), &Device::Cpu)?;
+    // The U-Net is smaller than any of a family, which the number of heads is known by.
+    for layer in &mut config.layers {
+        layer.heads = case.size_of(&["heads", &layer.path])?;
+    }
+    ensure!(config.layers.len() == 3, "{config:?}");
+    let gligen = Gligen::load(&weights, &config)?;
+    weights.finish(&[])?;
+    let (boxes, texts) = (case.input("boxes")?.to_vec2::<f32>()?, case.input("texts")?);
+    let grounded = boxes.iter().enumerate().map(|(i, edges)| {
+        let edges: [f32; 4] = edges.as_slice().try_into()?;
+        Ok(Grounded { edges, text: texts.narrow(0, i, 1)? })
+    });
+    let tokens = gligen.tokens(&grounded.collect::<Result<Vec<_>>>()?, &Device::Cpu)?;
+    case.check("tokens", &tokens)?;
+    let hooks = InPlace { gligen: &gligen, tokens: &tokens };
+    let steering = Steering { hooks: Some(&hooks), ..Steering::default() };
+    let context = case.input("context")?;
+    let condition = Condition { context: &context, pooled: None, sizes: None };
+    let at = timestep(case.size("timestep")?)?;
+    let sample = case.input("sample")?;
+    let noise = unet.forward_steered(&sample, &at, condition, steering, &mut |_, _| {})?;
+    case.check("noise", &noise)
 }

@@ -115,6 +115,14 @@ impl Case {
         Ok(number as usize)
     }
 
+    /// A number of `config.json` under keys that may hold dots.
+    pub fn size_of(&self, keys: &[&str]) -> Result<usize> {
+        let value = keys.iter().fold(&self.config, |value, key| &value[*key]);
+        let number =
+            value.as_u64().with_context(|| format!("config.json has no number {keys:?}"))?;
+        Ok(number as usize)
+    }
+
     /// The weights of the case, its own or those that `weights_from` names.
     pub fn weights(&self) -> Result<Weights> {
         let file = self.config["weights_from"].as_str().unwrap_or("weights.safetensors");

@@ -50,6 +50,7 @@ impl interface::SampleLatents for OverLevels {
             first: import(&first, &device)?,
             noise: &noise,
             mask: mask.as_ref(),
+            differential: described.differential,
             shows: &shows,
         };
         let sampled = run.run(cx, &levels)?;

@@ -8,6 +8,7 @@ use node::*;
 use node_candle::{device, export, import};
 
 use super::patched;
+use crate::latent_operation::blurred;
 
 /// Where PAG and SAG change the U-Net.
 const MIDDLE: &[&str] = &["mid_block"];
@@ -174,22 +175,7 @@ fn gaussian(x: &Candle, sigma: f64) -> CandleResult<Candle> {
     const HALF: usize = 4;
     let weight = |i: usize| (-0.5 * ((i as f64 - HALF as f64) / sigma).powi(2)).exp();
     let weights: Vec<f64> = (0..=2 * HALF).map(weight).collect();
-    let sum: f64 = weights.iter().sum();
-    let along = |x: &Candle, axis: usize| -> CandleResult<Candle> {
-        let size = x.dim(axis)?;
-        let mut blurred = x.zeros_like()?;
-        for (k, weight) in weights.iter().enumerate() {
-            let mirrored = (0..size).map(|i| {
-                let place = (i + k) as i64 - HALF as i64;
-                let last = size as i64 - 1;
-                (last - (last - place.abs()).abs()) as u32
-            });
-            let places = Candle::new(mirrored.collect::<Vec<_>>(), x.device())?;
-            blurred = (blurred + (x.index_select(&places, axis)? * (weight / sum))?)?;
-        }
-        Ok(blurred)
-    };
-    along(&along(x, 2)?, 3)
+    blurred(x, &weights)
 }
 
 /// Guides away from what the model says of a picture that is blurred where its middle block looks most.

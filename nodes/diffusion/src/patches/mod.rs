@@ -1,17 +1,21 @@
 //! Patches of a MODEL: what takes the place of parts of its U-Net, and what guidance makes of its answers.
 
 mod apg;
+mod downscale;
 mod free_u;
 mod guidance;
 mod hyper_tile;
 mod placed;
+mod sides;
 mod token_merging;
 
 pub use apg::APG;
+pub use downscale::PatchModelAddDownscale;
 pub use free_u::{FreeU, FreeU_V2};
 pub use guidance::{Mahiro, PerturbedAttentionGuidance, SelfAttentionGuidance};
 pub use hyper_tile::HyperTile;
 pub use placed::{Bridge, Placed};
+pub use sides::{EpsilonScaling, FreSca, LatentApplyOperationCFG, TCFG};
 pub use token_merging::TomePatchModel;
 
 use node::interface::Patch;

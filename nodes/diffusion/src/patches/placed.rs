@@ -7,15 +7,24 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Result as CandleResult, Tensor as Candle};
 use kosmograph_models::samplers::Schedule;
 use kosmograph_models::stable_diffusion::steering::{Attends, Attention, Edge, Hooks};
-use node::interface::{self, AttentionCall, BlockCall, Patch, marker};
+use node::interface::{self, AttentionCall, BlockCall, Patch, TokensCall, marker};
 use node::*;
 use node_candle::{export, import};
 
 use crate::sampling::Range;
 
 /// What a U-Net has patches for.
-const KINDS: [&str; 6] =
-    ["self_attention", "cross_attention", "block_input", "block_output", "skip", "guidance"];
+const KINDS: [&str; 9] = [
+    "self_attention",
+    "cross_attention",
+    "between_attentions",
+    "block_input",
+    "block_output",
+    "below",
+    "skip",
+    "sides",
+    "guidance",
+];
 
 /// A patch and where in the schedule it acts.
 #[derive(Clone)]
@@ -39,6 +48,8 @@ impl Placed {
         }
         let interface = match patch.kind.as_str() {
             "self_attention" | "cross_attention" => "attention_patch/1",
+            "between_attentions" => "tokens_patch/1",
+            "sides" => "sides_patch/1",
             "guidance" => "guidance_patch/1",
             _ => "block_patch/1",
         };
@@ -56,8 +67,9 @@ impl Placed {
         Ok(Self { patch, range })
     }
 
+    /// Whether it acts on what the network says, and not within it.
     pub fn is_guidance(&self) -> bool {
-        self.patch.kind == "guidance"
+        matches!(self.patch.kind.as_str(), "guidance" | "sides")
     }
 
     /// Whether it acts within the network at σ.
@@ -168,6 +180,25 @@ impl<'a> Bridge<'a> {
         self.back(&last.patch.patch.patch_attention(self.cx, call)?, dtype)
     }
 
+    fn patch_tokens(
+        &self,
+        placed: &Placed,
+        path: &str,
+        (height, width): (usize, usize),
+        x: &Candle,
+    ) -> Result<Candle> {
+        let call = TokensCall {
+            x: export(&x.to_dtype(DType::F32)?)?,
+            block: path.to_owned(),
+            height,
+            width,
+            sigma: self.sigma,
+            rows: self.rows.to_vec(),
+            latent: Some(self.latent),
+        };
+        self.back(&placed.patch.patch.patch_tokens(self.cx, call)?, x.dtype())
+    }
+
     fn patch_block(
         &self,
         placed: &Placed,
@@ -209,8 +240,20 @@ impl Hooks for Bridge<'_> {
         self.caught(self.patch_attention(&patches, path, size, tensors, layer)).map(Some)
     }
 
+    fn between(&self, path: &str, size: (usize, usize), x: Candle) -> CandleResult<Candle> {
+        let mut x = x;
+        for placed in self.at("between_attentions", path) {
+            x = self.caught(self.patch_tokens(placed, path, size, &x))?;
+        }
+        Ok(x)
+    }
+
     fn block(&self, edge: Edge, path: &str, x: Candle) -> CandleResult<Candle> {
-        let kind = if edge == Edge::Input { "block_input" } else { "block_output" };
+        let kind = match edge {
+            Edge::Input => "block_input",
+            Edge::Output => "block_output",
+            Edge::Below => "below",
+        };
         let mut x = x;
         for placed in self.at(kind, path) {
             (x, _) = self.caught(self.patch_block(placed, path, &x, None))?;

@@ -41,6 +41,8 @@ pub struct Described {
     pub vector: Option<(usize, usize)>,
     /// How much of the guided output is brought back to the spread of the positive's, 0..1.
     pub rescale_cfg: f64,
+    /// How much of a noise mask follows the steps that are left.
+    pub differential: f64,
     /// What its latents are the autoencoder's times.
     pub scaling_factor: Option<f64>,
     /// "latent_rgb" and "latent_rgb_bias".
@@ -92,6 +94,7 @@ impl Described {
             context_width: number("context_width"),
             vector: number("pooled_width").zip(number("sizes")),
             rescale_cfg: json["rescale_cfg"].as_f64().unwrap_or(0.0).clamp(0.0, 1.0),
+            differential: json["differential"].as_f64().unwrap_or(0.0).clamp(0.0, 1.0),
             // A model need not say these, and what cannot be read is as good as nothing.
             scaling_factor: json["scaling_factor"]
                 .as_f64()

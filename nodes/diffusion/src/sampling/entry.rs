@@ -12,6 +12,7 @@ use node_candle::import;
 
 use super::control::Controls;
 use super::extra::Extra;
+use super::grounding::Groundings;
 use super::range::Range;
 use super::resize::bilinear;
 use crate::unclip;
@@ -63,6 +64,8 @@ pub struct Entry {
     covers_negative: bool,
     /// The U-Net's further input channels, [B, E, H, W].
     pub extra: Option<Candle>,
+    /// A place in [`Groundings`].
+    pub grounding: Option<usize>,
 }
 
 /// What entries are made ready for.
@@ -110,12 +113,13 @@ pub fn all_sides(
     frame: &Frame<'_>,
     given: &[Given<'_>],
     controls: &mut Controls,
+    groundings: &mut Groundings,
 ) -> Result<Vec<Vec<Entry>>> {
     let mut sides = Vec::with_capacity(given.len());
     for (place, Given { input, conditioning }) in given.iter().enumerate() {
         let side = if place == 0 { Side::Positive } else { Side::Negative };
         let entries = conditioning.entries();
-        let entries = entries.iter().map(|entry| frame.entry(entry, side, controls));
+        let entries = entries.iter().map(|entry| frame.entry(entry, side, controls, groundings));
         let entries = entries.collect::<Result<Vec<_>>>();
         sides.push(entries.map_err(|error| error.of_input(input))?);
     }
@@ -127,6 +131,7 @@ pub fn all_sides(
     }
     if let Some((positive, others)) = sides.split_first_mut() {
         others.iter_mut().for_each(|side| cover_negative(positive, side));
+        others.iter_mut().for_each(|side| ground_negative(positive, side));
     }
     Ok(sides)
 }
@@ -164,8 +169,29 @@ fn cover_negative(positive: &[Entry], negative: &mut [Entry]) {
     }
 }
 
+/// The same of boxes, which always are for both.
+fn ground_negative(positive: &[Entry], negative: &mut [Entry]) {
+    let grounded = positive.iter().filter(|entry| entry.area.is_none());
+    let groundings: Vec<usize> = grounded.filter_map(|entry| entry.grounding).collect();
+    let mut open: Vec<&mut Entry> =
+        negative.iter_mut().filter(|entry| entry.area.is_none()).collect();
+    if open.is_empty() || open.iter().any(|entry| entry.grounding.is_some()) {
+        return;
+    }
+    let count = open.len();
+    for (i, grounding) in groundings.into_iter().enumerate() {
+        open[i % count].grounding = Some(grounding);
+    }
+}
+
 impl Frame<'_> {
-    fn entry(&self, entry: &Value, side: Side, controls: &mut Controls) -> Result<Entry> {
+    fn entry(
+        &self,
+        entry: &Value,
+        side: Side,
+        controls: &mut Controls,
+        groundings: &mut Groundings,
+    ) -> Result<Entry> {
         let number = |key: &str, default: f64| {
             entry.get(key).and_then(|value| value.as_f64()).unwrap_or(default)
         };
@@ -201,6 +227,7 @@ impl Frame<'_> {
             controls: controls.of_entry(entry, self.schedule)?,
             covers_negative: flag("control_covers_negative"),
             extra: self.extra.channels(entry, self.dims, self.concat_scale, self.device)?,
+            grounding: groundings.of_entry(entry),
         })
     }
 

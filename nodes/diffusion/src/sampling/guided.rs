@@ -10,7 +10,7 @@ use std::sync::Arc;
 use candle_core::Tensor as Candle;
 use kosmograph_models::samplers::guidance::{guide, perpendicular};
 use kosmograph_models::samplers::{Prediction, Schedule};
-use node::interface::{self, DenoiseCall, GuidanceCall, Patch, marker};
+use node::interface::{self, DenoiseCall, GuidanceCall, Patch, SidesCall, marker};
 use node::*;
 use node_candle::{device, export, import};
 
@@ -18,6 +18,7 @@ use super::control::Controls;
 use super::described::Described;
 use super::entry::{Area, Entry, Frame, Given, Weight, all_sides, part};
 use super::extra::Extra;
+use super::grounding::Groundings;
 use super::over_sigmas::Guide;
 use super::range::Range;
 use super::rescale::rescaled;
@@ -47,6 +48,8 @@ pub enum Rule {
 #[derive(Clone)]
 struct Conditioned {
     model: Object,
+    /// The same with the patches of each grounding that entries name.
+    grounded: Vec<Object>,
     /// The optional keys of "denoiser/1" that the model makes use of.
     understands: Vec<String>,
     shared: Arc<Shared>,
@@ -104,6 +107,7 @@ impl Part<'_> {
             && size(self.entry.area) == size(other.entry.area)
             && self.controls == other.controls
             && extra(self.entry) == extra(other.entry)
+            && self.entry.grounding == other.entry.grounding
             && self.entry.vector.is_some() == other.entry.vector.is_some()
     }
 }
@@ -139,7 +143,8 @@ impl Guided {
             seed,
         };
         let mut controls = Controls::new(dims.0);
-        let mut sides = all_sides(&frame, given, &mut controls)?;
+        let mut groundings = Groundings::default();
+        let mut sides = all_sides(&frame, given, &mut controls, &mut groundings)?;
         let everywhere = controls.add(control, schedule);
         let everywhere = everywhere.map_err(|error| error.of_input("control"))?;
         for entry in sides.iter_mut().flatten() {
@@ -153,7 +158,12 @@ impl Guided {
         let shared = Arc::new(Shared { schedule: schedule.clone(), sides, controls });
         let understands = described.understands.clone();
         Ok(Self {
-            conditioned: Conditioned { model: model.clone(), understands, shared },
+            conditioned: Conditioned {
+                model: model.clone(),
+                grounded: groundings.models(cx, model)?,
+                understands,
+                shared,
+            },
             schedule: schedule.clone(),
             rule,
             rescale_cfg: described.rescale_cfg,
@@ -182,13 +192,15 @@ impl Guided {
     /// What the rule makes of the sides, and of `both` what it has without guidance; and what patches make of that.
     fn guided(&self, at: &At<'_>, both: bool) -> Result<(Candle, Option<Candle>)> {
         let acting = self.patches.iter().filter(|(_, range)| range.holds(at.sigma));
-        let acting: Vec<&Patch> = acting.map(|(patch, _)| patch).collect();
+        let acting = acting.map(|(patch, _)| patch);
+        let (before, acting): (Vec<&Patch>, Vec<&Patch>) =
+            acting.partition(|patch| patch.kind == "sides");
         if acting.is_empty() {
-            let Sides { output, uncond, .. } = self.by_rule(at, both)?;
+            let Sides { output, uncond, .. } = self.by_rule(at, both, &before)?;
             return Ok((output, uncond));
         }
         let wants = both || acting.iter().any(|patch| patch.wants_unconditional);
-        let Sides { output, cond, uncond } = self.by_rule(at, wants)?;
+        let Sides { output, cond, uncond } = self.by_rule(at, wants, &before)?;
         // Patches are told of x₀ and of x in VE.
         let alpha = 1.0 / (at.sigma * at.sigma + 1.0).sqrt();
         let x0 = |output: &Candle| self.schedule.x0(at.x, output, alpha, at.sigma * alpha);
@@ -221,12 +233,46 @@ impl Guided {
         Ok((output_for_x0(&self.schedule, at.x, &denoised, at.sigma)?, uncond))
     }
 
-    /// What the rule makes of the sides. What counts with nothing is not asked for.
-    fn by_rule(&self, at: &At<'_>, both: bool) -> Result<Sides> {
+    /// The sides as `patches` change them, where guidance has one or two.
+    fn changed(
+        &self,
+        at: &At<'_>,
+        (cond, uncond): (Candle, Option<Candle>),
+        patches: &[&Patch],
+    ) -> Result<(Candle, Option<Candle>)> {
+        if patches.is_empty() {
+            return Ok((cond, uncond));
+        }
+        let alpha = 1.0 / (at.sigma * at.sigma + 1.0).sqrt();
+        let x = export(&(at.x / alpha)?)?;
+        let x0 = |said: &Candle| export(&self.schedule.x0(at.x, said, alpha, at.sigma * alpha)?);
+        let (mut cond, mut uncond) = (x0(&cond)?, uncond.as_ref().map(x0).transpose()?);
+        for patch in patches {
+            let call = SidesCall {
+                x: x.clone(),
+                sigma: at.sigma,
+                conditional: cond,
+                unconditional: uncond.clone(),
+            };
+            let changed = patch.patch.patch_sides(at.cx, call)?;
+            cond = changed.0;
+            // What the patch does not speak of stays; a side that there is none of is not made up.
+            uncond = uncond.map(|before| changed.1.unwrap_or(before));
+        }
+        let back = |x0: &Tensor| {
+            let x0 = import(x0, at.x.device())?;
+            Ok::<_, Error>(output_for_x0(&self.schedule, at.x, &x0, at.sigma)?)
+        };
+        Ok((back(&cond)?, uncond.as_ref().map(back).transpose()?))
+    }
+
+    /// What the rule makes of the sides, as `patches` change them before. What counts with nothing is not asked for.
+    fn by_rule(&self, at: &At<'_>, both: bool, patches: &[&Patch]) -> Result<Sides> {
         let conditioned = &self.conditioned;
         let is_one = |scale: f64| (scale - 1.0).abs() <= 1e-9;
         let alone = || {
             let [cond] = conditioned.said(at, [POSITIVE])?;
+            let (cond, _) = self.changed(at, (cond, None), patches)?;
             Ok(Sides { output: cond.clone(), cond, uncond: None })
         };
         match self.rule {
@@ -239,6 +285,10 @@ impl Guided {
             Rule::Cfg(cfg) => {
                 // The negative's rows come first, as in diffusers.
                 let [uncond, cond] = conditioned.said(at, [NEGATIVE, POSITIVE])?;
+                let (cond, uncond) = match self.changed(at, (cond, Some(uncond)), patches)? {
+                    (cond, Some(uncond)) => (cond, uncond),
+                    (_, None) => return Err(Error::new("guidance has one side alone")),
+                };
                 let output = self.rescaled(at, &cond, guide(&uncond, &cond, cfg)?)?;
                 Ok(Sides { output, cond, uncond: Some(uncond) })
             }
@@ -317,7 +367,10 @@ impl interface::AskSides for Conditioned {
         let x = import(x, &device(&cx.device())?)?;
         let mut asked = self.clone();
         if !patches.is_empty() {
-            asked.model = self.model.with_patches(cx, patches)?;
+            asked.model = self.model.with_patches(cx, patches.clone())?;
+            let grounded =
+                self.grounded.iter().map(|model| model.with_patches(cx, patches.clone()));
+            asked.grounded = grounded.collect::<Result<_>>()?;
             asked.understands = Described::of(cx, &asked.model, "model")?.understands;
         }
         let schedule = &self.shared.schedule;
@@ -433,7 +486,10 @@ impl Conditioned {
             rows: if wants_rows { sides.collect() } else { Vec::new() },
             ..DenoiseCall::new(export(&input)?, timesteps, contexts)
         };
-        let output = self.model.denoise_call(cx, call)?;
+        // Parts that go together have the same boxes.
+        let grounding = parts.first().and_then(|part| part.entry.grounding);
+        let model = grounding.and_then(|place| self.grounded.get(place)).unwrap_or(&self.model);
+        let output = model.denoise_call(cx, call)?;
         let shape = output.shape();
         if shape != rows.dims() {
             return Err(Error::at(

@@ -38,6 +38,15 @@ impl NoiseMask {
         Ok(Self { mask, rest })
     }
 
+    /// The mask at a step that `share` of all are left with: 1 where it is not below that, else 0; `strength` of it and the rest
+    /// the mask as it is (ComfyUI's differential diffusion).
+    pub fn at(&self, share: f64, strength: f64) -> CandleResult<Self> {
+        let taken_up = self.mask.ge(share as f32)?.to_dtype(self.mask.dtype())?;
+        let mask = ((taken_up * strength)? + (&self.mask * (1.0 - strength))?)?;
+        let rest = (1.0 - &mask)?;
+        Ok(Self { mask, rest })
+    }
+
     /// `inside` where the mask is 1, `outside` where it is 0, between them in between.
     pub fn mix(&self, inside: &Candle, outside: &Candle) -> CandleResult<Candle> {
         inside.broadcast_mul(&self.mask)? + outside.broadcast_mul(&self.rest)?

@@ -9,6 +9,7 @@ mod control;
 mod described;
 mod entry;
 mod extra;
+mod grounding;
 mod guided;
 mod inpaint;
 mod noise;
@@ -167,6 +168,7 @@ impl Sampling {
                     first,
                     noise: &noise,
                     mask: mask.as_ref(),
+                    differential: described.differential,
                     shows: &shows,
                 };
                 run.run(cx, &levels).map(|sampled| sampled.latents)

@@ -40,6 +40,8 @@ pub struct OverSigmas<'a> {
     /// What else is drawn.
     pub noise: &'a Seeded,
     pub mask: Option<&'a NoiseMask>,
+    /// How much of the mask follows the steps that are left, 0..1.
+    pub differential: f64,
     pub shows: &'a Shows,
 }
 
@@ -86,7 +88,16 @@ impl OverSigmas<'_> {
             told.and_then(|()| self.shows.show(cx, step)).map_err(into_sampler)
         };
         let both = method.is_cfg_pp();
-        let mut model = |x: &Candle, sigma: f64| self.x0(cx, x, sigma, &outside, both);
+        let mut model = |x: &Candle, sigma: f64| {
+            let now = match self.mask {
+                Some(mask) if self.differential > 0.0 => {
+                    Some(mask.at(share_left(schedule, levels, sigma), self.differential)?)
+                }
+                _ => None,
+            };
+            let mask = now.as_ref().or(self.mask);
+            self.x0(cx, x, sigma, (&outside, mask), both)
+        };
         let (model, noise, observe) = (&mut model, &mut noise, &mut observe);
         let sampled = samplers::sample_by(method, schedule, levels, x, model, noise, observe);
         let samples = sampled.map_err(out_of_sampler)?;
@@ -105,19 +116,62 @@ impl OverSigmas<'_> {
         cx: &Context<'_>,
         x: &Candle,
         sigma: f64,
-        outside: &Candle,
+        (outside, mask): (&Candle, Option<&NoiseMask>),
         both: bool,
     ) -> samplers::Result<samplers::Guided> {
         // What the network sees of x: outside the mask the given latents with their noise.
-        let x = match self.mask {
+        let x = match mask {
             Some(mask) => mask.mix(x, &(self.latents + (outside * sigma)?)?)?,
             None => x.clone(),
         };
         let (x0, uncond) = self.guide.x0(cx, &x, sigma, both).map_err(into_sampler)?;
-        let x0 = match self.mask {
+        let x0 = match mask {
             Some(mask) => mask.mix(&x0, self.latents)?,
             None => x0,
         };
         Ok(samplers::Guided { uncond: uncond.unwrap_or_else(|| x0.clone()), x0 })
+    }
+}
+
+/// How much of the way from the first level to the last is left at σ, in the training's timesteps.
+fn share_left(schedule: &Schedule, levels: &[f64], sigma: f64) -> f64 {
+    let (first, last) = (levels.first().copied(), levels.last().copied());
+    let to = schedule.timestep(last.unwrap_or(0.0).max(schedule.sigma_min()));
+    let from = schedule.timestep(first.unwrap_or(0.0));
+    if from <= to {
+        // One step alone is the whole way.
+        return 1.0;
+    }
+    (schedule.timestep(sigma) - to) / (from - to)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+    use kosmograph_models::samplers::SchedulerConfig;
+
+    #[test]
+    fn a_mask_is_taken_up_step_by_step() -> Result<()> {
+        let schedule = Schedule::new(&SchedulerConfig::default())?;
+        // The levels of the timesteps 999, 499 and 99, and the end.
+        let mut levels: Vec<f64> = [999, 499, 99].map(|t| schedule.sigma_at(t)).into();
+        levels.push(0.0);
+        let shares = [0, 1, 2].map(|i| share_left(&schedule, &levels, levels[i]));
+        // The end is where the schedule does, at timestep 0.
+        for (share, timestep) in shares.iter().zip([999.0, 499.0, 99.0]) {
+            assert!((share - timestep / 999.0).abs() < 1e-9, "{shares:?}");
+        }
+        assert_eq!(share_left(&schedule, &levels[..1], levels[0]), 1.0);
+        let mask = Tensor::from_f32(&[1, 1, 4], vec![0.0, 0.3, 0.6, 1.0])?;
+        let mask = NoiseMask::for_shape(&mask, &[1, 4, 1, 4], &Device::Cpu)?;
+        let at = |share, strength| -> Result<Vec<f32>> {
+            Ok(mask.at(share, strength)?.mask.flatten_all()?.to_vec1()?)
+        };
+        assert_eq!(at(shares[0], 1.0)?, [0.0, 0.0, 0.0, 1.0]);
+        assert_eq!(at(shares[1], 1.0)?, [0.0, 0.0, 1.0, 1.0]);
+        assert_eq!(at(shares[2], 1.0)?, [0.0, 1.0, 1.0, 1.0]);
+        assert_eq!(at(shares[1], 0.5)?, [0.0, 0.15, 0.8, 1.0]);
+        Ok(())
     }
 }

@@ -112,7 +112,7 @@ fn milliseconds(fps: f64) -> u32 {
 /// Saves the one file of a series and tells of it.
 fn save(
     cx: &Context,
-    mut series: crate::output_file::Series,
+    mut series: kosmograph_output_files::Series,
     to: &Destination,
     write: impl FnOnce(&mut dyn std::io::Write) -> Result<(), png::EncodingError>,
 ) -> Result<()> {

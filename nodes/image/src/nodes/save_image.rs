@@ -8,7 +8,7 @@ use node::{Context, Error, Image, Inputs, Node, Result, json, outputs};
 use super::pictures;
 use crate::encode::write_png;
 use crate::levels::to_levels;
-use crate::output_file::{OutputError, Patterns, Series};
+use kosmograph_output_files::{OutputError, Patterns, Series};
 use kosmograph_pixels::Shape;
 
 /// Saves pictures as PNG files in the output folder, named prefix_00001_.png and counting on, with the workflow inside each: such a file
@@ -95,7 +95,7 @@ pub(super) fn begin(
         .into_iter()
         .filter_map(|name| cx.property(name).map(|json| (name, json)))
         .collect();
-    let now = chrono::Local::now().naive_local();
+    let now = kosmograph_output_files::now();
     let patterns = Patterns { width: shape.width, height: shape.height, now };
     let series = Series::begin(Path::new(&root), &patterns.apply(prefix), files);
     let series = series.map_err(|error| match error {

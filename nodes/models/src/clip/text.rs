@@ -57,6 +57,12 @@ pub struct ClipTextConfig {
 }
 
 impl ClipTextConfig {
+    /// As [`crate::stable_diffusion::unet::UNetConfig::unsaid`].
+    pub fn unsaid(&self) -> Option<serde_json::Value> {
+        let is_usual = self.num_attention_heads * 64 == self.hidden_size;
+        (!is_usual).then(|| serde_json::json!({"num_attention_heads": self.num_attention_heads}))
+    }
+
     /// Whether it is the larger of SDXL's two encoders, "G": OpenCLIP's, with a projection.
     pub fn is_g(&self) -> bool {
         self.hidden_act == Activation::Gelu && self.text_projection.is_some()

@@ -5,6 +5,7 @@
 //! - `packed`: numbers in fewer bits than are computed with, and what they stand for.
 //! - [`pickle`]: torch's own files, read without executing anything.
 //! - [`resident`]: a network whose weights are read when it is first used, and let go when memory is wanted.
+//! - [`tensor_file`]: safetensors, written tensor by tensor.
 //! - `diffusers_config`, [`python_json`]: configurations, of which no option is passed over in silence.
 
 pub(crate) mod diffusers_config;
@@ -13,6 +14,7 @@ pub(crate) mod packed;
 pub mod pickle;
 pub mod python_json;
 pub mod resident;
+pub mod tensor_file;
 pub mod weights;
 
 pub use resident::Resident;

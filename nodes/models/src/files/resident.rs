@@ -61,6 +61,12 @@ impl<N> Resident<N> {
         Ok(read)
     }
 
+    /// The network, where it is in memory now.
+    pub fn in_memory(&self) -> Option<Arc<N>> {
+        let network = self.lock();
+        network.kept.clone().or_else(|| network.last.upgrade())
+    }
+
     /// Lets the network go; who computes with it at this moment keeps it until then.
     pub fn release(&self) {
         self.lock().kept = None;

@@ -12,6 +12,10 @@ use candle_core::{DType, Result as CandleResult, Tensor};
 use kosmograph_kernels as kernels;
 use rayon::prelude::*;
 
+mod merged;
+
+pub use merged::{Factors, Other, Recipe};
+
 use super::kinds::Change;
 use super::{Layers, LoraError};
 use crate::error::{Error, Result};
@@ -23,6 +27,8 @@ use crate::files::weights::{Weight, Weights};
 pub struct Adapted<N> {
     weights: Weights,
     load: Arc<Load<N>>,
+    /// A tensor of the base, made or read for this alone.
+    read: Arc<merged::Read>,
     base: Arc<Resident<Loaded<N>>>,
     /// By the name of the tensor: what is done to it, one after the other, and how strongly.
     changes: Arc<Changes>,
@@ -58,6 +64,7 @@ impl<N> Clone for Adapted<N> {
         Self {
             weights: self.weights.clone(),
             load: self.load.clone(),
+            read: self.read.clone(),
             base: self.base.clone(),
             changes: self.changes.clone(),
             network: self.network.clone(),
@@ -88,7 +95,11 @@ impl<N: Send + Sync + 'static> Adapted<N> {
             }))
         };
         let (network, changes, sharers) = (base.clone(), Arc::default(), Arc::default());
-        Ok(Self { weights, load, base, changes, network, sharers })
+        let read: Arc<merged::Read> = {
+            let weights = weights.clone();
+            Arc::new(move |name: &str| weights.tensor(name))
+        };
+        Ok(Self { weights, load, read, base, changes, network, sharers })
     }
 
     /// The same with one LoRA more, at a strength that may be negative, and the layers that this

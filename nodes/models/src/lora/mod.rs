@@ -29,7 +29,7 @@ use crate::error::{Error, Result};
 use crate::files::weights::Weights;
 use names::{Part, Place, Role};
 
-pub use adapted::{Adapted, Loaded};
+pub use adapted::{Adapted, Factors, Loaded, Other, Recipe};
 pub use error::LoraError;
 pub use factor::{FACTORS, Factor};
 pub use family::Family;

@@ -14,6 +14,7 @@
 pub mod checkpoint;
 pub mod controlnet;
 pub mod controlnet_union;
+pub mod gligen;
 #[cfg(test)]
 mod half_precision_tests;
 pub mod ip_adapter;

@@ -37,6 +37,8 @@ pub enum Attends {
 pub enum Edge {
     Input,
     Output,
+    /// What a block of the contracting half hands on below it, when its skip connection has been taken.
+    Below,
 }
 
 /// What takes the place of parts of the U-Net while it runs. Places have diffusers' names.
@@ -55,8 +57,14 @@ pub trait Hooks: Debug {
         layer: &Arc<Attention>,
     ) -> CandleResult<Option<Tensor>>;
 
-    /// What the block at `path`, "down_blocks.0.resnets.0" (with the attention behind it) or "mid_block", is given or
-    /// gives, [B, C, H, W].
+    /// Between the two attentions of the transformer block at `path`: its tokens [B, N, C], which lie in a picture as `size`.
+    ///
+    /// # Errors
+    /// What the hook reports.
+    fn between(&self, path: &str, size: (usize, usize), x: Tensor) -> CandleResult<Tensor>;
+
+    /// What the block at `path`, "down_blocks.0.resnets.0" (with the attention behind it), "down_blocks.0.downsamplers.0" or
+    /// "mid_block", is given, gives or hands on, [B, C, H, W].
     ///
     /// # Errors
     /// What the hook reports.
@@ -178,6 +186,11 @@ impl Steering<'_> {
             Some(hooks) => hooks.block(edge, path, x),
             None => Ok(x),
         }
+    }
+
+    /// Whether a feature is added at the block `name`.
+    pub(crate) fn has_feature(&self, name: &str) -> bool {
+        self.features.iter().any(|(of, _)| of == name)
     }
 
     /// `x` with the feature of the block `name`, where there is one.

@@ -40,7 +40,12 @@ pub struct Attention {
 }
 
 impl Attention {
-    fn load(weights: &Weights, channels: usize, context: usize, heads: usize) -> Result<Self> {
+    pub(crate) fn load(
+        weights: &Weights,
+        channels: usize,
+        context: usize,
+        heads: usize,
+    ) -> Result<Self> {
         Ok(Attention {
             to_q: Linear::load_without_bias(&weights.sub("to_q"), channels, channels)?,
             to_k: Linear::load_without_bias(&weights.sub("to_k"), context, channels)?,
@@ -179,6 +184,10 @@ impl BasicTransformerBlock {
         size: (usize, usize),
     ) -> CandleResult<Tensor> {
         let x = (x + self.to_itself(&self.norm1.forward(x)?, context, size)?)?;
+        let x = match context.hooks {
+            Some(hooks) => hooks.between(&self.own_path, size, x)?,
+            None => x,
+        };
         let normed = self.norm2.forward(&x)?;
         let x = (&x + self.to_context(&normed, context, size)?)?;
         let hidden = kernels::geglu(&self.ff_in.forward(&self.norm3.forward(&x)?)?)?;

@@ -240,6 +240,9 @@ impl UNetConfig {
         let mut blocks = Vec::new();
         for (i, level) in self.encoder.levels.iter().enumerate() {
             blocks.extend((0..level.layers).map(|j| format!("down_blocks.{i}.resnets.{j}")));
+            if i + 1 < self.encoder.levels.len() {
+                blocks.push(format!("down_blocks.{i}.downsamplers.0"));
+            }
         }
         if self.encoder.middle != MiddleConfig::Nothing {
             blocks.push("mid_block".to_owned());
@@ -253,6 +256,26 @@ impl UNetConfig {
             attentions.iter().filter_map(|path| path.strip_suffix(".attn2")).map(str::to_owned),
         );
         blocks
+    }
+
+    /// Options of diffusers' configuration that leave no trace in the shapes of the weights, where they are not the family's: what
+    /// a single file has to say of itself.
+    pub fn unsaid(&self) -> Option<Value> {
+        let encoder = &self.encoder;
+        let usual = |channels: usize| match encoder.use_linear_projection {
+            true if channels.is_multiple_of(64) => channels / 64,
+            true => 1,
+            false => 8,
+        };
+        let is_usual = encoder.norm_num_groups == 32
+            && encoder.levels.iter().all(|level| level.heads == usual(level.channels));
+        let heads: Vec<usize> = encoder.levels.iter().map(|level| level.heads).collect();
+        (!is_usual).then(|| {
+            json!({
+                "norm_num_groups": encoder.norm_num_groups,
+                "attention_head_dim": heads,
+            })
+        })
     }
 
     /// Channels of every skip connection, which are the channels of [`Residuals::down`].

@@ -206,16 +206,22 @@ impl Encoder {
                 }
                 hidden_states = steering.at_block(Edge::Output, &path, hidden_states)?;
                 skips.push(hidden_states.clone());
+                hidden_states = steering.at_block(Edge::Below, &path, hidden_states)?;
             }
+            let path = format!("{name}.downsamplers.0");
             if let Some(downsampler) = &block.downsampler {
                 hidden_states = downsampler.forward(&hidden_states)?;
+                hidden_states = steering.at_block(Edge::Output, &path, hidden_states)?;
                 skips.push(hidden_states.clone());
             }
-            if block.attentions.is_empty() {
+            if block.attentions.is_empty() && steering.has_feature(&name) {
                 hidden_states = steering.with_feature(&name, hidden_states)?;
                 if let Some(last) = skips.last_mut() {
                     last.clone_from(&hidden_states);
                 }
+            }
+            if block.downsampler.is_some() {
+                hidden_states = steering.at_block(Edge::Below, &path, hidden_states)?;
             }
             probe(&format!("down{i}"), &hidden_states);
         }

@@ -33,6 +33,17 @@ pub struct VaeConfig {
 }
 
 impl VaeConfig {
+    /// As [`crate::stable_diffusion::unet::UNetConfig::unsaid`].
+    pub fn unsaid(&self) -> Option<Value> {
+        let is_usual = self.norm_num_groups == 32 && self.scaling_factor == 0.18215;
+        (!is_usual).then(|| {
+            json!({
+                "norm_num_groups": self.norm_num_groups,
+                "scaling_factor": self.scaling_factor,
+            })
+        })
+    }
+
     /// Reads the JSON text; `file` is what errors call it.
     ///
     /// # Errors

@@ -1,8 +1,8 @@
 //! The interfaces of node.h from the calling side: the names of the traits, on any object that offers them.
 
 use super::{
-    AdapterLayer, ClipVisionTensors, ControlAnswer, ControlCall, DenoiseCall, LoraLayer, list, named,
-    named_tensors, optional, tensor,
+    AdapterLayer, ClipVisionTensors, ControlAnswer, ControlCall, DenoiseCall, LoraLayer, list,
+    named, named_tensors, optional, tensor,
 };
 use crate::{Context, Error, Object, Result, Tensor, Value};
 
@@ -140,8 +140,12 @@ impl Object {
         layers: Value,
         strength: f64,
     ) -> Result<(Object, Vec<String>)> {
-        let answer =
-            self.call(cx, interface, [("layers", layers), ("strength", strength.into())])?;
+        let input = [("layers", layers), ("strength", strength.into())];
+        self.changed(&self.call(cx, interface, input)?, interface)
+    }
+
+    /// The object of the same type that an answer has, and the names that it has no place for.
+    pub(super) fn changed(&self, answer: &Value, interface: &str) -> Result<(Object, Vec<String>)> {
         let same_type = |object: &Object| object.type_name() == self.type_name();
         let adapted = answer.get("object").and_then(|object| object.as_object());
         let adapted = adapted.filter(same_type).ok_or_else(|| {
@@ -277,7 +281,7 @@ impl Object {
     }
 
     /// What an answer gives under a key is of another kind than node.h says.
-    fn odd(&self, id: &str, key: &str) -> Error {
+    pub(super) fn odd(&self, id: &str, key: &str) -> Error {
         Error::new(format!("\"{id}\" of this {} gives a wrong \"{key}\"", self.type_name()))
     }
 

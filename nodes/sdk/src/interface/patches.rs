@@ -7,7 +7,8 @@ use crate::{Context, Error, Object, Result, Tensor, Value};
 /// A patch of "patch/1": its kind, the PATCH, and where and when it acts.
 #[derive(Clone)]
 pub struct Patch {
-    /// "self_attention", "cross_attention", "block_input", "block_output", "skip" or "guidance".
+    /// "self_attention", "cross_attention", "between_attentions", "block_input", "block_output", "below", "skip", "sides" or
+    /// "guidance".
     pub kind: String,
     /// The PATCH.
     pub patch: Object,
@@ -146,6 +147,45 @@ pub struct BlockCall {
     pub rows: Vec<String>,
 }
 
+/// "tokens_patch/1", offered by a PATCH.
+pub trait PatchTokens {
+    /// [B, N, D].
+    fn patch_tokens(&self, cx: &Context<'_>, call: &TokensCall) -> Result<Tensor>;
+}
+
+/// What "tokens_patch/1" takes.
+#[derive(Clone)]
+pub struct TokensCall {
+    /// [B, N, D].
+    pub x: Tensor,
+    pub block: String,
+    /// Of the tokens of x as a picture.
+    pub height: usize,
+    pub width: usize,
+    pub sigma: f64,
+    /// "positive" or "negative", of each row; none where nobody said it.
+    pub rows: Vec<String>,
+    /// Height and width of the latents.
+    pub latent: Option<(usize, usize)>,
+}
+
+/// "sides_patch/1", offered by a PATCH.
+pub trait PatchSides {
+    /// x₀ of the positive side, and of the negative where it is there.
+    fn patch_sides(&self, cx: &Context<'_>, call: &SidesCall) -> Result<(Tensor, Option<Tensor>)>;
+}
+
+/// What "sides_patch/1" takes, [B, C, H, W] each.
+#[derive(Clone)]
+pub struct SidesCall {
+    pub x: Tensor,
+    pub sigma: f64,
+    /// x₀ of the positive side.
+    pub conditional: Tensor,
+    /// Of the negative.
+    pub unconditional: Option<Tensor>,
+}
+
 /// "guidance_patch/1", offered by a PATCH.
 pub trait PatchGuidance {
     /// x₀.
@@ -207,10 +247,6 @@ impl<T: PatchAttention> Interface<T> for marker::AttentionPatch {
 
     fn call(object: &T, cx: &Context<'_>, input: &Arguments<'_>) -> Result<Value> {
         let attention = input.get("attention").as_object();
-        let latent = match input.get("latent_height").is_none() {
-            true => None,
-            false => Some((input.size("latent_height")?, input.size("latent_width")?)),
-        };
         let call = AttentionCall {
             x: input.tensor("x")?,
             context: input.tensor("context")?,
@@ -220,9 +256,51 @@ impl<T: PatchAttention> Interface<T> for marker::AttentionPatch {
             width: input.size("width")?,
             sigma: input.number("sigma")?,
             rows: texts(&input.get("rows")),
-            latent,
+            latent: latent(input)?,
         };
         Ok(Value::map([("x", object.patch_attention(cx, &call)?.into_value())]))
+    }
+}
+
+/// Height and width of the latents, where they are said.
+fn latent(input: &Arguments<'_>) -> Result<Option<(usize, usize)>> {
+    match input.get("latent_height").is_none() {
+        true => Ok(None),
+        false => Ok(Some((input.size("latent_height")?, input.size("latent_width")?))),
+    }
+}
+
+impl<T: PatchTokens> Interface<T> for marker::TokensPatch {
+    const ID: &'static str = "tokens_patch/1";
+
+    fn call(object: &T, cx: &Context<'_>, input: &Arguments<'_>) -> Result<Value> {
+        let call = TokensCall {
+            x: input.tensor("x")?,
+            block: input.text("block")?,
+            height: input.size("height")?,
+            width: input.size("width")?,
+            sigma: input.number("sigma")?,
+            rows: texts(&input.get("rows")),
+            latent: latent(input)?,
+        };
+        Ok(Value::map([("x", object.patch_tokens(cx, &call)?.into_value())]))
+    }
+}
+
+impl<T: PatchSides> Interface<T> for marker::SidesPatch {
+    const ID: &'static str = "sides_patch/1";
+
+    fn call(object: &T, cx: &Context<'_>, input: &Arguments<'_>) -> Result<Value> {
+        let call = SidesCall {
+            x: input.tensor("x")?,
+            sigma: input.number("sigma")?,
+            conditional: input.tensor("conditional")?,
+            unconditional: input.optional_tensor("unconditional"),
+        };
+        let (conditional, unconditional) = object.patch_sides(cx, &call)?;
+        let unconditional = unconditional.map(|side| ("unconditional", side.into_value()));
+        let conditional = [("conditional", conditional.into_value())];
+        Ok(Value::map(conditional.into_iter().chain(unconditional)))
     }
 }
 
@@ -297,12 +375,17 @@ fn of_texts(texts: &[String]) -> Value {
     Value::list(texts.iter().map(|text| Value::string(text.as_str())).collect())
 }
 
-fn patches_of(value: &Value) -> Result<Vec<Patch>> {
+pub(super) fn patches_of(value: &Value) -> Result<Vec<Patch>> {
     value.as_list().unwrap_or_default().iter().map(Patch::read).collect()
 }
 
-fn of_patches(patches: Vec<Patch>) -> Value {
+pub(super) fn of_patches(patches: Vec<Patch>) -> Value {
     Value::list(patches.into_iter().map(Patch::into_value).collect())
+}
+
+/// A side of a picture that may be unknown.
+fn side(side: Option<usize>) -> Value {
+    side.map_or(Value::NONE, |side| (side as i64).into())
 }
 
 /// The calling side.
@@ -327,7 +410,6 @@ impl Object {
 
     /// "attention_patch/1".
     pub fn patch_attention(&self, cx: &Context<'_>, call: AttentionCall) -> Result<Tensor> {
-        let side = |side: Option<usize>| side.map_or(Value::NONE, |side| (side as i64).into());
         let input = [
             ("x", call.x.into_value()),
             ("context", call.context.into_value()),
@@ -341,6 +423,38 @@ impl Object {
             ("latent_width", side(call.latent.map(|latent| latent.1))),
         ];
         tensor(&self.call(cx, "attention_patch/1", input)?, "x")
+    }
+
+    /// "tokens_patch/1".
+    pub fn patch_tokens(&self, cx: &Context<'_>, call: TokensCall) -> Result<Tensor> {
+        let input = [
+            ("x", call.x.into_value()),
+            ("block", Value::string(call.block)),
+            ("height", (call.height as i64).into()),
+            ("width", (call.width as i64).into()),
+            ("sigma", call.sigma.into()),
+            ("rows", of_texts(&call.rows)),
+            ("latent_height", side(call.latent.map(|latent| latent.0))),
+            ("latent_width", side(call.latent.map(|latent| latent.1))),
+        ];
+        tensor(&self.call(cx, "tokens_patch/1", input)?, "x")
+    }
+
+    /// "sides_patch/1": x₀ of the positive side, and of the negative where the patch gives it.
+    pub fn patch_sides(
+        &self,
+        cx: &Context<'_>,
+        call: SidesCall,
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        let input = [
+            ("x", call.x.into_value()),
+            ("sigma", call.sigma.into()),
+            ("conditional", call.conditional.into_value()),
+            ("unconditional", optional(call.unconditional)),
+        ];
+        let answer = self.call(cx, "sides_patch/1", input)?;
+        let unconditional = answer.get("unconditional").and_then(|side| side.as_tensor());
+        Ok((tensor(&answer, "conditional")?, unconditional))
     }
 
     /// "attention/1": x, and the weights where `wants_weights` and it can say them.

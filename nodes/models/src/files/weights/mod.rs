@@ -303,6 +303,17 @@ impl Weights {
         }
     }
 
+    /// What the file has a tensor in: f32, f16 or bf16. Numbers in fewer bits count as f16.
+    pub fn file_type(&self, name: &str) -> Option<DType> {
+        let stored = self.store.source.stored(&format!("{}{name}", self.prefix))?;
+        Some(match stored.numbers {
+            _ if self.rounding.is_some() => DType::F16,
+            Ok(Numbers::Packed(_)) => DType::F16,
+            Ok(Numbers::Plain(half @ (DType::F16 | DType::BF16))) => half,
+            _ => DType::F32,
+        })
+    }
+
     /// The names under this prefix, without it, sorted.
     pub fn names(&self) -> Vec<String> {
         let mut names: Vec<String> = self
@@ -357,7 +368,7 @@ impl Weights {
     fn read(&self, name: &str, expected: Shape, keep: Keep) -> Result<Weight> {
         let full = format!("{}{name}", self.prefix);
         let placeholder =
-            || Ok(Tensor::zeros(1, DType::F32, &self.device)?.broadcast_as(&expected)?.into());
+            || Ok(Tensor::zeros((), DType::F32, &self.device)?.broadcast_as(&expected)?.into());
         if let Source::Recording(recorded) = &*self.store.source {
             lock(recorded).insert(full, expected.dims().to_vec());
             return placeholder();

@@ -44,7 +44,8 @@ pub(super) enum Naming {
 
 /// Names that one kind of file alone has, the surer ones first. A mark that ends in a dot or an
 /// underscore is the beginning of a name, one that begins with a dot is within it.
-const OTHERS: [(&str, &str); 21] = [
+const OTHERS: [(&str, &str); 22] = [
+    ("position_net.", "GLIGEN, which GLIGENLoader takes"),
     ("lora_unet_", "a LoRA, which LoraLoader takes"),
     ("lora_te_", "a LoRA, which LoraLoader takes"),
     (".lora_A.", "a LoRA, which LoraLoader takes"),

@@ -5,9 +5,11 @@
 //! with the configuration that a folder has in `config.json` and a file in its shapes ([`infer`]).
 
 mod family;
+mod gligen;
 mod infer;
 mod ldm;
 mod open_clip;
+pub mod original;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -31,6 +33,7 @@ use crate::stable_diffusion::taesd::{Half, TaesdConfig, TaesdWeights, diffusers_
 use crate::stable_diffusion::unet::{SD1_SCALE, SDXL_SCALE, UNetConfig};
 use crate::stable_diffusion::vae::VaeConfig;
 use family::{Found, Naming};
+pub use gligen::open_gligen;
 use ldm::Rows;
 pub use text::TextEncoder;
 

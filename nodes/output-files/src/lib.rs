@@ -1,4 +1,4 @@
-//! Where saved pictures go: ComfyUI's file names, and files that are either whole or not there.
+//! Where saved files go: ComfyUI's file names, and files that are either whole or not there.
 //!
 //! A picture is called `{prefix}_{counter:05}_.png`. It is written under a temporary name in its folder, brought to the disk, and then
 //! given its own name by a call that never replaces a file; where another process was faster, the next counter is taken.
@@ -21,7 +21,15 @@ pub enum OutputError {
     #[error("the folder {} cannot be written to: {cause}", folder.display())]
     Folder { folder: PathBuf, cause: io::Error },
     #[error("{} cannot be written: {cause}", path.display())]
-    Write { path: PathBuf, cause: png::EncodingError },
+    Write { path: PathBuf, cause: Cause },
+}
+
+/// What whoever writes a file reports.
+pub type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+/// The local time, as [`Patterns`] take it.
+pub fn now() -> NaiveDateTime {
+    chrono::Local::now().naive_local()
 }
 
 /// What the patterns in a prefix stand for.
@@ -141,11 +149,11 @@ impl Series {
     ///
     /// # Errors
     /// Those of the file system and of `write`; nothing is left behind then.
-    pub fn save(
+    pub fn save<E: Into<Cause>>(
         &mut self,
         index: usize,
         making: impl FnOnce(&str),
-        write: impl FnOnce(&mut dyn Write) -> Result<(), png::EncodingError>,
+        write: impl FnOnce(&mut dyn Write) -> Result<(), E>,
     ) -> Result<String, OutputError> {
         let name = batch_name(&self.name, index);
         let failed = |cause: io::Error| OutputError::Folder { folder: self.folder.clone(), cause };
@@ -154,7 +162,8 @@ impl Series {
             making(name);
         }
         let mut buffer = BufWriter::new(file.as_file_mut());
-        let written = write(&mut buffer).and_then(|()| Ok(buffer.flush()?));
+        let written = write(&mut buffer).map_err(Into::into);
+        let written: Result<(), Cause> = written.and_then(|()| Ok(buffer.flush()?));
         drop(buffer);
         // A name that survives a crash of the machine must not lead to a file that did not.
         let written = written.and_then(|()| Ok(file.as_file().sync_all()?));
@@ -294,7 +303,7 @@ mod tests {
     }
 
     fn save(series: &mut Series, index: usize, bytes: &[u8]) -> Result<String, OutputError> {
-        series.save(index, |_| (), |file| Ok(file.write_all(bytes)?))
+        series.save(index, |_| (), |file| file.write_all(bytes))
     }
 
     fn listing(folder: &Path) -> Vec<String> {
@@ -379,7 +388,7 @@ mod tests {
             |_| (),
             |file| {
                 Series::begin(root.path(), "c", 1).map_err(io::Error::other)?;
-                Ok(file.write_all(b"whole")?)
+                file.write_all(b"whole")
             },
         );
         assert_eq!(fs::read(root.path().join(saved.unwrap())).unwrap(), b"whole");
@@ -394,7 +403,7 @@ mod tests {
             |_| (),
             |file| {
                 file.write_all(&[0; 100_000])?;
-                Err(io::Error::other("the disk is full").into())
+                Err(io::Error::other("the disk is full"))
             },
         );
         let sentence = error.unwrap_err().to_string();
