@@ -223,7 +223,8 @@ struct kg_object {
  * "model_sampling/1" (MODEL): the same model, sampled in another way; the network is shared, and the object itself
  *          stays what it is.
  *     in   description TEXT, a JSON object: what "describe/1" of the other says instead, of "prediction",
- *              "alphas_cumprod", "timesteps", "consistency", "rescale_cfg" and "differential"
+ *              "alphas_cumprod", "timesteps", "consistency", "rescale_cfg", "differential", "latent_mean" and
+ *              "latent_std"
  *     out  model OBJECT MODEL
  * "patch/1" (MODEL): the same model with changes inside its U-Net; the object itself stays what it is. A
  *          model refuses, by its name, a kind or a block that it does not have.
@@ -438,7 +439,7 @@ struct kg_object {
  * "describe/1": what the object is. Any object may offer it; a MODEL and a GUIDER do.
  *     out  description TEXT, a JSON object. "understands" has by interface the optional keys that the object
  *              makes use of, {"denoiser/1": ["residuals"]}. A MODEL, and a GUIDER as its model, gives
- *              "prediction" ("epsilon", "v_prediction", "sample"), "in_channels", "out_channels",
+ *              "prediction" ("epsilon", "v_prediction", "sample", "edm"), "in_channels", "out_channels",
  *              "context_width", "train_steps" and "alphas_cumprod" (a list of that many numbers). It may give
  *              "timesteps", what "timestep" of "denoiser/1" is where it is no place in alphas_cumprod:
  *              {"factor": f, "offset": o}, f times the place plus o, or "quarter_log_sigma", ln(sigma) / 4;
@@ -446,7 +447,9 @@ struct kg_object {
  *              them at ten times the timestep and a deviation of the data of 0.5; "rescale_cfg" in 0..1, how much of the
  *              guided prediction is brought back to the spread of the positive's; "differential" in 0..1, how much of a noise
  *              mask is, at each step, 1 where the mask is not below the share of the steps that are left, and 0
- *              elsewhere. One that
+ *              elsewhere. "latent_mean" and "latent_std", a number
+ *              for each channel: x is the autoencoder's latents less the mean, divided by the other. With "edm" x spreads by
+ *              0.5, which "denoiser/1" sees at 1, and the prediction is the velocity of that with the other sign. One that
  *              understands "pooled" and "sizes" gives "pooled_width" and "sizes", how many. It may
  *              give "model_channels", the channels of a U-Net's outermost level, "latent_rgb", a list of [r,g,b] for each latent channel, and "latent_rgb_bias", [r,g,b]:
  *              what a picture of a latent is made with, in -1..1, "cross_attentions", the

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use kosmograph_models::Weights;
 use kosmograph_models::lora::{Adapted, Layers};
-use kosmograph_models::samplers::{Prediction, Schedule, SchedulerConfig, Timesteps};
+use kosmograph_models::samplers::{LatentSpace, Prediction, Schedule, SchedulerConfig, Timesteps};
 use kosmograph_models::stable_diffusion::steering::{ExtraTokens, KeysValues, Steering};
 use kosmograph_models::stable_diffusion::unet::{Condition, Residuals, UNet, UNetConfig};
 use node::interface::{
@@ -32,8 +32,16 @@ pub struct UNetModel {
 }
 
 /// What "model_sampling/1" may change.
-const CHANGEABLE: [&str; 6] =
-    ["prediction", "alphas_cumprod", "timesteps", "consistency", "rescale_cfg", "differential"];
+const CHANGEABLE: [&str; 8] = [
+    "prediction",
+    "alphas_cumprod",
+    "timesteps",
+    "consistency",
+    "rescale_cfg",
+    "differential",
+    "latent_mean",
+    "latent_std",
+];
 
 impl UNetModel {
     /// A U-Net of `weights` under diffusers' names, on their device, and the schedule it was trained
@@ -51,7 +59,11 @@ impl UNetModel {
             let config = config.clone();
             Adapted::open(weights, &[], move |weights| UNet::load(weights, &config))?
         };
-        let (scaling_factor, sampled_as) = (None, serde_json::Map::new());
+        let (scaling_factor, mut sampled_as) = (None, serde_json::Map::new());
+        if let Some(LatentSpace { mean, std }) = &scheduler.latent_space {
+            sampled_as.insert("latent_mean".to_owned(), json!(mean));
+            sampled_as.insert("latent_std".to_owned(), json!(std));
+        }
         Ok(Self { unet, config, schedule, device, scaling_factor, sampled_as, patches: Vec::new() })
     }
 
@@ -290,6 +302,7 @@ pub fn schedule_description(schedule: &Schedule) -> serde_json::Map<String, serd
         Prediction::Epsilon => "epsilon",
         Prediction::VPrediction => "v_prediction",
         Prediction::Sample => "sample",
+        Prediction::Edm => "edm",
     };
     let timesteps = match schedule.timesteps {
         Timesteps::Places => serde_json::Value::Null,

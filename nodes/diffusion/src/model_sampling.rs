@@ -1,6 +1,6 @@
 //! A model sampled in another way than its file says: what it predicts, its noise levels, its guidance.
 
-use kosmograph_models::samplers::{Prediction, Schedule, SchedulerConfig};
+use kosmograph_models::samplers::{LatentSpace, Prediction, Schedule, SchedulerConfig};
 use node::*;
 
 use crate::model::schedule_description;
@@ -51,8 +51,8 @@ impl Node for ModelSamplingDiscrete {
 pub struct ModelSamplingContinuousEDM {
     /// The model.
     model: Model,
-    /// What it predicts: the velocity or the noise.
-    #[widget(choices = ["v_prediction", "eps"], default = "v_prediction")]
+    /// What it predicts: the velocity (CosXL), as EDM has it, as Playground 2.5 in latents of its own, or the noise.
+    #[widget(choices = ["v_prediction", "edm", "edm_playground_v2.5", "eps"], default = "v_prediction")]
     sampling: String,
     /// The highest noise level.
     #[widget(default = 120.0, min = 0.0, max = 1000.0, step = 0.001)]
@@ -78,10 +78,21 @@ impl Node for ModelSamplingContinuousEDM {
         }
         let prediction = match self.sampling.as_str() {
             "eps" => Prediction::Epsilon,
+            "edm" | "edm_playground_v2.5" => Prediction::Edm,
             _ => Prediction::VPrediction,
         };
         let schedule = Schedule::over_sigmas(self.sigma_min, self.sigma_max, prediction)?;
-        sampled_as(cx, &self.model, &schedule, false)
+        let model = sampled_as(cx, &self.model, &schedule, false)?;
+        if self.sampling != "edm_playground_v2.5" {
+            return Ok(model);
+        }
+        let LatentSpace { mean, std } = LatentSpace::playground();
+        let space = [("latent_mean", json!(mean)), ("latent_std", json!(std))];
+        changed(
+            cx,
+            &model,
+            &space.map(|(key, value)| (key.to_owned(), value)).into_iter().collect(),
+        )
     }
 }
 

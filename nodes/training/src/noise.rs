@@ -44,6 +44,10 @@ pub fn target(
         }
         Prediction::Epsilon => Ok(noise.clone()),
         Prediction::Sample => Ok(latents.clone()),
+        Prediction::Edm => candle_core::bail!(
+            "a network of EDM's kind (Playground 2.5) is not trained here; one that predicts the noise, the velocity or the picture \
+             would be right"
+        ),
     }
 }
 
@@ -61,7 +65,7 @@ pub fn min_snr_weights(schedule: &Schedule, timesteps: &[usize], gamma: f64) -> 
         let divisor = match schedule.prediction {
             Prediction::VPrediction => snr + 1.0,
             Prediction::Epsilon => snr,
-            Prediction::Sample => 1.0,
+            Prediction::Sample | Prediction::Edm => 1.0,
         };
         (snr.min(gamma) / divisor) as f32
     };

@@ -23,6 +23,7 @@ fn sample(
     let latent = latent.map_err(|error| error.of_input("latent_image"))?;
     let latents = node_candle::import(&latent.samples()?, &device)?;
     let latents = described.fit(latents).map_err(|error| error.of_input("latent_image"))?;
+    let latents = described.enter(latents).map_err(|error| error.of_input("guider"))?;
     let sigmas = sigmas.into_value().as_tensor();
     let call = SampleCall {
         guider,
@@ -33,7 +34,11 @@ fn sample(
         batch_index: latent.batch_index()?,
     };
     let (samples, denoised) = sampler.0.sample(cx, call)?;
-    Ok((latent.with_samples(samples), latent.with_samples(denoised)))
+    let left = |samples: Tensor| {
+        let samples = node_candle::import(&samples, &device)?;
+        Ok::<_, Error>(latent.with_samples(node_candle::export(&described.leave(samples)?)?))
+    };
+    Ok((left(samples)?, left(denoised)?))
 }
 
 /// As KSampler, along noise levels and by a sampler that are given.

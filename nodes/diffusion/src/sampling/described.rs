@@ -1,7 +1,7 @@
 //! What a model says of itself, as far as samplers ask.
 
 use candle_core::{DType, Device, Tensor as Candle};
-use kosmograph_models::samplers::{Prediction, Schedule, Step, Timesteps};
+use kosmograph_models::samplers::{LatentSpace, Prediction, Schedule, Step, Timesteps};
 use node::*;
 use node_candle::export;
 
@@ -30,6 +30,28 @@ fn timesteps(json: &serde_json::Value) -> Result<Timesteps> {
     }
 }
 
+/// "latent_mean" and "latent_std", of a model that says them.
+fn latent_space(json: &serde_json::Value) -> Result<Option<LatentSpace>> {
+    let (mean, std) = (&json["latent_mean"], &json["latent_std"]);
+    if mean.is_null() && std.is_null() {
+        return Ok(None);
+    }
+    let numbers = |list: &serde_json::Value| -> Option<Vec<f64>> {
+        list.as_array()?.iter().map(|n| n.as_f64().filter(|n| n.is_finite())).collect()
+    };
+    let space = numbers(mean).zip(numbers(std));
+    let fits = |(mean, std): &(Vec<f64>, Vec<f64>)| {
+        mean.len() == std.len() && std.iter().all(|&std| std > 0.0)
+    };
+    match space.filter(fits) {
+        Some((mean, std)) => Ok(Some(LatentSpace { mean, std })),
+        None => Err(Error::new(format!(
+            "the model says that its latents have the mean {mean} and the spread {std}; as many numbers of both, and spreads above 0, \
+             would be right"
+        ))),
+    }
+}
+
 /// What a MODEL says of itself, "describe/1", and a GUIDER of its model.
 pub struct Described {
     pub schedule: Schedule,
@@ -45,6 +67,8 @@ pub struct Described {
     pub differential: f64,
     /// What its latents are the autoencoder's times.
     pub scaling_factor: Option<f64>,
+    /// "latent_mean" and "latent_std": what x is of the autoencoder's latents.
+    space: Option<LatentSpace>,
     /// "latent_rgb" and "latent_rgb_bias".
     latent_rgb: Vec<[f32; 3]>,
     latent_rgb_bias: [f32; 3],
@@ -65,9 +89,10 @@ pub fn described_schedule(json: &serde_json::Value) -> Result<Schedule> {
         Some("epsilon") => Prediction::Epsilon,
         Some("v_prediction") => Prediction::VPrediction,
         Some("sample") => Prediction::Sample,
+        Some("edm") => Prediction::Edm,
         other => {
             return Err(Error::new(format!(
-                "the model predicts {other:?}; epsilon, v_prediction or sample is known"
+                "the model predicts {other:?}; epsilon, v_prediction, sample or edm is known"
             )));
         }
     };
@@ -99,6 +124,7 @@ impl Described {
             scaling_factor: json["scaling_factor"]
                 .as_f64()
                 .filter(|scale| scale.is_finite() && *scale > 0.0),
+            space: latent_space(&json).map_err(|error| error.of_input(input))?,
             latent_rgb: serde_json::from_value(json["latent_rgb"].clone()).unwrap_or_default(),
             latent_rgb_bias: serde_json::from_value(json["latent_rgb_bias"].clone())
                 .unwrap_or_default(),
@@ -113,7 +139,9 @@ impl Described {
     /// # Errors
     /// There is no memory for it.
     pub fn shows(&self, cx: &Context<'_>, device: &Device) -> Result<Shows> {
-        Ok(Shows { colours: self.colours()?, eye: self.preview_decoder(cx, device) })
+        let (colours, eye) = (self.colours()?, self.preview_decoder(cx, device));
+        let space = self.space.clone().map(|space| (space, self.scaling_factor.unwrap_or(1.0)));
+        Ok(Shows { colours, eye, space })
     }
 
     /// What makes a picture of latents, [C, 3] and \[3\].
@@ -142,6 +170,30 @@ impl Described {
         }
     }
 
+    /// What the network's x is of latents as a LATENT has them. Empty ones stay empty, as in ComfyUI.
+    ///
+    /// # Errors
+    /// The model says it for other channels, or there is no memory.
+    pub fn enter(&self, latents: Candle) -> Result<Candle> {
+        let Some(space) = &self.space else { return Ok(latents) };
+        let [mean, std] = rows_of(space, self.scaling_factor.unwrap_or(1.0), &latents)?;
+        if latents.abs()?.sum_all()?.to_scalar::<f32>()? == 0.0 {
+            return Ok(latents);
+        }
+        Ok(latents.broadcast_sub(&mean)?.broadcast_div(&std)?)
+    }
+
+    /// [`Described::enter`] the other way.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn leave(&self, x: Candle) -> Result<Candle> {
+        match &self.space {
+            Some(space) => space_left(space, self.scaling_factor.unwrap_or(1.0), x),
+            None => Ok(x),
+        }
+    }
+
     /// The latents with the model's channels. Empty ones have no picture to lose and take as many as the
     /// model wants.
     pub fn fit(&self, latents: Candle) -> Result<Candle> {
@@ -161,12 +213,36 @@ impl Described {
     }
 }
 
+/// The mean and the spread of the channels of a LATENT of this scale, [1, C, 1, 1].
+fn rows_of(space: &LatentSpace, scale: f64, latents: &Candle) -> Result<[Candle; 2]> {
+    let channels = latents.dim(1)?;
+    if space.mean.len() != channels {
+        return Err(Error::new(format!(
+            "the model tells the mean of {} channels, but the latents have {channels}",
+            space.mean.len()
+        )));
+    }
+    let row = |numbers: &[f64]| {
+        let numbers: Vec<f32> = numbers.iter().map(|number| (number * scale) as f32).collect();
+        Candle::from_vec(numbers, (1, channels, 1, 1), latents.device())
+    };
+    Ok([row(&space.mean)?, row(&space.std)?])
+}
+
+/// A LATENT of what the network's x is.
+fn space_left(space: &LatentSpace, scale: f64, x: Candle) -> Result<Candle> {
+    let [mean, std] = rows_of(space, scale, &x)?;
+    Ok(x.broadcast_mul(&std)?.broadcast_add(&mean)?)
+}
+
 /// How x₀ is shown while it is sampled.
 pub struct Shows {
     /// The colour of each channel [C, 3], and what is added to their sum \[3\].
     colours: Option<[Tensor; 2]>,
     /// What shows x₀ better than colours do.
     eye: Option<PreviewDecoder>,
+    /// What a LATENT is of x₀, and at what scale.
+    space: Option<(LatentSpace, f64)>,
 }
 
 impl Shows {
@@ -175,18 +251,22 @@ impl Shows {
     /// # Errors
     /// The work is to stop, or there is no memory.
     pub fn show(&self, cx: &Context<'_>, step: Step<'_>) -> Result<()> {
+        let first = || -> Result<Candle> {
+            let x0 = step.x0.narrow(0, 0, 1)?;
+            match &self.space {
+                Some((space, scale)) => space_left(space, *scale, x0),
+                None => Ok(x0),
+            }
+        };
         if let Some(eye) = &self.eye {
-            let picture = Preview::Image(eye.picture(&step.x0.narrow(0, 0, 1)?)?);
+            let picture = Preview::Image(eye.picture(&first()?)?);
             return cx.preview(step.done, step.steps, picture);
         }
         let Some([rgb, bias]) = self.colours.as_ref().filter(|_| cx.wants_previews()) else {
             return Ok(());
         };
-        let picture = Preview::Latents {
-            latents: export(&step.x0.narrow(0, 0, 1)?)?,
-            rgb: rgb.clone(),
-            bias: bias.clone(),
-        };
+        let picture =
+            Preview::Latents { latents: export(&first()?)?, rgb: rgb.clone(), bias: bias.clone() };
         cx.preview(step.done, step.steps, picture)
     }
 }

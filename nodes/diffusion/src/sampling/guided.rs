@@ -8,8 +8,8 @@
 use std::sync::Arc;
 
 use candle_core::Tensor as Candle;
+use kosmograph_models::samplers::Schedule;
 use kosmograph_models::samplers::guidance::{guide, perpendicular};
-use kosmograph_models::samplers::{Prediction, Schedule};
 use node::interface::{self, DenoiseCall, GuidanceCall, Patch, SidesCall, marker};
 use node::*;
 use node_candle::{device, export, import};
@@ -202,9 +202,8 @@ impl Guided {
         let wants = both || acting.iter().any(|patch| patch.wants_unconditional);
         let Sides { output, cond, uncond } = self.by_rule(at, wants, &before)?;
         // Patches are told of x₀ and of x in VE.
-        let alpha = 1.0 / (at.sigma * at.sigma + 1.0).sqrt();
-        let x0 = |output: &Candle| self.schedule.x0(at.x, output, alpha, at.sigma * alpha);
-        let x = export(&(at.x / alpha)?)?;
+        let x0 = |output: &Candle| x0_of_output(&self.schedule, at.x, output, at.sigma);
+        let x = export(&self.schedule.in_ve(at.x, at.sigma)?)?;
         let conditional = export(&x0(&cond)?)?;
         let unconditional = match &uncond {
             Some(uncond) => Some(export(&x0(uncond)?)?),
@@ -243,9 +242,8 @@ impl Guided {
         if patches.is_empty() {
             return Ok((cond, uncond));
         }
-        let alpha = 1.0 / (at.sigma * at.sigma + 1.0).sqrt();
-        let x = export(&(at.x / alpha)?)?;
-        let x0 = |said: &Candle| export(&self.schedule.x0(at.x, said, alpha, at.sigma * alpha)?);
+        let x = export(&self.schedule.in_ve(at.x, at.sigma)?)?;
+        let x0 = |said: &Candle| export(&x0_of_output(&self.schedule, at.x, said, at.sigma)?);
         let (mut cond, mut uncond) = (x0(&cond)?, uncond.as_ref().map(x0).transpose()?);
         for patch in patches {
             let call = SidesCall {
@@ -581,6 +579,21 @@ impl Guide for Guided {
     }
 }
 
+/// The x₀ that a network believes in which says `output` at x (VP) of noise level σ (VE).
+fn x0_of_output(
+    schedule: &Schedule,
+    x: &Candle,
+    output: &Candle,
+    sigma: f64,
+) -> candle_core::Result<Candle> {
+    let (alpha, share) = schedule.shares(sigma);
+    let x0 = schedule.x0(x, output, alpha, share)?;
+    match schedule.prediction.sigma_data() {
+        1.0 => Ok(x0),
+        data => x0 * data,
+    }
+}
+
 /// What a network says at x (VP) of noise level σ (VE) that believes in x₀.
 pub fn output_for_x0(
     schedule: &Schedule,
@@ -588,12 +601,10 @@ pub fn output_for_x0(
     x0: &Candle,
     sigma: f64,
 ) -> candle_core::Result<Candle> {
-    let alpha = 1.0 / (sigma * sigma + 1.0).sqrt();
-    let sigma = sigma * alpha;
-    match schedule.prediction {
-        Prediction::Epsilon => (x / sigma)? - (x0 * (alpha / sigma))?,
-        Prediction::VPrediction => (x * (alpha / sigma))? - (x0 / sigma)?,
-        Prediction::Sample => Ok(x0.clone()),
+    let (alpha, share) = schedule.shares(sigma);
+    match schedule.prediction.sigma_data() {
+        1.0 => schedule.output_for_x0(x, x0, alpha, share),
+        data => schedule.output_for_x0(x, &(x0 / data)?, alpha, share),
     }
 }
 

@@ -20,7 +20,7 @@ mod resize;
 mod through;
 
 use candle_core::Tensor as Candle;
-use kosmograph_models::samplers::{self, Ending, Schedule, Step, sigmas};
+use kosmograph_models::samplers::{self, Ending, Prediction, Schedule, Step, sigmas};
 use node::*;
 use node_candle::{device, export, import};
 
@@ -118,12 +118,14 @@ impl Sampling {
         let given = given.map_err(|error| error.of_input(self.latent_input))?;
         let latents = described.fit(import(&given.samples()?, &device)?);
         let latents = latents.map_err(|error| error.of_input(self.latent_input))?;
+        let given_latents = latents.clone();
+        let latents = described.enter(latents).map_err(|error| error.of_input("model"))?;
         if matches!(self.span, Span::Denoise(denoise) if denoise <= 0.0) {
             return Ok(self.latent);
         }
         self.total_steps()?;
         ask_memory(&latents)?;
-        let latent = given.with_samples(export(&latents)?);
+        let latent = given.with_samples(export(&given_latents)?);
         let at_latent = |error: Error| error.of_input(self.latent_input);
         let noise = Seeded::new(self.noise.seed, self.noise.draw, &latent, &device);
         let noise = noise.map_err(at_latent)?;
@@ -174,7 +176,7 @@ impl Sampling {
                 run.run(cx, &levels).map(|sampled| sampled.latents)
             }
         };
-        Ok(latent.with_samples(export(&sampled?)?))
+        Ok(latent.with_samples(export(&described.leave(sampled?)?)?))
     }
 
     /// How many steps the whole schedule would have, of which the last `steps` are taken.
@@ -209,6 +211,13 @@ impl Sampling {
     ) -> Result<Candle> {
         let schedule = &run.guided.schedule;
         let total = self.total_steps()?;
+        if schedule.prediction == Prediction::Edm {
+            return Err(Error::at(
+                "sampler",
+                "the published Kosmos-G's samplers do not know networks of EDM's kind (Playground 2.5); another one, as \"dpmpp_2m\", \
+                 would be right",
+            ));
+        }
         if total > schedule.train_steps() {
             return Err(Error::at(
                 "steps",

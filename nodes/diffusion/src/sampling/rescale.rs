@@ -4,8 +4,6 @@
 use candle_core::{Result, Tensor};
 use kosmograph_models::samplers::Schedule;
 
-use super::guided::output_for_x0;
-
 /// `share` of the guided output at x (VP) of noise level σ (VE) with the spread of the positive's, the rest as it is. It is
 /// velocities that are compared, as in ComfyUI, whatever the network predicts.
 pub fn rescaled(
@@ -15,16 +13,16 @@ pub fn rescaled(
     sigma: f64,
     share: f64,
 ) -> Result<Tensor> {
-    let alpha = 1.0 / (sigma * sigma + 1.0).sqrt();
+    let (alpha, noise) = schedule.shares(sigma);
     let velocity = |output: &Tensor| {
-        let x0 = schedule.x0(x, output, alpha, sigma * alpha)?;
-        ((x * alpha)? - x0)? / (sigma * alpha)
+        let x0 = schedule.x0(x, output, alpha, noise)?;
+        ((x * alpha)? - x0)? / noise
     };
     let (positive, guided) = (velocity(positive)?, velocity(guided)?);
     let factor = spread(&positive)?.broadcast_div(&spread(&guided)?)?;
     let velocity = ((guided.broadcast_mul(&factor)? * share)? + (&guided * (1.0 - share))?)?;
-    let x0 = ((x * alpha)? - (velocity * (sigma * alpha))?)?;
-    output_for_x0(schedule, x, &x0, sigma)
+    let x0 = ((x * alpha)? - (velocity * noise)?)?;
+    schedule.output_for_x0(x, &x0, alpha, noise)
 }
 
 /// The standard deviation of each row of [B, C, H, W], [B, 1, 1, 1]; 1 of a row without any, which no factor changes.
@@ -39,6 +37,7 @@ fn spread(rows: &Tensor) -> Result<Tensor> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::guided::output_for_x0;
     use super::*;
     use candle_core::Device;
     use kosmograph_models::samplers::{Prediction, SchedulerConfig};

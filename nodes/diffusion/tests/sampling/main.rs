@@ -5,6 +5,7 @@ mod bad_input;
 mod conditioning;
 mod controls;
 mod custom;
+mod edm;
 mod host;
 mod inpainting;
 mod latents;

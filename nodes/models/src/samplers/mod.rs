@@ -75,7 +75,9 @@ pub use noise::{NoiseSampler, StepNoise, TorchNoise};
 pub use pndm::{pndm, repeat_second};
 pub use res_multistep::res_multistep;
 pub use sa_solver::{Settings, sa_solver};
-pub use schedule::{Prediction, Schedule, SchedulerConfig, Timesteps, zero_terminal_snr};
+pub use schedule::{
+    LatentSpace, Prediction, Schedule, SchedulerConfig, Timesteps, zero_terminal_snr,
+};
 pub use seeds::{seeds_2, seeds_3};
 pub use sheet::{NAMES, SAMPLERS, Sampler, sampler};
 pub use uni_pc::{Variant, uni_pc};

@@ -19,6 +19,19 @@ pub enum Prediction {
     VPrediction,
     /// x₀ itself.
     Sample,
+    /// F of Karras et al., arXiv 2206.00364, table 1, of latents that spread by 0.5: the other sign of the velocity of the latents at
+    /// spread 1, which is what the network sees.
+    Edm,
+}
+
+impl Prediction {
+    /// How far the latents spread that the network was trained on, as its conversions take them (σ_data).
+    pub fn sigma_data(self) -> f64 {
+        match self {
+            Prediction::Edm => 0.5,
+            _ => 1.0,
+        }
+    }
 }
 
 /// The part of `scheduler_config.json` that says how the model was trained. What it says of sampling
@@ -42,6 +55,27 @@ pub struct SchedulerConfig {
     /// (Karras et al., arXiv 2206.00364, with the v of a VP model: CosXL). Nothing of the betas counts then.
     #[serde(default)]
     pub edm_sigmas: Option<(f64, f64)>,
+    /// What x is of the autoencoder's latents, where that is more than a factor.
+    #[serde(default)]
+    pub latent_space: Option<LatentSpace>,
+}
+
+/// x = (z - mean) / std for each channel of the autoencoder's own latents z.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LatentSpace {
+    pub mean: Vec<f64>,
+    pub std: Vec<f64>,
+}
+
+impl LatentSpace {
+    /// Playground 2.5's, whose x spreads by 0.5.
+    pub fn playground() -> Self {
+        let std = [8.4927, 5.9022, 6.5498, 5.2299];
+        Self {
+            mean: vec![-1.6574, 1.886, -1.383, 2.5155],
+            std: std.iter().map(|std| std / 0.5).collect(),
+        }
+    }
 }
 
 fn train_steps() -> usize {
@@ -85,6 +119,7 @@ impl SchedulerConfig {
             prediction_type: options.get_or("prediction_type", Prediction::Epsilon)?,
             rescale_betas_zero_snr: options.get_or("rescale_betas_zero_snr", false)?,
             edm_sigmas: None,
+            latent_space: None,
         };
         if known.num_train_timesteps > MOST_STEPS {
             let supported = format!("at most {MOST_STEPS}");
@@ -125,6 +160,7 @@ impl Default for SchedulerConfig {
             prediction_type: Prediction::Epsilon,
             rescale_betas_zero_snr: false,
             edm_sigmas: None,
+            latent_space: None,
         }
     }
 }
@@ -383,6 +419,7 @@ impl Schedule {
             Prediction::Epsilon => Ok(output.clone()),
             Prediction::VPrediction => sum(&[(alpha, output), (sigma, x)]),
             Prediction::Sample => sum(&[(1.0 / sigma, x), (-alpha / sigma, output)]),
+            Prediction::Edm => sum(&[(sigma, x), (-alpha, output)]),
         }
     }
 
@@ -395,7 +432,36 @@ impl Schedule {
             Prediction::Epsilon => sum(&[(1.0 / alpha, x), (-sigma / alpha, output)]),
             Prediction::VPrediction => sum(&[(alpha, x), (-sigma, output)]),
             Prediction::Sample => Ok(output.clone()),
+            Prediction::Edm => sum(&[(alpha, x), (sigma, output)]),
         }
+    }
+
+    /// The network's output at `x` (VP) that means x₀: [`Schedule::x0`] the other way.
+    ///
+    /// # Errors
+    /// The shapes differ.
+    pub fn output_for_x0(&self, x: &Tensor, x0: &Tensor, alpha: f64, sigma: f64) -> Result<Tensor> {
+        match self.prediction {
+            Prediction::Epsilon => (x / sigma)? - (x0 * (alpha / sigma))?,
+            Prediction::VPrediction => (x * (alpha / sigma))? - (x0 / sigma)?,
+            Prediction::Sample => Ok(x0.clone()),
+            Prediction::Edm => (x0 / sigma)? - (x * (alpha / sigma))?,
+        }
+    }
+
+    /// α and σ of VP at a noise level σ of VE, of latents brought to spread 1.
+    pub fn shares(&self, sigma: f64) -> (f64, f64) {
+        let sigma = sigma / self.prediction.sigma_data();
+        let alpha = 1.0 / (sigma * sigma + 1.0).sqrt();
+        (alpha, sigma * alpha)
+    }
+
+    /// x in VE of `x` in VP, at a noise level σ of VE.
+    ///
+    /// # Errors
+    /// As the tensor library's.
+    pub fn in_ve(&self, x: &Tensor, sigma: f64) -> Result<Tensor> {
+        x / (self.shares(sigma).0 / self.prediction.sigma_data())
     }
 
     /// A VE denoiser, x₀(x, σ), made of the network's output(x, timestep) in VP:
@@ -417,12 +483,16 @@ impl Schedule {
         sigma: f64,
         network: &mut impl FnMut(&Tensor, f64) -> super::Result<[Tensor; N]>,
     ) -> super::Result<[Tensor; N]> {
-        let alpha = 1.0 / (sigma * sigma + 1.0).sqrt();
-        let scaled = (x * alpha)?;
+        let data = self.prediction.sigma_data();
+        let (alpha, share) = self.shares(sigma);
+        let scaled = (x * (alpha / data))?;
         let timestep = self.timestep(sigma);
         let mut outputs = network(&scaled, timestep)?;
         for output in &mut outputs {
-            *output = self.x0(&scaled, output, alpha, sigma * alpha)?;
+            *output = self.x0(&scaled, output, alpha, share)?;
+            if data != 1.0 {
+                *output = (&*output * data)?;
+            }
             if self.is_consistency {
                 *output = self.consistent(x, output, self.told(timestep, sigma))?;
             }

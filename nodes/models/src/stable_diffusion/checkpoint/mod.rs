@@ -26,7 +26,7 @@ use crate::error::{Error, Result};
 use crate::files::diffusers_config::check_sizes;
 use crate::files::python_json;
 use crate::files::weights::Weights;
-use crate::samplers::SchedulerConfig;
+use crate::samplers::{LatentSpace, Prediction, SchedulerConfig};
 use crate::stable_diffusion::controlnet::ControlNetConfig;
 use crate::stable_diffusion::t2i_adapter::{self, T2iAdapterConfig};
 use crate::stable_diffusion::taesd::{Half, TaesdConfig, TaesdWeights, diffusers_name};
@@ -413,15 +413,14 @@ impl Checkpoint {
     /// file's header, in the mark of a tensor, or in the original code's configuration beside the file
     /// (NAME.yaml).
     fn prediction(&self, weights: &Weights) -> Result<SchedulerConfig> {
-        // Taken for another kind of network it would draw nothing but noise.
-        if let Some(mark) =
-            ["edm_mean", "edm_std"].iter().find(|mark| weights.shape(mark).is_some())
-        {
-            let what = format!(
-                "it denoises latents of a mean and a spread of its own (the mark `{mark}`, of Playground 2.5), \
-                 which is not supported"
-            );
-            return Err(not_for_us(&self.path, what));
+        // Playground 2.5, as ComfyUI tells it: the marks say no more than that it is one.
+        if ["edm_mean", "edm_std"].iter().all(|mark| weights.shape(mark).is_some()) {
+            return Ok(SchedulerConfig {
+                prediction_type: Prediction::Edm,
+                edm_sigmas: Some((0.002, 80.0)),
+                latent_space: Some(LatentSpace::playground()),
+                ..SchedulerConfig::default()
+            });
         }
         let beside = self.path.with_extension("yaml");
         let parameterization = stated(&beside, "parameterization")?;

@@ -319,11 +319,15 @@ fn what_the_network_predicts_is_found() -> Result<()> {
     assert!(rescaled(&marked)?);
     marked.remove("v_pred");
     assert!(!rescaled(&marked)?);
-    for mark in ["edm_std", "edm_mean"] {
-        let mut marked = shapes.clone();
-        marked.insert(mark.to_owned(), vec![4]);
-        assert!(prediction(&sparse(&marked, &[])).is_err_and(|e| e.to_string().contains(mark)));
-    }
+    // Playground 2.5 has both marks; one alone means nothing, as in ComfyUI.
+    let mut marked = shapes.clone();
+    marked.insert("edm_std".to_owned(), vec![4]);
+    assert_eq!(prediction(&sparse(&marked, &[]))?, Prediction::Epsilon);
+    marked.insert("edm_mean".to_owned(), vec![4]);
+    assert_eq!(prediction(&sparse(&marked, &[]))?, Prediction::Edm);
+    let config = open(&marked)?.1.unet()?.1;
+    assert_eq!(config.edm_sigmas, Some((0.002, 80.0)));
+    assert_eq!(config.latent_space.map(|space| space.mean.len()), Some(4));
     Ok(())
 }
 
