@@ -2,6 +2,7 @@
 //!
 //! - [`rrdb`]: ESRGAN and Real-ESRGAN. Its three ways to name tensors are `rrdb_names`'.
 //! - [`compact`]: Real-ESRGAN's small network (SRVGGNetCompact).
+//! - [`swinir`]: a transformer within windows.
 //!
 //! [`Upscaler::open`] tells by the tensors' names which of them a file is, and reads its sizes off the shapes.
 
@@ -10,6 +11,7 @@ mod open;
 mod pixels;
 pub mod rrdb;
 mod rrdb_names;
+pub mod swinir;
 #[cfg(test)]
 mod tests;
 
@@ -21,12 +23,14 @@ use crate::files::weights::Weights;
 use compact::{Compact, CompactConfig};
 pub use open::open;
 use rrdb::{RrdbConfig, RrdbNet};
+use swinir::{SwinIr, SwinIrConfig};
 
 /// What a file's shapes say of the network in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UpscalerConfig {
     Rrdb(RrdbConfig),
     Compact(CompactConfig),
+    SwinIr(SwinIrConfig),
 }
 
 impl UpscalerConfig {
@@ -35,6 +39,7 @@ impl UpscalerConfig {
         match self {
             UpscalerConfig::Rrdb(config) => config.scale(),
             UpscalerConfig::Compact(config) => config.scale,
+            UpscalerConfig::SwinIr(config) => config.scale(),
         }
     }
 
@@ -43,6 +48,7 @@ impl UpscalerConfig {
         match self {
             UpscalerConfig::Rrdb(_) => "esrgan",
             UpscalerConfig::Compact(_) => "real-esrgan-compact",
+            UpscalerConfig::SwinIr(_) => "swinir",
         }
     }
 
@@ -51,6 +57,7 @@ impl UpscalerConfig {
         let numbers = match self {
             UpscalerConfig::Rrdb(config) => config.between_layers(),
             UpscalerConfig::Compact(config) => config.between_layers(),
+            UpscalerConfig::SwinIr(config) => config.between_layers(),
         };
         (height as u128 * width as u128).saturating_mul(numbers as u128)
     }
@@ -75,6 +82,7 @@ pub struct Upscaler {
 enum Network {
     Rrdb(Box<RrdbNet>),
     Compact(Compact),
+    SwinIr(Box<SwinIr>),
 }
 
 impl Upscaler {
@@ -88,6 +96,9 @@ impl Upscaler {
                 Network::Rrdb(Box::new(RrdbNet::load(weights, config)?))
             }
             UpscalerConfig::Compact(config) => Network::Compact(Compact::load(weights, config)?),
+            UpscalerConfig::SwinIr(config) => {
+                Network::SwinIr(Box::new(SwinIr::load(weights, config)?))
+            }
         };
         Ok(Self { network, config: config.clone() })
     }
@@ -112,6 +123,7 @@ impl Upscaler {
         Ok(match &self.network {
             Network::Rrdb(network) => network.forward(image)?,
             Network::Compact(network) => network.forward(image)?,
+            Network::SwinIr(network) => network.forward(image)?,
         })
     }
 

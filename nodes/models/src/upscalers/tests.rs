@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 
+use super::swinir::{Enlarging, SwinIrConfig};
 use super::*;
 
 /// A network of small sizes in Real-ESRGAN's names, of random numbers.
@@ -163,9 +164,10 @@ fn strangers_files_are_refused_in_a_sentence() {
         tensors.insert("conv_last.bias".into(), nan);
     });
     assert!(nan.contains("conv_last.bias") && nan.contains("NaN"), "{nan}");
-    let swin = BTreeMap::from([("layers.0.residual_group.x".to_owned(), zeros(&[1]))]);
-    let swin = refusal(&save(&swin).path);
-    assert!(swin.contains("a SwinIR upscaler"), "{swin}");
+    let hat =
+        BTreeMap::from([("layers.0.residual_group.blocks.0.conv_block.x".to_owned(), zeros(&[1]))]);
+    let hat = refusal(&save(&hat).path);
+    assert!(hat.contains("a HAT upscaler"), "{hat}");
     let vae = BTreeMap::from([("encoder.down.0.x".to_owned(), zeros(&[1]))]);
     let vae = refusal(&save(&vae).path);
     assert!(vae.contains("it is an autoencoder (VAE), no upscaler"), "{vae}");
@@ -178,6 +180,88 @@ fn strangers_files_are_refused_in_a_sentence() {
     let square = refusal(&save(&tensors).path);
     assert!(square.contains("3 channels to 28"), "{square}");
     // Cut off anywhere.
+    let saved = save(&whole);
+    let bytes = fs::read(&saved.path).unwrap();
+    for length in [0, 7, 100, bytes.len() / 2, bytes.len() - 1] {
+        fs::write(&saved.path, &bytes[..length]).unwrap();
+        refusal(&saved.path);
+    }
+}
+
+fn swinir(enlarging: Enlarging, three_convolutions: bool) -> UpscalerConfig {
+    UpscalerConfig::SwinIr(SwinIrConfig {
+        channels: 12,
+        window: 4,
+        heads: 2,
+        hidden: 24,
+        depths: vec![2, 2],
+        three_convolutions,
+        enlarging,
+    })
+}
+
+/// Against the paper's formulas in torch: tests/data/swinir/make.py.
+#[test]
+fn swinir_is_what_torch_computes() -> Result<()> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/swinir");
+    for (name, enlarging, three) in [
+        ("shuffle_x4", Enlarging::Shuffle { features: 8, scale: 4 }, false),
+        ("shuffle_x3", Enlarging::Shuffle { features: 8, scale: 3 }, true),
+        ("direct_x2", Enlarging::Direct { scale: 2 }, false),
+        ("nearest_x4", Enlarging::Nearest { features: 8, doublings: 2 }, true),
+        ("nothing", Enlarging::Nothing, false),
+    ] {
+        let path = folder.join(format!("{name}.safetensors"));
+        let upscaler = opened(&path)?;
+        assert_eq!(upscaler.config(), &swinir(enlarging, three), "{name}");
+        let tensors = candle_core::safetensors::load(&path, &Device::Cpu)?;
+        let (input, wanted) = (&tensors["input"], &tensors["output"]);
+        let found = upscaler.upscale(input)?;
+        assert_eq!(found.dims(), wanted.dims(), "{name}");
+        let error = (&found - wanted)?.abs()?.max_all()?.to_scalar::<f32>()?;
+        let size = wanted.abs()?.max_all()?.to_scalar::<f32>()?;
+        assert!(error <= 2e-5 * size, "{name}: {error} of {size}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_strangers_swinir_is_refused_in_a_sentence() {
+    let whole = network(&swinir(Enlarging::Direct { scale: 2 }, false));
+    let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
+    let table = "layers.0.residual_group.blocks.0.attn.relative_position_bias_table";
+    let change = |change: &dyn Fn(&mut BTreeMap<String, Tensor>)| {
+        let mut tensors = whole.clone();
+        change(&mut tensors);
+        refusal(&save(&tensors).path)
+    };
+    let put = |name: &'static str, shape: &'static [usize]| {
+        move |tensors: &mut BTreeMap<String, Tensor>| {
+            tensors
+                .insert(name.to_owned(), Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap());
+        }
+    };
+    for (name, shape, word) in [
+        (table, &[48usize, 2][..], "48 rows"),
+        (table, &[1, 2], "1 rows"),
+        (table, &[49, 5], "5 heads"),
+        (table, &[49, 0], "0 heads"),
+        (table, &[98], "no two axes"),
+        ("conv_first.weight", &[12, 1, 3, 3], "1 channels"),
+        ("upsample.0.weight", &[13, 12, 3, 3], "13 channels"),
+        ("absolute_pos_embed", &[1, 4, 12], "places of its own"),
+        ("layers.1.residual_group.blocks.1.attn.qkv.weight", &[12, 12], "attn.qkv.weight"),
+        ("surprise", &[1], "surprise"),
+    ] {
+        let told = change(&put(name, shape));
+        assert!(told.contains(word), "{word}: {told}");
+    }
+    let lacks = change(&|tensors| drop(tensors.remove("norm.bias")));
+    assert!(lacks.contains("no tensor `norm.bias`"), "{lacks}");
+    // What can be computed is passed over, whatever it is.
+    let mut tensors = whole.clone();
+    tensors.insert("layers.0.residual_group.blocks.1.attn_mask".to_owned(), zeros(&[7]));
+    assert!(opened(&save(&tensors).path).is_ok());
     let saved = save(&whole);
     let bytes = fs::read(&saved.path).unwrap();
     for length in [0, 7, 100, bytes.len() / 2, bytes.len() - 1] {
