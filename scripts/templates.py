@@ -2,13 +2,15 @@
 """Checks the workflows for SD 1.5 and SDXL that ComfyUI ships as templates, in the format that its editor saves.
 
 Downloads the package they are published in with pip (it is GPL, so none of it lies in this repository), takes out the
-twelve workflows, and runs `kosmograph check` on each. They may lack model files and pictures, and nothing else.
+fourteen workflows, and runs `kosmograph check` on each; and the same with our own in workflows/templates, which are API format and
+name published files. They may lack model files and pictures, and nothing else.
 
     cargo build --release --workspace
     scripts/templates.py [FOLDER]
 
-With --run WEIGHTS the missing files are made, of random numbers in the real shapes (about 19 GB in WEIGHTS, made once), every
-workflow must then pass `check`, and is run: one step a sampler and small pictures, since random weights draw noise.
+With --run WEIGHTS the missing files are made, of random numbers in the real shapes (about 26 GB in WEIGHTS, made once), every
+workflow must then pass `check`, and is run: one step a sampler and small pictures, since random weights draw noise. One,
+sdxl_lightning, runs as it stands: 1024 x 1024, four steps, without guidance.
 
     cargo build --release --workspace && cargo build --release -p kosmograph-models --example random_weights
     scripts/templates.py --run WEIGHTS
@@ -44,7 +46,14 @@ TEMPLATES = [
     "sdxl_simple_example",
     "sdxl_refiner_prompt_example",
     "sdxlturbo_example",
+    "sdxl_revision_text_prompts",
+    "sdxl_revision_zero_positive",
 ]
+
+OWN = ROOT / "workflows" / "templates"
+
+# Runs as it stands, to be timed end to end.
+WHOLE = "sdxl_lightning"
 
 
 def fetch(folder):
@@ -78,6 +87,9 @@ KINDS = {
     "vae_name": ("vae", "vae"),
     "control_net_name": ("controlnet", "controlnet"),
     "lora_name": ("lora", "loras"),
+    "ipadapter_file": ("ip-adapter", "ipadapter"),
+    "clip_name": ("clip-vision-h", "clip_vision"),
+    "model_name": ("esrgan", "upscale_models"),
 }
 
 
@@ -94,6 +106,10 @@ def provide(weights, name, missing):
         kind = "sd15-inpaint"
     if kind == "sd15" and "xl" in file:
         kind = "sdxl-refiner" if "refiner" in file else "sdxl"
+    if kind == "ip-adapter" and "sdxl" in file:
+        kind = "ip-adapter-sdxl"
+    if kind == "clip-vision-h" and "vision_g" in file:
+        kind = "clip-vision-g"
     random = weights / "random" / f"{kind}.safetensors"
     if not random.exists():
         print(f"making {random.name} …", file=sys.stderr)
@@ -107,19 +123,28 @@ def provide(weights, name, missing):
 
 def small(workflow):
     """Settings that make a run short: one step, small latents."""
+    if workflow.stem == WHOLE:
+        return []
     settings = []
-    # Below 512 SDXL has next to nothing to look at.
-    sizes = {"EmptyLatentImage": 512 if "sdxl" in workflow.stem else 256, "LatentUpscale": 320}
-    for node in json.loads(workflow.read_text())["nodes"]:
-        if node["type"] == "KSampler":
-            settings.append(f"{node['id']}.steps=1")
-        if node["type"] == "KSamplerAdvanced":
+    # Below 512 SDXL has next to nothing to look at; our own are run at 512 as well.
+    large = "sdxl" in workflow.stem or workflow.parent == OWN
+    sizes = {"EmptyLatentImage": 512 if large else 256, "LatentUpscale": 320}
+    graph = json.loads(workflow.read_text())
+    # The editor's format, or the API's: id, class, and the step that a sampler begins at.
+    if "nodes" in graph:
+        nodes = [(node["id"], node["type"], node.get("widgets_values") or []) for node in graph["nodes"]]
+        nodes = [(id, name, values[7] if name == "KSamplerAdvanced" else 0) for id, name, values in nodes]
+    else:
+        nodes = [(id, node["class_type"], node["inputs"].get("start_at_step", 0)) for id, node in graph.items()]
+    for id, name, start in nodes:
+        if name == "KSampler":
+            settings.append(f"{id}.steps=1")
+        if name == "KSamplerAdvanced":
             # Two steps, of which one is the base's and the other the refiner's.
-            settings += [f"{node['id']}.{name}" for name in ("steps=2", "start_at_step=0", "end_at_step=1")]
-            if node["widgets_values"][7] > 0:
-                settings[-2:] = [f"{node['id']}.start_at_step=1", f"{node['id']}.end_at_step=10000"]
-        if node["type"] in sizes:
-            settings += [f"{node['id']}.{side}={sizes[node['type']]}" for side in ("width", "height")]
+            part = ("start_at_step=0", "end_at_step=1") if start == 0 else ("start_at_step=1", "end_at_step=10000")
+            settings += [f"{id}.{setting}" for setting in ("steps=2", *part)]
+        if name in sizes:
+            settings += [f"{id}.{side}={sizes[name]}" for side in ("width", "height")]
     return [part for setting in settings for part in ("--set", setting)]
 
 
@@ -142,7 +167,8 @@ def main():
     parser.add_argument("--kosmograph", type=pathlib.Path, default=TARGET / "kosmograph")
     parser.add_argument("--models", action="append", default=[], help="handed on to kosmograph")
     parser.add_argument("--run", type=pathlib.Path, metavar="WEIGHTS", help="make the missing files there, and run")
-    parser.add_argument("--only", choices=TEMPLATES, action="append", help="one workflow; repeatable")
+    own = sorted(file.stem for file in OWN.glob("*.json"))
+    parser.add_argument("--only", choices=TEMPLATES + own, action="append", help="one workflow; repeatable")
     arguments = parser.parse_args()
     handed_on = [part for models in arguments.models for part in ("--models", models)]
     weights = arguments.run
@@ -155,8 +181,8 @@ def main():
         folder = arguments.folder or pathlib.Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         fetch(folder)
-        for name in arguments.only or TEMPLATES:
-            workflow = folder / f"{name}.json"
+        for name in arguments.only or TEMPLATES + own:
+            workflow = (OWN if name in own else folder) / f"{name}.json"
             missing, wrong = check(arguments.kosmograph, workflow, handed_on)
             files = sorted({one["message"].split('"')[1] for one in missing})
             print(f"{name}: {'WRONG' if wrong else 'ok'}; files that are missing: {', '.join(files) or 'none'}")

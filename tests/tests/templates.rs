@@ -34,7 +34,7 @@ fn comfyuis_templates_lack_files_and_nothing_else() {
         assert!(!problems.is_empty(), "{}: whose models are here?", path.display());
         checked += 1;
     }
-    assert_eq!(checked, 9, "templates in {}", folder.display());
+    assert_eq!(checked, 14, "templates in {}", folder.display());
 }
 
 /// The bundled model's text.json, as the editor would save it: with a reroute, a primitive, a note, a
@@ -154,4 +154,24 @@ fn what_the_editor_saved_is_checked_run_and_carried_by_its_picture() {
     writer.write_image_data(&[0]).expect("a pixel");
     writer.finish().expect("an end");
     Run::new("check").with_plugins().arg(&picture).expect_success();
+}
+
+/// Those of this repository, which name published files.
+#[test]
+fn our_templates_lack_files_and_nothing_else() {
+    let folder = kosmograph_tests::repository().join("workflows/templates");
+    let mut checked = 0;
+    for entry in fs::read_dir(&folder).expect("the templates") {
+        let path = entry.expect("an entry").path();
+        let report = Run::new("check").with_plugins().arg("--json").arg(&path).run().json();
+        let problems = report["problems"].as_array().expect("a list");
+        let is_missing = |problem: &Value| {
+            problem["message"].as_str().is_some_and(|message| message.starts_with("there is no "))
+        };
+        assert!(problems.iter().all(is_missing), "{}: {report:#}", path.display());
+        assert_eq!(report["warnings"], json!([]), "{}", path.display());
+        assert!(!problems.is_empty(), "{}: whose models are here?", path.display());
+        checked += 1;
+    }
+    assert_eq!(checked, 5, "templates in {}", folder.display());
 }
