@@ -304,4 +304,69 @@ fn parts_of_different_families_are_refused_by_check() {
     assert!(told.contains("node 202") && told.contains("the ControlNet (tiny-canny)"), "{told}");
     mixed["6"]["inputs"]["model"] = json!(["1", 0]);
     assert!(!checked(&mixed, 0).contains("families"));
+    // A guider has a model and a conditioning as a sampler has.
+    mixed["300"] = json!({"class_type": "BasicGuider", "_meta": {"title": "Guide"},
+        "inputs": {"model": ["9", 0], "conditioning": ["4", 0]}});
+    mixed["301"] = json!({"class_type": "KSamplerSelect", "inputs": {"sampler_name": "euler"}});
+    mixed["302"] = json!({"class_type": "RandomNoise", "inputs": {"noise_seed": 1}});
+    mixed["303"] = json!({"class_type": "BasicScheduler", "inputs": {
+        "model": ["1", 0], "scheduler": "normal", "steps": 2, "denoise": 1.0}});
+    mixed["304"] = json!({"class_type": "SamplerCustomAdvanced", "inputs": {"noise": ["302", 0], "guider": ["300", 0],
+        "sampler": ["301", 0], "sigmas": ["303", 0], "latent_image": mixed["6"]["inputs"]["latent_image"]}});
+    mixed["7"]["inputs"]["samples"] = json!(["304", 0]);
+    let told = checked(&mixed, 2);
+    assert!(
+        told.contains("node 300") && told.contains("Guide") && told.contains("conditioning"),
+        "{told}"
+    );
+    mixed["300"]["inputs"]["model"] = json!(["1", 0]);
+    assert!(!checked(&mixed, 0).contains("families"));
+}
+
+/// A LoRA of Stable Diffusion 1 or of SDXL on a U-Net that reads other text: told before any weight is read.
+#[test]
+fn a_lora_of_another_family_is_refused_by_check() {
+    let models = tempfile::tempdir().expect("a folder");
+    fs::create_dir_all(models.path().join("loras")).expect("a folder");
+    let module = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k";
+    let write = |name: &str, width: usize| {
+        let (up, down) = (vec![0u8; 96 * 2 * 4], vec![0u8; 2 * width * 4]);
+        let view = |shape: [usize; 2], bytes| {
+            safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.to_vec(), bytes)
+                .expect("a view")
+        };
+        let tensors = [
+            (format!("{module}.lora_up.weight"), view([96, 2], &up)),
+            (format!("{module}.lora_down.weight"), view([2, width], &down)),
+        ];
+        let file = safetensors::serialize(tensors, None).expect("serializes");
+        fs::write(models.path().join("loras").join(name), file).expect("written");
+    };
+    write("own.safetensors", 128);
+    write("of_sdxl.safetensors", 2048);
+    write("of_sd15.safetensors", 768);
+    let checked = |lora: &str, loader: &str, strength: f64, code: i32| {
+        let mut graph =
+            workflow("CheckpointLoaderSimple", "tiny/sd", json!(["1", 1]), json!(["1", 2]));
+        graph["9"] = json!({"class_type": loader, "_meta": {"title": "Style"}, "inputs": {
+            "model": ["1", 0], "lora_name": lora, "strength_model": strength}});
+        if loader == "LoraLoader" {
+            graph["9"]["inputs"]["clip"] = json!(["1", 1]);
+            graph["9"]["inputs"]["strength_clip"] = json!(1.0);
+        }
+        graph["6"]["inputs"]["model"] = json!(["9", 0]);
+        let run = Run::new("check").with_plugins().args(["-", "--models"]).arg(models.path());
+        let run = run.arg("--models").arg(repository().join("models"));
+        run.stdin(graph.to_string()).expect_code(code).stderr().to_owned()
+    };
+    for loader in ["LoraLoader", "LoraLoaderModelOnly"] {
+        assert!(!checked("own.safetensors", loader, 1.0, 0).contains("families"));
+        for (file, width) in [("of_sdxl.safetensors", "2048"), ("of_sd15.safetensors", "768")] {
+            let told = checked(file, loader, 1.0, 2);
+            for word in ["node 9", "Style", "lora_name", file, width, "takes 128", "families"] {
+                assert!(told.contains(word), "{word}: {told}");
+            }
+            assert!(!checked(file, loader, 0.0, 0).contains("families"), "it is not put on at all");
+        }
+    }
 }

@@ -1,5 +1,5 @@
-//! "check/1": conditionings and ControlNets that were made for another family of models than the one they are sampled with, found in
-//! the files' headers.
+//! "check/1": conditionings, ControlNets, LoRAs and IP-Adapters that were made for another family of models than the one they are used
+//! with, found in the files' headers.
 //!
 //! What tells the families apart is the width of the text that a U-Net reads: 768 numbers of Stable Diffusion 1 and of Kosmos-G, 2048 of
 //! SDXL, 1280 of its refiner.
@@ -8,17 +8,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use candle_core::Device;
+use kosmograph_models::Weights;
 use kosmograph_models::files::python_json;
+use kosmograph_models::lora;
 use kosmograph_models::stable_diffusion::checkpoint::Checkpoint;
+use kosmograph_models::stable_diffusion::ip_adapter::IpAdapterConfig;
 use node::{Inputs, Remark};
 use serde_json::Value as Json;
 
-use crate::control::{ControlNetApply, ControlNetApplyAdvanced};
+use crate::control::{ACN_AdvancedControlNetApply, ControlNetApply, ControlNetApplyAdvanced};
 use crate::gguf::{CLIPLoaderGGUF, DualCLIPLoaderGGUF, UnetLoaderGGUF};
+use crate::ip_adapter::nodes::IPAdapterModelLoader;
 use crate::loaders::{
-    CLIPLoader, CheckpointLoaderSimple, ControlNetLoader, DiffusersLoader, DualCLIPLoader,
-    UNETLoader,
+    CLIPLoader, CheckpointLoaderSimple, ControlNetLoader, ControlNetLoaderAdvanced,
+    DiffusersLoader, DualCLIPLoader, UNETLoader,
 };
+use crate::lora::{LoraLoader, LoraLoaderModelOnly};
 use crate::text::CLIPTextEncode;
 use crate::text_sdxl::CLIPTextEncodeSDXL;
 
@@ -32,7 +37,10 @@ pub fn remarks(plan: &Json) -> Vec<Remark> {
     let mut remarks = Vec::new();
     for (number, step) in plan["steps"].as_array().into_iter().flatten().enumerate() {
         let inputs = &step["inputs"];
-        let sides = ["positive", "negative"];
+        remarks.extend(families.adapter(number, step));
+        // Of samplers, and of guiders.
+        let sides =
+            ["positive", "negative", "conditioning", "cond1", "cond2", "empty_conditioning"];
         // Whatever samples has a model and a conditioning for it.
         if inputs["model"].is_null() || sides.iter().all(|side| inputs[*side].is_null()) {
             continue;
@@ -47,20 +55,20 @@ pub fn remarks(plan: &Json) -> Vec<Remark> {
                     None => (number, side),
                 };
                 if made.width != wanted.width && told.insert((step, input)) {
-                    remarks.push(Remark {
-                        step,
-                        input: input.to_owned(),
-                        message: format!(
-                            "{} is {} numbers wide, but {} takes {}: they are of different families of models",
-                            made.what, made.width, wanted.what, wanted.width
-                        ),
-                        is_refused: true,
-                    });
+                    let message = format!(
+                        "{} is {} numbers wide, but {} takes {}: they are of different families of models",
+                        made.what, made.width, wanted.what, wanted.width
+                    );
+                    remarks.push(refused(step, input, message));
                 }
             }
         }
     }
     remarks
+}
+
+fn refused(step: usize, input: &str, message: String) -> Remark {
+    Remark { step, input: input.to_owned(), message, is_refused: true }
 }
 
 /// A width, and whose it is.
@@ -133,10 +141,46 @@ impl<'a> Families<'a> {
         })
     }
 
+    /// A LoRA or an IP-Adapter on a U-Net that reads other text than it was trained with.
+    fn adapter(&mut self, number: usize, step: &Json) -> Option<Remark> {
+        let (inputs, class) = (&step["inputs"], step["class"].as_str()?);
+        let loras = [LoraLoader::CLASS.name, LoraLoaderModelOnly::CLASS.name];
+        let (input, made) = if loras.contains(&class) {
+            if inputs["strength_model"]["value"].as_f64() == Some(0.0) {
+                return None;
+            }
+            let made = self.of_file(&inputs["lora_name"], "the LoRA", |path| {
+                lora::text_width(&Weights::open(path, &Device::Cpu).ok()?)
+            });
+            ("lora_name", made?)
+        } else {
+            let loader = [(IPAdapterModelLoader::CLASS.name, "ipadapter_file")];
+            let (loaded, file) = self.end(&inputs["ipadapter"], "ipadapter", &loader)?;
+            let made = self.of_file(&loaded[file], "the IP-Adapter", |path| {
+                let weights = Weights::open(path, &Device::Cpu).ok()?;
+                Some(IpAdapterConfig::from_weights(&weights).ok()?.context_width)
+            });
+            ("ipadapter", made?)
+        };
+        let wanted = self.model(&inputs["model"])?;
+        (made.width != wanted.width).then(|| {
+            let message = format!(
+                "{} was made for a U-Net that reads text of {} numbers, but {} takes {}: they are of different families of \
+                 models",
+                made.what, made.width, wanted.what, wanted.width
+            );
+            refused(number, input, message)
+        })
+    }
+
     /// What a conditioning is made of: texts, and the ControlNets that were put on the way.
     fn conditioning(&mut self, link: &Json) -> Vec<Given> {
         let texts = [CLIPTextEncode::CLASS.name, CLIPTextEncodeSDXL::CLASS.name];
-        let applies = [ControlNetApply::CLASS.name, ControlNetApplyAdvanced::CLASS.name];
+        let applies = [
+            ControlNetApply::CLASS.name,
+            ControlNetApplyAdvanced::CLASS.name,
+            ACN_AdvancedControlNetApply::CLASS.name,
+        ];
         let (mut given, mut seen) = (Vec::new(), BTreeSet::new());
         let mut open: Vec<_> = self.step(link).into_iter().collect();
         while let Some((number, step, output)) = open.pop() {
@@ -213,8 +257,11 @@ impl<'a> Families<'a> {
 
     /// What the U-Net reads that a ControlNet is a copy of.
     fn control_net(&mut self, link: &Json) -> Option<Width> {
-        let loader = [(ControlNetLoader::CLASS.name, "control_net_name")];
-        let (inputs, file) = self.end(link, "control_net", &loader)?;
+        let loaders = [
+            (ControlNetLoader::CLASS.name, "control_net_name"),
+            (ControlNetLoaderAdvanced::CLASS.name, "control_net_name"),
+        ];
+        let (inputs, file) = self.end(link, "control_net", &loaders)?;
         self.of_file(&inputs[file], "the ControlNet", |path| {
             let checkpoint = Checkpoint::open(path, &Device::Cpu).ok()?;
             match checkpoint.is_t2i_adapter() {

@@ -77,15 +77,35 @@ pub(super) fn of(weights: &Weights, names: &[String]) -> Option<Family> {
             *family
         });
     }
-    let text_width = names.iter().zip(&flat).find_map(|(name, flat)| {
-        let reads_text = flat.contains("attn2_to_k") || flat.contains("attn2_processor_to_k");
-        let is_down = flat.contains("down_weight") || flat.contains("lora_A");
-        (reads_text && is_down).then(|| weights.shape(name)?.get(1).copied()).flatten()
-    })?;
-    match text_width {
+    match width_of_text(weights, names)? {
         768 => Some(Family::StableDiffusion1),
         1024 => Some(Family::StableDiffusion2),
         2048 => Some(Family::Sdxl),
         _ => None,
     }
+}
+
+/// The width of the text that a LoRA's cross-attentions read, which is that of the U-Net it was trained on, where a factor shows it.
+pub fn text_width(weights: &Weights) -> Option<usize> {
+    let names = weights.names();
+    let told = width_of_text(weights, &names);
+    told.or_else(|| match of(weights, &names)? {
+        Family::StableDiffusion1 => Some(768),
+        Family::StableDiffusion2 => Some(1024),
+        // The refiner's text is narrower; nobody trains for it, and it has all of the base's names.
+        Family::Sdxl => Some(2048),
+        _ => None,
+    })
+}
+
+/// See [`text_width`]: the inputs of a factor that stands on the input's side of a layer.
+fn width_of_text(weights: &Weights, names: &[String]) -> Option<usize> {
+    names.iter().find_map(|name| {
+        let flat = name.replace('.', "_");
+        let reads_text = ["attn2_to_k", "attn2_to_v", "attn2_processor_to_k"];
+        let of_input = ["down_weight", "lora_A", "hada_w1_b", "hada_w2_b"];
+        let is_wanted = reads_text.iter().any(|part| flat.contains(part))
+            && of_input.iter().any(|part| flat.contains(part));
+        is_wanted.then(|| weights.shape(name)?.get(1).copied()).flatten()
+    })
 }

@@ -32,7 +32,7 @@ use names::{Part, Place, Role};
 pub use adapted::{Adapted, Factors, Loaded, Other, Recipe};
 pub use error::LoraError;
 pub use factor::{FACTORS, Factor};
-pub use family::Family;
+pub use family::{Family, text_width};
 pub use layer::Layer;
 
 /// Layers by their module's path, as diffusers and transformers name it.
@@ -280,6 +280,31 @@ mod tests {
         assert_eq!(to_k(1024)?.family, Some(Family::StableDiffusion2));
         assert_eq!(to_k(2048)?.family, Some(Family::Sdxl));
         assert_eq!(to_k(36)?.family, None);
+        // Whatever the kind of its layers, and without reading them.
+        for (name, shape, width) in [
+            (format!("{FLAT}.lora_down.weight"), vec![2, 2048], Some(2048)),
+            (format!("{FLAT}.hada_w1_b"), vec![2, 768], Some(768)),
+            (
+                "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_v.lora_A.weight"
+                    .to_owned(),
+                vec![4, 36],
+                Some(36),
+            ),
+            (
+                "lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight".to_owned(),
+                vec![2, 1280],
+                Some(2048),
+            ),
+            (
+                "lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight".to_owned(),
+                vec![2, 3072],
+                None,
+            ),
+        ] {
+            let weights = HashMap::from([(name, filled(&shape, 0.5))]);
+            let weights = Weights::from_tensors("a.safetensors", weights, &Device::Cpu);
+            assert_eq!(text_width(&weights), width);
+        }
         for (module, family) in [
             ("lora_te2_text_model_encoder_layers_0_mlp_fc1", Family::Sdxl),
             ("lora_unet_input_blocks_4_1_transformer_blocks_1_attn1_to_q", Family::Sdxl),
