@@ -216,6 +216,17 @@ struct kg_object {
  *          sizes? TENSOR [B,6] or [B,5]
  *     out  residuals LIST of TENSOR, as above; none where there are features alone
  *          features? NAMED TENSOR [*,*,*,*], as above
+ * "control_of/1" (MODEL): a ControlNet made of the contracting half of the model's own U-Net; the network is shared.
+ *     in   weights NAMED TENSOR, by diffusers' names of a ControlNet's tensors, in the place of the U-Net's or beside
+ *              them
+ *          differences? NAMED TENSOR, added to the U-Net's tensor, where it has one of that name
+ *          up? NAMED TENSOR, by a weight's name [O,R] or [O,R,1,1]: up times down is added to it
+ *          down? NAMED TENSOR, by the same names [R,I] or [R,I,kH,kW]
+ *     out  control_net OBJECT CONTROL_NET
+ * "base_model/1" (CONTROL_NET): the ControlNet that one that is said as changes of a U-Net is of a model. Who samples
+ *          asks for it before "control/1", where it is offered.
+ *     in   model OBJECT MODEL
+ *     out  control_net OBJECT CONTROL_NET
  * "control_type/1" (CONTROL_NET): the same network told which of the kinds of hint that it knows it is given; the
  *          network is shared, and the object itself stays what it is.
  *     in   type INT, counted from 0, or less than that for none

@@ -238,6 +238,25 @@ pub const INTERFACES: &[Interface] = &[
         output: &[part("residuals", ANY_TENSORS), optional("features", FEATURES)],
     },
     Interface {
+        id: "control_of/1",
+        types: &["MODEL"],
+        required: &[],
+        input: &[
+            part("weights", Named(&Tensor(&[]))),
+            optional("differences", Named(&Tensor(&[]))),
+            optional("up", Named(&Tensor(&[]))),
+            optional("down", Named(&Tensor(&[]))),
+        ],
+        output: &[part("control_net", Object(&["CONTROL_NET"]))],
+    },
+    Interface {
+        id: "base_model/1",
+        types: &["CONTROL_NET"],
+        required: &[],
+        input: &[part("model", Object(&["MODEL"]))],
+        output: &[part("control_net", Object(&["CONTROL_NET"]))],
+    },
+    Interface {
         id: "control_type/1",
         types: &["CONTROL_NET"],
         required: &[],

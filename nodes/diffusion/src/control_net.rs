@@ -3,8 +3,10 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::Tensor as Candle;
+use kosmograph_models::lora::Adapted;
 use kosmograph_models::stable_diffusion::controlnet::{ControlNet, ControlNetConfig};
-use kosmograph_models::stable_diffusion::unet::Condition;
+use kosmograph_models::stable_diffusion::controlnet_of_unet::Changes;
+use kosmograph_models::stable_diffusion::unet::{Condition, UNet, UNetConfig};
 use kosmograph_models::{Resident, Weights};
 use node::interface::{self, ControlCall, marker};
 use node::*;
@@ -57,6 +59,25 @@ impl ControlNetModel {
             Resident::open(weights, &[], move |weights| ControlNet::load(weights, &config))?
         };
         let control_net = Arc::new(control_net);
+        Ok(Self { control_net, kind: None, config, device, embedded: Mutex::default() })
+    }
+
+    /// The ControlNet that `changes` make of a model's U-Net, which is read when it is first called.
+    ///
+    /// # Errors
+    /// The changes are of another U-Net.
+    pub fn of_unet(
+        changes: Changes,
+        unet: (&Adapted<UNet>, &UNetConfig),
+        device: &candle_core::Device,
+    ) -> kosmograph_models::Result<Self> {
+        let (unet, config) = (unet.0.clone(), changes.config(unet.1)?);
+        changes.check(&config, |name| unet.shape(name))?;
+        let control_net = {
+            let (config, device) = (config.clone(), device.clone());
+            Resident::new(changes.bytes(), move || changes.load(&config, &unet.tensors()?, &device))
+        };
+        let (control_net, device) = (Arc::new(control_net), device.clone());
         Ok(Self { control_net, kind: None, config, device, embedded: Mutex::default() })
     }
 

@@ -12,6 +12,7 @@ mod conditioning;
 mod conditioning_area;
 mod control;
 mod control_net;
+mod control_of_unet;
 mod custom_sampling;
 mod embedding;
 mod evaluate;
@@ -66,6 +67,7 @@ use control::{
     ACN_AdvancedControlNetApply, ControlNet, ControlNetApply, ControlNetApplyAdvanced,
     SetUnionControlNetType,
 };
+use control_of_unet::DiffControlNetLoader;
 use custom_sampling::{
     AddNoise, BasicGuider, CFGGuider, DisableNoise, DualCFGGuider, KSamplerSelect, PerpNegGuider,
     RandomNoise, SamplerCustom, SamplerCustomAdvanced, SamplerDPMAdaptative, SamplerDPMPP_2M_SDE,
@@ -136,6 +138,7 @@ node::library![
     CLIPLoaderGGUF,
     DualCLIPLoaderGGUF,
     ControlNetLoader,
+    DiffControlNetLoader,
     UnclipConditioning,
     LoraLoader,
     LoraLoaderModelOnly,

@@ -13,6 +13,7 @@ use node_candle::device;
 
 use crate::clip::{ClipModel, Part};
 use crate::control_net::ControlNetModel;
+use crate::control_of_unet::ControlOfUNet;
 use crate::missing_part::{MissingClip, MissingVae};
 use crate::model::UNetModel;
 use crate::t2i_adapter::AdapterModel;
@@ -221,15 +222,23 @@ impl Node for ControlNetLoader {
     fn run(self, cx: &Context) -> Result<ControlNet> {
         let load = || {
             let checkpoint = Checkpoint::open(&self.control_net_name, &device(&cx.device())?)?;
-            if checkpoint.is_t2i_adapter() {
-                let (config, weights) = checkpoint.t2i_adapter()?;
-                return Ok(ControlNet(Object::new(AdapterModel::new(config, weights)?)));
-            }
-            let (config, weights) = checkpoint.control_net()?;
-            Ok(ControlNet(Object::new(ControlNetModel::new(config, weights)?)))
+            control_net(&checkpoint)
         };
         load().map_err(|error: Error| error.of_input("control_net_name"))
     }
+}
+
+/// What steers a U-Net by a picture: a ControlNet, a Control-LoRA, or a T2I-Adapter.
+pub(crate) fn control_net(checkpoint: &Checkpoint) -> Result<ControlNet> {
+    if checkpoint.is_t2i_adapter() {
+        let (config, weights) = checkpoint.t2i_adapter()?;
+        return Ok(ControlNet(Object::new(AdapterModel::new(config, weights)?)));
+    }
+    if let Some(changes) = checkpoint.control_lora()? {
+        return Ok(ControlNet(Object::new(ControlOfUNet::new(changes))));
+    }
+    let (config, weights) = checkpoint.control_net()?;
+    Ok(ControlNet(Object::new(ControlNetModel::new(config, weights)?)))
 }
 
 /// As ControlNetLoader, by the name of the Advanced-ControlNet pack, whose keyframes are not here.

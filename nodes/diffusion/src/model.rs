@@ -5,14 +5,16 @@ use std::collections::HashMap;
 use kosmograph_models::Weights;
 use kosmograph_models::lora::{Adapted, Layers};
 use kosmograph_models::samplers::{LatentSpace, Prediction, Schedule, SchedulerConfig, Timesteps};
+use kosmograph_models::stable_diffusion::controlnet_of_unet::Changes;
 use kosmograph_models::stable_diffusion::steering::{ExtraTokens, KeysValues, Steering};
 use kosmograph_models::stable_diffusion::unet::{Condition, Residuals, UNet, UNetConfig};
 use node::interface::{
-    self, AdapterLayer, DenoiseCall, LoraLayer, Merged, Patch, TensorInfo, marker,
+    self, AdapterLayer, ControlChanges, DenoiseCall, LoraLayer, Merged, Patch, TensorInfo, marker,
 };
 use node::*;
 use node_candle::{export, import};
 
+use crate::control_net::ControlNetModel;
 use crate::lora;
 use crate::patches::{Bridge, Placed};
 use crate::sampling::described_schedule;
@@ -77,7 +79,8 @@ impl Export for UNetModel {
     const TYPE: &'static str = "MODEL";
     const INTERFACES: &'static [InterfaceEntry] = interfaces![UNetModel:
         marker::Denoiser, marker::ModelSampling, marker::Lora, marker::Layers, marker::Weights,
-        marker::Merge, marker::Patches, marker::Guidance, marker::Describe, marker::Memory];
+        marker::Merge, marker::Patches, marker::Guidance, marker::ControlOf, marker::Describe,
+        marker::Memory];
 }
 
 impl interface::Denoise for UNetModel {
@@ -270,6 +273,32 @@ impl interface::Guidances for UNetModel {
     fn guidances(&self, _cx: &Context) -> Result<Vec<Patch>> {
         let guidance = self.patches.iter().filter(|placed| placed.is_guidance());
         Ok(guidance.map(|placed| placed.patch.clone()).collect())
+    }
+}
+
+impl interface::ControlOf for UNetModel {
+    fn control_of(&self, _cx: &Context, changes: &ControlChanges) -> Result<Object> {
+        let tensors = |tensors: &[(String, Tensor)]| {
+            let pair = |(name, tensor): &(String, Tensor)| {
+                Ok((name.clone(), import(tensor, &self.device)?))
+            };
+            tensors.iter().map(pair).collect::<Result<HashMap<_, _>>>()
+        };
+        let (ups, mut downs) = (tensors(&changes.up)?, tensors(&changes.down)?);
+        let mut low_rank = HashMap::new();
+        for (name, up) in ups {
+            let down = downs.remove(&name).ok_or_else(|| {
+                Error::at("down", format!("the low-rank change of {name} has an up and no down"))
+            })?;
+            low_rank.insert(name, (up, down));
+        }
+        let changes = Changes {
+            own: tensors(&changes.weights)?,
+            differences: tensors(&changes.differences)?,
+            low_rank,
+        };
+        let unet = (&self.unet, &self.config);
+        Ok(Object::new(ControlNetModel::of_unet(changes, unet, &self.device)?))
     }
 }
 

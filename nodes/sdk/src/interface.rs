@@ -125,6 +125,30 @@ pub trait TakeLora {
     ) -> Result<(Object, Vec<String>)>;
 }
 
+/// "control_of/1", offered by a MODEL.
+pub trait ControlOf {
+    /// The ControlNet that these changes make of the model's own contracting half.
+    fn control_of(&self, cx: &Context<'_>, changes: &ControlChanges) -> Result<Object>;
+}
+
+/// What makes a ControlNet of a U-Net, each by diffusers' name of a ControlNet's tensor.
+#[derive(Clone, Debug, Default)]
+pub struct ControlChanges {
+    /// In the place of the U-Net's tensor.
+    pub weights: Vec<(String, Tensor)>,
+    /// Added to the U-Net's tensor, where it has one of that name.
+    pub differences: Vec<(String, Tensor)>,
+    /// The factors of what is added to the U-Net's tensor.
+    pub up: Vec<(String, Tensor)>,
+    pub down: Vec<(String, Tensor)>,
+}
+
+/// "base_model/1", offered by a CONTROL_NET that is said as changes of a model's own U-Net.
+pub trait BaseModel {
+    /// The ControlNet that it is of `model`.
+    fn of_model(&self, cx: &Context<'_>, model: &Object) -> Result<Object>;
+}
+
 /// "control_type/1", offered by a CONTROL_NET.
 pub trait ControlType {
     /// The same control network, told that its hints are of the kind `kind`, or of none.
@@ -338,6 +362,8 @@ pub mod marker {
     pub struct Denoiser;
     pub struct ControlNet;
     pub struct TextEncoder;
+    pub struct ControlOf;
+    pub struct BaseModel;
     pub struct ControlType;
     pub struct ModelSampling;
     pub struct Lora;
@@ -455,6 +481,21 @@ interface!(Lora, "lora/1", TakeLora, |object, cx, input| {
     let (with_lora, absent) = object.with_lora(cx, &layers, input.number("strength")?)?;
     let absent = Value::list(absent.into_iter().map(Value::string).collect());
     Ok(Value::map([("object", with_lora.into_value()), ("absent", absent)]))
+});
+interface!(ControlOf, "control_of/1", ControlOf, |object, cx, input| {
+    let tensors = |key: &str| named_tensors(&input.get(key));
+    let changes = ControlChanges {
+        weights: tensors("weights"),
+        differences: tensors("differences"),
+        up: tensors("up"),
+        down: tensors("down"),
+    };
+    Ok(Value::map([("control_net", object.control_of(cx, &changes)?.into_value())]))
+});
+interface!(BaseModel, "base_model/1", BaseModel, |object, cx, input| {
+    let model = input.get("model").as_object();
+    let model = model.ok_or_else(|| Error::at("model", "a MODEL is wanted"))?;
+    Ok(Value::map([("control_net", object.of_model(cx, &model)?.into_value())]))
 });
 interface!(ControlType, "control_type/1", ControlType, |object, cx, input| {
     let kind = usize::try_from(input.integer("type")?).ok();

@@ -75,7 +75,7 @@ const CASES: &[(&str, &[Part])] = &[
     ("metric_fid", &[measures::fid]),
     ("schedulers", &[sampling::schedulers]),
     ("schedulers_diffusers_0.21.4", &[sampling::schedulers]),
-    ("sdxl_controlnet", &[diffusion::controlnet]),
+    ("sdxl_controlnet", &[diffusion::controlnet, sdxl::control_of_unet]),
     ("sdxl_e2e", &[sdxl::e2e]),
     ("sdxl_lora", &[lora::kinds, sdxl::lora]),
     ("sdxl_text", &[sdxl::text]),

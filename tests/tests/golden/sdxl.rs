@@ -10,6 +10,7 @@ use kosmograph_models::samplers::{
     self, NoiseSampler, Prediction, Schedule, SchedulerConfig, Step,
 };
 use kosmograph_models::stable_diffusion::checkpoint::Checkpoint;
+use kosmograph_models::stable_diffusion::controlnet_of_unet::Changes;
 use kosmograph_models::stable_diffusion::unet::{Condition, UNet, UNetConfig, VectorConfig};
 use serde_json::json;
 
@@ -153,6 +154,67 @@ pub fn lora(case: &mut Case) -> Result<()> {
                 case.check(&format!("{name}.g.pooled"), &pooled)?;
             }
         }
+    }
+    Ok(())
+}
+
+/// The ControlNet said as changes of the U-Net's contracting half: by products of low rank, and by differences.
+pub fn control_of_unet(case: &mut Case) -> Result<()> {
+    let path = case.config["unet_weights"].as_str().context("no unet_weights")?.to_owned();
+    let (unet, control) = (read_tensors(&case.file(&path))?, case.weights()?);
+    let unet_config = case.json("../sdxl_unet/config.json")?;
+    let unet_config = UNetConfig::from_value(&unet_config["config"], "config.json")?;
+    let config = unet_config.clone();
+    let weights = Weights::open(&case.file(&path), &Device::Cpu)?;
+    let base = Adapted::open(weights, &[], move |weights| UNet::load(weights, &config))?;
+    let (sample, context) = (case.input("sample")?, case.input("context")?);
+    let (pooled, sizes) = (case.input("pooled")?, case.input("time_ids")?);
+    let condition = Condition { context: &context, pooled: Some(&pooled), sizes: Some(&sizes) };
+    let (at, cond) = (timestep(case.size("timestep")?)?, case.input("cond")?);
+    for is_low_rank in [true, false] {
+        let mut changes = Changes::default();
+        for name in control.names() {
+            let own = control.get(&name, control.shape(&name).context("no shape")?)?;
+            let difference = unet.get(&name).map(|unet| &own - unet).transpose()?;
+            match difference {
+                Some(difference) if is_low_rank && own.rank() >= 2 => {
+                    let flat = difference.flatten_from(1)?;
+                    let one = Tensor::eye(flat.dim(1)?, flat.dtype(), &Device::Cpu)?;
+                    changes.low_rank.insert(name, (flat, one));
+                }
+                Some(difference) if !is_low_rank => {
+                    changes.differences.insert(name, difference);
+                }
+                None if !is_low_rank => {
+                    changes.differences.insert(name, own);
+                }
+                _ => {
+                    changes.own.insert(name, own);
+                }
+            }
+        }
+        let config = changes.config(&unet_config)?;
+        changes.check(&config, |name| base.shape(name))?;
+        let model = changes.load(&config, &base.tensors()?, &Device::Cpu)?;
+        let residuals = model.forward(&sample, &at, condition, &model.embed_hint(&cond)?)?;
+        for (i, residual) in residuals.down.iter().enumerate() {
+            case.check(&format!("down{i}_s1.0"), residual)?;
+        }
+        case.check("mid_s1.0", &residuals.mid)?;
+        // What is of another U-Net is told before anything is read.
+        let name = "conv_in.weight".to_owned();
+        let wrong = Tensor::zeros((9, 4, 3, 3), candle_core::DType::F32, &Device::Cpu)?;
+        let taken = changes.own.insert(name.clone(), wrong);
+        let error = changes.check(&config, |name| base.shape(name)).err();
+        let told = error.map(|error| error.to_string()).unwrap_or_default();
+        ensure!(told.contains("conv_in.weight") && told.contains("[9, 4, 3, 3]"), "{told}");
+        changes.own.remove(&name);
+        changes.own.extend(taken.map(|taken| (name, taken)));
+        changes.own.remove("controlnet_mid_block.weight");
+        changes.differences.remove("controlnet_mid_block.weight");
+        let error = changes.check(&config, |name| base.shape(name)).err();
+        let told = error.map(|error| error.to_string()).unwrap_or_default();
+        ensure!(told.contains("no tensor `controlnet_mid_block.weight`"), "{told}");
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use candle_core::{Device, Tensor as Candle};
 use kosmograph_models::samplers::Schedule;
 use kosmograph_models::stable_diffusion::ip_adapter::by_path;
-use node::interface::{self, AdapterLayer, DenoiseCall, LoraLayer, Patch, marker};
+use node::interface::{self, AdapterLayer, ControlChanges, DenoiseCall, LoraLayer, Patch, marker};
 use node::*;
 use node_candle::{export, import};
 
@@ -279,7 +279,7 @@ impl Export for Prompted {
     const TYPE: &'static str = "MODEL";
     const INTERFACES: &'static [InterfaceEntry] = interfaces![Prompted:
         marker::Denoiser, marker::ModelSampling, marker::Lora, marker::Layers, marker::Patches,
-        marker::Guidance, marker::Describe, marker::Memory];
+        marker::Guidance, marker::ControlOf, marker::Describe, marker::Memory];
 }
 
 impl interface::Denoise for Prompted {
@@ -337,6 +337,12 @@ impl interface::TakeLayers for Prompted {
     ) -> Result<(Object, Vec<String>)> {
         let (inner, absent) = self.inner.with_layers(cx, layers.to_vec(), strength)?;
         Ok((self.over(inner), absent))
+    }
+}
+
+impl interface::ControlOf for Prompted {
+    fn control_of(&self, cx: &Context, changes: &ControlChanges) -> Result<Object> {
+        self.inner.control_of(cx, changes.clone())
     }
 }
 

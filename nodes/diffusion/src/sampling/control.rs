@@ -22,6 +22,8 @@ struct Active {
     /// The CONTROL that it was made of.
     value: Value,
     control_net: node::ControlNet,
+    /// What it is of the model that is sampled, where it is said as changes of a model.
+    of_model: Mutex<Option<Object>>,
     hint: Image,
     strength: f64,
     range: Range,
@@ -66,6 +68,7 @@ impl Controls {
                 None => {
                     self.controls.push(Active {
                         control_net: control.control_net()?,
+                        of_model: Mutex::default(),
                         hint: control.hint()?,
                         strength: control.strength(),
                         range: Range::new(schedule, control.start(), control.end()),
@@ -95,6 +98,7 @@ impl Controls {
     pub fn residuals(
         &self,
         cx: &Context<'_>,
+        model: &Object,
         places: &[usize],
         (x, timestep, context): (&Candle, &Tensor, &Tensor),
         (pooled, sizes): (&Option<Tensor>, &Option<Tensor>),
@@ -114,7 +118,7 @@ impl Controls {
                 pooled: pooled.clone(),
                 sizes: sizes.clone(),
             };
-            let answer = active.control_net.0.control(cx, call)?;
+            let answer = active.network(cx, model)?.control(cx, call)?;
             for (place, feature) in &answer.features {
                 add_feature(&mut features, place, import(feature, x.device())?)?;
             }
@@ -162,6 +166,22 @@ fn add_feature(features: &mut Vec<(String, Candle)>, place: &str, added: Candle)
 }
 
 impl Active {
+    /// What is asked for residuals.
+    fn network(&self, cx: &Context<'_>, model: &Object) -> Result<Object> {
+        if !self.control_net.0.offers("base_model/1") {
+            return Ok(self.control_net.0.clone());
+        }
+        let mut of_model = self.of_model.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*of_model {
+            Some(known) => Ok(known.clone()),
+            None => {
+                let made = self.control_net.0.of_model(cx, model);
+                let made = made.map_err(|error| error.of_input("control"))?;
+                Ok(of_model.insert(made).clone())
+            }
+        }
+    }
+
     fn hint_at(&self, batch: usize, height: usize, width: usize) -> Result<Tensor> {
         let mut scaled = self.scaled.lock().unwrap_or_else(PoisonError::into_inner);
         let known = scaled.iter().find(|hint| hint.shape()[2..] == [height, width]);

@@ -462,7 +462,8 @@ impl Conditioned {
             false => export(&Candle::cat(&parts, 0)?).map(Some),
         };
         let (pooled, sizes) = (together(pooled)?, together(sizes)?);
-        let answer = self.shared.controls.residuals(cx, controls, seen, (&pooled, &sizes))?;
+        let vector = (&pooled, &sizes);
+        let answer = self.shared.controls.residuals(cx, &self.model, controls, seen, vector)?;
         if !answer.features.is_empty() && !self.understands.iter().any(|key| key == "features") {
             return Err(Error::at(
                 "model",

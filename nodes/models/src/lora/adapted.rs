@@ -159,6 +159,22 @@ impl<N: Send + Sync + 'static> Adapted<N> {
         self.network.get()
     }
 
+    /// The shape of one of the network's tensors.
+    pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.weights.shape(name)
+    }
+
+    /// The network's tensors by name, shared with it, those that LoRAs change as they are then.
+    ///
+    /// # Errors
+    /// What reading the base reports.
+    pub fn tensors(&self) -> Result<HashMap<String, Weight>> {
+        let base = self.base.get()?;
+        let mut tensors = base.tensors.clone();
+        tensors.extend(changed(&base.tensors, &self.changes)?);
+        Ok(tensors)
+    }
+
     /// Lets the network go, and the base where no other network with LoRAs is in memory.
     pub fn release(&self) {
         self.network.release();

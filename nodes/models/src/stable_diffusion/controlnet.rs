@@ -15,7 +15,7 @@ use crate::files::weights::Weights;
 use crate::stable_diffusion::controlnet_union::{Union, UnionConfig};
 use crate::stable_diffusion::resnet::Conv2d;
 use crate::stable_diffusion::steering::Steering;
-use crate::stable_diffusion::unet::Residuals;
+use crate::stable_diffusion::unet::{Residuals, UNetConfig};
 use crate::stable_diffusion::unet_blocks::{Encoded, Encoder, Hint};
 use crate::stable_diffusion::unet_config::EncoderConfig;
 use crate::stable_diffusion::unet_embeddings::{Condition, VectorConfig};
@@ -84,6 +84,18 @@ impl ControlNetConfig {
             global_pool_conditions,
             union,
         })
+    }
+
+    /// That of a U-Net's contracting half, whose hint has so many channels and its convolutions these.
+    pub fn of_unet(unet: &UNetConfig, hint_channels: usize, embedding: Vec<usize>) -> Self {
+        ControlNetConfig {
+            encoder: unet.encoder.clone(),
+            conditioning_channels: hint_channels,
+            conditioning_embedding_out_channels: embedding,
+            channel_order: ChannelOrder::Rgb,
+            global_pool_conditions: false,
+            union: None,
+        }
     }
 
     /// Channels of the hint.

@@ -13,6 +13,7 @@
 
 pub mod checkpoint;
 pub mod controlnet;
+pub mod controlnet_of_unet;
 pub mod controlnet_union;
 pub mod gligen;
 #[cfg(test)]

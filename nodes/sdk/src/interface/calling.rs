@@ -1,8 +1,8 @@
 //! The interfaces of node.h from the calling side: the names of the traits, on any object that offers them.
 
 use super::{
-    AdapterLayer, ClipVisionTensors, ControlAnswer, ControlCall, DenoiseCall, LoraLayer, list,
-    named, named_tensors, optional, tensor,
+    AdapterLayer, ClipVisionTensors, ControlAnswer, ControlCall, ControlChanges, DenoiseCall,
+    LoraLayer, list, named, named_tensors, optional, tensor,
 };
 use crate::{Context, Error, Object, Result, Tensor, Value};
 
@@ -87,14 +87,36 @@ impl Object {
         encoded(&self.call(cx, "text_encoder/1", input)?)
     }
 
+    /// "control_of/1".
+    pub fn control_of(&self, cx: &Context<'_>, changes: ControlChanges) -> Result<Object> {
+        let ControlChanges { weights, differences, up, down } = changes;
+        let input = [
+            ("weights", named(weights)),
+            ("differences", named(differences)),
+            ("up", named(up)),
+            ("down", named(down)),
+        ];
+        self.made_control_net("control_of/1", &self.call(cx, "control_of/1", input)?)
+    }
+
+    /// "base_model/1".
+    pub fn of_model(&self, cx: &Context<'_>, model: &Object) -> Result<Object> {
+        let input = [("model", model.clone().into_value())];
+        self.made_control_net("base_model/1", &self.call(cx, "base_model/1", input)?)
+    }
+
+    fn made_control_net(&self, id: &str, answer: &Value) -> Result<Object> {
+        let control_net = answer.get("control_net").and_then(|value| value.as_object());
+        control_net
+            .filter(|object| object.type_name() == "CONTROL_NET")
+            .ok_or_else(|| self.odd(id, "control_net"))
+    }
+
     /// "control_type/1".
     pub fn of_type(&self, cx: &Context<'_>, kind: Option<usize>) -> Result<Object> {
         let kind = kind.and_then(|kind| i64::try_from(kind).ok()).unwrap_or(-1);
         let answer = self.call(cx, "control_type/1", [("type", kind.into())])?;
-        let control_net = answer.get("control_net").and_then(|value| value.as_object());
-        control_net
-            .filter(|object| object.type_name() == "CONTROL_NET")
-            .ok_or_else(|| self.odd("control_type/1", "control_net"))
+        self.made_control_net("control_type/1", &answer)
     }
 
     /// "model_sampling/1".

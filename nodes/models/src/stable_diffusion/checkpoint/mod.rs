@@ -28,6 +28,7 @@ use crate::files::python_json;
 use crate::files::weights::Weights;
 use crate::samplers::{LatentSpace, Prediction, SchedulerConfig};
 use crate::stable_diffusion::controlnet::ControlNetConfig;
+use crate::stable_diffusion::controlnet_of_unet::Changes;
 use crate::stable_diffusion::t2i_adapter::{self, T2iAdapterConfig};
 use crate::stable_diffusion::taesd::{Half, TaesdConfig, TaesdWeights, diffusers_name};
 use crate::stable_diffusion::unet::{SD1_SCALE, SDXL_SCALE, UNetConfig};
@@ -246,28 +247,81 @@ impl Checkpoint {
         let control = match naming {
             Naming::ControlNet => weights.clone(),
             Naming::LdmControlNet if weights.shape("difference").is_some() => {
-                let what = "it is a ControlNet saved as its difference to a U-Net; the whole ControlNet would be right";
+                let what = "it is a ControlNet saved as its difference to a U-Net, which DiffControlNetLoader takes";
                 return Err(not_for_us(&self.path, what.to_owned()));
             }
-            Naming::LdmControlNet => {
-                let bare = if weights.has("control_model") { "control_model" } else { "" };
-                let control = weights.sub(bare);
-                let names = control.names();
-                let hint = |name: &String| {
-                    name.strip_prefix("input_hint_block.")?.split_once('.')?.0.parse::<usize>().ok()
-                };
-                let hint_layers = names.iter().filter_map(hint).max().unwrap_or(0) / 2;
-                let Some(rows) = Rows::of(names.iter().map(String::as_str)) else {
-                    return Err(self.has_no("a ControlNet"));
-                };
-                control.renamed(names.into_iter().map(|old| {
-                    (rows.control_net(&old, hint_layers).unwrap_or_else(|| old.clone()), old)
-                }))
-            }
+            Naming::LdmControlNet => self.control_in_diffusers_names(weights)?,
             _ => return Err(self.has_no("a ControlNet")),
         };
         let config = infer::control_net(&control, self.control_net_pools()?)?;
         Ok((ControlNetConfig::from_value(&config, &self.shapes())?, control))
+    }
+
+    /// The original code's ControlNet, or what is said of one, in diffusers' names.
+    fn control_in_diffusers_names(&self, weights: &Weights) -> Result<Weights> {
+        let bare = if weights.has("control_model") { "control_model" } else { "" };
+        let control = weights.sub(bare);
+        let names = control.names();
+        let hint = |name: &String| {
+            name.strip_prefix("input_hint_block.")?.split_once('.')?.0.parse::<usize>().ok()
+        };
+        let hint_layers = names.iter().filter_map(hint).max().unwrap_or(0) / 2;
+        let Some(rows) = Rows::of(names.iter().map(String::as_str)) else {
+            return Err(self.has_no("a ControlNet"));
+        };
+        let new = |old: &str| match old.rsplit_once('.') {
+            // The factors of a weight.
+            Some((module, part @ ("up" | "down"))) => {
+                let weight = rows.control_net(&format!("{module}.weight"), hint_layers)?;
+                Some(format!("{}.{part}", weight.strip_suffix(".weight")?))
+            }
+            _ => rows.control_net(old, hint_layers),
+        };
+        let marks = ["lora_controlnet", "difference"];
+        let names = names.into_iter().filter(|name| !marks.contains(&name.as_str()));
+        Ok(control.renamed(names.map(|old| (new(&old).unwrap_or_else(|| old.clone()), old))))
+    }
+
+    /// [`Checkpoint::control_changes`] of a Control-LoRA.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn control_lora(&self) -> Result<Option<Changes>> {
+        match &self.file {
+            Some((weights, _)) if weights.shape("lora_controlnet").is_some() => {
+                self.control_changes()
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// What makes a ControlNet of a model's own U-Net, where it is that: of low rank, or a difference. Nothing where it
+    /// is a whole ControlNet, or something else.
+    ///
+    /// # Errors
+    /// Its tensors cannot be read, or are of no such kind.
+    pub fn control_changes(&self) -> Result<Option<Changes>> {
+        let Some((weights, Naming::LdmControlNet)) = &self.file else { return Ok(None) };
+        let is_low_rank = weights.shape("lora_controlnet").is_some();
+        if !is_low_rank && weights.shape("difference").is_none() {
+            return Ok(None);
+        }
+        let named = self.control_in_diffusers_names(weights)?;
+        let mut changes = Changes::default();
+        let read = |name: &str| named.get(name, named.shape(name).unwrap_or_default());
+        for name in named.names() {
+            if let Some(module) = name.strip_suffix(".up") {
+                let pair = (read(&name)?, read(&format!("{module}.down"))?);
+                changes.low_rank.insert(format!("{module}.weight"), pair);
+            } else if !name.ends_with(".down") {
+                let place = match is_low_rank {
+                    true => &mut changes.own,
+                    false => &mut changes.differences,
+                };
+                place.insert(name.clone(), read(&name)?);
+            }
+        }
+        Ok(Some(changes))
     }
 
     /// Whether a single file is a ControlNet that pools ("shuffle"): the original code's configuration beside

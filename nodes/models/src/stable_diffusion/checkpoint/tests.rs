@@ -475,6 +475,62 @@ fn a_control_net_pools_by_its_name_or_what_stands_beside_it() -> Result<()> {
 
 /// SDXL's smaller relatives have their own depths, which their names say: of diffusers, and of a single file.
 #[test]
+fn a_control_net_of_a_models_own_u_net_is_known() -> Result<()> {
+    let names: [(&str, &[usize]); 9] = [
+        ("input_blocks.1.0.in_layers.2.up", &[8, 2, 1, 1]),
+        ("input_blocks.1.0.in_layers.2.down", &[2, 8, 3, 3]),
+        ("input_blocks.3.0.op.up", &[8, 2, 1, 1]),
+        ("input_blocks.3.0.op.down", &[2, 8, 3, 3]),
+        ("input_blocks.1.0.in_layers.0.weight", &[8]),
+        ("input_hint_block.0.weight", &[16, 3, 3, 3]),
+        ("input_hint_block.2.weight", &[8, 16, 3, 3]),
+        ("zero_convs.0.0.weight", &[8, 8, 1, 1]),
+        ("middle_block_out.0.bias", &[8]),
+    ];
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("control.safetensors");
+    let opened = |mark: &str, left_out: &str| -> Result<Checkpoint> {
+        let tensor = |shape: &[usize]| Tensor::ones(shape, DType::F16, &Device::Cpu);
+        let mut tensors = HashMap::from([(mark.to_owned(), tensor(&[])?)]);
+        for (name, shape) in names.iter().filter(|(name, _)| *name != left_out) {
+            let prefix = if mark == "difference" { "control_model." } else { "" };
+            tensors.insert(format!("{prefix}{name}"), tensor(shape)?);
+        }
+        candle_core::safetensors::save(&tensors, &path)?;
+        Checkpoint::open(&path, &Device::Cpu)
+    };
+    let sorted = |names: Vec<&String>| {
+        let mut names: Vec<String> = names.into_iter().cloned().collect();
+        names.sort();
+        names
+    };
+    let own = [
+        "controlnet_cond_embedding.conv_in.weight",
+        "controlnet_cond_embedding.conv_out.weight",
+        "controlnet_down_blocks.0.weight",
+        "controlnet_mid_block.bias",
+        "down_blocks.0.resnets.0.norm1.weight",
+    ];
+    let lora = opened("lora_controlnet", "")?;
+    let changes = lora.control_lora()?.expect("a Control-LoRA");
+    assert_eq!(sorted(changes.own.keys().collect()), own);
+    assert_eq!(
+        sorted(changes.low_rank.keys().collect()),
+        ["down_blocks.0.downsamplers.0.conv.weight", "down_blocks.0.resnets.0.conv1.weight"]
+    );
+    assert!(changes.differences.is_empty());
+    let halves = opened("lora_controlnet", "input_blocks.3.0.op.down")?.control_lora();
+    let told = halves.err().map(|error| error.to_string()).unwrap_or_default();
+    assert!(told.contains("input_blocks.3.0.op.down") || told.contains("conv.down"), "{told}");
+    let difference = opened("difference", "")?;
+    assert!(difference.control_lora()?.is_none());
+    assert!(difference.control_changes()?.is_some_and(|changes| changes.own.is_empty()));
+    let told = difference.control_net().err().map(|error| error.to_string()).unwrap_or_default();
+    assert!(told.contains("DiffControlNetLoader"), "{told}");
+    Ok(())
+}
+
+#[test]
 fn a_control_net_for_several_kinds_of_hint_is_known() -> Result<()> {
     let config = ControlNetConfig::from_value(
         &json!({
