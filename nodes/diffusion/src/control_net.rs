@@ -75,7 +75,9 @@ impl ControlNetModel {
         changes.check(&config, |name| unet.shape(name))?;
         let control_net = {
             let (config, device) = (config.clone(), device.clone());
-            Resident::new(changes.bytes(), move || changes.load(&config, &unet.tensors()?, &device))
+            Resident::new(changes.bytes(), move || {
+                changes.load(&config, &unet.shared_tensors()?, &device)
+            })
         };
         let (control_net, device) = (Arc::new(control_net), device.clone());
         Ok(Self { control_net, kind: None, config, device, embedded: Mutex::default() })

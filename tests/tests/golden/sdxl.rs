@@ -195,7 +195,7 @@ pub fn control_of_unet(case: &mut Case) -> Result<()> {
         }
         let config = changes.config(&unet_config)?;
         changes.check(&config, |name| base.shape(name))?;
-        let model = changes.load(&config, &base.tensors()?, &Device::Cpu)?;
+        let model = changes.load(&config, &base.shared_tensors()?, &Device::Cpu)?;
         let residuals = model.forward(&sample, &at, condition, &model.embed_hint(&cond)?)?;
         for (i, residual) in residuals.down.iter().enumerate() {
             case.check(&format!("down{i}_s1.0"), residual)?;

@@ -168,7 +168,7 @@ impl<N: Send + Sync + 'static> Adapted<N> {
     ///
     /// # Errors
     /// What reading the base reports.
-    pub fn tensors(&self) -> Result<HashMap<String, Weight>> {
+    pub fn shared_tensors(&self) -> Result<HashMap<String, Weight>> {
         let base = self.base.get()?;
         let mut tensors = base.tensors.clone();
         tensors.extend(changed(&base.tensors, &self.changes)?);
