@@ -30,8 +30,8 @@ pub enum SweepError {
     #[error("{given}: is swept twice; one list with all of its values is one sweep")]
     Twice { given: String },
     #[error(
-        "{}: {} combinations are too many for one sweep, which has {MOST} at most; nothing was begun",
-        .given.join(" "), counted(*.count)
+        "{}: {} combinations are too many for one sweep, which has {} at most; nothing was begun",
+        .given.join(" "), counted(*.count), counted(MOST)
     )]
     Many { given: Vec<String>, count: u128 },
 }
@@ -134,6 +134,12 @@ fn list(text: &str) -> Vec<String> {
 fn lines(file: &str, given: &str) -> Result<Vec<String>, SweepError> {
     let failed =
         |cause: String| SweepError::File { given: given.to_owned(), file: file.to_owned(), cause };
+    if file.trim().is_empty() {
+        return Err(SweepError::Empty {
+            given: given.to_owned(),
+            what: "a file without a name".into(),
+        });
+    }
     let metadata = fs::metadata(file).map_err(|error| failed(error.to_string()))?;
     if !metadata.is_file() {
         return Err(failed("it is no file".to_owned()));

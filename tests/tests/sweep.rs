@@ -180,12 +180,24 @@ fn what_cannot_be_swept_is_told_and_not_begun() {
         (&["3.x="][..], "there is no value in an empty list"),
         (&["3.x=1,2", "3.x=3"][..], "is swept twice"),
         (&["3.x=@nothing.txt"][..], "nothing.txt cannot be read"),
+        (&["3.x=@"][..], "there is no value in a file without a name"),
         (
             &["3.x=1,99999"][..],
             "99999 is more than 16384, the most it takes; this is in the run with 3.x = 99999",
         ),
     ] {
         run(folder.path(), sweeps).expect_code(2).stderr_contains(sentence);
+    }
+    // Hours of a sweep are not lost to where its sheet goes.
+    for (sheet, sentence) in [
+        ("sheet.jpg", "a sheet is a PNG; sheet.png would be right"),
+        ("sheet", "a sheet is a PNG; sheet.png would be right"),
+        ("nowhere/sheet.png", "the folder nowhere is not there"),
+        ("folder.png", "--sheet folder.png: is a folder"),
+    ] {
+        fs::create_dir_all(folder.path().join("folder.png")).unwrap();
+        let run = run(folder.path(), &["3.x=1,2"]).arg("--sheet").arg(sheet);
+        run.expect_code(2).stderr_contains(sentence);
     }
     assert!(!folder.path().join("out").exists());
 }

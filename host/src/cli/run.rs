@@ -1,7 +1,7 @@
 //! `kosmograph run` and `kosmograph check`.
 
 use super::list::print;
-use super::{Exit, lock, refuse, setup, sweep};
+use super::{Exit, lock, refuse, setup, sheet, sweep};
 use crate::args;
 use crate::changes::Seeds;
 use crate::events::{Event, Listener};
@@ -96,6 +96,9 @@ fn run_with(
     job.tell_libraries(listener);
     if (args.locked || args.lock.is_some()) && !lock::holds(args, &job, listener) {
         return Exit::Refused;
+    }
+    if let Some(Err(sentence)) = args.sheet.as_deref().map(sheet::check) {
+        return refuse(listener, Kind::Arguments, &sentence);
     }
     let is_sweep = !job.sweep.runs.is_empty();
     // Of a sweep every run is planned before the first one begins.

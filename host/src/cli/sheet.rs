@@ -6,6 +6,31 @@ use std::fs::File;
 use std::io::{BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+/// Whether a sheet can be written to `file`: asked before anything runs, since a sweep may take hours.
+///
+/// # Errors
+/// A sentence: its name is no PNG's, or its folder is not there.
+pub(super) fn check(file: &Path) -> Result<(), String> {
+    let shown = file.display();
+    let ending = file.extension().unwrap_or_default();
+    if !ending.eq_ignore_ascii_case("png") {
+        let right = file.with_extension("png");
+        return Err(format!(
+            "--sheet {shown}: a sheet is a PNG; {} would be right",
+            right.display()
+        ));
+    }
+    if file.is_dir() {
+        return Err(format!("--sheet {shown}: is a folder"));
+    }
+    match file.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        Some(folder) if !folder.is_dir() => {
+            Err(format!("--sheet {shown}: the folder {} is not there", folder.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Writes the sheet of a sweep whose runs made these pictures, in their order; a run without one is an empty place.
 ///
 /// # Errors

@@ -13,7 +13,7 @@ pub struct Levels {
     pub height: usize,
 }
 
-/// Each picture of a batch, in 8 bits to the nearest level; a grey one has three channels alike, a fourth is left out.
+/// Each picture of a batch, in 8 bits the fraction dropped as ComfyUI does it; a grey one has three channels alike, a fourth is left out.
 ///
 /// # Errors
 /// The pictures have another number of channels, there is no memory, what `each` reports, or the wish to stop.
@@ -28,7 +28,7 @@ pub fn each<T>(
         return Err(Error::at("image", sentence));
     }
     let values = images.0.to_f32()?;
-    let level = |value: f32| (value * 255.0).round_ties_even().clamp(0.0, 255.0) as u8;
+    let level = |value: f32| (255.0 * value).clamp(0.0, 255.0) as u8;
     let mut made = Vec::with_capacity(batch);
     for (number, picture) in values.chunks(height * width * channels).enumerate().take(batch) {
         cx.cancelled()?;
