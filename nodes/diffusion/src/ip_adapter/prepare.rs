@@ -1,7 +1,7 @@
 //! PrepImageForClipVision: a picture cut to a square of CLIP's size.
 
+use kosmograph_pixels::pillow::{Filter, Picture, resize};
 use kosmograph_pixels::shape::Shape;
-use kosmograph_pixels::torch::{Mode, interpolate};
 use node::*;
 
 /// The side that CLIP's encoders take.
@@ -13,8 +13,8 @@ const SIDE: usize = 224;
 pub struct PrepImageForClipVision {
     /// The picture.
     image: Image,
-    /// How it is scaled.
-    #[widget(choices = ["BICUBIC", "BILINEAR", "NEAREST"], default = "BICUBIC")]
+    /// How it is scaled, by Pillow's filters of these names.
+    #[widget(choices = ["LANCZOS", "BICUBIC", "BILINEAR", "BOX", "NEAREST"], default = "LANCZOS")]
     interpolation: String,
     /// Which part of it is kept. pad keeps all and fills up with white.
     #[widget(choices = ["top", "bottom", "left", "right", "center", "pad"], default = "center")]
@@ -34,10 +34,12 @@ impl Node for PrepImageForClipVision {
                 "pictures are not sharpened here; 0 would be right",
             ));
         }
-        let mode = match self.interpolation.as_str() {
-            "BILINEAR" => Mode::Bilinear,
-            "NEAREST" => Mode::NearestExact,
-            _ => Mode::Bicubic,
+        let filter = match self.interpolation.as_str() {
+            "BICUBIC" => Filter::Bicubic,
+            "BILINEAR" => Filter::Bilinear,
+            "BOX" => Filter::Box,
+            "NEAREST" => Filter::Nearest,
+            _ => Filter::Lanczos,
         };
         let (batch, height, width, channels) = self.image.dims();
         let pixels = self.image.0.to_f32()?;
@@ -70,8 +72,15 @@ impl Node for PrepImageForClipVision {
                 }
             }
         }
-        let scaled = interpolate(&square, shape, (SIDE, SIDE), mode).map_err(Error::new)?;
-        let scaled = scaled.into_iter().map(|value| value.clamp(0.0, 1.0)).collect();
+        // In bytes, cut off, as a picture becomes Pillow's there.
+        let bytes: Vec<u8> =
+            square.iter().map(|value| (value.clamp(0.0, 1.0) * 255.0) as u8).collect();
+        let mut scaled = memory::room("the scaled pictures", &[batch, SIDE, SIDE, channels])?;
+        for pixels in bytes.chunks_exact((side * side * channels).max(1)) {
+            let picture = Picture { pixels, width: side, height: side, channels };
+            let made = resize(picture, SIDE, SIDE, filter).map_err(Error::new)?;
+            scaled.extend(made.into_iter().map(|byte| f32::from(byte) / 255.0));
+        }
         Ok(Image(Tensor::from_f32(&[batch, SIDE, SIDE, channels], scaled)?))
     }
 }
@@ -97,11 +106,32 @@ mod tests {
             assert_eq!(made.shape(), [1, 224, 224, 3]);
             made.to_vec().unwrap()
         };
+        let column = |number: f32| (number * 255.0).floor() / 255.0;
         assert_eq!(cut("left")[0], 0.0);
-        assert_eq!(cut("right")[0], 0.97);
-        assert_eq!(cut("center")[0], 0.48);
+        assert_eq!(cut("right")[0], column(0.97));
+        assert_eq!(cut("center")[0], column(0.48));
         // A padded one is white above, and has the picture's own columns in the middle.
         let padded = cut("pad");
         assert_eq!((padded[0], padded[112 * 224 * 3]), (1.0, 0.0));
+    }
+
+    /// As Pillow makes a row of black and white pixels shorter: `Image.resize((224, 224), resample)`.
+    #[test]
+    fn every_filter_is_pillows() {
+        let values = (0..448 * 448).flat_map(|i| [((i % 448) % 4 / 3) as f32; 3]).collect();
+        let picture = Tensor::from_f32(&[1, 448, 448, 3], values).unwrap().into_value();
+        for (name, bytes) in [
+            ("LANCZOS", [0, 116, 19, 109]),
+            ("BICUBIC", [0, 109, 20, 108]),
+            ("BILINEAR", [0, 96, 32, 96]),
+            ("BOX", [0, 128, 0, 128]),
+            ("NEAREST", [0, 255, 0, 255]),
+        ] {
+            let inputs = [("image", picture.clone()), ("interpolation", Value::string(name))];
+            let made = Host::new().run(&this_library!(), "PrepImageForClipVision", &inputs);
+            let made = made.unwrap().remove(0).as_tensor().unwrap().to_vec().unwrap();
+            let found = [0, 1, 100, 101].map(|x| (made[(100 * 224 + x) * 3] * 255.0).round() as u8);
+            assert_eq!(found, bytes, "{name}");
+        }
     }
 }
