@@ -261,6 +261,9 @@ pub struct Train {
     /// What to train and how, a JSON file; relative paths in it begin at its folder
     #[arg(value_name = "CONFIG")]
     pub config: PathBuf,
+    /// Which of the budgets that a file of several stages has
+    #[arg(long, value_name = "NAME")]
+    pub budget: Option<String>,
     /// Report on standard output as JSON, an event each line
     #[arg(long)]
     pub json: bool,

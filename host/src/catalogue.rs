@@ -110,6 +110,8 @@ pub enum InputKind {
         default: Option<String>,
         folder: String,
         entry: Entry,
+        /// The choice beside the files that means none of them.
+        none: Option<String>,
     },
 }
 
@@ -322,6 +324,7 @@ struct RawInput {
     #[serde(default)]
     folder: String,
     entry: Option<Entry>,
+    none: Option<String>,
 }
 
 type Parsed = (String, String, Vec<NodeDescriptor>);
@@ -434,7 +437,11 @@ fn parse_input(raw: RawInput) -> Result<InputDescriptor, String> {
                 return Err("is a path without the folder it is looked for in".into());
             }
             let entry = raw.entry.ok_or("is a path without an entry: file, directory or any")?;
-            InputKind::Path { default: text(&raw.default)?, folder: raw.folder.clone(), entry }
+            if raw.none.is_some() && !raw.optional {
+                return Err("may be no file, and is not optional".into());
+            }
+            let (default, folder) = (text(&raw.default)?, raw.folder.clone());
+            InputKind::Path { default, folder, entry, none: raw.none.clone() }
         }
         ("path", other) => return Err(format!("is a path of type {other}, not STRING or COMBO")),
         ("seed", other) if other != "INT" => {
@@ -577,7 +584,8 @@ mod tests {
         assert_eq!(one(seed).unwrap(), wanted);
         let path = json!({"name": "p", "type": "STRING", "role": "path", "folder": "vae",
             "entry": "any"});
-        let wanted = InputKind::Path { default: None, folder: "vae".into(), entry: Entry::Any };
+        let (folder, entry) = ("vae".into(), Entry::Any);
+        let wanted = InputKind::Path { default: None, folder, entry, none: None };
         assert_eq!(one(path).unwrap(), wanted);
         assert_eq!(one(json!({"name": "m", "type": "MODEL"})).unwrap(), InputKind::Socket);
     }

@@ -1,7 +1,7 @@
 //! ComfyUI's `object_info`: the catalogue as its editor and its clients read it.
 
 use crate::catalogue::{Catalogue, Class, InputDescriptor, InputKind};
-use crate::folders::Folders;
+use crate::folders::{Entry, Folders};
 use serde_json::{Map, Value, json};
 
 /// `{class: {"input": {"required": {name: [type, options]}, "optional": …}, "output": […], …}}` for
@@ -85,10 +85,13 @@ fn input_info(input: &InputDescriptor, folders: &Folders) -> Value {
             put("default", default.clone().map(Value::from));
             json!(choices)
         }
-        InputKind::Path { default, folder, entry } => {
+        InputKind::Path { default, folder, entry, none } => {
             put("default", default.clone().map(Value::from));
-            put("image_upload", (folder == "input").then(|| json!(true)));
-            json!(folders.names(folder, *entry))
+            let is_picture = folder == "input" && *entry != Entry::Directory;
+            put("image_upload", is_picture.then(|| json!(true)));
+            let mut names = folders.names(folder, *entry);
+            names.extend(none.clone());
+            json!(names)
         }
     };
     put("tooltip", (!input.doc.is_empty()).then(|| json!(input.doc)));

@@ -418,6 +418,17 @@ struct kg_object {
  * "latent_operation/1" (LATENT_OPERATION): what is done to latents.
  *     in   latents TENSOR [B,C,H,W]
  *     out  latents TENSOR [B,C,H,W]
+ * "train_lora/1" (MODEL): a LoRA of its network, trained on latents and on what steers it towards them. The
+ *          object itself stays what it is.
+ *     in   examples LIST of MAP {latents TENSOR [1,*,*,*], context TENSOR [1,*,*], pooled? TENSOR [1,*],
+ *              sizes? TENSOR [1,*]}, the latents at the network's scale, the rest as "denoiser/1" takes it
+ *          settings TEXT, a JSON object: "kind" ("lora", "loha", "lokr"), "rank", "steps" (updates), "batch"
+ *              (examples of a pass), "accumulate" (passes of an update), "optimiser" ("adamw", "adam", "sgd",
+ *              "rmsprop"), "learning_rate", "loss" ("mse", "l1", "huber") of x0, "seed", "recompute" (whether
+ *              what lies between blocks is computed again for the gradients instead of kept)
+ *          layers? NAMED MAP {factors NAMED TENSOR, alpha? FLOAT}, as in "lora/2": what it begins with
+ *     out  layers NAMED MAP {factors NAMED TENSOR, alpha? FLOAT}
+ *          losses LIST of FLOAT, of each pass
  * "sampler/1" (SAMPLER): the way from noise to a latent.
  *     in   guider OBJECT GUIDER
  *          sigmas TENSOR [N], falling; the last may be 0
@@ -731,7 +742,8 @@ KG_EXPORT const kg_library *kosmograph_library_v1(void);
  *   "role": "seed"  what --seed sets
  *           "path"  the value is a file's name; "folder" says where it is looked for ("checkpoints",
  *                   "input", …) and "entry" what it is ("file", "directory", "any"). The node receives
- *                   the absolute path, and the file's identity is part of the cache key.
+ *                   the absolute path, and the file's identity is part of the cache key. Of an optional
+ *                   input "none" may be a choice beside the files: then it receives KG_NONE.
  *           "prefix" of a STRING: the value begins the names of the files that the node writes in the
  *                   folder that its "writes" names, PREFIX_00001_.png or the like. It may name folders
  *                   in there and hold %width%, %height%, %year%, %month%, %day%, %hour%, %minute%,

@@ -219,6 +219,59 @@ fn what_is_wrong_is_told() -> Result<()> {
 }
 
 #[test]
+fn hostile_files_of_networks_are_refused() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let folder = folder.path();
+    networks(folder)?;
+    for name in ["dino", "clip", "fid"] {
+        let path = folder.join(name).join("model.safetensors");
+        let whole = std::fs::read(&path)?;
+        let length = u64::from_le_bytes(whole[..8].try_into()?) as usize;
+        let header = std::str::from_utf8(&whole[8..8 + length])?;
+        let with = |header: &str| {
+            let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+            bytes.extend(header.as_bytes());
+            bytes.extend(&whole[8 + length..]);
+            bytes
+        };
+        let json: Value = serde_json::from_str(header)?;
+        let changed = |change: &dyn Fn(&mut Value)| {
+            let mut json = json.clone();
+            let tensors = json.as_object_mut().map(|map| map.iter_mut());
+            let first = tensors.into_iter().flatten().find(|(name, _)| *name != "__metadata__");
+            if let Some((_, tensor)) = first {
+                change(tensor);
+            }
+            with(&json.to_string())
+        };
+        let mut endless = whole.clone();
+        endless[..8].copy_from_slice(&(u64::MAX / 2).to_le_bytes());
+        let hostile = [
+            ("nothing", Vec::new()),
+            ("an end after the header", whole[..8 + length].to_vec()),
+            ("an end within", whole[..whole.len() - 5].to_vec()),
+            ("a header without end", endless),
+            ("no JSON", with("{")),
+            ("a tensor of terabytes", changed(&|t| t["shape"] = json!([1u64 << 40, 1u64 << 20]))),
+            (
+                "a tensor outside of the file",
+                changed(&|t| t["data_offsets"] = json!([0, 1u64 << 50])),
+            ),
+            ("a tensor of no numbers", changed(&|t| t["shape"] = json!([0]))),
+            ("an unknown type", changed(&|t| t["dtype"] = json!("X7"))),
+        ];
+        for (what, bytes) in hostile {
+            std::fs::write(&path, bytes)?;
+            let opened = Network::open(&folder.join(name), &Device::Cpu);
+            ensure!(opened.is_err(), "{name}: {what} was taken");
+        }
+        std::fs::write(&path, &whole)?;
+        Network::open(&folder.join(name), &Device::Cpu)?;
+    }
+    Ok(())
+}
+
+#[test]
 fn a_graph_measures_too() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let folder = folder.path();

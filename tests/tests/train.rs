@@ -260,6 +260,35 @@ fn a_training_that_was_killed_goes_on_with_the_same_bytes() -> Result<()> {
 }
 
 #[test]
+fn blocks_that_are_computed_again_give_the_same_bytes() -> Result<()> {
+    let layers = json!({"rank": 2, "alpha": 2, "layers": ["to_q", "to_v", "conv1", "conv_in", "time_emb_proj", "conv"]});
+    let of_text = json!({"rank": 2, "alpha": 2, "text_encoder_layers": ["q_proj", "v_proj"]});
+    let cases = [
+        ("a LoRA", json!({"lora": layers, "min_snr": 5.0}), "monster.safetensors"),
+        ("a LoRA of the text encoder too", json!({"lora": of_text}), "monster.safetensors"),
+        (
+            "the whole U-Net",
+            json!({"task": "dreambooth", "output": "made/unet", "steps": 2}),
+            "unet/diffusion_pytorch_model.safetensors",
+        ),
+        ("a word", json!({"task": "inversion"}), "monster.safetensors"),
+    ];
+    for (what, more, file) in cases {
+        let mut made = Vec::new();
+        for recompute in [false, true] {
+            let folder = tempfile::tempdir()?;
+            let mut more = more.clone();
+            more["recompute"] = json!(recompute);
+            let config = read(&config(folder.path(), &more)?)?;
+            train(&config, &mut Stop::after(usize::MAX))?;
+            made.push(std::fs::read(folder.path().join("made").join(file))?);
+        }
+        ensure!(made[0] == made[1], "{what} has learnt something else");
+    }
+    Ok(())
+}
+
+#[test]
 fn a_whole_unet_is_trained_with_its_class() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let more = json!({
@@ -380,6 +409,63 @@ fn kosmos_g_is_aligned_and_instructed_and_loaded_again() -> Result<()> {
 }
 
 #[test]
+fn stages_go_from_nothing_to_a_bundle_and_are_not_done_twice() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let folder = folder.path();
+    pictures(folder)?;
+    prompts(folder)?;
+    let tiny = repository().join("models/tiny");
+    let file = json!({
+        "common": {"model": tiny.join("sd"), "pictures": "pictures", "resolution": 64, "batch": 2, "steps": 50},
+        "stages": [
+            {"name": "vae", "task": "vae", "anew": true, "output": "sd/vae", "flip": true,
+             "samples": {"every": 2, "prompts": [""]}},
+            {"name": "unet", "task": "text-to-picture", "anew": true, "output": "sd/unet", "min_snr": 5.0},
+            {"name": "mllm", "task": "mllm", "anew": true, "kosmos": tiny.join("kosmos"), "output": "made/mllm"},
+            {"name": "align", "task": "align", "kosmos": "made/mllm", "output": "made/align",
+             "samples": {"every": 2, "prompts": ["a monster"], "steps": 2}},
+            {"name": "instruct", "task": "instruct", "kosmos": "made/align", "pictures": "prompts", "output": "made/kosmos",
+             "samples": {"every": 2, "prompts": ["<i> on the beach"], "steps": 2,
+                         "pictures": [["pictures/monster-1.png"]]}},
+        ],
+        "budgets": {"smoke": {"common": {"steps": 2}}},
+    });
+    let path = folder.join("stages.json");
+    std::fs::write(&path, file.to_string())?;
+    let smoke = || run(&path).args(["--budget", "smoke"]);
+    smoke().expect_success().stderr_contains("stage instruct");
+    for name in ["sd/vae", "sd/unet", "made/mllm", "made/align", "made/kosmos"] {
+        ensure!(folder.join(name).join("config.json").is_file(), "{name} is not there");
+    }
+    for sample in ["sd/vae.samples", "made/align.samples", "made/kosmos.samples"] {
+        let size = image::image_dimensions(folder.join(sample).join("000002-0.png"))?;
+        ensure!(size == (64, 64), "{sample}: {size:?}");
+    }
+    Kosmos::read(&folder.join("made/kosmos"), &Device::Cpu)?;
+    let vae: Value = serde_json::from_slice(&std::fs::read(folder.join("sd/vae/config.json"))?)?;
+    let bundled: Value = serde_json::from_slice(&std::fs::read(tiny.join("sd/vae/config.json"))?)?;
+    ensure!(vae["scaling_factor"] != bundled["scaling_factor"], "the spread was not measured");
+    let (_, weights) = Checkpoint::open(&folder.join("sd/vae"), &Device::Cpu)?.vae()?;
+    ensure!(weights.has("decoder.conv_out.weight"), "no autoencoder");
+
+    // What is there is not made again; a stage alone is, where it is gone.
+    std::fs::remove_dir_all(folder.join("sd/unet"))?;
+    let again = smoke().expect_success();
+    again
+        .stderr_contains("stage vae is done")
+        .stderr_contains("stage unet")
+        .stderr_contains("stage instruct is done");
+    ensure!(folder.join("sd/unet/config.json").is_file(), "the U-Net was not made again");
+    run(&path)
+        .args(["--budget", "huge"])
+        .expect_code(3)
+        .stderr_contains("there is no budget \"huge\"; there are \"smoke\"");
+    let plain = config(folder, &json!({}))?;
+    run(&plain).args(["--budget", "smoke"]).expect_code(2).stderr_contains("has no \"stages\"");
+    Ok(())
+}
+
+#[test]
 fn what_is_wrong_is_told_before_anything_is_made() -> Result<()> {
     let empty = tempfile::tempdir()?;
     let cases = [
@@ -395,7 +481,8 @@ fn what_is_wrong_is_told_before_anything_is_made() -> Result<()> {
             json!({"task": "controlnet", "control": {"hints": "nowhere"}}),
             "holds no picture that can be read",
         ),
-        (json!({"task": "align"}), "\"kosmos\" and the tasks align and instruct go together"),
+        (json!({"task": "align"}), "\"kosmos\" and the tasks align, instruct and mllm go together"),
+        (json!({"anew": true}), "\"anew\" goes with the tasks"),
         (json!({"task": "align", "kosmos": "nowhere"}), "nowhere"),
         (
             json!({"task": "align", "kosmos": repository().join("models/tiny/kosmos"),
@@ -413,6 +500,82 @@ fn what_is_wrong_is_told_before_anything_is_made() -> Result<()> {
         .arg("nowhere.json")
         .expect_code(2)
         .stderr_contains("nowhere.json");
+    Ok(())
+}
+
+/// A tensor of a state: its name, its numbers and its shape.
+type Named = (String, Vec<f32>, Vec<usize>);
+type Tensors = Vec<Named>;
+
+/// Writes the state at `path` again with what `damage` makes of its tensors.
+fn damaged(path: &Path, damage: &dyn Fn(&mut Tensors)) -> Result<()> {
+    let weights = Weights::open(path, &Device::Cpu)?;
+    let mut tensors = Vec::new();
+    for name in weights.names() {
+        let shape = weights.shape(&name).context("a shape")?;
+        let values = weights.get(&name, shape.clone())?.flatten_all()?.to_vec1::<f32>()?;
+        tensors.push((name, values, shape));
+    }
+    let metadata = ["updates", "configuration"]
+        .map(|key| (key.to_owned(), weights.metadata(key).unwrap_or_default().to_owned()));
+    damage(&mut tensors);
+    let tensors = tensors
+        .into_iter()
+        .map(|(name, values, shape)| Ok((name, Tensor::from_vec(values, shape, &Device::Cpu)?)));
+    let tensors = tensors.collect::<Result<_>>()?;
+    kosmograph_training::files::write(path, &tensors, &metadata.into())?;
+    Ok(())
+}
+
+#[test]
+fn a_damaged_state_of_eight_bits_is_refused() -> Result<()> {
+    let of = |tensors: &mut Tensors, end: &str, change: &dyn Fn(&mut Named)| {
+        let found = tensors.iter_mut().find(|(name, ..)| name.starts_with(end));
+        change(found.expect("such a tensor"));
+    };
+    let damages: [(&str, &dyn Fn(&mut Tensors)); 5] = [
+        ("codes too many", &|t| {
+            of(t, "first_codes.", &|t| {
+                t.1.push(0.0);
+                t.2 = vec![t.1.len()];
+            })
+        }),
+        ("a code that is none", &|t| of(t, "second_codes.", &|t| t.1[0] = 200.5)),
+        ("a code that is no number", &|t| of(t, "second_codes.", &|t| t.1[0] = f32::NAN)),
+        ("an endless scale", &|t| of(t, "second_scales.", &|t| t.1[0] = f32::INFINITY)),
+        ("no scales", &|t| t.retain(|(name, ..)| !name.starts_with("first_scales."))),
+    ];
+    let folder = tempfile::tempdir()?;
+    let more = json!({"optimiser": {"method": "adamw_8bit"}});
+    let config = read(&config(folder.path(), &more)?)?;
+    let ended = train(&config, &mut Stop::after(2));
+    ensure!(matches!(ended, Err(kosmograph_training::Error::Cancelled)), "{ended:?}");
+    let path = state::path(&config.output);
+    let whole = std::fs::read(&path)?;
+    for (what, damage) in damages {
+        damaged(&path, damage)?;
+        let told = train(&config, &mut Stop::after(9)).expect_err(what).to_string();
+        ensure!(told.contains("is damaged"), "{what}: {told}");
+        std::fs::write(&path, &whole)?;
+    }
+    // A file that ends early, and headers that lie about their length and their tensors.
+    let mut long = whole.clone();
+    long[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+    let text =
+        String::from_utf8_lossy(&whole[8..]).replacen("\"dtype\":\"F32\"", "\"dtype\":\"F64\"", 1);
+    let mut other = whole[..8].to_vec();
+    other.extend(text.as_bytes());
+    for (what, bytes) in
+        [("truncated", &whole[..whole.len() / 2]), ("long", &long), ("other", &other)]
+    {
+        std::fs::write(&path, bytes)?;
+        let told = train(&config, &mut Stop::after(9));
+        ensure!(told.is_err(), "{what}: was gone on with");
+        ensure!(!config.output.exists(), "{what}: something was made");
+    }
+    // The state itself is good, and is gone on with.
+    std::fs::write(&path, &whole)?;
+    train(&config, &mut Stop::after(9))?;
     Ok(())
 }
 

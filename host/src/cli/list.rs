@@ -120,10 +120,11 @@ fn what_it_takes(input: &InputDescriptor, folders: &Folders) -> String {
             add("", Some(choices.join(" | ")));
             add("default ", default.clone());
         }
-        InputKind::Path { default, folder, entry } => {
+        InputKind::Path { default, folder, entry, none } => {
             let names = folders.names(folder, *entry);
             add("a file of ", Some(folder.clone()));
             add("there are: ", (!names.is_empty()).then(|| names.join(" | ")));
+            add("none of them: ", none.clone());
             add("default ", default.clone());
         }
     }

@@ -28,6 +28,18 @@ pub fn train(args: &args::Train, listener: &'static dyn Listener, screen: &Multi
         Ok(config) => config,
         Err(error) => return refuse(&format!("{shown}: {error}")),
     };
+    let config = match &args.budget {
+        None => config,
+        // The library that trains says what is wrong with either.
+        Some(budget) => match serde_json::from_str::<serde_json::Value>(&config) {
+            Ok(mut json) if json.get("stages").is_some() => {
+                json["budget"] = budget.as_str().into();
+                json.to_string()
+            }
+            Ok(_) => return refuse(&format!("{shown} has no \"stages\", and so no budgets")),
+            Err(_) => config,
+        },
+    };
     let folder = match args.config.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),

@@ -70,6 +70,7 @@ pub(super) fn synthesise(input: &InputDescriptor, picture: &str) -> Synthetic {
             complete(Value::string(choice.unwrap_or_default()))
         }
         // Of files only pictures can be made up.
+        InputKind::Path { none: Some(_), .. } => complete(Value::NONE),
         InputKind::Path { folder, .. } if folder == "input" => complete(Value::string(picture)),
         InputKind::Path { .. } => incomplete(Value::string("/there/is/no/such/file")),
         InputKind::Socket if input.optional => complete(Value::NONE),

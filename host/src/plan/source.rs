@@ -53,7 +53,10 @@ impl Check<'_> {
         value: &Value,
         origin: Origin,
     ) -> Result<Source, Problem> {
-        if let InputKind::Path { folder, entry, .. } = &input.kind {
+        if let InputKind::Path { folder, entry, none, .. } = &input.kind {
+            if none.is_some() && none.as_deref() == value.as_str() {
+                return Ok(Source::Absent);
+            }
             let Some(name) = value.as_str() else {
                 let message = format!("{} is not a file's name", literal::shown(value));
                 return Err(Problem::new(Kind::InvalidInputType, message));
@@ -77,7 +80,10 @@ impl Check<'_> {
     }
 
     fn default(&mut self, input: &InputDescriptor) -> Result<Source, Problem> {
-        if let InputKind::Path { default: Some(name), folder, entry } = &input.kind {
+        if let InputKind::Path { default: Some(name), folder, entry, none } = &input.kind {
+            if none.as_ref() == Some(name) {
+                return Ok(Source::Absent);
+            }
             return self.path(folder, *entry, name, Origin::File);
         }
         match literal::default(&input.kind) {

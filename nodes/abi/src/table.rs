@@ -192,6 +192,17 @@ pub const SOCKETS: &[Socket] = &[
     Socket { name: "LATENT_OPERATION", of: Object(&["LATENT_OPERATION"]) },
 ];
 
+/// The layers of a LoRA of any kind.
+const LAYERS: Of = Named(&Map(&[part("factors", Named(&Tensor(&[]))), optional("alpha", Float)]));
+
+/// What a network is trained on. Its numbers are its own: two may be of other sizes.
+const EXAMPLE: &[Part] = &[
+    part("latents", Tensor(&["1,*,*,*"])),
+    part("context", Tensor(&["1,*,*"])),
+    optional("pooled", Tensor(&["1,*"])),
+    optional("sizes", Tensor(&["1,*"])),
+];
+
 /// What a denoiser is called with, by samplers and by ControlNets.
 const X: Part = part("x", LATENTS);
 const TIMESTEP: Part = part("timestep", Tensor(&["B"]));
@@ -496,13 +507,7 @@ pub const INTERFACES: &[Interface] = &[
         id: "lora/2",
         types: &["MODEL", "CLIP"],
         required: &[],
-        input: &[
-            part(
-                "layers",
-                Named(&Map(&[part("factors", Named(&Tensor(&[]))), optional("alpha", Float)])),
-            ),
-            part("strength", Float),
-        ],
+        input: &[part("layers", LAYERS), part("strength", Float)],
         output: &[part("object", Object(&["MODEL", "CLIP"])), part("absent", List(&Text))],
     },
     Interface {
@@ -531,6 +536,17 @@ pub const INTERFACES: &[Interface] = &[
         required: &["LATENT_OPERATION"],
         input: &[part("latents", LATENTS)],
         output: &[part("latents", LATENTS)],
+    },
+    Interface {
+        id: "train_lora/1",
+        types: &["MODEL"],
+        required: &[],
+        input: &[
+            part("examples", List(&Map(EXAMPLE))),
+            part("settings", Text),
+            optional("layers", LAYERS),
+        ],
+        output: &[part("layers", LAYERS), part("losses", List(&Float))],
     },
     Interface {
         id: "sampler/1",

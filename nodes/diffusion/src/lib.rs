@@ -32,6 +32,7 @@ mod latent_size;
 mod latent_tiled;
 mod loaders;
 mod lora;
+mod lora_training;
 mod measure;
 mod merge;
 mod missing_part;
@@ -40,6 +41,7 @@ mod model_sampling;
 mod observe;
 mod output;
 mod patches;
+mod picture_sets;
 mod sample;
 mod sampling;
 mod save_models;
@@ -100,6 +102,7 @@ use loaders::{
     DiffusersLoader, DualCLIPLoader, UNETLoader, VAELoader,
 };
 use lora::{LoraLoader, LoraLoaderModelOnly};
+use lora_training::{LoraModelLoader, TrainLoraNode};
 use measure::{FeaturesLoader, FrechetDistance, ImageSimilarity, TextSimilarity};
 use merge::{
     CLIPAttentionMultiply, CLIPMergeAdd, CLIPMergeSimple, CLIPMergeSubtract, ModelMergeAdd,
@@ -114,6 +117,7 @@ use patches::{
     PatchModelAddDownscale, PerturbedAttentionGuidance, SelfAttentionGuidance, TCFG,
     TomePatchModel,
 };
+use picture_sets::{LoadImageSetFromFolderNode, LoadImageTextSetFromFolderNode};
 use sample::{KSampler, KSamplerAdvanced, UNetSample};
 use save_models::{CLIPSave, CheckpointSave, ModelSave, VAESave};
 use sigmas::{
@@ -280,7 +284,11 @@ node::library![
     FeaturesLoader,
     ImageSimilarity,
     TextSimilarity,
-    FrechetDistance;
+    FrechetDistance,
+    LoadImageSetFromFolderNode,
+    LoadImageTextSetFromFolderNode,
+    TrainLoraNode,
+    LoraModelLoader;
     prepare: kosmograph_threads::start;
     finish: kosmograph_caching_allocator::release;
     check: check::Fits;

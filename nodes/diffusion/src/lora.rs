@@ -189,7 +189,7 @@ impl Opened {
 const SECOND: &str = "text_encoder_2.";
 
 /// Layers as they cross the boundary.
-fn across(layers: &Layers) -> Result<Vec<AdapterLayer>> {
+pub fn across(layers: &Layers) -> Result<Vec<AdapterLayer>> {
     let layer = |(module, layer): (&String, &Layer)| {
         let factor =
             |(factor, tensor): (&Factor, _)| Ok((factor.name().to_owned(), export(tensor)?));

@@ -2,12 +2,12 @@
 
 use std::collections::HashMap;
 
-use kosmograph_models::Weights;
 use kosmograph_models::lora::{Adapted, Layers};
 use kosmograph_models::samplers::{LatentSpace, Prediction, Schedule, SchedulerConfig, Timesteps};
 use kosmograph_models::stable_diffusion::controlnet_of_unet::Changes;
 use kosmograph_models::stable_diffusion::steering::{ExtraTokens, KeysValues, Steering};
 use kosmograph_models::stable_diffusion::unet::{Condition, Residuals, UNet, UNetConfig};
+use kosmograph_models::{Weight, Weights};
 use node::interface::{
     self, AdapterLayer, ControlChanges, DenoiseCall, LoraLayer, Merged, Patch, TensorInfo, marker,
 };
@@ -79,8 +79,8 @@ impl Export for UNetModel {
     const TYPE: &'static str = "MODEL";
     const INTERFACES: &'static [InterfaceEntry] = interfaces![UNetModel:
         marker::Denoiser, marker::ModelSampling, marker::Lora, marker::Layers, marker::Weights,
-        marker::Merge, marker::Patches, marker::Guidance, marker::ControlOf, marker::Describe,
-        marker::Memory];
+        marker::Merge, marker::Patches, marker::Guidance, marker::ControlOf, marker::LoraTraining,
+        marker::Describe, marker::Memory];
 }
 
 impl interface::Denoise for UNetModel {
@@ -113,6 +113,7 @@ impl interface::Denoise for UNetModel {
             features: &features,
             extra_tokens: &extra_tokens,
             hooks: bridge.as_ref().map(|bridge| bridge as _),
+            tape: None,
         };
         let (x, timestep, context) =
             (import(&call.x)?, import(&call.timestep)?, import(&call.context)?);
@@ -209,6 +210,27 @@ impl UNetModel {
     fn adapted(&self, layers: &Layers, strength: f64) -> Result<(Object, Vec<String>)> {
         let (unet, absent) = self.unet.with(layers, strength)?;
         Ok((Object::new(self.of_unet(unet)), absent))
+    }
+
+    /// The noise levels that it is trained at.
+    ///
+    /// # Errors
+    /// It is changed inside by patches, which have no gradient, or lies on a GPU.
+    pub fn trainable(&self) -> Result<Schedule> {
+        if !self.patches.is_empty() {
+            return Err(Error::new(
+                "a MODEL with patches on it is not trained; the one before them would be right",
+            ));
+        }
+        if !self.device.is_cpu() {
+            return Err(Error::new("training is on the CPU alone; --device cpu would be right"));
+        }
+        self.in_force()
+    }
+
+    /// Its configuration, its tensors with the LoRAs that are on it, and what errors call them.
+    pub fn network(&self) -> Result<(&UNetConfig, HashMap<String, Weight>, String)> {
+        Ok((&self.config, self.unet.tensors()?, self.unet.origin().to_owned()))
     }
 
     /// The noise levels that it is sampled at, which "model_sampling/1" may have changed.

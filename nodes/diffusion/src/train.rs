@@ -3,7 +3,8 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use kosmograph_training::{Config, Report, Watch, train};
+use kosmograph_training::stages::{self, Stage};
+use kosmograph_training::{Report, Watch, train};
 use node::*;
 
 /// LoRA, DreamBooth and textual inversion.
@@ -11,14 +12,26 @@ pub struct Trainings;
 
 impl Train for Trainings {
     fn train(cx: &Context<'_>, config: &str, folder: &Path) -> Result<serde_json::Value> {
-        let config = Config::read(config, folder).map_err(Error::new)?;
-        let mut told = Told { cx, stopped: false, last: None, losses: Vec::new() };
-        match train(&config, &mut told) {
-            Err(kosmograph_training::Error::Cancelled) => Err(Error::Cancelled),
-            Err(_) if told.stopped() => Err(Error::Cancelled),
-            Err(error) => Err(Error::new(error)),
-            Ok(output) => Ok(json!({"output": output, "updates": config.steps})),
+        let stages = stages::read(config, folder).map_err(Error::new)?;
+        let mut made = json!({});
+        for Stage { name, config } in &stages {
+            if !name.is_empty() && config.output.symlink_metadata().is_ok() {
+                cx.info(format!("stage {name} is done: {} is there", config.output.display()));
+                continue;
+            }
+            if !name.is_empty() {
+                cx.info(format!("stage {name}"));
+            }
+            let mut told = Told { cx, stopped: false, last: None, losses: Vec::new() };
+            made = match train(config, &mut told) {
+                Err(kosmograph_training::Error::Cancelled) => return Err(Error::Cancelled),
+                Err(_) if told.stopped() => return Err(Error::Cancelled),
+                Err(error) if name.is_empty() => return Err(Error::new(error)),
+                Err(error) => return Err(Error::new(format!("stage {name}: {error}"))),
+                Ok(output) => json!({"output": output, "updates": config.steps}),
+            };
         }
+        Ok(made)
     }
 }
 

@@ -65,10 +65,13 @@ use nodes::text_packs::{
     CrFloatToString, CrIntegerToString, CrPromptText, LoadImageFromUrl, ShowText, StringLiteral,
     TextMultiline,
 };
+use nodes::training::{LossGraphNode, SaveLoRANode};
 
 node::library![
     LoadImage,
     SaveImage,
+    SaveLoRANode,
+    LossGraphNode,
     PreviewImage,
     ImageScale,
     ImageScaleBy,

@@ -61,7 +61,8 @@ impl LowRank {
             return kosmograph_kernels::linear(x, &self.whole()?.flatten_from(1)?, None);
         };
         let middle = kosmograph_kernels::linear(x, &down.flatten_from(1)?, None)?;
-        kosmograph_kernels::linear(&middle, &up.flatten_from(1)?, None)? * *scale
+        // Scaled where there are few numbers, rank for each token.
+        kosmograph_kernels::linear(&(middle * *scale)?, &up.flatten_from(1)?, None)
     }
 
     /// What it adds to a convolution's: [B, input, H, W] → [B, output, H', W'].
@@ -70,7 +71,7 @@ impl LowRank {
             return kosmograph_kernels::conv2d(x, &self.whole()?, None, stride, padding);
         };
         let middle = kosmograph_kernels::conv2d(x, down, None, stride, padding)?;
-        kosmograph_kernels::conv2d(&middle, up, None, 1, 0)? * *scale
+        kosmograph_kernels::conv2d(&(middle * *scale)?, up, None, 1, 0)
     }
 
     /// The change of the weight itself, in its shape.

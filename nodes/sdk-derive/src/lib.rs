@@ -10,7 +10,8 @@
 //!   `files` (of choices: a map from a choice to the files that it may need, as FOLDER/NAME),
 //!   `mentions` (the folder whose files the text may name, "embeddings"), `prefix` (the text begins the
 //!   names of the files that the node writes);
-//! - `#[file(…)]`: `folder = "checkpoints"`, `entry = "file" | "directory" | "any"`, `default`.
+//! - `#[file(…)]`: `folder = "checkpoints"`, `entry = "file" | "directory" | "any"`, `default`, `none` (a choice that means no
+//!   file, at an optional input).
 //!
 //! Doc comments become the documentation of the node and its inputs.
 
@@ -144,7 +145,7 @@ fn declaration(field: &Field) -> syn::Result<Tokens> {
         let keys: &[&str] = if attribute.path().is_ident("widget") {
             &["default", "min", "max", "step", "choices", "files", "mentions"]
         } else if attribute.path().is_ident("file") {
-            &["folder", "entry", "default"]
+            &["folder", "entry", "default", "none"]
         } else {
             continue;
         };

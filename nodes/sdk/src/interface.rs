@@ -368,6 +368,7 @@ pub mod marker {
     pub struct ModelSampling;
     pub struct Lora;
     pub struct Layers;
+    pub struct LoraTraining;
     pub struct TextLayers;
     pub struct ClipVision;
     pub struct VaeDecode;
@@ -416,6 +417,7 @@ mod grounding;
 mod latents;
 mod patches;
 mod sampling;
+mod training;
 mod weights;
 
 pub use grounding::{Ground, GroundedBox};
@@ -425,6 +427,7 @@ pub use patches::{
     PatchBlock, PatchGuidance, PatchSides, PatchTokens, SidesCall, TakePatches, TokensCall,
 };
 pub use sampling::{Guide, GuideCall, MakeNoise, SampleCall, SampleLatents};
+pub use training::{LoraExample, LoraTraining, TrainLora, TrainedLora};
 pub use weights::{MergeWeights, Merged, StoredAs, TellWeights, TensorInfo};
 
 interface!(Denoiser, "denoiser/1", Denoise, |object, cx, input| {

@@ -27,12 +27,24 @@ pub enum Task {
     Align,
     /// Kosmos-G through the frozen U-Net, from prompts with pictures: the paper's third stage.
     Instruct,
+    /// Kosmos-G's language model, with what it sees by, speaks of pictures: word after word of prompts with pictures.
+    Mllm,
+    /// The autoencoder gives back pictures.
+    Vae,
+    /// The whole U-Net from pictures with captions, as `dreambooth` without a class.
+    #[serde(rename = "text-to-picture")]
+    TextToPicture,
 }
 
 impl Task {
     /// Whether it is a stage of Kosmos-G's own training.
     pub fn is_kosmos(self) -> bool {
-        matches!(self, Task::Align | Task::Instruct)
+        matches!(self, Task::Align | Task::Instruct | Task::Mllm)
+    }
+
+    /// Whether all numbers of the U-Net learn.
+    pub fn is_whole_unet(self) -> bool {
+        matches!(self, Task::Dreambooth | Task::TextToPicture)
     }
 }
 
@@ -43,6 +55,8 @@ pub struct Config {
     pub task: Task,
     /// The base: a folder in diffusers' layout, or a checkpoint file.
     pub model: PathBuf,
+    /// An autoencoder in the place of the base's own.
+    pub vae: Option<PathBuf>,
     /// A folder of pictures, each with its caption in a .txt of the same name beside it.
     pub pictures: PathBuf,
     /// What is made: a .safetensors file, or for a whole network a folder.
@@ -68,6 +82,8 @@ pub struct Config {
     pub inversion: InversionConfig,
     /// The folder of Kosmos-G, for its own training.
     pub kosmos: Option<PathBuf>,
+    /// Whether what learns begins with random numbers, and `model` or `kosmos` only says what it is like.
+    pub anew: bool,
     /// Shards to learn from instead of `pictures`, for Kosmos-G's own training.
     pub shards: Vec<ShardsConfig>,
     /// The share of values that the language model loses between its layers.
@@ -86,6 +102,8 @@ pub struct Config {
     pub ema: Option<f64>,
     /// After how many updates the state is written down, to go on from; 0 for never but at an interruption.
     pub checkpoint_every: usize,
+    /// Whether blocks of the U-Net are computed again for their gradients, and not kept.
+    pub recompute: bool,
     pub samples: Option<SamplesConfig>,
 }
 
@@ -141,6 +159,8 @@ pub struct SamplesConfig {
     /// After how many updates.
     pub every: usize,
     pub prompts: Vec<String>,
+    /// For each prompt the pictures of its `<i>` marks, where Kosmos-G learns.
+    pub pictures: Vec<Vec<PathBuf>>,
     pub steps: usize,
     pub guidance: f64,
     pub seed: u64,
@@ -151,6 +171,7 @@ impl Default for Config {
         Config {
             task: Task::Lora,
             model: PathBuf::new(),
+            vae: None,
             pictures: PathBuf::new(),
             output: PathBuf::new(),
             caption: None,
@@ -165,6 +186,7 @@ impl Default for Config {
             lora: LoraConfig::default(),
             inversion: InversionConfig::default(),
             kosmos: None,
+            anew: false,
             shards: Vec::new(),
             dropout: 0.0,
             control: None,
@@ -175,6 +197,7 @@ impl Default for Config {
             noise_offset: 0.0,
             ema: None,
             checkpoint_every: 100,
+            recompute: false,
             samples: None,
         }
     }
@@ -206,7 +229,14 @@ impl Default for PriorConfig {
 
 impl Default for SamplesConfig {
     fn default() -> Self {
-        SamplesConfig { every: 100, prompts: Vec::new(), steps: 20, guidance: 7.0, seed: 0 }
+        SamplesConfig {
+            every: 100,
+            prompts: Vec::new(),
+            pictures: Vec::new(),
+            steps: 20,
+            guidance: 7.0,
+            seed: 0,
+        }
     }
 }
 
@@ -216,8 +246,16 @@ impl Config {
     /// # Errors
     /// It is no JSON, a key is unknown or missing, or a value is outside of what it can be.
     pub fn read(text: &str, folder: &Path) -> Result<Config> {
-        let mut json: Value = serde_json::from_str(text)
+        let json: Value = serde_json::from_str(text)
             .map_err(|error| Error::Config(format!("the configuration is no JSON: {error}")))?;
+        Config::of_json(json, folder)
+    }
+
+    /// [`Config::read`] of JSON that is read already.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn of_json(mut json: Value, folder: &Path) -> Result<Config> {
         let example = Config {
             control: Some(ControlConfig::default()),
             prior: Some(PriorConfig::default()),
@@ -242,8 +280,11 @@ impl Config {
         from(&mut config.model);
         from(&mut config.pictures);
         from(&mut config.output);
-        config.kosmos.iter_mut().for_each(from);
+        config.kosmos.iter_mut().chain(&mut config.vae).for_each(from);
         config.shards.iter_mut().flat_map(|shards| &mut shards.files).for_each(from);
+        if let Some(samples) = &mut config.samples {
+            samples.pictures.iter_mut().flatten().for_each(from);
+        }
         if let Some(prior) = &mut config.prior {
             from(&mut prior.pictures);
         }
@@ -316,11 +357,13 @@ impl Config {
     fn check_kosmos(&self) -> Result<()> {
         let is_kosmos = self.task.is_kosmos();
         if self.kosmos.is_some() != is_kosmos {
-            return refuse("\"kosmos\" and the tasks align and instruct go together".to_owned());
+            return refuse(
+                "\"kosmos\" and the tasks align, instruct and mllm go together".to_owned(),
+            );
         }
         if !is_kosmos && (!self.shards.is_empty() || self.dropout > 0.0) {
             return refuse(
-                "\"shards\" and \"dropout\" go with the tasks align and instruct".to_owned(),
+                "\"shards\" and \"dropout\" go with the tasks align, instruct and mllm".to_owned(),
             );
         }
         if self.dropout >= 1.0 {
@@ -330,8 +373,24 @@ impl Config {
         if weights.into_iter().any(|weight| !(weight > 0.0 && weight.is_finite())) {
             return refuse("a weight of \"shards\" is not above 0".to_owned());
         }
-        if is_kosmos && self.samples.is_some() {
-            return refuse("\"samples\" are not drawn for the tasks align and instruct".to_owned());
+        let with_pictures =
+            self.samples.as_ref().is_some_and(|samples| !samples.pictures.is_empty());
+        if with_pictures && self.task != Task::Instruct {
+            return refuse("\"samples.pictures\" go with the task instruct".to_owned());
+        }
+        if self.task == Task::Mllm && self.samples.is_some() {
+            return refuse("\"samples\" are not drawn for the task mllm".to_owned());
+        }
+        if self.task == Task::Mllm && !self.shards.is_empty() {
+            return refuse(
+                "the task mllm learns from \"pictures\", and not from shards".to_owned(),
+            );
+        }
+        let begins = self.task.is_whole_unet() || matches!(self.task, Task::Vae | Task::Mllm);
+        if self.anew && !begins {
+            return refuse(
+                "\"anew\" goes with the tasks text-to-picture, dreambooth, vae and mllm".to_owned(),
+            );
         }
         Ok(())
     }
@@ -340,7 +399,7 @@ impl Config {
     pub fn identity(&self) -> Value {
         let mut json = serde_json::to_value(self).unwrap_or_default();
         if let Some(json) = json.as_object_mut() {
-            for key in ["output", "checkpoint_every", "samples"] {
+            for key in ["output", "checkpoint_every", "recompute", "samples"] {
                 json.shift_remove(key);
             }
         }

@@ -199,6 +199,19 @@ pub(crate) fn open_bytes(bytes: &[u8]) -> std::result::Result<image::RgbImage, S
     Ok(picture.into_rgb8())
 }
 
+/// The pixels of a file as ComfyUI's nodes for training take them: without what is transparent, and not turned.
+///
+/// # Errors
+/// A sentence: why it cannot be read.
+pub fn read_rgb(path: &Path) -> std::result::Result<image::RgbImage, String> {
+    let reader = ImageReader::open(path).map_err(|error| error.to_string())?;
+    let reader = reader.with_guessed_format().map_err(|error| error.to_string())?;
+    let decoder = reader.into_decoder().map_err(|error| error.to_string())?;
+    ask_for(&decoder, &path.display().to_string())?;
+    let picture = DynamicImage::from_decoder(decoder).map_err(|error| error.to_string())?;
+    Ok(picture.into_rgb8())
+}
+
 /// Whether there are pixels, and the memory for them.
 fn ask_for(decoder: &impl ImageDecoder, name: &str) -> std::result::Result<(), String> {
     let (width, height) = decoder.dimensions();
@@ -214,10 +227,12 @@ fn ask_for(decoder: &impl ImageDecoder, name: &str) -> std::result::Result<(), S
 const LONGEST_CAPTION: usize = 1 << 16;
 
 pub(crate) fn read_caption(picture: &Path, notes: &mut Vec<String>) -> Option<String> {
-    let path = ["txt", "caption"]
-        .iter()
-        .map(|end| picture.with_extension(end))
-        .find(|path| path.is_file())?;
+    caption_beside(picture, &["txt", "caption"], notes)
+}
+
+/// The text in the file of the picture's name with the first of `ends` that is there, without white space around it.
+pub fn caption_beside(picture: &Path, ends: &[&str], notes: &mut Vec<String>) -> Option<String> {
+    let path = ends.iter().map(|end| picture.with_extension(end)).find(|path| path.is_file())?;
     let mut text = match std::fs::read(&path) {
         Ok(bytes) => {
             String::from_utf8_lossy(&bytes[..bytes.len().min(LONGEST_CAPTION)]).into_owned()
@@ -232,7 +247,10 @@ pub(crate) fn read_caption(picture: &Path, notes: &mut Vec<String>) -> Option<St
 }
 
 /// Scaled so that it just covers `size`, and the middle of that.
-fn cut_to(picture: &image::RgbImage, (width, height): (usize, usize)) -> Result<Vec<u8>> {
+pub(crate) fn cut_to(
+    picture: &image::RgbImage,
+    (width, height): (usize, usize),
+) -> Result<Vec<u8>> {
     let from = (picture.width() as usize, picture.height() as usize);
     let scale = (width as f64 / from.0 as f64).max(height as f64 / from.1 as f64);
     let scaled = |side: usize, least: usize| ((side as f64 * scale).round() as usize).max(least);

@@ -6,12 +6,13 @@ use std::path::Path;
 use candle_core::{Device, Tensor};
 use kosmograph_models::Weights;
 use kosmograph_models::clip::text::ClipText;
-use kosmograph_models::samplers::guidance::guide;
+use kosmograph_models::samplers::Schedule;
 use kosmograph_models::samplers::randn::Generator;
-use kosmograph_models::samplers::{Schedule, ddim, ddim_timesteps};
 use kosmograph_models::stable_diffusion::checkpoint::{Checkpoint, TextEncoder};
+use kosmograph_models::stable_diffusion::recompute::Tape;
+use kosmograph_models::stable_diffusion::steering::Steering;
 use kosmograph_models::stable_diffusion::unet::{Residuals, UNet};
-use kosmograph_models::stable_diffusion::vae::Vae;
+use kosmograph_models::stable_diffusion::vae::{Vae, VaeConfig};
 use kosmograph_models::text::clip_tokens::ClipTokenizer;
 
 use crate::config::{Config, SamplesConfig, Task};
@@ -24,7 +25,7 @@ use crate::noise::{add_noise, min_snr_weights, mse_of_rows, target};
 use crate::parameters::{Gradients, Parameters};
 use crate::run::{Learner, Watch};
 use crate::texts::Texts;
-use crate::{ask_for_all, files, timesteps};
+use crate::{anew, ask_for_all, files, samples, timesteps};
 
 /// What learns through a U-Net, and what it learns from.
 pub(crate) struct Diffusion<'a> {
@@ -137,7 +138,7 @@ impl<'a> Diffusion<'a> {
             }
         }
 
-        if config.task == Task::Dreambooth {
+        if config.task.is_whole_unet() {
             let shapes =
                 unet_weights.names().into_iter().filter_map(|name| unet_weights.shape(&name));
             ask_for_all("the whole U-Net", shapes)?;
@@ -152,7 +153,7 @@ impl<'a> Diffusion<'a> {
             _ => None,
         };
 
-        let (vae_config, vae_weights) = checkpoint.vae()?;
+        let (vae_config, vae_weights) = vae_of(config, &checkpoint)?;
         let vae = Vae::load(&vae_weights, &vae_config)?;
         let levels = unet_config.encoder.levels.len().saturating_sub(1) as u32;
         let step = vae_config.factor() << levels;
@@ -170,9 +171,16 @@ impl<'a> Diffusion<'a> {
         let vae = config.samples.is_some().then_some(vae);
 
         let load = |weights: &Weights| UNet::load(weights, &unet_config);
-        let (_, tensors) = unet_weights.load_kept(load)?;
+        let tensors = match config.anew {
+            true => {
+                let recording = Weights::recording();
+                load(&recording)?;
+                anew::tensors(&recording.recorded(), &mut generator)?
+            }
+            false => unet_weights.load_kept(load)?.1,
+        };
         let tensors = match config.task {
-            Task::Dreambooth => {
+            Task::Dreambooth | Task::TextToPicture => {
                 parameters = Parameters::of(&tensors, |_| true)?;
                 parameters.replace_in(&tensors)
             }
@@ -229,8 +237,12 @@ impl Learner for Diffusion<'_> {
         let t: Vec<usize> = rows.latents.iter().map(|_| draws.below(train_steps)).collect();
         let noisy = add_noise(&self.schedule, &latents, &noise, &t)?;
         let residuals = self.residuals(&noisy, &timesteps(&t)?, &context, &rows.hints)?;
+        let tape = config.recompute.then(Tape::default);
+        let steering =
+            Steering { residuals: residuals.as_ref(), tape: tape.as_ref(), ..Steering::default() };
+        let (t_of_rows, probe) = (timesteps(&t)?, &mut |_: &str, _: &Tensor| {});
         let prediction =
-            self.unet.forward(&noisy, &timesteps(&t)?, &context, residuals.as_ref())?;
+            self.unet.forward_steered(&noisy, &t_of_rows, &context, steering, probe)?;
         let wanted = target(&self.schedule, &latents, &noise, &t)?;
         let mut losses = mse_of_rows(&prediction, &wanted)?;
         if let Some(gamma) = config.min_snr {
@@ -244,38 +256,28 @@ impl Learner for Diffusion<'_> {
             loss = (loss + (of_prior * prior.weight)?)?;
         }
         let value = f64::from(loss.to_scalar::<f32>()?);
-        Ok((value, Gradients::of(&self.parameters, &loss.backward()?)?))
+        let gradients = match &tape {
+            Some(tape) => Gradients::of_tape(&self.parameters, &self.unet.backward(tape, &loss)?)?,
+            None => Gradients::of(&self.parameters, &loss.backward()?)?,
+        };
+        Ok((value, gradients))
     }
 
     /// Draws the samples' prompts with the parameters as they are.
     fn draw(&mut self, samples: &SamplesConfig, done: usize, watch: &mut dyn Watch) -> Result<()> {
         let Some(vae) = &self.vae else { return Ok(()) };
         let config = self.config;
-        let side = config.resolution / vae.config().factor();
-        let name = config.output.file_stem().unwrap_or_default().to_string_lossy();
-        let folder = config.output.with_file_name(format!("{name}.samples"));
-        let failed = |path: &Path, source| Error::Write { path: path.to_owned(), source };
-        std::fs::create_dir_all(&folder).map_err(|source| failed(&folder, source))?;
-        let steps = samples.steps.min(self.schedule.train_steps());
-        let at = ddim_timesteps(&self.schedule, steps);
-        let stride = self.schedule.train_steps() / steps;
+        let folder = files::samples_folder(&config.output)?;
         let negative = self.texts.encode("")?.detach();
         for (i, prompt) in samples.prompts.iter().enumerate() {
             let context = Tensor::cat(&[&negative, &self.texts.encode(prompt)?.detach()], 0)?;
-            let mut generator = Generator::new(samples.seed);
-            let x = random(&mut generator, &[1, vae.config().latent_channels(), side, side])?;
             let hints = self.pictures.hint(i)?;
-            let model = &mut |x: &Tensor, t: f64| {
-                let both = Tensor::cat(&[x, x], 0)?;
-                let t = timesteps(&[t as usize])?;
-                let residuals = self.residuals(&both, &t, &context, &hints);
-                let residuals = residuals.map_err(candle_core::Error::wrap)?;
-                let found = self.unet.forward(&both, &t, &context, residuals.as_ref());
-                let found = found.map_err(candle_core::Error::wrap)?.detach();
-                Ok(guide(&found.narrow(0, 0, 1)?, &found.narrow(0, 1, 1)?, samples.guidance)?)
+            let mut predict = |both: &Tensor, t: &Tensor| {
+                let residuals = self.residuals(both, t, &context, &hints)?;
+                Ok(self.unet.forward(both, t, &context, residuals.as_ref())?)
             };
-            let latents = ddim(&self.schedule, &at, stride, x, model, &mut |_| Ok(()))?;
-            let picture = vae.decode(&(latents / vae.config().scaling_factor())?)?;
+            let by = (&self.schedule, vae);
+            let picture = samples::draw(by, config.resolution, samples, &mut predict)?;
             let path = folder.join(format!("{done:06}-{i}.png"));
             save(&picture, &path)?;
             watch.made(&path);
@@ -307,7 +309,7 @@ impl Learner for Diffusion<'_> {
                 let described = self.control.as_ref().map(|control| control.described.as_str());
                 self.write_folder(described, &metadata)
             }
-            Task::Dreambooth => {
+            Task::Dreambooth | Task::TextToPicture => {
                 let beside =
                     ["unet/config.json", "config.json"].map(|name| config.model.join(name));
                 let described = beside.iter().find(|path| path.is_file());
@@ -317,8 +319,8 @@ impl Learner for Diffusion<'_> {
                 });
                 self.write_folder(described.transpose()?.as_deref(), &metadata)
             }
-            // Of Kosmos-G, which is another learner's.
-            Task::Align | Task::Instruct => Ok(()),
+            // Other learners'.
+            Task::Align | Task::Instruct | Task::Mllm | Task::Vae => Ok(()),
         }
     }
 }
@@ -351,6 +353,14 @@ impl Diffusion<'_> {
         let hint = network.embed_hint(&Tensor::stack(hints, 0)?)?;
         Ok(Some(network.forward(noisy, timesteps, context, &hint)?))
     }
+}
+
+/// The autoencoder that the configuration names; else the base's own.
+pub(crate) fn vae_of(config: &Config, checkpoint: &Checkpoint) -> Result<(VaeConfig, Weights)> {
+    Ok(match &config.vae {
+        Some(path) => Checkpoint::open(path, &Device::Cpu)?.vae()?,
+        None => checkpoint.vae()?,
+    })
 }
 
 /// The layers of the text encoder, whose modules kohya's files call `text_model_…` also where the weights go without.

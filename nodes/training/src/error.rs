@@ -32,6 +32,9 @@ pub enum Error {
     /// A file of a training that does not belong to this one.
     #[error("{path} is of another training: {what}")]
     Checkpoint { path: PathBuf, what: String },
+    /// A file of a training that cannot be gone on with.
+    #[error("{path} is damaged: {what}; removing it would be right, the training then begins anew")]
+    Damaged { path: PathBuf, what: String },
     /// Something that is trained and is not there.
     #[error("there is no parameter `{0}`")]
     NoParameter(String),

@@ -87,6 +87,16 @@ pub fn write_folder(
     std::fs::rename(&path, output).map_err(|source| failed(output, source))
 }
 
+/// The folder for samples of what is made at `output`, which is there then.
+pub(crate) fn samples_folder(output: &Path) -> Result<PathBuf> {
+    let name = output.file_stem().unwrap_or_default().to_string_lossy();
+    let folder = output.with_file_name(format!("{name}.samples"));
+    match std::fs::create_dir_all(&folder) {
+        Ok(()) => Ok(folder),
+        Err(source) => Err(Error::Write { path: folder, source }),
+    }
+}
+
 pub(crate) fn folder_of(path: &Path) -> PathBuf {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),

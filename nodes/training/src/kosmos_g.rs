@@ -19,18 +19,19 @@ use kosmograph_models::stable_diffusion::checkpoint::{Checkpoint, TextEncoder};
 use kosmograph_models::stable_diffusion::unet::UNet;
 use kosmograph_models::stable_diffusion::vae::Vae;
 use kosmograph_models::text::clip_tokens::ClipTokenizer;
-use kosmograph_models::text::kosmos_tokens::{BOS, KosmosTokenizer, PAD};
+use kosmograph_models::text::kosmos_tokens::{BOS, EOS, KosmosTokenizer, PAD, PICTURE_MARK};
 use kosmograph_models::{Weight, Weights};
 use kosmograph_pixels::pillow::{Filter, Picture};
 
 use crate::config::{Config, SamplesConfig, Task};
-use crate::diffusion::random;
+use crate::diffusion::{random, save, vae_of};
 use crate::documents::{Corpus, Document};
 use crate::draws::Draws;
 use crate::error::{Error, Result};
+use crate::noise::cross_entropy;
 use crate::parameters::{Gradients, Parameters};
 use crate::run::{Learner, Watch};
-use crate::{ask_for_all, data, files, kosmos, lora};
+use crate::{anew, ask_for_all, data, files, kosmos, lora, samples};
 
 /// The table of the language model, whose row of padding never learns.
 const TABLE: &str = "gpt_model.decoder.embed_tokens.weight";
@@ -50,12 +51,18 @@ pub(crate) struct Kosmos<'a> {
     aligner: Aligner,
     stage: Stage,
     parameters: Parameters,
+    /// What draws samples of `align`.
+    artist: Option<Box<(UNet, Vae, Schedule)>>,
+    /// Of a network that began anew, what does not learn yet.
+    frozen: BTreeMap<String, Tensor>,
 }
 
 /// What only one of the stages needs.
 enum Stage {
     Align(Box<Align>),
     Instruct(Box<Instruct>),
+    /// What the language model sees by.
+    Mllm(Box<(Vit, Connector)>),
 }
 
 struct Align {
@@ -78,13 +85,23 @@ impl<'a> Kosmos<'a> {
         let folder = config.kosmos.as_deref().unwrap_or(Path::new(""));
         let Folder { tokenizer, transform, config: model, .. } = Folder::read(folder, &device)?;
         let is_align = config.task == Task::Align;
+        let is_mllm = config.task == Task::Mllm;
         let (corpus, notes) = match config.shards.is_empty() {
             true => Corpus::of_folder(&config.pictures, is_align)?,
             false => (Corpus::of_shards(&config.shards, is_align)?, Vec::new()),
         };
         notes.iter().for_each(|note| watch.note(note, true));
 
-        let weights = Weights::open(folder, &device)?;
+        let weights = match config.anew {
+            true => {
+                let recording = Weights::recording();
+                Parts::load(&model, is_align, &recording)?;
+                let tensors =
+                    anew::tensors(&recording.recorded(), &mut Generator::new(config.seed))?;
+                Weights::from_kept("the new Kosmos-G", tensors, &device)
+            }
+            false => Weights::open(folder, &device)?,
+        };
         let (_, mut tensors) =
             weights.load_kept(|weights| Parts::load(&model, is_align, weights))?;
         if is_align && !Reconstruction::is_in(&weights.sub("aligner")) {
@@ -102,6 +119,9 @@ impl<'a> Kosmos<'a> {
                 "img_model.visual.ln_post.".to_owned(),
                 format!("img_model.visual.transformer.resblocks.{last}."),
             ];
+            if is_mllm {
+                return !name.starts_with("aligner.");
+            }
             name.starts_with("aligner.")
                 || (!is_align && name.starts_with("gpt_model."))
                 || (!is_align && of_vision.iter().any(|start| name.starts_with(start)))
@@ -109,6 +129,10 @@ impl<'a> Kosmos<'a> {
         let shapes = tensors.iter().filter(|(name, _)| learns(name));
         ask_for_all("Kosmos-G", shapes.map(|(_, weight)| weight.dims().to_vec()))?;
         let parameters = Parameters::of(&tensors, learns)?;
+        let mut frozen = BTreeMap::new();
+        for (name, weight) in tensors.iter().filter(|(name, _)| config.anew && !learns(name)) {
+            frozen.insert(name.clone(), weight.tensor()?);
+        }
         let variables = parameters.replace_in(&tensors);
         let trained = Weights::from_kept(weights.origin(), variables, &device);
         let Parts { mllm, aligner, reconstruction, vision } =
@@ -126,16 +150,26 @@ impl<'a> Kosmos<'a> {
             None => ClipTokenizer::clip(),
         };
         let clip_tokenizer = clip_tokenizer.map_err(|error| Error::Config(error.to_string()))?;
+        let artist = match config.samples.is_some() && is_align {
+            true => {
+                let (unet, scheduler, weights) = checkpoint.unet()?;
+                let (unet, schedule) = (UNet::load(&weights, &unet)?, Schedule::new(&scheduler)?);
+                let (vae, weights) = vae_of(config, &checkpoint)?;
+                Some(Box::new((unet, Vae::load(&weights, &vae)?, schedule)))
+            }
+            false => None,
+        };
         let stage = match (reconstruction, vision) {
             (Some(reconstruction), _) => {
                 let clip = ClipText::load(&encoder.config, &encoder.weights)?;
                 Stage::Align(Box::new(Align { reconstruction, clip }))
             }
+            (None, Some(seeing)) if is_mllm => Stage::Mllm(Box::new(seeing)),
             (None, Some((vit, connector))) => {
                 let (unet, scheduler, weights) = checkpoint.unet()?;
                 let schedule = Schedule::new(&scheduler)?;
                 let unet = UNet::load(&weights, &unet)?;
-                let (vae, weights) = checkpoint.vae()?;
+                let (vae, weights) = vae_of(config, &checkpoint)?;
                 let vae = Vae::load(&weights, &vae)?;
                 Stage::Instruct(Box::new(Instruct { vit, connector, unet, vae, schedule }))
             }
@@ -156,6 +190,8 @@ impl<'a> Kosmos<'a> {
             aligner,
             stage,
             parameters,
+            artist,
+            frozen,
         })
     }
 }
@@ -243,6 +279,13 @@ impl Kosmos<'_> {
                 }
             });
         }
+        if self.config.task == Task::Mllm {
+            // A caption ends, which is to be said, too.
+            for (ids, mask) in &mut rows {
+                ids.push(EOS);
+                mask.push(false);
+            }
+        }
         let length = rows.iter().map(|(ids, _)| ids.len()).max().unwrap_or_default();
         let (mut tokens, mut mask) = (Vec::new(), Vec::new());
         for (ids, of_images) in &rows {
@@ -284,21 +327,30 @@ impl Kosmos<'_> {
                 )?;
                 Ok(((mse + rec)?, 1))
             }
+            Stage::Mllm(seeing) => {
+                let (vit, connector) = &**seeing;
+                let images = self.seen(vit, connector, documents, mask.clone())?;
+                let hidden = self.mllm.forward_dropping(&tokens, images.as_ref(), &drop)?;
+                let (rows, length, width) = hidden.dims3()?;
+                let said =
+                    hidden.narrow(1, 0, length - 1)?.reshape((rows * (length - 1), width))?;
+                let logits = self.mllm.logits(&said.contiguous()?)?;
+                let (tokens, mask) = (tokens.to_vec2::<u32>()?, mask.to_vec2::<u8>()?);
+                let wanted = tokens.iter().zip(&mask).flat_map(|(tokens, mask)| {
+                    let pairs = tokens.iter().zip(mask).skip(1);
+                    pairs.map(|(token, image)| self.asked_for(*token, *image))
+                });
+                let wanted: Vec<i64> = wanted.collect();
+                let (sum, kept) = cross_entropy(&logits, &wanted, 0.0)?;
+                if kept == 0 {
+                    let sentence = "a batch has no word to learn: the prompts are empty";
+                    return Err(Error::Data(sentence.to_owned()));
+                }
+                Ok(((sum / kept as f64)?, 1))
+            }
             Stage::Instruct(parts) => {
                 let Instruct { vit, connector, unet, vae, schedule } = &**parts;
-                let sources: Vec<Tensor> = documents
-                    .iter()
-                    .flat_map(|document| &document.sources)
-                    .map(|picture| Ok(self.transform.pixels(view(picture))?))
-                    .collect::<Result<_>>()?;
-                let images = match sources.is_empty() {
-                    true => None,
-                    false => {
-                        let features = vit.features(&Tensor::stack(&sources, 0)?)?;
-                        let features = connector.forward(&features)?.flatten_to(1)?;
-                        Some(ImageTokens { features, mask })
-                    }
-                };
+                let images = self.seen(vit, connector, documents, mask)?;
                 let hidden = self.mllm.forward_dropping(&tokens, images.as_ref(), &drop)?;
                 let any = padding.to_dtype(DType::U32)?.sum_all()?.to_scalar::<u32>()? > 0;
                 let condition = self.aligner.forward(&hidden, any.then_some(&padding))?;
@@ -319,6 +371,49 @@ impl Kosmos<'_> {
                 let loss = kosmos::instruct_loss(unet, schedule, &latents, &noise, &t, &condition)?;
                 Ok((loss, documents.len()))
             }
+        }
+    }
+
+    /// What the U-Net is steered by for a prompt and the pictures of its marks, [1, Q, C].
+    fn condition(&self, prompt: &str, sources: Vec<image::RgbImage>) -> Result<Tensor> {
+        let document = Document { prompt: prompt.to_owned(), sources, target: None };
+        let documents = [document];
+        let Prompts { tokens, mask } = self.prompts(&documents)?;
+        let images = match &self.stage {
+            Stage::Instruct(parts) => self.seen(&parts.vit, &parts.connector, &documents, mask)?,
+            _ => None,
+        };
+        let hidden = self.mllm.forward(&tokens, images.as_ref())?;
+        Ok(self.aligner.forward(&hidden, None)?.detach())
+    }
+
+    /// The pictures of all marks as image tokens; `None` where there are none.
+    fn seen(
+        &self,
+        vit: &Vit,
+        connector: &Connector,
+        documents: &[Document],
+        mask: Tensor,
+    ) -> Result<Option<ImageTokens>> {
+        let sources: Vec<Tensor> = documents
+            .iter()
+            .flat_map(|document| &document.sources)
+            .map(|picture| Ok(self.transform.pixels(view(picture))?))
+            .collect::<Result<_>>()?;
+        if sources.is_empty() {
+            return Ok(None);
+        }
+        let features = vit.features(&Tensor::stack(&sources, 0)?)?;
+        let features = connector.forward(&features)?.flatten_to(1)?;
+        Ok(Some(ImageTokens { features, mask }))
+    }
+
+    /// The token as what is to be said next; −1 where nothing is asked: padding, tokens of pictures and the marks around them.
+    fn asked_for(&self, token: u32, image: u8) -> i64 {
+        let marks = ["<image>", "</image>"].map(|mark| self.tokenizer.id(mark));
+        match image != 0 || token == PAD || marks.contains(&token) {
+            true => -1,
+            false => i64::from(token),
         }
     }
 
@@ -361,9 +456,18 @@ impl Learner for Kosmos<'_> {
 
     fn pass(&mut self, pass: usize) -> Result<(f64, Gradients)> {
         let mut draws = Draws::new(self.config.seed, pass as u64);
-        let documents: Vec<Document> = (0..self.config.batch)
+        let mut documents: Vec<Document> = (0..self.config.batch)
             .map(|_| self.corpus.document(&mut draws, &self.clip_tokenizer, &self.tokenizer))
             .collect::<Result<_>>()?;
+        if self.config.task == Task::Mllm {
+            // A caption without marks is of its own picture.
+            for document in documents.iter_mut().filter(|document| document.sources.is_empty()) {
+                if let Some(target) = document.target.take() {
+                    document.prompt = format!("{PICTURE_MARK} {}", document.prompt);
+                    document.sources.push(target);
+                }
+            }
+        }
         let (loss, rows) = self.loss(&documents, &mut draws)?;
         let value = f64::from(loss.to_scalar::<f32>()?) / rows as f64;
         let mut gradients = Gradients::of(&self.parameters, &loss.backward()?)?;
@@ -374,18 +478,43 @@ impl Learner for Kosmos<'_> {
         Ok((value, gradients))
     }
 
-    fn draw(&mut self, _: &SamplesConfig, _: usize, _: &mut dyn Watch) -> Result<()> {
-        // Config::read refuses samples of these tasks.
+    fn draw(&mut self, samples: &SamplesConfig, done: usize, watch: &mut dyn Watch) -> Result<()> {
+        let (unet, vae, schedule) = match (&self.stage, &self.artist) {
+            (Stage::Instruct(parts), _) => (&parts.unet, &parts.vae, &parts.schedule),
+            (_, Some(artist)) => (&artist.0, &artist.1, &artist.2),
+            // Config::read refuses samples of the task mllm.
+            (_, None) => return Ok(()),
+        };
+        let folder = files::samples_folder(&self.config.output)?;
+        let null = self.condition("", Vec::new())?;
+        for (number, prompt) in samples.prompts.iter().enumerate() {
+            let paths = samples.pictures.get(number).map(Vec::as_slice).unwrap_or_default();
+            let open = |path: &std::path::PathBuf| {
+                data::open(path)
+                    .map_err(|reason| Error::Data(format!("{}: {reason}", path.display())))
+            };
+            let sources = paths.iter().map(open).collect::<Result<_>>()?;
+            let context = Tensor::cat(&[&null, &self.condition(prompt, sources)?], 0)?;
+            let mut predict =
+                |both: &Tensor, t: &Tensor| Ok(unet.forward(both, t, &context, None)?);
+            let by = (schedule, vae);
+            let picture = samples::draw(by, self.config.resolution, samples, &mut predict)?;
+            let path = folder.join(format!("{done:06}-{number}.png"));
+            save(&picture, &path)?;
+            watch.made(&path);
+        }
         Ok(())
     }
 
     /// A folder of Kosmos-G: what learnt, and the rest as it was.
     fn write(&self, metadata: BTreeMap<String, String>) -> Result<()> {
-        let weights = Weights::open(self.folder, &Device::Cpu)?;
-        let mut tensors = BTreeMap::new();
-        for name in weights.names() {
-            let shape = weights.shape(&name).unwrap_or_default();
-            tensors.insert(name.clone(), weights.get(&name, shape)?);
+        let mut tensors = self.frozen.clone();
+        if !self.config.anew {
+            let weights = Weights::open(self.folder, &Device::Cpu)?;
+            for name in weights.names() {
+                let shape = weights.shape(&name).unwrap_or_default();
+                tensors.insert(name.clone(), weights.get(&name, shape)?);
+            }
         }
         for (name, var) in self.parameters.iter() {
             tensors.insert(name.clone(), var.as_detached_tensor());

@@ -1,6 +1,9 @@
 //! Training of the models of `nodes/models`, which know nothing of it: a network is loaded with variables in the
 //! places of what is trained ([`Parameters::load`]), the kernels have their gradients, and the rest is here.
 
+pub mod adapter;
+mod anew;
+mod autoencoder;
 pub mod config;
 mod control;
 pub mod data;
@@ -18,6 +21,8 @@ pub mod packed;
 pub mod parameters;
 pub mod rate;
 pub mod run;
+mod samples;
+pub mod stages;
 pub mod state;
 mod texts;
 

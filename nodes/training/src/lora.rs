@@ -115,6 +115,20 @@ fn split(count: usize) -> (usize, usize) {
 pub fn begin(
     parameters: &mut Parameters,
     targets: &[Target],
+    kind_and_rank: (Kind, usize),
+    generator: &mut Generator,
+) -> Result<()> {
+    targets.iter().try_for_each(|target| fits(target, kind_and_rank))?;
+    begin_at_any_rank(parameters, targets, kind_and_rank, generator)
+}
+
+/// [`begin`] also where the rank, 1 or more, is above what a layer can make use of.
+///
+/// # Errors
+/// Only what the tensor library reports.
+pub fn begin_at_any_rank(
+    parameters: &mut Parameters,
+    targets: &[Target],
     (kind, rank): (Kind, usize),
     generator: &mut Generator,
 ) -> Result<()> {
@@ -139,7 +153,6 @@ fn begin_hadamard(
 ) -> Result<()> {
     for target in targets {
         let (output, inputs) = sides(target);
-        fits(target, rank, (output, inputs))?;
         let Target { module, .. } = target;
         let mut insert =
             |end: &str, tensor: Tensor| parameters.insert(format!("{module}.{end}"), &tensor);
@@ -160,7 +173,6 @@ fn begin_kronecker(
     for target in targets {
         let kernel: usize = target.shape[2..].iter().product();
         let ((a, c), (b, d)) = (split(target.shape[0]), split(target.shape[1]));
-        fits(target, rank, (c, d * kernel))?;
         let Target { module, .. } = target;
         let mut insert =
             |end: &str, tensor: Tensor| parameters.insert(format!("{module}.{end}"), &tensor);
@@ -176,7 +188,14 @@ fn sides(target: &Target) -> (usize, usize) {
     (target.shape[0], target.shape[1..].iter().product())
 }
 
-fn fits(target: &Target, rank: usize, (output, inputs): (usize, usize)) -> Result<()> {
+fn fits(target: &Target, (kind, rank): (Kind, usize)) -> Result<()> {
+    let (output, inputs) = match kind {
+        Kind::Lora | Kind::Loha => sides(target),
+        Kind::Lokr => {
+            let kernel: usize = target.shape[2..].iter().product();
+            (split(target.shape[0]).1, split(target.shape[1]).1 * kernel)
+        }
+    };
     let most = output.min(inputs);
     if rank == 0 || rank > most {
         return Err(Error::Config(format!(
@@ -196,7 +215,7 @@ fn begin_products(
 ) -> Result<()> {
     let device = candle_core::Device::Cpu;
     for target in targets {
-        let (down, up) = shapes(target, rank)?;
+        let (down, up) = shapes(target, rank);
         let inputs: usize = down[1..].iter().product();
         let Target { module, .. } = target;
         let down = evenly(generator, &down, inputs)?;
@@ -226,15 +245,14 @@ fn cumulative(x: f64) -> f64 {
     0.5 * (1.0 + candle_core::cpu::erf::erf_f64(x * std::f64::consts::FRAC_1_SQRT_2))
 }
 
-fn shapes(target: &Target, rank: usize) -> Result<(Vec<usize>, Vec<usize>)> {
-    let (output, inputs) = sides(target);
-    fits(target, rank, (output, inputs))?;
-    let (mut down, mut up) = (vec![rank], vec![output, rank]);
+/// Of `down` and `up`.
+pub(crate) fn shapes(target: &Target, rank: usize) -> (Vec<usize>, Vec<usize>) {
+    let (mut down, mut up) = (vec![rank], vec![target.shape[0], rank]);
     down.extend(&target.shape[1..]);
     if target.shape.len() == 4 {
         up.extend([1, 1]);
     }
-    Ok((down, up))
+    (down, up)
 }
 
 /// What stands beside each target's weight, of the variables in `parameters`; the file's alpha over its rank is the

@@ -1,4 +1,4 @@
-//! Optimisers: AdamW as torch computes it, Adam as fairseq does, Adafactor.
+//! Optimisers: AdamW, SGD and RMSprop as torch computes them, Adam as fairseq does, Adafactor.
 
 use std::collections::BTreeMap;
 
@@ -24,6 +24,10 @@ pub enum Method {
     /// Adafactor (Shazeer and Stern, arXiv 1804.04235) with a given learning rate and without first moments: of a
     /// matrix's second moments it keeps the sums of rows and of columns.
     Adafactor,
+    /// Down the gradient, and no memory.
+    Sgd,
+    /// Down the gradient over the root of its mean square, which forgets by torch's 0.99.
+    Rmsprop,
 }
 
 /// What an optimiser is set to.
@@ -94,10 +98,12 @@ pub enum Moments {
         rows: Vec<f32>,
         columns: Vec<f32>,
     },
-    /// Of what has one dimension.
+    /// Of what has one dimension, and of RMSprop.
     Whole {
         second: Vec<f32>,
     },
+    /// Of SGD.
+    Nothing,
 }
 
 /// An optimiser and its memory.
@@ -160,9 +166,13 @@ impl Optimiser {
                 Moments::Factored { rows, columns } => {
                     step.adafactor(&mut values, gradient, Some((rows, columns)), None);
                 }
+                Moments::Whole { second } if self.config.method == Method::Rmsprop => {
+                    step.rmsprop(&mut values, gradient, second);
+                }
                 Moments::Whole { second } => {
                     step.adafactor(&mut values, gradient, None, Some(second));
                 }
+                Moments::Nothing => step.sgd(&mut values, gradient),
             }
             parameters.set(name, values)?;
         }
@@ -178,7 +188,8 @@ impl Moments {
                 rows: vec![0.0; *rows],
                 columns: vec![0.0; count / (*rows).max(1)],
             },
-            (Method::Adafactor, _) => Moments::Whole { second: vec![0.0; count] },
+            (Method::Adafactor | Method::Rmsprop, _) => Moments::Whole { second: vec![0.0; count] },
+            (Method::Sgd, _) => Moments::Nothing,
             (Method::Adamw8bit, _) => {
                 Moments::Packed { first: Packed::zeros(count), second: Packed::zeros(count) }
             }
@@ -255,6 +266,27 @@ impl Step<'_> {
         }
     }
 
+    /// What the decoupled decay leaves of a value.
+    fn kept(&self) -> f32 {
+        (1.0 - self.rate * self.config.weight_decay) as f32
+    }
+
+    fn sgd(&self, values: &mut [f32], gradient: &[f32]) {
+        let (rate, kept) = (self.rate as f32, self.kept());
+        for (value, g) in values.iter_mut().zip(gradient) {
+            *value = *value * kept - rate * g;
+        }
+    }
+
+    fn rmsprop(&self, values: &mut [f32], gradient: &[f32], second: &mut [f32]) {
+        const ALPHA: f32 = 0.99;
+        let (rate, kept, eps) = (self.rate as f32, self.kept(), self.config.eps as f32);
+        for ((value, g), v) in values.iter_mut().zip(gradient).zip(second) {
+            *v = ALPHA * *v + (1.0 - ALPHA) * g * g;
+            *value = *value * kept - rate * g / (v.sqrt() + eps);
+        }
+    }
+
     /// The paper's algorithms 4 and 5: β₂ rises as 1 − t^−0.8, updates longer than 1 in the root mean square are cut.
     fn adafactor(
         &self,
@@ -297,7 +329,7 @@ impl Step<'_> {
         let squares: f64 = update.iter().map(|u| f64::from(*u) * f64::from(*u)).sum();
         let length = (squares / update.len().max(1) as f64).sqrt();
         let rate = (self.rate / length.max(1.0)) as f32;
-        let kept = (1.0 - self.rate * self.config.weight_decay) as f32;
+        let kept = self.kept();
         for (value, update) in values.iter_mut().zip(update) {
             *value = *value * kept - rate * update;
         }
@@ -328,8 +360,9 @@ mod tests {
 
     #[test]
     fn every_method_goes_down() {
-        let all = [Method::Adamw, Method::Adamw8bit, Method::FairseqAdam, Method::Adafactor];
-        for method in all {
+        let adam = [Method::Adamw, Method::Adamw8bit, Method::FairseqAdam];
+        let others = [Method::Adafactor, Method::Sgd, Method::Rmsprop];
+        for method in adam.into_iter().chain(others) {
             let (before, after) = descend(method);
             assert!(after < before / 100.0, "{method:?}: {before} to {after}");
         }

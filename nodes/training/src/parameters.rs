@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use candle_core::{Tensor, Var, backprop::GradStore};
+use kosmograph_models::stable_diffusion::recompute::TapeGradients;
 use kosmograph_models::{Weight, Weights};
 use rayon::prelude::*;
 
@@ -115,6 +116,20 @@ impl Gradients {
         let mut gradients = Gradients::default();
         for (name, var) in parameters.iter() {
             if let Some(gradient) = store.get(var) {
+                gradients.0.insert(name.clone(), gradient.flatten_all()?.to_vec1::<f32>()?);
+            }
+        }
+        Ok(gradients)
+    }
+
+    /// The same of a pass whose blocks were computed again.
+    ///
+    /// # Errors
+    /// Only what the tensor library reports.
+    pub fn of_tape(parameters: &Parameters, found: &TapeGradients) -> Result<Gradients> {
+        let mut gradients = Gradients::default();
+        for (name, var) in parameters.iter() {
+            if let Some(gradient) = found.get(var) {
                 gradients.0.insert(name.clone(), gradient.flatten_all()?.to_vec1::<f32>()?);
             }
         }

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use crate::config::{Config, SamplesConfig};
+use crate::autoencoder::Autoencoder;
+use crate::config::{Config, SamplesConfig, Task};
 use crate::diffusion::Diffusion;
 use crate::error::{Error, Result};
 use crate::kosmos_g::Kosmos;
@@ -88,9 +89,10 @@ struct Training<'a> {
 
 impl<'a> Training<'a> {
     fn prepare(config: &'a Config, watch: &mut dyn Watch) -> Result<Training<'a>> {
-        let learner: Box<dyn Learner + 'a> = match config.task.is_kosmos() {
-            true => Box::new(Kosmos::prepare(config, watch)?),
-            false => Box::new(Diffusion::prepare(config, watch)?),
+        let learner: Box<dyn Learner + 'a> = match config.task {
+            Task::Vae => Box::new(Autoencoder::prepare(config, watch)?),
+            task if task.is_kosmos() => Box::new(Kosmos::prepare(config, watch)?),
+            _ => Box::new(Diffusion::prepare(config, watch)?),
         };
         let parameters = learner.parameters();
         let mut optimiser = Optimiser::new(&config.optimiser);

@@ -59,6 +59,7 @@ pub(crate) fn write(
                 put("columns", name, columns)?;
             }
             Moments::Whole { second } => put("whole", name, second)?,
+            Moments::Nothing => {}
         }
     }
     for (name, values) in averages.into_iter().flatten() {
@@ -108,15 +109,33 @@ pub(crate) fn read(
         parameters.set(name, parameter.flatten_all()?.to_vec1::<f32>()?)?;
         let count = var.elem_count();
         let whole = |values: Option<Vec<f32>>| values.filter(|values| values.len() == count);
+        let known = [
+            "first",
+            "second",
+            "first_codes",
+            "first_scales",
+            "second_codes",
+            "second_scales",
+            "rows",
+            "columns",
+            "whole",
+        ];
+        let has_some = known.iter().any(|kind| weights.has(&format!("{kind}.{name}")));
         let packed = |kind: &str| -> Result<Option<Packed>> {
             let codes = values(name, &format!("{kind}_codes"))?;
             let scales = values(name, &format!("{kind}_scales"))?;
             let packed = codes.zip(scales).map(|(codes, scales)| Packed {
-                codes: codes.into_iter().map(|code| code as i8).collect(),
+                // What is no code, or no number, becomes one that does not fit.
+                codes: match codes.iter().all(|code| code.abs() <= 127.0 && code.fract() == 0.0) {
+                    true => codes.into_iter().map(|code| code as i8).collect(),
+                    false => Vec::new(),
+                },
                 scales,
             });
             let fits = |packed: &Packed| {
-                packed.codes.len() == count && packed.scales.len() == count.div_ceil(BLOCK)
+                packed.codes.len() == count
+                    && packed.scales.len() == count.div_ceil(BLOCK)
+                    && packed.scales.iter().all(|scale| scale.is_finite() && *scale >= 0.0)
             };
             Ok(packed.filter(fits))
         };
@@ -132,6 +151,13 @@ pub(crate) fn read(
             moments.insert(name.clone(), Moments::Factored { rows, columns });
         } else if let Some(second) = whole(values(name, "whole")?) {
             moments.insert(name.clone(), Moments::Whole { second });
+        } else if has_some {
+            return Err(Error::Damaged {
+                path: path.to_owned(),
+                what: format!(
+                    "the optimiser's memory of `{name}` does not fit its {count} numbers"
+                ),
+            });
         }
         if let Some(average) = whole(values(name, "average")?) {
             averages.insert(name.clone(), average);

@@ -18,6 +18,7 @@ mod range;
 mod rescale;
 mod resize;
 mod through;
+mod told;
 
 use candle_core::Tensor as Candle;
 use kosmograph_models::samplers::{self, Ending, Prediction, Schedule, Step, sigmas};
@@ -35,6 +36,7 @@ pub use over_sigmas::{Guide, OverSigmas};
 pub use range::Range;
 pub use resize::bilinear;
 use through::{into_sampler, out_of_sampler};
+pub use told::told;
 
 /// The published Kosmos-G's samplers, which bring their own timesteps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -34,6 +34,7 @@ pub mod save_animated;
 pub mod save_image;
 pub mod text;
 pub mod text_packs;
+pub mod training;
 pub mod values;
 
 /// `upscale_method`'s choices.

@@ -175,6 +175,11 @@ impl<N: Send + Sync + 'static> Adapted<N> {
         Ok(tensors)
     }
 
+    /// What the weights are called in errors.
+    pub fn origin(&self) -> &str {
+        self.weights.origin()
+    }
+
     /// Lets the network go, and the base where no other network with LoRAs is in memory.
     pub fn release(&self) {
         self.network.release();

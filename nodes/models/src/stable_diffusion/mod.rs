@@ -4,6 +4,7 @@
 //! - [`unet`]: noisy latents to predicted noise. Its contracting half stands in `unet_blocks` (its configuration in `unet_config`, what it is told
 //!   beside the text in `unet_embeddings`), since [`controlnet`] copies it; blocks
 //!   are made of `resnet` and `transformer2d`.
+//!   [`recompute`] gives its gradients in less memory.
 //! - [`vae`]: latents to pictures and back; large ones in `tiles`, or in [`vae_feathered`]'s as ComfyUI has them.
 //! - [`taesd`]: a tiny autoencoder for previews; [`t2i_adapter`]: a small network that steers the U-Net with a hint.
 //! - [`unclip`]: pictures in the place of a text's pooled vector.
@@ -19,6 +20,7 @@ pub mod gligen;
 #[cfg(test)]
 mod half_precision_tests;
 pub mod ip_adapter;
+pub mod recompute;
 pub(crate) mod resnet;
 pub mod steering;
 pub mod t2i_adapter;

@@ -10,6 +10,7 @@ use kosmograph_pixels::shape::Shape;
 use kosmograph_pixels::torch::{Mode, interpolate};
 
 use crate::error::{Error, Result};
+use crate::stable_diffusion::recompute::Tape;
 use crate::stable_diffusion::unet::Residuals;
 
 /// All of it; what there is none of is empty.
@@ -21,6 +22,8 @@ pub struct Steering<'a> {
     pub features: &'a [(String, Tensor)],
     pub extra_tokens: &'a [ExtraTokens],
     pub hooks: Option<&'a dyn Hooks>,
+    /// Keeps less for the gradients; then there are no features, no extra tokens and no hooks.
+    pub tape: Option<&'a Tape>,
 }
 
 pub use crate::stable_diffusion::transformer2d::Attention;
@@ -155,6 +158,13 @@ impl Steering<'_> {
                 "the T2I-Adapter has a feature for {name}, which this U-Net of {levels} levels does not have: it is \
                  made for another family of models"
             )));
+        }
+        let steered = self.hooks.is_some() || !self.features.is_empty();
+        if self.tape.is_some() && (steered || !self.extra_tokens.is_empty()) {
+            return Err(Error::Input(
+                "blocks are computed again for their gradients only where no adapter and no patch acts in the U-Net"
+                    .to_owned(),
+            ));
         }
         let batch = |tensor: &Tensor| tensor.dims().first().is_some_and(|n| *n == 1 || *n == rows);
         for extra in self.extra_tokens {

@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::files::diffusers_config::Options;
 use crate::files::python_json::parse;
 use crate::files::weights::Weights;
+use crate::stable_diffusion::recompute::{Place, Tape, TapeGradients};
 use crate::stable_diffusion::resnet::{Conv2d, GroupNorm};
 use crate::stable_diffusion::steering::{Context, Steering};
 use crate::stable_diffusion::transformer2d::cross_attention;
@@ -481,11 +482,25 @@ impl UNet {
         let (extra_tokens, hooks) = (steering.extra_tokens, steering.hooks);
         let context = &Context { text: context, extra_tokens, hooks };
         for (i, block) in self.up_blocks.iter().enumerate() {
-            hidden_states = block.forward(&hidden_states, &mut skips, &temb, context)?;
+            let tape = steering.tape.map(|tape| (i, tape));
+            hidden_states = block.forward(&hidden_states, &mut skips, &temb, context, tape)?;
             probe(&format!("up{i}"), &hidden_states);
         }
         let hidden_states = self.conv_norm_out.forward_silu(&hidden_states)?;
         Ok(self.conv_out.forward(&hidden_states)?.to_dtype(DType::F32)?)
+    }
+
+    /// The gradients of the scalar `loss` of a prediction that was made with `tape`; the blocks are computed again.
+    ///
+    /// # Errors
+    /// The work was stopped; else only what the tensor library reports.
+    pub fn backward(&self, tape: &Tape, loss: &Tensor) -> Result<TapeGradients> {
+        let again = |place: Place, given: &[Tensor]| match place {
+            Place::Up { level, block } => self.up_blocks[level].again(block, given),
+            Place::Upsampler { level, size } => self.up_blocks[level].larger(size, given),
+            place => self.encoder.again(place, given),
+        };
+        Ok(tape.backward(loss, again)?)
     }
 }
 

@@ -6,7 +6,9 @@ use kosmograph_kernels as kernels;
 
 use crate::error::{Error, Result};
 use crate::files::weights::Weights;
-use crate::stable_diffusion::resnet::{Conv2d, ResnetBlock2D, Upsample2D};
+use crate::layers::Linear;
+use crate::stable_diffusion::recompute::{Place, Tape};
+use crate::stable_diffusion::resnet::{Conv2d, ResnetBlock2D, ResnetConfig, Upsample2D};
 use crate::stable_diffusion::steering::{Context, Edge, Steering};
 use crate::stable_diffusion::transformer2d::Transformer2D;
 use crate::stable_diffusion::unet_config::{EncoderConfig, LevelConfig, MiddleConfig};
@@ -193,6 +195,13 @@ impl Encoder {
         for (i, block) in self.down_blocks.iter().enumerate() {
             let name = format!("down_blocks.{i}");
             for (j, resnet) in block.resnets.iter().enumerate() {
+                if let Some(tape) = steering.tape {
+                    let place = Place::Down { level: i, block: j };
+                    let given = [&hidden_states, &temb, condition.context];
+                    hidden_states = tape.block(place, &given, |given| self.again(place, given))?;
+                    skips.push(hidden_states.clone());
+                    continue;
+                }
                 let path = format!("{name}.resnets.{j}");
                 hidden_states = steering.at_block(Edge::Input, &path, hidden_states)?;
                 hidden_states = resnet.forward(&hidden_states, Some(&temb))?;
@@ -210,7 +219,14 @@ impl Encoder {
             }
             let path = format!("{name}.downsamplers.0");
             if let Some(downsampler) = &block.downsampler {
-                hidden_states = downsampler.forward(&hidden_states)?;
+                hidden_states = match steering.tape {
+                    Some(tape) => {
+                        tape.block(Place::Downsampler { level: i }, &[&hidden_states], |given| {
+                            self.again(Place::Downsampler { level: i }, given)
+                        })?
+                    }
+                    None => downsampler.forward(&hidden_states)?,
+                };
                 hidden_states = steering.at_block(Edge::Output, &path, hidden_states)?;
                 skips.push(hidden_states.clone());
             }
@@ -225,16 +241,45 @@ impl Encoder {
             }
             probe(&format!("down{i}"), &hidden_states);
         }
-        let mid = match &self.mid_block {
-            Some(block) => {
+        let mid = match (&self.mid_block, steering.tape) {
+            (Some(_), Some(tape)) => {
+                let given = [&hidden_states, &temb, condition.context];
+                tape.block(Place::Middle, &given, |given| self.again(Place::Middle, given))?
+            }
+            (Some(block), None) => {
                 let x = steering.at_block(Edge::Input, "mid_block", hidden_states)?;
                 let mid = block.forward(&x, &temb, context)?;
                 steering.at_block(Edge::Output, "mid_block", mid)?
             }
-            None => hidden_states,
+            (None, _) => hidden_states,
         };
         let mid = steering.with_feature("mid_block", mid)?;
         Ok(Encoded { skips, mid, temb })
+    }
+
+    /// What the block at `place` of this half makes of its input, the time embedding after its SiLU and the context.
+    pub(crate) fn again(&self, place: Place, given: &[Tensor]) -> CandleResult<Tensor> {
+        if let (Place::Downsampler { level }, [x]) = (place, given)
+            && let Some(downsampler) = &self.down_blocks[level].downsampler
+        {
+            return downsampler.forward(x);
+        }
+        let [x, temb, text] = given else {
+            candle_core::bail!("a block is given {} tensors instead of 3", given.len())
+        };
+        let context = &Context::from(text);
+        match (place, &self.mid_block) {
+            (Place::Down { level, block }, _) => {
+                let DownBlock2D { resnets, attentions, .. } = &self.down_blocks[level];
+                let x = resnets[block].forward(x, Some(temb))?;
+                match attentions.get(block) {
+                    Some(attention) => attention.forward(&x, context),
+                    None => Ok(x),
+                }
+            }
+            (Place::Middle, Some(middle)) => middle.forward(x, temb, context),
+            _ => candle_core::bail!("{place:?} is no block of the contracting half"),
+        }
     }
 
     /// What the vector adds to the time embedding, [B or 1, 4·C₀].
@@ -314,19 +359,51 @@ impl UpBlock2D {
         Ok(block)
     }
 
-    /// Takes its skip connections off the end of `skips`.
+    /// What ResNet block `block` and the transformer behind it make of what comes from below, the skip connection, the
+    /// time embedding after its SiLU and the context.
+    pub(crate) fn again(&self, block: usize, given: &[Tensor]) -> CandleResult<Tensor> {
+        let [x, skip, temb, text] = given else {
+            candle_core::bail!("a block is given {} tensors instead of 4", given.len())
+        };
+        let x = self.resnets[block].forward(&Tensor::cat(&[x, skip], 1)?, Some(temb))?;
+        match self.attentions.get(block) {
+            Some(attention) => attention.forward(&x, &Context::from(text)),
+            None => Ok(x),
+        }
+    }
+
+    /// What its upsampler makes of its result.
+    pub(crate) fn larger(
+        &self,
+        (height, width): (usize, usize),
+        given: &[Tensor],
+    ) -> CandleResult<Tensor> {
+        match (&self.upsampler, given) {
+            (Some(upsampler), [x]) => upsampler.forward(x, height, width),
+            _ => candle_core::bail!("this level of the U-Net has no upsampler"),
+        }
+    }
+
+    /// Takes its skip connections off the end of `skips`. `tape` has the number of this level.
     pub(crate) fn forward(
         &self,
         x: &Tensor,
         skips: &mut Vec<Tensor>,
         temb: &Tensor,
         context: &Context<'_>,
+        tape: Option<(usize, &Tape)>,
     ) -> CandleResult<Tensor> {
         let mut hidden_states = x.clone();
         for (j, resnet) in self.resnets.iter().enumerate() {
             let Some(mut skip) = skips.pop() else {
                 candle_core::bail!("the U-Net's halves differ in their number of skip connections")
             };
+            if let Some((level, tape)) = tape {
+                let place = Place::Up { level, block: j };
+                let given = [&hidden_states, &skip, temb, context.text];
+                hidden_states = tape.block(place, &given, |given| self.again(j, given))?;
+                continue;
+            }
             let path = format!("{}.resnets.{j}", self.path);
             if let Some(hooks) = context.hooks {
                 hidden_states = hooks.block(Edge::Input, &path, hidden_states)?;
@@ -345,7 +422,15 @@ impl UpBlock2D {
             // To the size that the level above had, which was odd where doubling would miss it.
             (Some(upsampler), Some(next)) => {
                 let (_, _, height, width) = next.dims4()?;
-                upsampler.forward(&hidden_states, height, width)
+                match tape {
+                    Some((level, tape)) => {
+                        let place = Place::Upsampler { level, size: (height, width) };
+                        tape.block(place, &[&hidden_states], |given| {
+                            self.larger((height, width), given)
+                        })
+                    }
+                    None => upsampler.forward(&hidden_states, height, width),
+                }
             }
             _ => Ok(hidden_states),
         }

@@ -1,0 +1,34 @@
+//! What a model is told beside its latents, for each entry of a conditioning by itself: for training.
+
+use candle_core::Device;
+use node::*;
+
+use super::control::Controls;
+use super::described::Described;
+use super::entry::{Entry, Frame, Given, all_sides};
+use super::extra::Extra;
+
+/// The entries of the positive side for latents of these sizes [1, C, H, W], one after the other, whatever ControlNet, area or mask
+/// they carry.
+///
+/// # Errors
+/// One that the model does not take.
+pub fn told(
+    described: &Described,
+    conditioning: &Conditioning,
+    dims: (usize, usize, usize, usize),
+    device: &Device,
+) -> Result<Vec<Entry>> {
+    let frame = Frame {
+        device,
+        schedule: &described.schedule,
+        dims,
+        context_width: described.context_width,
+        vector: described.vector,
+        concat_scale: None,
+        extra: &Extra::None,
+    };
+    let given = [Given { input: "positive", conditioning }];
+    let sides = all_sides(&frame, &given, &mut Controls::new(1))?;
+    Ok(sides.into_iter().next().unwrap_or_default())
+}
