@@ -230,7 +230,7 @@ impl UNetModel {
 
     /// Its configuration, its tensors with the LoRAs that are on it, and what errors call them.
     pub fn network(&self) -> Result<(&UNetConfig, HashMap<String, Weight>, String)> {
-        Ok((&self.config, self.unet.tensors()?, self.unet.origin().to_owned()))
+        Ok((&self.config, self.unet.shared_tensors()?, self.unet.origin().to_owned()))
     }
 
     /// The noise levels that it is sampled at, which "model_sampling/1" may have changed.

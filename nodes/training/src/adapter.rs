@@ -167,6 +167,13 @@ pub fn train(
     if examples.is_empty() {
         return Err(Error::Data("there is nothing to learn from".to_owned()));
     }
+    if network.schedule.prediction == Prediction::Edm {
+        return Err(Error::Data(
+            "a network of EDM's kind (Playground 2.5) is not trained here; one that predicts the noise, the velocity or the \
+             picture would be right"
+                .to_owned(),
+        ));
+    }
     let training = Training::begin(network, settings, start)?;
     let mut optimiser = Optimiser::new(&settings.optimiser());
     let mut losses = Vec::with_capacity(settings.steps.min(1 << 16));
@@ -333,7 +340,8 @@ impl<'a> Training<'a> {
                 let share = each(&|sigma| sigma / (sigma * sigma + 1.0).sqrt())?;
                 (kept - output.broadcast_mul(&share)?)?
             }
-            Prediction::Sample => output,
+            // Refused before.
+            Prediction::Sample | Prediction::Edm => output,
         };
         let loss = settings.loss.of(&(predicted - &x0)?)?;
         let value = f64::from(loss.to_scalar::<f32>()?);

@@ -8,7 +8,7 @@ use node::{Context, Error, Inputs, Node, Replaces, Result, Socket, Value, json, 
 
 use super::image;
 use super::save_image::{Destination, save_pictures};
-use crate::output_file::{OutputError, Patterns, Series};
+use kosmograph_output_files::{OutputError, Patterns, Series};
 use kosmograph_pixels::Shape;
 
 /// A LoRA in memory: a map of "layers", as "lora/2" takes them.
@@ -80,7 +80,7 @@ impl Node for SaveLoRANode {
         let root = cx.property("output_directory").ok_or_else(|| {
             Error::new("the host does not say where files go (\"output_directory\")")
         })?;
-        let patterns = Patterns { width: 0, height: 0, now: chrono::Local::now().naive_local() };
+        let patterns = Patterns { width: 0, height: 0, now: kosmograph_output_files::now() };
         let mut prefix = patterns.apply(&self.prefix);
         if let Some(steps) = self.steps.filter(|steps| *steps > 0) {
             prefix = format!("{prefix}_{steps}_steps");
@@ -95,7 +95,7 @@ impl Node for SaveLoRANode {
         let filename = series.save(
             0,
             |temporary| cx.output(&json!({"making": item(temporary)})),
-            |file| Ok(write(file, &tensors)?),
+            |file| write(file, &tensors),
         )?;
         cx.output(&json!({"loras": [item(&filename)]}));
         Ok(())

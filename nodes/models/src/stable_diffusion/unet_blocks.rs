@@ -6,9 +6,8 @@ use kosmograph_kernels as kernels;
 
 use crate::error::{Error, Result};
 use crate::files::weights::Weights;
-use crate::layers::Linear;
 use crate::stable_diffusion::recompute::{Place, Tape};
-use crate::stable_diffusion::resnet::{Conv2d, ResnetBlock2D, ResnetConfig, Upsample2D};
+use crate::stable_diffusion::resnet::{Conv2d, ResnetBlock2D, Upsample2D};
 use crate::stable_diffusion::steering::{Context, Edge, Steering};
 use crate::stable_diffusion::transformer2d::Transformer2D;
 use crate::stable_diffusion::unet_config::{EncoderConfig, LevelConfig, MiddleConfig};
