@@ -19,11 +19,13 @@ mod evaluate;
 mod gguf;
 mod gligen;
 mod hint;
+mod image_noise;
 mod inpaint;
 mod ip_adapter;
 mod latent;
 mod latent_batch;
 mod latent_compose;
+mod latent_file;
 mod latent_join;
 mod latent_math;
 mod latent_operation;
@@ -79,6 +81,7 @@ use custom_sampling::{
 };
 use gguf::{CLIPLoaderGGUF, DualCLIPLoaderGGUF, UnetLoaderGGUF};
 use gligen::{GLIGENLoader, GLIGENTextBoxApply};
+use image_noise::ImageAddNoise;
 use inpaint::{
     InpaintModelConditioning, InstructPixToPixConditioning, SetLatentNoiseMask, VAEEncodeForInpaint,
 };
@@ -90,6 +93,7 @@ use ip_adapter::prepare::PrepImageForClipVision;
 use latent::{EmptyLatentImage, VAEDecode, VAEEncode, VaeDecode};
 use latent_batch::{LatentFromBatch, RepeatLatentBatch};
 use latent_compose::{LatentComposite, LatentCrop, LatentFlip, LatentRotate};
+use latent_file::{LoadLatent, SaveLatent};
 use latent_join::{LatentBatch, LatentBatchSeedBehavior, LatentConcat, LatentCut};
 use latent_math::{LatentAdd, LatentBlend, LatentInterpolate, LatentMultiply, LatentSubtract};
 use latent_operation::{
@@ -251,6 +255,9 @@ node::library![
     EpsilonScaling,
     PatchModelAddDownscale,
     DifferentialDiffusion,
+    SaveLatent,
+    LoadLatent,
+    ImageAddNoise,
     LatentApplyOperation,
     LatentApplyOperationCFG,
     LatentOperationSharpen,
