@@ -7,6 +7,7 @@ use super::control::Controls;
 use super::described::Described;
 use super::entry::{Entry, Frame, Given, all_sides};
 use super::extra::Extra;
+use super::grounding::Groundings;
 
 /// The entries of the positive side for latents of these sizes [1, C, H, W], one after the other, whatever ControlNet, area or mask
 /// they carry.
@@ -27,8 +28,10 @@ pub fn told(
         vector: described.vector,
         concat_scale: None,
         extra: &Extra::None,
+        // Nothing is drawn: a picture in the place of a text is told as a guider tells it.
+        seed: 0,
     };
     let given = [Given { input: "positive", conditioning }];
-    let sides = all_sides(&frame, &given, &mut Controls::new(1))?;
+    let sides = all_sides(&frame, &given, &mut Controls::new(1), &mut Groundings::default())?;
     Ok(sides.into_iter().next().unwrap_or_default())
 }
