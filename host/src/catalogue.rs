@@ -67,6 +67,13 @@ pub struct InputDescriptor {
     pub kind: InputKind,
 }
 
+impl InputDescriptor {
+    /// Whether editors list it among the optional ones. A file that a word stands for, where there is none, always has a value there.
+    pub fn is_beside(&self) -> bool {
+        self.optional && !matches!(self.kind, InputKind::Path { none: Some(_), .. })
+    }
+}
+
 /// What an input takes: a socket, or one of the widgets.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum InputKind {
@@ -110,7 +117,7 @@ pub enum InputKind {
         default: Option<String>,
         folder: String,
         entry: Entry,
-        /// The choice beside the files that means none of them.
+        /// What stands for no file: then the input is absent.
         none: Option<String>,
     },
 }
@@ -438,7 +445,7 @@ fn parse_input(raw: RawInput) -> Result<InputDescriptor, String> {
             }
             let entry = raw.entry.ok_or("is a path without an entry: file, directory or any")?;
             if raw.none.is_some() && !raw.optional {
-                return Err("may be no file, and is not optional".into());
+                return Err("has a word for no file, but is not optional".into());
             }
             let (default, folder) = (text(&raw.default)?, raw.folder.clone());
             InputKind::Path { default, folder, entry, none: raw.none.clone() }
@@ -584,9 +591,16 @@ mod tests {
         assert_eq!(one(seed).unwrap(), wanted);
         let path = json!({"name": "p", "type": "STRING", "role": "path", "folder": "vae",
             "entry": "any"});
-        let (folder, entry) = ("vae".into(), Entry::Any);
-        let wanted = InputKind::Path { default: None, folder, entry, none: None };
+        let (folder, entry) = ("vae".to_owned(), Entry::Any);
+        let wanted = InputKind::Path { default: None, folder: folder.clone(), entry, none: None };
         assert_eq!(one(path).unwrap(), wanted);
+        let mut path = json!({"name": "p", "type": "STRING", "role": "path", "folder": "vae",
+            "entry": "any", "none": "None", "optional": true});
+        let none = Some("None".to_owned());
+        let wanted = InputKind::Path { default: None, folder, entry, none };
+        assert_eq!(one(path.clone()).unwrap(), wanted);
+        path["optional"] = json!(false);
+        assert!(one(path).unwrap_err().contains("has a word for no file, but is not optional"));
         assert_eq!(one(json!({"name": "m", "type": "MODEL"})).unwrap(), InputKind::Socket);
     }
 

@@ -18,7 +18,7 @@ pub fn class_info(catalogue: &Catalogue, class: &Class, folders: &Folders) -> Va
     let node = &class.descriptor;
     let (mut required, mut optional) = (Map::new(), Map::new());
     for input in &node.inputs {
-        let group = if input.optional { &mut optional } else { &mut required };
+        let group = if input.is_beside() { &mut optional } else { &mut required };
         group.insert(input.name.clone(), input_info(input, folders));
     }
     let names = |group: &Map<String, Value>| group.keys().cloned().collect::<Vec<_>>();
@@ -89,9 +89,7 @@ fn input_info(input: &InputDescriptor, folders: &Folders) -> Value {
             put("default", default.clone().map(Value::from));
             let is_picture = folder == "input" && *entry != Entry::Directory;
             put("image_upload", is_picture.then(|| json!(true)));
-            let mut names = folders.names(folder, *entry);
-            names.extend(none.clone());
-            json!(names)
+            json!(none.iter().cloned().chain(folders.names(folder, *entry)).collect::<Vec<_>>())
         }
     };
     put("tooltip", (!input.doc.is_empty()).then(|| json!(input.doc)));
@@ -122,6 +120,8 @@ mod tests {
                 {"name": "image", "type": "STRING", "role": "path", "folder": "input", "entry": "file"},
                 {"name": "seed", "type": "INT", "default": 0, "min": 0, "max": u64::MAX, "role": "seed"},
                 {"name": "how", "type": "COMBO", "choices": ["a", "b"], "default": "b"},
+                {"name": "lora", "type": "STRING", "role": "path", "folder": "loras", "entry": "file",
+                    "none": "None", "default": "None", "optional": true},
                 {"name": "text", "type": "STRING", "multiline": true},
                 {"name": "mask", "type": "MASK", "optional": true, "doc": "Where."}],
             "outputs": [{"name": "image", "type": "IMAGE"}]}]});
@@ -136,9 +136,10 @@ mod tests {
                         "seed": ["INT", {"default": 0, "min": 0, "max": u64::MAX,
                             "control_after_generate": true}],
                         "how": [["a", "b"], {"default": "b"}],
+                        "lora": [["None"], {"default": "None"}],
                         "text": ["STRING", {"multiline": true, "dynamicPrompts": true}]},
                     "optional": {"mask": ["MASK", {"tooltip": "Where."}]}},
-                "input_order": {"required": ["image", "seed", "how", "text"], "optional": ["mask"]},
+                "input_order": {"required": ["image", "seed", "how", "lora", "text"], "optional": ["mask"]},
                 "output": ["IMAGE"], "output_is_list": [false], "output_name": ["image"],
                 "name": "A", "display_name": "A", "description": "Does.",
                 "python_module": "custom_nodes.l", "category": "image", "output_node": true,

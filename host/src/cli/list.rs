@@ -123,6 +123,7 @@ fn what_it_takes(input: &InputDescriptor, folders: &Folders) -> String {
         InputKind::Path { default, folder, entry, none } => {
             let names = folders.names(folder, *entry);
             add("a file of ", Some(folder.clone()));
+            add("none of them: ", none.clone());
             add("there are: ", (!names.is_empty()).then(|| names.join(" | ")));
             add("none of them: ", none.clone());
             add("default ", default.clone());

@@ -240,7 +240,7 @@ impl Expansion<'_> {
             let inputs = &class.descriptor.inputs;
             let takes_picture = |input: &&InputDescriptor| matches!(&input.kind, InputKind::Path { folder, .. } if folder == "input");
             let of = |optional: bool| {
-                let inputs = inputs.iter().filter(move |input| input.optional == optional);
+                let inputs = inputs.iter().filter(move |input| input.is_beside() == optional);
                 inputs.map(|input| InnerInput {
                     name: input.name.clone(),
                     is_widget: input.kind != InputKind::Socket,

@@ -31,7 +31,7 @@ pub(super) fn named(
         }
         Values::Listed(values) => listed(node, values, class, &mut odd),
     };
-    for input in class.inputs.iter().filter(|input| is_widget(input) && !input.optional) {
+    for input in class.inputs.iter().filter(|input| is_widget(input) && !input.is_beside()) {
         if !inputs.iter().any(|(name, _)| *name == input.name)
             && let Some(value) = left_out(node, input)
         {
@@ -150,7 +150,7 @@ fn holds(input: &InputDescriptor, value: &Value) -> bool {
 /// The widgets in the order in which the editor wrote their values.
 fn order<'a>(node: &'a SavedNode, class: &'a NodeDescriptor) -> Vec<Widget<'a>> {
     let widgets = |optional: bool| {
-        let inputs = class.inputs.iter().filter(move |input| input.optional == optional);
+        let inputs = class.inputs.iter().filter(move |input| input.is_beside() == optional);
         inputs.filter(|input| !matches!(input.kind, InputKind::Socket))
     };
     // Editors since 2025 name every widget among the inputs, in the order of the class as it was

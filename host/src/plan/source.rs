@@ -54,13 +54,13 @@ impl Check<'_> {
         origin: Origin,
     ) -> Result<Source, Problem> {
         if let InputKind::Path { folder, entry, none, .. } = &input.kind {
-            if none.is_some() && none.as_deref() == value.as_str() {
-                return Ok(Source::Absent);
-            }
             let Some(name) = value.as_str() else {
                 let message = format!("{} is not a file's name", literal::shown(value));
                 return Err(Problem::new(Kind::InvalidInputType, message));
             };
+            if none.as_deref() == Some(name) {
+                return Ok(Source::Absent);
+            }
             let path = self.path(folder, *entry, name, origin);
             return path.map_err(|problem| allowed_by_set(problem, node, input, name));
         }

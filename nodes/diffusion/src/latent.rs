@@ -8,13 +8,13 @@ use node::*;
 pub struct EmptyLatentImage {
     /// Width of the picture in pixels.
     #[widget(default = 512, min = 16, max = 16384, step = 8)]
-    width: i64,
+    pub width: i64,
     /// Height of the picture in pixels.
     #[widget(default = 512, min = 16, max = 16384, step = 8)]
-    height: i64,
+    pub height: i64,
     /// Pictures that are made at once.
     #[widget(default = 1, min = 1, max = 4096)]
-    batch_size: i64,
+    pub batch_size: i64,
 }
 
 impl Node for EmptyLatentImage {
@@ -33,9 +33,9 @@ impl Node for EmptyLatentImage {
 #[node(category = "latent")]
 pub struct VAEDecode {
     /// What is decoded.
-    samples: Latent,
+    pub samples: Latent,
     /// The autoencoder that decodes.
-    vae: Vae,
+    pub vae: Vae,
 }
 
 impl Node for VAEDecode {
@@ -70,9 +70,9 @@ impl Node for VaeDecode {
 #[node(category = "latent")]
 pub struct VAEEncode {
     /// What is encoded; sides that are no multiple of the autoencoder's step are cut, centred.
-    pixels: Image,
+    pub pixels: Image,
     /// The autoencoder that encodes.
-    vae: Vae,
+    pub vae: Vae,
 }
 
 impl Node for VAEEncode {

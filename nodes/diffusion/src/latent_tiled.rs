@@ -26,6 +26,13 @@ pub struct VAEDecodeTiled {
     temporal_overlap: i64,
 }
 
+impl VAEDecodeTiled {
+    /// With the node's own defaults.
+    pub fn of(samples: Latent, vae: Vae) -> Self {
+        Self { samples, vae, tile_size: 512, overlap: 64, temporal_size: 64, temporal_overlap: 8 }
+    }
+}
+
 impl Node for VAEDecodeTiled {
     outputs![IMAGE: Image];
 

@@ -4,6 +4,7 @@
 //! interfaces of node.h; the nodes call interfaces only, so that an object of any other library does as
 //! well.
 
+mod basic_pipe;
 mod check;
 mod check_families;
 mod clip;
@@ -14,6 +15,7 @@ mod control;
 mod control_net;
 mod control_of_unet;
 mod custom_sampling;
+mod efficient;
 mod embedding;
 mod evaluate;
 mod gguf;
@@ -34,6 +36,7 @@ mod latent_size;
 mod latent_tiled;
 mod loaders;
 mod lora;
+mod lora_stack;
 mod lora_training;
 mod measure;
 mod merge;
@@ -51,6 +54,7 @@ mod sigmas;
 mod t2i_adapter;
 mod text;
 mod text_sdxl;
+mod tiled_redraw;
 mod tiny_vae;
 mod train;
 mod unclip;
@@ -59,6 +63,7 @@ mod upscale_model;
 mod vae;
 mod weights;
 
+use basic_pipe::{EditBasicPipe, FromBasicPipe, FromBasicPipeV2, ToBasicPipe};
 use clip_vision::{CLIPVisionEncode, CLIPVisionLoader};
 use conditioning::{
     ConditioningAverage, ConditioningCombine, ConditioningConcat, ConditioningZeroOut,
@@ -79,6 +84,7 @@ use custom_sampling::{
     SamplerEulerAncestral, SamplerEulerAncestralCFGPP, SamplerEulerCFGpp, SamplerLMS,
     SamplerSASolver,
 };
+use efficient::{EfficientLoader, KSamplerEfficient};
 use gguf::{CLIPLoaderGGUF, DualCLIPLoaderGGUF, UnetLoaderGGUF};
 use gligen::{GLIGENLoader, GLIGENTextBoxApply};
 use image_noise::ImageAddNoise;
@@ -106,6 +112,7 @@ use loaders::{
     DiffusersLoader, DualCLIPLoader, UNETLoader, VAELoader,
 };
 use lora::{LoraLoader, LoraLoaderModelOnly};
+use lora_stack::{CrApplyLoraStack, CrLoraStack};
 use lora_training::{LoraModelLoader, TrainLoraNode};
 use measure::{FeaturesLoader, FrechetDistance, ImageSimilarity, TextSimilarity};
 use merge::{
@@ -132,10 +139,21 @@ use sigmas::{
 };
 use text::{CLIPSetLastLayer, CLIPTextEncode};
 use text_sdxl::{CLIPTextEncodeSDXL, CLIPTextEncodeSDXLRefiner};
+use tiled_redraw::{UltimateSDUpscale, UltimateSDUpscaleNoUpscale};
 use unclip::UnclipConditioning;
 use upscale::{ImageUpscaleWithModel, UpscaleModelLoader};
 
 node::library![
+    EfficientLoader,
+    CrLoraStack,
+    CrApplyLoraStack,
+    KSamplerEfficient,
+    ToBasicPipe,
+    FromBasicPipe,
+    FromBasicPipeV2,
+    EditBasicPipe,
+    UltimateSDUpscale,
+    UltimateSDUpscaleNoUpscale,
     CheckpointLoaderSimple,
     DiffusersLoader,
     UNETLoader,

@@ -27,7 +27,7 @@ use crate::vae::VaeModel;
 pub struct CheckpointLoaderSimple {
     /// The file or folder.
     #[file(folder = "checkpoints", entry = "any")]
-    ckpt_name: PathBuf,
+    pub ckpt_name: PathBuf,
 }
 
 impl Node for CheckpointLoaderSimple {
@@ -110,7 +110,7 @@ impl Node for UNETLoader {
 pub struct VAELoader {
     /// The file, or the folder with config.json and the weights.
     #[file(folder = "vae", entry = "any")]
-    vae_name: PathBuf,
+    pub vae_name: PathBuf,
 }
 
 impl Node for VAELoader {

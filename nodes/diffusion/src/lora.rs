@@ -15,18 +15,18 @@ use node_candle::{export, import};
 #[node(category = "loaders")]
 pub struct LoraLoader {
     /// The U-Net that is changed.
-    model: Model,
+    pub model: Model,
     /// The text encoder that is changed.
-    clip: Clip,
+    pub clip: Clip,
     /// The LoRA's file.
     #[file(folder = "loras", entry = "file")]
-    lora_name: PathBuf,
+    pub lora_name: PathBuf,
     /// How strongly the U-Net is changed.
     #[widget(default = 1.0, min = -100.0, max = 100.0, step = 0.01)]
-    strength_model: f64,
+    pub strength_model: f64,
     /// How strongly the text encoder is changed.
     #[widget(default = 1.0, min = -100.0, max = 100.0, step = 0.01)]
-    strength_clip: f64,
+    pub strength_clip: f64,
 }
 
 impl Node for LoraLoader {

@@ -10,31 +10,31 @@ use crate::sampling::{Draw, Method, Noise, Published, Sampling, Span, kosmos_sam
 #[node(category = "sampling")]
 pub struct KSampler {
     /// What denoises.
-    model: Model,
+    pub model: Model,
     /// What the noise is drawn from; the same seed gives the same noise as in ComfyUI on the CPU.
     #[widget(seed, default = 0)]
-    seed: u64,
+    pub seed: u64,
     /// Steps from noise to picture.
     #[widget(default = 20, min = 1, max = 10000)]
-    steps: i64,
+    pub steps: i64,
     /// Guidance: how much more the positive conditioning counts than the negative; 1 is none.
     #[widget(default = 8.0, min = 0.0, max = 100.0, step = 0.1)]
-    cfg: f64,
+    pub cfg: f64,
     /// How each step is taken.
     #[widget(choices = samplers::NAMES, default = "euler")]
-    sampler_name: String,
+    pub sampler_name: String,
     /// How the noise falls over the steps.
     #[widget(choices = sigmas::NAMES, default = "normal")]
-    scheduler: String,
+    pub scheduler: String,
     /// What the picture should show.
-    positive: Conditioning,
+    pub positive: Conditioning,
     /// What it should not.
-    negative: Conditioning,
+    pub negative: Conditioning,
     /// What is denoised: an empty latent, or a picture's.
-    latent_image: Latent,
+    pub latent_image: Latent,
     /// How much of the schedule is run: below 1, the picture keeps some of `latent_image`.
     #[widget(default = 1.0, min = 0.0, max = 1.0, step = 0.01)]
-    denoise: f64,
+    pub denoise: f64,
 }
 
 impl Node for KSampler {

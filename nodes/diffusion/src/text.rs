@@ -9,9 +9,9 @@ pub struct CLIPTextEncode {
     /// What the picture should show. (word:1.2) weighs a word, (word) by 1.1; embedding:NAME puts in a
     /// textual inversion.
     #[widget(multiline, default = "", mentions = "embeddings")]
-    text: String,
+    pub text: String,
     /// The text encoder.
-    clip: Clip,
+    pub clip: Clip,
 }
 
 impl Node for CLIPTextEncode {
@@ -28,10 +28,10 @@ impl Node for CLIPTextEncode {
 #[node(category = "conditioning")]
 pub struct CLIPSetLastLayer {
     /// The text encoder.
-    clip: Clip,
+    pub clip: Clip,
     /// The layer, counted from the end: -1 is the last, -2 the one before it.
     #[widget(default = -1, min = -24, max = -1, step = 1)]
-    stop_at_clip_layer: i64,
+    pub stop_at_clip_layer: i64,
 }
 
 impl Node for CLIPSetLastLayer {

@@ -37,9 +37,9 @@ impl Node for UpscaleModelLoader {
 #[node(category = "image/upscaling")]
 pub struct ImageUpscaleWithModel {
     /// The network.
-    upscale_model: UpscaleModel,
+    pub upscale_model: UpscaleModel,
     /// What becomes larger. One channel becomes three alike, a fourth is left out.
-    image: Image,
+    pub image: Image,
 }
 
 impl Node for ImageUpscaleWithModel {
@@ -52,7 +52,10 @@ impl Node for ImageUpscaleWithModel {
 }
 
 /// A picture as networks take it, [B, H, W, 3].
-fn three_channels(image: &Image) -> Result<Tensor> {
+///
+/// # Errors
+/// It has another number of channels than 1, 3 or 4, or there is no memory.
+pub fn three_channels(image: &Image) -> Result<Tensor> {
     let (batch, height, width, channels) = image.dims();
     if channels == 3 {
         return Ok(image.0.clone());

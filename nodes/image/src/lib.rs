@@ -55,6 +55,7 @@ use nodes::primitive::{
     PreviewAny, PrimitiveBoolean, PrimitiveFloat, PrimitiveInt, PrimitiveString,
     PrimitiveStringMultiline,
 };
+use nodes::prompt_styles::SDXLPromptStyler;
 use nodes::save_animated::{SaveAnimatedPNG, SaveAnimatedWEBP};
 use nodes::save_image::SaveImage;
 use nodes::text::{
@@ -68,6 +69,7 @@ use nodes::text_packs::{
 use nodes::training::{LossGraphNode, SaveLoRANode};
 
 node::library![
+    SDXLPromptStyler,
     LoadImage,
     SaveImage,
     SaveLoRANode,

@@ -10,8 +10,8 @@
 //!   `files` (of choices: a map from a choice to the files that it may need, as FOLDER/NAME),
 //!   `mentions` (the folder whose files the text may name, "embeddings"), `prefix` (the text begins the
 //!   names of the files that the node writes);
-//! - `#[file(…)]`: `folder = "checkpoints"`, `entry = "file" | "directory" | "any"`, `default`, `none` (a choice that means no
-//!   file, at an optional input).
+//! - `#[file(…)]`: `folder = "checkpoints"`, `entry = "file" | "directory" | "any"`, `default`,
+//!   `none` (the word that stands for no file, of an optional one).
 //!
 //! Doc comments become the documentation of the node and its inputs.
 

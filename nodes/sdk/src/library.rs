@@ -111,6 +111,9 @@ tuple_outputs!();
 tuple_outputs!(A 0, B 1);
 tuple_outputs!(A 0, B 1, C 2);
 tuple_outputs!(A 0, B 1, C 2, D 3);
+tuple_outputs!(A 0, B 1, C 2, D 3, E 4);
+tuple_outputs!(A 0, B 1, C 2, D 3, E 4, F 5);
+tuple_outputs!(A 0, B 1, C 2, D 3, E 4, F 5, G 6);
 
 /// A node with its type forgotten, as the library's table holds it.
 pub struct Entry {

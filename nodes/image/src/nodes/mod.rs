@@ -30,6 +30,7 @@ pub mod mask_edit;
 pub mod mask_preview;
 pub mod preview_image;
 pub mod primitive;
+pub mod prompt_styles;
 pub mod save_animated;
 pub mod save_image;
 pub mod text;
