@@ -408,8 +408,7 @@ struct kg_object {
  *              the file has them in: "F32", "F16" or "BF16", "F16" for what has fewer bits
  *          tensor? TENSOR, the one that is asked for
  * "merge/1" (MODEL, CLIP): the same with tensors W that become own * W + other * V, V those of the same names of
- *          another object's "weights/1". Nothing need be computed before the first use. The object itself stays what
- *          it is.
+ *          another object's "weights/1", computed at the first use or before. The object itself stays what it is.
  *     in   tensors NAMED MAP {own FLOAT, other? FLOAT}, by the names of "weights/1"
  *          other? OBJECT MODEL or CLIP, of the same type; where there is none W becomes own * W
  *     out  object OBJECT MODEL or CLIP, of the same type

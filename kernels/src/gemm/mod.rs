@@ -17,11 +17,10 @@ use crate::memory;
 use crate::simd::{Isa, Kernel, Vector};
 use tile::tile;
 
-/// Rows of B that are packed at once: twice what a first-level cache holds beside a strip of A, since a panel is read in
-/// order and C, which every block of rows reads and writes again, is not.
-pub(crate) const K_BLOCK: usize = 640;
-/// Columns of B that are packed at once: with K_BLOCK rows 320 KiB, which a second-level cache of 512 KiB holds.
-const N_BLOCK: usize = 128;
+/// Rows of B that are packed at once: a panel of them and a strip of A fit a first-level cache of 32 KiB.
+pub(crate) const K_BLOCK: usize = 320;
+/// Columns of B that are packed at once: with K_BLOCK rows, half a second-level cache of 512 KiB.
+const N_BLOCK: usize = 192;
 
 /// The matrix B [k, n], which can write its columns in the order the tiles read them.
 pub(crate) trait Columns: Sync {

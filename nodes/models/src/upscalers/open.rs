@@ -79,7 +79,7 @@ fn swinir(path: &Path, weights: &Weights) -> Result<SwinIrConfig> {
     let (&[rows, heads], &[hidden, _]) = (&table[..], &hidden[..]) else {
         return Err(refused("it is a damaged SwinIR: its tables are of no two axes".to_owned()));
     };
-    let window = (rows.isqrt() + 1) / 2;
+    let window = rows.isqrt().div_ceil(2);
     let is_block = |i: usize, j: usize| {
         weights.shape(&format!("layers.{i}.residual_group.blocks.{j}.norm1.weight")).is_some()
     };
