@@ -122,7 +122,7 @@ fn what_is_no_upscaler_is_refused_by_name() {
         finished.stderr_lacks("panicked");
     };
     let swin = "layers.0.residual_group.blocks.0.norm1.weight";
-    refused(&[(swin.to_owned(), zeros(&[1]))].into(), "a SwinIR upscaler, which is not read");
+    refused(&[(swin.to_owned(), zeros(&[1]))].into(), "are of no upscaler that is read");
     let vae = "encoder.down.0.block.0.conv1.weight";
     refused(&[(vae.to_owned(), zeros(&[1]))].into(), "an autoencoder (VAE), no upscaler");
     let mut more = tensors(&rrdb(1, 1));

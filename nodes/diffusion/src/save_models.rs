@@ -154,11 +154,10 @@ fn stop(failure: &mut Option<Error>, error: Error) -> kosmograph_models::Error {
     kosmograph_models::Error::Input(sentence)
 }
 
-/// The U-Net's part, its marks, and what the header says of it.
-fn unet<'a>(
-    cx: &Context<'_>,
-    model: &'a Model,
-) -> Result<(Part<'a>, Vec<Entry>, Vec<(&'static str, String)>)> {
+/// A U-Net's part, its marks, and what the header says of it.
+type UNetPart<'a> = (Part<'a>, Vec<Entry>, Vec<(&'static str, String)>);
+
+fn unet<'a>(cx: &Context<'_>, model: &'a Model) -> Result<UNetPart<'a>> {
     let part = Part::of(cx, (&model.0, "model"), "", |tensors| {
         original::unet(tensors, "model.diffusion_model.")
     })?;

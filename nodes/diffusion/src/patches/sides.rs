@@ -57,6 +57,7 @@ fn damped(cond: &Candle, uncond: &Candle) -> CandleResult<Candle> {
 /// Leaves out of the negative what points away from the direction that both sides of guidance share.
 #[derive(Inputs)]
 #[node(category = "advanced/guidance")]
+#[allow(clippy::upper_case_acronyms, reason = "ComfyUI's name")]
 pub struct TCFG {
     /// The model.
     model: Model,

@@ -70,6 +70,9 @@ fn resized(
     Ok(pillow::resize(picture, to_width, to_height, Filter::Lanczos)?)
 }
 
+/// A patch, how it is drawn, and the size that it is drawn in where all are drawn in one.
+type Work = (Patch, Step, Option<(usize, usize)>);
+
 /// How patches of one kind are drawn.
 #[derive(Clone, Copy)]
 pub struct Step {
@@ -129,7 +132,7 @@ impl Redraw {
         let uniform = |(width, height), padding| {
             self.uniform.then(|| (to_64(width, padding), to_64(height, padding)))
         };
-        let mut work: Vec<(Patch, Step, Option<(usize, usize)>)> = Vec::new();
+        let mut work: Vec<Work> = Vec::new();
         let of = uniform(self.tile, self.tiles.padding);
         work.extend(grid.tiles(self.order).into_iter().map(|patch| (patch, self.tiles, of)));
         let of = uniform(self.tile, self.seam.padding);
