@@ -231,9 +231,9 @@ fn a_strangers_model_is_refused_and_a_training_is_stopped() -> Result<()> {
         let mut inputs = vec![model.clone(), latents[0].clone(), positive.clone()];
         inputs.extend([1, 1, steps].map(Value::integer));
         inputs.extend([Value::number(1e-3), Value::integer(2)]);
-        inputs.extend(["AdamW", "MSE"].map(|text| Value::string(text)));
+        inputs.extend(["AdamW", "MSE"].map(Value::string));
         inputs.push(Value::integer(0));
-        inputs.extend(["fp32", "fp32", "LoRA"].map(|text| Value::string(text)));
+        inputs.extend(["fp32", "fp32", "LoRA"].map(Value::string));
         inputs.extend([Value::boolean(true), Value::NONE]);
         ours.run(place("TrainLoraNode").unwrap_or_default(), &Stops, &inputs)
     };
