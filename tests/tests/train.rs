@@ -533,7 +533,8 @@ fn a_damaged_state_of_eight_bits_is_refused() -> Result<()> {
         let found = tensors.iter_mut().find(|(name, ..)| name.starts_with(end));
         change(found.expect("such a tensor"));
     };
-    let damages: [(&str, &dyn Fn(&mut Tensors)); 5] = [
+    type Damage<'a> = (&'a str, &'a dyn Fn(&mut Tensors));
+    let damages: [Damage; 5] = [
         ("codes too many", &|t| {
             of(t, "first_codes.", &|t| {
                 t.1.push(0.0);
