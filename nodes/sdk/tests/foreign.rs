@@ -297,8 +297,10 @@ proptest! {
             Ok((context, _)) => prop_assert_eq!(context.shape().len(), context.dl().ndim as usize),
             Err(error) => prop_assert!(!error.to_string().is_empty()),
         }
-        // No text of a few letters is JSON.
-        prop_assert!(clip.describe(&Host::new().context()).is_err());
-        prop_assert!(clip.describe(&Host::new().context()).is_err());
+        // A text of a few letters may be JSON, as a digit is, but says nothing by name.
+        for _ in 0..2 {
+            let said = clip.describe(&Host::new().context());
+            prop_assert!(said.is_err() || said.is_ok_and(|said| !said.is_object()));
+        }
     }
 }
