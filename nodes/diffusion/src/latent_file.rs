@@ -52,7 +52,13 @@ impl Node for SaveLatent {
         let none = Candle::zeros(0, DType::F32, &Device::Cpu)?;
         let root = output::root(cx)?;
         let prefix = self.filename_prefix.as_str();
-        let saved = Saved { root: Path::new(&root), prefix, ending: "latent", key: "latents" };
+        let saved = Saved {
+            root: Path::new(&root),
+            prefix,
+            input: "filename_prefix",
+            ending: "latent",
+            key: "latents",
+        };
         output::save(cx, &saved, |file| {
             let mut numbers = |entry: &Entry| match entry.name.as_str() {
                 TENSOR => Ok(own.clone()),

@@ -49,6 +49,7 @@ mod patches;
 mod picture_sets;
 mod sample;
 mod sampling;
+mod save_lora;
 mod save_models;
 mod sigmas;
 mod t2i_adapter;
@@ -130,6 +131,7 @@ use patches::{
 };
 use picture_sets::{LoadImageSetFromFolderNode, LoadImageTextSetFromFolderNode};
 use sample::{KSampler, KSamplerAdvanced, UNetSample};
+use save_lora::SaveLoRANode;
 use save_models::{CLIPSave, CheckpointSave, ModelSave, VAESave};
 use sigmas::{
     AlignYourStepsScheduler, BasicScheduler, BetaSamplingScheduler, ExponentialScheduler,
@@ -313,7 +315,8 @@ node::library![
     LoadImageSetFromFolderNode,
     LoadImageTextSetFromFolderNode,
     TrainLoraNode,
-    LoraModelLoader;
+    LoraModelLoader,
+    SaveLoRANode;
     prepare: kosmograph_threads::start;
     finish: kosmograph_caching_allocator::release;
     check: check::Fits;

@@ -6,77 +6,13 @@ use candle_core::{Device, Tensor as Candle};
 use kosmograph_models::lora::Lora;
 use kosmograph_training::adapter::{self, LatentExample, Network, Settings};
 use node::interface::{AdapterLayer, LoraExample, LoraTraining, TrainLora, TrainedLora};
+use node::plain::Whole;
 use node::*;
 use node_candle::{export, import};
 
 use crate::lora;
 use crate::model::UNetModel;
 use crate::sampling::{Described, told};
-
-/// A LoRA in memory: a map of "layers", as "lora/2" takes them.
-pub struct LoraModel(Value);
-
-impl Socket for LoraModel {
-    const TYPE: &'static str = "LORA_MODEL";
-
-    fn from_value(value: Value) -> Result<Self> {
-        match value.get("layers").and_then(|layers| layers.as_map()) {
-            Some(_) => Ok(Self(value)),
-            None => Err(Error::new(format!(
-                "LORA_MODEL (a map with the map \"layers\") is wanted, but {} was given",
-                value.kind_name()
-            ))),
-        }
-    }
-
-    fn into_value(self) -> Value {
-        self.0
-    }
-}
-
-impl LoraModel {
-    fn layers(&self) -> Result<Vec<AdapterLayer>> {
-        AdapterLayer::read_all(&self.0.get("layers").unwrap_or(Value::NONE))
-    }
-}
-
-/// The losses of a training: a map of "loss", a list of numbers.
-pub struct LossMap(Value);
-
-impl Socket for LossMap {
-    const TYPE: &'static str = "LOSS_MAP";
-
-    fn from_value(value: Value) -> Result<Self> {
-        match value.get("loss").and_then(|losses| losses.as_list()) {
-            Some(_) => Ok(Self(value)),
-            None => Err(Error::new(format!(
-                "LOSS_MAP (a map with the list \"loss\") is wanted, but {} was given",
-                value.kind_name()
-            ))),
-        }
-    }
-
-    fn into_value(self) -> Value {
-        self.0
-    }
-}
-
-/// A whole number.
-pub struct Whole(i64);
-
-impl Socket for Whole {
-    const TYPE: &'static str = "INT";
-
-    fn from_value(value: Value) -> Result<Self> {
-        let wrong =
-            || Error::new(format!("a whole number is wanted, but {} was given", value.kind_name()));
-        value.as_i64().map(Self).ok_or_else(wrong)
-    }
-
-    fn into_value(self) -> Value {
-        self.0.into()
-    }
-}
 
 /// Trains a LoRA of a model on latents and the conditioning of each: every layer learns, and the loss is of x₀. Computed in f32
 /// throughout, whatever the types say.
@@ -180,11 +116,8 @@ impl Node for TrainLoraNode {
             _ => layers,
         };
         let (model, _) = self.model.0.with_layers(cx, layers.clone(), 1.0)?;
-        let lora = Value::map([("layers", AdapterLayer::into_map(layers))]);
-        let losses = Value::list(losses.into_iter().map(Value::from).collect());
-        let losses = Value::map([("loss", losses)]);
         let steps = Whole(self.steps.saturating_add(steps_before));
-        Ok((Model(model), LoraModel(lora), LossMap(losses), steps))
+        Ok((Model(model), LoraModel::of(layers), LossMap(losses), steps))
     }
 }
 

@@ -10,6 +10,8 @@ use node::*;
 pub struct Saved<'a> {
     pub root: &'a Path,
     pub prefix: &'a str,
+    /// The input that said so.
+    pub input: &'static str,
     /// Without its dot.
     pub ending: &'static str,
     /// What the output's event calls such files.
@@ -44,7 +46,7 @@ pub fn save(
     let now = kosmograph_output_files::now();
     let prefix = Patterns { width: 0, height: 0, now }.apply(saved.prefix);
     let series = Series::begin(saved.root, &prefix, 1).map_err(|error| match error {
-        OutputError::Outside { .. } => Error::at("filename_prefix", error),
+        OutputError::Outside { .. } => Error::at(saved.input, error),
         other => other.into(),
     })?;
     let mut series = series.ending(saved.ending);

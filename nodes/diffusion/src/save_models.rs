@@ -119,7 +119,13 @@ fn save(
     cx.progress(0, all)?;
     // What stopped the writing, as it was said.
     let mut failure = None;
-    let saved = Saved { root: Path::new(&root), prefix, ending: "safetensors", key: "models" };
+    let saved = Saved {
+        root: Path::new(&root),
+        prefix,
+        input: "filename_prefix",
+        ending: "safetensors",
+        key: "models",
+    };
     let written = output::save(cx, &saved, |file| {
         let mut numbers = |entry: &Entry| {
             let Some((part, piece)) = places.get(entry.name.as_str()) else {

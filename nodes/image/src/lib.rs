@@ -45,6 +45,7 @@ use nodes::image_scale::ImageScale;
 use nodes::image_scale_by::ImageScaleBy;
 use nodes::image_size::{EmptyImage, ImageCrop, ImageScaleToTotalPixels};
 use nodes::load_image::{LoadImage, LoadImageOutput};
+use nodes::loss_graph::LossGraphNode;
 use nodes::mask_convert::{
     ImageToMask, InvertMask, LoadImageMask, MaskToImage, SolidMask, ThresholdMask,
 };
@@ -66,13 +67,11 @@ use nodes::text_packs::{
     CrFloatToString, CrIntegerToString, CrPromptText, LoadImageFromUrl, ShowText, StringLiteral,
     TextMultiline,
 };
-use nodes::training::{LossGraphNode, SaveLoRANode};
 
 node::library![
     SDXLPromptStyler,
     LoadImage,
     SaveImage,
-    SaveLoRANode,
     LossGraphNode,
     PreviewImage,
     ImageScale,

@@ -72,8 +72,8 @@ pub use object::{Arguments, Entry as InterfaceEntry, Export, Interface, Object};
 pub use own_context::OwnContext;
 pub use sockets::{
     Clip, ClipVision, ClipVisionOutput, Conditioning, Control, ControlNet, Features, Gligen,
-    Guider, HiddenStates, Image, ImageEncoder, ImageTokens, Kosmos, Latent, LatentOperation, Mask,
-    Model, Noise, Sampler, Socket, UpscaleModel, Vae,
+    Guider, HiddenStates, Image, ImageEncoder, ImageTokens, Kosmos, Latent, LatentOperation,
+    LoraModel, LossMap, Mask, Model, Noise, Sampler, Socket, UpscaleModel, Vae, plain,
 };
 pub use tensor::Tensor;
 pub use value::Value;

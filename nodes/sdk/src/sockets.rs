@@ -3,6 +3,9 @@
 //! Each is a thin hand on a [`Value`]; what it promises (kind, element type, number of axes) is checked
 //! when an input is read, so that a node can rely on it.
 
+pub mod plain;
+
+use crate::interface::AdapterLayer;
 use crate::{Error, Object, Result, Tensor, Value};
 
 /// A type that travels along a link.
@@ -215,8 +218,47 @@ map_socket! {
     Control, "CONTROL", "a map with \"control_net\"", "control_net"
 }
 map_socket! {
+    /// A LoRA in memory: a map of "layers", as "lora/2" takes them.
+    LoraModel, "LORA_MODEL", "a map with \"layers\"", "layers"
+}
+map_socket! {
     /// What the multimodal model thinks: a map of "hidden_states" [1, T, D] and "mask" [1, T].
     HiddenStates, "HIDDEN_STATES", "a map with the tensor \"hidden_states\"", "hidden_states"
+}
+
+impl LoraModel {
+    /// Of layers, each a module's.
+    pub fn of(layers: Vec<AdapterLayer>) -> Self {
+        Self(Value::map([("layers", AdapterLayer::into_map(layers))]))
+    }
+
+    /// Its layers.
+    ///
+    /// # Errors
+    /// One that is none.
+    pub fn layers(&self) -> Result<Vec<AdapterLayer>> {
+        AdapterLayer::read_all(&self.0.get("layers").unwrap_or(Value::NONE))
+    }
+}
+
+/// The losses of a training, of each pass: a map of "loss", a list of numbers.
+#[derive(Clone, Debug)]
+pub struct LossMap(pub Vec<f64>);
+
+impl Socket for LossMap {
+    const TYPE: &'static str = "LOSS_MAP";
+
+    fn from_value(value: Value) -> Result<Self> {
+        let losses = value.get("loss").and_then(|losses| losses.as_list());
+        let losses = losses.map(|losses| losses.iter().map(Value::as_f64).collect::<Option<_>>());
+        let wrong = || wrong_kind::<Self>(&value, "a map with the list of numbers \"loss\"");
+        losses.flatten().map(Self).ok_or_else(wrong)
+    }
+
+    fn into_value(self) -> Value {
+        let losses = self.0.into_iter().map(Value::from).collect();
+        Value::map([("loss", Value::list(losses))])
+    }
 }
 
 /// The tensor of `key`, with as many axes as `axes` names.

@@ -12,7 +12,7 @@ use node_candle::device;
 use crate::blip::{Blip, TOLERATED, Words, of_captions};
 use crate::depth::stopped;
 use crate::pictures::{Levels, each, planes};
-use crate::values::Text;
+use node::plain::Text;
 
 /// The statistics of CLIP's channels, in 0..1.
 const CLIP: ([f32; 3], [f32; 3]) =

@@ -20,7 +20,6 @@ mod mask_decoder;
 pub mod masks;
 pub mod pictures;
 pub mod sam;
-mod values;
 mod weights;
 
 use captions::{BlipCaption, BlipLoader};

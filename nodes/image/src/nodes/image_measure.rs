@@ -2,8 +2,8 @@
 
 use node::{Context, Image, Inputs, Node, Result, outputs};
 
-use super::values::Whole;
 use super::{MAX_RESOLUTION, pictures};
+use node::plain::Whole;
 
 /// The size of pictures in pixels, and how many there are.
 #[derive(Inputs)]

@@ -6,13 +6,13 @@ use super::image_batches::rearranged;
 use super::image_fit::framed;
 use super::image_scale::method;
 use super::image_size::cut;
-use super::values::Whole;
 use super::{MAX_RESOLUTION, image, pictures};
 use crate::levels::{from_levels, to_levels};
 use crate::scale::scale;
 use kosmograph_pixels::Shape;
 use kosmograph_pixels::pillow::{Filter, Picture, resize};
 use kosmograph_pixels::torch::{Mode, antialiased, interpolate};
+use node::plain::Whole;
 
 /// What ImageResize+ makes of a picture: the size it is scaled to, and what of it is cut out or added.
 struct Plan {

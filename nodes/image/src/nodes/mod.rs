@@ -25,6 +25,7 @@ pub mod image_scale;
 pub mod image_scale_by;
 pub mod image_size;
 pub mod load_image;
+pub mod loss_graph;
 pub mod mask_convert;
 pub mod mask_edit;
 pub mod mask_preview;
@@ -35,8 +36,6 @@ pub mod save_animated;
 pub mod save_image;
 pub mod text;
 pub mod text_packs;
-pub mod training;
-pub mod values;
 
 /// `upscale_method`'s choices.
 const UPSCALE_METHODS: [&str; 5] = ["nearest-exact", "bilinear", "area", "bicubic", "lanczos"];

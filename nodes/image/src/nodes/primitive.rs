@@ -2,8 +2,8 @@
 
 use node::{Context, Inputs, Node, Result, Value, json, outputs};
 
-use super::values::{Anything, Number, Text, Truth, Whole};
 use crate::python_text::float;
+use node::plain::{Anything, Number, Text, Truth, Whole};
 
 /// A text.
 #[derive(Inputs)]

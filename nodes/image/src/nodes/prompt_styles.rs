@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use node::{Context, Error, Inputs, Node, Result, outputs};
 use serde::Deserialize;
 
-use super::values::Text;
+use node::plain::Text;
 
 /// The largest file of styles that is read; the published one has 0.1 MB.
 const LARGEST: u64 = 16 << 20;

@@ -4,9 +4,9 @@ use fancy_regex::Captures;
 use node::memory::ask_bytes;
 use node::{Context, Error, Inputs, Node, Result, outputs};
 
-use super::values::{Text, Truth, Whole};
 use crate::python_text::{capitalised, is_space, slice, title};
 use crate::regex::{Flags, Pattern};
+use node::plain::{Text, Truth, Whole};
 
 /// Joins two texts.
 #[derive(Inputs)]

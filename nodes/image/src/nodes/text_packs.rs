@@ -2,8 +2,8 @@
 
 use node::{Context, Error, Image, Inputs, Mask, Node, Result, json, outputs};
 
-use super::values::{Text, Whole};
 use crate::python_text::float;
+use node::plain::{Text, Whole};
 
 /// Shows a text, and passes it on.
 #[derive(Inputs)]

@@ -1,6 +1,7 @@
 //! Values that are no pictures as outputs of nodes: texts, numbers, truths, and whatever comes.
 
-use node::{Error, Result, Socket, Value};
+use super::Socket;
+use crate::{Error, Result, Value};
 
 fn wrong<T: Socket>(value: &Value) -> Error {
     Error::new(format!("{} is wanted, but {} was given", T::TYPE, value.kind_name()))
