@@ -248,11 +248,13 @@ mod tests {
 
     #[test]
     fn more_than_there_is_is_refused() {
-        let mut room: Vec<u8> = Vec::new();
-        assert!(room.try_reserve_exact(1 << 46).is_err());
-        let mut room = vec![7u8; 2 * MEGABYTE];
-        assert!(room.try_reserve_exact(1 << 46).is_err());
-        assert!(room.iter().all(|byte| *byte == 7));
+        alone(|| {
+            let mut room: Vec<u8> = Vec::new();
+            assert!(room.try_reserve_exact(1 << 46).is_err());
+            let mut room = vec![7u8; 2 * MEGABYTE];
+            assert!(room.try_reserve_exact(1 << 46).is_err());
+            assert!(room.iter().all(|byte| *byte == 7));
+        });
     }
 
     #[derive(Clone, Debug)]

@@ -1,8 +1,8 @@
 //! An allocator that keeps the large blocks of one operator for the next.
 //!
-//! A layer of a U-Net makes tens of megabytes and lets go of as many. The system's allocator gives such blocks back at once
-//! and has them again, and each time the system writes zeros to every page before the first use: memory's whole rate for
-//! values that nobody reads. PyTorch keeps freed blocks on a GPU for the same reason. Here a freed block of a megabyte or
+//! A layer of SDXL's U-Net makes tens of megabytes and lets go of as many. The C library's allocator gives blocks above
+//! 32 MB back at once and has them again, and each time the system writes zeros to every page before the first use: memory's
+//! whole rate for values that nobody reads (kernels/README.md has what that costs). PyTorch keeps freed blocks on a GPU for the same reason. Here a freed block of a megabyte or
 //! more is kept, and given to the next who asks for exactly its size, which in a network is the next layer.
 //!
 //! What is kept never makes the peak higher: blocks in use and blocks that are kept are together at most what was in use
