@@ -7,13 +7,14 @@
 use std::sync::OnceLock;
 
 use candle_core::{Error, Result};
+use half::{bf16, f16};
 
 /// An instruction set that this processor has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
     /// AVX-512 F: 32 registers of 16 values.
     Avx512,
-    /// AVX2 and FMA: 16 registers of 8 values.
+    /// AVX2, FMA and F16C: 16 registers of 8 values.
     Avx2,
     /// What the compiler makes of arrays of 4 values for the processor family's common denominator.
     Portable,
@@ -40,7 +41,10 @@ impl Isa {
     pub fn available() -> Vec<Isa> {
         let mut available = vec![Isa::Portable, Isa::Portable16];
         #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+        if is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c")
+        {
             available.insert(0, Isa::Avx2);
             if is_x86_feature_detected!("avx512f") {
                 available.insert(0, Isa::Avx512);
@@ -115,6 +119,10 @@ pub(crate) trait Vector: Copy {
     const UNROLLED: bool = Self::TILE_ROWS <= 6;
 
     unsafe fn load(from: *const f32) -> Self;
+    /// Halves as the f32 that they are.
+    unsafe fn load_f16(from: *const f16) -> Self;
+    /// As [`load_f16`](Vector::load_f16).
+    unsafe fn load_bf16(from: *const bf16) -> Self;
     unsafe fn store(self, to: *mut f32);
     unsafe fn splat(value: f32) -> Self;
     /// self · b + c, rounded once where the instruction set can.
@@ -161,6 +169,18 @@ impl<const COUNT: usize, const ROWS: usize> Vector for Lanes<COUNT, ROWS> {
     }
 
     #[inline(always)]
+    unsafe fn load_f16(from: *const f16) -> Self {
+        // SAFETY: the trait's.
+        Lanes(unsafe { from.cast::<[f16; COUNT]>().read_unaligned() }.map(f16::to_f32))
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const bf16) -> Self {
+        // SAFETY: the trait's.
+        Lanes(unsafe { from.cast::<[bf16; COUNT]>().read_unaligned() }.map(bf16::to_f32))
+    }
+
+    #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         // SAFETY: the trait's.
         unsafe { to.cast::<[f32; COUNT]>().write_unaligned(self.0) }
@@ -196,14 +216,16 @@ impl<const COUNT: usize, const ROWS: usize> Vector for Lanes<COUNT, ROWS> {
 mod x86 {
     use std::arch::x86_64::*;
 
+    use half::{bf16, f16};
+
     use super::{Kernel, Vector};
 
-    #[target_feature(enable = "avx512f,avx2,fma")]
+    #[target_feature(enable = "avx512f,avx2,fma,f16c")]
     pub(super) unsafe fn avx512<K: Kernel>(kernel: K) -> K::Output {
         kernel.run::<__m512>()
     }
 
-    #[target_feature(enable = "avx2,fma")]
+    #[target_feature(enable = "avx2,fma,f16c")]
     pub(super) unsafe fn avx2<K: Kernel>(kernel: K) -> K::Output {
         kernel.run::<__m256>()
     }
@@ -263,6 +285,20 @@ mod x86 {
         _mm256_fmadd_ps, _mm256_add_ps, _mm256_sub_ps, _mm256_mul_ps;
 
         #[inline(always)]
+        unsafe fn load_f16(from: *const f16) -> Self {
+            unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) }
+        }
+
+        #[inline(always)]
+        unsafe fn load_bf16(from: *const bf16) -> Self {
+            // The upper half of an f32's bits.
+            unsafe {
+                let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits))
+            }
+        }
+
+        #[inline(always)]
         unsafe fn transpose(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
             unsafe { transpose_8x8(from, from_stride, to, to_stride) }
         }
@@ -271,6 +307,19 @@ mod x86 {
     vector! {
         __m512, 16, 12, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_set1_ps,
         _mm512_fmadd_ps, _mm512_add_ps, _mm512_sub_ps, _mm512_mul_ps;
+
+        #[inline(always)]
+        unsafe fn load_f16(from: *const f16) -> Self {
+            unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
+        }
+
+        #[inline(always)]
+        unsafe fn load_bf16(from: *const bf16) -> Self {
+            unsafe {
+                let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
+            }
+        }
 
         #[inline(always)]
         unsafe fn transpose(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
@@ -330,6 +379,38 @@ mod tests {
         if !Isa::available().contains(&Isa::Avx512) {
             assert!(Isa::named("avx512").is_err_and(|error| error.contains("does not have")));
         }
+    }
+
+    /// Every half there is, but for those that are no numbers, whose bits may differ.
+    #[test]
+    fn halves_are_the_numbers_that_they_are() {
+        struct Widen;
+        impl Kernel for Widen {
+            type Output = ();
+
+            #[inline(always)]
+            fn run<V: Vector>(self) {
+                let all: Vec<u16> = (0..=u16::MAX).collect();
+                let (mut of_f16, mut of_bf16) = (vec![0f32; all.len()], vec![0f32; all.len()]);
+                for start in (0..all.len()).step_by(V::LANES) {
+                    let from = all[start..][..V::LANES].as_ptr();
+                    // SAFETY: LANES values at each place, since LANES divides their number.
+                    unsafe {
+                        V::load_f16(from.cast()).store(of_f16[start..].as_mut_ptr());
+                        V::load_bf16(from.cast()).store(of_bf16[start..].as_mut_ptr());
+                    }
+                }
+                for (bits, (a, b)) in all.iter().zip(of_f16.iter().zip(&of_bf16)) {
+                    for (is, want) in
+                        [(a, f16::from_bits(*bits).to_f32()), (b, bf16::from_bits(*bits).to_f32())]
+                    {
+                        let same = is.to_bits() == want.to_bits() || is.is_nan() && want.is_nan();
+                        assert!(same, "{bits:#x} is {want} and not {is}");
+                    }
+                }
+            }
+        }
+        Isa::available().into_iter().for_each(|isa| isa.run(Widen));
     }
 
     /// Transposes of a matrix that is larger than the block, at every instruction set's width.

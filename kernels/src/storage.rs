@@ -4,6 +4,8 @@ use candle_core::{CpuStorage, DType, Layout, Result, Tensor, bail};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
+use crate::simd::Vector;
+
 /// `run` on activations as the CPU twins take them: f16 and bf16 are widened, and the result is rounded to their
 /// type, which is what a CUDA twin does in its registers.
 pub(crate) fn in_f32(x: &Tensor, run: impl FnOnce(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
@@ -55,6 +57,29 @@ impl<'a> WeightValues<'a> {
         }
     }
 
+    /// Fills `wide` with the values from number `start` on, with the caller's instructions: within a kernel, where a
+    /// call for each few values would cost more than they do.
+    #[inline(always)]
+    pub(crate) fn widen<V: Vector>(self, start: usize, wide: &mut [f32]) {
+        let end = start + wide.len();
+        match self {
+            WeightValues::F32(values) => wide.copy_from_slice(&values[start..end]),
+            // SAFETY, of both: the function is called with as many values as a vector has.
+            WeightValues::F16(values) => by_vectors::<V, _>(
+                &values[start..end],
+                wide,
+                |from| unsafe { V::load_f16(from) },
+                f16::to_f32,
+            ),
+            WeightValues::BF16(values) => by_vectors::<V, _>(
+                &values[start..end],
+                wide,
+                |from| unsafe { V::load_bf16(from) },
+                bf16::to_f32,
+            ),
+        }
+    }
+
     /// Fills `wide` with the values from number `start` on.
     pub(crate) fn widen_into(self, start: usize, wide: &mut [f32]) {
         let end = start + wide.len();
@@ -63,6 +88,23 @@ impl<'a> WeightValues<'a> {
             WeightValues::F16(values) => values[start..end].convert_to_f32_slice(wide),
             WeightValues::BF16(values) => values[start..end].convert_to_f32_slice(wide),
         }
+    }
+}
+
+#[inline(always)]
+fn by_vectors<V: Vector, H: Copy>(
+    from: &[H],
+    to: &mut [f32],
+    load: impl Fn(*const H) -> V,
+    one: impl Fn(H) -> f32,
+) {
+    let (mut from, mut to) = (from.chunks_exact(V::LANES), to.chunks_exact_mut(V::LANES));
+    for (from, to) in from.by_ref().zip(to.by_ref()) {
+        // SAFETY: the chunk has as many values as a vector.
+        unsafe { load(from.as_ptr()).store(to.as_mut_ptr()) };
+    }
+    for (from, to) in from.remainder().iter().zip(to.into_remainder()) {
+        *to = one(*from);
     }
 }
 

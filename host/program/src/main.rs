@@ -22,6 +22,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    compute_in_one_pool();
     // A wrong argument ends the program here, with the sentence of clap and exit code 2.
     match Arguments::parse().command {
         Command::Serve(serve) => kosmograph_server::main(serve),
@@ -32,6 +33,18 @@ fn main() -> ExitCode {
             }
             ExitCode::from(cli::main(command).code())
         }
+    }
+}
+
+/// Tells candle, which the libraries compute with, to start no threads of its own beside theirs.
+///
+/// Its pool waits in a loop that never sleeps: on a machine that is busy otherwise each elementwise operator of a
+/// training lasted as long as the system let the other program run, hundreds of seconds for an update of one.
+fn compute_in_one_pool() {
+    const THREADS: &str = "CANDLE_NUM_THREADS";
+    if std::env::var_os(THREADS).is_none() {
+        // SAFETY: this is the process's only thread so far, so no other reads the environment.
+        unsafe { std::env::set_var(THREADS, "1") };
     }
 }
 

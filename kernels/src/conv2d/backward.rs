@@ -82,6 +82,9 @@ fn spread(upstream: &Tensor, s: Sizes) -> Result<Tensor> {
 /// w [O, C, kH, kW] → [C, O, kH, kW], rows and columns backwards, in f32.
 struct Turned;
 
+/// Input channels whose kernels are turned at once, as they lie beside each other in w.
+const TURNED_AT_ONCE: usize = 16;
+
 impl CustomOp1 for Turned {
     fn name(&self) -> &'static str {
         "conv2d_backward"
@@ -92,11 +95,16 @@ impl CustomOp1 for Turned {
         let weight = weight_values(weight, layout, self.name())?;
         let kernel = kh * kw;
         let write = |turned: &mut [f32]| {
-            let channels = turned.par_chunks_mut((o * kernel).max(1)).enumerate();
-            channels.for_each(|(channel, turned)| {
-                for (out, turned) in turned.chunks_exact_mut(kernel).enumerate() {
-                    weight.widen_into((out * c + channel) * kernel, turned);
-                    turned.reverse();
+            let tasks = turned.par_chunks_mut((TURNED_AT_ONCE * o * kernel).max(1)).enumerate();
+            tasks.for_each_init(Vec::new, |wide, (task, turned)| {
+                wide.resize(turned.len() / o, 0.0);
+                for out in 0..o {
+                    weight.widen_into((out * c + task * TURNED_AT_ONCE) * kernel, wide);
+                    for (channel, kernels) in wide.chunks_exact(kernel).enumerate() {
+                        let turned = &mut turned[(channel * o + out) * kernel..][..kernel];
+                        let backwards = kernels.iter().rev();
+                        turned.iter_mut().zip(backwards).for_each(|(to, from)| *to = *from);
+                    }
                 }
             });
         };

@@ -231,7 +231,7 @@ impl Kernel for Multiply<'_> {
             let weights = match w {
                 WeightValues::F32(values) => &values[channel * 9 * s.channels..][..9 * s.channels],
                 half => {
-                    half.widen_into(channel * 9 * s.channels, wide);
+                    half.widen::<V>(channel * 9 * s.channels, wide);
                     &wide[..]
                 }
             };

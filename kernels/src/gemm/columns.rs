@@ -28,7 +28,7 @@ impl Columns for Transposed<'_> {
                 for start in (0..depth).step_by(step) {
                     let columns = step.min(depth - start);
                     for (row, wide) in n.clone().zip(wide.chunks_exact_mut(columns)) {
-                        half.widen_into(row * self.k + k.start + start, wide);
+                        half.widen::<V>(row * self.k + k.start + start, wide);
                     }
                     let panel = &mut panel[start * width..][..columns * width];
                     transpose::<V>(
@@ -113,7 +113,7 @@ impl Columns for Rows<'_> {
     fn pack<V: Vector>(&self, k: Range<usize>, n: Range<usize>, width: usize, panel: &mut [f32]) {
         for (row, panel) in k.zip(panel.chunks_exact_mut(width)) {
             let (values, rest) = panel.split_at_mut(n.len());
-            self.values.widen_into(row * self.stride + n.start, values);
+            self.values.widen::<V>(row * self.stride + n.start, values);
             rest.fill(0.0);
         }
     }

@@ -39,6 +39,11 @@ MUST = {
     "dreambooth": {"given monster": .80},
     "embedding": {"shape": .80, "colour": .80},
     "replay": {"same on avx2": 1, "same on portable": 1},
+    "kosmos text": {"as by CLIP": .97},
+    "subject control": {"outline IoU": .75, "colour and pattern": .85},
+    **{f"subject lora {look}": {"look": .80, "subject": .80} for look in styles.STYLES},
+    "subject dreambooth": {},
+    "subject everything": {"all": .70},
 }
 STEPS, CFG, CHUNK = 20, 4.0, 32
 
@@ -107,15 +112,19 @@ class Bench:
     def begin(self, graph, part):
         """The nodes that a part's pictures share."""
         model, clip, vae = graph.checkpoint()
-        if part.split()[0] in ("subject", "apart"):
-            kosmos = graph.add("KosmosLoader", kosmos_name=f"{graph.name}/kosmos")
+        of_kosmos, words = part.split()[0] in ("subject", "apart", "kosmos"), part.split()
+        look = next((look for look in styles.STYLES if look in words), "pencil" if "everything" in words else None)
+        if look and of_kosmos:
+            model = graph.add("LoraLoaderModelOnly", model=model, lora_name=f"{graph.name}/loras/{look}.safetensors", strength_model=self.args.strength)
+        elif look:
+            lora = graph.add("LoraLoader", model=model, clip=clip, lora_name=f"{graph.name}/loras/{look}.safetensors", strength_model=self.args.strength, strength_clip=self.args.strength)
+            model, clip = lora, [lora[0], 1]
+        if "dreambooth" in words:
+            model = graph.add("UNETLoader", unet_name=f"{graph.name}/unet/dreambooth")
+        if of_kosmos:
+            kosmos = graph.add("KosmosLoader", kosmos_name=f"{graph.name}/{self.args.kosmos}")
             empty = graph.add("Aligner", kosmos=kosmos, hidden_states=graph.add("TextInterleave", kosmos=kosmos, text=""))
             return model, kosmos, vae, empty
-        if part.startswith("lora "):
-            lora = graph.add("LoraLoader", model=model, clip=clip, lora_name=f"{graph.name}/loras/{part[5:]}.safetensors", strength_model=self.args.strength, strength_clip=self.args.strength)
-            model, clip = lora, [lora[0], 1]
-        if part == "dreambooth":
-            model = graph.add("UNETLoader", unet_name=f"{graph.name}/unet/dreambooth")
         return model, clip, vae, graph.add("CLIPTextEncode", text="", clip=clip)
 
     def read(self, pictures):
@@ -128,15 +137,24 @@ def from_text(bench, part, texts, seeds):
     return bench.draw(part, len(texts), build)
 
 
-def from_subjects(bench, part, prompts, subjects, seeds):
-    """subjects: for each prompt the pictures of its marks."""
+def from_subjects(bench, part, prompts, subjects, seeds, outlines=None):
+    """subjects: for each prompt the pictures of its marks. outlines: a picture for each prompt, along whose outline a ControlNet draws."""
     names = [[bench.show(p) for p in shown] for shown in subjects]
+    along = None if outlines is None else [bench.show(p) for p in outlines]
 
     def build(graph, n, model, kosmos, vae, empty):
         seen = {f"image_{k + 1}": graph.add("ImageEncode", encoder=kosmos, image=graph.add("LoadImage", image=name)) for k, name in enumerate(names[n])}
         said = graph.add("TextInterleave", kosmos=kosmos, text=prompts[n], **seen)
-        graph.picture(n, model, graph.add("Aligner", kosmos=kosmos, hidden_states=said), empty, vae, seeds[n])
+        more = {} if along is None else {"control": steered(graph, along[n])}
+        graph.picture(n, model, graph.add("Aligner", kosmos=kosmos, hidden_states=said), empty, vae, seeds[n], **more)
     return bench.draw(part, len(prompts), build)
+
+
+def steered(graph, name):
+    """A ControlNet by the outline of a picture."""
+    net = graph.add("ControlNetLoader", control_net_name=f"{graph.name}/controlnet/tiny-canny")
+    edges = graph.add("Canny", image=graph.add("LoadImage", image=name), low_threshold=.4, high_threshold=.8)
+    return graph.add("ControlNet", control_net=net, image=edges, strength=1.0, start=0.0, end=1.0)
 
 
 def portrait(monster, rng):
@@ -202,10 +220,7 @@ def control(bench, rng, count):
     names, seeds = [bench.show(p) for p in given], rng.integers(1 << 31, size=count).tolist()
 
     def build(graph, n, model, clip, vae, empty):
-        net = graph.add("ControlNetLoader", control_net_name=f"{graph.name}/controlnet/tiny-canny")
-        edges = graph.add("Canny", image=graph.add("LoadImage", image=names[n]), low_threshold=.4, high_threshold=.8)
-        steer = graph.add("ControlNet", control_net=net, image=edges, strength=1.0, start=0.0, end=1.0)
-        graph.picture(n, model, graph.add("CLIPTextEncode", text=grammar.caption(scenes[n]), clip=clip), empty, vae, seeds[n], control=steer)
+        graph.picture(n, model, graph.add("CLIPTextEncode", text=grammar.caption(scenes[n]), clip=clip), empty, vae, seeds[n], control=steered(graph, names[n]))
     drawn = bench.draw("control", count, build)
     iou = [controlnet.agreement(controlnet.outline(g), controlnet.outline(d)) for g, d in zip(given, drawn)]
     return {"outline IoU": float(np.mean(iou)), **classifier.agreement(bench.read(drawn), scenes)}
@@ -252,6 +267,57 @@ def replay(bench, rng, count):
     return figures
 
 
+def kosmos_text(bench, rng, count):
+    """The words and seeds of the part "text" through Kosmos-G, and how far its figures fall behind those by CLIP at most."""
+    def drawn(part, draw):
+        rng = np.random.default_rng([bench.args.seed, list(PARTS).index("text")])
+        scenes = [world.random_scene(rng, .3, held=True) for _ in range(count)]
+        texts, seeds = [grammar.caption(s) for s in scenes], rng.integers(1 << 31, size=count).tolist()
+        return classifier.agreement(bench.read(draw(part, texts, seeds)), scenes)
+    by_clip = drawn("text again", lambda part, texts, seeds: from_text(bench, part, texts, seeds))
+    figures = drawn("kosmos text", lambda part, texts, seeds: from_subjects(bench, part, texts, [[] for _ in texts], seeds))
+    return {"as by CLIP": 1 - max(by_clip[k] - figures[k] for k in figures), **figures}
+
+
+def told(m, background):
+    """A prompt for one portrait: what monster m wears, and where it is."""
+    return f"<i>{f' wearing {grammar.accessory(m[4])}' if m[4] else ''} {grammar.where(background)}"
+
+
+def combined(part):
+    """Kosmos-G's subjects together with what the U-Net is given besides: an outline, a look, another U-Net."""
+    words = part.split()[1:]
+    everything = words == ["everything"]
+
+    def measure(bench, rng, count):
+        outlines = None
+        if "control" in words or everything:
+            # The outline is of another monster in all but its shape, pattern and what it wears.
+            outlines, scenes = controlnet.asked(count, rng)
+        else:
+            scenes = [[[[*world.random_monster(rng, held=True)[:4], 1 + int(rng.integers(6))]], int(rng.integers(12))] for _ in range(count)]
+        monsters = [scene[0][0] for scene in scenes]
+        prompts, seeds = [told(m, scene[1]) for m, scene in zip(monsters, scenes)], rng.integers(1 << 31, size=count).tolist()
+        drawn = from_subjects(bench, part, prompts, [[portrait(m, rng)] for m in monsters], seeds, outlines)
+        answers, figures = bench.read(drawn), {}
+        same = lambda answer, m, what: not answer["two"] and all(answer["monsters"][0][j] == m[j] for j in what)
+        kept = [same(a, m, [0, 1]) for a, m in zip(answers, monsters)]
+        iou = [] if outlines is None else [controlnet.agreement(controlnet.outline(g), controlnet.outline(d)) for g, d in zip(outlines, drawn)]
+        if iou:
+            figures["outline IoU"] = float(np.mean(iou))
+        if words == ["control"]:
+            figures["colour and pattern"] = float(np.mean([same(a, m, [1, 2]) for a, m in zip(answers, monsters)]))
+        look = "pencil" if everything else words[-1] if words[0] == "lora" else None
+        if look:
+            figures["look"] = float(np.mean([a["look"] == look for a in answers]))
+            figures["subject"] = float(np.mean(kept))
+        if everything:
+            # Shape and colour of the subject, the look, and an outline that overlaps by half.
+            figures["all"] = float(np.mean([k and a["look"] == look and i >= .5 for k, a, i in zip(kept, answers, iou)]))
+        return {**figures, **classifier.agreement(answers, scenes)}
+    return measure
+
+
 # what measures a part, the weights it needs, the node it needs beyond the oldest
 PARTS = {
     "text": (text, "sd/unet", "UNetSample"), "subject": (subject, "kosmos/model.safetensors", "KosmosLoader"), "apart": (apart, "kosmos/model.safetensors", "KosmosLoader"),
@@ -259,6 +325,9 @@ PARTS = {
     **{f"lora {look}": (looks(look), f"loras/{look}.safetensors", "LoraLoader") for look in styles.STYLES},
     "dreambooth": (given_monster, "unet/dreambooth", "UNETLoader"), "embedding": (embedding, "embeddings/moss.safetensors", "CLIPTextEncode"),
     "replay": (replay, "kosmos/model.safetensors", "KosmosLoader"),
+    "kosmos text": (kosmos_text, "kosmos/model.safetensors", "KosmosLoader"),
+    **{part: (combined(part), "kosmos/model.safetensors", "KosmosLoader")
+       for part in ("subject control", *(f"subject lora {look}" for look in styles.STYLES), "subject dreambooth", "subject everything")},
 }
 
 
@@ -288,6 +357,7 @@ def main():
     p.add_argument("--binary", default=built if os.path.exists(built) else shutil.which("kosmograph"), help="the kosmograph program")
     p.add_argument("--models", default=os.path.abspath(os.path.join(HERE, "..", "..")), help="the folder that holds the model")
     p.add_argument("--name", default="tiny", help="the model's folder in it")
+    p.add_argument("--kosmos", default="kosmos", help="Kosmos-G's folder in that one")
     p.add_argument("--classifier", default=os.path.join(HERE, "classifier.safetensors"))
     p.add_argument("--only", default=",".join(PARTS), help="parts, with commas between")
     p.add_argument("--strength", type=float, default=1.0, help="of the LoRAs, as LoraLoader has it")

@@ -18,6 +18,7 @@ static KEPT: Mutex<Kept> = Mutex::new(Kept {
     bytes: 0,
     used: 0,
     most_used: 0,
+    unlimited: 0,
 });
 
 #[derive(Clone, Copy)]
@@ -36,6 +37,8 @@ struct Kept {
     /// Bytes that are in use, and the most that were at once.
     used: usize,
     most_used: usize,
+    /// How many ask that more than [`MOST_KEPT`] be kept.
+    unlimited: usize,
 }
 
 impl Kept {
@@ -47,11 +50,17 @@ impl Kept {
         block
     }
 
+    /// Bytes that may be kept.
+    fn most(&self) -> usize {
+        if self.unlimited > 0 { usize::MAX } else { MOST_KEPT }
+    }
+
     /// Takes `more` bytes into use and gives back to the system what would otherwise lift the peak.
     fn make_room(&mut self, more: usize) {
         self.used += more;
         self.most_used = self.most_used.max(self.used);
-        while self.count > 0 && (self.used + self.bytes > self.most_used || self.bytes > MOST_KEPT)
+        let most = self.most();
+        while self.count > 0 && (self.used + self.bytes > self.most_used || self.bytes > most)
         {
             unmap(self.remove(0));
         }
@@ -111,7 +120,7 @@ pub(crate) unsafe fn keep(block: *mut u8, size: usize) {
     let block = Block { start: block as usize, length: pages(size) };
     let mut kept = kept();
     kept.used -= block.length;
-    if block.length > MOST_KEPT {
+    if block.length > kept.most() {
         drop(kept);
         return unmap(block);
     }
@@ -153,6 +162,16 @@ pub(crate) fn release() {
         unmap(kept.remove(0));
     }
     kept.most_used = kept.used;
+}
+
+/// One more, or one less, asks that more than [`MOST_KEPT`] be kept.
+pub(crate) fn keep_all(more: bool) {
+    let mut kept = kept();
+    match more {
+        true => kept.unlimited += 1,
+        false => kept.unlimited -= 1,
+    }
+    kept.make_room(0);
 }
 
 fn map(length: usize) -> *mut u8 {
@@ -241,8 +260,30 @@ mod tests {
             let small: Vec<Vec<u8>> =
                 (0..2 * PLACES).map(|_| Vec::with_capacity(MEGABYTE)).collect();
             drop(small);
-            let kept = kept();
-            assert!(kept.count <= PLACES && kept.bytes <= MOST_KEPT);
+            assert!(figures().1 <= MOST_KEPT);
+            let _all = crate::keep_all();
+            let small: Vec<Vec<u8>> =
+                (0..2 * PLACES).map(|_| Vec::with_capacity(MEGABYTE)).collect();
+            drop(small);
+            assert_eq!(kept().count, PLACES);
+        });
+    }
+
+    #[test]
+    fn all_is_kept_where_that_is_wanted() {
+        alone(|| {
+            let (before, ..) = figures();
+            let make = || (0..2).map(|_| Vec::with_capacity(MOST_KEPT)).collect::<Vec<Vec<u8>>>();
+            let blocks = make();
+            let places: Vec<_> = blocks.iter().map(Vec::as_ptr).collect();
+            {
+                let _all = crate::keep_all();
+                drop(blocks);
+                assert_eq!(figures(), (before, 2 * MOST_KEPT, before + 2 * MOST_KEPT));
+                let again = make();
+                assert!(again.iter().all(|block| places.contains(&block.as_ptr())));
+            }
+            assert_eq!(figures().1, MOST_KEPT);
         });
     }
 

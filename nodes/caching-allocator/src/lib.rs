@@ -2,11 +2,13 @@
 //!
 //! A layer of SDXL's U-Net makes tens of megabytes and lets go of as many. The C library's allocator gives blocks above
 //! 32 MB back at once and has them again, and each time the system writes zeros to every page before the first use: memory's
-//! whole rate for values that nobody reads (kernels/README.md has what that costs). PyTorch keeps freed blocks on a GPU for the same reason. Here a freed block of a megabyte or
-//! more is kept, and given to the next who asks for exactly its size, which in a network is the next layer.
+//! whole rate for values that nobody reads (kernels/README.md has what that costs). PyTorch keeps freed blocks on a GPU for
+//! the same reason. Here a freed block of a megabyte or more is kept, and given to the next who asks for exactly its size,
+//! which in a network is the next layer.
 //!
 //! What is kept never makes the peak higher: blocks in use and blocks that are kept are together at most what was in use
-//! at once before, nor are there more than [`MOST_KEPT`] bytes or [`PLACES`] blocks. [`release`] gives all back; a node
+//! at once before, nor are there more than [`MOST_KEPT`] bytes or [`PLACES`] blocks. A training, which frees all that a
+//! pass has made and makes it anew in the next, lifts the first limit ([`keep_all`]). [`release`] gives all back; a node
 //! library does so at the end of each node.
 
 #[cfg(target_os = "linux")]
@@ -20,8 +22,8 @@ const LARGE: usize = 1 << 20;
 /// Bytes that are kept at most: an activation of SDXL at 1024 × 1024, its half and some of its width.
 pub const MOST_KEPT: usize = 256 << 20;
 
-/// Blocks that are kept at most.
-pub const PLACES: usize = 64;
+/// Blocks that are kept at most: what a pass of a training of SDXL makes are some thousands.
+pub const PLACES: usize = 4096;
 
 /// The allocator of every program and library that links this crate.
 #[global_allocator]
@@ -33,6 +35,25 @@ struct CachingAllocator;
 pub fn release() {
     #[cfg(target_os = "linux")]
     blocks::release();
+}
+
+/// Keeps more than [`MOST_KEPT`] bytes as long as the answer lives.
+#[must_use = "it keeps as long as it lives"]
+pub fn keep_all() -> KeepAll {
+    #[cfg(target_os = "linux")]
+    blocks::keep_all(true);
+    KeepAll(())
+}
+
+/// What [`keep_all`] answers.
+#[derive(Debug)]
+pub struct KeepAll(());
+
+impl Drop for KeepAll {
+    fn drop(&mut self) {
+        #[cfg(target_os = "linux")]
+        blocks::keep_all(false);
+    }
 }
 
 /// Whether the block is one of ours: by its layout alone, so that who frees it knows as well.

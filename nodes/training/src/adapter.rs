@@ -175,6 +175,8 @@ pub fn train(
         ));
     }
     let training = Training::begin(network, settings, start)?;
+    // What a pass frees the next makes again.
+    let _kept = kosmograph_caching_allocator::keep_all();
     let mut optimiser = Optimiser::new(&settings.optimiser());
     let mut losses = Vec::with_capacity(settings.steps.min(1 << 16));
     for step in 0..settings.steps {

@@ -117,6 +117,8 @@ impl<'a> Training<'a> {
 
     fn updates(&mut self, watch: &mut dyn Watch) -> Result<()> {
         let config = self.config;
+        // What a pass frees the next makes again.
+        let _kept = kosmograph_caching_allocator::keep_all();
         let (mut recent, mut last) = (Vec::new(), Instant::now());
         while self.optimiser.updates() < config.steps {
             let ended = match self.update() {
