@@ -12,6 +12,9 @@ use crate::{MOST_KEPT, PLACES};
 
 const PAGE: usize = 4096;
 
+/// Zeros that are written to a kept block; more come from the system.
+const MOST_ZEROS: usize = 32 << 20;
+
 static KEPT: Mutex<Kept> = Mutex::new(Kept {
     blocks: [Block { start: 0, length: 0 }; PLACES],
     count: 0,
@@ -60,8 +63,7 @@ impl Kept {
         self.used += more;
         self.most_used = self.most_used.max(self.used);
         let most = self.most();
-        while self.count > 0 && (self.used + self.bytes > self.most_used || self.bytes > most)
-        {
+        while self.count > 0 && (self.used + self.bytes > self.most_used || self.bytes > most) {
             unmap(self.remove(0));
         }
     }
@@ -79,20 +81,37 @@ fn pages(size: usize) -> usize {
 
 /// A block of `size` bytes with anything in it; null where there is none.
 pub(crate) fn take(size: usize) -> *mut u8 {
-    let length = pages(size);
-    let mut kept = kept();
-    // The one that was freed last: the caches know it best.
-    if let Some(at) = kept.blocks[..kept.count].iter().rposition(|block| block.length == length) {
-        let block = kept.remove(at);
-        kept.make_room(length);
-        return block.start as *mut u8;
-    }
-    drop(kept);
-    fresh(size)
+    again(pages(size)).unwrap_or_else(|| fresh(size))
 }
 
 /// A block of `size` zeros; null where there is none.
-pub(crate) fn fresh(size: usize) -> *mut u8 {
+pub(crate) fn zeros(size: usize) -> *mut u8 {
+    // Who wants many zeros may not touch all of them, and fresh pages become zeros one by one.
+    if size > MOST_ZEROS {
+        return fresh(size);
+    }
+    match again(pages(size)) {
+        Some(block) => {
+            // SAFETY: the block has as many bytes, and nobody else knows of it.
+            unsafe { block.write_bytes(0, size) };
+            block
+        }
+        None => fresh(size),
+    }
+}
+
+/// One of the blocks that are kept.
+fn again(length: usize) -> Option<*mut u8> {
+    let mut kept = kept();
+    // The one that was freed last: the caches know it best.
+    let at = kept.blocks[..kept.count].iter().rposition(|block| block.length == length)?;
+    let block = kept.remove(at);
+    kept.make_room(length);
+    Some(block.start as *mut u8)
+}
+
+/// A block of `size` zeros from the system; null where there is none.
+fn fresh(size: usize) -> *mut u8 {
     let length = pages(size);
     kept().make_room(length);
     let block = map(length);
@@ -230,8 +249,12 @@ mod tests {
             drop(other);
             let second: Vec<u8> = Vec::with_capacity(3 * MEGABYTE);
             drop(second);
-            // Not from what is kept: the last had ones.
-            assert!(vec![0u8; 3 * MEGABYTE].iter().all(|byte| *byte == 0));
+            let ones = vec![1u8; 3 * MEGABYTE];
+            let at = ones.as_ptr();
+            drop(ones);
+            let zeros = vec![0u8; 3 * MEGABYTE];
+            assert!(zeros.as_ptr() == at && zeros.iter().all(|byte| *byte == 0));
+            drop(zeros);
             release();
             assert_eq!(figures().1, 0);
         });

@@ -76,8 +76,7 @@ unsafe impl GlobalAlloc for CachingAllocator {
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         #[cfg(target_os = "linux")]
         if is_large(layout) {
-            // Fresh pages: who wants zeros may not touch all of them.
-            return blocks::fresh(layout.size());
+            return blocks::zeros(layout.size());
         }
         // SAFETY: the caller's.
         unsafe { System.alloc_zeroed(layout) }
