@@ -27,6 +27,12 @@ SHOWN = {
     "dreambooth": "A U-Net that was shown eight pictures of one monster, which no word but `zwx` names.",
     "swap": "The same words and seed through the checkpoint's U-Net, to which `zwx` means nothing, and through the DreamBooth one.",
     "control": "A ControlNet: the outline of a picture, in the colour and the place that the words say.",
+    "subject_style": "The subject with the LoRA, which knows nothing of Kosmos-G.",
+    "subject_variants": "The subject through the checkpoint's own U-Net and with each of the three LoRAs.",
+    "subject_control": "The subject along the outline that a ControlNet sees.",
+    "subject_dreambooth": "The subject through the U-Net that learned another monster: it is narrow, and round comes out square.",
+    "subject_swap": "The same subject, words and seed through both U-Nets.",
+    "subject_everything": "The subject, the ControlNet and a LoRA at once.",
     "encoders": "One U-Net, three prompts: Kosmos-G's, CLIP's, and half of each. Each is guided away from the other's empty prompt.",
 }
 

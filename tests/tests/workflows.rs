@@ -78,14 +78,7 @@ fn style() {
 /// The checkpoint's U-Net, and three LoRAs on it: four pictures, no two alike.
 #[test]
 fn variants() {
-    let out = tempfile::tempdir().expect("a folder");
-    run("variants.json", out.path()).expect_success();
-    let made: Vec<_> = pictures(out.path()).iter().map(|path| pixels(path)).collect();
-    assert_eq!(made.len(), 4);
-    for (i, picture) in made.iter().enumerate() {
-        assert!(spread(picture) > 10.0, "a flat picture");
-        assert!(!made[..i].contains(picture), "two variants draw the same");
-    }
+    expect_different("variants.json", 4);
 }
 
 #[test]
@@ -99,22 +92,50 @@ fn control() {
 
 #[test]
 fn swap() {
-    let out = tempfile::tempdir().expect("a folder");
-    run("swap.json", out.path()).expect_success();
-    let made = pictures(out.path());
-    assert_eq!(made.len(), 2);
-    assert_ne!(pixels(&made[0]), pixels(&made[1]), "both U-Nets draw the same");
+    expect_different("swap.json", 2);
 }
 
 /// One graph in which CLIP is swapped for Kosmos-G and Kosmos-G for CLIP, and both are mixed.
 #[test]
 fn encoders() {
+    expect_different("encoders.json", 3);
+}
+
+/// The pictures of a workflow, none of them flat and no two alike.
+fn expect_different(workflow: &str, count: usize) -> Vec<image::RgbImage> {
     let out = tempfile::tempdir().expect("a folder");
-    run("encoders.json", out.path()).expect_success();
+    run(workflow, out.path()).expect_success();
     let made: Vec<_> = pictures(out.path()).iter().map(|path| pixels(path)).collect();
-    assert_eq!(made.len(), 3);
-    assert!(made.iter().all(|picture| spread(picture) > 10.0), "a flat picture");
-    assert!(made[0] != made[1] && made[1] != made[2] && made[0] != made[2]);
+    assert_eq!(made.len(), count, "{workflow}");
+    for (i, picture) in made.iter().enumerate() {
+        assert!(spread(picture) > 10.0, "{workflow} draws a flat picture");
+        assert!(!made[..i].contains(picture), "{workflow} draws the same twice");
+    }
+    made
+}
+
+/// Kosmos-G's condition with each technique of the U-Net: none of them is lost, nor is the subject.
+#[test]
+fn a_subject_with_every_technique() {
+    let plain = &expect_different("subject_swap.json", 2)[0];
+    let styled = &expect_different("subject_variants.json", 4)[1];
+    assert_eq!(styled, &expect_different("subject_style.json", 1)[0], "one LoRA in two graphs");
+    assert_ne!(plain, styled);
+    expect_different("subject_dreambooth.json", 1);
+    let controlled = expect_different("subject_control.json", 1);
+    assert_ne!(controlled, expect_different("subject_everything.json", 1), "the LoRA does nothing");
+    for workflow in ["subject_control.json", "subject_everything.json"] {
+        for changed in ["Control.strength=0", "Subject.image=monster-2.png"] {
+            let out = tempfile::tempdir().expect("a folder");
+            run(workflow, out.path()).arg("--set").arg(changed).expect_success();
+            let other = pixels(&pictures(out.path())[0]);
+            assert_ne!(
+                other,
+                expect_different(workflow, 1)[0],
+                "{workflow}: {changed} does nothing"
+            );
+        }
+    }
 }
 
 #[test]

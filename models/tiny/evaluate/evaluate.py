@@ -333,17 +333,17 @@ PARTS = {
 
 def table(results):
     """The figures as text, and whether all that must be reached is."""
-    lines, reached = [f"{'part':<14}{'figure':<20}{'measured':>9}{'must reach':>12}"], True
+    lines, reached = [f"{'part':<20}{'figure':<20}{'measured':>9}{'must reach':>12}"], True
     for part, figures in results.items():
         if isinstance(figures, str):
-            lines.append(f"{part:<14}not measured: {figures}")
+            lines.append(f"{part:<20}not measured: {figures}")
             reached = False
             continue
         for name, value in figures.items():
             must = MUST[part].get(name)
             good = must is None or value >= must
             reached &= good
-            lines.append(f"{part:<14}{name:<20}{value:>9.3f}{'' if must is None else f'{must:>12.2f}'}{'' if good else '  missed'}")
+            lines.append(f"{part:<20}{name:<20}{value:>9.3f}{'' if must is None else f'{must:>12.2f}'}{'' if good else '  missed'}")
     return "\n".join(lines), reached
 
 
