@@ -244,7 +244,7 @@ fn hash(path: &Path) -> Result<String, String> {
 }
 
 /// The processor, and which of the instruction sets it has that change how sums are rounded.
-fn isa() -> String {
+pub fn isa() -> String {
     let mut sets = vec![std::env::consts::ARCH];
     #[cfg(target_arch = "x86_64")]
     for (name, there) in [

@@ -1,13 +1,16 @@
 //! `kosmograph`: arguments → run → exit code.
 
-use clap::{Parser, Subcommand};
+mod documents;
+mod version;
+
+use clap::{CommandFactory, Parser, Subcommand};
 use kosmograph::args;
 use kosmograph::cli;
 use std::process::ExitCode;
 
 /// Runs image workflows, written as JSON graphs, with nodes from dynamically loaded libraries.
 #[derive(Debug, Parser)]
-#[command(name = "kosmograph", version, after_help = args::EXIT_CODES)]
+#[command(name = "kosmograph", version, long_version = version::long().leak() as &str, after_help = args::EXIT_CODES)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -19,6 +22,8 @@ enum Command {
     Host(args::Command),
     /// Serve ComfyUI's interface over HTTP: its editor, its clients, a page of our own (docs/serve.md)
     Serve(kosmograph_server::Serve),
+    #[command(hide = true)]
+    Documents(documents::Documents),
 }
 
 fn main() -> ExitCode {
@@ -26,6 +31,13 @@ fn main() -> ExitCode {
     // A wrong argument ends the program here, with the sentence of clap and exit code 2.
     match Arguments::parse().command {
         Command::Serve(serve) => kosmograph_server::main(serve),
+        Command::Documents(documents) => match documents.write(&Arguments::command()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(sentence) => {
+                eprintln!("error: {sentence}");
+                ExitCode::from(2)
+            }
+        },
         Command::Host(command) => {
             // Before anything else; but what a worker does with signals is its own business.
             if !command.is_child() {
@@ -51,7 +63,6 @@ fn compute_in_one_pool() {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {
