@@ -28,6 +28,9 @@ pub struct NodeDescriptor {
     pub pure: bool,
     /// It is run for what it does outside the graph.
     pub output_node: bool,
+    /// It takes every input as a list and runs once for all of them.
+    #[serde(default)]
+    pub input_is_list: bool,
     /// Where it writes files.
     pub writes: Option<Writes>,
     /// How much memory its results take at least, where the library says so.
@@ -56,6 +59,9 @@ pub struct OutputDescriptor {
     pub name: String,
     #[serde(rename = "type")]
     pub kind: String,
+    /// It is a list of values of that type, for each of which the nodes behind it run.
+    #[serde(default)]
+    pub is_list: bool,
 }
 
 /// One input of a class.

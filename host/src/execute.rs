@@ -7,6 +7,7 @@
 
 pub(crate) mod files;
 mod later;
+mod lists;
 mod memory;
 
 pub use later::Later;
@@ -22,6 +23,7 @@ use crate::promise::{Promise, files};
 use crate::value::Value;
 use crate::wire::Earlier;
 use files::Files;
+use lists::{Calls, Element};
 use memory::{Memory, Work};
 use serde::{Deserialize, Serialize};
 use std::any::Any;
@@ -282,7 +284,7 @@ impl<R: Runner> Executor<R> {
                         path.display()
                     )),
                 };
-                match self.step(step, &live, setting, &unchanged) {
+                match self.step(position, plan, &live, setting, &unchanged) {
                     Ok(results) => {
                         let results: Vec<Option<Value>> = results.into_iter().map(Some).collect();
                         live[position] = used(&results, &uses[position]);
@@ -379,11 +381,13 @@ impl<R: Runner> Executor<R> {
     /// Runs one step; what it made is taken if `unchanged` says so then.
     fn step(
         &mut self,
-        step: &Step,
+        position: usize,
+        plan: &Plan,
         live: &[Live],
         setting: Setting,
         unchanged: &dyn Fn() -> Result<(), String>,
     ) -> Result<Vec<Value>, Stop> {
+        let step = &plan.steps()[position];
         let mut inputs = Vec::with_capacity(step.inputs.len());
         for (source, input) in step.inputs.iter().zip(&step.descriptor.inputs) {
             inputs.push(match source {
@@ -400,11 +404,18 @@ impl<R: Runner> Executor<R> {
                 }
             });
         }
+        let calls = Calls::of(step, plan.steps(), inputs).map_err(|lists::Empty(at)| {
+            let input = step.descriptor.inputs.get(at).map(|input| input.name.clone());
+            let sentence = "the list it is linked to is empty, so there is nothing to do; at least \
+                            one value is wanted";
+            Stop::Failed { input, sentence: sentence.into() }
+        })?;
         setting.listener.event(&Event::NodeStarted(Cow::Borrowed(&step.name)));
-        let mut hooks = Hooks { name: &step.name, inputs: &step.inputs, setting, work: None };
+        let (name, inputs) = (&step.name, &step.inputs);
+        let mut hooks = Hooks { name, inputs, setting, work: None, element: None };
         if let Some(budget) = self.budget {
             let live = live.iter().flatten().flatten();
-            let room = self.memory.make_room(budget, &inputs, live, &self.results, &hooks);
+            let room = self.memory.make_room(budget, calls.inputs(), live, &self.results, &hooks);
             let (models, results, bytes) = (room.models, room.drop.len() as u64, room.bytes);
             self.forget(&room.drop);
             if models + results > 0 {
@@ -416,15 +427,34 @@ impl<R: Runner> Executor<R> {
             }
             hooks.work = Some(room.work);
         }
-        if let Err(shortage) = need::ask(&step.descriptor, &inputs) {
+        let start = Instant::now();
+        let mut results = Vec::with_capacity(calls.count());
+        for call in 0..calls.count() {
+            if call > 0 && setting.cancel.load(Ordering::Relaxed) {
+                return Err(Stop::Cancelled);
+            }
+            hooks.element = calls.element(call);
+            let made = self.call(step, &hooks, &calls.inputs_of(call));
+            results.push(made.map_err(|stop| stop.of(hooks.element))?);
+        }
+        let failed = |sentence| Stop::Failed { input: None, sentence };
+        unchanged().map_err(failed)?;
+        let seconds = start.elapsed().as_secs_f64();
+        let node = step.name.id.as_str().into();
+        setting.listener.event(&Event::NodeDone { node, seconds });
+        Ok(calls.joined(step, results))
+    }
+
+    /// One call of a step's node.
+    fn call(&self, step: &Step, hooks: &Hooks, inputs: &[Value]) -> Result<Vec<Value>, Stop> {
+        if let Err(shortage) = need::ask(&step.descriptor, inputs) {
             return Err(Stop::Failed { input: None, sentence: shortage.to_string() });
         }
-        let start = Instant::now();
-        let run = || self.runner.run(step.library, step.node, &hooks, &inputs);
+        let run = || self.runner.run(step.library, step.node, hooks, inputs);
         let failed = |sentence: String| Stop::Failed { input: None, sentence };
         let results = match catch_unwind(AssertUnwindSafe(run)) {
             Ok(Ok(results)) => results,
-            Ok(Err(NodeFailure::Cancelled)) if setting.cancel.load(Ordering::Relaxed) => {
+            Ok(Err(NodeFailure::Cancelled)) if hooks.setting.cancel.load(Ordering::Relaxed) => {
                 return Err(Stop::Cancelled);
             }
             Ok(Err(NodeFailure::Cancelled)) => {
@@ -442,10 +472,6 @@ impl<R: Runner> Executor<R> {
             let given = results.len();
             return Err(failed(format!("it gave {given} results, but declares {wanted} outputs")));
         }
-        unchanged().map_err(failed)?;
-        let seconds = start.elapsed().as_secs_f64();
-        let node = step.name.id.as_str().into();
-        setting.listener.event(&Event::NodeDone { node, seconds });
         Ok(results)
     }
 }
@@ -453,6 +479,18 @@ impl<R: Runner> Executor<R> {
 enum Stop {
     Cancelled,
     Failed { input: Option<String>, sentence: String },
+}
+
+impl Stop {
+    /// The same, which came of this element of a list.
+    fn of(self, element: Option<Element>) -> Self {
+        match (self, element) {
+            (Self::Failed { input, sentence }, Some(element)) => {
+                Self::Failed { input, sentence: element.named(&sentence) }
+            }
+            (stop, _) => stop,
+        }
+    }
 }
 
 fn skipped<'a>(step: &'a Step, cause: &'a Step) -> Event<'a> {
@@ -540,6 +578,8 @@ struct Hooks<'a> {
     setting: Setting<'a>,
     /// What it may work in, where there is a budget.
     work: Option<Work>,
+    /// Which element of a list the call is for, where there is one.
+    element: Option<Element>,
 }
 
 impl Hooks<'_> {
@@ -566,6 +606,8 @@ impl Call for Hooks<'_> {
         // 0 of 0 only asks whether to stop.
         if steps > 0 {
             let node = self.name.id.as_str().into();
+            let whole = |element: Element| element.progress(step, steps);
+            let (step, steps) = self.element.map_or((step, steps), whole);
             self.setting.listener.event(&Event::Progress { node, step, steps });
         }
         self.setting.cancel.load(Ordering::Relaxed)

@@ -29,8 +29,9 @@ pub fn class_info(catalogue: &Catalogue, class: &Class, folders: &Folders) -> Va
     json!({
         "input": {"required": required, "optional": optional},
         "input_order": input_order,
+        "is_input_list": node.input_is_list,
         "output": types,
-        "output_is_list": vec![false; types.len()],
+        "output_is_list": node.outputs.iter().map(|output| output.is_list).collect::<Vec<_>>(),
         "output_name": output_names,
         "name": node.class,
         "display_name": node.class,
@@ -140,6 +141,7 @@ mod tests {
                         "text": ["STRING", {"multiline": true, "dynamicPrompts": true}]},
                     "optional": {"mask": ["MASK", {"tooltip": "Where."}]}},
                 "input_order": {"required": ["image", "seed", "how", "lora", "text"], "optional": ["mask"]},
+                "is_input_list": false,
                 "output": ["IMAGE"], "output_is_list": [false], "output_name": ["image"],
                 "name": "A", "display_name": "A", "description": "Does.",
                 "python_module": "custom_nodes.l", "category": "image", "output_node": true,

@@ -56,6 +56,31 @@ pub struct Step {
     pub key: Key,
     /// An earlier step that computes the same; links lead to that one, this one does not run.
     pub same_as: Option<usize>,
+    /// It runs once for each value of the lists that it is linked to, and each of its outputs is a list.
+    pub runs_for_each: bool,
+}
+
+impl Step {
+    /// Whether output `slot` is a list of values, and not one.
+    pub fn gives_list(&self, slot: usize) -> bool {
+        let declared = self.descriptor.outputs.get(slot).is_some_and(|output| output.is_list);
+        declared || self.runs_for_each
+    }
+}
+
+/// Whether a node with these `inputs`, which lead to `earlier` steps, runs once for each value of a list.
+pub(crate) fn runs_for_each(
+    descriptor: &NodeDescriptor,
+    inputs: &[Source],
+    earlier: &[Step],
+) -> bool {
+    let is_list = |source: &Source| match source {
+        Source::Link { step, slot } => {
+            earlier.get(*step).is_some_and(|step| step.gives_list(*slot))
+        }
+        _ => false,
+    };
+    !descriptor.input_is_list && inputs.iter().any(is_list)
 }
 
 /// What will be done, in which order. Links lead from later steps to earlier ones.
@@ -229,6 +254,7 @@ fn steps(graph: &Graph, walked: Vec<Checked>, device: &str) -> Vec<Step> {
         let this = steps.len();
         let first = *first_of_key.entry(key).or_insert(this);
         step_of_position[position] = first;
+        let runs_for_each = runs_for_each(&class.descriptor, &sources, &steps);
         steps.push(Step {
             name,
             library: class.library,
@@ -237,6 +263,7 @@ fn steps(graph: &Graph, walked: Vec<Checked>, device: &str) -> Vec<Step> {
             inputs: sources,
             key,
             same_as: (first != this).then_some(first),
+            runs_for_each,
         });
     }
     steps

@@ -7,7 +7,7 @@
 use crate::catalogue::{LibraryEntry, NodeDescriptor};
 use crate::events::Event;
 use crate::execute::{self, Properties};
-use crate::plan::{Key, Plan, Source, Step};
+use crate::plan::{Key, Plan, Source, Step, runs_for_each};
 use crate::preview::Preview;
 use crate::problem::{Kind, NodeName};
 use crate::promise::Promise;
@@ -184,7 +184,7 @@ impl From<&Plan> for BarePlan {
         let (mut classes, mut numbers) = (Vec::new(), HashMap::new());
         let mut steps = Vec::with_capacity(plan.steps().len());
         for step in plan.steps() {
-            let Step { name, library, node, descriptor, inputs, key, same_as } = step.clone();
+            let Step { name, library, node, descriptor, inputs, key, same_as, .. } = step.clone();
             let class = *numbers.entry((library, node)).or_insert(classes.len());
             if class == classes.len() {
                 classes.push((*descriptor).clone());
@@ -217,7 +217,17 @@ impl TryFrom<BarePlan> for Plan {
             if !fits {
                 return Err(Misfit(name));
             }
-            steps.push(Step { name, library, node, descriptor, inputs, key, same_as });
+            let runs_for_each = runs_for_each(&descriptor, &inputs, &steps);
+            steps.push(Step {
+                name,
+                library,
+                node,
+                descriptor,
+                inputs,
+                key,
+                same_as,
+                runs_for_each,
+            });
         }
         Ok(Self::of_steps(steps))
     }

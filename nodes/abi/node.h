@@ -588,7 +588,9 @@ typedef struct kg_context {
    * {"images":[{"filename":"a_00001_.png","subfolder":"","type":"output"}]}.
    * {"making":{"filename":".a.tmp","subfolder":"","type":"output"}} is said before a file that was
    * written under a name with a dot is given its own: if the process ends before the file is told,
-   * the host finds it and tells it, or removes it where it still has the temporary name. */
+   * the host finds it and tells it, or removes it where it still has the temporary name.
+   * {"sent":[{"filename":"a.png","subfolder":"","type":"temp"}]} names pictures for whoever asked for the run and
+   * for nobody later: a host that such a client listens to sends them and removes the files. */
   void (*output)(const struct kg_context *self, kg_str json);
 
   /* Values allocated by the host, for authors who do not want to write their own. Each returns
@@ -749,10 +751,15 @@ KG_EXPORT const kg_library *kosmograph_library_v1(void);
  *                   %second%, %batch_num% and %date:yyyy-MM-dd%, which the node replaces. The host
  *                   refuses one that leads out of the folder or is too long for a file's name before
  *                   anything runs.
+ * Output: "name", "type"; "is_list" (false) that a KG_LIST of any number of values of that type is written
+ *   there. A node behind it that does not take lists runs once for each value, in their order, a shorter
+ *   list's last value again and again, and what it gives is a list as well.
  * Node: "pure" (true) says that equal inputs give equal outputs, so that the host may keep them;
  *   "output_node" (false) that it is run for what it does outside the graph; "writes" ("output" or
  *   "temp") that it writes files into the folder of the property output_directory or
  *   temp_directory, so that the host can say that it cannot be written before anything runs.
+ *   "input_is_list" (false) of a node: each input that is there arrives as a KG_LIST, of one value where
+ *                   the workflow gives one, and the node runs once for all of them.
  *   "memory"        a list of numbers and names of INT or FLOAT inputs, [0.25, "width", "height",
  *                   "batch_size"]: their product is how many bytes the results take at least. The
  *                   host compares it with what there is: where the numbers stand in the workflow

@@ -91,6 +91,10 @@ impl Preview {
         Self { job, node, encoding: Encoding::Jpeg, picture }
     }
 
+    pub fn png(job: &str, node: &str, picture: Vec<u8>) -> Self {
+        Self { encoding: Encoding::Png, ..Self::jpeg(job, node, picture) }
+    }
+
     /// Frame 1: the picture and how it is encoded.
     pub fn plain(&self) -> Bytes {
         let mut frame = Vec::with_capacity(8 + self.picture.len());

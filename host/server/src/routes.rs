@@ -13,6 +13,7 @@ mod userdata;
 mod v2;
 mod view;
 
+pub use files::{Root, inside};
 pub use page::installed_frontend;
 
 use crate::access::guard;

@@ -33,6 +33,8 @@ struct RawNode {
     pure: bool,
     #[serde(default)]
     output_node: bool,
+    #[serde(default)]
+    input_is_list: bool,
     writes: Option<Writes>,
     #[serde(default)]
     memory: Value,
@@ -172,6 +174,7 @@ fn parse_node(value: &Value) -> Result<NodeDescriptor, Fault> {
         outputs: raw.outputs,
         pure: raw.pure,
         output_node: raw.output_node,
+        input_is_list: raw.input_is_list,
         writes: raw.writes,
         memory,
         replaces: raw.replaces,

@@ -72,7 +72,12 @@ fn one_class(node: &NodeDescriptor, from: &str, folders: &Folders) -> String {
     if !node.doc.is_empty() {
         let _ = writeln!(text, "{}", node.doc);
     }
-    text.push_str("\nInputs\n");
+    text.push_str("\nInputs");
+    text.push_str(if node.input_is_list {
+        ", of lists all of their values at once\n"
+    } else {
+        "\n"
+    });
     for input in &node.inputs {
         let optional = if input.optional { ", optional" } else { "" };
         let _ = writeln!(text, "  {}: {}{optional}", input.name, what_it_takes(input, folders));
@@ -82,7 +87,11 @@ fn one_class(node: &NodeDescriptor, from: &str, folders: &Folders) -> String {
     }
     text.push_str("\nOutputs\n");
     for (slot, output) in node.outputs.iter().enumerate() {
-        let _ = writeln!(text, "  {slot} {}: {}", output.name, output.kind);
+        let list = match output.is_list {
+            true => ", a list: what comes behind it runs once for each",
+            false => "",
+        };
+        let _ = writeln!(text, "  {slot} {}: {}{list}", output.name, output.kind);
     }
     if node.output_node {
         text.push_str("  what it does outside the graph\n");

@@ -229,7 +229,7 @@ impl<'a> Subject<'a> {
         let incomplete = missing.map(|(input, _)| {
             format!("a value for \"{}\" ({}) cannot be made up", input.name, input.type_name)
         });
-        let inputs = made.into_iter().map(|made| made.value).collect();
+        let inputs = made.into_iter().map(|made| given(node, made.value)).collect();
         let (index, references) = (index as u32, Vec::new());
         Self { library, index, node, host, inputs, incomplete, references, runs: false }
     }
@@ -265,6 +265,9 @@ impl<'a> Subject<'a> {
             required.then_some(wrong).into_iter().collect()
         });
         self.check_wrong(&named("an input of a wrong kind is refused"), log, wrong_kinds);
+        if self.node.input_is_list {
+            self.check_no_list(&named("what is no list, or an empty one, is refused"), log);
+        }
         self.check_wrong(&named("a value out of range is refused"), log, out_of_range);
         self.check_wrong(&named("a tensor of a wrong shape or type is refused"), log, wrong_shapes);
         log.check_or_skip(&named("equal inputs give equal outputs"), |log| self.check_pure(log));
@@ -291,11 +294,17 @@ impl<'a> Subject<'a> {
             self.call(log, what, &inputs, |result, log| match result {
                 Ok(values) => {
                     for (value, output) in values.iter().zip(&node.outputs) {
-                        keeps_promise(value, &output.kind)
-                            .map_err(|why| format!("output \"{}\" {why}", output.name))?;
-                        if value.kind() == abi::OBJECT {
-                            object::check(value, host, &mut |what| log.doing(what))
-                                .map_err(|why| format!("output \"{}\": {why}", output.name))?;
+                        let items = match output.is_list {
+                            true => value.items(),
+                            false => std::slice::from_ref(value),
+                        };
+                        for value in items {
+                            keeps_promise(value, &output.kind)
+                                .map_err(|why| format!("output \"{}\" {why}", output.name))?;
+                            if value.kind() == abi::OBJECT {
+                                object::check(value, host, &mut |what| log.doing(what))
+                                    .map_err(|why| format!("output \"{}\": {why}", output.name))?;
+                            }
                         }
                     }
                     Ok(None)
@@ -341,9 +350,11 @@ impl<'a> Subject<'a> {
         wrongs: impl Fn(&InputDescriptor) -> Vec<Wrong>,
     ) {
         let node = self.node;
-        let cases: Vec<(usize, Wrong)> = (0..node.inputs.len())
-            .flat_map(|i| wrongs(&node.inputs[i]).into_iter().map(move |wrong| (i, wrong)))
-            .collect();
+        let wrongs = |i: usize| {
+            let wrongs = wrongs(&node.inputs[i]).into_iter();
+            wrongs.map(move |Wrong { what, value }| (i, Wrong { what, value: given(node, value) }))
+        };
+        let cases: Vec<(usize, Wrong)> = (0..node.inputs.len()).flat_map(wrongs).collect();
         if cases.is_empty() {
             return;
         }
@@ -365,6 +376,29 @@ impl<'a> Subject<'a> {
                 true => Ok(()),
                 false => Err(faults.join("; ")),
             }
+        });
+    }
+
+    /// Where lists are taken, their values alone must be refused, and so must empty lists.
+    fn check_no_list(&mut self, name: &str, log: &mut Log) {
+        log.check(name, |log| {
+            for i in 0..self.inputs.len() {
+                let Some(first) = self.inputs[i].items().first().cloned() else { continue };
+                let input = self.node.inputs[i].name.clone();
+                for (what, value) in [("no list", first), ("an empty list", Value::list(vec![]))] {
+                    // A value that is itself a list of such values would be one.
+                    if what == "no list" && value.kind() == abi::LIST {
+                        continue;
+                    }
+                    let mut inputs = self.inputs.clone();
+                    inputs[i] = value;
+                    let what = format!("called with {input} = {what}");
+                    let at = self.runs.then_some(input.as_str());
+                    self.call(log, &what, &inputs, |result, _| refused(&result, at))
+                        .map_err(|why| format!("{what} {why}"))?;
+                }
+            }
+            Ok(())
         });
     }
 
@@ -464,6 +498,14 @@ impl<'a> Subject<'a> {
                 Err(format!("it ends with an error instead of KG_CANCELLED: {sentence}"))
             }
         }
+    }
+}
+
+/// `value` as `node` gets it: where it takes lists, a list of it.
+fn given(node: &NodeDescriptor, value: Value) -> Value {
+    match node.input_is_list && !value.is_none() {
+        true => Value::list(vec![value]),
+        false => value,
     }
 }
 

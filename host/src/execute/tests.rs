@@ -1,3 +1,5 @@
+mod lists;
+
 use super::*;
 use crate::catalogue::Catalogue;
 use crate::folders::Folders;
@@ -18,8 +20,13 @@ fn catalogue() -> Catalogue {
         json!({"class": class, "inputs": inputs, "outputs": outputs})
     };
     let show = json!({"class": "Show", "inputs": inputs, "output_node": true});
+    let lists = json!([{"name": "sums", "type": "NUMBER", "is_list": true}]);
+    let list = |class: &str| json!({"class": class, "inputs": inputs, "outputs": lists});
+    let mut gather = node("Gather");
+    gather["input_is_list"] = json!(true);
     let library = json!({"name": "test", "version": "1", "nodes": [
-        node("Add"), show, node("Fail"), node("Panic"), node("Few"), node("Cancel"), node("Stop")]});
+        node("Add"), show, node("Fail"), node("Panic"), node("Few"), node("Cancel"), node("Stop"),
+        list("Range"), list("Twice"), gather, node("Odd"), node("Steps")]});
     let mut catalogue = Catalogue::default();
     catalogue.add(Path::new("test"), &library).unwrap();
     catalogue
@@ -55,6 +62,29 @@ impl Runner for &Sums {
             3 => panic!("what now"),
             4 => Ok(vec![]),
             5 => Err(NodeFailure::Cancelled),
+            // Range: 0 to the sum; Twice: the sum and one more; Gather: all that is in its lists, and a
+            // hundred for each of the first.
+            7 => Ok(vec![Value::list((0..sum).map(Value::integer).collect())]),
+            8 => Ok(vec![Value::list(vec![Value::integer(sum), Value::integer(sum + 1)])]),
+            9 => {
+                let items = inputs.iter().flat_map(|list| list.items()).filter_map(Value::as_i64);
+                let first = inputs[0].items().len() as i64;
+                assert!(
+                    inputs
+                        .iter()
+                        .all(|input| input.is_none() || input.kind() == kosmograph_abi::LIST)
+                );
+                Ok(vec![Value::integer(items.sum::<i64>() + 100 * first)])
+            }
+            10 if sum == 1 => {
+                Err(NodeFailure::Failed { input: Some("i0".into()), sentence: "it is odd".into() })
+            }
+            10 => Ok(vec![Value::integer(sum)]),
+            11 => {
+                call.progress(1, 2);
+                call.progress(2, 2);
+                Ok(vec![Value::integer(sum)])
+            }
             _ => {
                 assert!(call.progress(1, 2), "the listener of this test cancels");
                 Err(NodeFailure::Cancelled)
@@ -160,7 +190,8 @@ fn a_node_is_told_where_the_files_are_that_its_text_mentions() {
         keep: Keep::Nothing,
         earlier: &Earlier::NONE,
     };
-    let hooks = Hooks { name: &name, inputs: &[Source::Literal(text)], setting, work: None };
+    let inputs = &[Source::Literal(text)];
+    let hooks = Hooks { name: &name, inputs, setting, work: None, element: None };
     assert_eq!(hooks.property("file:embeddings/moody").as_deref(), Some("/e/moody.pt"));
     assert_eq!(hooks.property("file:embeddings/other"), None);
 }

@@ -102,11 +102,28 @@ pub(super) struct Expected {
     /// What a value of its type is; `None` for the types that node.h does not know.
     kind: Option<abi::Kind>,
     type_name: String,
+    /// It is a list of such values.
+    is_list: bool,
 }
 
 impl Expected {
-    pub(super) fn new(name: String, type_name: String) -> Self {
-        Self { name, kind: kind_of_type(&type_name), type_name }
+    pub(super) fn new(name: String, type_name: String, is_list: bool) -> Self {
+        Self { name, kind: kind_of_type(&type_name), type_name, is_list }
+    }
+
+    /// What `value` is, where it is not what was declared.
+    fn misfit(&self, value: &Value) -> Option<String> {
+        let is_other = |value: &Value| {
+            value.is_none() || self.kind.is_some_and(|wanted| wanted != value.kind())
+        };
+        if !self.is_list {
+            return is_other(value).then(|| value.kind_name().to_owned());
+        }
+        if value.kind() != abi::LIST {
+            return Some(format!("{}, not a list", value.kind_name()));
+        }
+        let at = value.items().iter().position(is_other)?;
+        Some(format!("a list whose element {} is {}", at + 1, value.items()[at].kind_name()))
     }
 }
 
@@ -288,10 +305,7 @@ pub(super) fn invoke(
         let value = value.map_err(|malformed| {
             NodeFailure::broken(format!("{who} wrote a value to its {output} that {malformed}"))
         })?;
-        let (kind, wanted) = (value.kind(), declared.and_then(|declared| declared.kind));
-        if declared.is_some() && (kind == abi::NONE || wanted.is_some_and(|wanted| wanted != kind))
-        {
-            let found = value.kind_name();
+        if let Some(found) = declared.and_then(|declared| declared.misfit(&value)) {
             return Err(NodeFailure::broken(format!(
                 "{who} says it is done, but its {output} is {found}"
             )));

@@ -260,7 +260,8 @@ fn outline(descriptor: &Json) -> Result<(String, String, Vec<NodeOutline>), Stri
             let at = |what: String| format!("has a node {i}, {class}, whose output {what}");
             let (name, kind) =
                 (text(&output, "name").map_err(at)?, text(&output, "type").map_err(at)?);
-            outputs.push(Expected::new(name, kind));
+            let is_list = output.get("is_list").and_then(Json::as_bool).unwrap_or(false);
+            outputs.push(Expected::new(name, kind, is_list));
         }
         nodes.push(NodeOutline { class, outputs });
     }

@@ -47,6 +47,7 @@ mod observe;
 mod output;
 mod patches;
 mod picture_sets;
+mod rebatch;
 mod sample;
 mod sampling;
 mod save_lora;
@@ -130,6 +131,7 @@ use patches::{
     TomePatchModel,
 };
 use picture_sets::{LoadImageSetFromFolderNode, LoadImageTextSetFromFolderNode};
+use rebatch::RebatchLatents;
 use sample::{KSampler, KSamplerAdvanced, UNetSample};
 use save_lora::SaveLoRANode;
 use save_models::{CLIPSave, CheckpointSave, ModelSave, VAESave};
@@ -210,6 +212,7 @@ node::library![
     LatentUpscale,
     LatentUpscaleBy,
     LatentFromBatch,
+    RebatchLatents,
     RepeatLatentBatch,
     LatentComposite,
     LatentCrop,

@@ -17,6 +17,7 @@ pub mod morphology;
 pub mod nodes;
 pub mod outpaint;
 pub mod python_text;
+pub mod quantize;
 pub mod regex;
 pub mod scale;
 pub mod webp;
@@ -40,6 +41,7 @@ use nodes::image_measure::{
     GetImageSize, GetImageSizePlus, ImageGenResolutionFromImage, PixelPerfectResolution,
 };
 use nodes::image_pad_for_outpaint::ImagePadForOutpaint;
+use nodes::image_quantize::ImageQuantize;
 use nodes::image_resize_packs::{ImageResizePlus, ImageResizeWas, JWImageResizeByLongerSide};
 use nodes::image_scale::ImageScale;
 use nodes::image_scale_by::ImageScaleBy;
@@ -57,8 +59,10 @@ use nodes::primitive::{
     PrimitiveStringMultiline,
 };
 use nodes::prompt_styles::SDXLPromptStyler;
+use nodes::rebatch_images::RebatchImages;
 use nodes::save_animated::{SaveAnimatedPNG, SaveAnimatedWEBP};
 use nodes::save_image::SaveImage;
+use nodes::save_image_websocket::SaveImageWebsocket;
 use nodes::text::{
     CaseConverter, RegexExtract, RegexMatch, RegexReplace, StringCompare, StringConcatenate,
     StringContains, StringLength, StringReplace, StringSubstring, StringTrim,
@@ -74,6 +78,9 @@ node::library![
     SaveImage,
     LossGraphNode,
     PreviewImage,
+    SaveImageWebsocket,
+    RebatchImages,
+    ImageQuantize,
     ImageScale,
     ImageScaleBy,
     ImageInvert,

@@ -133,6 +133,9 @@ fn what_does_not_fit_is_told() {
         "flip_method",
         "not one of",
     );
+    let clear = json!({"image": image([1, 2, 2, 4])});
+    of("ImageQuantize", clear, "image", "has 4; SplitImageWithAlpha");
+    of("ImageQuantize", json!({"image": image([1, 2, 2, 3]), "colors": 257}), "colors", "outside");
     for (pattern, part) in [("(", "no pattern"), ("[", "no pattern"), ("a**", "no pattern")] {
         let inputs = json!({"string": "a", "regex_pattern": pattern});
         of("RegexMatch", inputs, "regex_pattern", part);
@@ -222,4 +225,40 @@ fn masks_are_shown_as_grey_pictures() {
             picture(&[2, 3, 4], 0).to_vec().unwrap()[12..].iter().flat_map(|v| [*v; 3]).collect();
         assert_eq!(loaded[0].as_tensor().unwrap().to_vec().unwrap(), expected, "{class}");
     }
+}
+
+#[test]
+fn batches_of_another_size_are_a_list() {
+    let library: Library = this_library!();
+    let rebatch = |images: Vec<Value>, size: i64| {
+        let size = Value::list(vec![size.into()]);
+        let inputs = [("images", Value::list(images)), ("batch_size", size)];
+        Host::new().run(&library, "RebatchImages", &inputs).map(|mut made| made.remove(0))
+    };
+    let batch = |count, seed| picture(&[count, 2, 2, 3], seed).into_value();
+    let made = rebatch(vec![batch(3, 1), batch(2, 2)], 2).unwrap().as_list().unwrap();
+    let shapes: Vec<usize> =
+        made.iter().map(|batch| batch.as_tensor().unwrap().shape()[0]).collect();
+    assert_eq!(shapes, [2, 2, 1]);
+    let all: Vec<f32> =
+        made.iter().flat_map(|batch| batch.as_tensor().unwrap().to_vec().unwrap()).collect();
+    let given = [picture(&[3, 2, 2, 3], 1), picture(&[2, 2, 2, 3], 2)];
+    assert_eq!(all, given.map(|batch| batch.to_vec().unwrap()).concat());
+    let other = || picture(&[1, 2, 3, 3], 0).into_value();
+    let told = rebatch(vec![batch(1, 0), other()], 2).unwrap_err().to_string();
+    assert!(
+        told.starts_with("images: pictures of 2 x 2 pixels") && told.contains("3 x 2"),
+        "{told}"
+    );
+    assert_eq!(rebatch(vec![batch(1, 0), other()], 1).unwrap().as_list().unwrap().len(), 2);
+    let two = picture(&[1, 2, 2, 2], 0).into_value();
+    let told = rebatch(vec![batch(1, 0), two], 2).unwrap_err().to_string();
+    assert!(told.starts_with("images: element 2 of 2: an IMAGE has 1, 3 or 4"), "{told}");
+    for (images, part) in [(vec![], "empty"), (vec![Value::string("a")], "element 1 of 1: IMAGE")] {
+        let told = rebatch(images, 1).unwrap_err().to_string();
+        assert!(told.starts_with("images: ") && told.contains(part), "{told}");
+    }
+    let one = [("images", batch(1, 0))];
+    let told = Host::new().run(&library, "RebatchImages", &one).unwrap_err().to_string();
+    assert!(told.contains("images: a list is wanted, but a tensor"), "{told}");
 }

@@ -3,7 +3,8 @@
 //! The derive only writes down what the fields say; all reading and checking is in the SDK's `input`.
 //!
 //! On the struct, `#[node(…)]`: `class = "KSampler"` (the struct's name otherwise), `category =
-//! "sampling"`, `output_node`, `impure`, `writes = "output"` (or `"temp"`, the host's folder that the node
+//! "sampling"`, `output_node`, `impure`, `input_is_list` (its fields are
+//! `List`s and options of them), `writes = "output"` (or `"temp"`, the host's folder that the node
 //! writes files to), `memory = [0.25, width, height]` (the bytes that the outputs take at least, a product
 //! of numbers and fields; node.h says what the host does with both). On a field:
 //! - `#[widget(…)]`: `default`, `min`, `max`, `step`, `choices` (a list of strings), `multiline`, `seed`,
@@ -72,7 +73,7 @@ fn class(input: &DeriveInput, fields: &[&Field]) -> syn::Result<Tokens> {
     let mut name = input.ident.to_string();
     let mut category = String::new();
     let mut memory = Vec::new();
-    let (mut output_node, mut pure) = (false, true);
+    let (mut output_node, mut pure, mut input_is_list) = (false, true, false);
     let mut writes = quote!(::core::option::Option::None);
     for attribute in input.attrs.iter().filter(|attribute| attribute.path().is_ident("node")) {
         attribute.parse_nested_meta(|meta| {
@@ -81,6 +82,7 @@ fn class(input: &DeriveInput, fields: &[&Field]) -> syn::Result<Tokens> {
                 "category" => category = meta.value()?.parse::<LitStr>()?.value(),
                 "output_node" => output_node = true,
                 "impure" => pure = false,
+                "input_is_list" => input_is_list = true,
                 "writes" => {
                     let folder = meta.value()?.parse::<LitStr>()?;
                     writes = quote!(::core::option::Option::Some(#folder));
@@ -92,7 +94,8 @@ fn class(input: &DeriveInput, fields: &[&Field]) -> syn::Result<Tokens> {
                     }
                 }
                 _ => {
-                    let wanted = "class, category, output_node, impure, writes or memory is wanted";
+                    let wanted =
+                        "class, category, output_node, impure, input_is_list, writes or memory is wanted";
                     return Err(meta.error(wanted));
                 }
             }
@@ -107,6 +110,7 @@ fn class(input: &DeriveInput, fields: &[&Field]) -> syn::Result<Tokens> {
             category: #category,
             output_node: #output_node,
             pure: #pure,
+            input_is_list: #input_is_list,
             writes: #writes,
             memory: &[#(#memory),*],
         }

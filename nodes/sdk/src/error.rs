@@ -27,6 +27,16 @@ impl Error {
         Self::Failed { input: Some(input.to_string()), sentence: sentence.to_string() }
     }
 
+    /// The same failure, which is one of `place`: "element 2 of 3".
+    pub fn within(self, place: impl Display) -> Self {
+        match self {
+            Self::Failed { input, sentence } => {
+                Self::Failed { input, sentence: format!("{place}: {sentence}") }
+            }
+            Self::Cancelled => self,
+        }
+    }
+
     /// The same failure, laid at the door of `input` unless another one was named already.
     pub fn of_input(self, name: impl Display) -> Self {
         match self {

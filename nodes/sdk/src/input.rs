@@ -27,6 +27,8 @@ pub struct Class {
     pub output_node: bool,
     /// Equal inputs give equal outputs.
     pub pure: bool,
+    /// It runs once for whole lists: each of its fields is a [`List`], or an option of one.
+    pub input_is_list: bool,
     /// The host's folder that the node writes files to, "output" or "temp".
     pub writes: Option<&'static str>,
     /// The product of these is how many bytes the outputs take at least; none where that is not known.
@@ -210,6 +212,35 @@ impl<T: Single, const N: usize> Input for Numbered<T, N> {
             *item = reader.read()?;
         }
         Ok(Self(items))
+    }
+}
+
+/// All the values of one input, of a node that takes lists; or those of an output that is a list. As an input it
+/// has at least one.
+#[derive(Clone, Debug)]
+pub struct List<T>(pub Vec<T>);
+
+impl<T: Single> Single for List<T> {
+    const KIND: &'static str = T::KIND;
+
+    fn complete(spec: InputSpec) -> InputSpec {
+        T::complete(spec)
+    }
+
+    fn from_value(value: &Value, spec: &InputSpec) -> Result<Self> {
+        let items = value.as_list().ok_or_else(|| wanted("a list", value))?;
+        if items.is_empty() {
+            return Err(Error::new("the list is empty; at least one value is wanted"));
+        }
+        let count = items.len();
+        let item = |(i, item): (usize, &Value)| {
+            let read = match item.is_none() {
+                true => Err(Error::new("it is nothing")),
+                false => T::from_value(item, spec),
+            };
+            read.map_err(|error| error.within(format!("element {} of {count}", i + 1)))
+        };
+        Ok(Self(items.iter().enumerate().map(item).collect::<Result<_>>()?))
     }
 }
 

@@ -64,9 +64,9 @@ pub use extension::{
     Check, Convert, Entry as ExtensionEntry, Evaluate, ExtensionFn, Remark, Train,
     find as find_extension,
 };
-pub use input::{Class, Factor, Input, InputSpec, Inputs, Numbered, Reader, Single};
+pub use input::{Class, Factor, Input, InputSpec, Inputs, List, Numbered, Reader, Single};
 pub use library::{
-    Around, Entry as NodeEntry, Family, Finish, Node, Outputs, Prepare, Replaces, RunFn,
+    Around, Entry as NodeEntry, Family, Finish, Node, Output, Outputs, Prepare, Replaces, RunFn,
 };
 pub use object::{Arguments, Entry as InterfaceEntry, Export, Interface, Object};
 pub use own_context::OwnContext;

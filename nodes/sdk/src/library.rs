@@ -8,7 +8,7 @@ use serde_json::{Map, Value as Json, json};
 
 use crate::context::guard;
 use crate::extension::{self, Entry as ExtensionEntry, ExtensionFn};
-use crate::input::{Factor, InputSpec, Inputs, Reader};
+use crate::input::{Factor, InputSpec, Inputs, List, Reader};
 use crate::object::{borrow_values, write_values};
 use crate::{Context, Error, Result, Socket, Value};
 
@@ -81,28 +81,57 @@ macro_rules! outputs {
     };
 }
 
-/// What a node gives: a socket or a tuple of sockets.
+/// One output of a node: a socket, or a [`List`] of values of one, for each of which the nodes behind it run.
+pub trait Output {
+    const OUTPUT_TYPE: &'static str;
+    const IS_LIST: bool;
+
+    fn into_output(self) -> Value;
+}
+
+impl<T: Socket> Output for T {
+    const OUTPUT_TYPE: &'static str = T::TYPE;
+    const IS_LIST: bool = false;
+
+    fn into_output(self) -> Value {
+        self.into_value()
+    }
+}
+
+impl<T: Socket> Output for List<T> {
+    const OUTPUT_TYPE: &'static str = T::TYPE;
+    const IS_LIST: bool = true;
+
+    fn into_output(self) -> Value {
+        Value::list(self.0.into_iter().map(T::into_value).collect())
+    }
+}
+
+/// What a node gives: an output or a tuple of outputs.
 pub trait Outputs {
     const TYPES: &'static [&'static str];
+    const ARE_LISTS: &'static [bool];
 
     fn into_values(self) -> Vec<Value>;
 }
 
-impl<T: Socket> Outputs for T {
-    const TYPES: &'static [&'static str] = &[T::TYPE];
+impl<T: Output> Outputs for T {
+    const TYPES: &'static [&'static str] = &[T::OUTPUT_TYPE];
+    const ARE_LISTS: &'static [bool] = &[T::IS_LIST];
 
     fn into_values(self) -> Vec<Value> {
-        vec![self.into_value()]
+        vec![self.into_output()]
     }
 }
 
 macro_rules! tuple_outputs {
     ($($type:ident $field:tt),*) => {
-        impl<$($type: Socket),*> Outputs for ($($type,)*) {
-            const TYPES: &'static [&'static str] = &[$($type::TYPE),*];
+        impl<$($type: Output),*> Outputs for ($($type,)*) {
+            const TYPES: &'static [&'static str] = &[$($type::OUTPUT_TYPE),*];
+            const ARE_LISTS: &'static [bool] = &[$($type::IS_LIST),*];
 
             fn into_values(self) -> Vec<Value> {
-                vec![$(self.$field.into_value()),*]
+                vec![$(self.$field.into_output()),*]
             }
         }
     };
@@ -146,8 +175,13 @@ impl Entry {
 
 fn node_json<N: Node>(specs: &[InputSpec]) -> Json {
     let outputs = N::OUTPUT_NAMES.iter().zip(<N::Output as Outputs>::TYPES);
-    let outputs: Vec<Json> =
-        outputs.map(|(name, kind)| json!({"name": name, "type": kind})).collect();
+    let outputs = outputs.zip(<N::Output as Outputs>::ARE_LISTS);
+    let outputs: Vec<Json> = outputs
+        .map(|((name, kind), is_list)| match is_list {
+            true => json!({"name": name, "type": kind, "is_list": true}),
+            false => json!({"name": name, "type": kind}),
+        })
+        .collect();
     let class = N::CLASS;
     let mut json = json!({
         "class": class.name,
@@ -158,6 +192,9 @@ fn node_json<N: Node>(specs: &[InputSpec]) -> Json {
         "pure": class.pure,
         "output_node": class.output_node,
     });
+    if class.input_is_list {
+        json["input_is_list"] = true.into();
+    }
     if let Some(writes) = class.writes {
         json["writes"] = writes.into();
     }

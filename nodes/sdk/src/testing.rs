@@ -237,12 +237,16 @@ impl Host {
         inputs: &[(&str, Value)],
     ) -> Result<Vec<Value>> {
         let node = library.node(class);
+        let takes_lists = node["input_is_list"] == true;
         let list = |key: &str| node[key].as_array().map_or(&[][..], Vec::as_slice);
         let mut given: HashMap<&str, &Value> =
             inputs.iter().map(|(name, value)| (*name, value)).collect();
         let mut value = |spec: &Json| {
             let value = spec["name"].as_str().and_then(|name| given.remove(name));
-            value.cloned().unwrap_or_else(|| default(spec))
+            value.cloned().unwrap_or_else(|| match default(spec) {
+                value if takes_lists && !value.is_none() => Value::list(vec![value]),
+                value => value,
+            })
         };
         let values: Vec<Value> = list("inputs").iter().map(&mut value).collect();
         assert!(given.is_empty(), "{class} has no inputs {:?}", given.keys());

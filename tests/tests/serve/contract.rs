@@ -1,6 +1,6 @@
 //! What ComfyUI's clients count on: messages and their order, shapes of answers.
 
-use super::{copy_folder, drawn, pictures, plain};
+use super::{copy_folder, drawn, node, pictures, plain};
 use kosmograph_tests::Run;
 use kosmograph_tests::server::Server;
 use serde_json::{Value, json};
@@ -459,6 +459,60 @@ fn a_job_that_asks_sees_what_is_made() {
         new.until_done(&submit("new", method));
         assert_eq!(new.frames().len(), 0, "{method}");
     }
+}
+
+#[test]
+fn a_client_is_sent_its_pictures_and_nobody_keeps_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path(), &[]);
+    let (mut old, mut new) = (server.socket("old"), server.socket("new"));
+    new.send(&json!({"type": "feature_flags", "data": {"supports_preview_metadata": true}}));
+    new.until(|message| message["type"] == "feature_flags");
+    let prompt = |batch: u32| {
+        let size = json!({"width": 600, "height": 40, "batch_size": batch, "color": 0x00ff80});
+        json!({"1": node("EmptyImage", size),
+            "4": node("RebatchImages", json!({"images": ["1", 0], "batch_size": 1})),
+            "save": node("SaveImageWebsocket", json!({"images": ["4", 0]}))})
+    };
+    // The same once more: it is made, and sent, again.
+    for _ in 0..2 {
+        let id = server.submit(&prompt(2), Some("old"));
+        let heard = old.until_done(&id);
+        let at_work = |message: &Value| message["data"]["node"] == "save";
+        assert!(heard.iter().any(|message| message["type"] == "executing" && at_work(message)));
+        assert!(!heard.iter().any(|message| message["type"] == "executed"));
+        let frames = old.frames();
+        assert_eq!(frames.len(), 2);
+        for frame in frames {
+            assert_eq!(frame[..8], [0, 0, 0, 1, 0, 0, 0, 2]);
+            let picture = image::load_from_memory_with_format(&frame[8..], image::ImageFormat::Png);
+            let picture = picture.unwrap().to_rgb8();
+            assert_eq!(picture.dimensions(), (600, 40), "as large as it is");
+            assert!(picture.pixels().all(|pixel| pixel.0 == [0, 255, 128]));
+        }
+        let entry = server.finished(&id);
+        assert_eq!(entry["status"]["status_str"], "success");
+        assert_eq!(entry["outputs"], json!({}));
+    }
+    let id = server.submit(&prompt(1), Some("new"));
+    new.until_done(&id);
+    let frames = new.frames();
+    assert_eq!((frames.len(), old.frames().len()), (1, 0), "it is nobody else's");
+    assert_eq!(frames[0][..4], [0, 0, 0, 4]);
+    let length = u32::from_be_bytes(frames[0][4..8].try_into().unwrap()) as usize;
+    let metadata: Value = serde_json::from_slice(&frames[0][8..8 + length]).unwrap();
+    assert_eq!(
+        (&metadata["node_id"], &metadata["image_type"]),
+        (&json!("save"), &json!("image/png"))
+    );
+    image::load_from_memory(&frames[0][8 + length..]).unwrap();
+    let left = |name: &str| {
+        let entries = std::fs::read_dir(folder.path().join(name)).into_iter().flatten().flatten();
+        let files = entries.filter(|entry| entry.path().is_file());
+        files.map(|entry| entry.file_name().into_string().unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(left("out"), [""; 0]);
+    assert_eq!(left("state/temp"), [""; 0]);
 }
 
 #[test]

@@ -4,6 +4,7 @@ use super::Planned;
 use crate::app::{App, Made};
 use crate::message::{Preview, Progress, now, text};
 use crate::queue::Running;
+use crate::routes::{Root, inside};
 use crate::store::{Finished, State};
 use axum::extract::ws::Utf8Bytes;
 use kosmograph::events::{Event, Listener};
@@ -134,6 +135,42 @@ impl<'a> Watch<'a> {
                 self.executed(&node, &output);
             }
             self.progress(told, &node, "finished", 1, 1);
+        }
+    }
+
+    /// Sends the pictures that a node made for the job's client alone, and removes them.
+    fn send_pictures(&self, node: &str, output: &Json) {
+        for item in output["sent"].as_array().into_iter().flatten() {
+            let part = |key: &str| item[key].as_str().unwrap_or_default();
+            let name = match part("subfolder") {
+                "" => part("filename").to_owned(),
+                subfolder => format!("{subfolder}/{}", part("filename")),
+            };
+            // Nodes say it, and whoever made them: a temporary file, and no other.
+            let found = inside(&name).filter(|_| part("type") == "temp");
+            let Some(path) = found.and_then(|name| Root::Temp.find(self.app, &name)) else {
+                tracing::warn!(
+                    job = self.job.id,
+                    node,
+                    "no temporary file {name:?} is there to send"
+                );
+                continue;
+            };
+            match std::fs::read(&path) {
+                Ok(picture) if picture.starts_with(PNG) => {
+                    let shown = Preview::png(&self.job.id, node, picture);
+                    self.app.hub.preview(self.client(), &shown);
+                }
+                Ok(_) => {
+                    tracing::warn!(job = self.job.id, node, "{name:?} is no PNG, and not sent")
+                }
+                Err(error) => {
+                    tracing::warn!(job = self.job.id, node, "{}: {error}", path.display())
+                }
+            }
+            if let Err(error) = std::fs::remove_file(&path) {
+                tracing::warn!(job = self.job.id, "{}: {error}", path.display());
+            }
         }
     }
 
@@ -293,6 +330,9 @@ impl Listener for Watch<'_> {
                     "node": node});
                 self.to_watchers("progress", &data);
             }
+            Event::Output { node, output, .. } if output.get("sent").is_some() => {
+                self.send_pictures(node, output);
+            }
             Event::Output { node, output, files } => {
                 let mut told = self.told();
                 let all = told.outputs.entry(node.to_string()).or_insert_with(|| json!({}));
@@ -330,6 +370,9 @@ impl Listener for Watch<'_> {
         }
     }
 }
+
+/// How a PNG begins.
+const PNG: &[u8] = b"\x89PNG\r\n\x1a\n";
 
 /// The quality of previews, and their longest side, ComfyUI's.
 const QUALITY: u8 = 95;

@@ -39,7 +39,7 @@ fn sentence(result: Result<Vec<Value>, NodeFailure>) -> String {
 }
 
 fn image_output() -> [Expected; 1] {
-    [Expected::new("image".to_owned(), "IMAGE".to_owned())]
+    [Expected::new("image".to_owned(), "IMAGE".to_owned(), false)]
 }
 
 #[test]

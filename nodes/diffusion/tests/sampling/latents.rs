@@ -95,3 +95,70 @@ fn latents_stand_beside_each_other_and_are_cut() {
     assert_eq!(cut("y", 1, 5), [3.0, 4.0, 5.0, 9.0, 10.0, 11.0]);
     assert_eq!(cut("t", 7, 1), [6.0, 7.0, 8.0, 9.0, 10.0, 11.0]);
 }
+
+/// What RebatchLatents makes of these, by its samples' shapes.
+fn rebatched(latents: &[Value], size: i64) -> Vec<Value> {
+    let list = Value::list(latents.to_vec());
+    let size = Value::list(vec![size.into()]);
+    one("RebatchLatents", &[("latents", list), ("batch_size", size)]).as_list().unwrap()
+}
+
+fn shapes(latents: &[Value]) -> Vec<Vec<usize>> {
+    let shape = |latent: &Value| latent.get("samples").unwrap().as_tensor().unwrap().shape();
+    latents.iter().map(shape).collect()
+}
+
+#[test]
+fn batches_are_cut_anew() {
+    let numbered = |count: usize, width: usize, first: usize| {
+        let values = (first..first + count * width).map(|i| i as f32).collect();
+        latent(&[count, 1, 1, width], values)
+    };
+    let made = rebatched(&[numbered(3, 2, 0), numbered(2, 2, 6), numbered(1, 1, 50)], 2);
+    assert_eq!(shapes(&made), [[2, 1, 1, 2], [2, 1, 1, 2], [1, 1, 1, 2], [1, 1, 1, 1]]);
+    assert_eq!(samples(&made[1]), [4.0, 5.0, 6.0, 7.0]);
+    assert_eq!(samples(&made[3]), [50.0]);
+    // Counted through all of them, so that each keeps the noise that it would have in one batch.
+    let all: Vec<_> = made.iter().map(|latent| places(latent).unwrap()).collect();
+    assert_eq!(all, [vec![0, 1], vec![2, 3], vec![4], vec![5]]);
+    assert!(made.iter().all(|latent| latent.get("noise_mask").is_none()));
+    let own = numbered(2, 2, 0)
+        .with("batch_index", Value::list(vec![Value::from(7i64), Value::from(3i64)]));
+    assert_eq!(places(&rebatched(&[own], 1)[1]), Some(vec![3]));
+}
+
+#[test]
+fn masks_go_with_their_latents() {
+    let two = || latent(&[2, 1, 1, 1], vec![1.0, 2.0]);
+    // Of one mask for two latents both have it; a whole one is none; one of two by two pixels grows as torch
+    // scales it, in 16ths of a pixel: 0, 0, 1/8, 3/8 ... between 0 and 1.
+    let none = two().with("noise_mask", tensor(&[1, 8, 8], vec![1.0; 64]));
+    let half = two().with("noise_mask", tensor(&[1, 1, 2], vec![0.0, 1.0]));
+    let made = rebatched(&[none, half], 3);
+    assert_eq!(shapes(&made), [[3, 1, 1, 1], [1, 1, 1, 1]]);
+    let mask = |latent: &Value| latent.get("noise_mask").unwrap();
+    let masks = super::host::values(&mask(&made[0]));
+    assert_eq!(mask(&made[0]).as_tensor().unwrap().shape(), [3, 8, 8]);
+    assert!(masks[..128].iter().all(|share| *share == 1.0));
+    let row = [0.0, 0.0, 0.125, 0.375, 0.625, 0.875, 1.0, 1.0];
+    close(&masks[128..136], &row, 1e-6);
+    close(&super::host::values(&mask(&made[1]))[56..], &row, 1e-6);
+    let whole = two().with("noise_mask", tensor(&[2, 8, 8], vec![1.0; 128]));
+    assert!(rebatched(&[whole], 1).iter().all(|latent| latent.get("noise_mask").is_none()));
+}
+
+#[test]
+fn what_is_no_list_of_latents_is_refused() {
+    let refused = |latents: Value, part: &str| {
+        let told = run("RebatchLatents", &[("latents", latents)]).err().unwrap();
+        assert!(told.starts_with("latents: ") && told.contains(part), "{told}");
+    };
+    let good = latent(&[1, 1, 1, 1], vec![0.0]);
+    refused(good.clone(), "a list is wanted");
+    refused(Value::list(vec![]), "the list is empty");
+    refused(Value::list(vec![good.clone(), Value::from(3i64)]), "element 2 of 2: LATENT");
+    refused(Value::list(vec![good.clone(), Value::NONE]), "element 2 of 2: it is nothing");
+    let few = latent(&[2, 1, 1, 1], vec![0.0; 2])
+        .with("batch_index", Value::list(vec![Value::from(1i64)]));
+    refused(Value::list(vec![good, few]), "element 2 of 2: its batch_index names 1");
+}

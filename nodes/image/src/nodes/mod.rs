@@ -20,6 +20,7 @@ pub mod image_grid;
 pub mod image_invert;
 pub mod image_measure;
 pub mod image_pad_for_outpaint;
+pub mod image_quantize;
 pub mod image_resize_packs;
 pub mod image_scale;
 pub mod image_scale_by;
@@ -32,8 +33,10 @@ pub mod mask_preview;
 pub mod preview_image;
 pub mod primitive;
 pub mod prompt_styles;
+pub mod rebatch_images;
 pub mod save_animated;
 pub mod save_image;
+pub mod save_image_websocket;
 pub mod text;
 pub mod text_packs;
 

@@ -26,7 +26,7 @@ impl Node for PreviewImage {
 }
 
 /// Five letters, so that a viewer which keeps pictures by name does not show those of an earlier start.
-fn random_letters() -> String {
+pub(super) fn random_letters() -> String {
     let mut bits = RandomState::new().build_hasher().finish();
     let mut letter = || {
         let letter = b'a' + (bits % 26) as u8;

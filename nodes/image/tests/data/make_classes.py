@@ -335,4 +335,37 @@ case("String Literal", {"string": "a"}, "a")
 case("CR Integer To String", {"int_": -7}, str(-7))
 case("CR Float To String", {"float_": 1e22}, str(1e22))
 
+
+# Few colours: Pillow's own palette and its own nearest entries; Bayer's patterns by their definition.
+def thresholds(side):
+    m = np.zeros((1, 1), f)
+    for n in range(int(np.log2(side))):
+        q = f(4 ** (n + 1))
+        m = np.block([[m * q - f(1.5), m * q + f(0.5)], [m * q + f(1.5), m * q - f(0.5)]]) / q
+    return m
+
+
+def quantized(image, colors, dither):
+    levels = (image * f(255)).astype(np.uint8)
+    picture_ = Image.fromarray(levels)
+    palette = picture_.quantize(colors=colors)
+    if dither.startswith("bayer"):
+        side = int(dither.split("-")[1])
+        pattern = f(512 / (len(palette.getpalette()) // 3)) * thresholds(side) + f(0.5)
+        height, width = levels.shape[:2]
+        tiled = np.tile(pattern, (-(-height // side), -(-width // side)))[:height, :width, None]
+        picture_ = Image.fromarray(np.clip(levels.astype(f) + tiled, 0, 255).astype(np.uint8))
+    kind = Image.Dither.FLOYDSTEINBERG if dither == "floyd-steinberg" else Image.Dither.NONE
+    return np.array(picture_.quantize(palette=palette, dither=kind).convert("RGB")).astype(f) / f(255)
+
+
+for colors, dither in ((1, "none"), (2, "none"), (5, "none"), (256, "none"), (4, "floyd-steinberg"), (16, "floyd-steinberg"),
+                       (3, "bayer-2"), (4, "bayer-4"), (7, "bayer-8"), (9, "bayer-16")):
+    shape = (1, 7, 18, 3)
+    case("ImageQuantize", {"image": given("image", shape), "colors": colors, "dither": dither},
+         quantized(picture(shape)[0], colors, dither)[None])
+two = picture((2, 3, 4, 3))
+case("ImageQuantize", {"image": given("image", two.shape), "colors": 3},
+     np.stack([quantized(p, 3, "none") for p in two]))
+
 print("[\n" + ",\n".join(json.dumps(c, ensure_ascii=False, separators=(",", ":")) for c in cases) + "\n]")
