@@ -29,6 +29,14 @@ fn save(path: &Path, tensors: &Tensors) {
 
 /// An adapter of the bundled U-Net's layers, of small random numbers. The encoder's embeddings are 24 wide, its states 32.
 fn adapter(projection: Projection) -> Tensors {
+    let (unet, ..) = Checkpoint::open(&repository().join("models/tiny/sd"), &Device::Cpu)
+        .and_then(|it| it.unet())
+        .expect("the U-Net");
+    adapter_to(projection, unet.encoder.cross_attention_dim)
+}
+
+/// The same for a U-Net that reads text of `context_width` numbers.
+fn adapter_to(projection: Projection, context_width: usize) -> Tensors {
     let path = repository().join("models/tiny/sd");
     let (unet, _, weights) =
         Checkpoint::open(&path, &Device::Cpu).and_then(|it| it.unet()).expect("the U-Net");
@@ -38,12 +46,7 @@ fn adapter(projection: Projection) -> Tensors {
     let layers: Vec<usize> = unet.cross_attentions().iter().map(channels).collect();
     assert_eq!(layers, [96; 4]);
     let image_width = if projection.takes_hidden_states() { 32 } else { 24 };
-    let config = IpAdapterConfig {
-        projection,
-        image_width,
-        context_width: unet.encoder.cross_attention_dim,
-        layers,
-    };
+    let config = IpAdapterConfig { projection, image_width, context_width, layers };
     let weights = Weights::recording();
     IpAdapter::load(&weights, &config).expect("names");
     random(&weights)
@@ -293,6 +296,37 @@ fn what_does_not_fit_is_told() {
     fs::write(&odd, &bytes[..bytes.len() / 2]).expect("half of it");
     let graph = workflow("a", &[("adapter", loader("odd")), ("a", advanced(&json!({})))]);
     run(folder.path(), &graph, 3).stderr_contains("odd.safetensors");
+}
+
+/// An IP-Adapter for a U-Net that reads other text: told before any weight is read, whatever lies between loader and node.
+#[test]
+fn check_tells_an_adapter_of_another_family() {
+    let folder = folder();
+    save(&folder.path().join("models/ipadapter/wide.safetensors"), &adapter_to(BASE, 160));
+    let check = |file: &str| {
+        let graph = workflow("a", &[("adapter", loader(file)), ("a", advanced(&json!({})))]);
+        let run = Run::new("check").with_plugins().arg("-").stdin(graph.to_string());
+        let run = run.arg("--models").arg(folder.path().join("models"));
+        run.arg("--models")
+            .arg(repository().join("models"))
+            .arg("--input")
+            .arg(folder.path().join("input"))
+    };
+    check("base").expect_success();
+    let told = check("wide").expect_code(2);
+    for part in [
+        "node a",
+        "ipadapter",
+        "wide.safetensors",
+        "160 numbers",
+        "takes 128",
+        "different families",
+    ] {
+        told.stderr_contains(part);
+    }
+    // And a run begins with nothing of it.
+    let graph = workflow("a", &[("adapter", loader("wide")), ("a", advanced(&json!({})))]);
+    run(folder.path(), &graph, 2).stderr_contains("different families");
 }
 
 /// The denoiser of the examples, whose data's mean is moved by the tokens that it is given.
