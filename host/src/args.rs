@@ -66,6 +66,9 @@ pub enum Command {
     /// (docs/evaluate.md)
     #[command(after_help = EXIT_CODES)]
     Evaluate(Evaluate),
+    /// Run workflows from standard input, a job a line, and keep models loaded between them: for programs
+    /// (docs/python.md)
+    Jobs(Jobs),
     /// Run jobs from standard input, one after the other, and report on standard output: for programs
     /// that keep models loaded between jobs (docs/worker.md)
     Worker(Worker),
@@ -115,7 +118,7 @@ pub struct Run {
     #[arg(long, value_name = "SIZE")]
     pub memory_limit: Option<Budget>,
     /// Load the libraries into this very process, which they may take with them: for debuggers
-    #[arg(long, conflicts_with = "memory_limit")]
+    #[arg(long, conflicts_with_all = ["memory_limit", "python_nodes"])]
     pub in_process: bool,
     /// Show only errors
     #[arg(long, conflicts_with = "json")]
@@ -129,6 +132,19 @@ pub struct Lock {
     /// Where it is written [default: WORKFLOW.lock, or standard output for a workflow from standard input]
     #[arg(long, value_name = "FILE")]
     pub to: Option<PathBuf>,
+}
+
+/// See `cli/jobs.rs`.
+#[derive(Debug, Args)]
+pub struct Jobs {
+    #[command(flatten)]
+    pub places: Places,
+    /// The most that models and kept results may take, 6G or 75% of the memory there is
+    #[arg(long, value_name = "SIZE", default_value = "60%")]
+    pub memory_budget: Budget,
+    /// The most memory that the process which runs the nodes may take for itself
+    #[arg(long, value_name = "SIZE")]
+    pub memory_limit: Option<Budget>,
 }
 
 /// See [`crate::worker`].
@@ -148,6 +164,9 @@ pub struct Describe {
     /// Read what libraries need and touch nothing else
     #[arg(long)]
     pub confined: bool,
+    /// It is a pack of nodes in Python: this one, as JSON
+    #[arg(long, value_name = "JSON")]
+    pub python: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -202,6 +221,8 @@ pub struct Places {
     /// A folder of node libraries, or one library; may be given several times
     #[arg(long, value_name = "DIR")]
     pub plugins: Vec<PathBuf>,
+    #[command(flatten)]
+    pub python: PythonNodes,
     /// What nodes compute on: cpu, cuda or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub device: Device,
@@ -226,6 +247,20 @@ pub struct Nodes {
     /// Where input pictures are
     #[arg(long, value_name = "DIR")]
     pub input: Option<PathBuf>,
+    #[command(flatten)]
+    pub python: PythonNodes,
+}
+
+/// Nodes that are written in Python; see [`crate::python`].
+#[derive(Clone, Debug, Default, Args)]
+pub struct PythonNodes {
+    /// A pack of nodes in Python, as ComfyUI loads it, or a folder of packs; may be given several times. Somebody's
+    /// code is run, with all that you may do (docs/python.md)
+    #[arg(long, value_name = "DIR")]
+    pub python_nodes: Vec<PathBuf>,
+    /// The Python that runs them
+    #[arg(long, value_name = "PATH", default_value = "python3")]
+    pub python: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -235,6 +270,8 @@ pub struct Plugins {
     /// A folder of node libraries, or one library; may be given several times
     #[arg(long, value_name = "DIR")]
     pub plugins: Vec<PathBuf>,
+    #[command(flatten)]
+    pub python: PythonNodes,
 }
 
 #[derive(Debug, Args)]

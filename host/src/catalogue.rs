@@ -8,6 +8,7 @@ mod read;
 
 use crate::folders::Entry;
 use crate::need::Need;
+use crate::python::PythonPack;
 use crate::replace::Replaces;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -20,6 +21,9 @@ use thiserror::Error;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NodeDescriptor {
     pub class: String,
+    /// What editors show instead of the class; empty where that is the same.
+    #[serde(default)]
+    pub display_name: String,
     pub doc: String,
     pub category: String,
     pub inputs: Vec<InputDescriptor>,
@@ -170,6 +174,17 @@ pub struct LibraryEntry {
     pub digest: [u8; 16],
     /// Whether it has "check/1".
     pub checks: bool,
+    /// Where it is no shared library: the pack, and the Python that runs it.
+    pub python: Option<PythonPack>,
+    /// Classes of such a pack that cannot be used, and why.
+    pub left_out: Vec<LeftOut>,
+}
+
+/// A class that is not there, and why.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LeftOut {
+    pub class: String,
+    pub reason: String,
 }
 
 /// A class and who provides it: node number `node` of library number `library`.
@@ -228,8 +243,44 @@ impl Catalogue {
         }
         let (path, digest) = (path.to_owned(), digest(descriptor));
         let checks = descriptor.get("checks") == Some(&Value::Bool(true));
-        self.libraries.push(LibraryEntry { name, version, path, classes, digest, checks });
+        let (python, left_out) = (None, Vec::new());
+        self.libraries.push(LibraryEntry {
+            name,
+            version,
+            path,
+            classes,
+            digest,
+            checks,
+            python,
+            left_out,
+        });
         Ok(number)
+    }
+
+    /// Adds what a pack of nodes in Python describes, as [`Self::add`] does of a library.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn add_pack(
+        &mut self,
+        pack: &PythonPack,
+        descriptor: &Value,
+    ) -> Result<usize, DescriptorError> {
+        let number = self.add(&pack.path, descriptor)?;
+        if let Some(entry) = self.libraries.get_mut(number) {
+            (entry.python, entry.digest) = (Some(pack.clone()), classes_digest(descriptor));
+            let left_out = descriptor.get("left_out").cloned().unwrap_or_default();
+            entry.left_out = serde_json::from_value(left_out).unwrap_or_default();
+        }
+        Ok(number)
+    }
+
+    /// Why a pack has the class and does not offer it, and which pack that is.
+    pub fn left_out(&self, class: &str) -> Option<(&str, &str)> {
+        self.libraries.iter().find_map(|library| {
+            let left_out = library.left_out.iter().find(|left_out| left_out.class == class)?;
+            Some((library.name.as_str(), left_out.reason.as_str()))
+        })
     }
 
     pub fn get(&self, class: &str) -> Option<&Class> {
@@ -263,6 +314,22 @@ impl Catalogue {
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
+}
+
+/// Tells the classes of a pack, and their order, from others. Lists of files among its choices may change meanwhile.
+pub fn classes_digest(descriptor: &Value) -> [u8; 16] {
+    let nodes = descriptor["nodes"].as_array().into_iter().flatten();
+    let named = |list: &Value| -> Vec<Value> {
+        list.as_array()
+            .into_iter()
+            .flatten()
+            .map(|one| serde_json::json!([one["name"], one["type"]]))
+            .collect()
+    };
+    let classes = nodes.map(|node| {
+        serde_json::json!([node["class"], named(&node["inputs"]), named(&node["outputs"])])
+    });
+    digest(&Value::Array(classes.collect()))
 }
 
 /// Tells a descriptor from every other: [`LibraryEntry::digest`].

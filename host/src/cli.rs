@@ -2,6 +2,7 @@
 
 mod convert;
 mod evaluate;
+mod jobs;
 mod list;
 mod lock;
 mod run;
@@ -73,6 +74,7 @@ pub fn main(command: Command) -> Exit {
     };
     let exit = match command {
         Command::Run(args) => run::run(&args, listener, &screen),
+        Command::Jobs(args) => jobs::jobs(&args, listener, &screen),
         Command::Check(check) => run::check(&check.workflow, listener, &screen),
         Command::Lock(args) => lock::lock(&args, listener),
         Command::Nodes(nodes) => list::nodes(&nodes, listener),
@@ -82,7 +84,10 @@ pub fn main(command: Command) -> Exit {
         Command::Evaluate(args) => evaluate::evaluate(&args, listener, &screen),
         Command::CheckPlugin(check) => list::check_plugin(&check, listener),
         Command::Worker(worker) => crate::worker::main(&worker),
-        Command::Describe(describe) => libraries::answer(&describe.library, describe.confined),
+        Command::Describe(describe) => match &describe.python {
+            Some(pack) => libraries::answer_of_pack(pack, describe.confined),
+            None => libraries::answer(&describe.library, describe.confined),
+        },
     };
     match listener.trouble() {
         Some(trouble) if exit != Exit::Interrupted => {

@@ -179,6 +179,11 @@ impl<R: Runner> Executor<R> {
         }
     }
 
+    /// Lets go of every result with a value that `is_gone`.
+    pub fn forget_where(&mut self, is_gone: impl Fn(&Value) -> bool) {
+        self.results.retain(|_, values| !values.iter().flatten().any(&is_gone));
+    }
+
     /// How many nodes' results are kept.
     pub fn kept(&self) -> usize {
         self.results.len()

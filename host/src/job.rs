@@ -14,11 +14,11 @@ use crate::graph::{self, Graph, Opened, is_editor_format};
 use crate::libraries::{Asked, Libraries};
 use crate::plan::{Plan, Refusal};
 use crate::problem::{Kind, Problem};
+use crate::python::Packs;
 use crate::replace::replace;
 use crate::sweep::{Combination, Sweep};
 use crate::workflow_file::WorkflowFile;
 use serde_json::{Map, Value};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -35,27 +35,25 @@ pub struct Surroundings {
 }
 
 impl Surroundings {
-    /// Finds the libraries in the folders `plugins` and where they are looked for anyway.
+    /// Finds the libraries and packs in the folders that `places` names, and where they are looked for anyway.
     ///
     /// # Errors
     /// A problem of kind [`Kind::Arguments`]: a folder is not there, or there is no library.
-    pub fn find(folders: Folders, plugins: &[PathBuf], device: &str) -> Result<Self, Problem> {
-        Self::asked(folders, plugins, device, Asked::Freely)
+    pub fn find(folders: Folders, places: &args::Places) -> Result<Self, Problem> {
+        Self::asked(folders, places, Asked::Freely)
     }
 
     /// As [`Self::find`]; a library that was not asked before is asked as `asked` says.
     ///
     /// # Errors
     /// As [`Self::find`].
-    pub fn asked(
-        folders: Folders,
-        plugins: &[PathBuf],
-        device: &str,
-        asked: Asked,
-    ) -> Result<Self, Problem> {
+    pub fn asked(folders: Folders, places: &args::Places, asked: Asked) -> Result<Self, Problem> {
         let arguments = |sentence: String| Problem::new(Kind::Arguments, sentence);
-        let libraries =
-            Libraries::asked(plugins, asked).map_err(|error| arguments(error.to_string()))?;
+        let mut libraries = Libraries::asked(&places.plugins, asked)
+            .map_err(|error| arguments(error.to_string()))?;
+        let packs = Packs::find(&places.python.python_nodes, &places.python.python, &folders)
+            .map_err(|error| arguments(error.to_string()))?;
+        libraries.add_packs(&packs, asked);
         if libraries.catalogue.classes().is_empty() {
             let searched: Vec<String> =
                 libraries.searched.iter().map(|path| path.display().to_string()).collect();
@@ -66,7 +64,7 @@ impl Surroundings {
                 searched.join(", ")
             )));
         }
-        Ok(Self { folders, libraries: Arc::new(libraries), device: device.to_owned() })
+        Ok(Self { folders, libraries: Arc::new(libraries), device: places.device.0.clone() })
     }
 }
 
@@ -113,8 +111,7 @@ impl Job {
             workflow: file.folder.as_deref(),
         };
         let folders = Folders::find(given).map_err(|error| arguments(error.to_string()))?;
-        let with =
-            Surroundings::find(folders, &workflow.places.plugins, &workflow.places.device.0)?;
+        let with = Surroundings::find(folders, &workflow.places)?;
         let mut this = Self::opened(file, opened, &name, with)?;
         let catalogue = &this.libraries.catalogue;
         for change in &workflow.set {

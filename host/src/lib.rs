@@ -28,6 +28,7 @@ pub mod problem;
 pub mod process;
 pub mod progress;
 pub mod promise;
+pub mod python;
 pub mod replace;
 pub mod sandbox;
 pub mod supervisor;

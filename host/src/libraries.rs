@@ -2,11 +2,12 @@
 
 mod describe;
 
-pub use describe::answer;
+pub use describe::{answer, answer_of_pack};
 
 use crate::catalogue::{Catalogue, LibraryEntry};
 use crate::plugin::Library;
-use describe::{Store, describe};
+use crate::python::Packs;
+use describe::{Store, describe, describe_pack};
 use serde_json::Value as Json;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -97,6 +98,31 @@ impl Libraries {
             this.add(path, descriptor);
         }
         Ok(this)
+    }
+
+    /// Adds packs of nodes in Python, behind the libraries: of two with one class the first is used. One that cannot
+    /// be used is no error here.
+    pub fn add_packs(&mut self, packs: &Packs, asked: Asked) {
+        let store = Store::of_user();
+        let store = store.as_ref();
+        let answers: Vec<_> = std::thread::scope(|scope| {
+            let asks: Vec<_> = packs
+                .0
+                .iter()
+                .map(|pack| scope.spawn(move || describe_pack(pack, store, asked)))
+                .collect();
+            asks.into_iter().map(std::thread::ScopedJoinHandle::join).collect()
+        });
+        for (pack, answer) in packs.0.iter().zip(answers) {
+            let answer = answer.unwrap_or_else(|_| Err("asking panicked".to_owned()));
+            let added = answer.and_then(|descriptor| {
+                self.catalogue.add_pack(pack, &descriptor).map_err(|error| error.to_string())
+            });
+            if let Err(reason) = added {
+                self.failed.push(FailedLibrary { path: pack.path.clone(), reason });
+            }
+            self.searched.push(pack.path.clone());
+        }
     }
 
     /// Loads all of them into this process, which a library may take with it: numbered as in the

@@ -72,7 +72,10 @@ impl Lock {
                 libraries.insert(LockedLibrary {
                     name: entry.name.clone(),
                     version: entry.version.clone(),
-                    blake3: hash(&entry.path)?,
+                    blake3: match &entry.python {
+                        Some(pack) => pack.version.clone(),
+                        None => hash(&entry.path)?,
+                    },
                 });
             }
             for (source, input) in step.inputs.iter().zip(&step.descriptor.inputs) {

@@ -34,7 +34,7 @@ pub fn class_info(catalogue: &Catalogue, class: &Class, folders: &Folders) -> Va
         "output_is_list": node.outputs.iter().map(|output| output.is_list).collect::<Vec<_>>(),
         "output_name": output_names,
         "name": node.class,
-        "display_name": node.class,
+        "display_name": if node.display_name.is_empty() { &node.class } else { &node.display_name },
         "description": node.doc,
         "python_module": format!("custom_nodes.{library}"),
         "category": node.category,

@@ -485,6 +485,13 @@ impl<'a> Check<'a> {
     }
 
     fn unknown_class(&self, node: &Node) -> Problem {
+        if let Some((pack, reason)) = self.catalogue.left_out(&node.class) {
+            let class = &node.class;
+            let message = format!(
+                "the pack {pack} has the class \"{class}\", which cannot be used: {reason}"
+            );
+            return Problem::new(Kind::MissingNodeType, message).at(node.name());
+        }
         let message = format!("no library has the class \"{}\"", node.class);
         Problem::new(Kind::MissingNodeType, message)
             .at(node.name())

@@ -6,6 +6,7 @@
 
 use crate::folders::Folders;
 use crate::plan::{Literal, Plan, Source};
+use crate::python::PythonPack;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::fs;
@@ -50,6 +51,15 @@ const SYSTEM: [&str; 24] = [
 #[cfg(target_os = "linux")]
 const OWN: &str = "/proc/self";
 
+/// What the kernel starts before a program: it opens it to execute it, too.
+const LOADERS: [&str; 5] = [
+    "/lib64/ld-linux-x86-64.so.2",
+    "/lib/ld-linux-x86-64.so.2",
+    "/lib/ld-linux-aarch64.so.1",
+    "/lib/ld-musl-x86_64.so.1",
+    "/lib/ld-musl-aarch64.so.1",
+];
+
 /// Devices that are written to as well; what begins so is one.
 const DEVICES: [&str; 6] =
     ["/dev/null", "/dev/zero", "/dev/random", "/dev/urandom", "/dev/nvidia", "/dev/dri"];
@@ -63,6 +73,9 @@ pub struct Sandbox {
     write: Vec<Place>,
     /// Devices.
     devices: Vec<PathBuf>,
+    /// Programs that may be started: a Python, and what loads it. None, where there are no nodes in Python.
+    #[serde(default)]
+    execute: Vec<Place>,
 }
 
 /// A file or folder, and which one it was: a rule is about that one, whatever is called so later.
@@ -115,7 +128,19 @@ impl Sandbox {
         };
         let mut devices: Vec<PathBuf> = devices.filter(is_needed).collect();
         devices.sort();
-        Self { read, write, devices }
+        Self { read, write, devices, execute: Vec::new() }
+    }
+
+    /// The same with what processes of Python need: packs and the interpreters' own folders to read, the interpreters to
+    /// start. They and whatever else is started are in this sandbox too.
+    pub fn with_packs<'a>(mut self, packs: impl IntoIterator<Item = &'a PythonPack>) -> Self {
+        for PythonPack { program, path, reads, .. } in packs {
+            let places = reads.iter().chain([path]).filter_map(|path| Place::of(path));
+            let programs = LOADERS.iter().map(Path::new).chain([program.as_path()]);
+            self.execute.extend(programs.filter_map(Place::of));
+            self.read.extend(places);
+        }
+        self
     }
 
     /// Whether a process in it can run `plan`: every file that the plan names lies, its links followed, in
@@ -210,7 +235,7 @@ mod linux {
     pub(super) fn enter(sandbox: &Sandbox) -> io::Result<()> {
         let failed = |error: &dyn std::fmt::Display| io::Error::other(error.to_string());
         files(sandbox).map_err(|error| failed(&error))?;
-        let filter = calls().map_err(|error| failed(&error))?;
+        let filter = calls(!sandbox.execute.is_empty()).map_err(|error| failed(&error))?;
         seccompiler::apply_filter(&filter).map_err(|error| failed(&error))
     }
 
@@ -237,6 +262,9 @@ mod linux {
             rules = add(rules, path, access)?;
         }
         rules = add(rules, Path::new(super::OWN), read)?;
+        for Place { path, .. } in &sandbox.execute {
+            rules = add(rules, path, AccessFs::ReadFile | AccessFs::Execute)?;
+        }
         for path in &sandbox.devices {
             rules = add(rules, path, device)?;
         }
@@ -260,8 +288,8 @@ mod linux {
     }
 
     /// Calls that are refused with EACCES: the network, other programs, other processes' memory, and what
-    /// does any of it by another way.
-    fn calls() -> Result<BpfProgram, Box<dyn std::error::Error>> {
+    /// does any of it by another way. Where a program `starts`, Landlock says which one that may be.
+    fn calls(starts: bool) -> Result<BpfProgram, Box<dyn std::error::Error>> {
         let mut refused: Vec<i64> = vec![
             libc::SYS_socket,
             libc::SYS_connect,
@@ -286,6 +314,7 @@ mod linux {
             libc::SYS_request_key,
             libc::SYS_open_by_handle_at,
         ];
+        refused.retain(|&call| !starts || (call != libc::SYS_execve && call != libc::SYS_execveat));
         refused.sort_unstable();
         let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
             refused.into_iter().map(|call| (call, Vec::new())).collect();

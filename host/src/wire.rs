@@ -11,6 +11,7 @@ use crate::plan::{Key, Plan, Source, Step, runs_for_each};
 use crate::preview::Preview;
 use crate::problem::{Kind, NodeName};
 use crate::promise::Promise;
+use crate::python::PythonPack;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -114,11 +115,14 @@ pub struct Provider {
     pub path: PathBuf,
     /// Of the descriptor that the plan was made with: [`LibraryEntry::digest`].
     pub digest: [u8; 16],
+    /// Where it is a pack of nodes in Python.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub python: Option<PythonPack>,
 }
 
 impl From<&LibraryEntry> for Provider {
     fn from(entry: &LibraryEntry) -> Self {
-        Self { path: entry.path.clone(), digest: entry.digest }
+        Self { path: entry.path.clone(), digest: entry.digest, python: entry.python.clone() }
     }
 }
 

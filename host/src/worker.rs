@@ -17,6 +17,7 @@ use crate::preview::Preview;
 use crate::problem::{Kind, NodeName, Problem};
 use crate::process::{self, Changes, State};
 use crate::promise::Promise;
+use crate::python::{self, Pack, PythonPack};
 use crate::sandbox::Sandbox;
 use crate::value::Value;
 use crate::wire::{self, Command, Notice, Provider, Run, Work, WorkKind};
@@ -144,6 +145,8 @@ fn run_plan(
         Setting { properties: &properties, listener: wire, cancel, keep, earlier: &earlier };
     executor.set_budget(budget);
     executor.forget(&forget);
+    // What a process of Python held went with it.
+    executor.forget_where(python::is_lost);
     executor.run(&plan, setting).interrupted
 }
 
@@ -248,6 +251,8 @@ struct Loader<'a> {
     /// Of the plan that runs.
     providers: RefCell<Vec<Provider>>,
     loaded: RefCell<HashMap<PathBuf, Loaded>>,
+    /// Nodes in Python, each with its process.
+    packs: RefCell<HashMap<PythonPack, Pack>>,
     /// The process as libraries must leave it.
     state: State,
 }
@@ -257,13 +262,14 @@ type Loaded = (&'static Library, [u8; 16]);
 
 impl<'a> Loader<'a> {
     fn new(wire: &'a Wire) -> Self {
-        let (providers, loaded) = (RefCell::default(), RefCell::default());
-        Self { wire, providers, loaded, state: State::now() }
+        let (providers, loaded, packs) =
+            (RefCell::default(), RefCell::default(), RefCell::default());
+        Self { wire, providers, loaded, packs, state: State::now() }
     }
 
     /// The library of `provider`, or a sentence about it.
     fn library(&self, provider: &Provider) -> Result<&'static Library, String> {
-        let Provider { path, digest: planned } = provider;
+        let Provider { path, digest: planned, .. } = provider;
         let known = self.loaded.borrow().get(path).copied();
         let (library, found) = match known {
             Some(known) => known,
@@ -332,6 +338,11 @@ impl Runner for &Loader<'_> {
             let sentence = format!("the plan has no library number {library}");
             return Err(NodeFailure::failed(sentence));
         };
+        if let Some(told) = &provider.python {
+            let mut packs = self.packs.borrow_mut();
+            let pack = packs.entry(told.clone()).or_insert_with(|| Pack::new(told.clone()));
+            return pack.run(provider.digest, node as usize, call, inputs);
+        }
         self.call(&provider, call, |library| library.run(node as usize, call, inputs))
     }
 }

@@ -56,14 +56,16 @@ pub fn work(app: &Arc<App>, number: usize, program: PathBuf) {
 
 /// What a worker may touch, as the folders are now.
 fn sandbox(app: &App) -> Sandbox {
-    let libraries = app.surroundings.libraries.catalogue.libraries().iter();
+    let entries = app.surroundings.libraries.catalogue.libraries();
+    let libraries = entries.iter().filter(|library| library.python.is_none());
     let libraries: Vec<PathBuf> = libraries.map(|library| library.path.clone()).collect();
     let folders = &app.surroundings.folders;
     for folder in [&folders.output, &folders.temp] {
         // Somebody may have removed it; where it cannot be made the node that writes says so.
         let _ = std::fs::create_dir_all(folder);
     }
-    Sandbox::of(folders, &libraries)
+    let packs = entries.iter().filter_map(|library| library.python.as_ref());
+    Sandbox::of(folders, &libraries).with_packs(packs)
 }
 
 /// Runs one job, from the mark in the store that it runs to the one that it does not.

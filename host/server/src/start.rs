@@ -278,10 +278,8 @@ fn surroundings(args: &Serve, state: &Path, confined: bool) -> Result<Surroundin
     folders.temp = state.join("temp");
     let _ = std::fs::remove_dir_all(&folders.temp);
     made(&folders.temp)?;
-    let device = &args.places.device.0;
     let asked = if confined { Asked::Confined } else { Asked::Freely };
-    Surroundings::asked(folders, &args.places.plugins, device, asked)
-        .map_err(|problem| problem.to_string())
+    Surroundings::asked(folders, &args.places, asked).map_err(|problem| problem.to_string())
 }
 
 fn options(args: &Serve, state: &Path, confined: bool) -> Result<Options, String> {

@@ -22,6 +22,8 @@ struct RawLibrary {
 struct RawNode {
     class: String,
     #[serde(default)]
+    display_name: String,
+    #[serde(default)]
     doc: String,
     #[serde(default)]
     category: String,
@@ -168,6 +170,7 @@ fn parse_node(value: &Value) -> Result<NodeDescriptor, Fault> {
     }
     Ok(NodeDescriptor {
         class: raw.class,
+        display_name: raw.display_name,
         doc: raw.doc,
         category: raw.category,
         inputs,

@@ -2,16 +2,18 @@
 
 use super::{Exit, refuse};
 use crate::args;
-use crate::catalogue::{Catalogue, InputDescriptor, InputKind, NodeDescriptor};
+use crate::catalogue::{Catalogue, InputDescriptor, InputKind, LeftOut, NodeDescriptor};
 use crate::conformance;
 use crate::events::Listener;
 use crate::folders::{Folders, Given};
-use crate::libraries::Libraries;
+use crate::libraries::{Asked, Libraries};
 use crate::object_info::{class_info, object_info};
 use crate::problem::{Kind, nearest};
+use crate::python::Packs;
 use serde_json::json;
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::path::PathBuf;
 
 pub fn nodes(args: &args::Nodes, listener: &dyn Listener) -> Exit {
     let given = Given {
@@ -24,9 +26,9 @@ pub fn nodes(args: &args::Nodes, listener: &dyn Listener) -> Exit {
         Ok(folders) => folders,
         Err(error) => return refuse(listener, Kind::Arguments, &error),
     };
-    let libraries = match Libraries::find(&args.plugins) {
+    let libraries = match found(&args.plugins, &args.python, &folders) {
         Ok(libraries) => libraries,
-        Err(error) => return refuse(listener, Kind::Arguments, &error),
+        Err(sentence) => return refuse(listener, Kind::Arguments, &sentence),
     };
     let catalogue = &libraries.catalogue;
     let text = match &args.class {
@@ -51,6 +53,19 @@ pub fn nodes(args: &args::Nodes, listener: &dyn Listener) -> Exit {
         }
     };
     print(&text)
+}
+
+/// The libraries, and the packs of nodes in Python.
+fn found(
+    plugins: &[PathBuf],
+    python: &args::PythonNodes,
+    folders: &Folders,
+) -> Result<Libraries, String> {
+    let mut libraries = Libraries::find(plugins).map_err(|error| error.to_string())?;
+    let packs = Packs::find(&python.python_nodes, &python.python, folders)
+        .map_err(|error| error.to_string())?;
+    libraries.add_packs(&packs, Asked::Freely);
+    Ok(libraries)
 }
 
 fn all_classes(catalogue: &Catalogue) -> String {
@@ -142,17 +157,26 @@ fn what_it_takes(input: &InputDescriptor, folders: &Folders) -> String {
 }
 
 pub fn plugins(args: &args::Plugins, listener: &dyn Listener) -> Exit {
-    let libraries = match Libraries::find(&args.plugins) {
-        Ok(libraries) => libraries,
+    let folders = match Folders::find(Given::default()) {
+        Ok(folders) => folders,
         Err(error) => return refuse(listener, Kind::Arguments, &error),
+    };
+    let libraries = match found(&args.plugins, &args.python, &folders) {
+        Ok(libraries) => libraries,
+        Err(sentence) => return refuse(listener, Kind::Arguments, &sentence),
     };
     let loaded = libraries.catalogue.libraries();
     if args.json {
         let loaded: Vec<_> = loaded
             .iter()
             .map(|library| {
-                json!({"name": library.name, "version": library.version, "path": library.path,
-                    "classes": library.classes})
+                let mut told = json!({"name": library.name, "version": library.version,
+                    "path": library.path, "classes": library.classes});
+                if let Some(pack) = &library.python {
+                    told["python"] = json!(pack.program);
+                    told["left_out"] = json!(library.left_out);
+                }
+                told
             })
             .collect();
         let json = json!({"libraries": loaded, "failed": libraries.failed,
@@ -163,6 +187,9 @@ pub fn plugins(args: &args::Plugins, listener: &dyn Listener) -> Exit {
     for library in loaded {
         let (name, version, path) = (&library.name, &library.version, library.path.display());
         let _ = writeln!(text, "{name} {version}: {} classes, {path}", library.classes);
+        for LeftOut { class, reason } in &library.left_out {
+            let _ = writeln!(text, "  without {class}: {reason}");
+        }
     }
     for failed in &libraries.failed {
         let _ = writeln!(text, "not loaded: {}", failed.reason);

@@ -9,6 +9,7 @@ use super::Asked;
 use crate::folders::Folders;
 use crate::plugin::Library;
 use crate::process;
+use crate::python::PythonPack;
 use crate::sandbox::Sandbox;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
@@ -33,6 +34,69 @@ enum Answer {
     Descriptor(Json),
     /// A sentence that names the file.
     Refused(String),
+}
+
+/// A pack of nodes in Python may have to import torch first, from a slow disk.
+const PATIENCE_WITH_PYTHON: Duration = Duration::from_secs(120);
+
+/// The child's part for a pack: becomes the Python that describes it.
+pub fn answer_of_pack(pack: &str, confined: bool) -> ! {
+    process::end_with_parent();
+    process::bound_memory(None);
+    let failed = |sentence: String| -> ! {
+        let answer = serde_json::to_vec(&Answer::Refused(sentence)).unwrap_or_default();
+        let written = std::io::stdout().write_all(&answer);
+        process::end_at_once(i32::from(written.is_err()))
+    };
+    let pack: PythonPack = match serde_json::from_str(pack) {
+        Ok(pack) => pack,
+        Err(error) => failed(format!("what is said of the pack is wrong: {error}")),
+    };
+    let shown = pack.path.display();
+    if confined {
+        let sandbox = Sandbox::of(&Folders::default(), &[]).with_packs([&pack]);
+        if let Err(error) = sandbox.enter() {
+            failed(format!("{shown}: the process that asks it cannot be confined: {error}"));
+        }
+    }
+    let error = pack.describe_here();
+    failed(format!("{shown}: {} cannot be started: {error}", pack.program.display()))
+}
+
+/// The descriptor of a pack, from the store or from its Python. A list of files that stands in it is asked for each time.
+///
+/// # Errors
+/// A sentence that names the pack.
+pub(super) fn describe_pack(
+    pack: &PythonPack,
+    store: Option<&Store>,
+    asked: Asked,
+) -> Result<Json, String> {
+    let shown = pack.path.display();
+    let told = serde_json::to_string(pack).map_err(|error| format!("{shown}: {error}"))?;
+    // What is installed decides what can be imported.
+    let installed = pack.reads.iter().map(|folder| identity(folder).unwrap_or_default());
+    let identity = format!(
+        "{} {told} {} {}",
+        env!("CARGO_PKG_VERSION"),
+        pack.bridge(),
+        installed.collect::<Vec<_>>().join(" ")
+    );
+    if let Some(kept) = store.and_then(|store| store.get(&pack.path, &identity)) {
+        return Ok(kept);
+    }
+    let program = std::env::current_exe()
+        .map_err(|error| format!("{shown}: the program's own file: {error}"))?;
+    let mut command = Command::new(program);
+    command.arg("describe").arg(&pack.path).arg("--python").arg(&told);
+    if asked == Asked::Confined {
+        command.arg("--confined");
+    }
+    let descriptor = ask(command, &pack.path, PATIENCE_WITH_PYTHON)?;
+    if let Some(store) = store.filter(|_| descriptor["lists"] == false) {
+        store.put(&pack.path, &identity, &descriptor);
+    }
+    Ok(descriptor)
 }
 
 /// The child's part: loads the library and writes the answer to standard output.

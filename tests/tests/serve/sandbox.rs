@@ -117,3 +117,53 @@ fn what_a_library_does_when_it_is_asked_is_confined_too() {
     drop(Server::start(folder.path(), &["--no-sandbox", "--plugins", &asked_first("two")]));
     assert!(made.exists(), "without a sandbox it does what it likes");
 }
+
+#[test]
+fn nodes_in_python_run_in_the_sandbox_of_their_worker() {
+    let folder = tempfile::tempdir().unwrap();
+    let pack = folder.path().join("packs/tries.py");
+    std::fs::create_dir_all(pack.parent().unwrap()).unwrap();
+    std::fs::write(&pack, include_str!("../../hostile/tries.py")).unwrap();
+    std::fs::write(folder.path().join("secret.txt"), "secret").unwrap();
+    let packs = pack.parent().unwrap().display().to_string();
+    let server = Server::start(folder.path(), &["--python-nodes", &packs]);
+    if server.said().contains("no Landlock") {
+        eprintln!("this kernel has no Landlock; the server says so, and confines nothing");
+        return;
+    }
+    assert_eq!(
+        server.get("/object_info/Tries").json()["Tries"]["python_module"],
+        "custom_nodes.tries"
+    );
+    let run = |class: &str, how: &str, path: &str| {
+        let prompt = json!({"1": node(class, json!({"how": how, "path": path}))});
+        server.finished(&server.submit(&prompt, None))
+    };
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    for (how, path) in [
+        ("read", path("secret.txt")),
+        ("read", path("state/kosmograph.db")),
+        ("write", path("elsewhere")),
+        ("connect", server.address.rsplit_once(':').unwrap().1.to_owned()),
+        ("start", "/bin/true".to_owned()),
+        ("kill", server.id().to_string()),
+    ] {
+        let entry = run("Tries", how, &path);
+        assert_eq!(entry["outputs"]["1"]["text"][0], "refused", "{how} {path}: {entry}");
+    }
+    for (how, path) in [
+        ("read", path("packs/tries.py")),
+        ("write", path("out/fine.txt")),
+        ("temporary", String::new()),
+    ] {
+        let entry = run("Tries", how, &path);
+        assert_eq!(entry["outputs"]["1"]["text"][0], "done", "{how} {path}: {entry}");
+    }
+    // A crash costs its job; the worker stays, and the next job has another process.
+    let workers = server.workers();
+    let entry = run("Tries", "crash", "");
+    let said = entry["status"]["messages"].to_string();
+    assert!(said.contains("the Python process of its pack tries ended with SIGSEGV"), "{said}");
+    assert_eq!(run("Tries", "temporary", "")["outputs"]["1"]["text"][0], "done");
+    assert_eq!(server.workers(), workers);
+}

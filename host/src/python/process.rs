@@ -1,0 +1,524 @@
+//! The process of one pack: it is started when a node of the pack is due, and called over a socket.
+//!
+//! Messages are four bytes of length, little-endian, and JSON. The descriptors of a message's tensors come with it, or
+//! before its end, in their order. What the process prints is the log of the node at work.
+
+use super::values::Side;
+use super::{Mode, PythonPack};
+use crate::catalogue::classes_digest;
+use crate::plugin::{Call, LogLevel, NodeFailure};
+use crate::process::ending;
+use crate::value::Value;
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use serde_json::{Map, Value as Json, json};
+use std::collections::VecDeque;
+use std::io::{self, BufRead, BufReader, IoSlice, IoSliceMut, Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Child, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long a node that was asked to stop may take before its process is ended: less than the worker itself is given.
+const GRACE: Duration = Duration::from_millis(600);
+/// How often it is asked whether to stop.
+const TICK: Duration = Duration::from_millis(30);
+/// How long a process may take to read what it is sent.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// The longest message, in bytes.
+const LONGEST: usize = 64 << 20;
+/// Most descriptors that wait for their message.
+const MOST_DESCRIPTORS: usize = 1024;
+/// The longest line that is passed on, in bytes.
+const LONGEST_LINE: u64 = 8 << 10;
+/// How many messages and lines may wait. What is printed beyond is left out.
+const WAITING: usize = 512;
+/// How many of the last lines are kept, for the sentence about how a process ended.
+const LAST_LINES: usize = 200;
+
+/// Whether a process is still there: shared with the values that it holds.
+#[derive(Debug, Default)]
+pub(super) struct Alive(AtomicBool);
+
+impl Alive {
+    pub fn is_alive(&self) -> bool {
+        !self.0.load(Ordering::Relaxed)
+    }
+
+    pub fn end(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A pack in a worker: its process, once there is one.
+pub struct Pack {
+    told: PythonPack,
+    running: Option<Running>,
+    calls: u64,
+}
+
+struct Running {
+    child: Child,
+    socket: UnixStream,
+    heard: Receiver<Heard>,
+    last_lines: Arc<Mutex<VecDeque<String>>>,
+    alive: Arc<Alive>,
+    released: Arc<Mutex<Vec<u64>>>,
+    /// The pack's.
+    path: PathBuf,
+    nodes: Vec<Node>,
+}
+
+/// A node as the process describes it.
+struct Node {
+    class: String,
+    inputs: Vec<(String, bool)>,
+    outputs: Vec<(String, String)>,
+    wants_prompt: bool,
+    wants_workflow: bool,
+}
+
+enum Heard {
+    Message(Json, Vec<Option<OwnedFd>>),
+    Printed(String),
+    /// It says no more, and why where that is known.
+    End(Option<String>),
+}
+
+/// How a call ended without values.
+enum Failure {
+    Node {
+        input: Option<String>,
+        sentence: String,
+    },
+    Cancelled,
+    /// The process is no use any more: how, as the end of a sentence.
+    Process(String),
+}
+
+impl Pack {
+    pub fn new(told: PythonPack) -> Self {
+        Self { told, running: None, calls: 0 }
+    }
+
+    /// Runs node number `node`, of the classes whose digest is `planned`, in the pack's process, which is started where
+    /// there is none.
+    ///
+    /// # Errors
+    /// The node's own sentence with the place in the pack, or how its process ended.
+    pub fn run(
+        &mut self,
+        planned: [u8; 16],
+        node: usize,
+        call: &dyn Call,
+        inputs: &[Value],
+    ) -> Result<Vec<Value>, NodeFailure> {
+        let result = self.started(planned, call).and_then(|()| self.call(node, call, inputs));
+        let failure = match result {
+            Ok(values) => return Ok(values),
+            Err(failure) => failure,
+        };
+        let name = self.told.name.clone();
+        Err(match failure {
+            Failure::Cancelled => NodeFailure::Cancelled,
+            Failure::Node { input, sentence } => NodeFailure::Failed {
+                input,
+                sentence: format!("{sentence}; said by its pack {name}, in Python"),
+            },
+            Failure::Process(how) => {
+                self.end();
+                NodeFailure::Failed {
+                    input: None,
+                    sentence: format!("the Python process of its pack {name} {how}"),
+                }
+            }
+        })
+    }
+
+    /// Whether there is a process already.
+    pub fn is_running(&self) -> bool {
+        self.running.is_some()
+    }
+
+    fn started(&mut self, planned: [u8; 16], call: &dyn Call) -> Result<(), Failure> {
+        let changed = || {
+            let sentence = "its pack was changed since the workflow was planned; start again";
+            Failure::Node { input: None, sentence: sentence.to_owned() }
+        };
+        if self.running.is_none() {
+            if super::find::hash(&self.told.path) != self.told.version {
+                return Err(changed());
+            }
+            let running = Running::start(&self.told)
+                .map_err(|error| Failure::Process(format!("cannot be started: {error}")))?;
+            let running = self.running.insert(running);
+            // Importing a pack takes as long as it takes; who waits can cancel.
+            let (message, _) = running.wait(call, None, &mut |_| false)?;
+            if let Some(refused) = message["refused"].as_str() {
+                let sentence = refused.to_owned();
+                self.end();
+                return Err(Failure::Node { input: None, sentence });
+            }
+            running.nodes = nodes(&message["descriptor"]);
+            if classes_digest(&message["descriptor"]) != planned {
+                self.end();
+                return Err(changed());
+            }
+        }
+        Ok(())
+    }
+
+    fn call(
+        &mut self,
+        node: usize,
+        call: &dyn Call,
+        inputs: &[Value],
+    ) -> Result<Vec<Value>, Failure> {
+        let Some(running) = &mut self.running else {
+            return Err(Failure::Process("is not there".into()));
+        };
+        let failed = |sentence: String| Failure::Node { input: None, sentence };
+        let known = running.nodes.get(node).filter(|known| known.inputs.len() == inputs.len());
+        let Some(known) = known else {
+            return Err(failed("the plan does not fit the pack".into()));
+        };
+        self.calls += 1;
+        let number = self.calls;
+        let side = Side { process: &running.alive, released: &running.released };
+        let (mut memory, mut given) = (Vec::new(), Vec::new());
+        for ((name, unsigned), value) in known.inputs.iter().zip(inputs) {
+            let encoded =
+                side.encode(value, *unsigned, &mut memory).map_err(|why| Failure::Node {
+                    input: Some(name.clone()),
+                    sentence: format!("what is connected to it {why}"),
+                })?;
+            given.push(json!([name, encoded]));
+        }
+        let mut hidden = Map::new();
+        for (wanted, name) in [(known.wants_prompt, "prompt"), (known.wants_workflow, "workflow")] {
+            if let Some(text) = wanted.then(|| call.property(name)).flatten() {
+                hidden.insert(name.to_owned(), text.into());
+            }
+        }
+        let released =
+            std::mem::take(&mut *running.released.lock().unwrap_or_else(PoisonError::into_inner));
+        let message = json!({"run": number, "class": known.class, "node": call.property("node"), "inputs": given,
+            "hidden": hidden, "fds": memory.len(), "release": released});
+        let outputs = known.outputs.clone();
+        let fds: Vec<RawFd> = memory.iter().map(AsRawFd::as_raw_fd).collect();
+        running.send(&message, &fds).map_err(|error| {
+            Failure::Process(match error.kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                    format!("does not read what it is sent, for {} s", PATIENCE.as_secs())
+                }
+                _ => running.ended(None),
+            })
+        })?;
+        drop(memory);
+        let mut progress = |message: &Json| {
+            let told = &message["progress"];
+            match (told[0].as_u64(), told[1].as_u64(), told[2].as_u64()) {
+                (Some(of), Some(step), Some(steps)) if of == number => {
+                    call.progress(step.min(steps), steps)
+                }
+                _ => false,
+            }
+        };
+        let (mut message, mut memory) = running.wait(call, Some(number), &mut progress)?;
+        if let Some(sentence) =
+            message["failed"].as_u64().and_then(|_| message["sentence"].as_str())
+        {
+            if let Some(traceback) = message["traceback"].as_str() {
+                call.log(LogLevel::Debug, traceback);
+            }
+            let input = message["input"].as_str().map(str::to_owned);
+            return Err(Failure::Node { input, sentence: sentence.to_owned() });
+        }
+        if message["cancelled"].is_u64() {
+            return match call.progress(0, 0) {
+                true => Err(Failure::Cancelled),
+                false => {
+                    Err(failed("it ended as interrupted, though nobody asked it to stop".into()))
+                }
+            };
+        }
+        if message["ui"].is_object() {
+            call.output(message["ui"].take());
+        }
+        let Some(running) = &self.running else {
+            return Err(Failure::Process("is not there".into()));
+        };
+        let side = Side { process: &running.alive, released: &running.released };
+        let values = outputs.iter().enumerate().map(|(at, (name, type_name))| {
+            let value = side.decode(&message["outputs"][at], type_name, &mut memory);
+            value.map_err(|why| failed(format!("its output {name} ({type_name}) {why}")))
+        });
+        values.collect()
+    }
+
+    /// Ends the process, if there is one, and with it the values that it holds.
+    fn end(&mut self) {
+        self.running = None;
+    }
+}
+
+fn nodes(descriptor: &Json) -> Vec<Node> {
+    let text = |of: &Json, key: &str| of[key].as_str().unwrap_or_default().to_owned();
+    let list = |of: &Json, key: &str| of[key].as_array().cloned().unwrap_or_default();
+    let is_unsigned = |input: &Json| input["max"].as_u64().is_some_and(|max| max > i64::MAX as u64);
+    let nodes = list(descriptor, "nodes");
+    let node = nodes.iter().map(|node| {
+        let hidden = list(node, "hidden");
+        Node {
+            class: text(node, "class"),
+            inputs: list(node, "inputs")
+                .iter()
+                .map(|input| (text(input, "name"), is_unsigned(input)))
+                .collect(),
+            outputs: list(node, "outputs")
+                .iter()
+                .map(|output| (text(output, "name"), text(output, "type")))
+                .collect(),
+            wants_prompt: hidden.contains(&"PROMPT".into()),
+            wants_workflow: hidden.contains(&"EXTRA_PNGINFO".into()),
+        }
+    });
+    node.collect()
+}
+
+impl Running {
+    fn start(told: &PythonPack) -> io::Result<Self> {
+        let (socket, theirs) = UnixStream::pair()?;
+        socket.set_write_timeout(Some(PATIENCE))?;
+        let mut command = told.command(Mode::Run)?;
+        command.stdout(Stdio::from(OwnedFd::from(theirs))).stderr(Stdio::piped());
+        let mut child = command.spawn()?;
+        // With the command goes the last copy here of the socket's other end.
+        drop(command);
+        let (sender, heard) = sync_channel(WAITING);
+        let last_lines = Arc::new(Mutex::new(VecDeque::new()));
+        if let Some(stderr) = child.stderr.take() {
+            let (sender, kept) = (sender.clone(), last_lines.clone());
+            thread("python printed", move || read_lines(stderr, &sender, &kept))?;
+        }
+        let reader = socket.try_clone()?;
+        thread("python messages", move || read_messages(&reader, &sender))?;
+        let (alive, released) = (Arc::default(), Arc::default());
+        let (path, nodes) = (told.path.clone(), Vec::new());
+        Ok(Self { child, socket, heard, last_lines, alive, released, path, nodes })
+    }
+
+    fn send(&mut self, message: &Json, fds: &[RawFd]) -> io::Result<()> {
+        let body = message.to_string();
+        let mut bytes = u32::try_from(body.len()).map_err(io::Error::other)?.to_le_bytes().to_vec();
+        bytes.extend(body.into_bytes());
+        let mut sent = 0;
+        if !fds.is_empty() {
+            let rights = [ControlMessage::ScmRights(fds)];
+            let parts = [IoSlice::new(&bytes)];
+            sent = sendmsg::<()>(
+                self.socket.as_raw_fd(),
+                &parts,
+                &rights,
+                MsgFlags::MSG_NOSIGNAL,
+                None,
+            )?;
+        }
+        self.socket.write_all(&bytes[sent..])
+    }
+
+    /// Waits for a message that is no progress; passes on what is printed and, to `progress`, what progress there is.
+    fn wait(
+        &mut self,
+        call: &dyn Call,
+        number: Option<u64>,
+        progress: &mut dyn FnMut(&Json) -> bool,
+    ) -> Result<(Json, Vec<Option<OwnedFd>>), Failure> {
+        let mut asked: Option<Instant> = None;
+        loop {
+            let heard = self.heard.recv_timeout(TICK);
+            let mut stop = false;
+            match heard {
+                Ok(Heard::Message(message, fds)) => match message.get("progress") {
+                    Some(_) => stop = progress(&message),
+                    None => return Ok((message, fds)),
+                },
+                Ok(Heard::Printed(line)) => call.log(LogLevel::Info, &line),
+                Ok(Heard::End(why)) => return Err(self.lost(asked, why)),
+                Err(RecvTimeoutError::Disconnected) => return Err(self.lost(asked, None)),
+                // What it forked may hold its socket open for ever.
+                Err(RecvTimeoutError::Timeout) => {
+                    if let Ok(Some(_)) = self.child.try_wait() {
+                        return Err(self.lost(asked, None));
+                    }
+                }
+            }
+            if asked.is_none() && (stop || call.progress(0, 0)) {
+                asked = Some(Instant::now());
+                // While it imports there is nothing to interrupt.
+                let told = number.map(|number| self.send(&json!({"cancel": number}), &[]));
+                if !matches!(told, Some(Ok(()))) {
+                    return Err(self.lost(asked, None));
+                }
+            }
+            if asked.is_some_and(|asked| asked.elapsed() > GRACE) {
+                return Err(self.lost(asked, None));
+            }
+        }
+    }
+
+    /// The process is gone, or has to go. One that was `asked` to stop has stopped so.
+    fn lost(&mut self, asked: Option<Instant>, why: Option<String>) -> Failure {
+        self.alive.end();
+        if asked.is_some() {
+            let _ = self.child.kill();
+            return Failure::Cancelled;
+        }
+        Failure::Process(self.ended(why))
+    }
+
+    /// How it ended, as the end of a sentence, and where, if it printed that.
+    fn ended(&mut self, why: Option<String>) -> String {
+        if let Some(why) = why {
+            let _ = self.child.kill();
+            return why;
+        }
+        let Some(status) = self.status() else { return "stopped listening".to_owned() };
+        // The last lines may still be on their way.
+        std::thread::sleep(TICK);
+        let lines = self.last_lines.lock().unwrap_or_else(PoisonError::into_inner);
+        // faulthandler: the frames of the thread that did it stand below "Current thread", the innermost first.
+        let head = lines.iter().rposition(|line| line.starts_with("Current thread"));
+        let frames = lines.iter().skip(head.map_or(usize::MAX, |head| head + 1));
+        let mut frames =
+            frames.map(|line| line.trim()).take_while(|line| line.starts_with("File "));
+        let of_pack = format!("File \"{}", self.path.display());
+        let place = frames.find(|line| line.starts_with(&of_pack));
+        let how = format!("ended with {}", ending(status));
+        match place {
+            Some(place) => format!("{how}, in {}", place.trim_start_matches("File ")),
+            None => how,
+        }
+    }
+
+    fn status(&mut self) -> Option<ExitStatus> {
+        let until = Instant::now() + Duration::from_millis(500);
+        loop {
+            match self.child.try_wait() {
+                Ok(Some(status)) => return Some(status),
+                Ok(None) if Instant::now() < until => std::thread::sleep(Duration::from_millis(5)),
+                _ => {
+                    let _ = self.child.kill();
+                    return None;
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.alive.end();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn thread(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(body).map(drop)
+}
+
+/// Whole lines, without their ends; half a line at the end is one, too. Of a long one the beginning.
+fn read_lines(stderr: impl Read, to: &SyncSender<Heard>, kept: &Mutex<VecDeque<String>>) {
+    let mut stderr = BufReader::with_capacity(64 << 10, stderr);
+    loop {
+        let mut line = Vec::new();
+        match stderr.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line) {
+            Ok(1..) => (),
+            _ => return,
+        }
+        let line = String::from_utf8_lossy(&line).trim_end().to_owned();
+        if line.is_empty() {
+            continue;
+        }
+        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.push_back(line.clone());
+        if kept.len() > LAST_LINES {
+            kept.pop_front();
+        }
+        drop(kept);
+        // Nobody waits for what a pack prints.
+        if let Err(TrySendError::Disconnected(_)) = to.try_send(Heard::Printed(line)) {
+            return;
+        }
+    }
+}
+
+fn read_messages(socket: &UnixStream, to: &SyncSender<Heard>) {
+    let (mut bytes, mut fds) = (Vec::new(), VecDeque::new());
+    let why = loop {
+        match receive(socket, &mut bytes, &mut fds) {
+            Ok(true) => (),
+            Ok(false) => break None,
+            Err(error) => break Some(format!("cannot be heard: {error}")),
+        }
+        if fds.len() > MOST_DESCRIPTORS {
+            break Some("sent more descriptors than belong to any message".to_owned());
+        }
+        loop {
+            let Some(&[a, b, c, d]) = bytes.get(..4).and_then(|head| head.first_chunk()) else {
+                break;
+            };
+            let length = u32::from_le_bytes([a, b, c, d]) as usize;
+            if length > LONGEST {
+                let _ = to.send(Heard::End(Some(format!(
+                    "said more than {} MiB at once",
+                    LONGEST >> 20
+                ))));
+                return;
+            }
+            let Some(body) = bytes.get(4..4 + length) else { break };
+            let Ok(message) = serde_json::from_slice::<Json>(body) else {
+                let _ = to.send(Heard::End(Some("said what is no message".to_owned())));
+                return;
+            };
+            bytes.drain(..4 + length);
+            let count = message["fds"]
+                .as_u64()
+                .map_or(0, |count| usize::try_from(count).unwrap_or(usize::MAX));
+            let of_message = fds.drain(..count.min(fds.len())).map(Some).collect();
+            if to.send(Heard::Message(message, of_message)).is_err() {
+                return;
+            }
+        }
+    };
+    let _ = to.send(Heard::End(why));
+}
+
+/// Reads what there is, and the descriptors that come with it; false at the end.
+fn receive(
+    socket: &UnixStream,
+    bytes: &mut Vec<u8>,
+    fds: &mut VecDeque<OwnedFd>,
+) -> io::Result<bool> {
+    let mut buffer = [0; 16 << 10];
+    let mut space = nix::cmsg_space!([RawFd; 253]);
+    let mut parts = [IoSliceMut::new(&mut buffer)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let received = match recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut space), flags) {
+        Err(nix::errno::Errno::EINTR) => return Ok(true),
+        received => received?,
+    };
+    for control in received.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(rights) = control {
+            // SAFETY: the kernel made these descriptors for this message, and nobody else knows their numbers.
+            fds.extend(rights.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+        }
+    }
+    let length = received.bytes;
+    bytes.extend_from_slice(&buffer[..length]);
+    Ok(length > 0)
+}

@@ -1,0 +1,232 @@
+"""What a pack of nodes says of itself -> a descriptor as node.h has it.
+
+A class that cannot be described costs itself alone: it is left out, with the reason.
+"""
+
+# Values that are more than data, of types that the libraries of the host have: no Python could use them, or make them.
+OBJECTS = frozenset(
+    "MODEL CLIP VAE CLIP_VISION CLIP_VISION_OUTPUT CONDITIONING CONTROL CONTROL_NET UPSCALE_MODEL KOSMOS FEATURES "
+    "IMAGE_ENCODER IMAGE_TOKENS HIDDEN_STATES SAMPLER GUIDER NOISE GLIGEN LATENT_OPERATION STYLE_MODEL".split()
+)
+WIDGETS = frozenset(("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"))
+LOWEST, HIGHEST, ALL_BITS = -(2**63), 2**63 - 1, 2**64 - 1
+# A descriptor is read whole, so it cannot be of any size.
+MOST_CHOICES = 20000
+
+
+class LeftOut(Exception):
+    """Why a class is not described."""
+
+
+def descriptor(name, version, mappings, titles):
+    """The descriptor, and what runs: by class, its Python class and how its inputs are read."""
+    nodes, left_out, classes = [], [], {}
+    for key, node in mappings.items():
+        try:
+            if not isinstance(key, str) or not key:
+                raise LeftOut("its name is no text")
+            described, reading = one(key, node, titles.get(key), name)
+        except LeftOut as reason:
+            left_out.append({"class": str(key), "reason": str(reason)})
+        except Exception as error:
+            left_out.append({"class": str(key), "reason": "%s: %s" % (type(error).__name__, first_line(error))})
+        else:
+            nodes.append(described)
+            classes[key] = reading
+    return {"name": name, "version": version, "nodes": nodes, "left_out": left_out}, classes
+
+
+class Reading:
+    """How one class is called."""
+
+    def __init__(self, node):
+        self.node = node
+        self.inputs = {}  # name -> type
+        self.choices = {}  # name -> {text: the choice as the class has it}
+        self.unsigned = set()
+        self.hidden = {}  # name -> "PROMPT", "EXTRA_PNGINFO", "UNIQUE_ID", ...
+        self.outputs = []  # (name, type)
+
+
+def one(key, node, title, pack):
+    schema = getattr(node, "define_schema", None) or getattr(node, "GET_SCHEMA", None)
+    if schema is not None and not hasattr(node, "INPUT_TYPES"):
+        raise LeftOut("it is written for comfy_api's schemas, which are not read here")
+    function = getattr(node, "FUNCTION", None)
+    if not isinstance(function, str) or not callable(getattr(node, function, None)):
+        raise LeftOut("its FUNCTION %r is no method of it" % (function,))
+    reading = Reading(node)
+    if getattr(node, "INPUT_IS_LIST", False):
+        raise LeftOut("it takes lists (INPUT_IS_LIST), which are not passed to Python yet")
+    is_list = getattr(node, "OUTPUT_IS_LIST", None)
+    if is_list and any(is_list):
+        raise LeftOut("it gives lists (OUTPUT_IS_LIST), which are not taken from Python yet")
+    given = node.INPUT_TYPES()
+    inputs = []
+    for group, optional in (("required", False), ("optional", True)):
+        for name, what in dict(given.get(group) or {}).items():
+            described = read_input(str(name), what, optional, reading)
+            if described is not None:
+                inputs.append(described)
+    for name, what in dict(given.get("hidden") or {}).items():
+        what = what[0] if isinstance(what, (tuple, list)) and what else what
+        reading.hidden[str(name)] = str.__str__(what) if isinstance(what, str) else ""
+    types = getattr(node, "RETURN_TYPES", ())
+    if isinstance(types, str):
+        raise LeftOut("its RETURN_TYPES is a text where a tuple of texts is due")
+    names = getattr(node, "RETURN_NAMES", None) or ()
+    names = (names,) if isinstance(names, str) else tuple(names)
+    outputs = []
+    for number, what in enumerate(types):
+        kind = type_of(what)
+        if kind in OBJECTS:
+            raise LeftOut("it gives a %s, which only ComfyUI's own Python can make" % kind)
+        label = str(names[number]) if number < len(names) and names[number] else kind
+        reading.outputs.append((label, kind))
+        outputs.append({"name": label, "type": kind})
+    is_output = bool(getattr(node, "OUTPUT_NODE", False))
+    changes = hasattr(node, "IS_CHANGED") or hasattr(node, "fingerprint_inputs")
+    doc = text_of(getattr(node, "DESCRIPTION", "")).strip()
+    described = {
+        "class": key,
+        "display_name": text_of(title or key),
+        "doc": doc or "%s; a node in Python, of the pack %s." % (text_of(title or key), pack),
+        "category": text_of(getattr(node, "CATEGORY", "") or pack),
+        "inputs": inputs,
+        "outputs": outputs,
+        # IS_CHANGED can say that the same inputs may give something else: so they may.
+        "pure": not changes,
+        "output_node": is_output,
+        "hidden": sorted(set(reading.hidden.values())),
+    }
+    return described, reading
+
+
+def type_of(what):
+    """A type's name. Packs make texts that compare as they like, so it is read as what it is."""
+    if isinstance(what, (list, tuple)):
+        return "COMBO"
+    if not isinstance(what, str):
+        raise LeftOut("a type of it is %s, and no text" % type(what).__name__)
+    name = str.__str__(what)
+    return str("".join(name)) or "*"
+
+
+def read_input(name, what, optional, reading):
+    what = tuple(what) if isinstance(what, (tuple, list)) else (what,)
+    if not what:
+        raise LeftOut("its input %s has no type" % name)
+    refuse_missing(what[0])
+    options = what[1] if len(what) > 1 and isinstance(what[1], dict) else {}
+    kind = type_of(what[0])
+    if kind in OBJECTS:
+        if optional:
+            return None  # it is never there
+        raise LeftOut("its input %s is a %s, which only ComfyUI's own Python can use" % (name, kind))
+    if kind not in WIDGETS and "," in kind and WIDGETS & set(part.strip() for part in kind.split(",")):
+        # A socket, whatever else it may be.
+        pass
+    if name in reading.inputs:
+        raise LeftOut("its input %s stands twice" % name)
+    described = {"name": name, "type": kind}
+    if optional:
+        described["optional"] = True
+    tooltip = options.get("tooltip")
+    if isinstance(tooltip, str):
+        described["doc"] = text_of(tooltip)
+    default = options.get("default")
+    refuse_missing(default)
+    if kind == "INT":
+        read_int(name, described, options, default, reading)
+    elif kind == "FLOAT":
+        read_float(described, options, default)
+    elif kind == "STRING":
+        if default is not None and not options.get("forceInput"):
+            described["default"] = text_of(default if isinstance(default, str) else str(default))
+        if options.get("multiline"):
+            described["multiline"] = True
+    elif kind == "BOOLEAN":
+        if default is not None:
+            described["default"] = bool(default)
+    elif kind == "COMBO":
+        listed = what[0] if isinstance(what[0], (list, tuple)) else options.get("options", ())
+        read_combo(name, described, list(listed), default, reading)
+    reading.inputs[name] = kind
+    return described
+
+
+def refuse_missing(value):
+    reason = getattr(type(value), "is_missing_part_of_comfyui", None)
+    if reason:
+        raise LeftOut("it wants %s, which only ComfyUI has" % value.path)
+
+
+def read_int(name, described, options, default, reading):
+    def whole(value):
+        return int(value) if isinstance(value, (int, float)) and value == value and abs(value) < 2**70 else None
+
+    least, most, step = whole(options.get("min")), whole(options.get("max")), whole(options.get("step"))
+    default = whole(default)
+    if most is not None and most > HIGHEST:
+        most, least = min(most, ALL_BITS), max(least or 0, 0)
+        reading.unsigned.add(name)
+    least = None if least is None else max(least, LOWEST)
+    most = None if most is None else max(most, LOWEST)
+    if least is not None and most is not None and least > most:
+        least, most = most, least
+    if default is not None:
+        # Many a pack has a default outside of its own range; the editor shows it as the bound.
+        default = max(default, LOWEST if least is None else least)
+        default = min(default, HIGHEST if most is None else most)
+    for key, value in (("min", least), ("max", most), ("default", default)):
+        if value is not None:
+            described[key] = value
+    if step is not None and 0 < step <= HIGHEST:
+        described["step"] = step
+    if name in ("seed", "noise_seed") or options.get("control_after_generate"):
+        described["role"] = "seed"
+
+
+def read_float(described, options, default):
+    def number(value):
+        is_number = isinstance(value, (int, float)) and value == value and abs(value) != float("inf")
+        return float(value) if is_number else None
+
+    least, most, step = number(options.get("min")), number(options.get("max")), number(options.get("step"))
+    default = number(default)
+    if least is not None and most is not None and least > most:
+        least, most = most, least
+    if default is not None:
+        default = default if least is None else max(default, least)
+        default = default if most is None else min(default, most)
+    for key, value in (("min", least), ("max", most), ("default", default)):
+        if value is not None:
+            described[key] = value
+    if step is not None and step > 0:
+        described["step"] = step
+
+
+def read_combo(name, described, listed, default, reading):
+    choices = {}
+    for choice in listed[:MOST_CHOICES]:
+        refuse_missing(choice)
+        choices.setdefault(text_of(choice if isinstance(choice, str) else str(choice)), choice)
+    if not choices:
+        # A list of files may be empty today. The class is there all the same, and fails when it runs.
+        choices[""] = ""
+    described["choices"] = list(choices)
+    if default is not None:
+        default = text_of(default if isinstance(default, str) else str(default))
+        if default in choices:
+            described["default"] = default
+    reading.choices[name] = choices
+
+
+def text_of(text):
+    """As UTF-8 can have it."""
+    return str(text).encode("utf-8", "replace").decode("utf-8")
+
+
+def first_line(error):
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return text_of(lines[0])[:500] if lines else ""
