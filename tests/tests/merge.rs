@@ -258,6 +258,57 @@ fn what_is_saved_draws_what_was_merged() {
 }
 
 #[test]
+fn a_vocabulary_of_a_folders_own_goes_with_the_file() {
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::create_dir_all(folder.path().join("models")).expect("a folder");
+    let mut workflow =
+        json!({"c": node("CheckpointLoaderSimple", json!({"ckpt_name": "tiny/sd"}))});
+    let parts = || [json!(["c", 0]), json!(["c", 1]), json!(["c", 2])];
+    draw(&mut workflow, "before", parts());
+    workflow["all"] = node(
+        "CheckpointSave",
+        json!({"model": ["c", 0], "clip": ["c", 1], "vae": ["c", 2], "filename_prefix": "all"}),
+    );
+    workflow["text"] = node("CLIPSave", json!({"clip": ["c", 1], "filename_prefix": "text"}));
+    run(folder.path(), &workflow, 0);
+    let to = folder.path().join("models/checkpoints");
+    fs::create_dir_all(&to).expect("a folder");
+    fs::copy(folder.path().join("out/all_00001_.safetensors"), to.join("all.safetensors")).unwrap();
+    let to = folder.path().join("models/text_encoders");
+    fs::create_dir_all(&to).expect("a folder");
+    let text = fs::read_dir(folder.path().join("out")).unwrap().flatten().map(|file| file.path());
+    let text = text.into_iter().find(|path| {
+        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("text"))
+    });
+    fs::copy(text.expect("a text encoder"), to.join("text.safetensors")).unwrap();
+    let mut again = json!({
+        "c": node("CheckpointLoaderSimple", json!({"ckpt_name": "all.safetensors"})),
+        "t": node("CLIPLoader", json!({"clip_name": "text.safetensors", "type": "stable_diffusion"}))});
+    draw(&mut again, "after", parts());
+    draw(&mut again, "text", [json!(["c", 0]), json!(["t", 0]), json!(["c", 2])]);
+    run(folder.path(), &again, 0);
+    for name in ["after", "text"] {
+        assert!(picture(folder.path(), name) == picture(folder.path(), "before"), "{name}");
+    }
+    // A header that says nonsense of it is a sentence.
+    let path = folder.path().join("models/checkpoints/all.safetensors");
+    let tensors = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
+    for said in [r#"{"tokenizer": {"tokenizer.json": {}}}"#, r#"{"tokenizer": 3}"#] {
+        let mut header = metadata(&path);
+        let mut config: Value = serde_json::from_str(&header["kosmograph.config"]).unwrap();
+        let nonsense: Value = serde_json::from_str(said).unwrap();
+        config["tokenizer"] = nonsense["tokenizer"].clone();
+        header.insert("kosmograph.config".to_owned(), config.to_string());
+        let broken = folder.path().join("models/checkpoints/broken.safetensors");
+        safetensors::serialize_to_file(&tensors, Some(header), &broken).unwrap();
+        let mut workflow = again.clone();
+        workflow["c"]["inputs"]["ckpt_name"] = json!("broken.safetensors");
+        let told = run(folder.path(), &workflow, 3);
+        assert!(told.stderr().contains("kosmograph.config in the header"), "{}", told.stderr());
+    }
+}
+
+#[test]
 fn what_cannot_be_merged_or_saved_is_a_sentence() {
     let folder = folder();
     let save = |model: Value| json!({"model": model, "filename_prefix": "../../escaped"});

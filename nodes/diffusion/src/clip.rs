@@ -338,11 +338,15 @@ impl interface::Describe for ClipModel {
         let encoders: Vec<_> = self.encoders.iter().map(|encoder| encoder.name).collect();
         let bytes: usize = self.encoders.iter().map(|encoder| encoder.text.bytes()).sum();
         let width: usize = self.encoders.iter().map(|encoder| encoder.config.hidden_size).sum();
-        let unsaid = self.encoders.iter().filter_map(|encoder| {
-            let part = if encoder.name == "g" { "text_encoder_2" } else { "text_encoder" };
-            Some((part.to_owned(), encoder.config.unsaid()?))
-        });
-        let unsaid: serde_json::Map<String, serde_json::Value> = unsaid.collect();
+        let mut unsaid = serde_json::Map::new();
+        for encoder in &self.encoders {
+            let end = if encoder.name == "g" { "_2" } else { "" };
+            let config = encoder.config.unsaid();
+            unsaid.extend(config.map(|config| (format!("text_encoder{end}"), config)));
+            // Whoever cannot say it is told of by whoever reads the file.
+            let tokenizer = encoder.tokenizer.unsaid().ok().flatten();
+            unsaid.extend(tokenizer.map(|said| (format!("tokenizer{end}"), said)));
+        }
         let mut described = json!({
             "family": "clip",
             "encoders": encoders,

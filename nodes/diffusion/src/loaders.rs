@@ -57,7 +57,7 @@ impl Node for DiffusersLoader {
 
 /// All parts of a checkpoint. A U-Net it must have; a CLIP or VAE that it lacks, or that cannot be opened,
 /// is told by the node that uses it.
-fn load_all(cx: &Context, path: &Path) -> Result<(Model, Clip, Vae)> {
+pub fn load_all(cx: &Context, path: &Path) -> Result<(Model, Clip, Vae)> {
     let checkpoint = Checkpoint::open(path, &device(&cx.device())?)?;
     let model = unet(&checkpoint, None)?;
     let missing = |part: &str, error: Error, loader: &str| {
@@ -283,7 +283,7 @@ pub(crate) fn clip(checkpoint: &Checkpoint) -> Result<Clip> {
 fn encoders(checkpoint: &Checkpoint) -> Result<Vec<Part>> {
     let part = |encoder: TextEncoder| {
         let tokenizer = match &encoder.tokenizer {
-            Some(folder) => ClipTokenizer::read(folder)?,
+            Some(tokenizer) => tokenizer.read()?,
             None => ClipTokenizer::clip()?,
         };
         Ok((encoder.config, tokenizer, encoder.weights))

@@ -111,8 +111,8 @@ impl<'a> Diffusion<'a> {
         };
         let TextEncoder { config: clip_config, weights: clip_weights, tokenizer } = encoder;
         let tokenizer = match tokenizer {
-            Some(folder) => ClipTokenizer::read(&folder),
-            None => ClipTokenizer::clip(),
+            Some(tokenizer) => tokenizer.read(),
+            None => ClipTokenizer::clip().map_err(Into::into),
         };
         let tokenizer = tokenizer.map_err(|error| Error::Config(error.to_string()))?;
         let (clip, mut clip_tensors) =

@@ -146,8 +146,8 @@ impl<'a> Kosmos<'a> {
             )));
         };
         let clip_tokenizer = match &encoder.tokenizer {
-            Some(folder) => ClipTokenizer::read(folder),
-            None => ClipTokenizer::clip(),
+            Some(tokenizer) => tokenizer.read(),
+            None => ClipTokenizer::clip().map_err(Into::into),
         };
         let clip_tokenizer = clip_tokenizer.map_err(|error| Error::Config(error.to_string()))?;
         let artist = match config.samples.is_some() && is_align {

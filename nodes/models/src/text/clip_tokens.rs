@@ -31,6 +31,9 @@ const WORD_END: &str = "</w>";
 /// How many tokens a row has, specials included, where a folder says nothing else.
 pub const CONTEXT_LENGTH: usize = 77;
 
+/// How many tokens CLIP's own vocabulary has.
+const VOCABULARY: usize = 49_408;
+
 static MERGES: &[u8] = include_bytes!("../../data/clip_merges.txt.gz");
 
 /// Why a tokenizer could not be read, or a text not be tokenized.
@@ -206,6 +209,44 @@ impl ClipTokenizer {
     /// The same, filling rows with `pad` where its folder says nothing else: SDXL's larger encoder was trained with 0.
     pub fn or_pad(self, pad: u32) -> ClipTokenizer {
         ClipTokenizer { pad: self.pad.or(Some(pad)), ..self }
+    }
+
+    /// What a file must say of it whose weights alone would be read with CLIP's own vocabulary: `tokenizer.json` and, where
+    /// something says it, what fills a row. `None` where it has as many tokens as that one: then it is taken to be that.
+    ///
+    /// # Errors
+    /// It cannot be written as JSON.
+    pub fn unsaid(&self) -> Result<Option<serde_json::Value>, ClipTokensError> {
+        if self.vocab_size == VOCABULARY {
+            return Ok(None);
+        }
+        let malformed = |reason: String| ClipTokensError::Malformed { path: "it".into(), reason };
+        let whole =
+            self.tokenizer.to_string(false).map_err(|error| malformed(error.to_string()))?;
+        let whole: serde_json::Value =
+            serde_json::from_str(&whole).map_err(|error| malformed(error.to_string()))?;
+        Ok(Some(serde_json::json!({"tokenizer.json": whole, "pad": self.pad})))
+    }
+
+    /// The tokenizer that a file says in its header, as [`ClipTokenizer::unsaid`] has it.
+    ///
+    /// # Errors
+    /// It is none; `name` is where it stands.
+    pub fn of_header(
+        said: &serde_json::Value,
+        name: &str,
+    ) -> Result<ClipTokenizer, ClipTokensError> {
+        let malformed = |reason: String| ClipTokensError::Malformed { path: name.into(), reason };
+        let parsed = said["tokenizer.json"].to_string().parse();
+        let parsed = parsed.map_err(|error: tokenizers::Error| malformed(error.to_string()))?;
+        let mut tokenizer = ClipTokenizer::from_tokenizer(parsed, name)?;
+        if !said["pad"].is_null() {
+            let pad = said["pad"].as_u64().and_then(|pad| u32::try_from(pad).ok());
+            let pad = pad.filter(|&pad| (pad as usize) < tokenizer.vocab_size);
+            let wrong = || malformed(format!("its pad {} is not in the vocabulary", said["pad"]));
+            tokenizer.pad = Some(pad.ok_or_else(wrong)?);
+        }
+        Ok(tokenizer)
     }
 
     /// `<|startoftext|>`.

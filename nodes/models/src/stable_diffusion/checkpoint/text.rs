@@ -6,14 +6,34 @@ use super::{Checkpoint, deserialized, family, infer, json_of, open_clip};
 use crate::clip::text::ClipTextConfig;
 use crate::error::{Error, Result};
 use crate::files::weights::{Part, Weights};
+use crate::text::clip_tokens::ClipTokenizer;
 
 /// A CLIP text encoder of a checkpoint.
 pub struct TextEncoder {
     pub config: ClipTextConfig,
     /// Under transformers' names.
     pub weights: Weights,
-    /// The folder of its tokenizer, if the checkpoint brings one.
-    pub tokenizer: Option<PathBuf>,
+    /// Its tokenizer, if the checkpoint brings one.
+    pub tokenizer: Option<Tokenizer>,
+}
+
+/// Where a text encoder's tokenizer is.
+pub enum Tokenizer {
+    /// In a folder.
+    Folder(PathBuf),
+    /// In the header of a file: what [`ClipTokenizer::of_header`] reads, and a name for it.
+    Header(serde_json::Value, String),
+}
+
+impl Tokenizer {
+    /// # Errors
+    /// What is there is no tokenizer.
+    pub fn read(&self) -> Result<ClipTokenizer> {
+        Ok(match self {
+            Self::Folder(folder) => ClipTokenizer::read(folder)?,
+            Self::Header(said, name) => ClipTokenizer::of_header(said, name)?,
+        })
+    }
 }
 
 const WHAT: &str = "a CLIP text encoder";
@@ -66,6 +86,7 @@ impl Checkpoint {
             let inside = self.path.join(tokenizer);
             let beside = self.path.with_file_name(tokenizer);
             let tokenizer = [inside, beside].into_iter().find(|folder| folder.is_dir());
+            let tokenizer = tokenizer.map(Tokenizer::Folder);
             encoders.push(TextEncoder { config, weights, tokenizer });
         }
         Ok(encoders)
@@ -93,7 +114,13 @@ impl Checkpoint {
         let inferred = infer::clip_text(&weights, part)?;
         let mut config: ClipTextConfig = deserialized(inferred, &self.shapes())?;
         config.text_projection = projection;
-        Ok(TextEncoder { config, weights, tokenizer: None })
+        let part = if part == "text_encoder_2" { "tokenizer_2" } else { "tokenizer" };
+        let said = infer::with_header(serde_json::json!({}), &weights, part)?;
+        let tokenizer = said.get("tokenizer.json").is_some().then(|| {
+            let name = format!("kosmograph.config in the header of {}", weights.origin());
+            Tokenizer::Header(said, name)
+        });
+        Ok(TextEncoder { config, weights, tokenizer })
     }
 }
 
