@@ -320,6 +320,7 @@ struct kg_object {
  *     in   x TENSOR [B,C,H,W]
  *          sigma FLOAT
  *          side TEXT, "positive" or "negative"
+ *          conditioning? LIST of ANY, a CONDITIONING, to be asked as that side in the place of its own
  *          patches? LIST of MAP {kind TEXT, patch OBJECT PATCH, blocks? LIST of TEXT, start? FLOAT, end? FLOAT,
  *              wants_unconditional? BOOL}, put on the model for this once, as by "patch/1"
  *     out  denoised TENSOR [B,C,H,W]
@@ -515,6 +516,7 @@ struct kg_object {
  * of an area without mask, by a ramp over 8 latent pixels. Where none reaches, the picture is taken to be 0.
  *   "control"        LIST of CONTROL, which act together
  *   "control_covers_negative"   BOOL: entries of the negative that have no control take these
+ *   "control_context" TENSOR f32 [1,T,D], what the controls read in the place of "context"
  *   "strength"       FLOAT, 1 when absent
  *   "area"           LIST of height, width, y, x: INT in latent pixels, or FLOAT in 0..1 of the picture
  *   "mask"           TENSOR f32 [B,H,W] of any size; "mask_strength" FLOAT, 1 when absent

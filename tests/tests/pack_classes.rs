@@ -273,3 +273,52 @@ fn tiles_and_seams_are_drawn_where_they_lie() {
     assert!(bands.0 > 0 && bands.0 < linear.0 && halves.0 > bands.0, "{seen:?}");
     assert!(crossings.0 >= halves.0, "{seen:?}");
 }
+
+#[test]
+fn a_configuration_says_the_layer_of_the_text() {
+    let folder = tempfile::tempdir().unwrap();
+    let texts = |loader: &str, clip: &str| {
+        let text = |text: &str| {
+            node("CLIPTextEncode", json!({"text": text, "clip": [clip, u64::from(clip == loader)]}))
+        };
+        (text("a green monster"), text("snow"))
+    };
+    let mut workflow = json!({
+        "plain": node("CheckpointLoaderSimple", json!({"ckpt_name": "tiny/sd"})),
+        "skip": node("CLIPSetLastLayer", json!({"clip": ["plain", 1], "stop_at_clip_layer": -2})),
+        "config": node("CheckpointLoader", json!({"ckpt_name": "tiny/sd", "config_name": "v1-inference_clip_skip_2.yaml"})),
+        "empty": node("EmptyLatentImage", json!({"width": 64, "height": 64, "batch_size": 1}))});
+    for (name, loader, clip) in [
+        ("skipped", "plain", "skip"),
+        ("configured", "config", "config"),
+        ("plainly", "plain", "plain"),
+    ] {
+        let (positive, negative) = texts(loader, clip);
+        let id = |part: &str| format!("{name}-{part}");
+        workflow[id("positive")] = positive;
+        workflow[id("negative")] = negative;
+        workflow[id("sample")] = node(
+            "KSampler",
+            sampling(json!({"model": [loader, 0], "positive": [id("positive"), 0],
+                "negative": [id("negative"), 0], "latent_image": ["empty", 0]})),
+        );
+        workflow[id("decode")] =
+            node("VAEDecode", json!({"samples": [id("sample"), 0], "vae": [loader, 2]}));
+        workflow[id("save")] = save((&id("decode"), 0), name);
+    }
+    let picture = draw(folder.path(), &workflow);
+    assert_eq!(picture("skipped"), picture("configured"));
+    assert_ne!(picture("plainly"), picture("configured"));
+    for (config, part) in [
+        ("v2-inference.yaml", "Stable Diffusion 2"),
+        ("v1-inpainting-inference.yaml", "not for inpainting"),
+        ("mine.yaml", "v1-inference.yaml"),
+    ] {
+        let mut other = workflow.clone();
+        other["config"]["inputs"]["config_name"] = config.into();
+        let run = Run::new("run").with_plugins().arg("-").stdin(other.to_string());
+        let run = run.folder(folder.path()).arg("--models").arg(repository().join("models"));
+        let told = run.arg("--out").arg(folder.path().join("other")).run();
+        assert!(told.stderr().contains(part), "{config}: {}", told.stderr());
+    }
+}

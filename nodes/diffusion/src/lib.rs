@@ -7,6 +7,7 @@
 mod basic_pipe;
 mod check;
 mod check_families;
+mod checkpoint_config;
 mod clip;
 mod clip_vision;
 mod conditioning;
@@ -66,6 +67,7 @@ mod vae;
 mod weights;
 
 use basic_pipe::{EditBasicPipe, FromBasicPipe, FromBasicPipeV2, ToBasicPipe};
+use checkpoint_config::CheckpointLoader;
 use clip_vision::{CLIPVisionEncode, CLIPVisionLoader};
 use conditioning::{
     ConditioningAverage, ConditioningCombine, ConditioningConcat, ConditioningZeroOut,
@@ -127,7 +129,7 @@ use model_sampling::{
 };
 use patches::{
     APG, EpsilonScaling, FreSca, FreeU, FreeU_V2, HyperTile, LatentApplyOperationCFG, Mahiro,
-    PatchModelAddDownscale, PerturbedAttentionGuidance, SelfAttentionGuidance, TCFG,
+    PatchModelAddDownscale, PerpNeg, PerturbedAttentionGuidance, SelfAttentionGuidance, TCFG,
     TomePatchModel,
 };
 use picture_sets::{LoadImageSetFromFolderNode, LoadImageTextSetFromFolderNode};
@@ -141,7 +143,7 @@ use sigmas::{
     PolyexponentialScheduler, SDTurboScheduler, SamplingPercentToSigma, SetFirstSigma, SplitSigmas,
     SplitSigmasDenoise, VPScheduler,
 };
-use text::{CLIPSetLastLayer, CLIPTextEncode};
+use text::{CLIPSetLastLayer, CLIPTextEncode, CLIPTextEncodeControlnet};
 use text_sdxl::{CLIPTextEncodeSDXL, CLIPTextEncodeSDXLRefiner};
 use tiled_redraw::{UltimateSDUpscale, UltimateSDUpscaleNoUpscale};
 use unclip::UnclipConditioning;
@@ -159,6 +161,7 @@ node::library![
     UltimateSDUpscale,
     UltimateSDUpscaleNoUpscale,
     CheckpointLoaderSimple,
+    CheckpointLoader,
     DiffusersLoader,
     UNETLoader,
     UnetLoaderGGUF,
@@ -178,6 +181,7 @@ node::library![
     CLIPVisionLoader,
     CLIPVisionEncode,
     CLIPTextEncode,
+    CLIPTextEncodeControlnet,
     CLIPTextEncodeSDXL,
     CLIPTextEncodeSDXLRefiner,
     CLIPSetLastLayer,
@@ -261,6 +265,7 @@ node::library![
     CFGGuider,
     DualCFGGuider,
     PerpNegGuider,
+    PerpNeg,
     SamplerCustom,
     SamplerCustomAdvanced,
     FreeU,

@@ -23,6 +23,29 @@ impl Node for CLIPTextEncode {
     }
 }
 
+/// Gives the ControlNets of a conditioning a text of their own: they read it in the place of the picture's.
+#[derive(Inputs)]
+#[node(category = "_for_testing/conditioning")]
+pub struct CLIPTextEncodeControlnet {
+    /// The text encoder.
+    clip: Clip,
+    /// What steers the denoiser, with ControlNets or before they are applied.
+    conditioning: Conditioning,
+    /// What the ControlNets read.
+    #[widget(multiline, default = "", mentions = "embeddings")]
+    text: String,
+}
+
+impl Node for CLIPTextEncodeControlnet {
+    outputs![CONDITIONING: Conditioning];
+
+    fn run(self, cx: &Context) -> Result<Conditioning> {
+        let (context, _) = self.clip.0.encode_text(cx, &self.text)?;
+        let context = context.into_value();
+        Ok(self.conditioning.map_entries(|entry| entry.with("control_context", context.clone())))
+    }
+}
+
 /// Takes the text's encoding from an earlier layer of CLIP than the last: "clip skip".
 #[derive(Inputs)]
 #[node(category = "conditioning")]

@@ -52,6 +52,8 @@ pub enum Weight {
 pub struct Entry {
     /// [1 or B, T, D].
     pub context: Candle,
+    /// What its controls read instead, [1 or B, T, D].
+    pub control_context: Option<Candle>,
     /// What models of SDXL's family take beside it.
     pub vector: Option<Vector>,
     /// Nothing: the whole picture.
@@ -69,9 +71,10 @@ pub struct Entry {
 }
 
 /// What entries are made ready for.
-pub struct Frame<'a> {
-    pub device: &'a Device,
-    pub schedule: &'a Schedule,
+#[derive(Clone)]
+pub struct Frame {
+    pub device: Device,
+    pub schedule: Schedule,
     /// [B, C, H, W] of the latents.
     pub dims: (usize, usize, usize, usize),
     /// The context's width that the model wants, where it says so.
@@ -80,7 +83,7 @@ pub struct Frame<'a> {
     pub vector: Option<(usize, usize)>,
     /// At what scale the network takes a further latent, where that is known.
     pub concat_scale: Option<f64>,
-    pub extra: &'a Extra,
+    pub extra: Extra,
     /// Of the noise that the sampling begins with, which the noise of pictures follows.
     pub seed: u64,
 }
@@ -110,7 +113,7 @@ pub struct Given<'a> {
 
 /// The entries of all sides of guidance; the first is the positive.
 pub fn all_sides(
-    frame: &Frame<'_>,
+    frame: &Frame,
     given: &[Given<'_>],
     controls: &mut Controls,
     groundings: &mut Groundings,
@@ -149,7 +152,8 @@ fn add_missing_areas(side: &mut Vec<Entry>, other: &[Entry]) {
         }
         let (context, extra) = (smallest.context.clone(), smallest.extra.clone());
         let vector = smallest.vector.clone();
-        side.push(Entry { context, vector, extra, ..theirs.clone() });
+        let control_context = smallest.control_context.clone();
+        side.push(Entry { context, control_context, vector, extra, ..theirs.clone() });
     }
 }
 
@@ -184,7 +188,7 @@ fn ground_negative(positive: &[Entry], negative: &mut [Entry]) {
     }
 }
 
-impl Frame<'_> {
+impl Frame {
     fn entry(
         &self,
         entry: &Value,
@@ -220,20 +224,21 @@ impl Frame<'_> {
         };
         Ok(Entry {
             context: self.context(entry)?,
+            control_context: self.control_context(entry)?,
             vector: self.vector(entry, side)?,
             area,
             weight,
-            range: Range::new(self.schedule, number("start", 0.0), number("end", 1.0)),
-            controls: controls.of_entry(entry, self.schedule)?,
+            range: Range::new(&self.schedule, number("start", 0.0), number("end", 1.0)),
+            controls: controls.of_entry(entry, &self.schedule)?,
             covers_negative: flag("control_covers_negative"),
-            extra: self.extra.channels(entry, self.dims, self.concat_scale, self.device)?,
+            extra: self.extra.channels(entry, self.dims, self.concat_scale, &self.device)?,
             grounding: groundings.of_entry(entry),
         })
     }
 
     fn context(&self, entry: &Value) -> Result<Candle> {
         let tensor = Conditioning(Value::list(vec![entry.clone()])).contexts()?.remove(0);
-        let context = import(&tensor, self.device)?;
+        let context = import(&tensor, &self.device)?;
         let (_, _, width) = context.dims3()?;
         match self.context_width {
             Some(wanted) if wanted != width => Err(Error::new(format!(
@@ -244,14 +249,37 @@ impl Frame<'_> {
         }
     }
 
+    fn control_context(&self, entry: &Value) -> Result<Option<Candle>> {
+        let Some(tensor) = entry.get("control_context").and_then(|context| context.as_tensor())
+        else {
+            return Ok(None);
+        };
+        Ok(Some(rows_for(&import(&tensor, &self.device)?, self.dims.0)?))
+    }
+
+    /// The entries of a conditioning that is asked for beside the sides, as a negative.
+    ///
+    /// # Errors
+    /// As for [`all_sides`].
+    pub fn beside(
+        &self,
+        conditioning: &Conditioning,
+        controls: &mut Controls,
+        groundings: &mut Groundings,
+    ) -> Result<Vec<Entry>> {
+        let entries = conditioning.entries();
+        let entries = entries.iter();
+        entries.map(|entry| self.entry(entry, Side::Negative, controls, groundings)).collect()
+    }
+
     /// The pooled vector, and the sizes that the entry says; those that it does not say are the latents'.
     fn vector(&self, entry: &Value, side: Side) -> Result<Option<Vector>> {
         let Some((width, count)) = self.vector else { return Ok(None) };
         // Pictures take the place of the text's vector.
-        let of_pictures = unclip::pooled(entry, width, self.seed, self.device)?;
+        let of_pictures = unclip::pooled(entry, width, self.seed, &self.device)?;
         let of_text = || {
             let pooled = entry.get("pooled").and_then(|pooled| pooled.as_tensor())?;
-            Some(import(&pooled, self.device))
+            Some(import(&pooled, &self.device))
         };
         let Some(pooled) = of_pictures.map(Ok).or_else(of_text).transpose()? else {
             return Err(Error::new(
@@ -289,14 +317,14 @@ impl Frame<'_> {
             )));
         }
         let sizes: Vec<f32> = sizes.into_iter().map(|size| size as f32).collect();
-        let sizes = Candle::from_vec(sizes, (1, count), self.device)?;
+        let sizes = Candle::from_vec(sizes, (1, count), &self.device)?;
         Ok(Some(Vector { pooled, sizes }))
     }
 
     /// A mask [b, H, W] of any size as [1 or B, 1, H, W] of the latents' size.
     fn mask(&self, mask: &Mask) -> Result<Candle> {
         let (batch, _, height, width) = self.dims;
-        let mask = import(&mask.0, self.device)?.unsqueeze(1)?;
+        let mask = import(&mask.0, &self.device)?.unsqueeze(1)?;
         Ok(rows_for(&bilinear(&mask, height, width)?, batch)?)
     }
 
@@ -356,7 +384,7 @@ impl Frame<'_> {
         let weights: Vec<f32> =
             rows.iter().flat_map(|y| columns.iter().map(move |x| strength * y * x)).collect();
         let shape = (1, 1, area.height, area.width);
-        Ok(Weight::Each(Candle::from_vec(weights, shape, self.device)?))
+        Ok(Weight::Each(Candle::from_vec(weights, shape, &self.device)?))
     }
 }
 

@@ -13,6 +13,7 @@ use super::resize::{bilinear_middle, spread_rows};
 const GREY: [f32; 4] = [0.8223, -0.6876, 0.6364, 0.1380];
 
 /// Where the further channels come from when a conditioning does not bring them.
+#[derive(Clone)]
 pub enum Extra {
     /// The network takes the latents alone.
     None,

@@ -61,6 +61,8 @@ struct Shared {
     /// The positive's entries, the negative's, and those of what a rule has beside them.
     sides: Vec<Vec<Entry>>,
     controls: Controls,
+    /// What further entries are made ready for.
+    frame: Frame,
 }
 
 /// A denoiser with all that steers it.
@@ -103,10 +105,15 @@ impl Part<'_> {
     fn goes_with(&self, other: &Part<'_>) -> bool {
         let size = |area: Option<Area>| area.map(|area| (area.height, area.width));
         let extra = |entry: &Entry| entry.extra.is_some();
+        let of_controls = |entry: &Entry| {
+            let context = entry.control_context.as_ref();
+            context.map(|context| context.dims()[1..].to_vec())
+        };
         self.entry.context.dims()[1..] == other.entry.context.dims()[1..]
             && size(self.entry.area) == size(other.entry.area)
             && self.controls == other.controls
             && extra(self.entry) == extra(other.entry)
+            && of_controls(self.entry) == of_controls(other.entry)
             && self.entry.grounding == other.entry.grounding
             && self.entry.vector.is_some() == other.entry.vector.is_some()
     }
@@ -133,13 +140,13 @@ impl Guided {
         let extra = Extra::of_channels(in_channels, latents, mask)?;
         let schedule = &described.schedule;
         let frame = Frame {
-            device: latents.device(),
-            schedule,
+            device: latents.device().clone(),
+            schedule: schedule.clone(),
             dims,
             context_width: described.context_width,
             vector: described.vector,
             concat_scale: extra.scale(schedule, described.scaling_factor),
-            extra: &extra,
+            extra,
             seed,
         };
         let mut controls = Controls::new(dims.0);
@@ -155,7 +162,7 @@ impl Guided {
             let range = Range::new(schedule, patch.start, patch.end);
             (patch, range)
         };
-        let shared = Arc::new(Shared { schedule: schedule.clone(), sides, controls });
+        let shared = Arc::new(Shared { schedule: schedule.clone(), sides, controls, frame });
         let understands = described.understands.clone();
         Ok(Self {
             conditioned: Conditioned {
@@ -349,7 +356,7 @@ impl interface::AskSides for Conditioned {
         cx: &Context<'_>,
         x: &Tensor,
         sigma: f64,
-        side: &str,
+        (side, conditioning): (&str, Option<Conditioning>),
         patches: Vec<Patch>,
     ) -> Result<Tensor> {
         let side = match side {
@@ -364,10 +371,14 @@ impl interface::AskSides for Conditioned {
         };
         let x = import(x, &device(&cx.device())?)?;
         let mut asked = self.clone();
+        if let Some(conditioning) = &conditioning {
+            let other = self.of(cx, conditioning, side);
+            asked = other.map_err(|error| error.of_input("conditioning"))?;
+        }
         if !patches.is_empty() {
             asked.model = self.model.with_patches(cx, patches.clone())?;
             let grounded =
-                self.grounded.iter().map(|model| model.with_patches(cx, patches.clone()));
+                asked.grounded.iter().map(|model| model.with_patches(cx, patches.clone()));
             asked.grounded = grounded.collect::<Result<_>>()?;
             asked.understands = Described::of(cx, &asked.model, "model")?.understands;
         }
@@ -383,6 +394,23 @@ impl interface::AskSides for Conditioned {
 }
 
 impl Conditioned {
+    /// The same with this conditioning as its `side`, the only one.
+    fn of(&self, cx: &Context<'_>, conditioning: &Conditioning, side: usize) -> Result<Self> {
+        let frame = self.shared.frame.clone();
+        let mut controls = Controls::new(frame.dims.0);
+        let mut groundings = Groundings::default();
+        let entries = frame.beside(conditioning, &mut controls, &mut groundings)?;
+        let mut sides = vec![Vec::new(); side];
+        sides.push(entries);
+        let schedule = self.shared.schedule.clone();
+        Ok(Self {
+            model: self.model.clone(),
+            grounded: groundings.models(cx, &self.model)?,
+            understands: self.understands.clone(),
+            shared: Arc::new(Shared { schedule, sides, controls, frame }),
+        })
+    }
+
     /// What the network says for each of the sides.
     fn said<const N: usize>(&self, at: &At<'_>, sides: [usize; N]) -> Result<[Candle; N]> {
         let At { cx, x, timestep, sigma } = *at;
@@ -437,6 +465,7 @@ impl Conditioned {
     ) -> Result<Candle> {
         let batch = x.dim(0)?;
         let (mut rows, mut extra, mut contexts) = (Vec::new(), Vec::new(), Vec::new());
+        let mut read_by_controls = Vec::new();
         let (mut pooled, mut sizes) = (Vec::new(), Vec::new());
         for Part { entry, .. } in parts {
             let cut = |tensor: &Candle| match &entry.area {
@@ -445,6 +474,9 @@ impl Conditioned {
             };
             rows.push(cut(x)?);
             contexts.push(repeat(&entry.context, batch)?);
+            let control_context = entry.control_context.as_ref();
+            let own = control_context.map(|context| repeat(context, batch));
+            read_by_controls.extend(own.transpose()?);
             if let Some(vector) = &entry.vector {
                 pooled.push(vector.pooled.repeat((batch, 1))?);
                 sizes.push(vector.sizes.repeat((batch, 1))?);
@@ -456,7 +488,12 @@ impl Conditioned {
         let timesteps = export(&timesteps)?;
         // Parts that go together have the same controls. These see the latents alone.
         let controls = parts.first().map_or(&[][..], |part| &part.controls);
-        let seen = (&rows, &timesteps, &contexts);
+        // And either all have a context of their controls' own, or none has.
+        let read_by_controls = match read_by_controls.is_empty() {
+            true => contexts.clone(),
+            false => export(&Candle::cat(&read_by_controls, 0)?)?,
+        };
+        let seen = (&rows, &timesteps, &read_by_controls);
         let together = |parts: Vec<Candle>| match parts.is_empty() {
             true => Ok(None),
             false => export(&Candle::cat(&parts, 0)?).map(Some),

@@ -21,13 +21,13 @@ pub fn told(
     device: &Device,
 ) -> Result<Vec<Entry>> {
     let frame = Frame {
-        device,
-        schedule: &described.schedule,
+        device: device.clone(),
+        schedule: described.schedule.clone(),
         dims,
         context_width: described.context_width,
         vector: described.vector,
         concat_scale: None,
-        extra: &Extra::None,
+        extra: Extra::None,
         // Nothing is drawn: a picture in the place of a text is told as a guider tells it.
         seed: 0,
     };

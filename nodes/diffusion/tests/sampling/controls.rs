@@ -3,7 +3,7 @@
 use node::Value;
 
 use crate::host::{one, run, samples, tensor};
-use crate::models::{believer, believer_of, pusher};
+use crate::models::{believer, believer_of, pusher, reader, speller};
 use crate::{close, empty, sample, says};
 
 /// A hint whose every number is `level`.
@@ -166,4 +166,29 @@ fn a_hint_for_each_picture() {
     let latent = sample(believer(), positive, says(1.0), empty(3, 2, 2), &more);
     let firsts: Vec<f32> = samples(&latent).chunks(16).map(|item| item[0]).collect();
     close(&firsts, &[1.0, 1.5, 2.0], 1e-4);
+}
+
+#[test]
+fn a_control_may_read_a_text_of_its_own() {
+    let with_reader = |conditioning: Value| {
+        let inputs = [
+            ("conditioning", conditioning),
+            ("control_net", reader()),
+            ("image", hint(0.0)),
+            ("strength", 0.5.into()),
+        ];
+        one("ControlNetApply", &inputs)
+    };
+    // It reads the picture's text: 1 and half of it.
+    close(&[ends_at(with_reader(says(1.0)), says(0.0), 1.0)], &[1.5], 1e-4);
+    let own = |conditioning: Value, text: &str| {
+        let text = ("text", Value::string(text));
+        let inputs = [("clip", speller()), ("conditioning", conditioning), text];
+        one("CLIPTextEncodeControlnet", &inputs)
+    };
+    // A text of four letters: 1 and two; the order of the two nodes is all one.
+    close(&[ends_at(with_reader(own(says(1.0), "four")), says(0.0), 1.0)], &[3.0], 1e-4);
+    close(&[ends_at(own(with_reader(says(1.0)), "four"), says(0.0), 1.0)], &[3.0], 1e-4);
+    // The negative is covered by the control, and reads its own: 0 + 0 + 3 · (3 - 0).
+    close(&[ends_at(with_reader(own(says(1.0), "four")), says(0.0), 3.0)], &[9.0], 1e-4);
 }

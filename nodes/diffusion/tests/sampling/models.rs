@@ -141,6 +141,27 @@ pub fn gaussian() -> Value {
 /// Its residual is, in every row, strength × the hint's first number (× 10 in guess mode).
 pub struct Pusher;
 
+/// Its residual is, in every row, strength × the first number of the context that it reads.
+pub struct Reader;
+
+impl Export for Reader {
+    const TYPE: &'static str = "CONTROL_NET";
+    const INTERFACES: &'static [InterfaceEntry] = interfaces![Reader: marker::ControlNet];
+}
+
+impl interface::Control for Reader {
+    fn residuals(&self, _cx: &Context, call: &ControlCall) -> Result<Vec<Tensor>> {
+        let (rows, read) = (call.x.shape()[0], call.context.to_f32()?);
+        let each = read.len() / rows;
+        let residual = |row: usize| call.strength as f32 * read[row * each];
+        Ok(vec![Tensor::from_f32(&[rows], (0..rows).map(residual).collect())?])
+    }
+}
+
+pub fn reader() -> Value {
+    Object::new(Reader).into_value()
+}
+
 impl Export for Pusher {
     const TYPE: &'static str = "CONTROL_NET";
     const INTERFACES: &'static [InterfaceEntry] = interfaces![Pusher: marker::ControlNet];
@@ -198,4 +219,23 @@ impl interface::Describe for Reds {
 
 pub fn reds() -> Value {
     Object::new(Reds).into_value()
+}
+
+/// Its context's first number is how many letters a text has.
+pub struct Speller;
+
+impl Export for Speller {
+    const TYPE: &'static str = "CLIP";
+    const INTERFACES: &'static [InterfaceEntry] = interfaces![Speller: marker::TextEncoder];
+}
+
+impl interface::EncodeText for Speller {
+    fn encode_text(&self, _cx: &Context, text: &str) -> Result<(Tensor, Option<Tensor>)> {
+        let count = text.chars().count() as f32;
+        Ok((Tensor::from_f32(&[1, 2, 2], vec![count, 0.0, 0.0, 0.0])?, None))
+    }
+}
+
+pub fn speller() -> Value {
+    Object::new(Speller).into_value()
 }

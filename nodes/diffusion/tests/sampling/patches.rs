@@ -236,3 +236,33 @@ fn what_takes_no_patches_says_so() {
         assert!(error.starts_with("model: "), "{class}: {error}");
     }
 }
+
+#[test]
+fn a_perpendicular_negative_is_that_of_its_guider() {
+    let patched = |scale: f64| {
+        let model = Object::new(Patchable::default()).into_value();
+        let empty = ("empty_conditioning", says(0.1));
+        one("PerpNeg", &[("model", model), empty, ("neg_scale", scale.into())])
+    };
+    let drawn = |model: Value| {
+        let more = [("cfg", Value::from(2.0))];
+        samples(&super::sample(model, says(0.7), says(-0.2), empty(1, 4, 4), &more))
+    };
+    // The negative is the positive's opposite as seen from the empty prompt: nothing of it lies beside.
+    close(&drawn(patched(5.0)), &[0.1 + 2.0 * 0.6; 64], 1e-3);
+    // What an earlier patch made of guidance stays: without PerpNeg it is -0.2 + 2 · 0.9.
+    close(&drawn(Object::new(Patchable::default()).into_value()), &[1.6; 64], 1e-3);
+    let wide = super::says_in(0.1, 3).as_list().unwrap().remove(0);
+    let wide = wide.with("context", super::host::tensor(&[1, 1, 3], vec![0.1; 3]));
+    let model = ("model", Object::new(Patchable::default()).into_value());
+    let odd = one("PerpNeg", &[model, ("empty_conditioning", Value::list(vec![wide]))]);
+    let inputs = [
+        ("model", odd),
+        ("positive", says(0.7)),
+        ("negative", says(-0.2)),
+        ("latent_image", empty(1, 4, 4)),
+        ("steps", 1i64.into()),
+    ];
+    let told = run("KSampler", &inputs).err().unwrap();
+    assert!(told.contains("conditioning is 3 numbers wide"), "{told}");
+}

@@ -2,7 +2,7 @@
 
 use super::{marker, optional, tensor};
 use crate::object::{Arguments, Interface};
-use crate::{Context, Error, Object, Result, Tensor, Value};
+use crate::{Conditioning, Context, Error, Object, Result, Socket, Tensor, Value};
 
 /// A patch of "patch/1": its kind, the PATCH, and where and when it acts.
 #[derive(Clone)]
@@ -210,13 +210,14 @@ pub struct GuidanceCall {
 
 /// "sides/1", offered by SIDES.
 pub trait AskSides {
-    /// x₀ of a side at x, of the model with `patches` put on.
+    /// x₀ of a side at x, of the model with `patches` put on; of `conditioning` in the place of the side's own, where
+    /// there is one.
     fn ask(
         &self,
         cx: &Context<'_>,
         x: &Tensor,
         sigma: f64,
-        side: &str,
+        side: (&str, Option<Conditioning>),
         patches: Vec<Patch>,
     ) -> Result<Tensor>;
 }
@@ -362,7 +363,11 @@ impl<T: AskSides> Interface<T> for marker::Sides {
     fn call(object: &T, cx: &Context<'_>, input: &Arguments<'_>) -> Result<Value> {
         let (x, side) = (input.tensor("x")?, input.text("side")?);
         let patches = patches_of(&input.get("patches"))?;
-        let denoised = object.ask(cx, &x, input.number("sigma")?, &side, patches)?;
+        let conditioning = input.get("conditioning");
+        let conditioning =
+            (!conditioning.is_none()).then(|| Conditioning::from_value(conditioning));
+        let side = (side.as_str(), conditioning.transpose()?);
+        let denoised = object.ask(cx, &x, input.number("sigma")?, side, patches)?;
         Ok(Value::map([("denoised", denoised.into_value())]))
     }
 }
@@ -525,6 +530,23 @@ impl Object {
             ("sigma", sigma.into()),
             ("side", Value::string(side)),
             ("patches", if patches.is_empty() { Value::NONE } else { of_patches(patches) }),
+        ];
+        tensor(&self.call(cx, "sides/1", input)?, "denoised")
+    }
+
+    /// As [`Object::ask_side`], of `conditioning` in the place of the negative's.
+    pub fn ask_instead(
+        &self,
+        cx: &Context<'_>,
+        x: Tensor,
+        sigma: f64,
+        conditioning: &Conditioning,
+    ) -> Result<Tensor> {
+        let input = [
+            ("x", x.into_value()),
+            ("sigma", sigma.into()),
+            ("side", Value::string("negative")),
+            ("conditioning", conditioning.0.clone()),
         ];
         tensor(&self.call(cx, "sides/1", input)?, "denoised")
     }
