@@ -156,6 +156,12 @@ fn wrongs() -> Result<(), Failed> {
         let finished = finished.stderr_contains(sentence).stderr_contains("its pack python_nodes");
         finished.stderr_contains(&format!("({class})"));
     }
+    // None goes on to Python; what is no text is refused by a node of ours.
+    assert_eq!(told(&run("none", &shown("PyNone")).arg("--json").expect_success()), "None");
+    let graph = json!({"1": {"class_type": "PyNone", "inputs": {"text": "hey"}},
+        "2": {"class_type": "SaveImage", "inputs": {"images": ["3", 0], "filename_prefix": ["1", 0]}},
+        "3": {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8}}});
+    run("none_elsewhere", &graph).expect_code(3).stderr_contains("filename_prefix");
     // A child that comes back from the node as well says nothing.
     let finished = run("fork", &shown("PyFork")).arg("--json").expect_success();
     assert_eq!(told(&finished), "'parent'");

@@ -468,10 +468,7 @@ fn read_messages(socket: &UnixStream, to: &SyncSender<Heard>) {
         if fds.len() > MOST_DESCRIPTORS {
             break Some("sent more descriptors than belong to any message".to_owned());
         }
-        loop {
-            let Some(&[a, b, c, d]) = bytes.get(..4).and_then(|head| head.first_chunk()) else {
-                break;
-            };
+        while let Some(&[a, b, c, d]) = bytes.get(..4).and_then(|head| head.first_chunk()) {
             let length = u32::from_le_bytes([a, b, c, d]) as usize;
             if length > LONGEST {
                 let _ = to.send(Heard::End(Some(format!(

@@ -136,7 +136,9 @@ impl Side<'_> {
         memory: &mut [Option<OwnedFd>],
     ) -> Result<Value, String> {
         let value = self.decode_at(sent, type_name, memory, 0)?;
-        if let Some(socket) = table::socket(type_name) {
+        // None is none of its type, and stays in the process: a node of Python may know what it means.
+        let is_kept = sent[0] == "kept";
+        if let Some(socket) = table::socket(type_name).filter(|_| !is_kept) {
             let fits = conform::value(&value, socket.of, &mut Axes::default(), type_name);
             fits.map_err(|misfit| format!("does not fit: {misfit}"))?;
         }

@@ -441,7 +441,42 @@ class Shim:
             def INPUT_TYPES(cls):
                 return {"required": {"images": ("IMAGE",)}, "hidden": {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"}}
 
+        class EmptyLatentImage:
+            @classmethod
+            def INPUT_TYPES(cls):
+                size = ("INT", {"default": 512, "min": 16, "max": module.MAX_RESOLUTION, "step": 8})
+                return {"required": {"width": size, "height": size, "batch_size": ("INT", {"default": 1, "min": 1, "max": 4096})}}
+
+            RETURN_TYPES, FUNCTION, CATEGORY = ("LATENT",), "generate", "latent"
+
+            def generate(self, width, height, batch_size=1):
+                import torch
+
+                return ({"samples": torch.zeros([batch_size, 4, height // 8, width // 8])},)
+
+        class ImageScale:
+            upscale_methods = ["nearest-exact", "bilinear", "area", "bicubic", "lanczos"]
+            crop_methods = ["disabled", "center"]
+
+            @classmethod
+            def INPUT_TYPES(cls):
+                size = ("INT", {"default": 512, "min": 0, "max": module.MAX_RESOLUTION})
+                return {"required": {"image": ("IMAGE",), "upscale_method": (cls.upscale_methods,), "width": size, "height": size,
+                                     "crop": (cls.crop_methods,)}}
+
+            RETURN_TYPES, FUNCTION, CATEGORY = ("IMAGE",), "upscale", "image/upscaling"
+
+            def upscale(self, image, upscale_method, width, height, crop):
+                import comfy.utils
+
+                if not width and not height:
+                    return (image,)
+                high, wide = image.shape[1], image.shape[2]
+                width, height = width or max(1, round(wide * height / high)), height or max(1, round(high * width / wide))
+                return (comfy.utils.common_upscale(image.movedim(-1, 1), width, height, upscale_method, crop).movedim(1, -1),)
+
         module.SaveImage, module.PreviewImage = SaveImage, PreviewImage
+        module.EmptyLatentImage, module.ImageScale = EmptyLatentImage, ImageScale
 
     @staticmethod
     def server(module):
@@ -479,5 +514,10 @@ class Shim:
             def queue_updated(self):
                 pass
 
+        # Packs ask where ComfyUI lies by the file of this class.
+        import folder_paths
+
+        module.__file__ = os.path.join(folder_paths.base_path, "server.py")
+        PromptServer.__module__ = "server"
         PromptServer.instance = PromptServer()
         module.PromptServer = PromptServer

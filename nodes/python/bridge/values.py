@@ -192,6 +192,9 @@ class Values:
     # ---- what goes ----
 
     def encode(self, value, kind, fds):
+        if value is None:
+            # As in ComfyUI: what is not there goes on to whoever takes it, and means something to Python alone.
+            return self.keep(value)
         if kind in ("IMAGE", "MASK", "SIGMAS"):
             return self.tensor(value, kind, fds)
         if kind == "LATENT":
@@ -221,6 +224,9 @@ class Values:
             return self.tensor(value, "IMAGE" if len(value.shape) == 4 and value.shape[3] in (1, 3, 4) else "*", fds)
         if kind == "*" and isinstance(value, dict) and self.arrays.is_tensor(value.get("samples")):
             return self.latent(value, fds)
+        return self.keep(value)
+
+    def keep(self, value):
         number, self.next = self.next, self.next + 1
         self.kept[number] = value
         return ["kept", number]

@@ -1,0 +1,136 @@
+"""One job: what happens in it, and what came of it."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Callable, Iterator
+
+from ._errors import Cancelled, KosmographError, NodeFailed, Refused
+
+if TYPE_CHECKING:
+    import numpy
+    import PIL.Image
+    import torch
+
+
+class Picture:
+    """A file that a job made."""
+
+    def __init__(self, path: str, node: str) -> None:
+        self.path, self.node = Path(path), node
+
+    def pil(self) -> "PIL.Image.Image":
+        """As Pillow has it, read now."""
+        from PIL import Image
+
+        with Image.open(self.path) as image:
+            image.load()
+            return image.copy()
+
+    def numpy(self) -> "numpy.ndarray[Any, Any]":
+        """[H, W, C], bytes."""
+        import numpy
+
+        array = numpy.asarray(self.pil())
+        return array if array.ndim == 3 else array[:, :, None]
+
+    def torch(self) -> "torch.Tensor":
+        """[1, H, W, C], f32 in 0..1: ComfyUI's IMAGE."""
+        import torch
+
+        return torch.from_numpy(self.numpy().astype("float32") / 255.0)[None]
+
+    def _repr_png_(self) -> bytes | None:
+        return self.path.read_bytes() if self.path.suffix == ".png" else None
+
+    def __repr__(self) -> str:
+        return "<Picture %s of node %s>" % (self.path, self.node)
+
+
+class Result:
+    """What a job made."""
+
+    def __init__(self, pictures: list[Picture], outputs: dict[str, list[Any]], seconds: float, executed: int, cached: int) -> None:
+        self.pictures, self.outputs, self.seconds = pictures, outputs, seconds
+        self.executed, self.cached = executed, cached
+
+    def __repr__(self) -> str:
+        return "<Result: %d pictures, %d nodes run, %d cached, %.2f s>" % (len(self.pictures), self.executed, self.cached, self.seconds)
+
+
+class Job:
+    """A job that was submitted. Its events are an iterator, for one reader; `result()` waits for its end."""
+
+    def __init__(self, id: str, cancel: Callable[[], None]) -> None:
+        self.id, self._cancel = id, cancel
+        self._events: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._ended = threading.Event()
+        self._kept: list[dict[str, Any]] = []
+        self._code: int | None = None
+        self._lost: str | None = None
+
+    # ---- from the session's reader ----
+
+    def _hear(self, event: dict[str, Any]) -> None:
+        if event["event"] == "job_done":
+            self._end(event["code"])
+            return
+        if event["event"] in ("error", "output", "done", "interrupted"):
+            self._kept.append(event)
+        self._events.put(event)
+
+    def _end(self, code: int | None, lost: str | None = None) -> None:
+        if not self._ended.is_set():
+            self._code, self._lost = code, lost
+            self._ended.set()
+            self._events.put(None)
+
+    # ---- for whoever waits ----
+
+    def cancel(self) -> None:
+        """Stops it at the next step, or ends the node that does not listen. A job that waits never begins."""
+        self._cancel()
+
+    def done(self) -> bool:
+        return self._ended.is_set()
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """What happens, as docs/events.md has it, until the job ends."""
+        while True:
+            event = self._events.get()
+            if event is None:
+                self._events.put(None)
+                return
+            yield event
+
+    def result(self, timeout: float | None = None) -> Result:
+        """What came of it.
+
+        Raises Refused, NodeFailed (whose `result` has what was made all the same), Cancelled, TimeoutError, and
+        KosmographError where the program itself ended.
+        """
+        if not self._ended.wait(timeout):
+            raise TimeoutError("the job %s is not done after %s s" % (self.id, timeout))
+        errors = [event for event in self._kept if event["event"] == "error"]
+        if self._lost is not None:
+            raise KosmographError(self._lost, errors)
+        if self._code == 130:
+            raise Cancelled("the job %s was cancelled" % self.id)
+        if self._code == 2:
+            raise Refused(errors)
+        pictures, outputs = [], {}
+        done: dict[str, Any] = {}
+        for event in self._kept:
+            if event["event"] == "output":
+                outputs.setdefault(event["node"], []).append(event["output"])
+                pictures += [Picture(file, event["node"]) for file in event["files"]]
+            elif event["event"] == "done":
+                done = event
+        result = Result(pictures, outputs, done.get("seconds", 0.0), done.get("executed", 0), done.get("cached", 0))
+        if errors:
+            failed = NodeFailed(errors)
+            failed.result = result
+            raise failed
+        return result
