@@ -324,9 +324,9 @@ fn check_tells_an_adapter_of_another_family() {
     ] {
         assert!(told.contains(part), "{part}: {told}");
     }
-    // And a run begins with nothing of it.
+    // The node says it as well, to whoever runs without asking first.
     let graph = workflow("a", &[("adapter", loader("wide")), ("a", advanced(&json!({})))]);
-    run(folder.path(), &graph, 2).stderr_contains("different families");
+    run(folder.path(), &graph, 3).stderr_contains("another family of models");
 }
 
 /// The denoiser of the examples, whose data's mean is moved by the tokens that it is given.
