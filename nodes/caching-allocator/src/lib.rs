@@ -22,7 +22,7 @@ const LARGE: usize = 1 << 20;
 /// Bytes that are kept at most: an activation of SDXL at 1024 × 1024, its half and some of its width.
 pub const MOST_KEPT: usize = 256 << 20;
 
-/// Blocks that are kept at most: what a pass of a training of SDXL makes are some thousands.
+/// Blocks that are kept at most: 4 GB of the smallest, where a training keeps all.
 pub const PLACES: usize = 4096;
 
 /// The allocator of every program and library that links this crate.
