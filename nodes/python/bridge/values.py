@@ -50,7 +50,7 @@ class Arrays:
             count *= length
         if torch is None and numpy is None:
             os.close(fd)
-            raise Wrong("is a tensor, and %s has neither torch nor numpy" % (sys.executable or "this Python"))
+            raise Wrong("is a tensor, and %s has neither torch nor numpy (--python PATH names one that has)" % (sys.executable or "this Python"))
         try:
             memory = mmap.mmap(fd, count * BYTES[dtype], access=mmap.ACCESS_COPY) if count else bytearray()
         finally:
