@@ -2,6 +2,7 @@
 //! that of asking for the work.
 
 use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -25,6 +26,38 @@ pub fn profile<T>(run: impl FnOnce() -> T) -> (T, BTreeMap<&'static str, Calls>)
     let result = run();
     ENABLED.store(false, Ordering::Relaxed);
     (result, std::mem::take(&mut *calls()))
+}
+
+/// Forgets what was called so far, as after a warm-up within a run.
+pub fn forget() {
+    calls().clear();
+}
+
+/// The kernels of a run that took `all`, the longest first: calls, seconds, their share, and GFLOPS by the definition.
+pub fn table(calls: &BTreeMap<&str, Calls>, all: Duration) -> String {
+    let mut table = format!(
+        "{:<30} {:>6} {:>9} {:>6} {:>7}\n",
+        "kernel", "calls", "seconds", "share", "GFLOPS"
+    );
+    let mut row = |name: &str, count: usize, time: Duration, operations: u64| {
+        let seconds = time.as_secs_f64();
+        let share = 100.0 * seconds / all.as_secs_f64();
+        let gflops = match operations {
+            0 => "-".to_owned(),
+            operations => format!("{:.0}", operations as f64 / seconds / 1e9),
+        };
+        // A String takes all that it is given.
+        let _ = writeln!(table, "{name:<30} {count:>6} {seconds:>9.3} {share:>5.1}% {gflops:>7}");
+    };
+    let mut sorted: Vec<_> = calls.iter().collect();
+    sorted.sort_by_key(|(_, calls)| std::cmp::Reverse(calls.time));
+    let mut rest = all;
+    for (name, calls) in sorted {
+        row(name, calls.count, calls.time, calls.operations);
+        rest = rest.saturating_sub(calls.time);
+    }
+    row("candle's own operations", 0, rest, 0);
+    table
 }
 
 fn calls() -> std::sync::MutexGuard<'static, BTreeMap<&'static str, Calls>> {

@@ -59,19 +59,20 @@ const QUERIES: usize = 48;
 /// Keys whose scores a task has at once: 48 KiB, which a second-level cache holds beside the keys.
 const KEYS: usize = 256;
 
-/// Returns [B, Lq, H, Dv].
+/// Returns [B, Lq, H, Dv], and with `keeps_sums` for each query [B, H, Lq] the logarithm of what its exponentials sum
+/// to, +∞ where it attends to nothing: e^(score − that) is then its softmax.
 pub(super) fn attention(
     isa: Isa,
-    q: Heads,
-    k: Heads,
-    v: Heads,
+    [q, k, v]: [Heads; 3],
     mask: Option<Mask>,
     scale: f32,
     s: Sizes,
-) -> Vec<f32> {
+    keeps_sums: bool,
+) -> (Vec<f32>, Option<Vec<f32>>) {
     let values = s.batch * s.heads * s.queries * s.value_dim;
+    let mut log_sums = keeps_sums.then(|| vec![f32::INFINITY; s.batch * s.heads * s.queries]);
     if values == 0 || s.keys == 0 || s.head_dim == 0 {
-        return vec![0f32; values];
+        return (vec![0f32; values], log_sums);
     }
     let width = isa.tile_width();
     // Panels of one head: of kᵀ [D, keys], as many columns as there are keys, and of v [keys, Dv].
@@ -89,17 +90,19 @@ pub(super) fn attention(
     let packed = unsafe { memory::written_by(s.batch * s.heads * (k_size + v_size), pack) };
     let mut y = memory::reserve(values);
     let to = Shared(y.as_mut_ptr());
+    let log_sums_to = log_sums.as_mut().map(|sums| Shared(sums.as_mut_ptr()));
     let blocks = s.queries.div_ceil(QUERIES);
     (0..s.batch * s.heads * blocks).into_par_iter().for_each_init(Vec::new, |scores, task| {
         let (head, first) = (task / blocks, task % blocks * QUERIES);
         let (packed_k, packed_v) =
             packed[head * (k_size + v_size)..][..k_size + v_size].split_at(k_size);
         let (batch, head) = (head / s.heads, head % s.heads);
-        isa.run(Block { q, packed_k, packed_v, mask, s, batch, head, first, y: to, scores });
+        let (y, log_sums) = (to, log_sums_to);
+        isa.run(Block { q, packed_k, packed_v, mask, s, batch, head, first, y, log_sums, scores });
     });
     // SAFETY: the blocks are all queries of all heads, and each wrote its rows.
     unsafe { y.set_len(values) };
-    y
+    (y, log_sums)
 }
 
 /// The panels of one head. The scale goes to the keys.
@@ -147,6 +150,8 @@ struct Block<'a> {
     /// The first query.
     first: usize,
     y: Shared,
+    /// [B, H, Lq]
+    log_sums: Option<Shared>,
     scores: &'a mut Vec<f32>,
 }
 
@@ -155,7 +160,8 @@ impl Kernel for Block<'_> {
 
     #[inline(always)]
     fn run<V: Vector>(self) {
-        let Block { q, packed_k, packed_v, mask, s, batch, head, first, y, scores } = self;
+        let Block { q, packed_k, packed_v, mask, s, batch, head, first, y, log_sums, scores } =
+            self;
         let width = 2 * V::LANES;
         let queries = QUERIES.min(s.queries - first);
         let (q, q_stride) = q.rows(batch, head, first);
@@ -235,6 +241,14 @@ impl Kernel for Block<'_> {
             // A row in which everything is masked attends to nothing.
             let scale = if *sum == 0.0 { 0.0 } else { 1.0 / sum };
             y_row(row).iter_mut().for_each(|y| *y *= scale);
+        }
+        if let Some(log_sums) = log_sums {
+            let to = log_sums.at((batch * s.heads + head) * s.queries + first);
+            for (row, (sum, largest)) in sums.iter().zip(largest).enumerate().take(queries) {
+                let log_sum = if *sum == 0.0 { f32::INFINITY } else { largest + sum.ln() };
+                // SAFETY: there is one for each query, and no other task has this one.
+                unsafe { *to.wrapping_add(row) = log_sum };
+            }
         }
     }
 }

@@ -141,7 +141,7 @@ mod tests {
                 start: 0,
                 strides,
             });
-            cpu::attention(Isa::Portable, q, k, v, mask, scale, self.s)
+            cpu::attention(Isa::Portable, [q, k, v], mask, scale, self.s, false).0
         }
 
         fn run(&self, text: &str, number_type: Type, plan: &Plan, seed: u32) -> Found {

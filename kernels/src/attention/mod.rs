@@ -6,8 +6,11 @@
 
 mod backward;
 mod cpu;
+mod cpu_backward;
 #[cfg(any(feature = "cuda", test))]
 mod cuda;
+
+use std::sync::OnceLock;
 
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
@@ -55,7 +58,8 @@ pub fn attention(
         return attention(&q?, &k?, &v?, mask, scale)?.to_dtype(dtype);
     }
     let mask = mask.map(|mask| mask.broadcast_as((b, h, lq, lk))).transpose()?;
-    let op = Attention { mask, scale };
+    let learns = q.track_op() || k.track_op() || v.track_op();
+    let op = Attention { mask, scale, log_sums: learns.then(OnceLock::new) };
     let (q, k, v) = (whole_rows(q)?, whole_rows(k)?, whole_rows(v)?);
     // The heads of a position lie side by side in what comes out, as the projection after it takes them.
     q.apply_op3(&k, &v, op)?.transpose(1, 2)
@@ -88,6 +92,9 @@ struct Attention {
     /// [B, H, Lq, Lk], broadcast and so with strides of 0.
     mask: Option<Tensor>,
     scale: f64,
+    /// Where a gradient may be asked for: of each query [B, H, Lq] the logarithm of what its exponentials sum to, as the
+    /// forward pass on the CPU leaves it.
+    log_sums: Option<OnceLock<Vec<f32>>>,
 }
 
 impl CustomOp3 for Attention {
@@ -119,7 +126,13 @@ impl CustomOp3 for Attention {
             },
         };
         let _span = span(sizes);
-        let y = cpu::attention(Isa::get()?, q, k, v, mask, self.scale as f32, sizes);
+        let (isa, scale) = (Isa::get()?, self.scale as f32);
+        let keeps_sums = self.log_sums.is_some();
+        let (y, log_sums) = cpu::attention(isa, [q, k, v], mask, scale, sizes, keeps_sums);
+        if let (Some(place), Some(log_sums)) = (&self.log_sums, log_sums) {
+            // The operator is of this call alone.
+            let _ = place.set(log_sums);
+        }
         Ok((CpuStorage::F32(y), Shape::from((batch, queries, heads_count, value_dim))))
     }
 
@@ -176,10 +189,10 @@ impl CustomOp3 for Attention {
         q: &Tensor,
         k: &Tensor,
         v: &Tensor,
-        _: &Tensor,
+        y: &Tensor,
         upstream: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        backward::gradients(self, [q, k, v], upstream).map(Into::into)
+        backward::gradients(self, [q, k, v], y, upstream).map(Into::into)
     }
 }
 

@@ -8,8 +8,8 @@ use std::ops::Range;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::Conv2d;
 use super::cpu::Sizes;
+use super::{Conv2d, winograd};
 use crate::begin::begin;
 use crate::gemm::{self, Columns, Product, Shared, Start, Transposed};
 use crate::memory;
@@ -47,6 +47,19 @@ pub(super) fn gradients(
 }
 
 fn of_input(weight: &Tensor, upstream: &Tensor, s: Sizes) -> Result<Tensor> {
+    let of_gradient = Sizes {
+        channels: s.out_channels,
+        out_channels: s.channels,
+        height: s.out_height,
+        width: s.out_width,
+        out_height: s.height,
+        out_width: s.width,
+        ..s
+    };
+    if weight.device().is_cpu() && winograd::pays(of_gradient) {
+        begin("conv2d_backward", weight, &[s.batch, s.channels, s.height, s.width])?;
+        return upstream.apply_op2_no_bwd(&weight.contiguous()?, &Winograd(of_gradient));
+    }
     let turned = if weight.device().is_cpu() {
         weight.contiguous()?.apply_op1_no_bwd(&Turned)?
     } else {
@@ -61,6 +74,31 @@ fn of_input(weight: &Tensor, upstream: &Tensor, s: Sizes) -> Result<Tensor> {
     let dx = super::conv2d(&upstream, &turned, None, 1, around)?;
     let first = |kernel: usize| around + 1 - kernel + s.padding;
     dx.narrow(2, first(s.kernel_h), s.height)?.narrow(3, first(s.kernel_w), s.width)
+}
+
+/// dy, w → dx of a 3 × 3 convolution of stride 1, w as it lies.
+struct Winograd(Sizes);
+
+impl CustomOp2 for Winograd {
+    fn name(&self) -> &'static str {
+        "conv2d_backward"
+    }
+
+    fn cpu_fwd(
+        &self,
+        upstream: &CpuStorage,
+        upstream_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let s = self.0;
+        let upstream = f32_slice(upstream, upstream_layout, self.name())?;
+        let values = weight_values(weight, weight_layout, self.name())?;
+        let _span = Span::new("conv2d 3x3, its input's gradient", s.operations());
+        let kernels = winograd::Kernels { values, are_turned: true };
+        let dx = winograd::conv2d(Isa::get()?, upstream, kernels, None, s);
+        Ok((CpuStorage::F32(dx), Shape::from((s.batch, s.out_channels, s.out_height, s.out_width))))
+    }
 }
 
 /// dy with its pixels `stride` apart, zeros between them and where the stride left pixels of x over.
@@ -294,6 +332,7 @@ mod tests {
             (2, 2, 3, 5, 4, 3),
             (1, 3, 1, 1, 3, 4),
             (3, 3, 1, 1, 40, 36),
+            (3, 3, 1, 1, 47, 53),
         ];
         for (kh, kw, stride, padding, channels, out) in cases {
             let x = Var::randn(0f32, 1., (2, channels, 17, 14), &dev)?;

@@ -101,7 +101,8 @@ impl Conv2d {
         let shape = (sizes.batch, sizes.out_channels, sizes.out_height, sizes.out_width);
         let _span = Span::new(sizes.name(), sizes.operations());
         let y = if winograd::pays(sizes) {
-            winograd::conv2d(Isa::get()?, x, weight, bias, sizes)
+            let kernels = winograd::Kernels { values: weight, are_turned: false };
+            winograd::conv2d(Isa::get()?, x, kernels, bias, sizes)
         } else {
             cpu::conv2d(Isa::get()?, x, weight, bias, sizes)
         };
@@ -281,7 +282,8 @@ mod tests {
             let (x, weight) = (values(&x)?, values(&weight)?);
             let weight = WeightValues::F32(&weight);
             for isa in Isa::available() {
-                let found = winograd::conv2d(isa, &x, weight, Some(&bias), sizes);
+                let kernels = winograd::Kernels { values: weight, are_turned: false };
+                let found = winograd::conv2d(isa, &x, kernels, Some(&bias), sizes);
                 let plain = cpu::conv2d(isa, &x, weight, Some(&bias), sizes);
                 let worst = |found: &[f32]| {
                     let errors = found.iter().zip(&want).enumerate().map(|(i, (found, want))| {

@@ -70,16 +70,19 @@ impl Tiles {
     }
 }
 
+/// How a weight of 3 × 3 kernels lies in memory.
+#[derive(Clone, Copy)]
+pub(super) struct Kernels<'a> {
+    pub(super) values: WeightValues<'a>,
+    /// Whether they are those of the convolution whose input's gradient this one is: input and output channels have each
+    /// other's place, [C, O, 3, 3], and each kernel is read from its end.
+    pub(super) are_turned: bool,
+}
+
 /// y [B, O, H, W] = w ⋆ x + bias for x [B, C, H, W], w [O, C, 3, 3], padding 1.
-pub(super) fn conv2d(
-    isa: Isa,
-    x: &[f32],
-    w: WeightValues,
-    bias: Option<&[f32]>,
-    s: Sizes,
-) -> Vec<f32> {
+pub(super) fn conv2d(isa: Isa, x: &[f32], w: Kernels, bias: Option<&[f32]>, s: Sizes) -> Vec<f32> {
     assert!(x.len() == s.batch * s.channels * s.height * s.width);
-    assert!(w.len() == s.out_channels * s.channels * 9);
+    assert!(w.values.len() == s.out_channels * s.channels * 9);
     assert!(bias.is_none_or(|bias| bias.len() == s.out_channels));
     let tiles = Tiles::of(s);
     let values = s.batch * s.out_channels * s.out_height * s.out_width;
@@ -193,7 +196,7 @@ impl Kernel for TransformInput<'_> {
 
 #[derive(Default)]
 struct Scratch {
-    /// The weights of one output channel, where they are kept in half precision.
+    /// The weights of one output channel, where they are kept in half precision; or of some input channels, turned.
     wide: Vec<f32>,
     /// [point, output channel, channel]
     u: Vec<f32>,
@@ -204,7 +207,7 @@ struct Scratch {
 /// Some output channels of a group of tiles.
 struct Multiply<'a> {
     v: &'a [f32],
-    w: WeightValues<'a>,
+    w: Kernels<'a>,
     bias: Option<&'a [f32]>,
     s: Sizes,
     tiles: Tiles,
@@ -226,25 +229,29 @@ impl Kernel for Multiply<'_> {
         let outputs = channels.len();
         u.resize(POINTS * CHANNELS * s.channels, 0.0);
         m.resize(POINTS * CHANNELS * TILES_AT_ONCE, 0.0);
-        wide.resize(9 * s.channels, 0.0);
-        for (row, channel) in channels.clone().enumerate() {
-            let weights = match w {
-                WeightValues::F32(values) => &values[channel * 9 * s.channels..][..9 * s.channels],
-                half => {
-                    half.widen::<V>(channel * 9 * s.channels, wide);
-                    &wide[..]
-                }
-            };
-            transform_weights::<V>(
-                weights,
-                s.channels,
-                &mut u[row * s.channels..],
-                outputs * s.channels,
-            );
+        if w.are_turned {
+            wide.resize(9 * outputs * V::LANES, 0.0);
+            turned_weights::<V>(w.values, &channels, s, wide, u);
+        } else {
+            wide.resize(9 * s.channels, 0.0);
+            for (row, channel) in channels.clone().enumerate() {
+                let weights = match w.values {
+                    WeightValues::F32(values) => {
+                        &values[channel * 9 * s.channels..][..9 * s.channels]
+                    }
+                    half => {
+                        half.widen::<V>(channel * 9 * s.channels, wide);
+                        &wide[..]
+                    }
+                };
+                let u = &mut u[row * s.channels..];
+                transform_weights::<V>(weights, s.channels, u, outputs * s.channels);
+            }
         }
         for first in (0..group.len()).step_by(TILES_AT_ONCE) {
             let end = group.len().min(first + TILES_AT_ONCE);
-            let columns = (end - first).next_multiple_of(width);
+            // The last panel may be half a tile wide.
+            let columns = (end - first).next_multiple_of(V::LANES);
             for point in 0..POINTS {
                 let u = &u[point * outputs * s.channels..][..outputs * s.channels];
                 let m = &mut m[point * outputs * columns..][..outputs * columns];
@@ -253,14 +260,15 @@ impl Kernel for Multiply<'_> {
                     let start = if k == 0 { Start::Zero } else { Start::Itself };
                     for row in (0..outputs).step_by(V::TILE_ROWS) {
                         let rows = V::TILE_ROWS.min(outputs - row);
-                        for panel in 0..columns / width {
+                        for panel in 0..columns.div_ceil(width) {
+                            let wide = width.min(columns - panel * width);
                             let place = point * (padded / width) + first / width + panel;
                             let values = &v[(place * s.channels + k) * width..][..depth * width];
                             // SAFETY: the slices hold the rows and columns that are told; the
                             // processor has V, or this would not run.
                             unsafe {
                                 tile::<V>(
-                                    (rows, width, depth),
+                                    (rows, wide, depth),
                                     u[row * s.channels + k..].as_ptr(),
                                     s.channels,
                                     values.as_ptr(),
@@ -304,26 +312,73 @@ fn transform_weights<V: Vector>(weights: &[f32], channels: usize, u: &mut [f32],
                 apart[k * V::LANES + i] = *weight;
             }
         }
-        // SAFETY: `apart` has nine vectors; where a vector is whole, `u` has room for it at every point, by the
-        // assert.
-        unsafe {
-            let mut columns = [[V::splat(0.0); 6]; 3];
-            for (c, column) in columns.iter_mut().enumerate() {
-                *column = weight_transform(from_fn(|r| {
-                    V::load(apart.as_ptr().add((3 * r + c) * V::LANES))
-                }));
+        // SAFETY: `u` has room for `count` values at every point, by the assert.
+        unsafe { transform_apart::<V>(&apart, count, u.as_mut_ptr().add(first), stride) };
+    }
+}
+
+/// The same for all output channels of a task from turned weights [C, O, 3, 3], kernels read from their ends: point ξ of
+/// output channel number o and channel c to `u[(ξ · outputs + o) · C + c]`.
+#[inline(always)]
+fn turned_weights<V: Vector>(
+    weights: WeightValues,
+    outputs: &std::ops::Range<usize>,
+    s: Sizes,
+    wide: &mut [f32],
+    u: &mut [f32],
+) {
+    let (count_outputs, stride) = (outputs.len(), outputs.len() * s.channels);
+    let row_size = 9 * count_outputs;
+    assert!(u.len() >= POINTS * stride && wide.len() == row_size * V::LANES);
+    let mut apart = [0f32; 9 * MAX_LANES];
+    for first in (0..s.channels).step_by(V::LANES) {
+        let count = V::LANES.min(s.channels - first);
+        for (i, wide) in wide.chunks_exact_mut(row_size).take(count).enumerate() {
+            weights.widen::<V>(((first + i) * s.out_channels + outputs.start) * 9, wide);
+        }
+        for output in 0..count_outputs {
+            for (i, wide) in wide.chunks_exact(row_size).take(count).enumerate() {
+                for (k, weight) in wide[9 * output..][..9].iter().enumerate() {
+                    apart[(8 - k) * V::LANES + i] = *weight;
+                }
             }
-            for r in 0..6 {
-                let row = weight_transform(from_fn(|c| columns[c][r]));
-                for (c, value) in row.into_iter().enumerate() {
-                    let to = u.as_mut_ptr().add((6 * r + c) * stride + first);
-                    if count == V::LANES {
-                        value.store(to);
-                    } else {
-                        let mut last = [0f32; MAX_LANES];
-                        value.store(last.as_mut_ptr());
-                        std::ptr::copy_nonoverlapping(last.as_ptr(), to, count);
-                    }
+            // SAFETY: `u` has room for `count` values at every point, by the assert.
+            unsafe {
+                let to = u.as_mut_ptr().add(output * s.channels + first);
+                transform_apart::<V>(&apart, count, to, stride);
+            }
+        }
+    }
+}
+
+/// G g Gᵀ of `count` kernels, value k of kernel i at `apart[k · LANES + i]`: point ξ to `to[ξ · stride + i]`.
+///
+/// # Safety
+/// `to` leads to room for `count` values at every point; the processor has V.
+#[inline(always)]
+unsafe fn transform_apart<V: Vector>(
+    apart: &[f32; 9 * MAX_LANES],
+    count: usize,
+    to: *mut f32,
+    stride: usize,
+) {
+    // SAFETY: `apart` has nine vectors; for the rest the caller's.
+    unsafe {
+        let mut columns = [[V::splat(0.0); 6]; 3];
+        for (c, column) in columns.iter_mut().enumerate() {
+            *column =
+                weight_transform(from_fn(|r| V::load(apart.as_ptr().add((3 * r + c) * V::LANES))));
+        }
+        for r in 0..6 {
+            let row = weight_transform(from_fn(|c| columns[c][r]));
+            for (c, value) in row.into_iter().enumerate() {
+                let to = to.add((6 * r + c) * stride);
+                if count == V::LANES {
+                    value.store(to);
+                } else {
+                    let mut last = [0f32; MAX_LANES];
+                    value.store(last.as_mut_ptr());
+                    std::ptr::copy_nonoverlapping(last.as_ptr(), to, count);
                 }
             }
         }

@@ -141,7 +141,7 @@ impl<B: Columns> Kernel for Product<'_, B> {
     }
 }
 
-/// C [m, n] = start + A [m, k] B [k, n] on all threads, all of C's rows one after the other.
+/// C [m, n] = start + A [m, k] B [k, n] on all threads, all of C's rows one after the other. The start is not `Itself`.
 pub(crate) fn product(
     isa: Isa,
     (m, k, n): (usize, usize, usize),
@@ -149,9 +149,39 @@ pub(crate) fn product(
     b: &impl Columns,
     start: Start,
 ) -> Vec<f32> {
-    assert!(a.len() == m * k);
     let mut c = memory::reserve(m * n);
-    let to = Shared(c.as_mut_ptr());
+    // SAFETY: C was reserved whole, and is not read before it is written, since the start is not `Itself`.
+    unsafe { product_to(isa, (m, k, n), a, b, start, Shared(c.as_mut_ptr())) };
+    // SAFETY: all of C was written.
+    unsafe { c.set_len(m * n) };
+    c
+}
+
+/// C [m, n] += A [m, k] B [k, n] on all threads, all of C's rows one after the other.
+pub(crate) fn add_product(
+    isa: Isa,
+    (m, k, n): (usize, usize, usize),
+    a: &[f32],
+    b: &impl Columns,
+    c: &mut [f32],
+) {
+    assert!(c.len() == m * n);
+    // SAFETY: C is borrowed alone, and is whole.
+    unsafe { product_to(isa, (m, k, n), a, b, Start::Itself, Shared(c.as_mut_ptr())) }
+}
+
+/// # Safety
+/// `to` leads to room for C, m · n values that nobody else reads or writes meanwhile; they are there where the start is
+/// `Itself`.
+unsafe fn product_to(
+    isa: Isa,
+    (m, k, n): (usize, usize, usize),
+    a: &[f32],
+    b: &impl Columns,
+    start: Start,
+    to: Shared,
+) {
+    assert!(a.len() == m * k);
     let blocks = blocks(m, n);
     // A small product is done before the threads are woken.
     let tasks = if m * n * k < 100_000 { blocks.len() } else { 1 };
@@ -174,14 +204,10 @@ pub(crate) fn product(
                 start,
                 scratch,
             };
-            // SAFETY: the rows of A are there, by the assert; the blocks part C among them, which was
-            // reserved whole and is not read before it is written, since the start is not `Itself`.
+            // SAFETY: the rows of A are there, by the assert; the blocks part C among them.
             unsafe { block.compute(isa) }
         },
     );
-    // SAFETY: the blocks are all of C, and each was written.
-    unsafe { c.set_len(m * n) };
-    c
 }
 
 /// Parts an m × n matrix into blocks for the threads, two or more for each: by columns first, since each

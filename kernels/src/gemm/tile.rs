@@ -18,6 +18,40 @@ static ZEROS: [f32; MAX_WIDTH] = [0.0; MAX_WIDTH];
 /// C's rows, `c_stride` apart, can be written; what the start leads to can be read.
 #[inline(always)]
 pub(crate) unsafe fn tile<V: Vector>(
+    sizes: (usize, usize, usize),
+    a: *const f32,
+    a_stride: usize,
+    panel: *const f32,
+    c: *mut f32,
+    c_stride: usize,
+    start: Start,
+) {
+    // SAFETY: the caller's.
+    unsafe { tile_of::<V, false>(sizes, a, a_stride, panel, c, c_stride, start) }
+}
+
+/// [`tile`] with A by columns: value (i, p) lies at `a[p · a_stride + i]`.
+///
+/// # Safety
+/// As [`tile`], of A's columns.
+#[inline(always)]
+pub(crate) unsafe fn tile_of_turned<V: Vector>(
+    sizes: (usize, usize, usize),
+    a: *const f32,
+    a_stride: usize,
+    panel: *const f32,
+    c: *mut f32,
+    c_stride: usize,
+    start: Start,
+) {
+    // SAFETY: the caller's.
+    unsafe { tile_of::<V, true>(sizes, a, a_stride, panel, c, c_stride, start) }
+}
+
+/// # Safety
+/// As [`tile`], or with `TURNED` as [`tile_of_turned`].
+#[inline(always)]
+unsafe fn tile_of<V: Vector, const TURNED: bool>(
     (rows, columns, depth): (usize, usize, usize),
     a: *const f32,
     a_stride: usize,
@@ -63,9 +97,9 @@ pub(crate) unsafe fn tile<V: Vector>(
                 match rows {
                     $($rows if $rows <= V::TILE_ROWS => {
                         if columns <= V::LANES {
-                            rows_of_tile::<V, $rows, 1>(depth, a, a_stride, panel, to, to_stride, begin);
+                            rows_of_tile::<V, TURNED, $rows, 1>(depth, a, a_stride, panel, to, to_stride, begin);
                         } else {
-                            rows_of_tile::<V, $rows, 2>(depth, a, a_stride, panel, to, to_stride, begin);
+                            rows_of_tile::<V, TURNED, $rows, 2>(depth, a, a_stride, panel, to, to_stride, begin);
                         }
                     })*
                     _ => (),
@@ -90,9 +124,9 @@ struct Begin<'a> {
 }
 
 /// # Safety
-/// As [`tile`], all columns of one vector or two.
+/// As [`tile_of`], all columns of one vector or two.
 #[inline(always)]
-unsafe fn rows_of_tile<V: Vector, const ROWS: usize, const VECTORS: usize>(
+unsafe fn rows_of_tile<V: Vector, const TURNED: bool, const ROWS: usize, const VECTORS: usize>(
     depth: usize,
     a: *const f32,
     a_stride: usize,
@@ -104,17 +138,20 @@ unsafe fn rows_of_tile<V: Vector, const ROWS: usize, const VECTORS: usize>(
     // SAFETY: the caller's.
     unsafe {
         let mut sums = [[V::splat(0.0); VECTORS]; ROWS];
-        let rows: [*const f32; ROWS] = std::array::from_fn(|row| a.add(row * a_stride));
+        let a = Strip::<TURNED, ROWS> {
+            rows: std::array::from_fn(|row| a.add(if TURNED { row } else { row * a_stride })),
+            stride: a_stride,
+        };
         let mut p = 0;
         while V::UNROLLED && p + 4 <= depth {
-            step(&rows, panel, p, &mut sums);
-            step(&rows, panel, p + 1, &mut sums);
-            step(&rows, panel, p + 2, &mut sums);
-            step(&rows, panel, p + 3, &mut sums);
+            step(&a, panel, p, &mut sums);
+            step(&a, panel, p + 1, &mut sums);
+            step(&a, panel, p + 2, &mut sums);
+            step(&a, panel, p + 3, &mut sums);
             p += 4;
         }
         while p < depth {
-            step(&rows, panel, p, &mut sums);
+            step(&a, panel, p, &mut sums);
             p += 1;
         }
         // The loop below may be left a loop, and an array that a loop goes through is kept in memory: so that it is
@@ -133,14 +170,20 @@ unsafe fn rows_of_tile<V: Vector, const ROWS: usize, const VECTORS: usize>(
     }
 }
 
+/// Rows of A: where each begins, and where A is turned how far the values of one are apart.
+struct Strip<const TURNED: bool, const ROWS: usize> {
+    rows: [*const f32; ROWS],
+    stride: usize,
+}
+
 /// Adds the products of a column of A and a row of the panel. A function and not a closure, which could not be
 /// told to be inlined: by itself it is compiled without the vectors' instructions.
 ///
 /// # Safety
 /// The rows of A and the panel are longer than `p`.
 #[inline(always)]
-unsafe fn step<V: Vector, const ROWS: usize, const VECTORS: usize>(
-    rows: &[*const f32; ROWS],
+unsafe fn step<V: Vector, const TURNED: bool, const ROWS: usize, const VECTORS: usize>(
+    a: &Strip<TURNED, ROWS>,
     panel: *const f32,
     p: usize,
     sums: &mut [[V; VECTORS]; ROWS],
@@ -151,8 +194,11 @@ unsafe fn step<V: Vector, const ROWS: usize, const VECTORS: usize>(
         for (i, b) in b.iter_mut().enumerate() {
             *b = V::load(panel.add((2 * p + i) * V::LANES));
         }
-        for (row, sums) in rows.iter().zip(sums) {
-            let a = V::splat(*row.add(p));
+        // Turned rows lie beside each other, and one pointer leads to all.
+        let turned = a.rows[0].add(if TURNED { p * a.stride } else { 0 });
+        for (row, sums) in sums.iter_mut().enumerate() {
+            let a = if TURNED { *turned.add(row) } else { *a.rows[row].add(p) };
+            let a = V::splat(a);
             for (sum, b) in sums.iter_mut().zip(b) {
                 *sum = a.mul_add(b, *sum);
             }

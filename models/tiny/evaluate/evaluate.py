@@ -22,6 +22,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, "..", "train"))
 import classifier  # noqa: E402
 import controlnet  # noqa: E402
+import data  # noqa: E402
 import dreambooth  # noqa: E402
 import grammar  # noqa: E402
 import inversion  # noqa: E402
@@ -44,6 +45,7 @@ MUST = {
     **{f"subject lora {look}": {"look": .80, "subject": .80} for look in styles.STYLES},
     "subject dreambooth": {},
     "subject everything": {"all": .70},
+    "three": {"all": .70},
 }
 STEPS, CFG, CHUNK = 20, 4.0, 32
 
@@ -182,6 +184,19 @@ def subject(bench, rng, count):
         prompts.append(f"<i> and <i> {grammar.where(bg)}" if len(ms) == 2 else f"<i> wearing {grammar.accessory(ms[0][4])} {grammar.where(bg)}")
         scenes.append([ms, bg])
     return classifier.agreement(bench.read(from_subjects(bench, "subject", prompts, subjects, rng.integers(1 << 31, size=count).tolist())), scenes)
+
+
+def three(bench, rng, count):
+    """Two monsters of three pictures: the first has its shape and eyes from one and its colour and pattern from another."""
+    scenes, prompts, subjects = [], [], []
+    for _ in range(count):
+        ms, bg = [[*world.random_monster(rng, held=True)[:4], 0] for _ in range(2)], int(rng.integers(12))
+        subjects.append([portrait(m, rng) for m, _ in data.styled(ms[0], rng, held=True)] + [portrait(ms[1], rng)])
+        prompts.append(f"<i> in the style of <i> and <i> {grammar.where(bg)}")
+        scenes.append([ms, bg])
+    answers = bench.read(from_subjects(bench, "subject three", prompts, subjects, rng.integers(1 << 31, size=count).tolist()))
+    right = lambda answer, ms: answer["two"] and all(a[:3] == m[:3] for a, m in zip(answer["monsters"], ms))
+    return {"all": float(np.mean([right(a, ms) for a, (ms, _) in zip(answers, scenes)])), **classifier.agreement(answers, scenes)}
 
 
 def apart(bench, rng, count):
@@ -328,6 +343,7 @@ PARTS = {
     "kosmos text": (kosmos_text, "kosmos/model.safetensors", "KosmosLoader"),
     **{part: (combined(part), "kosmos/model.safetensors", "KosmosLoader")
        for part in ("subject control", *(f"subject lora {look}" for look in styles.STYLES), "subject dreambooth", "subject everything")},
+    "three": (three, "kosmos/model.safetensors", "KosmosLoader"),
 }
 
 

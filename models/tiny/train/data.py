@@ -32,6 +32,15 @@ def allowed(monster, held):
     return world.held_out(monster) == held
 
 
+def styled(m, rng, held=False):
+    """The portraits of "<i> in the style of <i>" for monster m: shape and eyes are of the first, colour and pattern of the second."""
+    number = lambda n: int(rng.integers(n))
+    while True:
+        a, b = [m[0], number(9), number(4), m[3], m[4]], [number(8), m[1], m[2], number(4), 0]
+        if a[1] != m[1] and a[2] != m[2] and allowed(a, held) and allowed(b, held):
+            return [(a, number(12)), (b, number(12))]
+
+
 def portraits_of(scene, rng, held=False):
     """The monsters, with backgrounds, of the pictures that go with an instruction to draw scene (one or two of them)."""
     monsters, u = scene[0], rng.random()
@@ -39,10 +48,8 @@ def portraits_of(scene, rng, held=False):
     if len(monsters) == 2:
         return [(list(m), number(12)) for m in monsters]
     m = list(monsters[0])
-    while u < .12:  # "<i> in the style of <i>": shape and eyes of the first, colour and pattern of the second
-        a, b = [m[0], number(9), number(4), m[3], m[4]], [number(8), m[1], m[2], number(4), 0]
-        if a[1] != m[1] and a[2] != m[2] and allowed(a, held) and allowed(b, held):
-            return [(a, number(12)), (b, number(12))]
+    if u < .12:
+        return styled(m, rng, held)
     while u < .24:  # "<i> in green"
         a = [m[0], number(9), *m[2:]]
         if a[1] != m[1] and allowed(a, held):

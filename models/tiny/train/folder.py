@@ -28,11 +28,14 @@ def captioned(seed, number):
 def one(seed, number):
     """(prompt, the pictures of its marks, the picture that is asked for) of instruction `number`."""
     rng, r = np.random.default_rng([seed, number]), random.Random(seed * 1_000_003 + number)
-    scene = world.random_scene(rng)
+    scene = world.random_scene(rng, .5)
     picture = world.draw(scene, rng)[0]
     if r.random() < .15:  # words alone mean what they say
         return grammar.written(scene, r, empty=.08), [], picture
-    subjects = [[*m, background] for m, background in data.portraits_of(scene, rng)]
+    portraits = data.portraits_of(scene, rng)
+    if len(portraits) == 2 == len(scene[0]) and r.random() < 1 / 3:
+        portraits = [*data.styled(scene[0][0], rng), portraits[1]]
+    subjects = [[*m, background] for m, background in portraits]
     drawn = [world.draw([[s[:5]], s[5]], rng)[0] for s in subjects]
     asked = subjects
     other = len(subjects) == len(scene[0]) and r.random() < interleaved.OTHER[len(scene[0]) - 1]

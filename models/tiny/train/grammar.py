@@ -59,8 +59,11 @@ def written(scene, r, empty=.1):
 def instruction(scene, subjects, r):
     """(prompt, which portraits it shows): how to get from the portraits to the scene.
 
-    subjects: up to two rows (monster, background) as data.py draws them; what differs is said, the rest stays."""
+    subjects: up to three rows (monster, background) as data.py draws them; what differs is said, the rest stays. Three are
+    of two monsters: the first has its style from the second portrait."""
     monsters, place = scene[0], where(scene[1])
+    if len(subjects) == 3:
+        return f"<i> in the style of <i> {r.choice(['and', 'with'])} <i> {place}", [0, 1, 2]
     if len(monsters) == 2:
         seen = ["<i>" if p[1] == m[1] else f"<i> in {CNAMES[m[1]]}" for m, p in zip(monsters, subjects)]
         u = r.random()

@@ -10,14 +10,13 @@
 #[path = "../benches/full_size/mod.rs"]
 mod full_size;
 
-use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
 use clap::{Parser, ValueEnum};
 use full_size::{random, weights};
-use kosmograph_kernels::profile::{Calls, profile};
+use kosmograph_kernels::profile::{profile, table};
 use kosmograph_models::clip::text::ClipText;
 use kosmograph_models::kosmos::mllm::Mllm;
 use kosmograph_models::stable_diffusion::unet::{Condition, UNet};
@@ -152,7 +151,7 @@ fn main() -> Result<()> {
     let warm_up = start.elapsed();
     let operations: u64 = calls.values().map(|calls| calls.operations).sum();
     if arguments.profile {
-        print_profile(&calls, warm_up);
+        print!("{}", table(&calls, warm_up));
     }
     let mut seconds = Vec::new();
     let before = processor_seconds();
@@ -196,28 +195,6 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn print_profile(calls: &BTreeMap<&str, Calls>, all: Duration) {
-    println!("{:<26} {:>6} {:>9} {:>6} {:>7}", "kernel", "calls", "seconds", "share", "GFLOPS");
-    let mut rest = all;
-    let row = |name: &str, count: usize, time: Duration, operations: u64| {
-        let seconds = time.as_secs_f64();
-        let share = 100.0 * seconds / all.as_secs_f64();
-        let gflops = match operations {
-            0 => "-".to_owned(),
-            operations => format!("{:.0}", operations as f64 / seconds / 1e9),
-        };
-        println!("{name:<26} {count:>6} {seconds:>9.3} {share:>5.1}% {gflops:>7}");
-    };
-    let mut sorted: Vec<_> = calls.iter().collect();
-    sorted.sort_by_key(|(_, calls)| std::cmp::Reverse(calls.time));
-    for (name, calls) in sorted {
-        row(name, calls.count, calls.time, calls.operations);
-        rest = rest.saturating_sub(calls.time);
-    }
-    row("candle's own operations", 0, rest, 0);
-}
-
-/// The largest resident size of this process so far, in bytes (Linux).
 /// What the program's threads have spent by themselves and within the system.
 fn processor_seconds() -> Option<[f64; 2]> {
     let stat = std::fs::read_to_string("/proc/self/stat").ok()?;

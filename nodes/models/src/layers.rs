@@ -46,23 +46,28 @@ impl Linear {
 
     /// [..., input] → [..., output].
     pub fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
-        let y = kosmograph_kernels::linear(x, &self.weight.tensor()?, self.bias.as_ref())?;
+        let (weight, bias) = (self.weight.tensor()?, self.bias.as_ref());
         match &self.low_rank {
-            None => Ok(y),
-            Some(low_rank) => y + low_rank.linear(x)?,
+            None => kosmograph_kernels::linear(x, &weight, bias),
+            Some(low_rank) => low_rank.linear(x, &weight, bias),
         }
     }
 }
 
 impl LowRank {
-    /// What it adds to a linear layer's result: [..., input] → [..., output].
-    pub(crate) fn linear(&self, x: &Tensor) -> CandleResult<Tensor> {
+    /// The linear layer that it changes: [..., input] → [..., output], `weight` [output, input], `bias` [output].
+    pub(crate) fn linear(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+    ) -> CandleResult<Tensor> {
         let LowRank::Product { down, up, scale } = self else {
-            return kosmograph_kernels::linear(x, &self.whole()?.flatten_from(1)?, None);
+            let y = kosmograph_kernels::linear(x, weight, bias)?;
+            return y + kosmograph_kernels::linear(x, &self.whole()?.flatten_from(1)?, None)?;
         };
-        let middle = kosmograph_kernels::linear(x, &down.flatten_from(1)?, None)?;
-        // Scaled where there are few numbers, rank for each token.
-        kosmograph_kernels::linear(&(middle * *scale)?, &up.flatten_from(1)?, None)
+        let (down, up) = (down.flatten_from(1)?, up.flatten_from(1)?);
+        kosmograph_kernels::low_rank_linear(x, weight, bias, [&down, &up], *scale)
     }
 
     /// What it adds to a convolution's: [B, input, H, W] → [B, output, H', W'].

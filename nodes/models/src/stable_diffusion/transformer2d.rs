@@ -308,10 +308,10 @@ impl Projection {
 
     /// [B, L, C] → [B, L, C].
     fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
-        let y = kernels::linear(x, &self.weight.tensor()?, Some(&self.bias))?;
+        let (weight, bias) = (self.weight.tensor()?, Some(&self.bias));
         match &self.low_rank {
-            None => Ok(y),
-            Some(low_rank) => y + low_rank.linear(x)?,
+            None => kernels::linear(x, &weight, bias),
+            Some(low_rank) => low_rank.linear(x, &weight, bias),
         }
     }
 }
