@@ -131,6 +131,9 @@ pub(crate) trait Vector: Copy {
     unsafe fn sub(self, other: Self) -> Self;
     unsafe fn mul(self, other: Self) -> Self;
 
+    /// Runs a kernel as a function of its own: what is large and called from many places is compiled once.
+    unsafe fn apart<K: Kernel>(kernel: K) -> K::Output;
+
     /// Turns LANES rows of LANES values, `from_stride` apart, to LANES columns: the value j of row i goes
     /// to `to[j · to_stride + i]`.
     #[inline(always)]
@@ -210,6 +213,11 @@ impl<const COUNT: usize, const ROWS: usize> Vector for Lanes<COUNT, ROWS> {
     unsafe fn mul(self, other: Self) -> Self {
         self.zip(other, |a, b| a * b)
     }
+
+    #[inline(never)]
+    unsafe fn apart<K: Kernel>(kernel: K) -> K::Output {
+        kernel.run::<Self>()
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -230,10 +238,22 @@ mod x86 {
         kernel.run::<__m256>()
     }
 
+    #[inline(never)]
+    #[target_feature(enable = "avx512f,avx2,fma,f16c")]
+    unsafe fn avx512_apart<K: Kernel>(kernel: K) -> K::Output {
+        kernel.run::<__m512>()
+    }
+
+    #[inline(never)]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn avx2_apart<K: Kernel>(kernel: K) -> K::Output {
+        kernel.run::<__m256>()
+    }
+
     /// The same for both: the trait's names, and the intrinsics'.
     macro_rules! vector {
         ($vector:ty, $lanes:literal, $rows:literal, $load:ident, $store:ident, $splat:ident,
-         $mul_add:ident, $add:ident, $sub:ident, $mul:ident; $($own:tt)*) => {
+         $mul_add:ident, $add:ident, $sub:ident, $mul:ident, $apart:ident; $($own:tt)*) => {
             // SAFETY, of every call in here: the trait's: the processor has the instructions, and the
             // pointers lead to the values.
             impl Vector for $vector {
@@ -275,6 +295,11 @@ mod x86 {
                     unsafe { $mul(self, other) }
                 }
 
+                #[inline(always)]
+                unsafe fn apart<K: Kernel>(kernel: K) -> K::Output {
+                    unsafe { $apart(kernel) }
+                }
+
                 $($own)*
             }
         };
@@ -282,7 +307,7 @@ mod x86 {
 
     vector! {
         __m256, 8, 6, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_set1_ps,
-        _mm256_fmadd_ps, _mm256_add_ps, _mm256_sub_ps, _mm256_mul_ps;
+        _mm256_fmadd_ps, _mm256_add_ps, _mm256_sub_ps, _mm256_mul_ps, avx2_apart;
 
         #[inline(always)]
         unsafe fn load_f16(from: *const f16) -> Self {
@@ -306,7 +331,7 @@ mod x86 {
 
     vector! {
         __m512, 16, 12, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_set1_ps,
-        _mm512_fmadd_ps, _mm512_add_ps, _mm512_sub_ps, _mm512_mul_ps;
+        _mm512_fmadd_ps, _mm512_add_ps, _mm512_sub_ps, _mm512_mul_ps, avx512_apart;
 
         #[inline(always)]
         unsafe fn load_f16(from: *const f16) -> Self {

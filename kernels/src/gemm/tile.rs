@@ -3,7 +3,7 @@
 use std::mem::MaybeUninit;
 
 use super::Start;
-use crate::simd::Vector;
+use crate::simd::{Kernel, Vector};
 
 /// The most rows and columns a tile has.
 const MAX_ROWS: usize = 12;
@@ -27,7 +27,7 @@ pub(crate) unsafe fn tile<V: Vector>(
     start: Start,
 ) {
     // SAFETY: the caller's.
-    unsafe { tile_of::<V, false>(sizes, a, a_stride, panel, c, c_stride, start) }
+    unsafe { V::apart(Tile::<false> { sizes, a, a_stride, panel, c, c_stride, start }) }
 }
 
 /// [`tile`] with A by columns: value (i, p) lies at `a[p · a_stride + i]`.
@@ -45,71 +45,81 @@ pub(crate) unsafe fn tile_of_turned<V: Vector>(
     start: Start,
 ) {
     // SAFETY: the caller's.
-    unsafe { tile_of::<V, true>(sizes, a, a_stride, panel, c, c_stride, start) }
+    unsafe { V::apart(Tile::<true> { sizes, a, a_stride, panel, c, c_stride, start }) }
 }
 
-/// # Safety
-/// As [`tile`], or with `TURNED` as [`tile_of_turned`].
-#[inline(always)]
-unsafe fn tile_of<V: Vector, const TURNED: bool>(
-    (rows, columns, depth): (usize, usize, usize),
+/// What [`tile`] is given, or with `TURNED` [`tile_of_turned`]: a loop for each number of rows, and so no part of those who
+/// call it.
+struct Tile<'a, const TURNED: bool> {
+    /// Rows, columns and depth.
+    sizes: (usize, usize, usize),
     a: *const f32,
     a_stride: usize,
     panel: *const f32,
     c: *mut f32,
     c_stride: usize,
-    start: Start,
-) {
-    // Else the compiler computes it anew in every turn of the loop over it, from what it was made of.
-    let depth = std::hint::black_box(depth);
-    const { assert!(V::TILE_ROWS <= MAX_ROWS && 2 * V::LANES <= MAX_WIDTH) };
-    let width = 2 * V::LANES;
-    let by_row = match start {
-        Start::Rows(values) => Some(values),
-        _ => None,
-    };
-    let (from, from_stride) = match start {
-        Start::Zero | Start::Rows(_) => (ZEROS.as_ptr(), 0),
-        Start::Columns(values) => (values.as_ptr(), 0),
-        Start::Itself => (c.cast_const(), c_stride),
-        Start::Matrix { values, stride } => (values.as_ptr(), stride),
-    };
-    // A tile that is not one vector or two wide is computed beside C, from what it starts with, widened.
-    let whole = columns == width || columns == V::LANES;
-    let mut aside = MaybeUninit::<[f32; MAX_ROWS * MAX_WIDTH]>::uninit();
-    let (begin, to, to_stride) = if whole {
-        (Begin { by_row, from, from_stride }, c, c_stride)
-    } else {
-        let aside = aside.write([0.0; MAX_ROWS * MAX_WIDTH]).as_mut_ptr();
-        for row in 0..rows {
-            // SAFETY: the start has this row's columns, and `aside` a row as wide as the tile.
-            unsafe {
-                let from = from.add(row * from_stride);
-                std::ptr::copy_nonoverlapping(from, aside.add(row * width), columns);
-            }
-        }
-        (Begin { by_row, from: aside.cast_const(), from_stride: width }, aside, width)
-    };
-    // SAFETY: the caller's, and `aside` holds a tile.
-    unsafe {
-        macro_rules! of_rows {
-            ($($rows:literal)*) => {
-                match rows {
-                    $($rows if $rows <= V::TILE_ROWS => {
-                        if columns <= V::LANES {
-                            rows_of_tile::<V, TURNED, $rows, 1>(depth, a, a_stride, panel, to, to_stride, begin);
-                        } else {
-                            rows_of_tile::<V, TURNED, $rows, 2>(depth, a, a_stride, panel, to, to_stride, begin);
-                        }
-                    })*
-                    _ => (),
-                }
-            };
-        }
-        of_rows!(1 2 3 4 5 6 7 8 9 10 11 12);
-        if !whole {
+    start: Start<'a>,
+}
+
+impl<const TURNED: bool> Kernel for Tile<'_, TURNED> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Vector>(self) {
+        let Tile { sizes: (rows, columns, depth), a, a_stride, panel, c, c_stride, start } = self;
+        const { assert!(V::TILE_ROWS <= MAX_ROWS && 2 * V::LANES <= MAX_WIDTH) };
+        let width = 2 * V::LANES;
+        let by_row = match start {
+            Start::Rows(values) => Some(values),
+            _ => None,
+        };
+        let (from, from_stride) = match start {
+            Start::Zero | Start::Rows(_) => (ZEROS.as_ptr(), 0),
+            Start::Columns(values) => (values.as_ptr(), 0),
+            Start::Itself => (c.cast_const(), c_stride),
+            Start::Matrix { values, stride } => (values.as_ptr(), stride),
+        };
+        // A tile that is not one vector or two wide is computed beside C, from what it starts with, widened.
+        let whole = columns == width || columns == V::LANES;
+        let mut aside = MaybeUninit::<[f32; MAX_ROWS * MAX_WIDTH]>::uninit();
+        let (begin, to, to_stride) = if whole {
+            (Begin { by_row, from, from_stride }, c, c_stride)
+        } else {
+            let aside = aside.write([0.0; MAX_ROWS * MAX_WIDTH]).as_mut_ptr();
             for row in 0..rows {
-                std::ptr::copy_nonoverlapping(to.add(row * width), c.add(row * c_stride), columns);
+                // SAFETY: the start has this row's columns, and `aside` a row as wide as the tile.
+                unsafe {
+                    let from = from.add(row * from_stride);
+                    std::ptr::copy_nonoverlapping(from, aside.add(row * width), columns);
+                }
+            }
+            (Begin { by_row, from: aside.cast_const(), from_stride: width }, aside, width)
+        };
+        // SAFETY: that of the functions which make this, and `aside` holds a tile.
+        unsafe {
+            macro_rules! of_rows {
+                ($($rows:literal)*) => {
+                    match rows {
+                        $($rows if $rows <= V::TILE_ROWS => {
+                            if columns <= V::LANES {
+                                rows_of_tile::<V, TURNED, $rows, 1>(depth, a, a_stride, panel, to, to_stride, begin);
+                            } else {
+                                rows_of_tile::<V, TURNED, $rows, 2>(depth, a, a_stride, panel, to, to_stride, begin);
+                            }
+                        })*
+                        _ => (),
+                    }
+                };
+            }
+            of_rows!(1 2 3 4 5 6 7 8 9 10 11 12);
+            if !whole {
+                for row in 0..rows {
+                    std::ptr::copy_nonoverlapping(
+                        to.add(row * width),
+                        c.add(row * c_stride),
+                        columns,
+                    );
+                }
             }
         }
     }
@@ -124,7 +134,7 @@ struct Begin<'a> {
 }
 
 /// # Safety
-/// As [`tile_of`], all columns of one vector or two.
+/// As [`tile`] or [`tile_of_turned`], all columns of one vector or two.
 #[inline(always)]
 unsafe fn rows_of_tile<V: Vector, const TURNED: bool, const ROWS: usize, const VECTORS: usize>(
     depth: usize,

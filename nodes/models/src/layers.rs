@@ -173,15 +173,41 @@ impl MultiheadAttention {
         context: &Tensor,
         mask: Option<&Tensor>,
     ) -> CandleResult<Tensor> {
-        let (batch, length, dim) = query.dims3()?;
+        let ([q, k, v], scale) = self.heads(query, context)?;
+        let heads = kosmograph_kernels::attention(&q, &k, &v, mask, scale)?;
+        heads.transpose(1, 2)?.reshape(query.shape())
+    }
+
+    /// [`Self::attend`] of `x` to itself where `drop` takes values out of the softmax, [B, heads, T, T], which is whole in
+    /// memory.
+    pub fn attend_dropping(
+        &self,
+        x: &Tensor,
+        mask: Option<&Tensor>,
+        drop: &dyn Fn(&Tensor) -> CandleResult<Tensor>,
+    ) -> CandleResult<Tensor> {
+        let ([q, k, v], scale) = self.heads(x, x)?;
+        let mut scores = (q.contiguous()?.matmul(&k.transpose(2, 3)?.contiguous()?)? * scale)?;
+        if let Some(mask) = mask {
+            scores = scores.broadcast_add(mask)?;
+        }
+        // A softmax is the same whatever its scores are less; the gradient goes through what is left.
+        let largest = scores.max_keepdim(D::Minus1)?.detach();
+        let exponentials = scores.broadcast_sub(&largest)?.exp()?;
+        let softmax = exponentials.broadcast_div(&exponentials.sum_keepdim(D::Minus1)?)?;
+        let heads = drop(&softmax)?.matmul(&v.contiguous()?)?;
+        heads.transpose(1, 2)?.reshape(x.shape())
+    }
+
+    /// Queries, keys and values [B, heads, T, C / heads], and what their products are multiplied with.
+    fn heads(&self, query: &Tensor, context: &Tensor) -> CandleResult<([Tensor; 3], f64)> {
+        let (batch, _, dim) = query.dims3()?;
         let head_dim = dim / self.heads;
         let split = |x: Tensor| x.reshape((batch, (), self.heads, head_dim))?.transpose(1, 2);
         let q = split(self.q_proj.forward(query)?)?;
         let k = split(self.k_proj.forward(context)?)?;
         let v = split(self.v_proj.forward(context)?)?;
-        let scale = (head_dim as f64).powf(-0.5);
-        let heads = kosmograph_kernels::attention(&q, &k, &v, mask, scale)?;
-        heads.transpose(1, 2)?.reshape((batch, length, dim))
+        Ok(([q, k, v], (head_dim as f64).powf(-0.5)))
     }
 
     /// The projection that follows [`Self::attend`].

@@ -88,6 +88,8 @@ pub struct Config {
     pub shards: Vec<ShardsConfig>,
     /// The share of values that the language model loses between its layers.
     pub dropout: f64,
+    /// The share of what its tokens attend to that they lose.
+    pub attention_dropout: f64,
     /// What a ControlNet sees.
     pub control: Option<ControlConfig>,
     /// Pictures of the class, that the U-Net is to go on drawing as before.
@@ -189,6 +191,7 @@ impl Default for Config {
             anew: false,
             shards: Vec::new(),
             dropout: 0.0,
+            attention_dropout: 0.0,
             control: None,
             prior: None,
             optimiser: OptimiserConfig::default(),
@@ -315,6 +318,7 @@ impl Config {
             ("caption_dropout", Some(self.caption_dropout)),
             ("ema", self.ema),
             ("dropout", Some(self.dropout)),
+            ("attention_dropout", Some(self.attention_dropout)),
         ];
         for (name, value) in shares {
             if value.is_some_and(|value| !(0.0..=1.0).contains(&value)) {
@@ -361,13 +365,17 @@ impl Config {
                 "\"kosmos\" and the tasks align, instruct and mllm go together".to_owned(),
             );
         }
-        if !is_kosmos && (!self.shards.is_empty() || self.dropout > 0.0) {
-            return refuse(
-                "\"shards\" and \"dropout\" go with the tasks align, instruct and mllm".to_owned(),
-            );
+        let dropouts = [("dropout", self.dropout), ("attention_dropout", self.attention_dropout)];
+        if !is_kosmos && !self.shards.is_empty() {
+            return refuse("\"shards\" go with the tasks align, instruct and mllm".to_owned());
         }
-        if self.dropout >= 1.0 {
-            return refuse("\"dropout\" is 1; less would be right".to_owned());
+        for (key, share) in dropouts {
+            if !is_kosmos && share > 0.0 {
+                return refuse(format!("\"{key}\" goes with the tasks align, instruct and mllm"));
+            }
+            if share >= 1.0 {
+                return refuse(format!("\"{key}\" is 1; less would be right"));
+            }
         }
         let weights = self.shards.iter().map(|shards| shards.weight);
         if weights.into_iter().any(|weight| !(weight > 0.0 && weight.is_finite())) {
@@ -415,7 +423,8 @@ fn authors_defaults() -> Value {
             "weight_decay": 0.01, "clip_norm": 2.0,
         },
         "rate": {"course": "linear", "warmup": 375},
-        "dropout": 0.1,
+        // The architecture's, which their command leaves as they are.
+        "dropout": 0.1, "attention_dropout": 0.1,
     })
 }
 
@@ -485,7 +494,7 @@ mod tests {
         let text = r#"{"task": "align", "model": "m", "kosmos": "k", "output": "o", "pictures": "p",
             "optimiser": {"learning_rate": 0.5}}"#;
         let config = Config::read(text, Path::new("/here")).unwrap();
-        assert_eq!((config.dropout, config.rate.warmup), (0.1, 375));
+        assert_eq!((config.dropout, config.attention_dropout, config.rate.warmup), (0.1, 0.1, 375));
         assert_eq!((config.optimiser.eps, config.optimiser.learning_rate), (1e-6, 0.5));
         assert_eq!(config.kosmos.unwrap(), Path::new("/here/k"));
         let told = read(r#", "kosmos": "k""#).unwrap_err().to_string();

@@ -9,6 +9,7 @@ use candle_core::{DType, Device, Result as CandleResult, Tensor};
 use kosmograph_models::clip::text::ClipText;
 use kosmograph_models::kosmos::aligner::{Aligner, Reconstruction};
 use kosmograph_models::kosmos::connector::Connector;
+use kosmograph_models::kosmos::magneto::{Dropout, Dropping};
 use kosmograph_models::kosmos::mllm::{ImageTokens, Mllm};
 use kosmograph_models::kosmos::preprocess::{PictureTransform, resize_and_crop};
 use kosmograph_models::kosmos::vit::Vit;
@@ -305,11 +306,18 @@ impl Kosmos<'_> {
         let Prompts { tokens, mask } = self.prompts(documents)?;
         let padding = kosmos::padding(&tokens)?;
         let generator = RefCell::new(Generator::new(draws.next_u64()));
-        let drop = |x: &Tensor| dropped(x, self.config.dropout, &mut generator.borrow_mut());
+        let of_values = |x: &Tensor| dropped(x, self.config.dropout, &mut generator.borrow_mut());
+        let of_attention =
+            |x: &Tensor| dropped(x, self.config.attention_dropout, &mut generator.borrow_mut());
+        let drops_attention = self.config.attention_dropout > 0.0;
+        let drop = Dropping {
+            values: &of_values,
+            attention: drops_attention.then_some(&of_attention as &Dropout),
+        };
         match &self.stage {
             Stage::Align(parts) => {
                 let Align { reconstruction, clip } = &**parts;
-                let hidden = self.mllm.forward_dropping(&tokens, None, &drop)?.detach();
+                let hidden = self.mllm.forward_dropping(&tokens, None, drop)?.detach();
                 let length = clip.max_length()?;
                 let rows = documents.iter().map(|document| {
                     let row = self.clip_tokenizer.encode_row(&document.prompt, length);
@@ -330,7 +338,7 @@ impl Kosmos<'_> {
             Stage::Mllm(seeing) => {
                 let (vit, connector) = &**seeing;
                 let images = self.seen(vit, connector, documents, mask.clone())?;
-                let hidden = self.mllm.forward_dropping(&tokens, images.as_ref(), &drop)?;
+                let hidden = self.mllm.forward_dropping(&tokens, images.as_ref(), drop)?;
                 let (rows, length, width) = hidden.dims3()?;
                 let said =
                     hidden.narrow(1, 0, length - 1)?.reshape((rows * (length - 1), width))?;
@@ -351,11 +359,11 @@ impl Kosmos<'_> {
             Stage::Instruct(parts) => {
                 let Instruct { vit, connector, unet, vae, schedule } = &**parts;
                 let images = self.seen(vit, connector, documents, mask)?;
-                let hidden = self.mllm.forward_dropping(&tokens, images.as_ref(), &drop)?;
+                let hidden = self.mllm.forward_dropping(&tokens, images.as_ref(), drop)?;
                 let any = padding.to_dtype(DType::U32)?.sum_all()?.to_scalar::<u32>()? > 0;
                 let condition = self.aligner.forward(&hidden, any.then_some(&padding))?;
                 let nothing = Tensor::new(&[[BOS]], &Device::Cpu)?;
-                let nothing = self.mllm.forward_dropping(&nothing, None, &drop)?;
+                let nothing = self.mllm.forward_dropping(&nothing, None, drop)?;
                 let null = self.aligner.forward(&nothing, None)?;
                 let chance: Vec<f32> = documents.iter().map(|_| draws.share() as f32).collect();
                 let condition = kosmos::drop_conditions(&condition, &null, &chance)?;

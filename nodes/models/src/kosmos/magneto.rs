@@ -24,6 +24,20 @@ pub struct LayerConfig {
 /// Takes values out by chance in a training (Srivastava et al., JMLR 2014); elsewhere what goes in comes out.
 pub type Dropout<'a> = dyn Fn(&Tensor) -> CandleResult<Tensor> + 'a;
 
+/// Where a training takes values out.
+#[derive(Clone, Copy)]
+pub struct Dropping<'a> {
+    /// Of the embedding, and of what each part of a layer adds.
+    pub values: &'a Dropout<'a>,
+    /// Of what each token attends to, [B, heads, T, T].
+    pub attention: Option<&'a Dropout<'a>>,
+}
+
+impl Dropping<'_> {
+    /// Nowhere.
+    pub const NOTHING: Dropping<'static> = Dropping { values: &|x| Ok(x.clone()), attention: None };
+}
+
 #[derive(Clone, Debug)]
 struct SelfAttention {
     attention: MultiheadAttention,
@@ -39,8 +53,16 @@ impl SelfAttention {
         })
     }
 
-    fn forward(&self, x: &Tensor, mask: Option<&Tensor>) -> CandleResult<Tensor> {
-        let heads = self.attention.attend(x, x, mask)?;
+    fn forward(
+        &self,
+        x: &Tensor,
+        mask: Option<&Tensor>,
+        drop: Option<&Dropout>,
+    ) -> CandleResult<Tensor> {
+        let heads = match drop {
+            Some(drop) => self.attention.attend_dropping(x, mask, drop)?,
+            None => self.attention.attend(x, x, mask)?,
+        };
         self.attention.project(&self.inner_attn_ln.forward(&heads)?)
     }
 }
@@ -93,19 +115,20 @@ impl SelfLayer {
 
     /// [B, T, C] → [B, T, C]; `mask` broadcasts to [B, heads, T, T].
     pub fn forward(&self, x: &Tensor, mask: Option<&Tensor>) -> CandleResult<Tensor> {
-        self.forward_dropping(x, mask, &|x| Ok(x.clone()))
+        self.forward_dropping(x, mask, Dropping::NOTHING)
     }
 
-    /// The same in a training, where `drop` takes values out of what each part adds.
+    /// The same in a training.
     pub fn forward_dropping(
         &self,
         x: &Tensor,
         mask: Option<&Tensor>,
-        drop: &Dropout,
+        drop: Dropping,
     ) -> CandleResult<Tensor> {
-        let attended = self.self_attn.forward(&self.self_attn_layer_norm.forward(x)?, mask)?;
-        let x = (x + drop(&attended)?)?;
-        &x + drop(&self.ffn.forward(&self.final_layer_norm.forward(&x)?)?)?
+        let normed = self.self_attn_layer_norm.forward(x)?;
+        let attended = self.self_attn.forward(&normed, mask, drop.attention)?;
+        let x = (x + (drop.values)(&attended)?)?;
+        &x + (drop.values)(&self.ffn.forward(&self.final_layer_norm.forward(&x)?)?)?
     }
 }
 
@@ -145,9 +168,62 @@ impl CrossLayer {
         context: &Tensor,
         mask: Option<&Tensor>,
     ) -> CandleResult<Tensor> {
-        let x = (x + self.self_attn.forward(&self.self_attn_layer_norm.forward(x)?, None)?)?;
+        let x =
+            (x + self.self_attn.forward(&self.self_attn_layer_norm.forward(x)?, None, None)?)?;
         let queries = self.encoder_attn_layer_norm.forward(&x)?;
         let x = (&x + self.encoder_attn.forward(&queries, context, mask)?)?;
         &x + self.ffn.forward(&self.final_layer_norm.forward(&x)?)?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device, Var};
+
+    use super::*;
+    use crate::layers::causal_mask;
+
+    fn layer(device: &Device) -> Result<SelfLayer> {
+        let config = LayerConfig { dim: 24, heads: 3, ffn_dim: 40, layer_norm_eps: 1e-5 };
+        let recording = Weights::recording();
+        SelfLayer::load(&recording, config)?;
+        let random = |(name, shape): (String, Vec<usize>)| {
+            Ok((name, Tensor::randn(0f32, 0.3, shape, device)?))
+        };
+        let tensors = recording.recorded().into_iter().map(random);
+        let tensors = tensors.collect::<Result<_>>()?;
+        SelfLayer::load(&Weights::from_tensors("the test", tensors, device), config)
+    }
+
+    /// With and without a kernel, values and gradients; and half of the softmax lost is another result.
+    #[test]
+    fn a_softmax_that_loses_nothing_is_attention() -> Result<()> {
+        let dev = Device::Cpu;
+        let layer = layer(&dev)?;
+        let x = Var::randn(0f32, 1., (2, 9, 24), &dev)?;
+        let mask = causal_mask(9, &dev)?;
+        let through = |drop: Dropping| -> Result<(Tensor, Tensor)> {
+            let y = layer.forward_dropping(&x, Some(&mask), drop)?;
+            let gradients = y.sqr()?.sum_all()?.backward()?;
+            Ok((y.detach(), gradients.get(&x).expect("a gradient").clone()))
+        };
+        let apart = |a: &Tensor, b: &Tensor| -> Result<f32> {
+            let largest = b.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()?;
+            Ok((a - b)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()? / largest)
+        };
+        let keep: &Dropout = &|x| Ok(x.clone());
+        let (want, of_want) = through(Dropping::NOTHING)?;
+        let (found, of_found) = through(Dropping { attention: Some(keep), ..Dropping::NOTHING })?;
+        assert!(apart(&found, &want)? < 1e-5);
+        assert!(apart(&of_found, &of_want)? < 1e-4);
+        // Every other key, at twice its share.
+        let half: &Dropout = &|x| {
+            let (_, _, _, keys) = x.dims4()?;
+            let kept: Vec<f32> = (0..keys).map(|key| [2., 0.][key % 2]).collect();
+            x.broadcast_mul(&Tensor::new(kept, x.device())?.to_dtype(DType::F32)?)
+        };
+        let (other, _) = through(Dropping { attention: Some(half), ..Dropping::NOTHING })?;
+        assert!(apart(&other, &want)? > 1e-2);
+        Ok(())
     }
 }

@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use crate::error::{Error, Result};
 use crate::files::weights::Weights;
-use crate::kosmos::magneto::{Dropout, LayerConfig, SelfLayer};
+use crate::kosmos::magneto::{Dropping, LayerConfig, SelfLayer};
 use crate::layers::{LayerNorm, causal_mask, embedding};
 use crate::text::kosmos_tokens::PAD;
 
@@ -106,11 +106,10 @@ impl Mllm {
     /// # Errors
     /// As [`Self::embed`].
     pub fn forward(&self, tokens: &Tensor, images: Option<&ImageTokens>) -> Result<Tensor> {
-        self.forward_dropping(tokens, images, &|x| Ok(x.clone()))
+        self.forward_dropping(tokens, images, Dropping::NOTHING)
     }
 
-    /// [`Self::forward`] in a training, where `drop` takes values out of the embedding and of what each part of a layer
-    /// adds.
+    /// [`Self::forward`] in a training.
     ///
     /// # Errors
     /// As [`Self::embed`].
@@ -118,9 +117,9 @@ impl Mllm {
         &self,
         tokens: &Tensor,
         images: Option<&ImageTokens>,
-        drop: &Dropout,
+        drop: Dropping,
     ) -> Result<Tensor> {
-        let mut x = drop(&self.embed(tokens, images)?)?;
+        let mut x = (drop.values)(&self.embed(tokens, images)?)?;
         let mask = causal_mask(x.dim(1)?, x.device())?;
         for layer in &self.layers {
             x = layer.forward_dropping(&x, Some(&mask), drop)?;
