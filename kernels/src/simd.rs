@@ -130,6 +130,10 @@ pub(crate) trait Vector: Copy {
     unsafe fn add(self, other: Self) -> Self;
     unsafe fn sub(self, other: Self) -> Self;
     unsafe fn mul(self, other: Self) -> Self;
+    /// The larger of the two, value by value; where one is no number, `other`.
+    unsafe fn max(self, other: Self) -> Self;
+    /// self · 2ⁿ for the whole numbers −150 ≤ n ≤ 127; 0 where the result would be less than a normal number, or such a one.
+    unsafe fn times_power_of_2(self, n: Self) -> Self;
 
     /// Runs a kernel as a function of its own: what is large and called from many places is compiled once.
     unsafe fn apart<K: Kernel>(kernel: K) -> K::Output;
@@ -214,6 +218,17 @@ impl<const COUNT: usize, const ROWS: usize> Vector for Lanes<COUNT, ROWS> {
         self.zip(other, |a, b| a * b)
     }
 
+    #[inline(always)]
+    unsafe fn max(self, other: Self) -> Self {
+        self.zip(other, |a, b| if a > b { a } else { b })
+    }
+
+    #[inline(always)]
+    unsafe fn times_power_of_2(self, n: Self) -> Self {
+        let power = |n: f32| f32::from_bits(((n.max(-127.0) as i32 + 127) << 23) as u32);
+        self.zip(n, |a, n| a * power(n))
+    }
+
     #[inline(never)]
     unsafe fn apart<K: Kernel>(kernel: K) -> K::Output {
         kernel.run::<Self>()
@@ -253,7 +268,7 @@ mod x86 {
     /// The same for both: the trait's names, and the intrinsics'.
     macro_rules! vector {
         ($vector:ty, $lanes:literal, $rows:literal, $load:ident, $store:ident, $splat:ident,
-         $mul_add:ident, $add:ident, $sub:ident, $mul:ident, $apart:ident; $($own:tt)*) => {
+         $mul_add:ident, $add:ident, $sub:ident, $mul:ident, $max:ident, $apart:ident; $($own:tt)*) => {
             // SAFETY, of every call in here: the trait's: the processor has the instructions, and the
             // pointers lead to the values.
             impl Vector for $vector {
@@ -296,6 +311,11 @@ mod x86 {
                 }
 
                 #[inline(always)]
+                unsafe fn max(self, other: Self) -> Self {
+                    unsafe { $max(self, other) }
+                }
+
+                #[inline(always)]
                 unsafe fn apart<K: Kernel>(kernel: K) -> K::Output {
                     unsafe { $apart(kernel) }
                 }
@@ -307,7 +327,7 @@ mod x86 {
 
     vector! {
         __m256, 8, 6, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_set1_ps,
-        _mm256_fmadd_ps, _mm256_add_ps, _mm256_sub_ps, _mm256_mul_ps, avx2_apart;
+        _mm256_fmadd_ps, _mm256_add_ps, _mm256_sub_ps, _mm256_mul_ps, _mm256_max_ps, avx2_apart;
 
         #[inline(always)]
         unsafe fn load_f16(from: *const f16) -> Self {
@@ -324,6 +344,16 @@ mod x86 {
         }
 
         #[inline(always)]
+        unsafe fn times_power_of_2(self, n: Self) -> Self {
+            // The exponent's bits; those of 2^-127 and less are 0's.
+            unsafe {
+                let n = _mm256_cvtps_epi32(_mm256_max_ps(n, _mm256_set1_ps(-127.0)));
+                let bits = _mm256_slli_epi32::<23>(_mm256_add_epi32(n, _mm256_set1_epi32(127)));
+                _mm256_mul_ps(self, _mm256_castsi256_ps(bits))
+            }
+        }
+
+        #[inline(always)]
         unsafe fn transpose(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
             unsafe { transpose_8x8(from, from_stride, to, to_stride) }
         }
@@ -331,7 +361,7 @@ mod x86 {
 
     vector! {
         __m512, 16, 12, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_set1_ps,
-        _mm512_fmadd_ps, _mm512_add_ps, _mm512_sub_ps, _mm512_mul_ps, avx512_apart;
+        _mm512_fmadd_ps, _mm512_add_ps, _mm512_sub_ps, _mm512_mul_ps, _mm512_max_ps, avx512_apart;
 
         #[inline(always)]
         unsafe fn load_f16(from: *const f16) -> Self {
@@ -344,6 +374,11 @@ mod x86 {
                 let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
                 _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
             }
+        }
+
+        #[inline(always)]
+        unsafe fn times_power_of_2(self, n: Self) -> Self {
+            unsafe { _mm512_scalef_ps(self, n) }
         }
 
         #[inline(always)]

@@ -1,6 +1,8 @@
+use std::f32::consts::LOG2_E;
+
 use rayon::prelude::*;
 
-use crate::exponential::exp;
+use crate::exponential::exp2;
 use crate::gemm::tile::tile;
 use crate::gemm::{Columns, Plain, Shared, Start, Transposed};
 use crate::memory;
@@ -44,12 +46,12 @@ pub(super) struct Mask<'a> {
 }
 
 impl Mask<'_> {
-    /// Adds the values from `at` on to the scores of one query.
+    /// Adds the values from `at` on, times log₂e, to the scores of one query.
     #[inline(always)]
     pub(super) fn add(&self, at: [usize; 4], scores: &mut [f32]) {
         let start: usize = at.iter().zip(self.strides).map(|(i, stride)| i * stride).sum();
         for (j, score) in scores.iter_mut().enumerate() {
-            *score += self.values[self.start + start + j * self.strides[3]];
+            *score += LOG2_E * self.values[self.start + start + j * self.strides[3]];
         }
     }
 }
@@ -59,8 +61,8 @@ const QUERIES: usize = 48;
 /// Keys whose scores a task has at once: 48 KiB, which a second-level cache holds beside the keys.
 const KEYS: usize = 256;
 
-/// Returns [B, Lq, H, Dv], and with `keeps_sums` for each query [B, H, Lq] the logarithm of what its exponentials sum
-/// to, +∞ where it attends to nothing: e^(score − that) is then its softmax.
+/// Returns [B, Lq, H, Dv], and with `keeps_sums` for each query [B, H, Lq] the logarithm to base 2 of what its exponentials
+/// sum to, +∞ where it attends to nothing: 2^(score · log₂e − that) is then its softmax.
 pub(super) fn attention(
     isa: Isa,
     [q, k, v]: [Heads; 3],
@@ -105,7 +107,7 @@ pub(super) fn attention(
     (y, log_sums)
 }
 
-/// The panels of one head. The scale goes to the keys.
+/// The panels of one head. The scale goes to the keys, and so does log₂e: powers of 2 are cheaper than those of e.
 struct Pack<'a> {
     k: (&'a [f32], usize),
     v: (&'a [f32], usize),
@@ -126,7 +128,7 @@ impl Kernel for Pack<'_> {
         for (i, panel) in packed_k.chunks_exact_mut(width * s.head_dim).enumerate() {
             let keys = i * width..s.keys.min((i + 1) * width);
             columns.pack::<V>(0..s.head_dim, keys, width, panel);
-            panel.iter_mut().for_each(|value| *value *= scale);
+            panel.iter_mut().for_each(|value| *value *= scale * LOG2_E);
         }
         let columns = Plain { values: v.0, stride: v.1 };
         for (i, panel) in packed_v.chunks_exact_mut(width * s.keys).enumerate() {
@@ -179,11 +181,13 @@ impl Kernel for Block<'_> {
         let mut sums = [0f32; QUERIES];
         for key in (0..s.keys).step_by(KEYS) {
             let keys = KEYS.min(s.keys - key);
+            // Whole vectors: past the keys the panels hold zeros.
+            let whole = keys.next_multiple_of(V::LANES);
             for row in (0..queries).step_by(V::TILE_ROWS) {
                 let rows = V::TILE_ROWS.min(queries - row);
                 for column in (0..keys).step_by(width) {
                     let panel = &packed_k[(key + column) * s.head_dim..][..width * s.head_dim];
-                    let columns = width.min(keys - column);
+                    let columns = width.min(whole - column);
                     // SAFETY: the rows of q by the assert; the scores have QUERIES · KEYS values; the processor
                     // has V, or this would not run.
                     unsafe {
@@ -200,16 +204,17 @@ impl Kernel for Block<'_> {
                 }
             }
             for (row, scores) in scores.chunks_exact_mut(KEYS).take(queries).enumerate() {
-                let scores = &mut scores[..keys];
+                let scores = &mut scores[..whole];
                 if let Some(mask) = &mask {
-                    mask.add([batch, head, first + row, key], scores);
+                    mask.add([batch, head, first + row, key], &mut scores[..keys]);
                 }
+                scores[keys..].fill(f32::NEG_INFINITY);
                 let max = largest[row].max(max(scores));
                 // Where everything was masked so far there is nothing to scale, and 0 is as good a maximum.
                 let finite = if max == f32::NEG_INFINITY { 0.0 } else { max };
-                let sum = exponentials(scores, finite);
+                let sum = exponentials::<V>(scores, finite);
                 if key > 0 && max != largest[row] {
-                    let down = exp(largest[row] - finite);
+                    let down = (largest[row] - finite).exp2();
                     sums[row] *= down;
                     y_row(row).iter_mut().for_each(|y| *y *= down);
                 }
@@ -245,7 +250,7 @@ impl Kernel for Block<'_> {
         if let Some(log_sums) = log_sums {
             let to = log_sums.at((batch * s.heads + head) * s.queries + first);
             for (row, (sum, largest)) in sums.iter().zip(largest).enumerate().take(queries) {
-                let log_sum = if *sum == 0.0 { f32::INFINITY } else { largest + sum.ln() };
+                let log_sum = if *sum == 0.0 { f32::INFINITY } else { largest + sum.log2() };
                 // SAFETY: there is one for each query, and no other task has this one.
                 unsafe { *to.wrapping_add(row) = log_sum };
             }
@@ -269,19 +274,20 @@ pub(super) fn max(x: &[f32]) -> f32 {
     lanes.into_iter().chain(rest.iter().copied()).fold(f32::NEG_INFINITY, larger)
 }
 
-/// Makes x to e^(x − max) and returns the sum.
+/// Makes x, whole vectors, to 2^(x − max) and returns the sum.
 #[inline(always)]
-pub(super) fn exponentials(x: &mut [f32], max: f32) -> f32 {
-    let mut sums = [0f32; LANES];
-    let (whole, rest) = x.as_chunks_mut::<LANES>();
-    for values in whole {
-        for (sum, value) in sums.iter_mut().zip(values) {
-            *value = exp(*value - max);
-            *sum += *value;
+fn exponentials<V: Vector>(x: &mut [f32], max: f32) -> f32 {
+    let mut lanes = [0f32; LANES];
+    // SAFETY: each chunk is a vector, and `lanes` has room for the widest; the processor has V, or the kernel that this is
+    // in would not run.
+    unsafe {
+        let (max, mut sums) = (V::splat(max), V::splat(0.0));
+        for x in x.chunks_exact_mut(V::LANES) {
+            let e = exp2(V::load(x.as_ptr()).sub(max));
+            e.store(x.as_mut_ptr());
+            sums = sums.add(e);
         }
+        sums.store(lanes.as_mut_ptr());
     }
-    for value in rest.iter_mut() {
-        *value = exp(*value - max);
-    }
-    sums.iter().chain(rest.iter()).sum()
+    lanes.iter().sum()
 }

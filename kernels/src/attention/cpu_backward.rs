@@ -1,9 +1,11 @@
 //! The gradients of attention on the CPU, a block of keys of a head over all its queries.
 
+use std::f32::consts::LOG2_E;
+
 use rayon::prelude::*;
 
 use super::cpu::{Heads, LANES, Mask, Sizes};
-use crate::exponential::exp;
+use crate::exponential::exp2;
 use crate::gemm::tile::{tile, tile_of_turned};
 use crate::gemm::{Columns, Plain, Shared, Start, Transposed};
 use crate::memory;
@@ -18,7 +20,7 @@ pub(super) struct Inputs<'a> {
     /// What came of them, and its gradient.
     pub(super) y: Heads<'a>,
     pub(super) upstream: Heads<'a>,
-    /// Of each query, [B, H, Lq], what its scores are less before they are P's logarithms.
+    /// Of each query, [B, H, Lq], what its scores, times log₂e, are less before they are P's logarithms to base 2.
     pub(super) log_sums: &'a [f32],
     pub(super) mask: Option<Mask<'a>>,
     pub(super) scale: f32,
@@ -100,7 +102,7 @@ struct Scratch {
     /// P of a block [queries, STRIDE], and dS.
     p: Vec<f32>,
     ds: Vec<f32>,
-    /// Panels of a block of keys: scale · Kᵀ, Vᵀ and scale · K.
+    /// Panels of a block of keys: log₂e · scale · Kᵀ, Vᵀ and scale · K.
     k_turned: Vec<f32>,
     v_turned: Vec<f32>,
     k: Vec<f32>,
@@ -166,7 +168,7 @@ impl Kernel for Head<'_> {
             let (v, v_stride) = v.rows(batch, head, first_key);
             let columns = Transposed { values: WeightValues::F32(k), k: k_stride };
             pack::<V>(&columns, s.head_dim, count, k_turned);
-            k_turned.iter_mut().for_each(|value| *value *= scale);
+            k_turned.iter_mut().for_each(|value| *value *= scale * LOG2_E);
             let columns = Transposed { values: WeightValues::F32(v), k: v_stride };
             pack::<V>(&columns, s.value_dim, count, v_turned);
             pack::<V>(&Plain { values: k, stride: k_stride }, count, s.head_dim, k_panels);
@@ -204,10 +206,30 @@ impl Kernel for Head<'_> {
                     if let Some(mask) = &mask {
                         mask.add([batch, head, first + row, first_key], scores);
                     }
-                    let (log_sum, delta) = (log_sums[first + row], deltas[first + row]);
-                    for (p, ds) in scores.iter_mut().zip(&mut ds[row * STRIDE..][..count]) {
-                        *p = exp(*p - log_sum);
-                        *ds = *p * (*ds - delta);
+                    p[row * STRIDE..][count..columns].fill(f32::NEG_INFINITY);
+                    let (p, ds) = (&mut p[row * STRIDE..], &mut ds[row * STRIDE..]);
+                    let log_sum = log_sums[first + row];
+                    // Where all keys are in the block, Σ P ∘ dP of these very numbers: of one key nothing is left then, and not
+                    // the difference of two sums of one value.
+                    let mut products = [0f32; LANES];
+                    // SAFETY: both rows have whole vectors up to `columns`, past the keys zeros of dP; a vector fits LANES.
+                    unsafe {
+                        let (p, ds) = (p.as_mut_ptr(), ds.as_mut_ptr());
+                        let mut sums = V::splat(0.0);
+                        for at in (0..columns).step_by(V::LANES) {
+                            let e = exp2(V::load(p.add(at)).sub(V::splat(log_sum)));
+                            e.store(p.add(at));
+                            sums = e.mul_add(V::load(ds.add(at)), sums);
+                        }
+                        sums.store(products.as_mut_ptr());
+                        let delta = match s.keys <= KEYS {
+                            true => products.iter().sum(),
+                            false => deltas[first + row],
+                        };
+                        for at in (0..columns).step_by(V::LANES) {
+                            let slope = V::load(ds.add(at)).sub(V::splat(delta));
+                            V::load(p.add(at)).mul(slope).store(ds.add(at));
+                        }
                     }
                 }
                 // SAFETY: as above.
