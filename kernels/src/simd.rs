@@ -132,7 +132,7 @@ pub(crate) trait Vector: Copy {
     unsafe fn mul(self, other: Self) -> Self;
     /// The larger of the two, value by value; where one is no number, `other`.
     unsafe fn max(self, other: Self) -> Self;
-    /// self · 2ⁿ for the whole numbers −150 ≤ n ≤ 127; 0 where the result would be less than a normal number, or such a one.
+    /// self · 2ⁿ for the whole numbers −200 ≤ n ≤ 127. Where that is no normal number, at most the smallest of them; 0 where n is below −150.
     unsafe fn times_power_of_2(self, n: Self) -> Self;
 
     /// Runs a kernel as a function of its own: what is large and called from many places is compiled once.
