@@ -7,6 +7,7 @@
 mod read;
 
 use crate::folders::Entry;
+use crate::graph::Node;
 use crate::need::Need;
 use crate::python::PythonPack;
 use crate::replace::Replaces;
@@ -205,6 +206,8 @@ pub struct Catalogue {
     by_name: HashMap<String, usize>,
     /// The class that replaces one that is gone, and which of its replacements that is.
     replacements: HashMap<String, (usize, usize)>,
+    /// The classes that do the work of one for certain texts at its inputs, likewise.
+    stand_ins: HashMap<String, Vec<(usize, usize)>>,
     warnings: Vec<String>,
 }
 
@@ -234,13 +237,19 @@ impl Catalogue {
             self.by_name.insert(node.class.clone(), self.classes.len());
             for (at, replaces) in node.replaces.iter().enumerate() {
                 let place = (self.classes.len(), at);
-                self.replacements.entry(replaces.class.clone()).or_insert(place);
+                match replaces.when.is_empty() {
+                    true => _ = self.replacements.entry(replaces.class.clone()).or_insert(place),
+                    false => {
+                        self.stand_ins.entry(replaces.class.clone()).or_default().push(place);
+                    }
+                }
             }
             let node_number = index as u32;
             let descriptor = Arc::new(node);
             let provider = provider.clone();
             self.classes.push(Class { library: number, node: node_number, provider, descriptor });
         }
+        self.offer_what_stands_in();
         let (path, digest) = (path.to_owned(), digest(descriptor));
         let checks = descriptor.get("checks") == Some(&Value::Bool(true));
         let (python, left_out) = (None, Vec::new());
@@ -255,6 +264,28 @@ impl Catalogue {
             left_out,
         });
         Ok(number)
+    }
+
+    /// Puts the texts that bring another class among the choices of the one that they are given to.
+    fn offer_what_stands_in(&mut self) {
+        let mut brought = Vec::new();
+        for (class, places) in &self.stand_ins {
+            let Some(&chosen) = self.by_name.get(class) else { continue };
+            for &(new, at) in places {
+                let when = &self.classes[new].descriptor.replaces[at].when;
+                brought
+                    .extend(when.iter().map(|(input, text)| (chosen, input.clone(), text.clone())));
+            }
+        }
+        for (chosen, name, text) in brought {
+            let descriptor = Arc::make_mut(&mut self.classes[chosen].descriptor);
+            let input = descriptor.inputs.iter_mut().find(|input| input.name == name);
+            if let Some(InputKind::Combo { choices, .. }) = input.map(|input| &mut input.kind)
+                && !choices.contains(&text)
+            {
+                choices.push(text);
+            }
+        }
     }
 
     /// Adds what a pack of nodes in Python describes, as [`Self::add`] does of a library.
@@ -295,6 +326,16 @@ impl Catalogue {
         let &(new, at) = self.replacements.get(class)?;
         let new = &self.classes[new];
         Some((new, new.descriptor.replaces.get(at)?))
+    }
+
+    /// The class that does the work of a node for what stands at its inputs, though the node's own class is there.
+    pub fn stands_in(&self, node: &Node) -> Option<(&Class, &Replaces)> {
+        let places = self.stand_ins.get(&node.class)?;
+        let mut all = places.iter().filter_map(|&(new, at)| {
+            let new = &self.classes[new];
+            Some((new, new.descriptor.replaces.get(at)?))
+        });
+        all.find(|(_, replaces)| replaces.is_for(node))
     }
 
     /// In the order of the libraries and, in them, of their descriptors.

@@ -2,10 +2,11 @@
 //!
 //! A node says in its descriptor whom it replaces ("replaces" in `node.h`). Where a library has the old
 //! class nothing is replaced; where none has, the node becomes one of the new class before anything is
-//! checked, and that is told.
+//! checked, and that is told. A class that does one of several things, which a value says, may be replaced
+//! for that value alone, though it is there ("when"): so a library brings a choice to another's node.
 
 use crate::catalogue::{Catalogue, Class};
-use crate::graph::{Graph, Input, Origin};
+use crate::graph::{Graph, Input, Node, Origin};
 use crate::problem::{Kind, Problem};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -15,6 +16,10 @@ use std::collections::{BTreeMap, HashMap};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Replaces {
     pub class: String,
+    /// An input of the old class → the text that must stand there. Where there are some, the class may well be
+    /// there: the texts are choices of its that this node brings.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub when: BTreeMap<String, String>,
     /// The old class's widgets in their order, as the editor saves their values.
     #[serde(default)]
     pub widgets: Vec<String>,
@@ -35,6 +40,14 @@ impl Replaces {
         self.inputs.iter().find(|(_, from)| *from == old).map_or(old, |(to, _)| to)
     }
 
+    /// Whether what stands at `node`'s inputs is what it does the work for.
+    pub fn is_for(&self, node: &Node) -> bool {
+        self.when.iter().all(|(input, wanted)| match node.input(input) {
+            Some(Input::Literal { value, .. }) => value.as_str() == Some(wanted),
+            _ => false,
+        })
+    }
+
     /// The output of the new class that gives what the old one gave at `slot`, if one does.
     fn output(&self, slot: u64) -> Option<u64> {
         if self.outputs.is_empty() {
@@ -46,9 +59,12 @@ impl Replaces {
 
 /// Makes the nodes of classes that are gone nodes of those that replace them; what is told of each.
 pub fn replace(graph: &mut Graph, catalogue: &Catalogue) -> Vec<Problem> {
-    let gone = |(at, class): (usize, &str)| Some((at, catalogue.replacement(class)?));
-    let classes = graph.nodes().iter().map(|node| node.class.as_str());
-    let gone: HashMap<usize, (&Class, &Replaces)> = classes.enumerate().filter_map(gone).collect();
+    let gone = |(at, node): (usize, &Node)| {
+        let stands_in = || catalogue.stands_in(node);
+        Some((at, catalogue.replacement(&node.class).or_else(stands_in)?))
+    };
+    let nodes = graph.nodes().iter().enumerate();
+    let gone: HashMap<usize, (&Class, &Replaces)> = nodes.filter_map(gone).collect();
     if gone.is_empty() {
         return Vec::new();
     }
@@ -75,10 +91,16 @@ pub fn replace(graph: &mut Graph, catalogue: &Catalogue) -> Vec<Problem> {
         }
         let Some((class, replaces)) = gone.get(&at) else { continue };
         let new = &class.descriptor.class;
-        let message = format!("no library has this class any more; {new} does its work");
-        let name = node.name();
-        told.push(Problem::new(Kind::MissingNodeType, message).at(name));
+        if replaces.when.is_empty() {
+            let message = format!("no library has this class any more; {new} does its work");
+            let name = node.name();
+            told.push(Problem::new(Kind::MissingNodeType, message).at(name));
+        }
         node.class.clone_from(new);
+        // What chose the class is no input of it.
+        node.inputs.retain(|(input, _)| {
+            !replaces.when.contains_key(input) || class.descriptor.input(input).is_some()
+        });
         for (input, _) in &mut node.inputs {
             *input = replaces.input(input).to_owned();
         }
@@ -95,7 +117,7 @@ pub fn replace(graph: &mut Graph, catalogue: &Catalogue) -> Vec<Problem> {
 pub fn as_comfyui(catalogue: &Catalogue) -> Value {
     let mut all = Map::new();
     for class in catalogue.classes() {
-        for replaces in &class.descriptor.replaces {
+        for replaces in class.descriptor.replaces.iter().filter(|one| one.when.is_empty()) {
             let is_used = catalogue
                 .replacement(&replaces.class)
                 .is_some_and(|(used, _)| used.descriptor.class == class.descriptor.class);
@@ -167,6 +189,56 @@ mod tests {
         let said = told[0].to_string();
         assert!(said.contains("node 2") && said.contains("Fit does its work"), "{said}");
         assert!(replace(&mut graph, &catalogue()).is_empty());
+    }
+
+    #[test]
+    fn a_choice_may_be_another_librarys_node() {
+        let chooser = json!({"name": "one", "version": "1", "nodes": [
+            {"class": "Load", "outputs": [{"name": "image", "type": "IMAGE"}]},
+            {"class": "Any", "output_node": true, "inputs": [
+                {"name": "image", "type": "IMAGE"},
+                {"name": "how", "type": "COMBO", "choices": ["none", "edges"]},
+                {"name": "size", "type": "INT", "min": 0, "max": 9999}]}]});
+        let depth = json!({"name": "other", "version": "1", "nodes": [
+            {"class": "Depth", "output_node": true, "inputs": [
+                {"name": "image", "type": "IMAGE"},
+                {"name": "file", "type": "STRING"},
+                {"name": "size", "type": "INT", "min": 0, "max": 9999}],
+             "replaces": [{"class": "Any", "when": {"how": "Depth"}, "values": {"file": "vitl"}}]}]});
+        let text = |how: &str| {
+            format!(
+                r#"{{"1": {{"class_type": "Load", "inputs": {{}}}},
+                "2": {{"class_type": "Any", "inputs": {{"image": ["1", 0], "how": {how}, "size": 64}}}}}}"#
+            )
+        };
+        // Whichever library is found first.
+        for order in [[&chooser, &depth], [&depth, &chooser]] {
+            let mut catalogue = Catalogue::default();
+            for (at, library) in order.into_iter().enumerate() {
+                catalogue.add(Path::new(&at.to_string()), library).unwrap();
+            }
+            let mut graph = Graph::parse(&text("\"Depth\"")).unwrap();
+            assert!(replace(&mut graph, &catalogue).is_empty(), "nothing is amiss");
+            let now = r#"{"1":{"class_type":"Load","inputs":{}},"2":{"class_type":"Depth","inputs":{"image":["1",0],"size":64,"file":"vitl"}}}"#;
+            assert_eq!(graph, Graph::parse(now).unwrap());
+            for other in ["\"edges\"", "[\"1\", 0]"] {
+                let mut graph = Graph::parse(&text(other)).unwrap();
+                replace(&mut graph, &catalogue);
+                assert_eq!(graph, Graph::parse(&text(other)).unwrap());
+            }
+            let refused = Graph::parse(&text("\"Pose\"")).unwrap();
+            let refused = Plan::new(&refused, &catalogue, &Folders::default(), "cpu").unwrap_err();
+            let said: Vec<String> = refused.problems.iter().map(ToString::to_string).collect();
+            assert!(said.iter().any(|said| said.contains(r#""edges", "Depth""#)), "{said:?}");
+            assert_eq!(as_comfyui(&catalogue), json!({}));
+        }
+        // Without the other library there is no such choice.
+        let mut alone = Catalogue::default();
+        alone.add(Path::new("one"), &chooser).unwrap();
+        let mut graph = Graph::parse(&text("\"Depth\"")).unwrap();
+        replace(&mut graph, &alone);
+        let refused = Plan::new(&graph, &alone, &Folders::default(), "cpu").unwrap_err();
+        assert!(refused.problems.iter().any(|said| said.to_string().contains("Depth")));
     }
 
     #[test]

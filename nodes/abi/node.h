@@ -770,7 +770,9 @@ KG_EXPORT const kg_library *kosmograph_library_v1(void);
  *   "replaces"      a list of classes that are gone and whose work the node does, where no library has
  *                   them: {"class": "Old", "inputs": {NEW: OLD}, "values": {NEW: VALUE}, "outputs": [OLD
  *                   NUMBER for each output], "widgets": [the old names in their order, as the editor saves
- *                   values]}. All but "class" may be left out: what is not named is called the same.
+ *                   values]}. All but "class" may be left out: what is not named is called the same. With
+ *                   "when": {OLD: TEXT} it does so for nodes at whose inputs these texts stand, and these
+ *                   alone, and even where a library has the class: there the texts are further choices.
  */
 
 /* ---- What must be equal on both sides (64-bit targets) --------------------------------------- */

@@ -33,6 +33,9 @@ pub trait Node: Inputs {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Replaces {
     pub class: &'static str,
+    /// An input of it and the text that must stand there for the node to be right; then the class may well be there: the
+    /// texts are choices that the node brings to it.
+    pub when: &'static [(&'static str, &'static str)],
     /// The names of its widgets in their order: the editor saves their values without names.
     pub widgets: &'static [&'static str],
     /// An input of the node and the one of the old class that it takes.
@@ -46,7 +49,7 @@ pub struct Replaces {
 impl Replaces {
     /// A class of another name and nothing else.
     pub const fn named(class: &'static str) -> Self {
-        Self { class, widgets: &[], inputs: &[], values: &[], outputs: &[] }
+        Self { class, when: &[], widgets: &[], inputs: &[], values: &[], outputs: &[] }
     }
 
     fn json(&self) -> Json {
@@ -57,8 +60,12 @@ impl Replaces {
                 .collect::<Map<_, _>>()
                 .into()
         };
-        json!({"class": self.class, "widgets": self.widgets, "inputs": map(self.inputs),
-            "values": map(self.values), "outputs": self.outputs})
+        let mut json = json!({"class": self.class, "widgets": self.widgets, "inputs": map(self.inputs),
+            "values": map(self.values), "outputs": self.outputs});
+        if !self.when.is_empty() {
+            json["when"] = map(self.when);
+        }
+        json
     }
 }
 

@@ -33,6 +33,13 @@ pub struct DepthAnythingV2Preprocessor {
 impl Node for DepthAnythingV2Preprocessor {
     outputs![IMAGE: Image];
 
+    // The node of all preprocessors runs this one with the file that it has by default in the pack.
+    const REPLACES: &'static [Replaces] = &[Replaces {
+        when: &[("preprocessor", "DepthAnythingV2Preprocessor")],
+        values: &[("ckpt_name", "depth_anything_v2_vitl.pth")],
+        ..Replaces::named("AIO_Preprocessor")
+    }];
+
     fn run(self, cx: &Context) -> Result<Image> {
         let open = || -> Result<Resident<DepthAnything>> {
             let name = self.ckpt_name.file_name().unwrap_or_default().to_string_lossy();
