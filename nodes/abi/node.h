@@ -234,7 +234,7 @@ struct kg_object {
  * "model_sampling/1" (MODEL): the same model, sampled in another way; the network is shared, and the object itself
  *          stays what it is.
  *     in   description TEXT, a JSON object: what "describe/1" of the other says instead, of "prediction",
- *              "alphas_cumprod", "timesteps", "consistency", "rescale_cfg", "differential", "latent_mean" and
+ *              "alphas_cumprod", "timesteps", "consistency", "reuse", "differential", "latent_mean" and
  *              "latent_std"
  *     out  model OBJECT MODEL
  * "patch/1" (MODEL): the same model with changes inside its U-Net; the object itself stays what it is. A
@@ -245,16 +245,18 @@ struct kg_object {
  *              "block_output", "skip" (what the decoder takes from the encoder), "below" (what a block of the
  *              encoder hands on below it, its skip connection taken), with a "block_patch/1";
  *              "between_attentions" (GLIGEN), of a transformer block, with a "tokens_patch/1";
- *              "sides", with a "sides_patch/1", and "guidance", with a "guidance_patch/1", which wants x0 of
+ *              "sides", with a "sides_patch/1", "guide", in the place of plain guidance, of which the last
+ *              alone acts, and "guidance", behind it, with a "guidance_patch/1", which wants x0 of
  *              the negative side where wants_unconditional says so, and else has it where guidance needs it.
  *              blocks, all when absent, by diffusers' names, "down_blocks.1.attentions.0", "mid_block",
  *              "up_blocks.2": a place counts with all that is within it. start and end as in a CONTROL. Of
  *              several at one place each is given what the one before it made; an attention_patch has for
  *              its ATTENTION the one before it.
  *     out  model OBJECT MODEL
- * "attention_patch/1" (PATCH): in the place of one attention (IP-Adapter, ToMe, HyperTile, PAG, SAG).
+ * "attention_patch/1" (PATCH): in the place of one attention (ToMe, HyperTile, PAG, SAG, hypernetworks).
  *     in   x TENSOR [B,N,D], what would be attended from
  *          context TENSOR [B,T,E], what would be attended to; x itself in self-attention
+ *          value_context? TENSOR [B,T,E], what the values would be made of, where that is not context
  *          attention OBJECT ATTENTION, the layer as it is
  *          block TEXT
  *          height INT, of the tokens of x as a picture
@@ -267,6 +269,7 @@ struct kg_object {
  * "attention/1" (ATTENTION): a layer with its own projections.
  *     in   x TENSOR [B,N,D]
  *          context? TENSOR [B,T,E], x itself when absent
+ *          value_context? TENSOR [B,T,E], what the values are made of; context when absent
  *          keys? TENSOR [B,S,E], further keys, projected already
  *          values? TENSOR [B,S,E], and their values
  *          wants_weights? BOOL, whether weights are asked for
@@ -287,6 +290,9 @@ struct kg_object {
  *              CLIP, the others in latent pixels
  *     out  patches LIST of MAP {kind TEXT, patch OBJECT PATCH, blocks? LIST of TEXT, start? FLOAT, end? FLOAT,
  *              wants_unconditional? BOOL}, for "patch/1"
+ * "style_model/1" (STYLE_MODEL): a picture's style as tokens behind those of a text.
+ *     in   last_hidden_state TENSOR [B,T,D], of "clip_vision/1"
+ *     out  tokens TENSOR [B,*,*]
  * "block_patch/1" (PATCH): what a block is given or gives (FreeU, T2I-Adapter). The picture may change its size
  *          "below" and, to that of the skip connection, at a "skip".
  *     in   x TENSOR [B,C,H,W]
@@ -306,8 +312,8 @@ struct kg_object {
  * "guidance/1" (MODEL): how x0 of the sides of guidance is put together, where that is not all of it; who samples
  *          asks, and applies them in their order.
  *     out  patches LIST of MAP {kind TEXT, patch OBJECT PATCH, blocks? LIST of TEXT, start? FLOAT, end? FLOAT,
- *              wants_unconditional? BOOL}, of the kind "guidance"
- * "guidance_patch/1" (PATCH): what guidance makes of the sides (PAG, SAG, a rescaled guidance).
+ *              wants_unconditional? BOOL}, of the kinds "sides", "guide" and "guidance"
+ * "guidance_patch/1" (PATCH): what guidance makes of the sides (PerpNeg and a rescaled guidance as "guide", PAG, SAG).
  *     in   x TENSOR [B,C,H,W], x0 and noise of the deviation sigma
  *          sigma FLOAT
  *          conditional TENSOR [B,C,H,W], x0 of the positive side
@@ -436,8 +442,8 @@ struct kg_object {
  *          noise OBJECT NOISE
  *          noise_mask? TENSOR [*,*,*], as in a LATENT
  *          batch_index? LIST of INT, as in a LATENT
- *     out  latents TENSOR [B,C,H,W]
- *          denoised TENSOR [B,C,H,W], the model's last x0
+ *     out  latents TENSOR [B,C,*,*], of another size where a sampler lets them grow
+ *          denoised TENSOR [B,C,*,*], the model's last x0
  * "sigmas/1" (MODEL): the noise levels of a schedule of this model.
  *     in   scheduler TEXT, "karras"
  *          steps INT
@@ -466,8 +472,9 @@ struct kg_object {
  *              "timesteps", what "timestep" of "denoiser/1" is where it is no place in alphas_cumprod:
  *              {"factor": f, "offset": o}, f times the place plus o, or "quarter_log_sigma", ln(sigma) / 4;
  *              "consistency", true where x0 is c_out times what the prediction says plus c_skip times x, as LCM has
- *              them at ten times the timestep and a deviation of the data of 0.5; "rescale_cfg" in 0..1, how much of the
- *              guided prediction is brought back to the spread of the positive's; "differential" in 0..1, how much of a noise
+ *              them at ten times the timestep and a deviation of the data of 0.5; "reuse" {"of": "calls" or "guidance",
+ *              "threshold", "start", "end", "told"?: bool}, whether a sampler may take, from the share start of the schedule to
+ *              end, what was said before for what would be said (EasyCache, LazyCache); "differential" in 0..1, how much of a noise
  *              mask is, at each step, 1 where the mask is not below the share of the steps that are left, and 0
  *              elsewhere. "latent_mean" and "latent_std", a number
  *              for each channel: x is the autoencoder's latents less the mean, divided by the other. With "edm" x spreads by
@@ -509,7 +516,7 @@ struct kg_object {
  *                "image_embeds": TENSOR f32 [B,P]}
  * SIGMAS         TENSOR f32 [N], noise levels, falling
  * MODEL, CLIP, CLIP_VISION, VAE, CONTROL_NET, UPSCALE_MODEL, FEATURES, KOSMOS, IMAGE_ENCODER   OBJECT
- * SAMPLER, GUIDER, NOISE, GLIGEN, LATENT_OPERATION   OBJECT
+ * SAMPLER, GUIDER, NOISE, GLIGEN, STYLE_MODEL, LATENT_OPERATION   OBJECT
  *
  * An entry of a CONDITIONING may say where, when and how much it counts. A sampler takes, for each latent
  * pixel, the mean over the entries that reach it, weighted by strength, by mask and, at the inner edges

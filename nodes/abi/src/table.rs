@@ -190,6 +190,7 @@ pub const SOCKETS: &[Socket] = &[
     Socket { name: "GUIDER", of: Object(&["GUIDER"]) },
     Socket { name: "NOISE", of: Object(&["NOISE"]) },
     Socket { name: "GLIGEN", of: Object(&["GLIGEN"]) },
+    Socket { name: "STYLE_MODEL", of: Object(&["STYLE_MODEL"]) },
     Socket { name: "LATENT_OPERATION", of: Object(&["LATENT_OPERATION"]) },
 ];
 
@@ -296,6 +297,7 @@ pub const INTERFACES: &[Interface] = &[
         input: &[
             part("x", Tensor(&["B,N,D"])),
             part("context", Tensor(&["B,T,E"])),
+            optional("value_context", Tensor(&["B,T,E"])),
             part("attention", Object(&["ATTENTION"])),
             part("block", Text),
             part("height", Int),
@@ -314,6 +316,7 @@ pub const INTERFACES: &[Interface] = &[
         input: &[
             part("x", Tensor(&["B,N,D"])),
             optional("context", Tensor(&["B,T,E"])),
+            optional("value_context", Tensor(&["B,T,E"])),
             optional("keys", Tensor(&["B,S,E"])),
             optional("values", Tensor(&["B,S,E"])),
             optional("wants_weights", Bool),
@@ -342,6 +345,13 @@ pub const INTERFACES: &[Interface] = &[
         required: &["GLIGEN"],
         input: &[part("boxes", List(&Map(BOX)))],
         output: &[part("patches", List(&Map(PATCH)))],
+    },
+    Interface {
+        id: "style_model/1",
+        types: &["STYLE_MODEL"],
+        required: &["STYLE_MODEL"],
+        input: &[part("last_hidden_state", Tensor(&["B,T,D"]))],
+        output: &[part("tokens", Tensor(&["B,*,*"]))],
     },
     Interface {
         id: "block_patch/1",
@@ -562,7 +572,7 @@ pub const INTERFACES: &[Interface] = &[
             optional("noise_mask", Tensor(&["*,*,*"])),
             optional("batch_index", List(&Int)),
         ],
-        output: &[part("latents", LATENTS), part("denoised", LATENTS)],
+        output: &[part("latents", Tensor(&["B,C,*,*"])), part("denoised", Tensor(&["B,C,*,*"]))],
     },
     Interface {
         id: "sigmas/1",

@@ -228,13 +228,15 @@ impl Node for ACN_AdvancedControlNetApply {
 }
 
 /// An entry with one more control.
-fn with_control(entry: &Value, control: &Control) -> Value {
+pub fn with_control(entry: &Value, control: &Control) -> Value {
     let mut controls = entry.get("control").and_then(|list| list.as_list()).unwrap_or_default();
     controls.push(control.0.clone());
     entry.with("control", Value::list(controls))
 }
 
-fn check_hint(image: &Image) -> Result<()> {
+/// # Errors
+/// The hint has other than three channels, or four.
+pub fn check_hint(image: &Image) -> Result<()> {
     let (_, _, _, channels) = image.dims();
     match channels {
         3 | 4 => Ok(()),

@@ -62,18 +62,18 @@ impl Node for VAEEncodeForInpaint {
 #[node(category = "conditioning/inpaint")]
 pub struct InpaintModelConditioning {
     /// What the picture should show.
-    positive: Conditioning,
+    pub positive: Conditioning,
     /// What it should not.
-    negative: Conditioning,
+    pub negative: Conditioning,
     /// The autoencoder that encodes.
-    vae: Vae,
+    pub vae: Vae,
     /// The picture.
-    pixels: Image,
+    pub pixels: Image,
     /// 1 where it is made anew; any size, it is scaled to the picture.
-    mask: Mask,
+    pub mask: Mask,
     /// Whether the sampler too keeps what lies outside the mask.
     #[widget(default = true)]
-    noise_mask: bool,
+    pub noise_mask: bool,
 }
 
 impl Node for InpaintModelConditioning {

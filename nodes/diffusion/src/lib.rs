@@ -37,6 +37,7 @@ mod latent_size;
 mod latent_tiled;
 mod loaders;
 mod lora;
+mod lora_save;
 mod lora_stack;
 mod lora_training;
 mod measure;
@@ -46,6 +47,7 @@ mod model;
 mod model_sampling;
 mod observe;
 mod output;
+mod packs;
 mod patches;
 mod picture_sets;
 mod rebatch;
@@ -54,6 +56,7 @@ mod sampling;
 mod save_lora;
 mod save_models;
 mod sigmas;
+mod style_model;
 mod t2i_adapter;
 mod text;
 mod text_sdxl;
@@ -85,8 +88,8 @@ use custom_sampling::{
     AddNoise, BasicGuider, CFGGuider, DisableNoise, DualCFGGuider, KSamplerSelect, PerpNegGuider,
     RandomNoise, SamplerCustom, SamplerCustomAdvanced, SamplerDPMAdaptative, SamplerDPMPP_2M_SDE,
     SamplerDPMPP_2S_Ancestral, SamplerDPMPP_3M_SDE, SamplerDPMPP_SDE, SamplerER_SDE,
-    SamplerEulerAncestral, SamplerEulerAncestralCFGPP, SamplerEulerCFGpp, SamplerLMS,
-    SamplerSASolver,
+    SamplerEulerAncestral, SamplerEulerAncestralCFGPP, SamplerEulerCFGpp, SamplerLCMUpscale,
+    SamplerLMS, SamplerSASolver,
 };
 use efficient::{EfficientLoader, KSamplerEfficient};
 use gguf::{CLIPLoaderGGUF, DualCLIPLoaderGGUF, UnetLoaderGGUF};
@@ -116,6 +119,7 @@ use loaders::{
     DiffusersLoader, DualCLIPLoader, UNETLoader, VAELoader,
 };
 use lora::{LoraLoader, LoraLoaderModelOnly};
+use lora_save::LoraSave;
 use lora_stack::{CrApplyLoraStack, CrLoraStack};
 use lora_training::{LoraModelLoader, TrainLoraNode};
 use measure::{FeaturesLoader, FrechetDistance, ImageSimilarity, TextSimilarity};
@@ -125,12 +129,16 @@ use merge::{
     UNetCrossAttentionMultiply, UNetSelfAttentionMultiply,
 };
 use model_sampling::{
-    DifferentialDiffusion, ModelSamplingContinuousEDM, ModelSamplingDiscrete, RescaleCFG,
+    DifferentialDiffusion, EasyCache, LazyCache, ModelSamplingContinuousEDM, ModelSamplingDiscrete,
+};
+use packs::{
+    CrApplyControlNet, CrSd15AspectRatio, CrSdxlAspectRatio, VAEEncodeArgMax,
+    VaeEncodeInpaintConditioning, WasUpscaleModelLoader,
 };
 use patches::{
-    APG, EpsilonScaling, FreSca, FreeU, FreeU_V2, HyperTile, LatentApplyOperationCFG, Mahiro,
-    PatchModelAddDownscale, PerpNeg, PerturbedAttentionGuidance, SelfAttentionGuidance, TCFG,
-    TomePatchModel,
+    APG, EpsilonScaling, FreSca, FreeU, FreeU_V2, HyperTile, HypernetworkLoader,
+    LatentApplyOperationCFG, Mahiro, PatchModelAddDownscale, PerpNeg, PerturbedAttentionGuidance,
+    RescaleCFG, SelfAttentionGuidance, TCFG, TomePatchModel,
 };
 use picture_sets::{LoadImageSetFromFolderNode, LoadImageTextSetFromFolderNode};
 use rebatch::RebatchLatents;
@@ -143,6 +151,7 @@ use sigmas::{
     PolyexponentialScheduler, SDTurboScheduler, SamplingPercentToSigma, SetFirstSigma, SplitSigmas,
     SplitSigmasDenoise, VPScheduler,
 };
+use style_model::{StyleModelApply, StyleModelLoader};
 use text::{CLIPSetLastLayer, CLIPTextEncode, CLIPTextEncodeControlnet};
 use text_sdxl::{CLIPTextEncodeSDXL, CLIPTextEncodeSDXLRefiner};
 use tiled_redraw::{UltimateSDUpscale, UltimateSDUpscaleNoUpscale};
@@ -258,6 +267,7 @@ node::library![
     SamplerDPMAdaptative,
     SamplerER_SDE,
     SamplerSASolver,
+    SamplerLCMUpscale,
     RandomNoise,
     DisableNoise,
     AddNoise,
@@ -278,11 +288,16 @@ node::library![
     APG,
     GLIGENLoader,
     GLIGENTextBoxApply,
+    HypernetworkLoader,
+    StyleModelLoader,
+    StyleModelApply,
     TCFG,
     FreSca,
     EpsilonScaling,
     PatchModelAddDownscale,
     DifferentialDiffusion,
+    EasyCache,
+    LazyCache,
     SaveLatent,
     LoadLatent,
     ImageAddNoise,
@@ -324,7 +339,14 @@ node::library![
     LoadImageTextSetFromFolderNode,
     TrainLoraNode,
     LoraModelLoader,
-    SaveLoRANode;
+    SaveLoRANode,
+    LoraSave,
+    CrSd15AspectRatio,
+    CrSdxlAspectRatio,
+    CrApplyControlNet,
+    WasUpscaleModelLoader,
+    VAEEncodeArgMax,
+    VaeEncodeInpaintConditioning;
     prepare: kosmograph_threads::start;
     finish: kosmograph_caching_allocator::release;
     check: check::Fits;

@@ -39,7 +39,7 @@ const CHANGEABLE: [&str; 8] = [
     "alphas_cumprod",
     "timesteps",
     "consistency",
-    "rescale_cfg",
+    "reuse",
     "differential",
     "latent_mean",
     "latent_std",

@@ -106,27 +106,6 @@ fn sampled_as(cx: &Context, model: &Model, schedule: &Schedule, is_lcm: bool) ->
     changed(cx, model, &description)
 }
 
-/// Brings what guidance makes back to the spread that the positive alone has: what v-prediction models are used with,
-/// whose pictures strong guidance burns out (Lin et al., arXiv 2305.08891, section 3.4).
-#[derive(Inputs)]
-#[node(category = "advanced/model")]
-pub struct RescaleCFG {
-    /// The model.
-    model: Model,
-    /// How much of it: 0 leaves guidance as it is.
-    #[widget(default = 0.7, min = 0.0, max = 1.0, step = 0.01)]
-    multiplier: f64,
-}
-
-impl Node for RescaleCFG {
-    outputs![MODEL: Model];
-
-    fn run(self, cx: &Context) -> Result<Model> {
-        let description = [("rescale_cfg".to_owned(), self.multiplier.into())];
-        changed(cx, &self.model, &description.into_iter().collect())
-    }
-}
-
 /// Lets a noise mask's greys say when each part of the picture is taken up: what is white is drawn from the first step on, what is
 /// grey from later ones (Levin & Fried, "Differential Diffusion", arXiv 2306.00950).
 #[derive(Inputs)]
@@ -145,6 +124,76 @@ impl Node for DifferentialDiffusion {
     fn run(self, cx: &Context) -> Result<Model> {
         let description = [("differential".to_owned(), self.strength.unwrap_or(1.0).into())];
         changed(cx, &self.model, &description.into_iter().collect())
+    }
+}
+
+/// When calls are left out, in a schedule of which 0 is the noisiest.
+fn reusing(
+    cx: &Context,
+    (model, of): (&Model, &str),
+    (threshold, start, end): (f64, f64, f64),
+    told: bool,
+) -> Result<Model> {
+    let reuse = json!({"of": of, "threshold": threshold, "start": start, "end": end, "told": told});
+    changed(cx, model, &[("reuse".to_owned(), reuse)].into_iter().collect())
+}
+
+/// Leaves out calls of the network while what they add to their input changes little, and adds the last again: faster, and a
+/// little otherwise (Zhou et al., arXiv 2507.02860). What is remembered is of one sampling; entries with an area are always asked.
+#[derive(Inputs)]
+#[node(category = "advanced/debug")]
+pub struct EasyCache {
+    /// The model.
+    model: Model,
+    /// How far off, as a share of the output, what is reused may come to be.
+    #[widget(default = 0.2, min = 0.0, max = 3.0, step = 0.01)]
+    reuse_threshold: f64,
+    /// Where in the schedule it begins, 0 the noisiest.
+    #[widget(default = 0.15, min = 0.0, max = 1.0, step = 0.01)]
+    start_percent: f64,
+    /// Where it ends.
+    #[widget(default = 0.95, min = 0.0, max = 1.0, step = 0.01)]
+    end_percent: f64,
+    /// Whether it is told which calls are left out.
+    #[widget(default = false)]
+    verbose: bool,
+}
+
+impl Node for EasyCache {
+    outputs![MODEL: Model];
+
+    fn run(self, cx: &Context) -> Result<Model> {
+        let when = (self.reuse_threshold, self.start_percent, self.end_percent);
+        reusing(cx, (&self.model, "calls"), when, self.verbose)
+    }
+}
+
+/// As EasyCache, of all that guidance makes of a step and not of each call: cruder, for every kind of model.
+#[derive(Inputs)]
+#[node(category = "advanced/debug")]
+pub struct LazyCache {
+    /// The model.
+    model: Model,
+    /// How far off, as a share of the output, what is reused may come to be.
+    #[widget(default = 0.2, min = 0.0, max = 3.0, step = 0.01)]
+    reuse_threshold: f64,
+    /// Where in the schedule it begins, 0 the noisiest.
+    #[widget(default = 0.15, min = 0.0, max = 1.0, step = 0.01)]
+    start_percent: f64,
+    /// Where it ends.
+    #[widget(default = 0.95, min = 0.0, max = 1.0, step = 0.01)]
+    end_percent: f64,
+    /// Whether it is told which steps are left out.
+    #[widget(default = false)]
+    verbose: bool,
+}
+
+impl Node for LazyCache {
+    outputs![MODEL: Model];
+
+    fn run(self, cx: &Context) -> Result<Model> {
+        let when = (self.reuse_threshold, self.start_percent, self.end_percent);
+        reusing(cx, (&self.model, "guidance"), when, self.verbose)
     }
 }
 

@@ -17,7 +17,7 @@ const TILES: (usize, usize) = (512, 32);
 pub struct UpscaleModelLoader {
     /// The file, of safetensors or of torch.
     #[file(folder = "upscale_models", entry = "file")]
-    model_name: PathBuf,
+    pub model_name: PathBuf,
 }
 
 impl Node for UpscaleModelLoader {

@@ -92,7 +92,6 @@ pub enum DecodeError {
 /// 8-bit copy are the same. A GIF has an alpha channel when a pixel is transparent. Of a TIFF the first page is read.
 pub fn decode(path: &Path) -> Result<Decoded, DecodeError> {
     let io_error = |cause| DecodeError::Io { path: path.to_owned(), cause };
-    let damaged = |cause| DecodeError::Damaged { path: path.to_owned(), cause };
 
     let metadata = std::fs::metadata(path).map_err(io_error)?;
     if !metadata.is_file() {
@@ -103,6 +102,17 @@ pub fn decode(path: &Path) -> Result<Decoded, DecodeError> {
         return Err(DecodeError::FileTooLarge { path: path.to_owned(), bytes: metadata.len() });
     }
     let file = BufReader::new(File::open(path).map_err(io_error)?);
+    decode_from(file, metadata.len(), path)
+}
+
+/// As [`decode`], of a file of so many `bytes` that is read already, or is being; `path` is what errors call it.
+pub fn decode_from<R: BufRead + Seek>(
+    file: R,
+    bytes: u64,
+    path: &Path,
+) -> Result<Decoded, DecodeError> {
+    let io_error = |cause| DecodeError::Io { path: path.to_owned(), cause };
+    let damaged = |cause| DecodeError::Damaged { path: path.to_owned(), cause };
     let reader = ImageReader::new(file).with_guessed_format().map_err(io_error)?;
     let format =
         reader.format().ok_or_else(|| DecodeError::NotAPicture { path: path.to_owned() })?;
@@ -137,7 +147,7 @@ pub fn decode(path: &Path) -> Result<Decoded, DecodeError> {
             }
         }
         ImageFormat::Jpeg => {
-            ask_bytes("the file", metadata.len().into(), "")
+            ask_bytes("the file", bytes.into(), "")
                 .map_err(|shortage| DecodeError::Memory { path: path.to_owned(), shortage })?;
             let mut bytes = Vec::new();
             file.read_to_end(&mut bytes).map_err(io_error)?;

@@ -40,6 +40,10 @@ use nodes::image_invert::ImageInvert;
 use nodes::image_measure::{
     GetImageSize, GetImageSizePlus, ImageGenResolutionFromImage, PixelPerfectResolution,
 };
+use nodes::image_packs::{
+    ConstantNumber, EasyLoadImageBase64, EtnLoadImageBase64, EzLoadImgFromUrl, ImageComparer,
+    ImpactDilateMask,
+};
 use nodes::image_pad_for_outpaint::ImagePadForOutpaint;
 use nodes::image_quantize::ImageQuantize;
 use nodes::image_resize_packs::{ImageResizePlus, ImageResizeWas, JWImageResizeByLongerSide};
@@ -162,6 +166,12 @@ node::library![
     CrPromptText,
     CrIntegerToString,
     CrFloatToString,
-    LoadImageFromUrl;
+    LoadImageFromUrl,
+    EzLoadImgFromUrl,
+    EtnLoadImageBase64,
+    EasyLoadImageBase64,
+    ImageComparer,
+    ImpactDilateMask,
+    ConstantNumber;
     prepare: kosmograph_threads::start
 ];

@@ -263,8 +263,14 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const FILTERS: [Filter; 5] =
-        [Filter::Nearest, Filter::Box, Filter::Bilinear, Filter::Bicubic, Filter::Lanczos];
+    const FILTERS: [Filter; 6] = [
+        Filter::Nearest,
+        Filter::Box,
+        Filter::Bilinear,
+        Filter::Hamming,
+        Filter::Bicubic,
+        Filter::Lanczos,
+    ];
 
     fn picture(pixels: &[u8], width: usize, height: usize, channels: usize) -> Picture<'_> {
         Picture { pixels, width, height, channels }

@@ -12,6 +12,8 @@ pub enum Filter {
     Box,
     /// A triangle, one source pixel to each side.
     Bilinear,
+    /// A triangle's width by a cosine's window, one source pixel to each side.
+    Hamming,
     /// Keys' cubic with a = -0.5, two source pixels to each side.
     Bicubic,
     /// A sinc windowed by a sinc, three source pixels to each side.
@@ -24,7 +26,7 @@ impl Filter {
         match self {
             Filter::Nearest => 0.0,
             Filter::Box => 0.5,
-            Filter::Bilinear => 1.0,
+            Filter::Bilinear | Filter::Hamming => 1.0,
             Filter::Bicubic => 2.0,
             Filter::Lanczos => 3.0,
         }
@@ -35,6 +37,10 @@ impl Filter {
             Filter::Nearest => 0.0,
             Filter::Box => f64::from(x > -0.5 && x <= 0.5),
             Filter::Bilinear => (1.0 - x.abs()).max(0.0),
+            Filter::Hamming => match x.abs() {
+                x if x >= 1.0 => 0.0,
+                x => sinc(x) * (0.54 + 0.46 * (x * PI).cos()),
+            },
             Filter::Bicubic => {
                 const A: f64 = -0.5;
                 let x = x.abs();

@@ -393,6 +393,7 @@ pub mod marker {
     pub struct TokensPatch;
     pub struct SidesPatch;
     pub struct Grounding;
+    pub struct StyleModel;
     pub struct Weights;
     pub struct Merge;
     pub struct LatentOperation;
@@ -417,6 +418,7 @@ mod grounding;
 mod latents;
 mod patches;
 mod sampling;
+mod style;
 mod training;
 mod weights;
 
@@ -427,6 +429,7 @@ pub use patches::{
     PatchBlock, PatchGuidance, PatchSides, PatchTokens, SidesCall, TakePatches, TokensCall,
 };
 pub use sampling::{Guide, GuideCall, MakeNoise, SampleCall, SampleLatents};
+pub use style::StyleTokens;
 pub use training::{LoraExample, LoraTraining, TrainLora, TrainedLora};
 pub use weights::{MergeWeights, Merged, StoredAs, TellWeights, TensorInfo};
 

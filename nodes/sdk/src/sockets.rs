@@ -166,6 +166,10 @@ object_socket! {
     Gligen, "GLIGEN"
 }
 object_socket! {
+    /// A picture's style to tokens: offers "style_model/1".
+    StyleModel, "STYLE_MODEL"
+}
+object_socket! {
     /// What is done to latents: offers "latent_operation/1".
     LatentOperation, "LATENT_OPERATION"
 }

@@ -2,11 +2,13 @@
 //! and each may be another library's.
 
 mod guiders;
+mod lcm_upscale;
 mod noises;
 mod run;
 mod samplers;
 
 pub use guiders::{BasicGuider, CFGGuider, DualCFGGuider, PerpNegGuider};
+pub use lcm_upscale::SamplerLCMUpscale;
 pub use noises::{AddNoise, DisableNoise, RandomNoise};
 pub use run::{SamplerCustom, SamplerCustomAdvanced};
 pub use samplers::{

@@ -14,12 +14,12 @@ pub struct PrepImageForClipVision {
     /// The picture.
     image: Image,
     /// How it is scaled, by Pillow's filters of these names.
-    #[widget(choices = ["LANCZOS", "BICUBIC", "BILINEAR", "BOX", "NEAREST"], default = "LANCZOS")]
+    #[widget(choices = ["LANCZOS", "BICUBIC", "HAMMING", "BILINEAR", "BOX", "NEAREST"], default = "LANCZOS")]
     interpolation: String,
     /// Which part of it is kept. pad keeps all and fills up with white.
     #[widget(choices = ["top", "bottom", "left", "right", "center", "pad"], default = "center")]
     crop_position: String,
-    /// Sharpening; 0 leaves it as it is.
+    /// How much it is sharpened where it has little contrast; 0 leaves it as it is.
     #[widget(default = 0.0, min = 0.0, max = 1.0, step = 0.05)]
     sharpening: f64,
 }
@@ -28,14 +28,9 @@ impl Node for PrepImageForClipVision {
     outputs![IMAGE: Image];
 
     fn run(self, _cx: &Context) -> Result<Image> {
-        if self.sharpening != 0.0 {
-            return Err(Error::at(
-                "sharpening",
-                "pictures are not sharpened here; 0 would be right",
-            ));
-        }
         let filter = match self.interpolation.as_str() {
             "BICUBIC" => Filter::Bicubic,
+            "HAMMING" => Filter::Hamming,
             "BILINEAR" => Filter::Bilinear,
             "BOX" => Filter::Box,
             "NEAREST" => Filter::Nearest,
@@ -81,8 +76,49 @@ impl Node for PrepImageForClipVision {
             let made = resize(picture, SIDE, SIDE, filter).map_err(Error::new)?;
             scaled.extend(made.into_iter().map(|byte| f32::from(byte) / 255.0));
         }
+        if self.sharpening > 0.0 {
+            scaled = sharpened(&scaled, [batch, SIDE, SIDE, channels], self.sharpening)?;
+        }
         Ok(Image(Tensor::from_f32(&[batch, SIDE, SIDE, channels], scaled)?))
     }
+}
+
+/// AMD's contrast adaptive sharpening as IPAdapter_plus has it: a pixel less a share of its four neighbours, the larger the less they
+/// and the four at the corners differ. Outside a picture everything is black. `amount` in 0..1.
+fn sharpened(
+    pixels: &[f32],
+    [batch, height, width, channels]: [usize; 4],
+    amount: f64,
+) -> Result<Vec<f32>> {
+    const LEAST: f64 = 1.0 / 8.0;
+    const MOST: f64 = 1.0 / 5.0;
+    let mut made = memory::room("the sharpened pictures", &[batch, height, width, channels])?;
+    for (row, column, channel) in (0..batch * height * width * channels)
+        .map(|at| (at / channels / width, at / channels % width, at % channels))
+    {
+        let y = row % height;
+        let at = |dy: usize, dx: usize| -> f64 {
+            // One further on, so that what lies outside has a place.
+            let (y, x) = (y + dy, column + dx);
+            match (1..=height).contains(&y) && (1..=width).contains(&x) {
+                true => f64::from(
+                    pixels[((row - row % height + y - 1) * width + x - 1) * channels + channel],
+                ),
+                false => 0.0,
+            }
+        };
+        let (middle, beside) = (at(1, 1), [at(0, 1), at(1, 0), at(1, 2), at(2, 1)]);
+        let corners = [at(0, 0), at(0, 2), at(2, 0), at(2, 2)];
+        let least = |of: &[f64]| of.iter().copied().fold(f64::INFINITY, f64::min);
+        let most = |of: &[f64]| of.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let low = least(&beside).min(middle) + least(&corners);
+        let high = most(&beside).max(middle) + most(&corners);
+        let share = (low.min(2.0 - high) / high).sqrt() * (amount * (MOST - LEAST) + LEAST);
+        let value = (middle - share * beside.iter().sum::<f64>()) / (1.0 - 4.0 * share);
+        // Of nothing but black there is no share.
+        made.push(if value.is_nan() { 0.0 } else { value.clamp(0.0, 1.0) as f32 });
+    }
+    Ok(made)
 }
 
 #[cfg(test)]
@@ -115,6 +151,47 @@ mod tests {
         assert_eq!((padded[0], padded[112 * 224 * 3]), (1.0, 0.0));
     }
 
+    /// By numpy, of pixels by a formula.
+    #[test]
+    fn pictures_are_sharpened_where_there_is_little_contrast() {
+        let (height, width) = (4, 5);
+        let value = |at: usize| {
+            let (y, x, c) = (at / 3 / width, at / 3 % width, at % 3);
+            ((y * 7 + x * 5 + c * 3) % 11) as f32 / 10.0
+        };
+        let pixels: Vec<f32> = (0..height * width * 3).map(value).collect();
+        let half = [
+            0.7,
+            1.0,
+            0.2,
+            0.000491023,
+            0.317945,
+            0.964815,
+            0.676064,
+            0.99639,
+            0.000491023,
+            0.0,
+            0.0221125,
+            0.676064,
+            0.5,
+            0.8,
+            0.0,
+        ];
+        let whole =
+            [0.7, 1.0, 0.2, 0.0, 0.291542, 1.0, 0.7, 1.0, 0.0, 0.0, 0.0, 0.7, 0.5, 0.8, 0.0];
+        for (amount, expected) in [(0.5, half), (1.0, whole)] {
+            let found = sharpened(&pixels, [1, height, width, 3], amount).unwrap();
+            assert_eq!(found.len(), pixels.len());
+            // At the edge black counts as a neighbour: there it stays.
+            assert_eq!(found[..6], pixels[..6]);
+            for (found, expected) in found[width * 3..][..15].iter().zip(expected) {
+                assert!((found - expected).abs() < 1e-4_f32, "{found} for {expected}");
+            }
+        }
+        let black = sharpened(&[0.0; 27], [1, 3, 3, 3], 1.0).unwrap();
+        assert!(black.iter().all(|value| *value == 0.0));
+    }
+
     /// As Pillow makes a row of black and white pixels shorter: `Image.resize((224, 224), resample)`.
     #[test]
     fn every_filter_is_pillows() {
@@ -123,6 +200,7 @@ mod tests {
         for (name, bytes) in [
             ("LANCZOS", [0, 116, 19, 109]),
             ("BICUBIC", [0, 109, 20, 108]),
+            ("HAMMING", [0, 118, 10, 118]),
             ("BILINEAR", [0, 96, 32, 96]),
             ("BOX", [0, 128, 0, 128]),
             ("NEAREST", [0, 255, 0, 255]),

@@ -34,11 +34,15 @@ impl Export for Identity {
 impl interface::PatchAttention for Identity {
     fn patch_attention(&self, cx: &Context<'_>, call: &AttentionCall) -> Result<Tensor> {
         // Rows of one token each: the softmax of one number is 1.
-        let x = import(&call.x, &device(&cx.device())?)?;
-        let (rows, tokens, channels) = x.dims3()?;
-        let apart = export(&x.reshape((rows * tokens, 1, channels))?)?;
-        let (y, _) = call.attention.attend(cx, apart, None, None, false)?;
-        export(&import(&y, x.device())?.reshape((rows, tokens, channels))?)
+        let device = device(&cx.device())?;
+        let (rows, tokens, channels) = import(&call.x, &device)?.dims3()?;
+        let apart = |x: &Tensor| {
+            export(&import(x, &device)?.contiguous()?.reshape((rows * tokens, 1, channels))?)
+        };
+        let values_of = call.value_context.as_ref().map(apart).transpose()?;
+        let contexts = (None, values_of);
+        let (y, _) = call.attention.attend(cx, apart(&call.x)?, contexts, None, false)?;
+        export(&import(&y, &device)?.reshape((rows, tokens, channels))?)
     }
 }
 
@@ -107,9 +111,8 @@ impl interface::PatchAttention for Blurred {
     fn patch_attention(&self, cx: &Context<'_>, call: &AttentionCall) -> Result<Tensor> {
         let negative: Vec<usize> =
             (0..call.rows.len()).filter(|&row| call.rows[row] == "negative").collect();
-        let (x, context) = (call.x.clone(), call.context.clone());
-        let wants = !negative.is_empty();
-        let (y, weights) = call.attention.attend(cx, x, Some(context), None, wants)?;
+        let (x, wants) = (call.x.clone(), !negative.is_empty());
+        let (y, weights) = call.attention.attend(cx, x, call.contexts(), None, wants)?;
         if let Some(weights) = weights {
             let weights = import(&weights, &Device::Cpu)?;
             // Of all that ask to each that is asked.

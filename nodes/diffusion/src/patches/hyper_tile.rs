@@ -88,20 +88,23 @@ fn out_of_tiles(x: &Candle, [h, w]: [usize; 2], [nh, nw]: [usize; 2]) -> CandleR
 impl interface::PatchAttention for Tiled {
     fn patch_attention(&self, cx: &Context<'_>, call: &AttentionCall) -> Result<Tensor> {
         let Some(parts) = self.cut(call) else {
-            let (x, context) = (call.x.clone(), call.context.clone());
-            return call.attention.attend(cx, x, Some(context), None, false).map(|(y, _)| y);
+            let x = call.x.clone();
+            return call.attention.attend(cx, x, call.contexts(), None, false).map(|(y, _)| y);
         };
         let device = device(&cx.device())?;
         let size = [call.width, call.height];
         let tiles = into_tiles(&import(&call.x, &device)?, size, parts)?;
         // What a tile attends to is, as in ComfyUI, as many tokens of the context one after the other: the tile itself where
         // the second axis is whole.
-        let context = import(&call.context, &device)?;
-        let (batch, tokens, channels) = context.dims3()?;
-        let count = parts[0] * parts[1];
-        let strips = context.contiguous()?.reshape((batch * count, tokens / count, channels))?;
-        let (tiles, strips) = (export(&tiles)?, export(&strips)?);
-        let (y, _) = call.attention.attend(cx, tiles, Some(strips), None, false)?;
+        let strips = |context: &Tensor| {
+            let context = import(context, &device)?;
+            let (batch, tokens, channels) = context.dims3()?;
+            let count = parts[0] * parts[1];
+            export(&context.contiguous()?.reshape((batch * count, tokens / count, channels))?)
+        };
+        let values_of = call.value_context.as_ref().map(strips).transpose()?;
+        let (tiles, strips) = (export(&tiles)?, strips(&call.context)?);
+        let (y, _) = call.attention.attend(cx, tiles, (Some(strips), values_of), None, false)?;
         export(&out_of_tiles(&import(&y, &device)?, size, parts)?)
     }
 }

@@ -4,9 +4,11 @@ mod apg;
 mod downscale;
 mod free_u;
 mod guidance;
+mod hyper_network;
 mod hyper_tile;
 mod perpendicular;
 mod placed;
+mod rescale;
 mod sides;
 mod token_merging;
 
@@ -14,9 +16,11 @@ pub use apg::APG;
 pub use downscale::PatchModelAddDownscale;
 pub use free_u::{FreeU, FreeU_V2};
 pub use guidance::{Mahiro, PerturbedAttentionGuidance, SelfAttentionGuidance};
+pub use hyper_network::HypernetworkLoader;
 pub use hyper_tile::HyperTile;
 pub use perpendicular::PerpNeg;
 pub use placed::{Bridge, Placed};
+pub use rescale::RescaleCFG;
 pub use sides::{EpsilonScaling, FreSca, LatentApplyOperationCFG, TCFG};
 pub use token_merging::TomePatchModel;
 

@@ -27,7 +27,7 @@ impl interface::PatchGuidance for Beside {
         let (cond, uncond) = (import(&call.conditional, &device)?, import(uncond, &device)?);
         let wanted =
             perpendicular(&cond, &uncond, &import(&empty, &device)?, call.cfg, self.negative)?;
-        // In the place of plain guidance; what other patches added to that stays.
+        // What a rule of guidance beyond the plain one added to that stays.
         let plain = guide(&uncond, &cond, call.cfg)?;
         export(&(import(&call.denoised, &device)? + (wanted - plain)?)?)
     }
@@ -51,7 +51,7 @@ impl Node for PerpNeg {
 
     fn run(self, cx: &Context) -> Result<Model> {
         let patch = Beside { empty: self.empty_conditioning, negative: self.neg_scale };
-        let patch = Patch::new("guidance", Object::new(patch));
+        let patch = Patch::new("guide", Object::new(patch));
         patched(cx, &self.model, vec![Patch { wants_unconditional: true, ..patch }])
     }
 }

@@ -14,7 +14,7 @@ use node_candle::{export, import};
 use crate::sampling::Range;
 
 /// What a U-Net has patches for.
-const KINDS: [&str; 9] = [
+const KINDS: [&str; 10] = [
     "self_attention",
     "cross_attention",
     "between_attentions",
@@ -23,6 +23,7 @@ const KINDS: [&str; 9] = [
     "below",
     "skip",
     "sides",
+    "guide",
     "guidance",
 ];
 
@@ -50,7 +51,7 @@ impl Placed {
             "self_attention" | "cross_attention" => "attention_patch/1",
             "between_attentions" => "tokens_patch/1",
             "sides" => "sides_patch/1",
-            "guidance" => "guidance_patch/1",
+            "guide" | "guidance" => "guidance_patch/1",
             _ => "block_patch/1",
         };
         if !patch.patch.offers(interface) {
@@ -69,7 +70,7 @@ impl Placed {
 
     /// Whether it acts on what the network says, and not within it.
     pub fn is_guidance(&self) -> bool {
-        matches!(self.patch.kind.as_str(), "guidance" | "sides")
+        matches!(self.patch.kind.as_str(), "guidance" | "guide" | "sides")
     }
 
     /// Whether it acts within the network at σ.
@@ -160,6 +161,7 @@ impl<'a> Bridge<'a> {
         let mut call = AttentionCall {
             x,
             context,
+            value_context: None,
             attention: Object::new(layer),
             block: path.to_owned(),
             height,
@@ -294,17 +296,20 @@ impl interface::Attend for Layer {
         &self,
         _cx: &Context<'_>,
         x: &Tensor,
-        context: Option<&Tensor>,
+        (context, values_of): (Option<&Tensor>, Option<&Tensor>),
         further: Option<(&Tensor, &Tensor)>,
     ) -> Result<Tensor> {
         let x = self.import(x)?;
         let context = context.map(|context| self.import(context)).transpose()?;
+        let values_of = values_of.map(|values_of| self.import(values_of)).transpose()?;
         let further = match further {
             Some((keys, values)) => Some((self.import(keys)?, self.import(values)?)),
             None => None,
         };
         let further = further.as_ref().map(|(keys, values)| (keys, values));
-        let y = self.attention.forward(&x, context.as_ref().unwrap_or(&x), further)?;
+        let context = context.as_ref().unwrap_or(&x);
+        let contexts = (context, values_of.as_ref().unwrap_or(context));
+        let y = self.attention.forward(&x, contexts, further)?;
         export(&y.to_dtype(DType::F32)?)
     }
 
@@ -337,7 +342,7 @@ impl interface::Attend for Chained {
         &self,
         cx: &Context<'_>,
         x: &Tensor,
-        context: Option<&Tensor>,
+        (context, values_of): (Option<&Tensor>, Option<&Tensor>),
         further: Option<(&Tensor, &Tensor)>,
     ) -> Result<Tensor> {
         if further.is_some() {
@@ -349,6 +354,7 @@ impl interface::Attend for Chained {
         let call = AttentionCall {
             x: x.clone(),
             context: context.unwrap_or(x).clone(),
+            value_context: values_of.cloned(),
             ..self.call.clone()
         };
         self.patch.patch_attention(cx, call)
@@ -362,6 +368,6 @@ impl interface::Attend for Chained {
     ) -> Result<Option<Tensor>> {
         // What the layer itself says: a patch has no weights of its own.
         let (x, context) = (x.clone(), context.cloned());
-        self.call.attention.attend(cx, x, context, None, true).map(|(_, weights)| weights)
+        self.call.attention.attend(cx, x, (context, None), None, true).map(|(_, weights)| weights)
     }
 }

@@ -23,7 +23,7 @@ impl Export for Merging {
 
 impl interface::PatchAttention for Merging {
     fn patch_attention(&self, cx: &Context<'_>, call: &AttentionCall) -> Result<Tensor> {
-        let context = Some(call.context.clone());
+        let context = call.contexts();
         let tokens = call.height * call.width;
         // At the outermost level alone, where there are most of them.
         let outermost = call.latent.is_none_or(|(height, width)| height * width == tokens);

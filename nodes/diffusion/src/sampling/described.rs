@@ -5,6 +5,7 @@ use kosmograph_models::samplers::{LatentSpace, Prediction, Schedule, Step, Times
 use node::*;
 use node_candle::export;
 
+use super::reuse::Reuse;
 use crate::tiny_vae::PreviewDecoder;
 
 /// The noise schedule that a MODEL was trained on.
@@ -61,8 +62,8 @@ pub struct Described {
     pub context_width: Option<usize>,
     /// "pooled_width" and "sizes", of a model that says both.
     pub vector: Option<(usize, usize)>,
-    /// How much of the guided output is brought back to the spread of the positive's, 0..1.
-    pub rescale_cfg: f64,
+    /// What may be left out of a sampling.
+    pub reuse: Option<Reuse>,
     /// How much of a noise mask follows the steps that are left.
     pub differential: f64,
     /// What its latents are the autoencoder's times.
@@ -118,7 +119,7 @@ impl Described {
             out_channels: number("out_channels"),
             context_width: number("context_width"),
             vector: number("pooled_width").zip(number("sizes")),
-            rescale_cfg: json["rescale_cfg"].as_f64().unwrap_or(0.0).clamp(0.0, 1.0),
+            reuse: Reuse::read(&json["reuse"]),
             differential: json["differential"].as_f64().unwrap_or(0.0).clamp(0.0, 1.0),
             // A model need not say these, and what cannot be read is as good as nothing.
             scaling_factor: json["scaling_factor"]

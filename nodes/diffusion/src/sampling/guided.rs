@@ -5,7 +5,7 @@
 //! Both are sums whose weights add up to one, so that it makes no difference whether they are taken of the
 //! network's output, as here, or of x₀, as in ComfyUI.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::Tensor as Candle;
 use kosmograph_models::samplers::Schedule;
@@ -21,7 +21,7 @@ use super::extra::Extra;
 use super::grounding::Groundings;
 use super::over_sigmas::Guide;
 use super::range::Range;
-use super::rescale::rescaled;
+use super::reuse::{Memory, Of};
 use super::through::{into_sampler, out_of_sampler};
 
 /// Entries in one call of the denoiser, as many as plain guidance has: more would save little time on a CPU
@@ -53,6 +53,8 @@ struct Conditioned {
     /// The optional keys of "denoiser/1" that the model makes use of.
     understands: Vec<String>,
     shared: Arc<Shared>,
+    /// Whether calls may be left out; those of a patch's own are not.
+    reuses: bool,
 }
 
 /// What the model and the same with patches have in common.
@@ -63,6 +65,9 @@ struct Shared {
     controls: Controls,
     /// What further entries are made ready for.
     frame: Frame,
+    /// What calls said before, by the side and the entry's place in it, where a model lets them be left out.
+    said: Option<Mutex<Memory<(usize, usize)>>>,
+    tells_what_is_left_out: bool,
 }
 
 /// A denoiser with all that steers it.
@@ -70,10 +75,17 @@ pub struct Guided {
     conditioned: Conditioned,
     pub schedule: Schedule,
     rule: Rule,
-    /// How much of the guided output is brought back to the spread of the positive's, 0..1.
-    rescale_cfg: f64,
+    /// What guidance made before, and without it, where a model lets that be reused.
+    made: Option<Mutex<Made>>,
     /// What else is made of the sides, and where in the schedule.
     patches: Vec<(Patch, Range)>,
+}
+
+/// What is remembered of whole steps.
+struct Made {
+    memory: Memory<()>,
+    /// x₀ without guidance, as it was last asked for.
+    uncond: Option<Candle>,
 }
 
 /// What a rule makes of the sides, as the network says it.
@@ -95,6 +107,8 @@ struct Part<'a> {
     entry: &'a Entry,
     /// Its side's place.
     side: usize,
+    /// Its place among its side's.
+    place: usize,
     controls: Vec<usize>,
 }
 
@@ -162,7 +176,20 @@ impl Guided {
             let range = Range::new(schedule, patch.start, patch.end);
             (patch, range)
         };
-        let shared = Arc::new(Shared { schedule: schedule.clone(), sides, controls, frame });
+        let reuse = described.reuse;
+        let said = reuse.filter(|reuse| reuse.of == Of::Calls);
+        let made = reuse.filter(|reuse| reuse.of == Of::Guidance).map(|reuse| {
+            let memory = Memory::new(&reuse, schedule).watching(());
+            Mutex::new(Made { memory, uncond: None })
+        });
+        let shared = Arc::new(Shared {
+            schedule: schedule.clone(),
+            sides,
+            controls,
+            frame,
+            said: said.map(|reuse| Mutex::new(Memory::new(&reuse, schedule))),
+            tells_what_is_left_out: reuse.is_some_and(|reuse| reuse.told),
+        });
         let understands = described.understands.clone();
         Ok(Self {
             conditioned: Conditioned {
@@ -170,10 +197,11 @@ impl Guided {
                 grounded: groundings.models(cx, model)?,
                 understands,
                 shared,
+                reuses: true,
             },
             schedule: schedule.clone(),
             rule,
-            rescale_cfg: described.rescale_cfg,
+            made,
             patches: patches.into_iter().map(ranged).collect(),
         })
     }
@@ -202,6 +230,11 @@ impl Guided {
         let acting = acting.map(|(patch, _)| patch);
         let (before, acting): (Vec<&Patch>, Vec<&Patch>) =
             acting.partition(|patch| patch.kind == "sides");
+        // Of those in the place of plain guidance the last acts, and before the others.
+        let (guides, behind): (Vec<&Patch>, Vec<&Patch>) =
+            acting.into_iter().partition(|patch| patch.kind == "guide");
+        let acting: Vec<&Patch> =
+            guides.into_iter().next_back().into_iter().chain(behind).collect();
         if acting.is_empty() {
             let Sides { output, uncond, .. } = self.by_rule(at, both, &before)?;
             return Ok((output, uncond));
@@ -294,7 +327,7 @@ impl Guided {
                     (cond, Some(uncond)) => (cond, uncond),
                     (_, None) => return Err(Error::new("guidance has one side alone")),
                 };
-                let output = self.rescaled(at, &cond, guide(&uncond, &cond, cfg)?)?;
+                let output = guide(&uncond, &cond, cfg)?;
                 Ok(Sides { output, cond, uncond: Some(uncond) })
             }
             Rule::Dual { first, second, nested: false } if !both && is_one(second) => {
@@ -302,36 +335,24 @@ impl Guided {
                     return alone();
                 }
                 let [middle, cond] = conditioned.said(at, [THIRD, POSITIVE])?;
-                let output = self.rescaled(at, &cond, guide(&middle, &cond, first)?)?;
+                let output = guide(&middle, &cond, first)?;
                 Ok(Sides { output, cond, uncond: None })
             }
             Rule::Dual { first, second, nested } => {
                 let [uncond, middle, cond] = conditioned.said(at, [NEGATIVE, THIRD, POSITIVE])?;
                 if nested {
                     let toward = guide(&middle, &cond, first)?;
-                    let output = self.rescaled(at, &cond, guide(&uncond, &toward, second)?)?;
+                    let output = guide(&uncond, &toward, second)?;
                     return Ok(Sides { output, cond, uncond: Some(middle) });
                 }
                 let further = ((&cond - &middle)? * first)?;
                 let output = (guide(&uncond, &middle, second)? + further)?;
-                let output = self.rescaled(at, &cond, output)?;
                 Ok(Sides { output, cond, uncond: Some(uncond) })
             }
             Rule::Perpendicular { cfg, negative } => {
                 let [empty, uncond, cond] = conditioned.said(at, [THIRD, NEGATIVE, POSITIVE])?;
                 let output = perpendicular(&cond, &uncond, &empty, cfg, negative)?;
                 Ok(Sides { output, cond, uncond: Some(uncond) })
-            }
-        }
-    }
-
-    /// What guidance made, brought back to the spread of the positive's output where the model asks for it.
-    fn rescaled(&self, at: &At<'_>, positive: &Candle, guided: Candle) -> Result<Candle> {
-        match self.rescale_cfg > 0.0 {
-            false => Ok(guided),
-            true => {
-                let both = [positive, &guided];
-                Ok(rescaled(&self.schedule, at.x, both, at.sigma, self.rescale_cfg)?)
             }
         }
     }
@@ -371,6 +392,7 @@ impl interface::AskSides for Conditioned {
         };
         let x = import(x, &device(&cx.device())?)?;
         let mut asked = self.clone();
+        asked.reuses = conditioning.is_none() && patches.is_empty();
         if let Some(conditioning) = &conditioning {
             let other = self.of(cx, conditioning, side);
             asked = other.map_err(|error| error.of_input("conditioning"))?;
@@ -407,7 +429,15 @@ impl Conditioned {
             model: self.model.clone(),
             grounded: groundings.models(cx, &self.model)?,
             understands: self.understands.clone(),
-            shared: Arc::new(Shared { schedule, sides, controls, frame }),
+            shared: Arc::new(Shared {
+                schedule,
+                sides,
+                controls,
+                frame,
+                said: None,
+                tells_what_is_left_out: false,
+            }),
+            reuses: false,
         })
     }
 
@@ -420,6 +450,9 @@ impl Conditioned {
             parts.extend(self.parts(entries, side, sigma));
         }
         let mut outputs: [Vec<(&Entry, Candle)>; 3] = Default::default();
+        if let Some(mut said) = self.remembered() {
+            said.begin();
+        }
         while !parts.is_empty() {
             let (mut together, mut apart) = (Vec::<Part<'_>>::new(), Vec::new());
             for part in parts {
@@ -429,7 +462,7 @@ impl Conditioned {
             }
             parts = apart;
             let told = self.shared.schedule.told(timestep, sigma);
-            let output = self.output(cx, x, &together, told)?;
+            let output = self.output_or_the_last(cx, x, &together, (told, sigma))?;
             let batch = x.dim(0)?;
             for (i, part) in together.into_iter().enumerate() {
                 let rows = output.narrow(0, i * batch, batch)?;
@@ -449,10 +482,42 @@ impl Conditioned {
         side: usize,
         sigma: f64,
     ) -> impl Iterator<Item = Part<'e>> {
-        entries.iter().filter(move |entry| entry.range.holds(sigma)).map(move |entry| {
+        let acting = entries.iter().enumerate().filter(move |(_, entry)| entry.range.holds(sigma));
+        acting.map(move |(place, entry)| {
             let controls = self.shared.controls.acting(&entry.controls, sigma, side == POSITIVE);
-            Part { entry, side, controls }
+            Part { entry, side, place, controls }
         })
+    }
+
+    fn remembered(&self) -> Option<MutexGuard<'_, Memory<(usize, usize)>>> {
+        let said = self.shared.said.as_ref().filter(|_| self.reuses)?;
+        Some(said.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// As [`Conditioned::output`] of σ; or the call is left out, where the model lets that be, and what the last one added to
+    /// its input is added again.
+    fn output_or_the_last(
+        &self,
+        cx: &Context<'_>,
+        x: &Candle,
+        parts: &[Part<'_>],
+        (timestep, sigma): (f64, f64),
+    ) -> Result<Candle> {
+        let is_whole = parts.iter().all(|part| part.entry.area.is_none());
+        let Some(mut said) = self.remembered().filter(|_| is_whole) else {
+            return self.output(cx, x, parts, timestep);
+        };
+        let keys: Vec<_> = parts.iter().map(|part| (part.side, part.place)).collect();
+        let rows = Candle::cat(&vec![x; parts.len()], 0)?;
+        if let Some(output) = said.instead(&keys, &rows, sigma)? {
+            if self.shared.tells_what_is_left_out {
+                cx.info(format!("EasyCache: a call at the noise level {sigma:.3} is left out"));
+            }
+            return Ok(output);
+        }
+        let output = self.output(cx, x, parts, timestep)?;
+        said.keep(&keys, &rows, &output, sigma)?;
+        Ok(output)
     }
 
     /// The network's output for the rows of all `parts`, one after the other.
@@ -595,6 +660,35 @@ impl Guide for Guided {
     }
 
     fn x0(
+        &self,
+        cx: &Context<'_>,
+        x: &Candle,
+        sigma: f64,
+        both: bool,
+    ) -> Result<(Candle, Option<Candle>)> {
+        let Some(made) = &self.made else { return self.asked(cx, x, sigma, both) };
+        let mut made = made.lock().unwrap_or_else(PoisonError::into_inner);
+        let Made { memory, uncond } = &mut *made;
+        memory.begin();
+        if (!both || uncond.is_some())
+            && let Some(x0) = memory.instead(&[()], x, sigma)?
+        {
+            if self.conditioned.shared.tells_what_is_left_out {
+                cx.info(format!("LazyCache: the step at the noise level {sigma:.3} is left out"));
+            }
+            // As in ComfyUI, where a sampler keeps what it was last told.
+            return Ok((x0, uncond.clone().filter(|_| both)));
+        }
+        let (x0, other) = self.asked(cx, x, sigma, both)?;
+        memory.keep(&[()], x, &x0, sigma)?;
+        uncond.clone_from(&other);
+        Ok((x0, other))
+    }
+}
+
+impl Guided {
+    /// x₀ at x, and without guidance where `both` are asked for, of the network.
+    fn asked(
         &self,
         cx: &Context<'_>,
         x: &Candle,

@@ -15,8 +15,8 @@ mod inpaint;
 mod noise;
 mod over_sigmas;
 mod range;
-mod rescale;
 mod resize;
+mod reuse;
 mod through;
 mod told;
 
@@ -32,7 +32,7 @@ use guided::output_for_x0;
 pub use guided::{Guided, Rule};
 pub use inpaint::NoiseMask;
 pub use noise::{Draw, Seeded};
-pub use over_sigmas::{Guide, OverSigmas};
+pub use over_sigmas::{Guide, OverSigmas, whole_scale};
 pub use range::Range;
 pub use resize::bilinear;
 use through::{into_sampler, out_of_sampler};

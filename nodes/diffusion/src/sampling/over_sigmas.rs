@@ -63,9 +63,7 @@ impl OverSigmas<'_> {
         };
         let (schedule, method) = (self.guide.schedule(), self.method);
         cx.progress(0, levels.len() - 1)?;
-        // At the top of the schedule the noise is what √(σ²+1) makes of it, as in training (ComfyUI).
-        let whole = first >= schedule.sigma_max() * (1.0 - 1e-5);
-        let scale = if whole { (1.0 + first * first).sqrt() } else { first };
+        let scale = whole_scale(schedule, first);
         let x = (self.latents + (&self.first * scale)?)?;
         // ComfyUI's ddim is euler; what lies outside a mask has noise of its own there.
         let outside = match method.name() {
@@ -131,6 +129,13 @@ impl OverSigmas<'_> {
         };
         Ok(samplers::Guided { uncond: uncond.unwrap_or_else(|| x0.clone()), x0 })
     }
+}
+
+/// What unit noise is multiplied by at the `first` level of a sampling.
+pub fn whole_scale(schedule: &Schedule, first: f64) -> f64 {
+    // At the top of the schedule it is what √(σ²+1) makes of it, as in training (ComfyUI).
+    let is_top = first >= schedule.sigma_max() * (1.0 - 1e-5);
+    if is_top { (1.0 + first * first).sqrt() } else { first }
 }
 
 /// How much of the way from the first level to the last is left at σ, in the training's timesteps.

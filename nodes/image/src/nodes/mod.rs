@@ -19,6 +19,7 @@ pub mod image_fit;
 pub mod image_grid;
 pub mod image_invert;
 pub mod image_measure;
+pub mod image_packs;
 pub mod image_pad_for_outpaint;
 pub mod image_quantize;
 pub mod image_resize_packs;

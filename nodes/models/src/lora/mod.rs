@@ -13,6 +13,7 @@
 mod adapted;
 mod dora;
 mod error;
+mod extract;
 mod factor;
 mod family;
 mod kinds;
@@ -31,6 +32,7 @@ use names::{Part, Place, Role};
 
 pub use adapted::{Adapted, Factors, Loaded, Other, Recipe};
 pub use error::LoraError;
+pub use extract::extract;
 pub use factor::{FACTORS, Factor};
 pub use family::{Family, text_width};
 pub use layer::Layer;

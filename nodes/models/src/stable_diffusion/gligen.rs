@@ -273,7 +273,8 @@ impl GatedSelfAttention {
         let tokens = tokens.repeat((rows, 1, 1))?;
         let all = self.norm1.forward(&Tensor::cat(&[x, &tokens], 1)?)?;
         // What the boxes' tokens would see is not asked for.
-        let seen = self.attn.forward(&all.narrow(1, 0, count)?.contiguous()?, &all, None)?;
+        let seen =
+            self.attn.forward(&all.narrow(1, 0, count)?.contiguous()?, (&all, &all), None)?;
         let x = (x + (seen * self.attention_gate)?)?;
         let hidden = kernels::geglu(&self.ff_in.forward(&self.norm2.forward(&x)?)?)?;
         &x + (self.ff_out.forward(&hidden)? * self.dense_gate)?

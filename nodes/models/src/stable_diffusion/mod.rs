@@ -8,6 +8,7 @@
 //! - [`vae`]: latents to pictures and back; large ones in `tiles`, or in [`vae_feathered`]'s as ComfyUI has them.
 //! - [`taesd`]: a tiny autoencoder for previews; [`t2i_adapter`]: a small network that steers the U-Net with a hint.
 //! - [`unclip`]: pictures in the place of a text's pooled vector.
+//! - [`style_model`]: a picture's style as tokens behind the text's; [`hypernetwork`]: networks beside the attentions' keys and values.
 //! - [`ip_adapter`]: pictures to tokens that the U-Net's cross-attention reads beside the text; how all of these enter the U-Net,
 //!   [`steering`] says.
 //! - [`checkpoint`]: the files and folders that these come in, and which model a file is.
@@ -19,10 +20,12 @@ pub mod controlnet_union;
 pub mod gligen;
 #[cfg(test)]
 mod half_precision_tests;
+pub mod hypernetwork;
 pub mod ip_adapter;
 pub mod recompute;
 pub(crate) mod resnet;
 pub mod steering;
+pub mod style_model;
 pub mod t2i_adapter;
 pub mod taesd;
 mod tiles;

@@ -55,18 +55,18 @@ impl Attention {
         })
     }
 
-    /// `x` [B, L, C] to `context` [B, S, D], itself where it is self-attention, and to further keys and values
-    /// [B, K, C] that are projected already → [B, L, C].
+    /// `x` [B, L, C] to `context` [B, S, D], itself where it is self-attention, whose values are made of `values_of`; and to
+    /// further keys and values [B, K, C] that are projected already → [B, L, C].
     ///
     /// # Errors
     /// The shapes do not fit.
     pub fn forward(
         &self,
         x: &Tensor,
-        context: &Tensor,
+        (context, values_of): (&Tensor, &Tensor),
         further: Option<(&Tensor, &Tensor)>,
     ) -> CandleResult<Tensor> {
-        let (mut k, mut v) = (self.to_k.forward(context)?, self.to_v.forward(context)?);
+        let (mut k, mut v) = (self.to_k.forward(context)?, self.to_v.forward(values_of)?);
         if let Some((keys, values)) = further {
             (k, v) = (Tensor::cat(&[&k, keys], 1)?, Tensor::cat(&[&v, values], 1)?);
         }
@@ -229,7 +229,7 @@ impl BasicTransformerBlock {
         match hooked {
             None => Ok(whole),
             // What the extra tokens add is the same, whatever the text gives.
-            Some(y) => y + (whole - layer.forward(x, context.text, None)?)?,
+            Some(y) => y + (whole - layer.forward(x, (context.text, context.text), None)?)?,
         }
     }
 }

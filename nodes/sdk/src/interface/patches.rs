@@ -7,8 +7,8 @@ use crate::{Conditioning, Context, Error, Object, Result, Socket, Tensor, Value}
 /// A patch of "patch/1": its kind, the PATCH, and where and when it acts.
 #[derive(Clone)]
 pub struct Patch {
-    /// "self_attention", "cross_attention", "between_attentions", "block_input", "block_output", "below", "skip", "sides" or
-    /// "guidance".
+    /// "self_attention", "cross_attention", "between_attentions", "block_input", "block_output", "below", "skip", "sides",
+    /// "guide" or "guidance".
     pub kind: String,
     /// The PATCH.
     pub patch: Object,
@@ -77,7 +77,7 @@ pub trait TakePatches {
 
 /// "guidance/1", offered by a MODEL.
 pub trait Guidances {
-    /// Its patches of the kind "guidance".
+    /// Its patches of the kinds "sides", "guide" and "guidance".
     fn guidances(&self, cx: &Context<'_>) -> Result<Vec<Patch>>;
 }
 
@@ -94,6 +94,8 @@ pub struct AttentionCall {
     pub x: Tensor,
     /// [B, T, E]; x itself in self-attention.
     pub context: Tensor,
+    /// What the values are made of, where that is not `context`.
+    pub value_context: Option<Tensor>,
     /// The ATTENTION as it is.
     pub attention: Object,
     pub block: String,
@@ -107,14 +109,22 @@ pub struct AttentionCall {
     pub latent: Option<(usize, usize)>,
 }
 
+impl AttentionCall {
+    /// What it attends to, for [`Object::attend`].
+    pub fn contexts(&self) -> (Option<Tensor>, Option<Tensor>) {
+        (Some(self.context.clone()), self.value_context.clone())
+    }
+}
+
 /// "attention/1", offered by an ATTENTION.
 pub trait Attend {
-    /// [B, N, D], from `x` to `context` or to itself, and to further keys and values.
+    /// [B, N, D], from `x` to `context` or to itself, of whose keys the values are those of the second where it is there;
+    /// and to further keys and values.
     fn attend(
         &self,
         cx: &Context<'_>,
         x: &Tensor,
-        context: Option<&Tensor>,
+        context: (Option<&Tensor>, Option<&Tensor>),
         further: Option<(&Tensor, &Tensor)>,
     ) -> Result<Tensor>;
 
@@ -251,6 +261,7 @@ impl<T: PatchAttention> Interface<T> for marker::AttentionPatch {
         let call = AttentionCall {
             x: input.tensor("x")?,
             context: input.tensor("context")?,
+            value_context: input.optional_tensor("value_context"),
             attention: attention.ok_or_else(|| Error::at("attention", "an ATTENTION is wanted"))?,
             block: input.text("block")?,
             height: input.size("height")?,
@@ -312,8 +323,9 @@ impl<T: Attend> Interface<T> for marker::Attention {
         let (x, context) = (input.tensor("x")?, input.optional_tensor("context"));
         let further = input.optional_tensor("keys").zip(input.optional_tensor("values"));
         let further = further.as_ref().map(|(keys, values)| (keys, values));
-        let context = context.as_ref();
-        let mut pairs = vec![("x", object.attend(cx, &x, context, further)?.into_value())];
+        let (context, values_of) = (context.as_ref(), input.optional_tensor("value_context"));
+        let contexts = (context, values_of.as_ref());
+        let mut pairs = vec![("x", object.attend(cx, &x, contexts, further)?.into_value())];
         if input.boolean("wants_weights")? {
             let weights = object.weights(cx, &x, context)?;
             pairs.extend(weights.map(|weights| ("weights", weights.into_value())));
@@ -418,6 +430,7 @@ impl Object {
         let input = [
             ("x", call.x.into_value()),
             ("context", call.context.into_value()),
+            ("value_context", optional(call.value_context)),
             ("attention", call.attention.into_value()),
             ("block", Value::string(call.block)),
             ("height", (call.height as i64).into()),
@@ -467,7 +480,7 @@ impl Object {
         &self,
         cx: &Context<'_>,
         x: Tensor,
-        context: Option<Tensor>,
+        (context, values_of): (Option<Tensor>, Option<Tensor>),
         further: Option<(Tensor, Tensor)>,
         wants_weights: bool,
     ) -> Result<(Tensor, Option<Tensor>)> {
@@ -475,6 +488,7 @@ impl Object {
         let input = [
             ("x", x.into_value()),
             ("context", optional(context)),
+            ("value_context", optional(values_of)),
             ("keys", optional(keys)),
             ("values", optional(values)),
             ("wants_weights", if wants_weights { true.into() } else { Value::NONE }),

@@ -52,15 +52,33 @@ pub(super) fn element_size(dtype: Dtype) -> usize {
     dtype.bitsize() / 8
 }
 
+/// A value beside the tensors.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Plain {
+    Text(String),
+    Bool(bool),
+    Int(i64),
+    Float(f64),
+}
+
+/// What a file holds.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Contents {
+    pub(super) tensors: BTreeMap<String, TensorInfo>,
+    /// The plain values that stand in the outermost dictionary, by their keys.
+    pub(super) plain: BTreeMap<String, Plain>,
+}
+
 /// Names the tensors below the root by their path, and finds each in the storages of the file.
 pub(super) fn lay_out(
     outcome: &Outcome<'_>,
     storages: &HashMap<String, Range<usize>>,
     budget: &mut Budget,
-) -> Result<BTreeMap<String, TensorInfo>, PickleError> {
+) -> Result<Contents, PickleError> {
     let mut walk = Walk { nodes: &outcome.nodes, storages, budget, found: BTreeMap::new() };
     walk.visit(outcome.root, &mut String::new(), 0)?;
-    Ok(walk.found)
+    let plain = walk.plain(outcome.root)?;
+    Ok(Contents { tensors: walk.found, plain })
 }
 
 struct Walk<'n, 'a, 'b> {
@@ -116,6 +134,30 @@ impl Walk<'_, '_, '_> {
             | Node::Ignored => (),
         }
         Ok(())
+    }
+
+    /// The plain values of the dictionary `root`; none where it is another thing.
+    fn plain(&mut self, root: Value) -> Result<BTreeMap<String, Plain>, PickleError> {
+        let node = |value: Value| match value {
+            Value::Node(number) => self.nodes.get(number as usize),
+            _ => None,
+        };
+        let Some(Node::Dict(pairs)) = node(root) else { return Ok(BTreeMap::new()) };
+        let mut all = BTreeMap::new();
+        for (key, value) in pairs {
+            let Some(Node::Text(key)) = node(*key) else { continue };
+            let value = match (value, node(*value)) {
+                (_, Some(Node::Text(text))) => Plain::Text(text.clone().into_owned()),
+                (Value::Bool(value), _) => Plain::Bool(*value),
+                (Value::Int(value), _) => Plain::Int(*value),
+                (Value::Float(value), _) => Plain::Float(*value),
+                _ => continue,
+            };
+            let length = if let Plain::Text(text) = &value { text.len() } else { 0 };
+            self.budget.charge(key.len() + length + size_of::<(String, Plain)>(), 0)?;
+            all.insert(key.clone().into_owned(), value);
+        }
+        Ok(all)
     }
 
     fn below(

@@ -4,11 +4,11 @@
 //! the keys of the storages in their order. A storage is its number of elements, 8 bytes, and the
 //! elements.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::ops::Range;
 
 use super::error::PickleError;
-use super::layout::{TensorInfo, element_size, lay_out};
+use super::layout::{Contents, element_size, lay_out};
 use super::machine::{Budget, Node, Outcome, Value, run};
 
 /// `0x1950a86a20f9469cfc6c` as LONG1, and STOP; a protocol of its own comes before.
@@ -20,10 +20,7 @@ pub(super) fn begins(bytes: &[u8]) -> bool {
 }
 
 /// The tensors of the whole file.
-pub(super) fn tensors(
-    bytes: &[u8],
-    budget: &mut Budget,
-) -> Result<BTreeMap<String, TensorInfo>, PickleError> {
+pub(super) fn contents(bytes: &[u8], budget: &mut Budget) -> Result<Contents, PickleError> {
     let version = run(bytes, 2 + MAGIC.len(), 0, budget)?;
     if version.root != Value::Int(1001) {
         let problem = "its protocol is not torch's 1001".to_owned();

@@ -29,8 +29,8 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result};
 use archive::Archive;
 pub use error::PickleError;
-pub use layout::TensorInfo;
-use layout::{element_size, lay_out};
+use layout::{Contents, element_size, lay_out};
+pub use layout::{Plain, TensorInfo};
 use machine::Budget;
 
 /// A mapped torch file and the tensors in it.
@@ -39,6 +39,7 @@ pub struct TorchFile {
     path: PathBuf,
     map: memmap2::Mmap,
     tensors: BTreeMap<String, TensorInfo>,
+    plain: BTreeMap<String, Plain>,
 }
 
 impl TorchFile {
@@ -54,9 +55,9 @@ impl TorchFile {
         // SAFETY: the map is read only, and the file must not change while it is in use (said
         // above). Bytes are only ever read as numbers, for which any bits are valid.
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io)?;
-        let tensors = tensors_of(&map)
+        let Contents { tensors, plain } = contents_of(&map)
             .map_err(|source| Error::NotTorch { path: path.to_owned(), source: source.into() })?;
-        Ok(TorchFile { path: path.to_owned(), map, tensors })
+        Ok(TorchFile { path: path.to_owned(), map, tensors, plain })
     }
 
     /// Does the file begin as a file of `torch.save` does? `bytes` are its first 16 or more.
@@ -76,6 +77,11 @@ impl TorchFile {
     /// All tensors by name.
     pub fn tensors(&self) -> &BTreeMap<String, TensorInfo> {
         &self.tensors
+    }
+
+    /// The texts and numbers of the outermost dictionary that are no tensors, by their keys.
+    pub fn plain(&self) -> &BTreeMap<String, Plain> {
+        &self.plain
     }
 
     /// What the tensor `name` is, if there is one.
@@ -116,10 +122,16 @@ impl TorchFile {
 }
 
 /// The tensors of the file's bytes.
+#[cfg(test)]
 fn tensors_of(bytes: &[u8]) -> Result<BTreeMap<String, TensorInfo>, PickleError> {
+    contents_of(bytes).map(|contents| contents.tensors)
+}
+
+/// What the file's bytes hold.
+fn contents_of(bytes: &[u8]) -> Result<Contents, PickleError> {
     let mut budget = Budget::for_file(bytes.len());
     if legacy::begins(bytes) {
-        return legacy::tensors(bytes, &mut budget);
+        return legacy::contents(bytes, &mut budget);
     }
     if !Archive::begins(bytes) {
         return Err(PickleError::NotTorch(what_it_is(bytes).to_owned()));
