@@ -322,3 +322,51 @@ fn a_configuration_says_the_layer_of_the_text() {
         assert!(told.stderr().contains(part), "{config}: {}", told.stderr());
     }
 }
+
+/// The workflows in docs/vision.md, in their order.
+fn of_the_docs() -> Vec<Value> {
+    let text = fs::read_to_string(repository().join("docs/vision.md")).unwrap();
+    let parts = text.split("```json\n").skip(1);
+    parts.map(|part| serde_json::from_str(part.split("```").next().unwrap()).unwrap()).collect()
+}
+
+fn check(folder: &Path, workflow: &Value) -> Run {
+    Run::new("check")
+        .with_plugins()
+        .arg("-")
+        .stdin(workflow.to_string())
+        .folder(folder)
+        .arg("--models")
+        .arg(folder.join("models"))
+        .arg("--models")
+        .arg(repository().join("models"))
+        .arg("--input")
+        .arg(repository().join("workflows/input"))
+}
+
+/// `vision` is built by `cargo build --release --workspace`, and by the tests of the whole workspace.
+#[test]
+fn the_depth_of_a_picture_is_a_choice_that_vision_brings() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut workflow = of_the_docs().remove(1);
+    assert_eq!(workflow["3"]["class_type"], "AIO_Preprocessor");
+    // The bundled models in the place of those that one brings; the depth's file alone is wanting.
+    workflow["1"]["inputs"]["ckpt_name"] = json!("tiny/sd");
+    workflow["2"]["inputs"]["image"] = json!("monster-1.png");
+    workflow["4"]["inputs"]["control_net_name"] = json!("tiny/controlnet/tiny-canny");
+    let wanting = check(folder.path(), &workflow).expect_code(2);
+    let said = wanting.stderr();
+    assert!(said.contains("depth_anything_v2_vitl.pth"), "{said}");
+    assert!(!said.contains("does its work"), "{said}");
+    let models = folder.path().join("models/depth_anything");
+    fs::create_dir_all(&models).unwrap();
+    fs::write(models.join("depth_anything_v2_vitl.pth"), "").unwrap();
+    check(folder.path(), &workflow).expect_success();
+    // What no library has is refused, with what there is.
+    workflow["3"]["inputs"]["preprocessor"] = json!("DWPreprocessor");
+    let refused = check(folder.path(), &workflow).expect_code(2);
+    let said = refused.stderr();
+    for known in ["DWPreprocessor", "CannyEdgePreprocessor", "DepthAnythingV2Preprocessor"] {
+        assert!(said.contains(known), "{known}: {said}");
+    }
+}
