@@ -123,7 +123,9 @@ impl<K: Clone + Eq + Hash> Memory<K> {
             return Ok(None);
         }
         let rows = x.dim(0)? / keys.len().max(1);
-        let fits = |added: &Tensor| added.dim(0) == Ok(rows) && added.dims()[1..] == x.dims()[1..];
+        let fits = |added: &Tensor| {
+            added.dims().first() == Some(&rows) && added.dims()[1..] == x.dims()[1..]
+        };
         let are_known = keys.iter().all(|key| self.added.get(key).is_some_and(fits));
         if self.leaves_out && are_known {
             return self.again(keys, x).map(Some);

@@ -7,7 +7,7 @@ use base64::Engine;
 use base64::engine::DecodePaddingMode;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 use node::plain::{Number, Whole};
-use node::{Context, Error, Image, Inputs, Mask, Node, Result, Socket, Tensor, Value, outputs};
+use node::{Context, Error, Image, Inputs, Mask, Node, Result, Socket, Value, outputs};
 
 use super::preview_image::random_letters;
 use super::save_image::{Destination, save_pictures};
@@ -250,6 +250,7 @@ impl Node for EzLoadImgFromUrl {
 /// A mask's plane of the whole picture, in tests.
 #[cfg(test)]
 mod tests {
+    use node::Tensor;
     use node::testing::{Host, this_library};
 
     use super::*;

@@ -309,9 +309,9 @@ mod tests {
             1.49786, -2.10725, 2.06148, 1.77906, -2.80781, -0.883835, 0.405929, 0.128604, 0.584514,
             2.80781, 1.61274, 1.94158, -0.0680632, -0.90325, 2.80781, -1.95485,
         ];
-        close(&up, &expected)
-            .map_err(Into::into)
-            .and_then(|()| Ok(assert_eq!(extract(&change, 1000)?.expect("some").0.dims()[1], 5)))
+        close(&up, &expected)?;
+        assert_eq!(extract(&change, 1000)?.expect("it is no zero").0.dims()[1], 5);
+        Ok(())
     }
 
     #[test]
