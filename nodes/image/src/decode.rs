@@ -4,7 +4,7 @@
 //! lower half.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Cursor, Read, Seek};
+use std::io::{self, BufRead, BufReader, Cursor, Seek};
 use std::path::{Path, PathBuf};
 
 use image::codecs::gif::GifDecoder;
