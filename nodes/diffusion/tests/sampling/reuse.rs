@@ -77,7 +77,7 @@ fn levels(timesteps: &[usize]) -> Value {
 const TIMESTEPS: [usize; 16] =
     [950, 900, 850, 800, 740, 680, 620, 560, 500, 440, 380, 320, 260, 200, 140, 80];
 
-/// The first three columns of each row of the first channel, how many calls it took, and what was told; sampled by parts, or twice
+/// The first three numbers of each channel, how many calls it took, and what was told; sampled by parts, or twice
 /// by the same GUIDER.
 fn sampled(class: Option<(&str, f64)>, times: usize) -> (Vec<f32>, usize, Vec<String>) {
     let model = Curved::default();
@@ -103,8 +103,8 @@ fn sampled(class: Option<(&str, f64)>, times: usize) -> (Vec<f32>, usize, Vec<St
         let (made, logs) = run_told("SamplerCustomAdvanced", &inputs);
         (found, told) = (samples(&made.unwrap()[0]), logs);
     }
-    let rows = found[..12 * 16].chunks(16);
-    let first = rows.flat_map(|row| row[..3].to_vec()).take(12).collect();
+    let channels = found.chunks(12 * 16);
+    let first = channels.flat_map(|channel| channel[..3].to_vec()).collect();
     let calls = *calls.lock().unwrap();
     (first, calls, told)
 }
@@ -219,8 +219,7 @@ fn latents_grow_while_they_are_sampled() {
         growing(2.0, -1, "nearest-exact", vec![4.0, 2.0, 1.0, 0.5], empty(1, 5, 6)).unwrap();
     assert_eq!(grown.get("samples").unwrap().as_tensor().unwrap().shape(), [1, 4, 10, 12]);
     let found = samples(&grown);
-    let first: Vec<f32> =
-        found[..12 * 10].chunks(12).flat_map(|row| row[..4].to_vec()).take(16).collect();
+    let first: Vec<f32> = found.chunks(12 * 10).flat_map(|channel| channel[..4].to_vec()).collect();
     let expected = [
         -0.688503,
         -0.409849,
