@@ -1,13 +1,13 @@
 //! What every request and every worker shares.
 
 use crate::access::Access;
+use crate::engine::{Engine, Worker};
 use crate::hub::Hub;
 use crate::keep::Keeper;
 use crate::log::Log;
 use crate::message::status;
 use crate::metrics::Metrics;
 use crate::queue::Queue;
-use crate::store::Store;
 use kosmograph::job::Surroundings;
 use kosmograph::plan::{Key, KeyMap};
 use kosmograph::supervisor::Vitals;
@@ -62,7 +62,9 @@ const MOST_STREAMS: usize = 1024;
 pub struct App {
     pub options: Options,
     pub surroundings: Surroundings,
-    pub store: Store,
+    pub store: Box<dyn Engine>,
+    /// Who takes jobs here.
+    pub worker: Worker,
     pub queue: Queue,
     pub hub: Hub,
     pub log: Log,
@@ -83,7 +85,7 @@ impl App {
     pub fn new(
         options: Options,
         surroundings: Surroundings,
-        store: Store,
+        store: Box<dyn Engine>,
         queue: Queue,
         access: Access,
     ) -> Self {
@@ -91,6 +93,7 @@ impl App {
             options,
             surroundings,
             store,
+            worker: Worker::here(),
             queue,
             hub: Hub::default(),
             log: Log::default(),

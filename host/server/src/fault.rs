@@ -70,7 +70,7 @@ impl From<StoreError> for Fault {
                 "idempotency_key_reuse",
                 error.to_string(),
             ),
-            StoreError::Sqlite(_) => {
+            StoreError::Sqlite(_) | StoreError::Engine(_) => {
                 tracing::error!("{error}");
                 let mut fault =
                     Self::new(StatusCode::SERVICE_UNAVAILABLE, "store_failed", error.to_string());

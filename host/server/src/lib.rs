@@ -8,6 +8,8 @@
 mod access;
 mod app;
 mod args;
+mod desk;
+mod engine;
 mod fault;
 pub mod hub;
 mod keep;
@@ -15,6 +17,8 @@ mod listen;
 mod log;
 pub mod message;
 mod metrics;
+mod needs;
+mod placement;
 mod prompt;
 mod queue;
 mod routes;

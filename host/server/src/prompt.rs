@@ -3,7 +3,8 @@
 use crate::app::App;
 use crate::fault::Fault;
 use crate::message::now;
-use crate::store::{NewJob, Waiting};
+use crate::needs;
+use crate::store::NewJob;
 use crate::validation::{Known, part_for};
 use axum::http::StatusCode;
 use kosmograph::changes::{Seeds, set_seed};
@@ -251,14 +252,13 @@ pub fn submit(app: &App, submission: Submission) -> Result<Accepted, Fault> {
             "a range of seeds makes several jobs, which need an id each",
         ));
     }
-    if !app.queue.promise(count) {
+    if !app.promise(count)? {
         return Err(full_queue(app));
     }
-    let release = |fault: Fault| {
-        app.queue.release(count);
-        fault
+    let number = match number {
+        Some(number) => number,
+        None => app.next_number(front)?,
     };
-    let number = number.unwrap_or_else(|| app.queue.next_number(front));
     let mut node_errors = Map::new();
     if let Some((plan, graph)) = variants.first() {
         let known = Known { graph, catalogue, folders: &job.folders };
@@ -285,16 +285,11 @@ pub fn submit(app: &App, submission: Submission) -> Result<Accepted, Fault> {
                 created: now(),
                 metadata: v2.metadata.as_ref().map(Json::to_string),
                 priority: v2.priority,
+                needs: needs::of(&plan, &graph, catalogue),
             }
         })
         .collect();
-    let seqs = app.store.insert(&jobs, v2.key.as_deref()).map_err(|error| release(error.into()))?;
-    let ids: Vec<String> = jobs.iter().map(|job| job.id.clone()).collect();
-    let waiting = jobs.into_iter().zip(seqs).map(|(job, seq)| {
-        let NewJob { id, number, client, .. } = job;
-        Waiting { seq, id, number, client }
-    });
-    app.queue.push(waiting.collect(), |remaining| app.tell_remaining(remaining));
+    let ids = app.accept(jobs, v2.key.as_deref())?;
     Ok(Accepted { ids, number, node_errors })
 }
 

@@ -2,8 +2,9 @@
 //!
 //! The store says the same, and says it first.
 
+use crate::engine::Claim;
 use crate::message::{Preview, Progress};
-use crate::store::Waiting;
+use crate::store::{Entry, Waiting};
 use axum::extract::ws::Utf8Bytes;
 use serde_json::{Map, Value as Json};
 use std::cmp::Ordering as Order;
@@ -21,6 +22,8 @@ pub enum Why {
     TookTooLong,
     /// The server ends; the job is run again when it is back.
     ServerEnds,
+    /// Another worker has the job by now, or it is gone.
+    Overtaken,
 }
 
 /// What those who watch a job were told last.
@@ -44,6 +47,10 @@ pub struct Running {
     pub id: String,
     pub client: Option<String>,
     pub since: Instant,
+    /// What ends it.
+    pub claim: Claim,
+    /// What it is, where that was read when it was taken.
+    entry: Mutex<Option<Entry>>,
     /// Set when it is to stop.
     pub cancel: AtomicBool,
     why: Mutex<Option<Why>>,
@@ -53,7 +60,12 @@ pub struct Running {
 impl Running {
     fn new(job: Waiting) -> Self {
         let Waiting { id, client, .. } = job;
-        let now = Instant::now();
+        let claim = Claim { id, token: String::new() };
+        Self::with(claim, client, None)
+    }
+
+    fn with(claim: Claim, client: Option<String>, entry: Option<Entry>) -> Self {
+        let (id, now) = (claim.id.clone(), Instant::now());
         let live = Mutex::new(Live {
             node: None,
             state: None,
@@ -63,13 +75,18 @@ impl Running {
             preview: None,
         });
         let (cancel, why) = (AtomicBool::new(false), Mutex::new(None));
-        Self { id, client, since: now, cancel, why, live }
+        Self { id, client, since: now, claim, entry: Mutex::new(entry), cancel, why, live }
     }
 
     /// Has it stop; the first reason stays.
     pub fn stop(&self, why: Why) {
         self.why.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
         self.cancel.store(true, Ordering::SeqCst);
+    }
+
+    /// What it is, once, where that was read when it was taken.
+    pub fn take_entry(&self) -> Option<Entry> {
+        self.entry.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     pub fn why(&self) -> Option<Why> {
@@ -144,6 +161,11 @@ impl Queue {
 
     fn lock(&self) -> MutexGuard<'_, Inside> {
         self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many jobs may wait.
+    pub fn limit(&self) -> usize {
+        self.limit
     }
 
     /// Promises room for `count` jobs; false where there is none.

@@ -6,6 +6,7 @@
 mod watch;
 
 use crate::app::App;
+use crate::engine::Claim;
 use crate::message::now;
 use crate::prompt::plan_again;
 use crate::queue::{Next, Running, Why};
@@ -70,7 +71,13 @@ fn sandbox(app: &App) -> Sandbox {
 
 /// Runs one job, from the mark in the store that it runs to the one that it does not.
 fn run(app: &App, supervisor: &mut Supervisor, confined: &mut Option<Sandbox>, job: &Running) {
-    let begun = app.store.start(&job.id, now()).and_then(|()| app.store.job(&job.id));
+    let begun = match job.take_entry() {
+        Some(entry) => Ok(Some(entry)),
+        None => {
+            let claimed = app.store.claim(std::slice::from_ref(&job.id), &app.worker);
+            claimed.map(|claimed| claimed.map(|claimed| claimed.entry))
+        }
+    };
     let entry = match begun {
         Ok(Some(entry)) => entry,
         // Deleted in this moment.
@@ -125,6 +132,7 @@ fn run(app: &App, supervisor: &mut Supervisor, confined: &mut Option<Sandbox>, j
     };
     match (outcome.interrupted, job.why()) {
         (true, Some(Why::ServerEnds)) => return put_back(app, job, false),
+        (true, Some(Why::Overtaken)) => return overtaken(job, watch),
         (true, Some(Why::TookTooLong)) => {
             let seconds = app.options.job_timeout.map_or(0, |timeout| timeout.as_secs());
             let message = format!("the job took longer than {seconds} s, the most it may take");
@@ -168,10 +176,19 @@ fn properties(app: &App, entry: &Entry, graph: &Graph) -> Properties {
 
 /// The store first, then the clients.
 fn finish(app: &App, job: &Running, watch: Watch) {
-    let (finished, last) = watch.end();
-    while let Err(error) = app.store.finish(&job.id, &finished, app.options.history_limit) {
-        tracing::error!(job = job.id, "{error}; the job's end is kept until it can be written");
-        app.log.line(&app.hub, &error.to_string());
+    let (finished, last, files) = watch.end();
+    loop {
+        match app.store.finish(&job.claim, &finished, app.options.history_limit) {
+            Ok(true) => break,
+            Ok(false) => return discard(job, &files),
+            Err(error) => {
+                tracing::error!(
+                    job = job.id,
+                    "{error}; the job's end is kept until it can be written"
+                );
+                app.log.line(&app.hub, &error.to_string());
+            }
+        }
         if app.is_stopping() {
             // It is run again when the server is back.
             return;
@@ -186,9 +203,24 @@ fn finish(app: &App, job: &Running, watch: Watch) {
     }
 }
 
+/// Another worker has the job, or nobody any more: what was made of it here is nobody's.
+fn overtaken(job: &Running, watch: Watch) {
+    let (_, _, files) = watch.end();
+    discard(job, &files);
+}
+
+fn discard(job: &Running, files: &[PathBuf]) {
+    tracing::warn!(job = job.id, "the job was taken from this worker; what it made is deleted");
+    for file in files {
+        if let Err(error) = std::fs::remove_file(file) {
+            tracing::warn!(job = job.id, "{}: {error}", file.display());
+        }
+    }
+}
+
 /// The job waits again. In memory, too, where the server goes on.
 fn put_back(app: &App, job: &Running, goes_on: bool) {
-    if let Err(error) = app.store.put_back(&job.id) {
+    if let Err(error) = app.store.put_back(&job.claim) {
         tracing::error!(job = job.id, "{error}");
     }
     if goes_on && !app.is_stopping() {
@@ -206,7 +238,8 @@ pub fn give_up(app: &App, ids: &[String]) {
         let (outputs, ended) = (serde_json::json!({}), now());
         let finished =
             Finished { state: State::Failed, ended, outputs, messages, error: Some(error) };
-        if let Err(error) = app.store.finish(id, &finished, app.options.history_limit) {
+        let claim = Claim { id: id.clone(), token: String::new() };
+        if let Err(error) = app.store.finish(&claim, &finished, app.options.history_limit) {
             tracing::error!(job = id, "{error}");
         }
     }

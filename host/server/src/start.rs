@@ -104,7 +104,7 @@ fn serve(args: Serve) -> Result<(), String> {
     if args.no_auth {
         tracing::warn!("--no-auth: everybody who reaches this server may use it");
     }
-    let app = Arc::new(App::new(options, surroundings, store, queue, access));
+    let app = Arc::new(App::new(options, surroundings, Box::new(store), queue, access));
     run::give_up(&app, &lost);
     keep::start(&app, args.keep_outputs)
         .map_err(|error| format!("no thread can be started: {error}"))?;

@@ -17,6 +17,7 @@ pub use list::{JobQuery, JobRow, SortBy};
 pub use schema::OpenError;
 pub use v2::{V2Query, V2Row};
 
+use crate::needs::Needs;
 use nix::fcntl::Flock;
 use rusqlite::{Connection, OptionalExtension, params};
 use serde_json::Value as Json;
@@ -54,7 +55,7 @@ impl State {
         Self::ALL.into_iter().find(|state| state.name() == name)
     }
 
-    fn of_number(number: i64) -> Self {
+    pub fn of_number(number: i64) -> Self {
         Self::ALL.into_iter().find(|state| *state as i64 == number).unwrap_or(Self::Failed)
     }
 }
@@ -78,6 +79,8 @@ pub struct NewJob {
     pub metadata: Option<String>,
     /// As API v2's client said it; the order of jobs is `number`'s.
     pub priority: Option<i64>,
+    /// What whoever runs it must have; this store has one server, and does not keep it.
+    pub needs: Needs,
 }
 
 /// A job that waits.
@@ -117,6 +120,9 @@ pub struct Store {
 pub enum StoreError {
     #[error("the job store cannot be written or read: {0}; nothing was lost of what it has")]
     Sqlite(#[from] rusqlite::Error),
+    /// A queue that is kept elsewhere.
+    #[error("the queue cannot be written or read: {0}; what it accepted is not lost by that")]
+    Engine(String),
     #[error("a job with the id {0} is waiting or running already")]
     Taken(String),
     /// A second request with a key that may be used once.
@@ -141,7 +147,7 @@ impl Store {
         Ok(Self { connection: Mutex::new(connection), reader, _lock: Some(lock) })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Connection> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Connection> {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

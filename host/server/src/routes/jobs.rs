@@ -5,7 +5,6 @@ use crate::app::App;
 use crate::fault::Fault;
 use crate::message::number;
 use crate::prompt::is_uuid;
-use crate::queue::Why;
 use crate::store::{JobQuery, JobRow, SortBy, State as JobState};
 use axum::Json as JsonBody;
 use axum::body::Bytes;
@@ -143,15 +142,12 @@ pub async fn one(State(app): Shared, Path(id): Path<String>) -> Result<JsonBody<
 
 /// Takes jobs out of the queue, and stops those that run. Whether there was one.
 fn stop(app: &App, ids: &[String]) -> Result<bool, Fault> {
-    let removed = app.queue.remove(Some(ids));
-    app.store.delete_waiting(&removed)?;
-    let running = app.queue.running();
-    let asked: Vec<_> = running.iter().filter(|job| ids.contains(&job.id)).collect();
-    asked.iter().for_each(|job| job.stop(Why::Asked));
+    let removed = app.remove_waiting(Some(ids))?;
+    let asked = app.stop_running(Some(ids))?;
     if !removed.is_empty() {
         app.tell_status();
     }
-    Ok(!removed.is_empty() || !asked.is_empty())
+    Ok(!removed.is_empty() || asked > 0)
 }
 
 pub async fn cancel(State(app): Shared, Path(id): Path<String>) -> Result<JsonBody<Json>, Fault> {

@@ -4,7 +4,6 @@ use super::{Shared, blocking, json_text, object, texts};
 use crate::fault::Fault;
 use crate::message::number;
 use crate::prompt::{self, Submission, truth};
-use crate::queue::Why;
 use axum::Json as JsonBody;
 use axum::body::Bytes;
 use axum::extract::{Query, State};
@@ -42,14 +41,12 @@ pub async fn change(State(app): Shared, body: Bytes) -> Result<StatusCode, Fault
     let asked = object(&body)?;
     let delete = texts(&asked, "delete")?;
     blocking(app, move |app| {
-        let mut removed = Vec::new();
         if asked.get("clear").is_some_and(truth) {
-            removed = app.queue.remove(None);
+            app.remove_waiting(None)?;
         }
         if let Some(ids) = delete {
-            removed.extend(app.queue.remove(Some(&ids)));
+            app.remove_waiting(Some(&ids))?;
         }
-        app.store.delete_waiting(&removed)?;
         app.tell_status();
         Ok(StatusCode::OK)
     })
@@ -57,21 +54,20 @@ pub async fn change(State(app): Shared, body: Bytes) -> Result<StatusCode, Fault
 }
 
 /// Whatever the body is: clients send none, or half of one.
-pub async fn interrupt(State(app): Shared, body: Bytes) -> StatusCode {
+pub async fn interrupt(State(app): Shared, body: Bytes) -> Result<StatusCode, Fault> {
     let asked = object(&body).unwrap_or_default();
-    let id = asked.get("prompt_id").and_then(Json::as_str);
-    for running in app.queue.running() {
-        if id.is_none_or(|id| running.id == id) {
-            running.stop(Why::Asked);
-        }
-    }
-    StatusCode::OK
+    let id = asked.get("prompt_id").and_then(Json::as_str).map(|id| vec![id.to_owned()]);
+    blocking(app, move |app| {
+        app.stop_running(id.as_deref())?;
+        Ok(StatusCode::OK)
+    })
+    .await
 }
 
-pub async fn free(State(app): Shared, body: Bytes) -> StatusCode {
+pub async fn free(State(app): Shared, body: Bytes) -> Result<StatusCode, Fault> {
     let asked = object(&body).unwrap_or_default();
     if ["unload_models", "free_memory"].iter().any(|key| asked.get(*key).is_some_and(truth)) {
-        app.queue.free();
+        blocking(app, |app| Ok(app.free()?)).await?;
     }
-    StatusCode::OK
+    Ok(StatusCode::OK)
 }

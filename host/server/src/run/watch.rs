@@ -39,6 +39,8 @@ struct Told {
     outputs: Map<String, Json>,
     /// The files of the node at work.
     files: Vec<PathBuf>,
+    /// All that were written.
+    written: Vec<PathBuf>,
     messages: Vec<Json>,
     end: Option<(State, Option<Json>)>,
 }
@@ -267,13 +269,13 @@ impl<'a> Watch<'a> {
         told.end = Some((State::Completed, None));
     }
 
-    /// What the store is given, and what is said then.
-    pub fn end(self) -> (Finished, Last) {
+    /// What the store is given, what is said then, and the files that were written.
+    pub fn end(self) -> (Finished, Last, Vec<PathBuf>) {
         let node = self.job.live().node.take();
         let at_work = node.as_deref().and_then(|node| self.step(node));
         let step = at_work.or_else(|| self.next_step()).map(|step| step.name.clone());
         let Self { job, told, .. } = self;
-        let Told { mut messages, outputs, executed, end, .. } =
+        let Told { mut messages, outputs, executed, end, written, .. } =
             told.into_inner().unwrap_or_else(PoisonError::into_inner);
         let (state, error) = end.unwrap_or((State::Completed, None));
         let (id, timestamp) = (&job.id, now());
@@ -294,7 +296,7 @@ impl<'a> Watch<'a> {
         let to_all = state == State::Cancelled;
         let last = Last { client: job.client.clone(), message: Some((message, to_all)), idle };
         let (outputs, messages) = (Json::Object(outputs), Json::Array(messages));
-        (Finished { state, ended: timestamp, outputs, messages, error }, last)
+        (Finished { state, ended: timestamp, outputs, messages, error }, last, written)
     }
 }
 
@@ -338,6 +340,7 @@ impl Listener for Watch<'_> {
                 let all = told.outputs.entry(node.to_string()).or_insert_with(|| json!({}));
                 join(all, output);
                 told.files.extend(files.iter().map(PathBuf::from));
+                told.written.extend(files.iter().map(PathBuf::from));
             }
             Event::NodeDone { node, seconds } => self.done(node, *seconds),
             Event::MadeRoom { models, results, bytes, .. } => {

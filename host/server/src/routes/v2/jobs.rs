@@ -7,7 +7,6 @@ use crate::app::App;
 use crate::fault::Fault;
 use crate::message::now;
 use crate::prompt::{self, Submission, V2};
-use crate::queue::Why;
 use crate::store::{Finished, State as JobState, V2Query, V2Row};
 use axum::Json as JsonBody;
 use axum::body::Bytes;
@@ -249,24 +248,17 @@ pub async fn cancel(
     let base = base(&app, &headers);
     blocking(app, move |app| {
         known(app, &id)?;
-        let waited = app.queue.remove(Some(std::slice::from_ref(&id)));
-        if waited.is_empty() {
-            if let Some(running) = app.queue.running_job(&id) {
-                running.stop(Why::Asked);
-                app.changed();
-            }
-        } else {
-            let data = json!({"prompt_id": id, "node_id": "", "node_type": "", "executed": [],
-                "timestamp": now()});
-            let (outputs, messages) = (json!({}), json!([["execution_interrupted", data]]));
-            let (state, ended) = (JobState::Cancelled, now());
-            let finished = Finished { state, ended, outputs, messages, error: None };
-            if let Err(error) = app.store.finish(&id, &finished, app.options.history_limit) {
-                app.put_back(&id);
-                return Err(error.into());
-            }
+        let data = json!({"prompt_id": id, "node_id": "", "node_type": "", "executed": [],
+            "timestamp": now()});
+        let (outputs, messages) = (json!({}), json!([["execution_interrupted", data]]));
+        let (state, ended) = (JobState::Cancelled, now());
+        let finished = Finished { state, ended, outputs, messages, error: None };
+        if app.cancel_waiting(&id, &finished)? {
             app.metrics.finished(state);
             app.tell_status();
+        } else {
+            app.stop_running(Some(std::slice::from_ref(&id)))?;
+            app.changed();
         }
         Ok(JsonBody(shapes::job(app, &known(app, &id)?, &base)))
     })

@@ -136,7 +136,7 @@ pub fn status(app: &App, row: &V2Row, running: Option<&Running>) -> (&'static st
         (JobState::Cancelled, _) => ("canceled", None),
         (_, Some(running)) if running.why() == Some(Why::Asked) => ("canceling", None),
         (_, Some(_)) | (JobState::Running, None) => ("running", None),
-        (JobState::Pending, None) => ("queued", app.queue.position(&row.id)),
+        (JobState::Pending, None) => ("queued", app.position(&row.id)),
     }
 }
 
