@@ -70,7 +70,8 @@ pub enum Command {
     /// (docs/python.md)
     Jobs(Jobs),
     /// Run jobs from standard input, one after the other, and report on standard output: for programs
-    /// that keep models loaded between jobs (docs/worker.md)
+    /// that keep models loaded between jobs (docs/worker.md). The program adds its own arguments to it.
+    #[command(skip)]
     Worker(Worker),
     /// Load a library and write down what it says of itself
     #[command(hide = true)]

@@ -22,6 +22,9 @@ enum Command {
     Host(args::Command),
     /// Serve ComfyUI's interface over HTTP: its editor, its clients, a page of our own (docs/serve.md)
     Serve(kosmograph_server::Serve),
+    /// Run jobs, one after the other: from standard input, with reports on standard output (docs/worker.md), or
+    /// from a queue of many machines with --queue (docs/fleet.md)
+    Worker(kosmograph_server::Worker),
     #[command(hide = true)]
     Documents(documents::Documents),
 }
@@ -31,6 +34,11 @@ fn main() -> ExitCode {
     // A wrong argument ends the program here, with the sentence of clap and exit code 2.
     match Arguments::parse().command {
         Command::Serve(serve) => kosmograph_server::main(serve),
+        Command::Worker(worker) => match kosmograph_server::work(&worker) {
+            Some(code) => code,
+            // What a worker does with signals is its own business.
+            None => ExitCode::from(cli::main(args::Command::Worker(worker.here)).code()),
+        },
         Command::Documents(documents) => match documents.write(&Arguments::command()) {
             Ok(()) => ExitCode::SUCCESS,
             Err(sentence) => {

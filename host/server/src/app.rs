@@ -115,7 +115,9 @@ impl App {
 
     /// Tells everybody that so much is to do.
     pub fn tell_remaining(&self, remaining: usize) {
-        self.hub.send(None, &status(remaining));
+        if self.hub.elsewhere().is_none() {
+            self.hub.send(None, &status(remaining));
+        }
         self.changed();
     }
 

@@ -10,6 +10,65 @@ use std::str::FromStr;
 /// Where ComfyUI listens, too.
 const PORT: u16 = 8188;
 
+/// A queue that many machines share.
+#[derive(Debug, Args)]
+pub struct Shared {
+    /// The queue of many machines, postgres://USER@HOST/DATABASE [default: $KOSMOGRAPH_QUEUE, which no list of
+    /// processes shows; docs/fleet.md]
+    #[arg(long, value_name = "URL")]
+    pub queue: Option<String>,
+    /// Where pictures go in and out: a folder that all servers and workers see, in the place of --input and
+    /// --out
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["input", "out"])]
+    pub store: Option<PathBuf>,
+}
+
+impl Shared {
+    /// The queue's address, wherever it is said.
+    pub fn address(&self) -> Option<String> {
+        let said = || std::env::var("KOSMOGRAPH_QUEUE").ok().filter(|address| !address.is_empty());
+        self.queue.clone().or_else(said)
+    }
+}
+
+/// Jobs from standard input, or from a queue that many machines share.
+#[derive(Debug, Args)]
+pub struct Worker {
+    #[command(flatten)]
+    pub here: kosmograph::args::Worker,
+    #[command(flatten)]
+    pub shared: Shared,
+    #[command(flatten)]
+    pub places: Places,
+    /// How many jobs run side by side, each in a process of its own with its own models
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub workers: u16,
+    /// The most that models and kept results of a process may take, 6G or 75% of the memory there is
+    #[arg(long, value_name = "SIZE", default_value = "60%")]
+    pub memory_budget: Budget,
+    /// Previews are kept below it until they are fetched [default: $XDG_STATE_HOME/kosmograph/worker]
+    #[arg(long, value_name = "DIR")]
+    pub state: Option<PathBuf>,
+    /// Show pictures of what is being made to jobs that do not say whether they want them
+    #[arg(long)]
+    pub previews: bool,
+    /// A job that takes longer is ended, in seconds
+    #[arg(long, value_name = "S", value_parser = clap::value_parser!(u64).range(1..))]
+    pub job_timeout: Option<u64>,
+    /// Let node libraries do whatever this user may
+    #[arg(long)]
+    pub no_sandbox: bool,
+    /// How many finished jobs the history keeps
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    pub history_limit: u64,
+    /// How long a running job may go on after SIGTERM, in seconds; then it is put back into the queue
+    #[arg(long, value_name = "S", default_value_t = 30)]
+    pub stop_grace: u64,
+    /// When nobody has heard of this worker for so many seconds, others take its jobs
+    #[arg(long, value_name = "S", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub lease: u64,
+}
+
 #[derive(Debug, Args)]
 pub struct Serve {
     /// Where to listen, ADDRESS[:PORT]; several with commas. Other machines reach it only if this is no
@@ -17,13 +76,15 @@ pub struct Serve {
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8188", value_delimiter = ',')]
     pub listen: Vec<Listen>,
     #[command(flatten)]
+    pub shared: Shared,
+    #[command(flatten)]
     pub places: Places,
     /// Queue, history, settings and the editor's files [default: $XDG_STATE_HOME/kosmograph, or
     /// ~/.local/state/kosmograph]
     #[arg(long, value_name = "DIR")]
     pub state: Option<PathBuf>,
     /// How many jobs run side by side, each in a process of its own with its own models
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64), conflicts_with = "queue")]
     pub workers: u16,
     /// The most that models and kept results of a worker may take, 6G or 75% of the memory there is
     #[arg(long, value_name = "SIZE", default_value = "60%")]

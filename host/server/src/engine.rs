@@ -121,8 +121,6 @@ pub enum Bulletin {
         is_png: bool,
         /// In Base64.
         picture: String,
-        /// Whether it goes to sockets; progress of a job has its pictures, too.
-        number: u64,
     },
     /// How far a job is.
     Live {

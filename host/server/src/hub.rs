@@ -3,12 +3,16 @@
 //! Whoever sends never waits. A client that does not read its messages loses its connection when a
 //! bounded number of them wait for it; it may come again.
 
-use crate::message::{Preview, logs};
+use crate::engine::Bulletin;
+use crate::fleet::Outlet;
+use crate::message::{Encoding, Preview, logs};
 use axum::extract::ws::{Message, Utf8Bytes};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::Value as Json;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
@@ -46,6 +50,8 @@ pub struct Connection {
 /// See the module.
 #[derive(Default)]
 pub struct Hub {
+    /// Where this process has no sockets of its own, and servers are to tell theirs.
+    elsewhere: OnceLock<Arc<Outlet>>,
     clients: Mutex<HashMap<String, Client>>,
     numbers: AtomicU64,
     open: AtomicU64,
@@ -102,13 +108,41 @@ impl Hub {
         client.map(|client| client.hears_logs = hears).is_some()
     }
 
+    /// From now on everything is told to the servers of a queue that many share.
+    pub fn tell_elsewhere(&self, outlet: Arc<Outlet>) {
+        let _ = self.elsewhere.set(outlet);
+    }
+
+    /// Where to tell servers, where this is a worker of theirs.
+    pub fn elsewhere(&self) -> Option<&Arc<Outlet>> {
+        self.elsewhere.get()
+    }
+
     /// Sends to one client, or to all where `to` is `None`.
     pub fn send(&self, to: Option<&str>, message: &Utf8Bytes) {
+        self.send_named(to, message, None);
+    }
+
+    /// As [`Self::send`]; of messages of one name that wait to be told elsewhere the last one is enough.
+    pub fn send_named(&self, to: Option<&str>, message: &Utf8Bytes, name: Option<String>) {
+        if let Some(outlet) = self.elsewhere.get() {
+            let (to, text) = (to.map(str::to_owned), message.to_string());
+            return outlet.push(Bulletin::Text { to, text, fleeting: name });
+        }
         self.deliver(to, |_| Some(Message::Text(message.clone())));
     }
 
     /// Sends a picture of a job at work, to each client as it understands it.
     pub fn preview(&self, to: Option<&str>, preview: &Preview) {
+        if let Some(outlet) = self.elsewhere.get() {
+            return outlet.push(Bulletin::Picture {
+                to: to.map(str::to_owned),
+                job: preview.job.clone(),
+                node: preview.node.clone(),
+                is_png: preview.encoding == Encoding::Png,
+                picture: STANDARD.encode(&preview.picture),
+            });
+        }
         let (plain, with_metadata) = (preview.plain(), preview.with_metadata());
         self.deliver(to, |client| {
             let frame = if client.flags.preview_metadata { &with_metadata } else { &plain };

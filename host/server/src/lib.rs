@@ -11,6 +11,7 @@ mod args;
 mod desk;
 mod engine;
 mod fault;
+mod fleet;
 pub mod hub;
 mod keep;
 mod listen;
@@ -26,6 +27,8 @@ mod run;
 mod start;
 mod store;
 mod validation;
+mod worker;
 
-pub use args::Serve;
+pub use args::{Serve, Worker};
 pub use start::main;
+pub use worker::main as work;

@@ -2,7 +2,7 @@
 //!
 //! The store says the same, and says it first.
 
-use crate::engine::Claim;
+use crate::engine::{AtWork, Claim, Claimed};
 use crate::message::{Preview, Progress};
 use crate::store::{Entry, Waiting};
 use axum::extract::ws::Utf8Bytes;
@@ -11,7 +11,7 @@ use std::cmp::Ordering as Order;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Why a running job was stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,6 +131,18 @@ struct Inside {
     /// For each worker, whether it is to let go of what it keeps.
     free: Vec<bool>,
     stopped: bool,
+    /// How many wait in a queue that is kept elsewhere.
+    elsewhere: usize,
+    /// That queue cannot be seen now.
+    blind: bool,
+    /// How often somebody woke those who wait.
+    woken: u64,
+}
+
+impl Inside {
+    fn remaining(&self) -> usize {
+        self.waiting.len() + self.elsewhere + self.running.len()
+    }
 }
 
 /// What a worker does next.
@@ -268,25 +280,110 @@ impl Queue {
     }
 
     pub fn waiting(&self) -> usize {
-        self.lock().waiting.len()
+        let inside = self.lock();
+        inside.waiting.len() + inside.elsewhere
     }
 
     /// Waiting and running together.
     pub fn remaining(&self) -> usize {
         let inside = self.lock();
-        inside.waiting.len() + inside.running.len()
+        inside.remaining()
     }
 
     /// Whether there is room for one more.
     pub fn has_room(&self) -> bool {
         let inside = self.lock();
-        inside.waiting.len() + inside.promised < self.limit
+        !inside.blind && inside.waiting.len() + inside.elsewhere + inside.promised < self.limit
     }
 
     /// Has every worker let go of what it keeps, between jobs.
     pub fn free(&self) {
-        self.lock().free.fill(true);
+        let mut inside = self.lock();
+        inside.free.fill(true);
+        inside.woken += 1;
+        drop(inside);
         self.wake.notify_all();
+    }
+
+    /// What `worker` is to do before it takes a job from a queue that is kept elsewhere.
+    pub fn asked(&self, worker: usize) -> Option<Next> {
+        let mut inside = self.lock();
+        if inside.stopped {
+            return Some(Next::Stop);
+        }
+        std::mem::take(&mut inside.free[worker]).then_some(Next::Free)
+    }
+
+    /// A job that was taken from there runs here.
+    pub fn begin(&self, claimed: Claimed) -> Arc<Running> {
+        let Claimed { claim, client, entry } = claimed;
+        let running = Arc::new(Running::with(claim, client, Some(entry)));
+        self.lock().running.push(running.clone());
+        running
+    }
+
+    /// What [`Self::wait`] compares with.
+    pub fn seen(&self) -> u64 {
+        self.lock().woken
+    }
+
+    /// Waits until somebody wakes those who wait, or did since `seen`; not longer than this.
+    pub fn wait(&self, seen: u64, most: Duration) {
+        let inside = self.lock();
+        let is_quiet = |inside: &mut Inside| inside.woken == seen && !inside.stopped;
+        drop(self.wake.wait_timeout_while(inside, most, is_quiet));
+    }
+
+    /// There may be a job by now.
+    pub fn wake(&self) {
+        self.lock().woken += 1;
+        self.wake.notify_all();
+    }
+
+    /// Takes over what a queue that is kept elsewhere has; whether there is more or less to do than before.
+    pub fn mirror(&self, waiting: usize, at_work: &[AtWork]) -> bool {
+        let mut inside = self.lock();
+        let before = inside.remaining();
+        inside.elsewhere = waiting;
+        inside.running.retain(|job| at_work.iter().any(|other| other.id == job.id));
+        for job in at_work {
+            let known = inside.running.iter().find(|running| running.id == job.id).cloned();
+            let running = known.unwrap_or_else(|| {
+                let claim = Claim { id: job.id.clone(), token: String::new() };
+                let mut running = Running::with(claim, job.client.clone(), None);
+                let since = Duration::from_millis(u64::try_from(job.since).unwrap_or(0));
+                running.since = running.since.checked_sub(since).unwrap_or(running.since);
+                let running = Arc::new(running);
+                inside.running.push(running.clone());
+                running
+            });
+            if job.stop {
+                running.stop(Why::Asked);
+            }
+        }
+        inside.remaining() != before
+    }
+
+    /// The job of this id that runs elsewhere; it is noted where nobody has told of it yet.
+    pub fn at_work_elsewhere(&self, id: &str, client: Option<String>) -> Arc<Running> {
+        let mut inside = self.lock();
+        if let Some(running) = inside.running.iter().find(|running| running.id == id) {
+            return running.clone();
+        }
+        let claim = Claim { id: id.to_owned(), token: String::new() };
+        let running = Arc::new(Running::with(claim, client, None));
+        inside.running.push(running.clone());
+        running
+    }
+
+    /// A job that ran elsewhere ended.
+    pub fn forget(&self, id: &str) {
+        self.lock().running.retain(|running| running.id != id);
+    }
+
+    /// Whether the queue that is kept elsewhere cannot be seen.
+    pub fn lost_sight(&self, blind: bool) {
+        self.lock().blind = blind;
     }
 
     /// No worker takes another job.

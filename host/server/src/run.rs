@@ -5,8 +5,11 @@
 
 mod watch;
 
+pub use watch::error_of;
+
 use crate::app::App;
-use crate::engine::Claim;
+use crate::engine::{Bulletin, Claim};
+use crate::fleet::holder::{self, Taste};
 use crate::message::now;
 use crate::prompt::plan_again;
 use crate::queue::{Next, Running, Why};
@@ -43,8 +46,13 @@ pub fn work(app: &Arc<App>, number: usize, program: PathBuf) {
     if let Err(error) = supervisor.start() {
         tracing::error!("the process that runs nodes cannot be started: {error}");
     }
+    let mut taste = Taste::default();
     loop {
-        match app.queue.take(number) {
+        let next = match app.store.is_shared() {
+            true => holder::take(app, number, &mut taste),
+            false => app.queue.take(number),
+        };
+        match next {
             Next::Stop => return,
             Next::Free => supervisor.let_go(),
             Next::Job(job) => {
@@ -177,6 +185,10 @@ fn properties(app: &App, entry: &Entry, graph: &Graph) -> Properties {
 /// The store first, then the clients.
 fn finish(app: &App, job: &Running, watch: Watch) {
     let (finished, last, files) = watch.end();
+    if let Some(outlet) = app.hub.elsewhere() {
+        // What was told of it comes before its end.
+        outlet.flush();
+    }
     loop {
         match app.store.finish(&job.claim, &finished, app.options.history_limit) {
             Ok(true) => break,
@@ -223,6 +235,9 @@ fn put_back(app: &App, job: &Running, goes_on: bool) {
     if let Err(error) = app.store.put_back(&job.claim) {
         tracing::error!(job = job.id, "{error}");
     }
+    if app.store.is_shared() {
+        return app.tell_all(Bulletin::Changed);
+    }
     if goes_on && !app.is_stopping() {
         app.queue.done(job);
         app.put_back(&job.id);
@@ -233,7 +248,7 @@ fn put_back(app: &App, job: &Running, goes_on: bool) {
 pub fn give_up(app: &App, ids: &[String]) {
     for id in ids {
         let message = "the server ended twice while this job ran, so it is not tried again";
-        let error = watch::error_of(id, None, &Problem::new(Kind::NodeFailed, message), &[]);
+        let error = error_of(id, None, &Problem::new(Kind::NodeFailed, message), &[]);
         let messages = serde_json::json!([["execution_error", error]]);
         let (outputs, ended) = (serde_json::json!({}), now());
         let finished =
@@ -246,4 +261,4 @@ pub fn give_up(app: &App, ids: &[String]) {
 }
 
 /// What a plan is of, where there is one.
-type Planned<'a> = (&'a Plan, &'a Graph);
+pub type Planned<'a> = (&'a Plan, &'a Graph);

@@ -2,10 +2,12 @@
 
 use crate::access::{Access, secret};
 use crate::app::{App, Options};
-use crate::args::Serve;
+use crate::args::{Serve, Shared};
+use crate::engine::{self, Engine};
 use crate::queue::{Queue, Why};
 use crate::store::Store;
-use crate::{keep, listen, routes, run};
+use crate::{fleet, keep, listen, routes, run};
+use kosmograph::args::Places;
 use kosmograph::execute::Budget;
 use kosmograph::folders::{Folders, Given};
 use kosmograph::job::Surroundings;
@@ -26,16 +28,29 @@ use tokio_rustls::TlsAcceptor;
 use tracing_subscriber::EnvFilter;
 
 /// The exit code where the arguments, or what they name, are wrong.
-const REFUSED: u8 = 2;
+pub const REFUSED: u8 = 2;
 
 /// While a job runs its clients hear something at least this often: some give a silent server up.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
 /// How long a job that is put back may take to stop.
-const STOPPING: Duration = Duration::from_secs(3);
+pub const STOPPING: Duration = Duration::from_secs(3);
 
 /// Serves until it is told to end.
 pub fn main(args: Serve) -> ExitCode {
+    prepare();
+    match serve(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(sentence) => {
+            use std::io::Write;
+            let _ = writeln!(std::io::stderr(), "error: {sentence}");
+            ExitCode::from(REFUSED)
+        }
+    }
+}
+
+/// Signals, descriptors and the log, of a process that stays.
+pub fn prepare() {
     process::ignore_signals(&[Signal::SIGXFSZ]);
     allow_descriptors();
     let wanted = std::env::var("KOSMOGRAPH_LOG").or_else(|_| std::env::var("RUST_LOG"));
@@ -47,14 +62,6 @@ pub fn main(args: Serve) -> ExitCode {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .try_init();
-    match serve(args) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(sentence) => {
-            use std::io::Write;
-            let _ = writeln!(std::io::stderr(), "error: {sentence}");
-            ExitCode::from(REFUSED)
-        }
-    }
 }
 
 /// As [`main`], with a sentence about what cannot be.
@@ -68,7 +75,15 @@ fn serve(args: Serve) -> Result<(), String> {
             .into());
     }
     let state = state_folder(args.state.as_deref())?;
-    let store = Store::open(&state).map_err(|error| text(&error))?;
+    let address = args.shared.address();
+    let own = match &address {
+        None => Some(Store::open(&state).map_err(|error| text(&error))?),
+        Some(_) => {
+            std::fs::create_dir_all(&state)
+                .map_err(|error| format!("{}: {error}", state.display()))?;
+            None
+        }
+    };
     let secret = secret(&state).map_err(|error| format!("{}: {error}", state.display()))?;
     let access = Access::new(
         args.token_file.as_deref(),
@@ -84,19 +99,32 @@ fn serve(args: Serve) -> Result<(), String> {
     };
     // Before libraries are looked through: a port that is taken is told at once.
     let listeners = addresses.iter().map(bind).collect::<Result<Vec<_>, _>>()?;
-    let confined = is_confined(&args);
-    let surroundings = surroundings(&args, &state, confined)?;
+    let confined = is_confined(args.no_sandbox);
+    let surroundings = surroundings(&args.places, &args.shared, &state, confined)?;
     for failed in &surroundings.libraries.failed {
         tracing::warn!("{}", failed.reason);
     }
-    let (again, lost) = store.running_at_start().map_err(|error| text(&error))?;
-    let waiting = store.waiting().map_err(|error| text(&error))?;
-    if !waiting.is_empty() {
-        tracing::info!("{} jobs wait, of which {again} ran when the server ended", waiting.len());
-    }
-    let last = store.last_number().map_err(|error| text(&error))?;
-    let workers = usize::from(args.workers);
-    let queue = Queue::new(args.queue_limit.max(waiting.len()), workers, last, waiting);
+    let mut lost = Vec::new();
+    let (engine, queue): (Box<dyn Engine>, Queue) = match (own, &address) {
+        (Some(store), _) => {
+            let again;
+            (again, lost) = store.running_at_start().map_err(|error| text(&error))?;
+            let waiting = store.waiting().map_err(|error| text(&error))?;
+            if !waiting.is_empty() {
+                let count = waiting.len();
+                tracing::info!("{count} jobs wait, of which {again} ran when the server ended");
+            }
+            let last = store.last_number().map_err(|error| text(&error))?;
+            let limit = args.queue_limit.max(waiting.len());
+            (Box::new(store), Queue::new(limit, usize::from(args.workers), last, waiting))
+        }
+        (None, address) => {
+            let engine = engine::open(address.as_deref().unwrap_or_default())?;
+            (engine, Queue::new(args.queue_limit, 0, 0.0, Vec::new()))
+        }
+    };
+    // Those of a shared queue are processes of their own.
+    let workers = if engine.is_shared() { 0 } else { usize::from(args.workers) };
     let options = options(&args, &state, confined)?;
     if let Some(frontend) = &options.frontend {
         tracing::info!("the official frontend is {}", frontend.display());
@@ -104,8 +132,11 @@ fn serve(args: Serve) -> Result<(), String> {
     if args.no_auth {
         tracing::warn!("--no-auth: everybody who reaches this server may use it");
     }
-    let app = Arc::new(App::new(options, surroundings, Box::new(store), queue, access));
+    let app = Arc::new(App::new(options, surroundings, engine, queue, access));
     run::give_up(&app, &lost);
+    if app.store.is_shared() {
+        fleet::serve(&app).map_err(|error| text(&error))?;
+    }
     keep::start(&app, args.keep_outputs)
         .map_err(|error| format!("no thread can be started: {error}"))?;
     let program = std::env::current_exe()
@@ -133,7 +164,11 @@ fn serve(args: Serve) -> Result<(), String> {
         }
     }
     runtime.shutdown_timeout(Duration::from_millis(200));
-    let _ = std::fs::remove_dir_all(&app.surroundings.folders.temp);
+    if args.shared.store.is_none() {
+        let _ = std::fs::remove_dir_all(&app.surroundings.folders.temp);
+    }
+    // A runtime of the engine's must not be let go of inside another one's thread.
+    std::mem::forget(app);
     result
 }
 
@@ -155,7 +190,9 @@ async fn until_told(
         tokio::spawn(listen::serve(listener, router.clone(), tls.clone(), room.clone()));
         tracing::info!("listening at {scheme}://{address}");
     }
-    tokio::spawn(look_after(app.clone()));
+    if !app.store.is_shared() {
+        tokio::spawn(look_after(app.clone()));
+    }
     let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
     let at_once = tokio::select! {
@@ -164,6 +201,10 @@ async fn until_told(
     };
     app.stop();
     let end = Instant::now() + if at_once { Duration::ZERO } else { grace };
+    if app.store.is_shared() {
+        // Nothing runs here.
+        return Ok(());
+    }
     if !app.queue.running().is_empty() && !at_once {
         tracing::info!(
             "the server ends when what runs is done, in {} s at the latest",
@@ -189,7 +230,7 @@ async fn until_told(
 }
 
 /// Repeats progress to clients of silent nodes, and ends jobs that take too long.
-async fn look_after(app: Arc<App>) {
+pub async fn look_after(app: Arc<App>) {
     let mut ticks = tokio::time::interval(Duration::from_secs(1));
     loop {
         ticks.tick().await;
@@ -230,9 +271,9 @@ fn allow_descriptors() {
 }
 
 /// Whether workers can be confined, and are to be; where they are not that is said loudly.
-fn is_confined(args: &Serve) -> bool {
+pub fn is_confined(no_sandbox: bool) -> bool {
     let is_possible = Sandbox::is_possible();
-    if args.no_sandbox {
+    if no_sandbox {
         tracing::warn!(
             "--no-sandbox: node libraries may read, write and send whatever this user may"
         );
@@ -241,10 +282,10 @@ fn is_confined(args: &Serve) -> bool {
             "this system has no Landlock: node libraries may read, write and send whatever this user may"
         );
     }
-    is_possible && !args.no_sandbox
+    is_possible && !no_sandbox
 }
 
-fn state_folder(given: Option<&Path>) -> Result<PathBuf, String> {
+pub fn state_folder(given: Option<&Path>) -> Result<PathBuf, String> {
     if let Some(folder) = given {
         return std::path::absolute(folder).map_err(|error| format!("--state: {error}"));
     }
@@ -258,28 +299,57 @@ fn state_folder(given: Option<&Path>) -> Result<PathBuf, String> {
     Ok(states.join("kosmograph"))
 }
 
-fn surroundings(args: &Serve, state: &Path, confined: bool) -> Result<Surroundings, String> {
+pub fn surroundings(
+    places: &Places,
+    shared: &Shared,
+    state: &Path,
+    confined: bool,
+) -> Result<Surroundings, String> {
     let made = |path: &Path| {
         let made = std::fs::create_dir_all(path);
         made.map_err(|error| format!("{}: the folder cannot be made: {error}", path.display()))
     };
-    let input = args.places.input.clone().unwrap_or_else(|| "input".into());
+    let below = |name: &str| shared.store.as_ref().map(|store| store.join(name));
+    let input = below("input").or(places.input.clone()).unwrap_or_else(|| "input".into());
+    let out = below("output").or(places.out.clone());
     made(&input)?;
     let given = Given {
-        models: &args.places.models,
-        extra_model_paths: &args.places.extra_model_paths,
+        models: &places.models,
+        extra_model_paths: &places.extra_model_paths,
         input: Some(&input),
-        output: args.places.out.as_deref(),
+        output: out.as_deref(),
         workflow: None,
     };
     let mut folders = Folders::find(given).map_err(|error| error.to_string())?;
     made(&folders.output)?;
-    // Previews of an earlier server are nobody's any more.
-    folders.temp = state.join("temp");
-    let _ = std::fs::remove_dir_all(&folders.temp);
+    match below("temp") {
+        // Others may be about to show them.
+        Some(temp) => {
+            folders.temp = std::path::absolute(temp).map_err(|error| error.to_string())?;
+        }
+        // Previews of an earlier server are nobody's any more.
+        None => {
+            folders.temp = state.join("temp");
+            let _ = std::fs::remove_dir_all(&folders.temp);
+        }
+    }
     made(&folders.temp)?;
     let asked = if confined { Asked::Confined } else { Asked::Freely };
-    Surroundings::asked(folders, &args.places, asked).map_err(|problem| problem.to_string())
+    Surroundings::asked(folders, places, asked).map_err(|problem| problem.to_string())
+}
+
+/// The arguments as clients may see them: without what may be a password.
+fn arguments(all: impl Iterator<Item = String>) -> Vec<String> {
+    let mut is_address = false;
+    let hide = |argument: String| {
+        let hidden = match argument.strip_prefix("--queue=") {
+            Some(_) => Some("--queue=…".to_owned()),
+            None => is_address.then(|| "…".to_owned()),
+        };
+        is_address = argument == "--queue";
+        hidden.unwrap_or(argument)
+    };
+    all.map(hide).collect()
 }
 
 fn options(args: &Serve, state: &Path, confined: bool) -> Result<Options, String> {
@@ -308,7 +378,8 @@ fn options(args: &Serve, state: &Path, confined: bool) -> Result<Options, String
         budget @ Budget::Percent(_) => budget.bytes() / u64::from(args.workers),
         budget => budget.bytes(),
     };
-    let userdata = state.join("user/default");
+    let user = args.shared.store.as_deref().unwrap_or(state);
+    let userdata = user.join("user/default");
     // The editor asks for these at once, and takes a folder that is not there for trouble.
     for folder in ["workflows", "subgraphs"].map(|name| userdata.join(name)) {
         std::fs::create_dir_all(&folder)
@@ -326,6 +397,6 @@ fn options(args: &Serve, state: &Path, confined: bool) -> Result<Options, String
         workflows: args.workflows.clone().unwrap_or_else(|| "workflows".into()),
         userdata,
         tls: args.tls_certfile.is_some(),
-        arguments: std::env::args().collect(),
+        arguments: arguments(std::env::args()),
     })
 }

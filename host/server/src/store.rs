@@ -254,6 +254,7 @@ impl Store {
     ///
     /// # Errors
     /// The store cannot be written.
+    #[cfg(test)]
     pub fn start(&self, id: &str, now: i64) -> Result<()> {
         let sql = "UPDATE jobs SET state = 1, started = ?2, attempts = attempts + 1 WHERE id = ?1";
         self.lock().prepare_cached(sql)?.execute(params![id, now])?;

@@ -2,6 +2,7 @@
 
 use super::Planned;
 use crate::app::{App, Made};
+use crate::engine::Bulletin;
 use crate::message::{Preview, Progress, now, text};
 use crate::queue::Running;
 use crate::routes::{Root, inside};
@@ -55,6 +56,10 @@ pub(super) struct Last {
 
 impl Last {
     pub fn tell(self, app: &App) {
+        if app.hub.elsewhere().is_some() {
+            // The servers read how it ended, and tell it.
+            return app.tell_all(Bulletin::Changed);
+        }
         let client = self.client.as_deref();
         if let Some((message, to_all)) = &self.message
             && (client.is_some() || *to_all)
@@ -90,7 +95,8 @@ impl<'a> Watch<'a> {
 
     /// To the one who submitted it; to all where the job has no client.
     fn to_watchers(&self, kind: &str, data: &Json) {
-        self.app.hub.send(self.client(), &text(kind, data));
+        let name = format!("{kind} {}", self.job.id);
+        self.app.hub.send_named(self.client(), &text(kind, data), Some(name));
     }
 
     /// Tells, and writes into the history.
@@ -190,7 +196,8 @@ impl<'a> Watch<'a> {
         told.nodes.insert(node.to_owned(), of_node);
         let message =
             text("progress_state", &json!({"prompt_id": self.job.id, "nodes": told.nodes}));
-        self.app.hub.send(self.client(), &message);
+        let name = format!("state {}", self.job.id);
+        self.app.hub.send_named(self.client(), &message, Some(name));
         let at_work = (state == "running").then(|| self.step(node)).flatten();
         let progress = Progress {
             done: told.cached.len() + told.executed.len(),
@@ -204,7 +211,29 @@ impl<'a> Watch<'a> {
         live.sent = Instant::now();
         live.progress = progress;
         drop(live);
+        self.changed();
+    }
+
+    /// There is something new of the job: here, or where its clients are.
+    fn changed(&self) {
         self.app.changed();
+        if let Some(outlet) = self.app.hub.elsewhere() {
+            let live = self.job.live();
+            let Progress { done, total, node: at, step, steps } = live.progress.clone();
+            let (job, client) = (self.job.id.clone(), self.job.client.clone());
+            let (node, outputs) = (live.node.clone(), live.outputs.clone());
+            outlet.push(Bulletin::Live {
+                job,
+                client,
+                node,
+                done,
+                total,
+                at,
+                step,
+                steps,
+                outputs,
+            });
+        }
     }
 
     fn started(&self, name: &NodeName) {
@@ -394,7 +423,7 @@ fn jpeg(preview: &kosmograph::preview::Preview) -> Result<Vec<u8>, image::ImageE
 }
 
 /// The data of `execution_error`.
-pub(super) fn error_of(
+pub fn error_of(
     id: &str,
     planned: Option<Planned>,
     failure: &Problem,
