@@ -13,8 +13,8 @@ const PORT: u16 = 8188;
 /// A queue that many machines share.
 #[derive(Debug, Args)]
 pub struct Shared {
-    /// The queue of many machines, postgres://USER@HOST/DATABASE [default: $KOSMOGRAPH_QUEUE, which no list of
-    /// processes shows; docs/fleet.md]
+    /// The queue of many machines, postgres://USER@HOST/DATABASE; @FILE reads it from a file, whose password no
+    /// list of processes shows (docs/fleet.md)
     #[arg(long, value_name = "URL")]
     pub queue: Option<String>,
     /// Where pictures go in and out: a folder that all servers and workers see, in the place of --input and
@@ -24,10 +24,19 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// The queue's address, wherever it is said.
-    pub fn address(&self) -> Option<String> {
-        let said = || std::env::var("KOSMOGRAPH_QUEUE").ok().filter(|address| !address.is_empty());
-        self.queue.clone().or_else(said)
+    /// The queue's address, where there is one.
+    ///
+    /// # Errors
+    /// A sentence: the file that it is in cannot be read.
+    pub fn address(&self) -> Result<Option<String>, String> {
+        let Some(said) = &self.queue else { return Ok(None) };
+        match said.strip_prefix('@') {
+            None => Ok(Some(said.clone())),
+            Some(file) => match std::fs::read_to_string(file) {
+                Ok(text) => Ok(Some(text.trim().to_owned())),
+                Err(error) => Err(format!("--queue: {file}: {error}")),
+            },
+        }
     }
 }
 

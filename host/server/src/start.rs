@@ -75,7 +75,7 @@ fn serve(args: Serve) -> Result<(), String> {
             .into());
     }
     let state = state_folder(args.state.as_deref())?;
-    let address = args.shared.address();
+    let address = args.shared.address()?;
     let own = match &address {
         None => Some(Store::open(&state).map_err(|error| text(&error))?),
         Some(_) => {

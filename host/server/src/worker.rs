@@ -17,9 +17,11 @@ use tokio::signal::unix::{SignalKind, signal};
 /// Runs jobs until it is told to end. `None` where the arguments name no queue: then jobs come from standard
 /// input, which is the host's business.
 pub fn main(args: &Worker) -> Option<ExitCode> {
-    let address = args.shared.address()?;
+    // The processes that run nodes are workers, too; they have no queue of their own.
+    args.shared.queue.as_ref()?;
     start::prepare();
-    Some(match work(args, &address) {
+    let worked = args.shared.address().and_then(|address| work(args, &address.unwrap_or_default()));
+    Some(match worked {
         Ok(()) => ExitCode::SUCCESS,
         Err(sentence) => {
             use std::io::Write;
