@@ -13,7 +13,7 @@ const PORT: u16 = 8188;
 /// A queue that many machines share.
 #[derive(Debug, Args)]
 pub struct Shared {
-    /// The queue of many machines, postgres://USER@HOST/DATABASE; @FILE reads it from a file, whose password no
+    /// The queue of many machines, postgres://USER@HOST/DATABASE or redis://HOST/; @FILE reads it from a file, whose password no
     /// list of processes shows (docs/fleet.md)
     #[arg(long, value_name = "URL")]
     pub queue: Option<String>,

@@ -8,6 +8,8 @@
 
 #[cfg(feature = "postgres")]
 pub mod postgres;
+#[cfg(feature = "redis")]
+pub mod redis;
 mod sqlite;
 
 use crate::placement::Candidate;
@@ -108,6 +110,8 @@ pub enum Bulletin {
     /// Hand this to the sockets of one client, or of all.
     Text {
         to: Option<String>,
+        /// The job that it is of: nothing of it is told after its end.
+        job: Option<String>,
         text: String,
         /// Only the last of a name matters, where several wait.
         #[serde(skip)]
@@ -264,16 +268,27 @@ pub fn open(address: &str) -> std::result::Result<Box<dyn Engine>, String> {
         "postgres" | "postgresql" => Ok(Box::new(postgres::Postgres::open(address)?)),
         #[cfg(not(feature = "postgres"))]
         "postgres" | "postgresql" => Err(left_out("PostgreSQL", "postgres")),
-        _ => {
-            Err("--queue: this is no address of a queue; postgres://user@host/database is one"
+        #[cfg(feature = "redis")]
+        "redis" | "valkey" => Ok(Box::new(redis::Redis::open(address)?)),
+        #[cfg(not(feature = "redis"))]
+        "redis" | "valkey" => Err(left_out("Redis", "redis")),
+        "rediss" | "valkeys" => {
+            Err("--queue: TLS to Redis is not there yet; reach it over a private \
+             network or a tunnel"
                 .into())
         }
+        _ => Err("--queue: this is no address of a queue; postgres://user@host/database and \
+             redis://host:6379/ are"
+            .into()),
     }
 }
 
-#[cfg(not(feature = "postgres"))]
+#[cfg(not(all(feature = "postgres", feature = "redis")))]
 fn left_out(engine: &str, feature: &str) -> String {
     format!(
         "--queue: this kosmograph was built without {engine}; build it with --features {feature}"
     )
 }
+
+#[cfg(all(test, feature = "postgres", feature = "redis"))]
+mod tests;

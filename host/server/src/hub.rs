@@ -120,14 +120,22 @@ impl Hub {
 
     /// Sends to one client, or to all where `to` is `None`.
     pub fn send(&self, to: Option<&str>, message: &Utf8Bytes) {
-        self.send_named(to, message, None);
+        self.send_of(to, message, None, None);
     }
 
-    /// As [`Self::send`]; of messages of one name that wait to be told elsewhere the last one is enough.
-    pub fn send_named(&self, to: Option<&str>, message: &Utf8Bytes, name: Option<String>) {
+    /// As [`Self::send`], of a job; of messages of one name that wait to be told elsewhere the last one is
+    /// enough.
+    pub fn send_of(
+        &self,
+        to: Option<&str>,
+        message: &Utf8Bytes,
+        job: Option<&str>,
+        fleeting: Option<String>,
+    ) {
         if let Some(outlet) = self.elsewhere.get() {
             let (to, text) = (to.map(str::to_owned), message.to_string());
-            return outlet.push(Bulletin::Text { to, text, fleeting: name });
+            let job = job.map(str::to_owned);
+            return outlet.push(Bulletin::Text { to, job, text, fleeting });
         }
         self.deliver(to, |_| Some(Message::Text(message.clone())));
     }

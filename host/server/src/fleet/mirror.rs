@@ -10,6 +10,7 @@ use axum::extract::ws::Utf8Bytes;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value as Json, json};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -24,6 +25,9 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// milliseconds.
 const LATE: i64 = 1500;
 
+/// How many jobs that are over are remembered.
+const REMEMBERED: usize = 1024;
+
 /// See the module.
 pub struct Mirror {
     /// The end that was told last.
@@ -31,6 +35,8 @@ pub struct Mirror {
     looked: Instant,
     /// Whether somebody told of a change since then.
     is_stale: bool,
+    /// Jobs that ended lately, the oldest first: a worker that was overtaken may still tell of them.
+    over: VecDeque<String>,
 }
 
 impl Mirror {
@@ -40,7 +46,7 @@ impl Mirror {
         // Who connects asks for the history; only what ends from now on is told.
         let last = app.store.ended(None)?.first().map_or(0, |ended| ended.finished);
         look(app)?;
-        Ok(Self { last, looked: Instant::now(), is_stale: false })
+        Ok(Self { last, looked: Instant::now(), is_stale: false, over: VecDeque::new() })
     }
 
     /// Hears and looks, as long as the process lives.
@@ -49,7 +55,7 @@ impl Mirror {
             let wait = if self.is_stale { PAUSE } else { LOOK };
             match bulletins.recv_timeout(wait.saturating_sub(self.looked.elapsed())) {
                 Ok(Some(Bulletin::Changed) | None) => self.is_stale = true,
-                Ok(Some(bulletin)) => hear(app, bulletin),
+                Ok(Some(bulletin)) => self.hear(app, bulletin),
                 Err(RecvTimeoutError::Timeout) => (),
                 Err(RecvTimeoutError::Disconnected) => return,
             }
@@ -77,7 +83,7 @@ impl Mirror {
                 while let Ok(bulletin) = bulletins.try_recv() {
                     match bulletin {
                         Some(Bulletin::Changed) | None => self.is_stale = true,
-                        Some(bulletin) => hear(app, bulletin),
+                        Some(bulletin) => self.hear(app, bulletin),
                     }
                 }
             }
@@ -89,12 +95,31 @@ impl Mirror {
                 self.last = end.finished;
                 is_all = false;
                 tell(app, end);
+                if self.over.len() == REMEMBERED {
+                    self.over.pop_front();
+                }
+                self.over.push_back(end.id.clone());
             }
             if is_all || ended.len() < 1000 {
                 break;
             }
         }
-        look(app)
+        look(app)?;
+        // A client may give the id of a job that is done to another one.
+        self.over.retain(|id| app.queue.running_job(id).is_none());
+        Ok(())
+    }
+
+    /// Does here what happened elsewhere, unless it is of a job that is over.
+    fn hear(&self, app: &App, bulletin: Bulletin) {
+        let job = match &bulletin {
+            Bulletin::Text { job, .. } => job.as_ref(),
+            Bulletin::Picture { job, .. } | Bulletin::Live { job, .. } => Some(job),
+            _ => None,
+        };
+        if job.is_none_or(|job| !self.over.contains(job)) {
+            hear(app, bulletin);
+        }
     }
 }
 

@@ -110,6 +110,7 @@ mod tests {
     fn of_what_is_fleeting_the_last_is_told_in_its_place() {
         let text = |text: &str, fleeting: Option<&str>| Bulletin::Text {
             to: None,
+            job: None,
             text: text.into(),
             fleeting: fleeting.map(str::to_owned),
         };

@@ -89,14 +89,14 @@ impl<'a> Watch<'a> {
     /// To the one who submitted it; to nobody where the job has no client.
     fn to_client(&self, kind: &str, data: &Json) {
         if let Some(client) = self.client() {
-            self.app.hub.send(Some(client), &text(kind, data));
+            self.app.hub.send_of(Some(client), &text(kind, data), Some(&self.job.id), None);
         }
     }
 
     /// To the one who submitted it; to all where the job has no client.
     fn to_watchers(&self, kind: &str, data: &Json) {
         let name = format!("{kind} {}", self.job.id);
-        self.app.hub.send_named(self.client(), &text(kind, data), Some(name));
+        self.app.hub.send_of(self.client(), &text(kind, data), Some(&self.job.id), Some(name));
     }
 
     /// Tells, and writes into the history.
@@ -197,7 +197,7 @@ impl<'a> Watch<'a> {
         let message =
             text("progress_state", &json!({"prompt_id": self.job.id, "nodes": told.nodes}));
         let name = format!("state {}", self.job.id);
-        self.app.hub.send_named(self.client(), &message, Some(name));
+        self.app.hub.send_of(self.client(), &message, Some(&self.job.id), Some(name));
         let at_work = (state == "running").then(|| self.step(node)).flatten();
         let progress = Progress {
             done: told.cached.len() + told.executed.len(),
