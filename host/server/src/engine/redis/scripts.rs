@@ -147,7 +147,10 @@ else
   if tonumber(known[1]) >= 2 then return 1 end
   redis.call('ZREM', P .. 'running', id)
 end
-local finished = redis.call('INCR', P .. 'finished')
+-- By the clock, so that it grows even where Redis lost what it had.
+local last = tonumber(redis.call('GET', P .. 'finished') or '0')
+local finished = string.format('%.0f', math.max(last + 1, now * 1000))
+redis.call('SET', P .. 'finished', finished)
 redis.call('HSET', job, 'state', ARGV[3], 'ended', now, 'finished', finished, 'outputs', ARGV[4], 'messages', ARGV[5])
 if ARGV[6] ~= '' then redis.call('HSET', job, 'error', ARGV[6]) end
 redis.call('ZADD', P .. 'done', finished, id)
