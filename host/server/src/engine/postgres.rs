@@ -6,6 +6,7 @@
 //! `synchronous_commit` both are on its disk then. Times are the server's, never the machine's.
 
 mod bulletins;
+mod keys;
 mod read;
 mod schema;
 
@@ -18,6 +19,7 @@ use crate::store::{
     Asset, Entry, Finished, HistoryRange, JobQuery, JobRow, NewJob, State, StoreError, V2Query,
     V2Row, Waiting,
 };
+use keys::{Refused, use_key};
 use serde_json::{Map, Value as Json};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -32,9 +34,6 @@ const PATIENCE: Duration = Duration::from_secs(15);
 
 /// How many connections are kept for the next question.
 const KEPT: usize = 8;
-
-/// How many idempotency keys are remembered.
-const MOST_KEYS: i64 = 10_000;
 
 /// Old jobs are let go at every so manieth end: counting them at each would cost more than the end itself.
 const TRIMMED_EVERY: i64 = 32;
@@ -259,29 +258,6 @@ impl Postgres {
             Ok(true)
         })
     }
-}
-
-/// What an insertion found in its way.
-enum Refused {
-    Taken(String),
-    KeyUsed(String),
-}
-
-/// Uses up a key for a job, or says whose it is.
-async fn use_key(
-    transaction: &Transaction<'_>,
-    key: &str,
-    job: &NewJob,
-) -> std::result::Result<Option<Refused>, Error> {
-    let sql = "INSERT INTO idempotency (key, job) VALUES ($1, $2) ON CONFLICT (key) DO NOTHING";
-    if transaction.execute(sql, &[&key, &job.id]).await? == 0 {
-        let sql = "SELECT job FROM idempotency WHERE key = $1";
-        let used = transaction.query_opt(sql, &[&key]).await?;
-        return Ok(used.map(|row| Refused::KeyUsed(row.get(0))));
-    }
-    let sql = "DELETE FROM idempotency WHERE seq <= currval('idempotency_seq_seq') - $1";
-    transaction.execute(sql, &[&MOST_KEYS]).await?;
-    Ok(None)
 }
 
 const INSERT: &str = "INSERT INTO jobs (id, state, number, client, prompt, extra, targets, workflow_id, \

@@ -62,6 +62,7 @@ CREATE TABLE counters (name text PRIMARY KEY, value bigint NOT NULL);
 INSERT INTO counters VALUES ('finished', 0);
 CREATE SEQUENCE numbers MINVALUE 0;
 CREATE SEQUENCE claims;
+SELECT nextval('claims');
 CREATE UNLOGGED TABLE bulletins (
     id bigserial PRIMARY KEY,
     made timestamptz NOT NULL DEFAULT clock_timestamp(),
