@@ -246,20 +246,16 @@ fn keeps_its_promises(engine: &dyn Engine) {
 }
 
 #[test]
+#[ignore = "needs redis-server: cargo test --release --workspace --lib -- --ignored keeps_its_promises"]
 fn redis_keeps_its_promises() {
-    let Some(started) = redis() else {
-        eprintln!("skipped: there is no redis-server on this machine");
-        return;
-    };
+    let started = redis().expect("a redis-server on this machine");
     keeps_its_promises(&*open_when_there(&started.address));
 }
 
 #[test]
+#[ignore = "needs PostgreSQL: cargo test --release --workspace --lib -- --ignored keeps_its_promises"]
 fn postgres_keeps_its_promises() {
-    let Some(started) = postgres() else {
-        eprintln!("skipped: there is no PostgreSQL in /usr/lib/postgresql on this machine");
-        return;
-    };
+    let started = postgres().expect("a PostgreSQL in /usr/lib/postgresql");
     keeps_its_promises(&*open_when_there(&started.address));
 }
 
