@@ -187,11 +187,11 @@ def subject(bench, rng, count):
 
 
 def three(bench, rng, count):
-    """Two monsters of three pictures: the first has its shape and eyes from one and its colour and pattern from another."""
+    """Two held-out monsters of three pictures: the first has its shape and eyes from one and its colour and pattern from another."""
     scenes, prompts, subjects = [], [], []
     for _ in range(count):
         ms, bg = [[*world.random_monster(rng, held=True)[:4], 0] for _ in range(2)], int(rng.integers(12))
-        subjects.append([portrait(m, rng) for m, _ in data.styled(ms[0], rng, held=True)] + [portrait(ms[1], rng)])
+        subjects.append([portrait(m, rng) for m, _ in data.styled(ms[0], rng, held=None)] + [portrait(ms[1], rng)])
         prompts.append(f"<i> in the style of <i> and <i> {grammar.where(bg)}")
         scenes.append([ms, bg])
     answers = bench.read(from_subjects(bench, "subject three", prompts, subjects, rng.integers(1 << 31, size=count).tolist()))

@@ -29,7 +29,8 @@ def small(pictures, size=VIT):
 
 
 def allowed(monster, held):
-    return world.held_out(monster) == held
+    """held: whether its combination is to be one that no stage has seen; None for any."""
+    return held is None or world.held_out(monster) == held
 
 
 def styled(m, rng, held=False):
