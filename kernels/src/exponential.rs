@@ -13,8 +13,15 @@ pub(crate) unsafe fn exp2<V: Vector>(x: V) -> V {
     // 1.5 · 2²³: a float that it is added to is rounded to a whole number.
     const ROUND: f32 = 12_582_912.0;
     // 2ʳ for |r| ≤ 1/2, fitted to the least largest relative error, 1.9e-9; 2⁰ is 1.
-    const P: [f32; 7] =
-        [1.534_582e-4, 1.339_993_1e-3, 9.618_489e-3, 5.550_329e-2, 0.240_226_47, 0.693_147_2, 1.0];
+    const P: [f32; 7] = [
+        1.534_582e-4,
+        1.339_993_1e-3,
+        9.618_489e-3,
+        5.550_329e-2,
+        0.240_226_47,
+        std::f32::consts::LN_2,
+        1.0,
+    ];
     // SAFETY: the caller's.
     unsafe {
         // So that −∞ is 0 and not the difference of two of them; `max` leaves what is no number.

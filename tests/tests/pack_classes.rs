@@ -348,6 +348,7 @@ fn check(folder: &Path, workflow: &Value) -> Run {
 #[test]
 fn the_depth_of_a_picture_is_a_choice_that_vision_brings() {
     let folder = tempfile::tempdir().unwrap();
+    fs::create_dir_all(folder.path().join("models")).unwrap();
     let mut workflow = of_the_docs().remove(1);
     assert_eq!(workflow["3"]["class_type"], "AIO_Preprocessor");
     // The bundled models in the place of those that one brings; the depth's file alone is wanting.
