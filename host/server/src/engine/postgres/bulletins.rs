@@ -48,7 +48,7 @@ pub(super) fn publish(shared: &Shared, bulletins: &[Bulletin]) -> Result<()> {
             for text in payloads.iter_mut().filter(|text| text.len() > SHORT) {
                 *text = format!("{MARK}{}", numbers.next().unwrap_or(0));
             }
-            if shared.published.fetch_add(1, Ordering::Relaxed) % CLEANED_EVERY == 0 {
+            if shared.published.fetch_add(1, Ordering::Relaxed).is_multiple_of(CLEANED_EVERY) {
                 session.execute(clean, &[]).await?;
             }
         }
