@@ -23,7 +23,7 @@ mkdir -p "$out/bin"
 cp "$test_binary" "$out/bin/gpu-test"
 cp target/cuda/release/examples/bench target/cuda/release/kosmograph target/cuda/release/libkosmograph_*.so "$out/bin/"
 strip "$out"/bin/*
-cp bench/gpu/run.py bench/gpu/torch_f64.py bench/peers/torch_part.py "$out/"
+cp bench/gpu/run.py bench/gpu/torch_f64.py bench/peers/torch_part.py bench/peers/networks.py "$out/"
 cp -r workflows models "$out/"
 rm -rf "$out/models/tiny/train" "$out/models/tiny/evaluate"
 tar cJf "$out.tar.xz" -C target/cuda kosmograph-gpu

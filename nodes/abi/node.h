@@ -293,6 +293,11 @@ struct kg_object {
  * "style_model/1" (STYLE_MODEL): a picture's style as tokens behind those of a text.
  *     in   last_hidden_state TENSOR [B,T,D], of "clip_vision/1"
  *     out  tokens TENSOR [B,*,*]
+ * "photo_maker/1" (PHOTOMAKER): a person in the place of a word of a text.
+ *     in   image TENSOR [B,H,W,3], pictures of the person
+ *          context TENSOR [1,T,E]
+ *          at INT, the first of the tokens that they take the place of, one each
+ *     out  context TENSOR [1,T,E]
  * "block_patch/1" (PATCH): what a block is given or gives (FreeU, T2I-Adapter). The picture may change its size
  *          "below" and, to that of the skip connection, at a "skip".
  *     in   x TENSOR [B,C,H,W]

@@ -257,6 +257,78 @@ fn what_is_saved_draws_what_was_merged() {
     }
 }
 
+/// The bundled U-Net whose weights are each changed by a product of signs: one singular value each, and no number of it larger
+/// than others, so that LoraSave, which cuts the largest hundredth, has nothing to cut.
+fn unet_of_signs() -> Tensors {
+    let sign =
+        |i: usize, step: usize| if (i * step + i / 3).is_multiple_of(2) { 1f32 } else { -1.0 };
+    let changed = |(name, tensor): (String, Tensor)| {
+        let tensor = match tensor.dims() {
+            [rows, columns @ ..] if !columns.is_empty() => {
+                let columns: usize = columns.iter().product();
+                let most = 0.02 / (columns as f32).sqrt();
+                let change = (0..rows * columns)
+                    .map(|i| most * sign(i / columns, 3) * sign(i % columns, 1))
+                    .collect();
+                let change = Tensor::from_vec(change, tensor.shape(), &Device::Cpu);
+                tensor.add(&change.expect("a change")).expect("numbers")
+            }
+            _ => tensor,
+        };
+        (name, tensor)
+    };
+    bundled_unet().into_iter().map(changed).collect()
+}
+
+#[test]
+fn a_difference_becomes_a_lora_that_makes_it_again() {
+    let folder = folder();
+    let models = folder.path().join("models");
+    write(&unet_of_signs(), UNET_CONFIG, &models.join("diffusion_models/signs.safetensors"));
+    let mut workflow = loaders();
+    workflow["s"] =
+        node("UNETLoader", json!({"unet_name": "signs.safetensors", "weight_dtype": "default"}));
+    let difference = json!({"model1": ["s", 0], "model2": ["c", 0], "multiplier": 1.0});
+    workflow["d"] = node("ModelMergeSubtract", difference);
+    let save = json!({"model_diff": ["d", 0], "rank": 4, "filename_prefix": "loras/signs"});
+    workflow["save"] = node("LoraSave", save);
+    draw(&mut workflow, "plain", [json!(["c", 0]), json!(["c", 1]), json!(["c", 2])]);
+    draw(&mut workflow, "signs", [json!(["s", 0]), json!(["c", 1]), json!(["c", 2])]);
+    run(folder.path(), &workflow, 0);
+    let file = folder.path().join("out/loras/signs_00001_.safetensors");
+    // Each weight's singular value is the change's norm; that of the others, but for a half's rounding, is 0.
+    let saved = read(&file);
+    let weights = unet_of_signs().into_iter().filter(|(_, tensor)| tensor.rank() > 1);
+    assert_eq!(saved.len(), 2 * weights.count());
+    let layer = |end: &str| {
+        let name = format!("diffusion_model.middle_block.0.in_layers.2.{end}.weight");
+        saved.get(&name).unwrap_or_else(|| panic!("no {name}")).flatten_from(1).expect("a matrix")
+    };
+    let product = layer("lora_up").matmul(&layer("lora_down")).expect("a product");
+    let ours = "mid_block.resnets.0.conv1.weight";
+    let change =
+        (&unet_of_signs()[ours] - &bundled_unet()[ours]).and_then(|change| change.flatten_from(1));
+    let apart = (product - change.expect("a change"))
+        .and_then(|apart| apart.abs()?.max_all()?.to_scalar::<f32>());
+    let columns = bundled_unet()[ours].elem_count() / bundled_unet()[ours].dims()[0];
+    assert!(apart.expect("a number") < 0.02 / (columns as f32).sqrt() / 100.0);
+
+    fs::create_dir_all(models.join("loras")).expect("a folder");
+    fs::copy(file, models.join("loras/signs.safetensors")).expect("a copy");
+    let mut again = loaders();
+    let lora = json!({"model": ["c", 0], "lora_name": "signs.safetensors", "strength_model": 1.0});
+    again["l"] = node("LoraLoaderModelOnly", lora);
+    draw(&mut again, "lora", [json!(["l", 0]), json!(["c", 1]), json!(["c", 2])]);
+    run(folder.path(), &again, 0).stderr_lacks("has no layer");
+    let [plain, signs, lora] = ["plain", "signs", "lora"].map(|name| picture(folder.path(), name));
+    let distance = |other: &image::RgbImage| {
+        let pairs = signs.as_raw().iter().zip(other.as_raw());
+        pairs.map(|(a, b)| a.abs_diff(*b)).max().unwrap_or(0)
+    };
+    assert!(distance(&plain) > 40, "the change is small: {}", distance(&plain));
+    assert!(distance(&lora) <= 2, "{}", distance(&lora));
+}
+
 #[test]
 fn a_vocabulary_of_a_folders_own_goes_with_the_file() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -354,6 +354,13 @@ pub const INTERFACES: &[Interface] = &[
         output: &[part("tokens", Tensor(&["B,*,*"]))],
     },
     Interface {
+        id: "photo_maker/1",
+        types: &["PHOTOMAKER"],
+        required: &["PHOTOMAKER"],
+        input: &[part("image", PICTURE), part("context", Tensor(&["1,T,E"])), part("at", Int)],
+        output: &[part("context", Tensor(&["1,T,E"]))],
+    },
+    Interface {
         id: "block_patch/1",
         types: &["PATCH"],
         required: &[],

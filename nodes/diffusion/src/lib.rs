@@ -49,6 +49,7 @@ mod observe;
 mod output;
 mod packs;
 mod patches;
+mod photo_maker;
 mod picture_sets;
 mod rebatch;
 mod sample;
@@ -140,6 +141,7 @@ use patches::{
     LatentApplyOperationCFG, Mahiro, PatchModelAddDownscale, PerpNeg, PerturbedAttentionGuidance,
     RescaleCFG, SelfAttentionGuidance, TCFG, TomePatchModel,
 };
+use photo_maker::{PhotoMakerEncode, PhotoMakerLoader};
 use picture_sets::{LoadImageSetFromFolderNode, LoadImageTextSetFromFolderNode};
 use rebatch::RebatchLatents;
 use sample::{KSampler, KSamplerAdvanced, UNetSample};
@@ -291,6 +293,8 @@ node::library![
     HypernetworkLoader,
     StyleModelLoader,
     StyleModelApply,
+    PhotoMakerLoader,
+    PhotoMakerEncode,
     TCFG,
     FreSca,
     EpsilonScaling,

@@ -394,6 +394,7 @@ pub mod marker {
     pub struct SidesPatch;
     pub struct Grounding;
     pub struct StyleModel;
+    pub struct PhotoMaker;
     pub struct Weights;
     pub struct Merge;
     pub struct LatentOperation;
@@ -417,6 +418,7 @@ mod calling;
 mod grounding;
 mod latents;
 mod patches;
+mod photo_maker;
 mod sampling;
 mod style;
 mod training;
@@ -428,6 +430,7 @@ pub use patches::{
     AskSides, Attend, AttentionCall, BlockCall, GuidanceCall, Guidances, Patch, PatchAttention,
     PatchBlock, PatchGuidance, PatchSides, PatchTokens, SidesCall, TakePatches, TokensCall,
 };
+pub use photo_maker::PutPerson;
 pub use sampling::{Guide, GuideCall, MakeNoise, SampleCall, SampleLatents};
 pub use style::StyleTokens;
 pub use training::{LoraExample, LoraTraining, TrainLora, TrainedLora};

@@ -73,7 +73,8 @@ pub use own_context::OwnContext;
 pub use sockets::{
     Clip, ClipVision, ClipVisionOutput, Conditioning, Control, ControlNet, Features, Gligen,
     Guider, HiddenStates, Image, ImageEncoder, ImageTokens, Kosmos, Latent, LatentOperation,
-    LoraModel, LossMap, Mask, Model, Noise, Sampler, Socket, StyleModel, UpscaleModel, Vae, plain,
+    LoraModel, LossMap, Mask, Model, Noise, PhotoMaker, Sampler, Socket, StyleModel, UpscaleModel,
+    Vae, plain,
 };
 pub use tensor::Tensor;
 pub use value::Value;

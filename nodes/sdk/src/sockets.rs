@@ -170,6 +170,10 @@ object_socket! {
     StyleModel, "STYLE_MODEL"
 }
 object_socket! {
+    /// Pictures of a person in the place of a word: offers "photo_maker/1".
+    PhotoMaker, "PHOTOMAKER"
+}
+object_socket! {
     /// What is done to latents: offers "latent_operation/1".
     LatentOperation, "LATENT_OPERATION"
 }

@@ -2,9 +2,10 @@
 //! from a seed, a sampler of [`kosmograph_models::samplers`] in the middle.
 //!
 //! The denoiser and the ControlNets are called through their interfaces, whichever library they come from.
-//! [`entry`] says where and when each part of a conditioning counts, [`guided`] asks the denoiser for all
-//! of them, [`over_sigmas`] samples over noise levels whatever guides it, [`inpaint`] keeps what lies outside a mask, [`extra`] feeds U-Nets of more input channels.
+//! [`entry`] says where and when each part of a conditioning counts, [`conditioned`] asks the denoiser for all
+//! of them, [`guided`] puts together what it says, [`over_sigmas`] samples over noise levels whatever guides it, [`inpaint`] keeps what lies outside a mask, [`extra`] feeds U-Nets of more input channels.
 
+mod conditioned;
 mod control;
 mod described;
 mod entry;
@@ -25,10 +26,10 @@ use kosmograph_models::samplers::{self, Ending, Prediction, Schedule, Step, sigm
 use node::*;
 use node_candle::{device, export, import};
 
+use conditioned::output_for_x0;
 use described::Shows;
 pub use described::{Described, described_schedule, schedule_of};
 pub use entry::Given;
-use guided::output_for_x0;
 pub use guided::{Guided, Rule};
 pub use inpaint::NoiseMask;
 pub use noise::{Draw, Seeded};

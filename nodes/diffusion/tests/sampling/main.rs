@@ -18,6 +18,7 @@ mod samplers;
 mod scale;
 mod schedule;
 mod sigmas;
+mod style;
 mod unclip;
 
 use host::{one, tensor};

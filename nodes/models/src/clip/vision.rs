@@ -169,6 +169,7 @@ impl ClipVision {
         let class = self.post_layernorm.forward(&x.i((.., 0))?)?;
         Ok(VisionStates {
             image_embeds: self.visual_projection.forward(&class)?,
+            class,
             last_hidden_state: x,
             penultimate_hidden_states: penultimate,
         })
@@ -184,6 +185,8 @@ pub struct VisionStates {
     pub penultimate_hidden_states: Tensor,
     /// The class token of the last layer in the shared space, [B, P], not normalised.
     pub image_embeds: Tensor,
+    /// The class token of the last layer behind its norm, [B, C].
+    pub class: Tensor,
 }
 
 /// One token for each patch and one for the class.

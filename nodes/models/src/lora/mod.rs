@@ -18,7 +18,6 @@ mod factor;
 mod family;
 mod kinds;
 mod layer;
-mod ldm;
 mod names;
 
 use std::collections::BTreeMap;
@@ -83,10 +82,11 @@ impl Lora {
                 return Err(in_file(LoraError::Kind { kind, name: name.clone() }));
             }
         }
+        let rows = names::rows(&names);
         let mut places: BTreeMap<(Part, String), BTreeMap<Role, &str>> = BTreeMap::new();
         let mut unknown = Vec::new();
         for name in &names {
-            match names::place(name) {
+            match names::place(name, rows) {
                 Some(Place { part, module, role }) => {
                     let layer = places.entry((part, module.clone())).or_default();
                     if layer.insert(role, name).is_some() {

@@ -7,7 +7,7 @@
 //! transformers name the module in a checkpoint.
 
 use super::factor::{FACTORS, Factor};
-use super::ldm;
+use crate::stable_diffusion::checkpoint::Rows;
 
 /// The network that a layer belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -58,10 +58,27 @@ const ENDS: [(&str, Role); 16] = [
     (".lora_B", UP),
 ];
 
+/// How the original code's names of a file (`input_blocks.4.1`) are divided into levels: as those of its tensors say that
+/// belong to a block which halves the size; where it has none of them, as every Stable Diffusion's.
+pub(super) fn rows(names: &[String]) -> Rows {
+    let halving = |name: &String| {
+        let (path, _) = role(name)?;
+        let path = path.trim_start_matches("base_model.model.");
+        let path = match UNET_FLAT.iter().find_map(|prefix| path.strip_prefix(prefix)) {
+            Some(flat) => with_dots(flat)?,
+            None => without_unet(path).to_owned(),
+        };
+        path.ends_with(".0.op").then(|| path + ".weight")
+    };
+    let halving: Vec<String> = names.iter().filter_map(halving).collect();
+    let read = Rows::of(halving.iter().map(String::as_str)).filter(|_| !halving.is_empty());
+    read.unwrap_or(Rows { layers: 2 })
+}
+
 /// Where the tensor `name` belongs, if it is one of a LoRA for a Stable Diffusion of the first family.
-pub(super) fn place(name: &str) -> Option<Place> {
+pub(super) fn place(name: &str, rows: Rows) -> Option<Place> {
     let (path, role) = role(name)?;
-    let (part, module) = module(&path)?;
+    let (part, module) = module(&path, rows)?;
     Some(Place { part, module, role })
 }
 
@@ -92,15 +109,13 @@ pub(super) fn role(name: &str) -> Option<(String, Role)> {
 }
 
 /// The network and the path in it of a module that is called `path` in a LoRA file.
-fn module(path: &str) -> Option<(Part, String)> {
+fn module(path: &str, rows: Rows) -> Option<(Part, String)> {
     let mut path = path;
     while let Some(rest) = path.strip_prefix("base_model.model.") {
         path = rest;
     }
-    for prefix in ["lora_unet_", "lycoris_unet_"] {
-        if let Some(flat) = path.strip_prefix(prefix) {
-            return Some((Part::UNet, unet_path(&with_dots(flat)?)?));
-        }
+    if let Some(flat) = UNET_FLAT.iter().find_map(|prefix| path.strip_prefix(prefix)) {
+        return Some((Part::UNet, unet_path(&with_dots(flat)?, rows)?));
     }
     for (prefix, part) in FLAT_TEXT {
         if let Some(flat) = path.strip_prefix(prefix) {
@@ -121,11 +136,16 @@ fn module(path: &str) -> Option<(Part, String)> {
     if let Some(path) = text_path(path) {
         return Some((Part::TextEncoder, path));
     }
-    let path = ["unet.", "model.diffusion_model.", "diffusion_model."]
-        .iter()
-        .find_map(|prefix| path.strip_prefix(prefix))
-        .unwrap_or(path);
-    Some((Part::UNet, unet_path(path)?))
+    Some((Part::UNet, unet_path(without_unet(path), rows)?))
+}
+
+/// What the flat names of a U-Net begin with.
+const UNET_FLAT: [&str; 2] = ["lora_unet_", "lycoris_unet_"];
+
+/// A module's path below the U-Net.
+fn without_unet(path: &str) -> &str {
+    let begins = ["unet.", "model.diffusion_model.", "diffusion_model."];
+    begins.iter().find_map(|begin| path.strip_prefix(begin)).unwrap_or(path)
 }
 
 /// What the flat names of a text encoder begin with.
@@ -151,8 +171,11 @@ const TEXT: [(&str, Part); 8] = [
 ];
 
 /// A module of a U-Net, with the names that diffusers has for it today.
-fn unet_path(path: &str) -> Option<String> {
-    let path = ldm::diffusers_path(path).unwrap_or_else(|| path.to_owned());
+fn unet_path(path: &str, rows: Rows) -> Option<String> {
+    // The original code's names are translated as those of a module's weight.
+    let translated = rows.unet(&format!("{path}.weight"));
+    let translated = translated.and_then(|name| Some(name.strip_suffix(".weight")?.to_owned()));
+    let path = translated.unwrap_or_else(|| path.to_owned());
     let begins = [
         "down_blocks.",
         "mid_block.",
@@ -286,9 +309,15 @@ fn with_dots(flat: &str) -> Option<String> {
 mod tests {
     use super::*;
 
+    const TWO: Rows = Rows { layers: 2 };
+
     #[track_caller]
     fn is(name: &str, part: Part, module: &str, role: Role) {
-        assert_eq!(place(name), Some(Place { part, module: module.to_owned(), role }), "{name}");
+        assert_eq!(
+            place(name, TWO),
+            Some(Place { part, module: module.to_owned(), role }),
+            "{name}"
+        );
     }
 
     #[test]
@@ -322,6 +351,58 @@ mod tests {
             ),
         ] {
             is(&name, Part::UNet, to_q, role);
+        }
+    }
+
+    #[test]
+    fn paths_of_the_original_code() {
+        for (original, diffusers) in [
+            ("input_blocks.0.0", "conv_in"),
+            ("input_blocks.1.0.in_layers.2", "down_blocks.0.resnets.0.conv1"),
+            ("input_blocks.3.0.op", "down_blocks.0.downsamplers.0.conv"),
+            ("input_blocks.4.0.skip_connection", "down_blocks.1.resnets.0.conv_shortcut"),
+            ("input_blocks.8.1.proj_in", "down_blocks.2.attentions.1.proj_in"),
+            ("input_blocks.11.0.out_layers.3", "down_blocks.3.resnets.1.conv2"),
+            ("middle_block.1.proj_out", "mid_block.attentions.0.proj_out"),
+            ("middle_block.2.emb_layers.1", "mid_block.resnets.1.time_emb_proj"),
+            ("output_blocks.2.1.conv", "up_blocks.0.upsamplers.0.conv"),
+            ("output_blocks.5.2.conv", "up_blocks.1.upsamplers.0.conv"),
+            ("output_blocks.5.1.proj_in", "up_blocks.1.attentions.2.proj_in"),
+            ("output_blocks.11.0.in_layers.2", "up_blocks.3.resnets.2.conv1"),
+            ("time_embed.2", "time_embedding.linear_2"),
+            ("input_blocks.1.0.in_layers.0", "down_blocks.0.resnets.0.norm1"),
+            ("output_blocks.1.0.out_layers.0", "up_blocks.0.resnets.1.norm2"),
+            ("input_blocks.2.1.norm", "down_blocks.0.attentions.1.norm"),
+            ("label_emb.0.2", "add_embedding.linear_2"),
+            ("out.0", "conv_norm_out"),
+            ("out.2", "conv_out"),
+        ] {
+            assert_eq!(unet_path(original, TWO).as_deref(), Some(diffusers), "{original}");
+        }
+        for other in ["input_blocks.3.1.op", "input_blocks", "middle_block.3.x", ""] {
+            assert_eq!(unet_path(other, TWO), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn levels_are_read_off_the_blocks_that_halve() {
+        let names = |names: &[&str]| names.iter().map(|name| name.to_string()).collect::<Vec<_>>();
+        let of_one = names(&[
+            "diffusion_model.input_blocks.1.0.in_layers.2.lora_up.weight",
+            "diffusion_model.input_blocks.2.0.op.lora_up.weight",
+            "diffusion_model.input_blocks.4.0.op.lora_up.weight",
+        ]);
+        assert_eq!(rows(&of_one), Rows { layers: 1 });
+        let place = place("diffusion_model.input_blocks.3.1.proj_in.lora_up.weight", rows(&of_one));
+        assert_eq!(
+            place.map(|at| at.module).as_deref(),
+            Some("down_blocks.1.attentions.0.proj_in")
+        );
+        let flat = names(&["lora_unet_input_blocks_4_0_op.lora_down.weight", "lora_te_x.alpha"]);
+        assert_eq!(rows(&flat), Rows { layers: 3 });
+        // Attentions alone say nothing, nor does what is no number of layers.
+        for unsaid in ["lora_unet_input_blocks_8_1_proj_in.alpha", "input_blocks.0.0.op.alpha"] {
+            assert_eq!(rows(&names(&[unsaid])), TWO, "{unsaid}");
         }
     }
 
@@ -391,15 +472,15 @@ mod tests {
             ".alpha",
             "",
         ] {
-            assert_eq!(place(name), None, "{name}");
+            assert_eq!(place(name, TWO), None, "{name}");
         }
     }
 
     proptest::proptest! {
         #[test]
         fn any_name_has_a_place_or_none(name in "[a-z_.0-9]{0,40}(\\.lora_up\\.weight|\\.alpha|_lora.down.weight|)") {
-            let _ = place(&name);
-            let _ = place(&format!("lora_unet_{name}"));
+            let _ = place(&name, TWO);
+            let _ = place(&format!("lora_unet_{name}"), TWO);
         }
     }
 }

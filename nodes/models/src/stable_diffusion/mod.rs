@@ -9,6 +9,7 @@
 //! - [`taesd`]: a tiny autoencoder for previews; [`t2i_adapter`]: a small network that steers the U-Net with a hint.
 //! - [`unclip`]: pictures in the place of a text's pooled vector.
 //! - [`style_model`]: a picture's style as tokens behind the text's; [`hypernetwork`]: networks beside the attentions' keys and values.
+//! - [`photo_maker`]: pictures of a person in the place of a word of SDXL's texts.
 //! - [`ip_adapter`]: pictures to tokens that the U-Net's cross-attention reads beside the text; how all of these enter the U-Net,
 //!   [`steering`] says.
 //! - [`checkpoint`]: the files and folders that these come in, and which model a file is.
@@ -22,6 +23,7 @@ pub mod gligen;
 mod half_precision_tests;
 pub mod hypernetwork;
 pub mod ip_adapter;
+pub mod photo_maker;
 pub mod recompute;
 pub(crate) mod resnet;
 pub mod steering;

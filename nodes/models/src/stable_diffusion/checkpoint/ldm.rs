@@ -6,15 +6,15 @@
 
 /// How the row of a U-Net's blocks is divided into levels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Rows {
+pub(crate) struct Rows {
     /// ResNet blocks of a level in the contracting half; the expanding half has one more.
-    pub(super) layers: usize,
+    pub(crate) layers: usize,
 }
 
 impl Rows {
     /// Reads the division off the names (below `model.diffusion_model.` or `control_model.`): the first
     /// block that halves the size ends the first level. None where there are no such names.
-    pub(super) fn of<'a>(names: impl Iterator<Item = &'a str>) -> Option<Rows> {
+    pub(crate) fn of<'a>(names: impl Iterator<Item = &'a str>) -> Option<Rows> {
         let (mut first_halving, mut last) = (None::<usize>, None::<usize>);
         for name in names {
             let Some(rest) = name.strip_prefix("input_blocks.") else { continue };
@@ -34,7 +34,7 @@ impl Rows {
     }
 
     /// diffusers' name for a tensor of the U-Net.
-    pub(super) fn unet(self, name: &str) -> Option<String> {
+    pub(crate) fn unet(self, name: &str) -> Option<String> {
         let (first, rest) = name.split_once('.')?;
         match first {
             "input_blocks" => self.input_block(rest),

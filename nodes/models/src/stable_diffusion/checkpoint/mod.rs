@@ -35,7 +35,7 @@ use crate::stable_diffusion::unet::{SD1_SCALE, SDXL_SCALE, UNetConfig};
 use crate::stable_diffusion::vae::VaeConfig;
 use family::{Found, Naming};
 pub use gligen::open_gligen;
-use ldm::Rows;
+pub(crate) use ldm::Rows;
 pub use text::TextEncoder;
 
 /// A checkpoint, or a part of one. Nothing but headers is read.
