@@ -25,3 +25,15 @@ pub(crate) unsafe fn written_by(values: usize, write: impl FnOnce(&mut [f32])) -
     unsafe { room.set_len(values) };
     room
 }
+
+/// `count` values of `scratch`, which grows if it must, from a cache line's beginning on: a vector of AVX-512 that lies across two
+/// lines is two reads.
+pub(crate) fn aligned(scratch: &mut Vec<f32>, count: usize) -> &mut [f32] {
+    scratch.resize(scratch.len().max(count + LINE), 0.0);
+    // The distance is below a line's, unless it cannot be said; then any place will do.
+    let offset = scratch.as_ptr().align_offset(4 * LINE).min(LINE);
+    &mut scratch[offset..][..count]
+}
+
+/// Values of a cache line.
+const LINE: usize = 16;

@@ -135,6 +135,10 @@ pub(crate) trait Vector: Copy {
     /// self · 2ⁿ for the whole numbers −200 ≤ n ≤ 127. Where that is no normal number, at most the smallest of them; 0 where n is below −150.
     unsafe fn times_power_of_2(self, n: Self) -> Self;
 
+    /// Has the cache line of `at`, which will be written, fetched.
+    #[inline(always)]
+    unsafe fn prefetch_to_write(_at: *mut f32) {}
+
     /// Runs a kernel as a function of its own: what is large and called from many places is compiled once.
     unsafe fn apart<K: Kernel>(kernel: K) -> K::Output;
 
@@ -313,6 +317,11 @@ mod x86 {
                 #[inline(always)]
                 unsafe fn max(self, other: Self) -> Self {
                     unsafe { $max(self, other) }
+                }
+
+                #[inline(always)]
+                unsafe fn prefetch_to_write(at: *mut f32) {
+                    unsafe { _mm_prefetch::<_MM_HINT_ET0>(at.cast_const().cast()) }
                 }
 
                 #[inline(always)]

@@ -176,7 +176,7 @@ impl Kernel for Block<'_> {
             // written them.
             unsafe { std::slice::from_raw_parts_mut(y.wrapping_add(row * y_stride), s.value_dim) }
         };
-        scores.resize(QUERIES * KEYS, 0.0);
+        let scores = memory::aligned(scores, QUERIES * KEYS);
         let mut largest = [f32::NEG_INFINITY; QUERIES];
         let mut sums = [0f32; QUERIES];
         for key in (0..s.keys).step_by(KEYS) {

@@ -147,21 +147,29 @@ impl Kernel for Head<'_> {
         let (d, dv_wide) =
             (s.head_dim.next_multiple_of(V::LANES), s.value_dim.next_multiple_of(V::LANES));
         let panels = |columns: usize| columns.next_multiple_of(width);
-        for scores in [&mut scratch.p, &mut scratch.ds] {
-            scores.resize(QUERIES * STRIDE, 0.0);
-        }
-        scratch.k_turned.resize(s.head_dim * panels(KEYS), 0.0);
-        scratch.v_turned.resize(s.value_dim * panels(KEYS), 0.0);
-        scratch.k.resize(KEYS * panels(s.head_dim), 0.0);
-        scratch.q.resize(QUERIES * panels(s.head_dim), 0.0);
-        scratch.up.resize(QUERIES * panels(s.value_dim), 0.0);
-        scratch.dk.resize(KEYS * d, 0.0);
-        scratch.dv.resize(KEYS * dv_wide, 0.0);
-        scratch.dq.clear();
-        scratch.dq.resize(s.queries * d, 0.0);
-        let Scratch { p, ds, k_turned, v_turned, k: k_panels, q: q_panels, up: up_panels, .. } =
-            scratch;
-        let (dq_sums, dk_sums, dv_sums) = (&mut scratch.dq, &mut scratch.dk, &mut scratch.dv);
+        let Scratch {
+            p,
+            ds,
+            k_turned,
+            v_turned,
+            k: k_panels,
+            q: q_panels,
+            up: up_panels,
+            dq: dq_sums,
+            dk: dk_sums,
+            dv: dv_sums,
+        } = scratch;
+        let p = memory::aligned(p, QUERIES * STRIDE);
+        let ds = memory::aligned(ds, QUERIES * STRIDE);
+        let k_turned = memory::aligned(k_turned, s.head_dim * panels(KEYS));
+        let v_turned = memory::aligned(v_turned, s.value_dim * panels(KEYS));
+        let k_panels = memory::aligned(k_panels, KEYS * panels(s.head_dim));
+        let q_panels = memory::aligned(q_panels, QUERIES * panels(s.head_dim));
+        let up_panels = memory::aligned(up_panels, QUERIES * panels(s.value_dim));
+        let dk_sums = memory::aligned(dk_sums, KEYS * d);
+        let dv_sums = memory::aligned(dv_sums, KEYS * dv_wide);
+        let dq_sums = memory::aligned(dq_sums, s.queries * d);
+        dq_sums.fill(0.0);
         for first_key in keys.clone().step_by(KEYS) {
             let count = KEYS.min(keys.end - first_key);
             let (k, k_stride) = k.rows(batch, head, first_key);

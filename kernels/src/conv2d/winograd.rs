@@ -138,8 +138,8 @@ impl Kernel for TransformInput<'_> {
     fn run<V: Vector>(self) {
         let TransformInput { x, s, tiles, group, padded, channel, v, scratch } = self;
         let phase_length = tiles.columns + 1;
-        scratch.clear();
-        scratch.resize(POINTS * padded + 4 * phase_length, 0.0);
+        let scratch = memory::aligned(scratch, POINTS * padded + 4 * phase_length);
+        scratch.fill(0.0);
         let (d, phases) = scratch.split_at_mut(POINTS * padded);
         // d [row, column of the tile, tile]: a row of the input is first parted into its columns by four, so that what
         // the same place of neighbouring tiles holds lies side by side.
@@ -228,7 +228,7 @@ impl Kernel for Multiply<'_> {
         let width = 2 * V::LANES;
         let outputs = channels.len();
         u.resize(POINTS * CHANNELS * s.channels, 0.0);
-        m.resize(POINTS * CHANNELS * TILES_AT_ONCE, 0.0);
+        let m = memory::aligned(m, POINTS * CHANNELS * TILES_AT_ONCE);
         if w.are_turned {
             wide.resize(9 * outputs * V::LANES, 0.0);
             turned_weights::<V>(w.values, &channels, s, wide, u);

@@ -91,7 +91,7 @@ impl<B: Columns> Kernel for Product<'_, B> {
         let Product { m, k, n, a, a_stride, b, c, c_stride, start, scratch } = self;
         let first = n.start;
         let k_block = k.div_ceil(k.div_ceil(K_BLOCK).max(1)).max(1);
-        scratch.resize(scratch.len().max(k_block * N_BLOCK), 0.0);
+        let scratch = memory::aligned(scratch, k_block * N_BLOCK);
         for j in n.clone().step_by(N_BLOCK) {
             let j_end = n.end.min(j + N_BLOCK);
             for p in (0..k.max(1)).step_by(k_block) {
@@ -210,15 +210,20 @@ unsafe fn product_to(
     );
 }
 
-/// Parts an m × n matrix into blocks for the threads, two or more for each: by columns first, since each
-/// block packs its columns of B.
+/// Parts an m × n matrix into blocks for the threads, two or more for each: by columns first, since each block packs its columns
+/// of B, as far as these can be parted evenly; the rest by rows.
 pub(crate) fn blocks(m: usize, n: usize) -> Vec<(std::ops::Range<usize>, std::ops::Range<usize>)> {
     let wanted = match rayon::current_num_threads() {
         1 => 1,
         threads => 2 * threads,
     };
-    let columns = n.div_ceil(wanted).next_multiple_of(COLUMN_STEP);
-    let by_columns = n.div_ceil(columns.max(1)).max(1);
+    let step = |parts: usize| n.div_ceil(parts).next_multiple_of(COLUMN_STEP).max(1);
+    // A block that is much wider than its share would be waited for.
+    let is_even = |parts: &usize| step(*parts) * parts <= n + n / UNEVEN;
+    let by_columns =
+        (1..=wanted).rev().find(|parts| wanted.is_multiple_of(*parts) && is_even(parts));
+    let columns = step(by_columns.filter(|_| m >= wanted * ROW_STEP).unwrap_or(wanted));
+    let by_columns = n.div_ceil(columns).max(1);
     let rows = m.div_ceil(wanted.div_ceil(by_columns)).next_multiple_of(ROW_STEP);
     let parts =
         |of: usize, step: usize| (0..of).step_by(step.max(1)).map(move |i| i..of.min(i + step));
@@ -226,6 +231,9 @@ pub(crate) fn blocks(m: usize, n: usize) -> Vec<(std::ops::Range<usize>, std::op
         .flat_map(|rows| parts(n, columns).map(move |columns| (rows.clone(), columns)))
         .collect()
 }
+
+/// The part of the columns that blocks of equal width may lie beyond the matrix.
+const UNEVEN: usize = 12;
 
 /// Whole tiles on every instruction set.
 const COLUMN_STEP: usize = 32;

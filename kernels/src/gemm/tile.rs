@@ -147,6 +147,13 @@ unsafe fn rows_of_tile<V: Vector, const TURNED: bool, const ROWS: usize, const V
 ) {
     // SAFETY: the caller's.
     unsafe {
+        // What is written at the end is fetched meanwhile.
+        for row in 0..ROWS {
+            V::prefetch_to_write(c.add(row * c_stride));
+            if VECTORS == 2 {
+                V::prefetch_to_write(c.add(row * c_stride + V::LANES));
+            }
+        }
         let mut sums = [[V::splat(0.0); VECTORS]; ROWS];
         let a = Strip::<TURNED, ROWS> {
             rows: std::array::from_fn(|row| a.add(if TURNED { row } else { row * a_stride })),

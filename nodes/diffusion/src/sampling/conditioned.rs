@@ -9,9 +9,11 @@ use node::*;
 use node_candle::{device, export, import};
 
 use super::control::Controls;
+use super::described::Described;
 use super::entry::{Area, Entry, Frame, Weight, part};
 use super::grounding::Groundings;
 use super::reuse::Memory;
+use super::through::{into_sampler, out_of_sampler};
 
 /// Entries in one call of the denoiser, as many as plain guidance has: more would save little time on a CPU
 /// and cost memory.
