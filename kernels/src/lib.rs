@@ -29,7 +29,7 @@ mod storage;
 pub mod upsample_nearest2d;
 
 pub use activation::{gelu_erf, quick_gelu, silu};
-pub use attention::attention;
+pub use attention::{attention, attention_of_projections};
 pub use conv2d::conv2d;
 pub use geglu::geglu;
 pub use group_norm::{group_norm, group_norm_silu};

@@ -6,13 +6,14 @@ use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Storage, Tens
 
 use super::cpu::{Mask, Sizes};
 use super::cpu_backward::{Inputs, attention_backward};
-use super::{Attention, heads, whole_rows};
+use super::{Attention, heads, sizes, whole_rows};
 use crate::begin::begin;
 use crate::profile::Span;
 use crate::simd::Isa;
 
 /// The gradients of `q` [B, H, Lq, D], `k` [B, H, Lk, D] and `v` [B, H, Lk, Dv]; `y` and `upstream` [B, Lq, H, Dv], as the
-/// operator's result lies in memory. What comes out lies as [B, L, H, D], as the heads of a projection do.
+/// operator's result lies in memory. What comes out lies as [B, L, H, D], as the heads of a projection do. Of projections
+/// all of these have heads and width as one axis.
 pub(super) fn gradients(
     op: &Attention,
     [q, k, v]: [&Tensor; 3],
@@ -21,10 +22,19 @@ pub(super) fn gradients(
 ) -> Result<[Option<Tensor>; 3]> {
     begin("attention_backward", q, &[q.elem_count() + k.elem_count() + v.elem_count()])?;
     let wanted = [q, k, v].map(Tensor::track_op);
-    let upstream = upstream.transpose(1, 2)?;
-    let [q, k, v] = [q.detach(), k.detach(), v.detach()];
+    // [B, L, H · D] as [B, L, H, D].
+    let split = |x: &Tensor| match op.heads {
+        None => Ok(x.detach()),
+        Some(heads) => x.detach().reshape((x.dim(0)?, x.dim(1)?, heads, x.dim(2)? / heads)),
+    };
+    let (y, upstream) = (split(y)?, split(upstream)?.transpose(1, 2)?);
+    let input = |x: &Tensor| match op.heads {
+        None => split(x),
+        Some(_) => split(x)?.transpose(1, 2),
+    };
+    let (q, k, v) = (input(q)?, input(k)?, input(v)?);
     let found = if q.device().is_cpu() {
-        let backward = Backward { op, y: y.detach(), upstream: whole_rows(&upstream)? };
+        let backward = Backward { op, y, upstream: whole_rows(&upstream)? };
         let all = q.apply_op3_no_bwd(&k, &v, &backward)?;
         let mut at = 0;
         [&q, &k, &v].map(|input| {
@@ -32,10 +42,17 @@ pub(super) fn gradients(
             let count = input.elem_count();
             at += count;
             let gradient = all.narrow(0, at - count, count)?;
-            gradient.reshape((batch, length, heads, width))?.transpose(1, 2)
+            match op.heads {
+                None => gradient.reshape((batch, length, heads, width))?.transpose(1, 2),
+                Some(_) => gradient.reshape((batch, length, heads * width)),
+            }
         })
     } else {
-        by_algebra([&q, &k, &v], op.mask.as_ref(), op.scale, &upstream)?.map(Ok)
+        let found = by_algebra([&q, &k, &v], op.mask.as_ref(), op.scale, &upstream)?;
+        found.map(|gradient| match op.heads {
+            None => Ok(gradient),
+            Some(_) => gradient.transpose(1, 2)?.flatten_from(2),
+        })
     };
     let [dq, dk, dv] = found;
     let [of_q, of_k, of_v] = wanted;
@@ -96,16 +113,16 @@ impl CustomOp3 for Backward<'_> {
         v: &CpuStorage,
         v_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (batch, heads_count, queries, head_dim) = q_layout.shape().dims4()?;
-        let (_, _, keys, value_dim) = v_layout.shape().dims4()?;
-        let s = Sizes { batch, heads: heads_count, queries, keys, head_dim, value_dim };
-        let (q, k, v) = (heads(q, q_layout)?, heads(k, k_layout)?, heads(v, v_layout)?);
+        let s = sizes(q_layout, v_layout, None)?;
+        let Sizes { batch, heads: count, queries, keys, head_dim, value_dim } = s;
+        let input = |storage, layout| heads(storage, layout, None);
+        let (q, k, v) = (input(q, q_layout)?, input(k, k_layout)?, input(v, v_layout)?);
         let upstream = self.upstream.storage_and_layout();
         let y = self.y.transpose(1, 2)?;
         let y = y.storage_and_layout();
         let (upstream, y) = match (&*upstream.0, &*y.0) {
             (Storage::Cpu(of_upstream), Storage::Cpu(of_y)) => {
-                (heads(of_upstream, upstream.1)?, heads(of_y, y.1)?)
+                (input(of_upstream, upstream.1)?, input(of_y, y.1)?)
             }
             _ => bail!("attention: the gradient is not where the queries are"),
         };
@@ -122,7 +139,7 @@ impl CustomOp3 for Backward<'_> {
                 _ => bail!("attention: the mask must be f32 and on the device of the queries"),
             },
         };
-        let operations = batch * heads_count * queries * keys * (6 * head_dim + 4 * value_dim);
+        let operations = batch * count * queries * keys * (6 * head_dim + 4 * value_dim);
         let _span = Span::new(self.name(), operations);
         let scale = self.op.scale as f32;
         let all = attention_backward(

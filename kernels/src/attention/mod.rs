@@ -58,11 +58,47 @@ pub fn attention(
         return attention(&q?, &k?, &v?, mask, scale)?.to_dtype(dtype);
     }
     let mask = mask.map(|mask| mask.broadcast_as((b, h, lq, lk))).transpose()?;
-    let learns = q.track_op() || k.track_op() || v.track_op();
-    let op = Attention { mask, scale, log_sums: learns.then(OnceLock::new) };
-    let (q, k, v) = (whole_rows(q)?, whole_rows(k)?, whole_rows(v)?);
     // The heads of a position lie side by side in what comes out, as the projection after it takes them.
-    q.apply_op3(&k, &v, op)?.transpose(1, 2)
+    Attention::of([q, k, v], None, mask, scale)?.transpose(1, 2)
+}
+
+/// [`attention`] of projections as they are: `q` [B, Lq, H · D], `k` [B, Lk, H · D], `v` [B, Lk, H · Dv] with `heads` heads side
+/// by side; returns [B, Lq, H · Dv]. Nothing is split off and joined again, which costs a training two passes over a
+/// gradient each time.
+///
+/// # Errors
+/// As [`attention`]; or the heads do not part the projections evenly.
+pub fn attention_of_projections(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    heads: usize,
+    mask: Option<&Tensor>,
+    scale: f64,
+) -> Result<Tensor> {
+    let ((b, lq, width), (_, lk, value_width)) = (q.dims3()?, v.dims3()?);
+    let is_parted = |width: usize| heads > 0 && width.is_multiple_of(heads);
+    if k.dims() != [b, lk, width] || v.dim(0)? != b || !is_parted(width) || !is_parted(value_width)
+    {
+        bail!(
+            "attention: q {:?}, k {:?} and v {:?} do not fit together in {heads} heads",
+            q.shape(),
+            k.shape(),
+            v.shape()
+        )
+    }
+    begin("attention", q, &[b, lq, value_width])?;
+    let dtype = q.dtype();
+    if k.dtype() != dtype || v.dtype() != dtype {
+        bail!("attention: q is {dtype:?}, k {:?} and v {:?}", k.dtype(), v.dtype())
+    }
+    if q.device().is_cpu() && matches!(dtype, DType::F16 | DType::BF16) {
+        let [q, k, v] = [q, k, v].map(|x| x.to_dtype(DType::F32));
+        let y = attention_of_projections(&q?, &k?, &v?, heads, mask, scale)?;
+        return y.to_dtype(dtype);
+    }
+    let mask = mask.map(|mask| mask.broadcast_as((b, heads, lq, lk))).transpose()?;
+    Attention::of([q, k, v], Some(heads), mask, scale)
 }
 
 /// `x` as it is where the values of its rows are side by side, as they are in heads split off a projection.
@@ -73,13 +109,34 @@ fn whole_rows(x: &Tensor) -> Result<Tensor> {
     }
 }
 
-fn heads<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<cpu::Heads<'a>> {
-    match (storage, layout.stride()) {
-        (CpuStorage::F32(values), &[b, h, l, 1]) => {
-            Ok(cpu::Heads { values, start: layout.start_offset(), strides: [b, h, l] })
+/// Batch, heads, length and width of an input, and how far the first three are apart: [B, H, L, D], or with `heads` a projection
+/// [B, L, H · D]. The values of a row lie side by side.
+fn parted(layout: &Layout, heads: Option<usize>) -> Result<([usize; 4], [usize; 3])> {
+    match (layout.dims(), layout.stride(), heads) {
+        (&[b, h, l, d], &[of_b, of_h, of_l, 1], None) => Ok(([b, h, l, d], [of_b, of_h, of_l])),
+        (&[b, l, wide], &[of_b, of_l, 1], Some(h)) => {
+            Ok(([b, h, l, wide / h], [of_b, wide / h, of_l]))
         }
-        _ => bail!("attention computes in f32, in rows; an input is another"),
+        _ => bail!("attention computes in rows, and the layout of an input is {layout:?}"),
     }
+}
+
+fn heads<'a>(
+    storage: &'a CpuStorage,
+    layout: &Layout,
+    heads: Option<usize>,
+) -> Result<cpu::Heads<'a>> {
+    let CpuStorage::F32(values) = storage else {
+        bail!("attention computes in f32; an input is another")
+    };
+    let (_, strides) = parted(layout, heads)?;
+    Ok(cpu::Heads { values, start: layout.start_offset(), strides })
+}
+
+fn sizes(q: &Layout, v: &Layout, heads: Option<usize>) -> Result<cpu::Sizes> {
+    let ([batch, heads, queries, head_dim], [_, _, keys, value_dim]) =
+        (parted(q, heads)?.0, parted(v, heads)?.0);
+    Ok(cpu::Sizes { batch, heads, queries, keys, head_dim, value_dim })
 }
 
 fn span(s: cpu::Sizes) -> Span {
@@ -89,12 +146,36 @@ fn span(s: cpu::Sizes) -> Span {
 }
 
 struct Attention {
+    /// Of inputs that are projections.
+    heads: Option<usize>,
     /// [B, H, Lq, Lk], broadcast and so with strides of 0.
     mask: Option<Tensor>,
     scale: f64,
     /// Where a gradient may be asked for: of each query [B, H, Lq] the logarithm of what its exponentials sum to, as the
     /// forward pass on the CPU leaves it.
     log_sums: Option<OnceLock<Vec<f32>>>,
+}
+
+impl Attention {
+    /// [B, Lq, H, Dv]; of projections [B, Lq, H · Dv].
+    fn of(
+        [q, k, v]: [&Tensor; 3],
+        heads: Option<usize>,
+        mask: Option<Tensor>,
+        scale: f64,
+    ) -> Result<Tensor> {
+        let learns = q.track_op() || k.track_op() || v.track_op();
+        let op = Attention { heads, mask, scale, log_sums: learns.then(OnceLock::new) };
+        whole_rows(q)?.apply_op3(&whole_rows(k)?, &whole_rows(v)?, op)
+    }
+
+    /// What comes out, of so many numbers.
+    fn shape(&self, s: cpu::Sizes) -> Shape {
+        match self.heads {
+            None => Shape::from((s.batch, s.queries, s.heads, s.value_dim)),
+            Some(_) => Shape::from((s.batch, s.queries, s.heads * s.value_dim)),
+        }
+    }
 }
 
 impl CustomOp3 for Attention {
@@ -111,10 +192,9 @@ impl CustomOp3 for Attention {
         v: &CpuStorage,
         v_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (batch, heads_count, queries, head_dim) = q_layout.shape().dims4()?;
-        let (_, _, keys, value_dim) = v_layout.shape().dims4()?;
-        let sizes = cpu::Sizes { batch, heads: heads_count, queries, keys, head_dim, value_dim };
-        let (q, k, v) = (heads(q, q_layout)?, heads(k, k_layout)?, heads(v, v_layout)?);
+        let sizes = sizes(q_layout, v_layout, self.heads)?;
+        let input = |storage, layout| heads(storage, layout, self.heads);
+        let (q, k, v) = (input(q, q_layout)?, input(k, k_layout)?, input(v, v_layout)?);
         let guard = self.mask.as_ref().map(Tensor::storage_and_layout);
         let mask = match &guard {
             None => None,
@@ -133,7 +213,7 @@ impl CustomOp3 for Attention {
             // The operator is of this call alone.
             let _ = place.set(log_sums);
         }
-        Ok((CpuStorage::F32(y), Shape::from((batch, queries, heads_count, value_dim))))
+        Ok((CpuStorage::F32(y), self.shape(sizes)))
     }
 
     #[cfg(feature = "cuda")]
@@ -147,17 +227,12 @@ impl CustomOp3 for Attention {
         v_layout: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
         use crate::cuda::{Type, device};
-        let (batch, heads, queries, head_dim) = q_layout.shape().dims4()?;
-        let (_, _, keys, value_dim) = v_layout.shape().dims4()?;
-        let sizes = cpu::Sizes { batch, heads, queries, keys, head_dim, value_dim };
+        let sizes = sizes(q_layout, v_layout, self.heads)?;
         let _span = span(sizes);
         let number_type = device::number_type(q, self.name())?;
         let mut strides = [[0; 3]; 3];
         for (strides, layout) in strides.iter_mut().zip([q_layout, k_layout, v_layout]) {
-            let &[b, h, l, 1] = layout.stride() else {
-                bail!("attention computes in rows, and the layout of an input is {layout:?}")
-            };
-            *strides = [b, h, l];
+            *strides = parted(layout, self.heads)?.1;
         }
         let mut inputs = vec![
             device::Input::strided(q, q_layout),
@@ -180,7 +255,7 @@ impl CustomOp3 for Attention {
         let aligned = inputs[1].is_aligned() && inputs[2].is_aligned();
         let strides = cuda::Strides { heads: strides, mask, aligned };
         let plan = cuda::plan(number_type, sizes, strides, self.scale as f32)?;
-        let shape = Shape::from((batch, queries, heads, value_dim));
+        let shape = self.shape(sizes);
         Ok((device::run(&plan, &inputs, (number_type, shape.elem_count()))?, shape))
     }
 
@@ -260,6 +335,38 @@ mod tests {
             assert!(got.transpose(1, 2)?.is_contiguous());
             let [q, k, v] = [q.contiguous()?, k.contiguous()?, v.contiguous()?];
             assert!(max_difference(&got, &plain(&q, &k, &v, &none, 0.1)?)? < 1e-5);
+        }
+        Ok(())
+    }
+
+    /// Numbers and gradients, of projections that are parts of a wider one too.
+    #[test]
+    fn projections_are_as_their_heads() -> Result<()> {
+        use candle_core::Var;
+        let (heads, width, queries, keys) = (3, 20, 50, 300);
+        let random = |length: usize, width: usize| {
+            Var::randn(0f32, 1., (2, length, heads * width), &Device::Cpu)
+        };
+        let (q, kv) = (random(queries, width)?, random(keys, 2 * width)?);
+        let k = kv.narrow(2, 0, heads * width)?;
+        let v = kv.narrow(2, heads * width, heads * width)?;
+        let mask = Tensor::randn(0f32, 1., (2, 1, queries, keys), &Device::Cpu)?;
+        let split = |x: &Tensor| x.reshape((2, (), heads, width))?.transpose(1, 2);
+        let by_heads = attention(&split(&q)?, &split(&k)?, &split(&v)?, Some(&mask), 0.3)?;
+        let by_heads = by_heads.transpose(1, 2)?.flatten_from(2)?;
+        let whole = attention_of_projections(&q, &k, &v, heads, Some(&mask), 0.3)?;
+        assert_eq!(whole.dims(), [2, queries, heads * width]);
+        assert_eq!(max_difference(&whole, &by_heads)?, 0.0);
+        let g = Tensor::randn(0f32, 1., whole.shape(), &Device::Cpu)?;
+        let gradients = |y: &Tensor| (y * &g)?.sum_all()?.backward();
+        let (of_whole, of_heads) = (gradients(&whole)?, gradients(&by_heads)?);
+        for input in [&q, &kv] {
+            let found = of_whole.get(input).expect("a gradient");
+            assert!(max_difference(found, of_heads.get(input).expect("a gradient"))? < 1e-6);
+        }
+        // Heads that do not part it, keys of another number than values, none at all.
+        for (k, v, heads) in [(&k, &v, 7), (&k, &v.narrow(1, 0, 9)?, heads), (&k, &v, 0)] {
+            assert!(attention_of_projections(&q, k, v, heads, None, 0.3).is_err());
         }
         Ok(())
     }

@@ -173,9 +173,9 @@ impl MultiheadAttention {
         context: &Tensor,
         mask: Option<&Tensor>,
     ) -> CandleResult<Tensor> {
-        let ([q, k, v], scale) = self.heads(query, context)?;
-        let heads = kosmograph_kernels::attention(&q, &k, &v, mask, scale)?;
-        heads.transpose(1, 2)?.reshape(query.shape())
+        let (q, k) = (self.q_proj.forward(query)?, self.k_proj.forward(context)?);
+        let (v, scale) = (self.v_proj.forward(context)?, self.scale(query)?);
+        kosmograph_kernels::attention_of_projections(&q, &k, &v, self.heads, mask, scale)
     }
 
     /// [`Self::attend`] of `x` to itself where `drop` takes values out of the softmax, [B, heads, T, T], which is whole in
@@ -186,7 +186,13 @@ impl MultiheadAttention {
         mask: Option<&Tensor>,
         drop: &dyn Fn(&Tensor) -> CandleResult<Tensor>,
     ) -> CandleResult<Tensor> {
-        let ([q, k, v], scale) = self.heads(x, x)?;
+        let (batch, _, dim) = x.dims3()?;
+        let split =
+            |x: Tensor| x.reshape((batch, (), self.heads, dim / self.heads))?.transpose(1, 2);
+        let q = split(self.q_proj.forward(x)?)?;
+        let k = split(self.k_proj.forward(x)?)?;
+        let v = split(self.v_proj.forward(x)?)?;
+        let scale = self.scale(x)?;
         let mut scores = (q.contiguous()?.matmul(&k.transpose(2, 3)?.contiguous()?)? * scale)?;
         if let Some(mask) = mask {
             scores = scores.broadcast_add(mask)?;
@@ -199,15 +205,9 @@ impl MultiheadAttention {
         heads.transpose(1, 2)?.reshape(x.shape())
     }
 
-    /// Queries, keys and values [B, heads, T, C / heads], and what their products are multiplied with.
-    fn heads(&self, query: &Tensor, context: &Tensor) -> CandleResult<([Tensor; 3], f64)> {
-        let (batch, _, dim) = query.dims3()?;
-        let head_dim = dim / self.heads;
-        let split = |x: Tensor| x.reshape((batch, (), self.heads, head_dim))?.transpose(1, 2);
-        let q = split(self.q_proj.forward(query)?)?;
-        let k = split(self.k_proj.forward(context)?)?;
-        let v = split(self.v_proj.forward(context)?)?;
-        Ok(([q, k, v], (head_dim as f64).powf(-0.5)))
+    /// What products of queries and keys are multiplied with.
+    fn scale(&self, query: &Tensor) -> CandleResult<f64> {
+        Ok(((query.dim(2)? / self.heads) as f64).powf(-0.5))
     }
 
     /// The projection that follows [`Self::attend`].

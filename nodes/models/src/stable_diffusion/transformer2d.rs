@@ -135,12 +135,8 @@ impl Attention {
 
     /// Queries [B, L, C] to keys and values [B, S, C], head by head → [B, L, C].
     fn attended(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> CandleResult<Tensor> {
-        let (batch, length, channels) = q.dims3()?;
-        let head_dim = channels / self.heads;
-        let split = |x: &Tensor| x.reshape((batch, (), self.heads, head_dim))?.transpose(1, 2);
-        let (q, k, v) = (split(q)?, split(k)?, split(v)?);
-        let heads = kernels::attention(&q, &k, &v, None, (head_dim as f64).powf(-0.5))?;
-        heads.transpose(1, 2)?.reshape((batch, length, channels))
+        let scale = ((q.dim(2)? / self.heads) as f64).powf(-0.5);
+        kernels::attention_of_projections(q, k, v, self.heads, None, scale)
     }
 }
 
