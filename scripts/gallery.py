@@ -20,6 +20,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 SHOWN = {
     "subject": "A monster that the model never saw, from its picture, in words that say what it wears and where it is.",
     "two_subjects": "Two pictures, two marks: both monsters in one scene.",
+    "three_marks": "Three pictures: the shape and eyes of the first, the colour and pattern of the second, and the third beside it.",
     "edit": "The same picture; the words change its colour as well.",
     "text": "Words alone, through CLIP.",
     "style": "The same words and seed with a LoRA: coloured pencil.",

@@ -117,3 +117,15 @@ fn a_worker_draws_what_the_process_itself_draws() {
 fn a_line_that_is_no_command_is_told_and_nothing_worse() {
     Run::new("worker").stdin("what?\n{\"run\": 5}\n").expect_code(0).stderr_contains("no command");
 }
+
+#[test]
+fn what_only_a_queue_s_worker_heeds_is_refused_without_one() {
+    for (argument, value) in [("--models", Some("models")), ("--previews", None)] {
+        let run = Run::new("worker").arg(argument);
+        let run = value.into_iter().fold(run, |run, value| run.arg(value));
+        run.expect_code(2)
+            .stderr_contains(argument)
+            .stderr_contains("--queue URL")
+            .stderr_lacks("panicked");
+    }
+}

@@ -55,6 +55,11 @@ fn subject() {
 }
 
 #[test]
+fn three_marks() {
+    expect_picture("three_marks.json", (128, 128));
+}
+
+#[test]
 fn two_subjects() {
     expect_picture("two_subjects.json", (128, 128));
 }

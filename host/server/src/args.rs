@@ -78,6 +78,26 @@ pub struct Worker {
     pub lease: u64,
 }
 
+impl Worker {
+    /// The first of the arguments that only a worker of a queue heeds.
+    pub fn for_a_queue(&self) -> Option<&'static str> {
+        let Places { out, input, models, extra_model_paths, plugins, .. } = &self.places;
+        let given = [
+            ("--models", !models.is_empty()),
+            ("--store", self.shared.store.is_some()),
+            ("--out", out.is_some()),
+            ("--input", input.is_some()),
+            ("--extra-model-paths", !extra_model_paths.is_empty()),
+            ("--plugins", !plugins.is_empty()),
+            ("--state", self.state.is_some()),
+            ("--previews", self.previews),
+            ("--job-timeout", self.job_timeout.is_some()),
+            ("--no-sandbox", self.no_sandbox),
+        ];
+        given.into_iter().find_map(|(argument, is_given)| is_given.then_some(argument))
+    }
+}
+
 #[derive(Debug, Args)]
 pub struct Serve {
     /// Where to listen, ADDRESS[:PORT]; several with commas. Other machines reach it only if this is no

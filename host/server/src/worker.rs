@@ -17,10 +17,18 @@ use tokio::signal::unix::{SignalKind, signal};
 /// Runs jobs until it is told to end. `None` where the arguments name no queue: then jobs come from standard
 /// input, which is the host's business.
 pub fn main(args: &Worker) -> Option<ExitCode> {
-    // The processes that run nodes are workers, too; they have no queue of their own.
-    args.shared.queue.as_ref()?;
-    start::prepare();
-    let worked = args.shared.address().and_then(|address| work(args, &address.unwrap_or_default()));
+    let worked = match (&args.shared.queue, args.for_a_queue()) {
+        // The processes that run nodes are workers, too; they have no queue of their own.
+        (None, None) => return None,
+        (None, Some(argument)) => Err(format!(
+            "{argument} is for a worker of a queue: say which with --queue URL; without it jobs come from standard input, \
+             and each says what it needs (docs/worker.md)"
+        )),
+        (Some(_), _) => {
+            start::prepare();
+            args.shared.address().and_then(|address| work(args, &address.unwrap_or_default()))
+        }
+    };
     Some(match worked {
         Ok(()) => ExitCode::SUCCESS,
         Err(sentence) => {

@@ -5,6 +5,7 @@ use std::cell::Cell;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, Once, PoisonError};
 
 use kosmograph_abi as abi;
@@ -281,6 +282,9 @@ fn said(payload: &(dyn Any + Send)) -> String {
     }
 }
 
+/// Whether panics are printed as well: in tests, which are linked with the library, so that the hook below is theirs too.
+pub(crate) static IN_TESTS: AtomicBool = AtomicBool::new(false);
+
 /// Keeps panics off the terminal, where they would tear the progress bars: the panic of a node, and of
 /// a worker thread that the node waits for, reaches the person as the node's error. A library has its
 /// own copy of the standard library, so the host's hook is not touched.
@@ -290,6 +294,9 @@ fn install_panic_hook() {
         std::panic::set_hook(Box::new(|info| {
             let message = message(info.payload());
             let place = info.location().map(ToString::to_string).unwrap_or_default();
+            if IN_TESTS.load(Ordering::Relaxed) {
+                eprintln!("{info}");
+            }
             let mut panics = PANICS.lock().unwrap_or_else(PoisonError::into_inner);
             if panics.len() == REMEMBERED {
                 panics.pop_front();

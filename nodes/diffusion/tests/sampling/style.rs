@@ -60,7 +60,10 @@ fn a_style_comes_behind_the_text() {
     let name = ("style_model_name", Value::string(path.to_str().unwrap()));
     let style_model = one("StyleModelLoader", &[name]);
     let seen: Vec<f32> = numbers(77, 2 * 5 * 16).into_iter().map(|x| x * 3.0).collect();
-    let vision = Value::map([("last_hidden_state", tensor(&[2, 5, 16], seen))]);
+    let vision = Value::map([
+        ("last_hidden_state", tensor(&[2, 5, 16], seen)),
+        ("image_embeds", tensor(&[2, 1], vec![0.0; 2])),
+    ]);
     let said = numbers(5, 2 * 6);
     let applied = |conditioning: Value, more: &[(&str, Value)]| {
         let inputs = [

@@ -58,8 +58,11 @@ const ENDS: [(&str, Role); 16] = [
     (".lora_B", UP),
 ];
 
-/// How the original code's names of a file (`input_blocks.4.1`) are divided into levels: as those of its tensors say that
-/// belong to a block which halves the size; where it has none of them, as every Stable Diffusion's.
+/// What every Stable Diffusion has.
+const TWO_LAYERS: Rows = Rows { layers: 2 };
+
+/// How the original code's names of a file (`input_blocks.4.1`) are divided into levels: as every Stable Diffusion's, unless the
+/// blocks among them that halve the size cannot be such a model's. A file need not name all of these.
 pub(super) fn rows(names: &[String]) -> Rows {
     let halving = |name: &String| {
         let (path, _) = role(name)?;
@@ -68,11 +71,14 @@ pub(super) fn rows(names: &[String]) -> Rows {
             Some(flat) => with_dots(flat)?,
             None => without_unet(path).to_owned(),
         };
-        path.ends_with(".0.op").then(|| path + ".weight")
+        let is_one = TWO_LAYERS.unet(&format!("{path}.weight")).is_some();
+        path.ends_with(".0.op").then(|| (format!("{path}.weight"), is_one))
     };
-    let halving: Vec<String> = names.iter().filter_map(halving).collect();
-    let read = Rows::of(halving.iter().map(String::as_str)).filter(|_| !halving.is_empty());
-    read.unwrap_or(Rows { layers: 2 })
+    let halving: Vec<(String, bool)> = names.iter().filter_map(halving).collect();
+    if halving.iter().all(|(_, is_one)| *is_one) {
+        return TWO_LAYERS;
+    }
+    Rows::of(halving.iter().map(|(name, _)| name.as_str())).unwrap_or(TWO_LAYERS)
 }
 
 /// Where the tensor `name` belongs, if it is one of a LoRA for a Stable Diffusion of the first family.
@@ -309,12 +315,10 @@ fn with_dots(flat: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    const TWO: Rows = Rows { layers: 2 };
-
     #[track_caller]
     fn is(name: &str, part: Part, module: &str, role: Role) {
         assert_eq!(
-            place(name, TWO),
+            place(name, TWO_LAYERS),
             Some(Place { part, module: module.to_owned(), role }),
             "{name}"
         );
@@ -377,10 +381,10 @@ mod tests {
             ("out.0", "conv_norm_out"),
             ("out.2", "conv_out"),
         ] {
-            assert_eq!(unet_path(original, TWO).as_deref(), Some(diffusers), "{original}");
+            assert_eq!(unet_path(original, TWO_LAYERS).as_deref(), Some(diffusers), "{original}");
         }
         for other in ["input_blocks.3.1.op", "input_blocks", "middle_block.3.x", ""] {
-            assert_eq!(unet_path(other, TWO), None, "{other}");
+            assert_eq!(unet_path(other, TWO_LAYERS), None, "{other}");
         }
     }
 
@@ -400,9 +404,13 @@ mod tests {
         );
         let flat = names(&["lora_unet_input_blocks_4_0_op.lora_down.weight", "lora_te_x.alpha"]);
         assert_eq!(rows(&flat), Rows { layers: 3 });
-        // Attentions alone say nothing, nor does what is no number of layers.
-        for unsaid in ["lora_unet_input_blocks_8_1_proj_in.alpha", "input_blocks.0.0.op.alpha"] {
-            assert_eq!(rows(&names(&[unsaid])), TWO, "{unsaid}");
+        // Attentions alone say nothing, nor does what is no number of layers; and not each block need be there.
+        for unsaid in [
+            "lora_unet_input_blocks_8_1_proj_in.alpha",
+            "input_blocks.0.0.op.alpha",
+            "lora_unet_input_blocks_9_0_op.alpha",
+        ] {
+            assert_eq!(rows(&names(&[unsaid])), TWO_LAYERS, "{unsaid}");
         }
     }
 
@@ -472,15 +480,15 @@ mod tests {
             ".alpha",
             "",
         ] {
-            assert_eq!(place(name, TWO), None, "{name}");
+            assert_eq!(place(name, TWO_LAYERS), None, "{name}");
         }
     }
 
     proptest::proptest! {
         #[test]
         fn any_name_has_a_place_or_none(name in "[a-z_.0-9]{0,40}(\\.lora_up\\.weight|\\.alpha|_lora.down.weight|)") {
-            let _ = place(&name, TWO);
-            let _ = place(&format!("lora_unet_{name}"), TWO);
+            let _ = place(&name, TWO_LAYERS);
+            let _ = place(&format!("lora_unet_{name}"), TWO_LAYERS);
         }
     }
 }
