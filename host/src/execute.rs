@@ -6,6 +6,7 @@
 //! outputs are still made, and nothing that was written is lost.
 
 pub(crate) mod files;
+mod hooks;
 mod later;
 mod lists;
 mod memory;
@@ -17,20 +18,19 @@ use crate::events::{Event, Listener};
 use crate::need;
 use crate::plan::{Key, KeyMap, KeySet, Literal, Plan, Source, Step};
 use crate::plugin::{Call, Library, LogLevel, NodeFailure};
-use crate::preview::Preview;
-use crate::problem::{NodeName, Problem};
-use crate::promise::{Promise, files};
+use crate::problem::Problem;
 use crate::value::Value;
 use crate::wire::Earlier;
 use files::Files;
+use hooks::Hooks;
 use lists::{Calls, Element};
-use memory::{Memory, Work};
+use memory::Memory;
 use serde::{Deserialize, Serialize};
 use std::any::Any;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -574,90 +574,6 @@ fn value(literal: &Literal) -> Value {
 fn panic_text(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or(panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a word")
-}
-
-/// What one call is lent.
-struct Hooks<'a> {
-    name: &'a NodeName,
-    inputs: &'a [Source],
-    setting: Setting<'a>,
-    /// What it may work in, where there is a budget.
-    work: Option<Work>,
-    /// Which element of a list the call is for, where there is one.
-    element: Option<Element>,
-}
-
-impl Hooks<'_> {
-    /// The path of a file that one of the step's texts mentions.
-    fn mentioned(&self, property: &str) -> Option<String> {
-        let files = self.inputs.iter().filter_map(|source| match source {
-            Source::Literal(Literal::TextWithFiles { files, .. }) => Some(files),
-            _ => None,
-        });
-        let mut files = files.flatten();
-        files.find(|file| file.property == property).map(|file| file.path.clone())
-    }
-}
-
-impl Call for Hooks<'_> {
-    fn log(&self, level: LogLevel, message: &str) {
-        tracing::debug!(node = self.name.id, ?level, "{message}");
-        let node = Some(Cow::Borrowed(self.name));
-        let event = Event::Log { level: level.into(), node, message: message.into() };
-        self.setting.listener.event(&event);
-    }
-
-    fn progress(&self, step: u64, steps: u64) -> bool {
-        // 0 of 0 only asks whether to stop.
-        if steps > 0 {
-            let node = self.name.id.as_str().into();
-            let whole = |element: Element| element.progress(step, steps);
-            let (step, steps) = self.element.map_or((step, steps), whole);
-            self.setting.listener.event(&Event::Progress { node, step, steps });
-        }
-        self.setting.cancel.load(Ordering::Relaxed)
-    }
-
-    fn property(&self, name: &str) -> Option<String> {
-        let properties = self.setting.properties;
-        let path = |path: &PathBuf| path.to_str().map(str::to_owned);
-        match name {
-            "device" => Some(properties.device.clone()),
-            "node" => Some(self.name.id.clone()),
-            "output_directory" => path(&properties.output_directory),
-            "temp_directory" => path(&properties.temp_directory),
-            "prompt" => Some(properties.prompt.clone()),
-            "workflow" => properties.workflow.clone(),
-            name if name.starts_with("file:") => self.mentioned(name),
-            name if name.starts_with("room:") => {
-                let wanted = name.strip_prefix("room:")?.parse().ok()?;
-                Some(self.work.as_ref()?.room(wanted, self).to_string())
-            }
-            name if self.wants_previews() => {
-                path(properties.preview_files.get(name.strip_prefix("preview_file:")?)?)
-            }
-            _ => None,
-        }
-    }
-
-    fn wants_previews(&self) -> bool {
-        self.setting.listener.wants_previews()
-    }
-
-    fn preview(&self, preview: Preview) {
-        self.setting.listener.preview(&self.name.id, &preview);
-    }
-
-    fn output(&self, json: serde_json::Value) {
-        let Properties { output_directory, temp_directory, .. } = self.setting.properties;
-        if let Some(promise) = Promise::of(&json, output_directory, temp_directory) {
-            return self.setting.listener.promise(&promise);
-        }
-        let mut files = files(&json, output_directory, temp_directory);
-        files.retain(|file| Path::new(file).is_file());
-        let node = self.name.id.as_str().into();
-        self.setting.listener.event(&Event::Output { node, output: Cow::Owned(json), files });
-    }
 }
 
 #[cfg(test)]

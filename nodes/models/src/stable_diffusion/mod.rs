@@ -25,6 +25,7 @@ pub mod hypernetwork;
 pub mod ip_adapter;
 pub mod photo_maker;
 pub mod recompute;
+mod residuals;
 pub(crate) mod resnet;
 pub mod steering;
 pub mod style_model;
