@@ -1,8 +1,11 @@
 //! Vectors of f32 and the instruction sets that have them, chosen when the program runs.
 //!
 //! A kernel is written once, for any [`Vector`], and compiled for each instruction set; [`Isa::run`]
-//! picks the widest that the processor has. `KOSMOGRAPH_ISA` (avx512, avx2, portable or portable16) forces
-//! one, so that every path can be tested on one machine.
+//! picks the widest that the processor has. `KOSMOGRAPH_ISA` (avx512, avx2, neon, portable or portable16)
+//! forces one, so that every path can be tested on one machine.
+
+#[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+mod neon;
 
 use std::sync::OnceLock;
 
@@ -16,6 +19,8 @@ pub enum Isa {
     Avx512,
     /// AVX2, FMA and F16C: 16 registers of 8 values.
     Avx2,
+    /// NEON: 32 registers of 4 values. All of 64-bit ARM has it.
+    Neon,
     /// What the compiler makes of arrays of 4 values for the processor family's common denominator.
     Portable,
     /// Arrays of 16 values, in the tiles that AVX-512 has: slow, and there to test their sizes on a
@@ -40,6 +45,8 @@ impl Isa {
     /// Those that this processor has, the widest first.
     pub fn available() -> Vec<Isa> {
         let mut available = vec![Isa::Portable, Isa::Portable16];
+        #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+        available.insert(0, Isa::Neon);
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
@@ -58,7 +65,7 @@ impl Isa {
         match self {
             Isa::Avx512 | Isa::Portable16 => 32,
             Isa::Avx2 => 16,
-            Isa::Portable => 8,
+            Isa::Neon | Isa::Portable => 8,
         }
     }
 
@@ -66,11 +73,12 @@ impl Isa {
         let isa = match name {
             "avx512" => Isa::Avx512,
             "avx2" => Isa::Avx2,
+            "neon" => Isa::Neon,
             "portable" => Isa::Portable,
             "portable16" => Isa::Portable16,
             _ => {
                 return Err(format!(
-                    "KOSMOGRAPH_ISA is {name:?}; avx512, avx2, portable or portable16 would be right"
+                    "KOSMOGRAPH_ISA is {name:?}; avx512, avx2, neon, portable or portable16 would be right"
                 ));
             }
         };
@@ -92,6 +100,9 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Isa::Avx2 => unsafe { x86::avx2(kernel) },
+            #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+            // SAFETY: as above.
+            Isa::Neon => unsafe { neon::neon(kernel) },
             Isa::Portable16 => kernel.run::<Lanes<16, 12>>(),
             _ => kernel.run::<Lanes<4, 4>>(),
         }
@@ -117,6 +128,8 @@ pub(crate) trait Vector: Copy {
     /// Whether a tile takes four steps at once. Not where its many rows are: the compiler reads the four steps' values
     /// of every row first, and has no registers for them.
     const UNROLLED: bool = Self::TILE_ROWS <= 6;
+    /// Whether a tile reads A a vector at a time and multiplies by the values in it, with [`mul_add_lane`](Vector::mul_add_lane).
+    const BY_LANE: bool = false;
 
     unsafe fn load(from: *const f32) -> Self;
     /// Halves as the f32 that they are.
@@ -127,6 +140,17 @@ pub(crate) trait Vector: Copy {
     unsafe fn splat(value: f32) -> Self;
     /// self · b + c, rounded once where the instruction set can.
     unsafe fn mul_add(self, b: Self, c: Self) -> Self;
+    /// The value number `lane` of self, times b, + c. A product in one instruction where the vector says [`BY_LANE`](Vector::BY_LANE).
+    #[inline(always)]
+    unsafe fn mul_add_lane(self, lane: usize, b: Self, c: Self) -> Self {
+        let mut values = [0f32; 16];
+        // SAFETY: the trait's; no vector has more values.
+        unsafe {
+            self.store(values.as_mut_ptr());
+            Self::splat(values[lane]).mul_add(b, c)
+        }
+    }
+
     unsafe fn add(self, other: Self) -> Self;
     unsafe fn sub(self, other: Self) -> Self;
     unsafe fn mul(self, other: Self) -> Self;
@@ -445,8 +469,10 @@ mod tests {
         assert_eq!(Isa::named("portable"), Ok(Isa::Portable));
         let error = Isa::named("sse9").expect_err("there is none");
         assert!(error.contains("sse9") && error.contains("avx2"), "{error}");
-        if !Isa::available().contains(&Isa::Avx512) {
-            assert!(Isa::named("avx512").is_err_and(|error| error.contains("does not have")));
+        for (name, isa) in [("avx512", Isa::Avx512), ("neon", Isa::Neon)] {
+            if !Isa::available().contains(&isa) {
+                assert!(Isa::named(name).is_err_and(|error| error.contains("does not have")));
+            }
         }
     }
 
@@ -503,5 +529,58 @@ mod tests {
             }
         }
         Isa::available().into_iter().for_each(|isa| isa.run(Turn));
+    }
+
+    /// One value of a vector against another vector, at every place of it.
+    #[test]
+    fn a_product_by_lane_takes_that_value() {
+        struct ByLane;
+        impl Kernel for ByLane {
+            type Output = ();
+
+            #[inline(always)]
+            fn run<V: Vector>(self) {
+                let a: Vec<f32> = (1..=V::LANES).map(|i| i as f32).collect();
+                let b: Vec<f32> = (0..V::LANES).map(|i| 10.0 + i as f32).collect();
+                for lane in 0..V::LANES {
+                    let mut found = [0f32; 16];
+                    // SAFETY: vectors of values, and room for one.
+                    unsafe {
+                        let c = V::splat(0.5);
+                        V::load(a.as_ptr())
+                            .mul_add_lane(lane, V::load(b.as_ptr()), c)
+                            .store(found.as_mut_ptr());
+                    }
+                    for (found, b) in found.iter().zip(&b) {
+                        assert_eq!(*found, (lane + 1) as f32 * b + 0.5);
+                    }
+                }
+            }
+        }
+        Isa::available().into_iter().for_each(|isa| isa.run(ByLane));
+    }
+
+    /// The larger, and `other` where one is no number: not all instruction sets' own maxima are so.
+    #[test]
+    fn a_maximum_with_what_is_no_number_is_the_other() {
+        struct Maximum;
+        impl Kernel for Maximum {
+            type Output = ();
+
+            #[inline(always)]
+            fn run<V: Vector>(self) {
+                let maximum = |a: f32, b: f32| {
+                    let mut found = [0f32; 16];
+                    // SAFETY: room for a vector.
+                    unsafe { V::splat(a).max(V::splat(b)).store(found.as_mut_ptr()) };
+                    found[V::LANES - 1]
+                };
+                assert_eq!((maximum(1.0, 2.0), maximum(2.0, 1.0)), (2.0, 2.0));
+                assert_eq!(maximum(f32::NAN, 1.0), 1.0);
+                assert!(maximum(1.0, f32::NAN).is_nan());
+                assert_eq!(maximum(f32::NEG_INFINITY, -1.0), -1.0);
+            }
+        }
+        Isa::available().into_iter().for_each(|isa| isa.run(Maximum));
     }
 }

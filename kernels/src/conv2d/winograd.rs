@@ -17,7 +17,7 @@ use rayon::prelude::*;
 
 use super::cpu::Sizes;
 use crate::gemm::tile::tile;
-use crate::gemm::{K_BLOCK, Shared, Start};
+use crate::gemm::{K_BLOCK, ROW_STEP, Shared, Start};
 use crate::memory;
 use crate::simd::{Isa, Kernel, Vector};
 use crate::storage::WeightValues;
@@ -104,7 +104,7 @@ pub(super) fn conv2d(isa: Isa, x: &[f32], w: Kernels, bias: Option<&[f32]>, s: S
         // SAFETY: every channel has written its values of every point and tile of the group.
         unsafe { v.set_len(POINTS * s.channels * padded) };
         let channels = s.out_channels.div_ceil(2 * rayon::current_num_threads());
-        let channels = channels.next_multiple_of(12).min(CHANNELS);
+        let channels = channels.next_multiple_of(ROW_STEP).min(CHANNELS);
         let blocks = (0..s.out_channels).into_par_iter().step_by(channels);
         blocks.for_each_init(Scratch::default, |scratch, first| {
             let channels = first..s.out_channels.min(first + channels);

@@ -237,7 +237,7 @@ const UNEVEN: usize = 12;
 
 /// Whole tiles on every instruction set.
 const COLUMN_STEP: usize = 32;
-const ROW_STEP: usize = 12;
+pub(crate) const ROW_STEP: usize = if cfg!(target_arch = "aarch64") { 24 } else { 12 };
 
 /// The start of a matrix that several threads write to, each its own part.
 #[derive(Clone, Copy)]

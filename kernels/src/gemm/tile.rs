@@ -160,6 +160,10 @@ unsafe fn rows_of_tile<V: Vector, const TURNED: bool, const ROWS: usize, const V
             stride: a_stride,
         };
         let mut p = 0;
+        while V::BY_LANE && !TURNED && p + 4 <= depth {
+            four_steps(&a, panel, p, &mut sums);
+            p += 4;
+        }
         while V::UNROLLED && p + 4 <= depth {
             step(&a, panel, p, &mut sums);
             step(&a, panel, p + 1, &mut sums);
@@ -213,11 +217,54 @@ unsafe fn step<V: Vector, const TURNED: bool, const ROWS: usize, const VECTORS: 
         }
         // Turned rows lie beside each other, and one pointer leads to all.
         let turned = a.rows[0].add(if TURNED { p * a.stride } else { 0 });
+        if V::BY_LANE && TURNED && ROWS.is_multiple_of(V::LANES) {
+            for (i, sums) in sums.chunks_exact_mut(V::LANES).enumerate() {
+                let a = V::load(turned.add(i * V::LANES));
+                for (lane, sums) in sums.iter_mut().enumerate() {
+                    for (sum, b) in sums.iter_mut().zip(b) {
+                        *sum = a.mul_add_lane(lane, b, *sum);
+                    }
+                }
+            }
+            return;
+        }
         for (row, sums) in sums.iter_mut().enumerate() {
             let a = if TURNED { *turned.add(row) } else { *a.rows[row].add(p) };
             let a = V::splat(a);
             for (sum, b) in sums.iter_mut().zip(b) {
                 *sum = a.mul_add(b, *sum);
+            }
+        }
+    }
+}
+
+/// [`step`] four times, from `p` on, where A is not turned: four of its values are read at once, and each is multiplied where
+/// it lies in the vector.
+///
+/// # Safety
+/// The rows of A and the panel are longer than `p + 3`; a vector has 4 values.
+#[inline(always)]
+unsafe fn four_steps<V: Vector, const TURNED: bool, const ROWS: usize, const VECTORS: usize>(
+    a: &Strip<TURNED, ROWS>,
+    panel: *const f32,
+    p: usize,
+    sums: &mut [[V; VECTORS]; ROWS],
+) {
+    const { assert!(!V::BY_LANE || V::LANES == 4) };
+    // SAFETY: the caller's.
+    unsafe {
+        let mut b = [[V::splat(0.0); VECTORS]; 4];
+        for (step, b) in b.iter_mut().enumerate() {
+            for (i, b) in b.iter_mut().enumerate() {
+                *b = V::load(panel.add((2 * (p + step) + i) * V::LANES));
+            }
+        }
+        for (a, sums) in a.rows.iter().zip(sums.iter_mut()) {
+            let a = V::load(a.add(p));
+            for (step, b) in b.iter().enumerate() {
+                for (sum, b) in sums.iter_mut().zip(b) {
+                    *sum = a.mul_add_lane(step, *b, *sum);
+                }
             }
         }
     }
