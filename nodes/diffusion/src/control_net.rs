@@ -12,6 +12,8 @@ use node::interface::{self, ControlCall, marker};
 use node::*;
 use node_candle::{export, import};
 
+use crate::hint::Embedded;
+
 /// A ControlNet behind "control/1". Its numbers are read when it is first called.
 pub struct ControlNetModel {
     control_net: Arc<Resident<ControlNet>>,
@@ -19,8 +21,7 @@ pub struct ControlNetModel {
     kind: Option<usize>,
     config: ControlNetConfig,
     device: candle_core::Device,
-    /// The last hint and its embedding: a sampler asks with the same hint at every step.
-    embedded: Mutex<Option<(Tensor, Candle)>>,
+    embedded: Mutex<Embedded>,
 }
 
 impl Export for ControlNetModel {
@@ -83,22 +84,16 @@ impl ControlNetModel {
         Ok(Self { control_net, kind: None, config, device, embedded: Mutex::default() })
     }
 
-    fn embedded(&self) -> MutexGuard<'_, Option<(Tensor, Candle)>> {
+    fn embedded(&self) -> MutexGuard<'_, Embedded> {
         self.embedded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The embedding of `hint`, kept while the same tensor is asked for.
     fn embed(&self, hint: &Tensor) -> Result<Candle> {
-        let mut embedded = self.embedded();
-        match &*embedded {
-            Some((known, embedding)) if known.is_same(hint) => Ok(embedding.clone()),
-            _ => {
-                let hint_here = import(hint, &self.device)?;
-                let embedding = self.control_net.get()?.embed_hint_of(&hint_here, self.kind)?;
-                *embedded = Some((hint.clone(), embedding.clone()));
-                Ok(embedding)
-            }
-        }
+        self.embedded().of(hint, || {
+            let hint_here = import(hint, &self.device)?;
+            Ok(self.control_net.get()?.embed_hint_of(&hint_here, self.kind)?)
+        })
     }
 
     /// The embedding for `rows` rows: guidance asks for the hints of all pictures twice over.
@@ -151,12 +146,10 @@ impl interface::Memory for ControlNetModel {
     fn bytes(&self, purge: bool) -> usize {
         let mut embedded = self.embedded();
         if purge {
-            *embedded = None;
+            embedded.release();
             self.control_net.release();
         }
         // The hint itself belongs to whoever made it.
-        let embedding = embedded.as_ref().map_or(0, |(_, embedding)| embedding.elem_count());
-        self.control_net.held() / Arc::strong_count(&self.control_net)
-            + embedding * size_of::<f32>()
+        self.control_net.held() / Arc::strong_count(&self.control_net) + embedded.bytes()
     }
 }

@@ -1,5 +1,6 @@
 //! A hint picture as a ControlNet takes it.
 
+use candle_core::Tensor as Candle;
 use kosmograph_pixels::crop::margins;
 use kosmograph_pixels::torch::nearest_exact;
 use node::{Error, Image, Result, Tensor, memory};
@@ -33,9 +34,77 @@ pub fn hint_for(hint: &Image, rows: usize, height: usize, width: usize) -> Resul
     Tensor::from_f32(&shape, values)
 }
 
+/// What a network made of its last hints. A sampler asks with the same hints at every step: with one, or by turns with several,
+/// where the network acts twice or on areas of their own size.
+#[derive(Default)]
+pub struct Embedded(Vec<(Tensor, Candle)>);
+
+/// Hints whose embeddings a network keeps: at 512 × 512 each is 5 MB.
+const MOST_KEPT: usize = 4;
+
+impl Embedded {
+    /// The embedding of `hint`, which is made where the same tensor was not among the last that were asked for.
+    ///
+    /// # Errors
+    /// Those of `embed`.
+    pub fn of(&mut self, hint: &Tensor, embed: impl FnOnce() -> Result<Candle>) -> Result<Candle> {
+        let known = self.0.iter().position(|(known, _)| known.is_same(hint));
+        let last = match known {
+            Some(place) => self.0.remove(place),
+            None => (hint.clone(), embed()?),
+        };
+        let embedding = last.1.clone();
+        if self.0.len() == MOST_KEPT {
+            self.0.remove(0);
+        }
+        self.0.push(last);
+        Ok(embedding)
+    }
+
+    /// What the embeddings take in memory, in bytes.
+    pub fn bytes(&self) -> usize {
+        let bytes = |tensor: &Candle| tensor.elem_count() * tensor.dtype().size_in_bytes();
+        self.0.iter().map(|(_, embedding)| bytes(embedding)).sum()
+    }
+
+    /// Lets go of all.
+    pub fn release(&mut self) {
+        self.0.clear();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn hints_that_take_turns_are_embedded_once() {
+        let hint = |level| Tensor::from_f32(&[1], vec![level]).unwrap();
+        let hints: Vec<Tensor> = (0..MOST_KEPT).map(|i| hint(i as f32)).collect();
+        let (mut embedded, mut made) = (Embedded::default(), 0);
+        let mut ask = |embedded: &mut Embedded, hint: &Tensor| {
+            let embed = || {
+                made += 1;
+                let level = hint.to_f32()?[0];
+                Ok(Candle::full(2.0 * level, 3, &candle_core::Device::Cpu)?)
+            };
+            let embedding = embedded.of(hint, embed).unwrap().to_vec1::<f32>().unwrap();
+            (embedding[0], made)
+        };
+        for step in 0..3 {
+            for (i, hint) in hints.iter().enumerate() {
+                let made = if step == 0 { i + 1 } else { MOST_KEPT };
+                assert_eq!(ask(&mut embedded, hint), (2.0 * i as f32, made));
+            }
+        }
+        assert_eq!(embedded.bytes(), MOST_KEPT * 3 * 4);
+        // Another takes the place of what was not asked for the longest.
+        assert_eq!(ask(&mut embedded, &hint(9.0)), (18.0, MOST_KEPT + 1));
+        assert_eq!(ask(&mut embedded, &hints[1]), (2.0, MOST_KEPT + 1));
+        assert_eq!(ask(&mut embedded, &hints[0]), (0.0, MOST_KEPT + 2));
+        embedded.release();
+        assert_eq!(embedded.bytes(), 0);
+    }
 
     #[test]
     fn the_middle_is_taken_and_scaled() {

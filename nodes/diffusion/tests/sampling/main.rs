@@ -20,6 +20,7 @@ mod schedule;
 mod sigmas;
 mod style;
 mod unclip;
+mod work;
 
 use host::{one, tensor};
 use node::Value;
