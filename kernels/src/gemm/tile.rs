@@ -150,7 +150,7 @@ unsafe fn rows_of_tile<V: Vector, const TURNED: bool, const ROWS: usize, const V
         // What is written at the end is fetched meanwhile.
         for row in 0..ROWS {
             V::prefetch_to_write(c.add(row * c_stride));
-            if VECTORS == 2 {
+            if VECTORS == 2 && V::LANES > 4 {
                 V::prefetch_to_write(c.add(row * c_stride + V::LANES));
             }
         }

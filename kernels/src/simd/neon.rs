@@ -109,6 +109,14 @@ impl Vector for float32x4_t {
     }
 
     #[inline(always)]
+    unsafe fn prefetch_to_write(at: *mut f32) {
+        // Rust 1.89 has no intrinsic for it. Memory stays as it is, but not told so, or the compiler would leave it out.
+        unsafe {
+            asm!("prfm pstl1keep, [{}]", in(reg) at, options(readonly, nostack, preserves_flags))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn apart<K: Kernel>(kernel: K) -> K::Output {
         unsafe { neon_apart(kernel) }
     }
