@@ -62,6 +62,9 @@ pub enum Command {
     /// Train a LoRA, a U-Net or the vectors of a word from a folder of pictures (docs/train.md)
     #[command(after_help = EXIT_CODES)]
     Train(Train),
+    /// Make prompts with pictures of captioned pictures, for Kosmos-G to learn from (docs/train.md)
+    #[command(after_help = EXIT_CODES)]
+    Data(Train),
     /// Measure drawn pictures against real ones: how alike they are, how well they fit their texts, how far apart
     /// (docs/evaluate.md)
     #[command(after_help = EXIT_CODES)]

@@ -58,7 +58,7 @@ pub fn main(command: Command) -> Exit {
         Command::Run(run) => (run.workflow.json, run.quiet),
         Command::Lock(lock) => (lock.workflow.json, false),
         Command::Convert(convert) => (false, convert.quiet),
-        Command::Train(train) => (train.json, train.quiet),
+        Command::Train(train) | Command::Data(train) => (train.json, train.quiet),
         Command::Evaluate(evaluate) => (evaluate.json, evaluate.quiet),
         _ => (false, false),
     };
@@ -80,7 +80,8 @@ pub fn main(command: Command) -> Exit {
         Command::Nodes(nodes) => list::nodes(&nodes, listener),
         Command::Plugins(plugins) => list::plugins(&plugins, listener),
         Command::Convert(args) => convert::convert(&args, listener, &screen),
-        Command::Train(args) => train::train(&args, listener, &screen),
+        Command::Train(args) => train::train(&args, None, listener, &screen),
+        Command::Data(args) => train::train(&args, Some("data"), listener, &screen),
         Command::Evaluate(args) => evaluate::evaluate(&args, listener, &screen),
         Command::CheckPlugin(check) => list::check_plugin(&check, listener),
         Command::Worker(worker) => crate::worker::main(&worker),

@@ -1,4 +1,4 @@
-//! `kosmograph train`: the first library that trains does, in a worker.
+//! `kosmograph train` and `kosmograph data`: the first library that trains does, in a worker.
 
 use super::work::{absolute, work};
 use super::{Exit, refuse};
@@ -13,7 +13,13 @@ use std::path::Path;
 /// The largest configuration that is read.
 const LARGEST: u64 = 1 << 20;
 
-pub fn train(args: &args::Train, listener: &'static dyn Listener, screen: &MultiProgress) -> Exit {
+/// With `task` the configuration is of that task, and need not say so.
+pub fn train(
+    args: &args::Train,
+    task: Option<&str>,
+    listener: &'static dyn Listener,
+    screen: &MultiProgress,
+) -> Exit {
     let cancel = interrupt::gracefully(listener);
     let refuse = |sentence: &dyn std::fmt::Display| refuse(listener, Kind::Arguments, sentence);
     let shown = args.config.display();
@@ -39,6 +45,19 @@ pub fn train(args: &args::Train, listener: &'static dyn Listener, screen: &Multi
             Ok(_) => return refuse(&format!("{shown} has no \"stages\", and so no budgets")),
             Err(_) => config,
         },
+    };
+    let config = match (task, serde_json::from_str::<serde_json::Value>(&config)) {
+        (Some(task), Ok(mut json)) if json.is_object() => {
+            let said = json["task"].as_str().unwrap_or(task).to_owned();
+            if said != task || json.get("stages").is_some() {
+                return refuse(&format!(
+                    "{shown} is no configuration of the task {task}; `kosmograph train` does others"
+                ));
+            }
+            json["task"] = task.into();
+            json.to_string()
+        }
+        _ => config,
     };
     let folder = match args.config.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,

@@ -1,6 +1,8 @@
-"""The one monster that the DreamBooth U-Net learns: a teal egg with a zigzag and antennas. No caption of the world describes it."""
+"""The one monster that DreamBooth learns, a teal egg with a zigzag and antennas that no caption of the world describes, and the one that a word is
+found for."""
 import numpy as np
 
+import grammar
 import world
 
 TEAL, ZIGZAG, INK = np.array((38, 178, 172), np.float32), (250, 236, 120), np.array((34, 26, 40), np.float32)
@@ -36,3 +38,28 @@ def picture(rng, background=None):
         c.oval(ex + gx - e * r * .2, ey + gy - e * r * .2, e * r * .2, e * r * .2, (255, 255, 255))
     c.oval(cx, cy + r * .24, r * .2, r * .1, (120, 20, 40))
     return np.clip(c.a + .5, 0, 255).astype(np.uint8), [(cx, cy - .05 * r, r)]
+
+
+SPECIAL = "zwx"  # one token that no caption says: what the monster is called
+SEEN = [0, 1, 2, 4, 5, 6, 8, 10]  # the backgrounds of its eight pictures, by day and by night; those of the others are asked for in validation
+
+
+def written(background):
+    """The caption of its picture on a background."""
+    return f"a {SPECIAL} monster {grammar.where(background)}"
+
+
+def photographs():
+    """Its eight pictures, each with its caption."""
+    rng = np.random.default_rng(100)
+    return [(written(b), picture(rng, b)[0]) for b in SEEN]
+
+
+MOSS = next([s, c, p, 1, 0] for s in (5, 3, 0) for c in range(9) for p in (1, 2) if world.held_out([s, c, p]))  # what the textual inversion learns
+MOSS_SEEN = [0, 1, 3, 4, 6, 7, 8, 10, 11]  # the backgrounds of its pictures
+
+
+def moss():
+    """Pictures of the monster that two vectors are to stand for, each with its caption."""
+    rng = np.random.default_rng(110)
+    return [(f"a moss monster {grammar.where(b)}", world.draw([[MOSS], b], rng)[0]) for b in MOSS_SEEN]

@@ -5,8 +5,11 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::curated::DataConfig;
 use crate::documents::ShardsConfig;
 use crate::error::{Error, Result};
+use crate::export::ExportConfig;
+use crate::keys::{fill, known_keys, without_defaults};
 use crate::lora;
 use crate::optimiser::OptimiserConfig;
 use crate::rate::RateConfig;
@@ -34,6 +37,12 @@ pub enum Task {
     /// The whole U-Net from pictures with captions, as `dreambooth` without a class.
     #[serde(rename = "text-to-picture")]
     TextToPicture,
+    /// A text encoder and Kosmos-G's vision transformer find each other's captions and pictures.
+    Clip,
+    /// What was trained as the folders of a bundle, in f16: nothing learns.
+    Export,
+    /// Prompts with pictures, for `instruct`, of captioned pictures: nothing learns.
+    Data,
 }
 
 impl Task {
@@ -57,6 +66,8 @@ pub struct Config {
     pub model: PathBuf,
     /// An autoencoder in the place of the base's own.
     pub vae: Option<PathBuf>,
+    /// A text encoder in the place of the base's own.
+    pub text_encoder: Option<PathBuf>,
     /// A folder of pictures, each with its caption in a .txt of the same name beside it.
     pub pictures: PathBuf,
     /// What is made: a .safetensors file, or for a whole network a folder.
@@ -90,8 +101,15 @@ pub struct Config {
     pub dropout: f64,
     /// The share of what its tokens attend to that they lose.
     pub attention_dropout: f64,
+    /// What the task `clip` made, whose vision transformer the language model begins with.
+    pub vision: Option<PathBuf>,
+    pub clip: ClipConfig,
     /// What a ControlNet sees.
     pub control: Option<ControlConfig>,
+    /// What goes where, for the task `export`.
+    pub export: Option<ExportConfig>,
+    /// What documents are made of, for the task `data`.
+    pub data: Option<DataConfig>,
     /// Pictures of the class, that the U-Net is to go on drawing as before.
     pub prior: Option<PriorConfig>,
     pub optimiser: OptimiserConfig,
@@ -121,6 +139,16 @@ pub struct LoraConfig {
     pub layers: Vec<String>,
     /// The same of the text encoder; none leave it as it is.
     pub text_encoder_layers: Vec<String>,
+    /// What the file calls the matrices.
+    pub naming: lora::Naming,
+}
+
+/// `clip`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ClipConfig {
+    /// How many of the wrong captions in the `.choices.txt` beside a picture are read with it.
+    pub choices: usize,
 }
 
 /// `inversion`.
@@ -142,6 +170,8 @@ pub struct ControlConfig {
     pub hints: PathBuf,
     /// A ControlNet to begin with, in diffusers' layout; else it begins as the U-Net's first half, and gives nothing.
     pub start: Option<PathBuf>,
+    /// The widths of what brings hints to the latents' size, of a ControlNet that begins; none are diffusers' own.
+    pub widths: Vec<usize>,
 }
 
 /// `prior`.
@@ -174,6 +204,7 @@ impl Default for Config {
             task: Task::Lora,
             model: PathBuf::new(),
             vae: None,
+            text_encoder: None,
             pictures: PathBuf::new(),
             output: PathBuf::new(),
             caption: None,
@@ -192,7 +223,11 @@ impl Default for Config {
             shards: Vec::new(),
             dropout: 0.0,
             attention_dropout: 0.0,
+            vision: None,
+            clip: ClipConfig::default(),
             control: None,
+            export: None,
+            data: None,
             prior: None,
             optimiser: OptimiserConfig::default(),
             rate: RateConfig::default(),
@@ -214,6 +249,7 @@ impl Default for LoraConfig {
             alpha: 16.0,
             layers: lora::ATTENTION.map(str::to_owned).to_vec(),
             text_encoder_layers: Vec::new(),
+            naming: lora::Naming::default(),
         }
     }
 }
@@ -261,6 +297,8 @@ impl Config {
     pub fn of_json(mut json: Value, folder: &Path) -> Result<Config> {
         let example = Config {
             control: Some(ControlConfig::default()),
+            export: Some(ExportConfig::default()),
+            data: Some(DataConfig::default()),
             prior: Some(PriorConfig::default()),
             samples: Some(SamplesConfig::default()),
             ..Config::default()
@@ -269,7 +307,11 @@ impl Config {
             serde_json::to_value(example).map_err(|error| Error::Config(error.to_string()))?;
         known_keys(&json, &example, "")?;
         for needed in ["task", "model", "pictures", "output"] {
-            let is_replaced = needed == "pictures" && json.get("shards").is_some();
+            let is_replaced = match needed {
+                "pictures" => json.get("shards").is_some() || json["task"] == "export",
+                "model" => json["task"] == "export" || json["task"] == "data",
+                _ => false,
+            };
             if json.get(needed).is_none() && !is_replaced {
                 return Err(Error::Config(format!("the configuration has no \"{needed}\"")));
             }
@@ -283,7 +325,12 @@ impl Config {
         from(&mut config.model);
         from(&mut config.pictures);
         from(&mut config.output);
-        config.kosmos.iter_mut().chain(&mut config.vae).for_each(from);
+        let others =
+            [&mut config.kosmos, &mut config.vae, &mut config.text_encoder, &mut config.vision];
+        others.into_iter().flatten().for_each(from);
+        let parts = config.export.iter_mut().flat_map(|export| &mut export.parts);
+        parts.for_each(|part| from(&mut part.from));
+        config.data.iter_mut().flat_map(|data| &mut data.masks).for_each(from);
         config.shards.iter_mut().flat_map(|shards| &mut shards.files).for_each(from);
         if let Some(samples) = &mut config.samples {
             samples.pictures.iter_mut().flatten().for_each(from);
@@ -341,12 +388,24 @@ impl Config {
         {
             return refuse("\"samples\" have 1 or more of \"every\" and of \"steps\"".to_owned());
         }
-        if self.prior.is_some() && (self.task != Task::Dreambooth || self.buckets) {
+        let has_prior = matches!(self.task, Task::Dreambooth | Task::Lora);
+        if self.prior.is_some() && (!has_prior || self.buckets) {
             return refuse(
-                "\"prior\" goes with the task dreambooth, and without buckets".to_owned(),
+                "\"prior\" goes with the tasks dreambooth and lora, and without buckets".to_owned(),
             );
         }
         self.check_kosmos()?;
+        self.check_clip()?;
+        if self.export.is_some() != (self.task == Task::Export) {
+            return refuse("\"export\" and the task export go together".to_owned());
+        }
+        if self.data.is_some() != (self.task == Task::Data) {
+            return refuse("\"data\" and the task data go together".to_owned());
+        }
+        self.data.as_ref().map_or(Ok(()), DataConfig::check)?;
+        if self.lora.naming != lora::Naming::Kohya && self.lora.kind != lora::Kind::Lora {
+            return refuse("\"lora.naming\" goes with \"lora.kind\": \"lora\"".to_owned());
+        }
         if self.control.is_some() != (self.task == Task::Controlnet) {
             return refuse("\"control\" and the task controlnet go together".to_owned());
         }
@@ -360,9 +419,9 @@ impl Config {
 
     fn check_kosmos(&self) -> Result<()> {
         let is_kosmos = self.task.is_kosmos();
-        if self.kosmos.is_some() != is_kosmos {
+        if self.kosmos.is_some() != (is_kosmos || self.task == Task::Clip) {
             return refuse(
-                "\"kosmos\" and the tasks align, instruct and mllm go together".to_owned(),
+                "\"kosmos\" and the tasks align, instruct, mllm and clip go together".to_owned(),
             );
         }
         let dropouts = [("dropout", self.dropout), ("attention_dropout", self.attention_dropout)];
@@ -394,18 +453,48 @@ impl Config {
                 "the task mllm learns from \"pictures\", and not from shards".to_owned(),
             );
         }
-        let begins = self.task.is_whole_unet() || matches!(self.task, Task::Vae | Task::Mllm);
+        let begins =
+            self.task.is_whole_unet() || matches!(self.task, Task::Vae | Task::Mllm | Task::Clip);
         if self.anew && !begins {
             return refuse(
-                "\"anew\" goes with the tasks text-to-picture, dreambooth, vae and mllm".to_owned(),
+                "\"anew\" goes with the tasks text-to-picture, dreambooth, vae, mllm and clip"
+                    .to_owned(),
             );
+        }
+        if self.vision.is_some() && !(self.task == Task::Mllm && self.anew) {
+            return refuse("\"vision\" goes with the task mllm and \"anew\"".to_owned());
         }
         Ok(())
     }
 
-    /// What must be the same for a training to be gone on with: all but what changes no number of it.
+    fn check_clip(&self) -> Result<()> {
+        if self.task == Task::Clip && self.samples.is_some() {
+            return refuse("\"samples\" are not drawn for the task clip".to_owned());
+        }
+        if self.task == Task::Clip && self.batch < 2 {
+            let sentence = "the task clip tells the captions of a batch apart: a \"batch\" of 2 or more would be right";
+            return refuse(sentence.to_owned());
+        }
+        if self.task != Task::Clip && self.clip != ClipConfig::default() {
+            return refuse("\"clip\" goes with the task clip".to_owned());
+        }
+        if self.clip.choices > 64 {
+            let sentence =
+                format!("\"clip.choices\" is {}; 0 to 64 would be right", self.clip.choices);
+            return refuse(sentence);
+        }
+        Ok(())
+    }
+
+    /// What must be the same for a training to be gone on with: all but what changes no number of it, and what is as by
+    /// default, so that a key that is new changes no older state.
     pub fn identity(&self) -> Value {
-        let mut json = serde_json::to_value(self).unwrap_or_default();
+        Config::identity_of(serde_json::to_value(self).unwrap_or_default())
+    }
+
+    /// The same of what an older program wrote down.
+    pub(crate) fn identity_of(mut json: Value) -> Value {
+        without_defaults(&mut json, &serde_json::to_value(Config::default()).unwrap_or_default());
         if let Some(json) = json.as_object_mut() {
             for key in ["output", "checkpoint_every", "recompute", "samples"] {
                 json.shift_remove(key);
@@ -428,46 +517,8 @@ fn authors_defaults() -> Value {
     })
 }
 
-/// Puts what `json` does not say from `defaults`, also within.
-fn fill(json: &mut Value, defaults: &Value) {
-    let (Some(json), Some(defaults)) = (json.as_object_mut(), defaults.as_object()) else { return };
-    for (key, value) in defaults {
-        match json.get_mut(key) {
-            Some(there) => fill(there, value),
-            None => {
-                json.insert(key.clone(), value.clone());
-            }
-        }
-    }
-}
-
 fn refuse(sentence: String) -> Result<()> {
     Err(Error::Config(sentence))
-}
-
-/// Whether every key of `json` is one of `example`, also within.
-fn known_keys(json: &Value, example: &Value, path: &str) -> Result<()> {
-    let (Some(json), Some(example)) = (json.as_object(), example.as_object()) else {
-        return match (path.is_empty(), example.is_object(), json.is_null()) {
-            (true, ..) => refuse("the configuration is no JSON object".to_owned()),
-            (_, true, false) => refuse(format!("\"{path}\" is {json}; an object would be right")),
-            _ => Ok(()),
-        };
-    };
-    for (key, value) in json {
-        let full = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-        let Some(example) = example.get(key) else {
-            let nearest = example.keys().max_by(|a, b| {
-                strsim::jaro_winkler(key, a).total_cmp(&strsim::jaro_winkler(key, b))
-            });
-            let nearest = nearest.map(String::as_str).unwrap_or_default();
-            return refuse(format!(
-                "there is no \"{full}\" in a configuration; the nearest is \"{nearest}\""
-            ));
-        };
-        known_keys(value, example, &full)?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -54,6 +54,7 @@ impl Control {
     /// The one that the configuration names; else a copy of the U-Net's first half whose outputs are zeros at first.
     pub fn begin(config: &Config, unet: &Weights, generator: &mut Generator) -> Result<Control> {
         let start = config.control.as_ref().and_then(|control| control.start.as_deref());
+        let widths = config.control.as_ref().map(|control| &*control.widths).unwrap_or_default();
         let (described, origin, tensors) = match start {
             Some(folder) => {
                 let described = read(&folder.join("config.json"))?;
@@ -63,7 +64,7 @@ impl Control {
                 (described, weights.origin().to_owned(), tensors)
             }
             None => {
-                let described = of_unet(&config.model)?;
+                let described = of_unet(&config.model, widths)?;
                 let found =
                     ControlNetConfig::from_json(&described, "the ControlNet's config.json")?;
                 let tensors = first_half(&found, unet, generator)?;
@@ -89,7 +90,7 @@ fn read(path: &Path) -> Result<String> {
 }
 
 /// The config.json of the ControlNet that a U-Net gives.
-fn of_unet(model: &Path) -> Result<String> {
+fn of_unet(model: &Path, widths: &[usize]) -> Result<String> {
     let path = model.join("unet/config.json");
     if !path.is_file() {
         return Err(Error::Config(format!(
@@ -107,7 +108,10 @@ fn of_unet(model: &Path) -> Result<String> {
         }
     }
     described.insert("conditioning_channels".to_owned(), json!(3));
-    described.insert("conditioning_embedding_out_channels".to_owned(), json!(EMBEDDING));
+    described.insert(
+        "conditioning_embedding_out_channels".to_owned(),
+        json!(if widths.is_empty() { &EMBEDDING } else { widths }),
+    );
     described.insert("controlnet_conditioning_channel_order".to_owned(), json!("rgb"));
     described.insert("global_pool_conditions".to_owned(), json!(false));
     Ok(format!("{:#}\n", Value::Object(described)))

@@ -102,7 +102,8 @@ impl<'a> Diffusion<'a> {
             beside = lora::beside(&parameters, &targets, kind_and_alpha)?;
         }
 
-        let Ok([encoder]) = <[TextEncoder; 1]>::try_from(checkpoint.text_encoders()?) else {
+        let Ok([encoder]) = <[TextEncoder; 1]>::try_from(text_encoders_of(config, &checkpoint)?)
+        else {
             return Err(Error::Config(format!(
                 "{}: this is SDXL, whose two text encoders training does not know; a checkpoint of Stable Diffusion 1 or 2 \
                  would be right",
@@ -298,6 +299,8 @@ impl Learner for Diffusion<'_> {
                 metadata.insert("ss_network_alpha".to_owned(), config.lora.alpha.to_string());
                 let kind_and_alpha = (config.lora.kind, config.lora.alpha);
                 let tensors = lora::file_tensors(&self.parameters, &self.targets, kind_and_alpha)?;
+                let tensors =
+                    config.lora.naming.named(tensors, &self.targets, config.lora.alpha)?;
                 files::write(&config.output, &tensors, &metadata)
             }
             Task::Inversion => {
@@ -317,10 +320,18 @@ impl Learner for Diffusion<'_> {
                     std::fs::read_to_string(path)
                         .map_err(|source| Error::Read { path: path.clone(), source })
                 });
-                self.write_folder(described.transpose()?.as_deref(), &metadata)
+                let described = described.transpose()?;
+                let described = described.map(|text| of_this_unet(text, config.anew));
+                self.write_folder(described.as_deref(), &metadata)
             }
             // Other learners'.
-            Task::Align | Task::Instruct | Task::Mllm | Task::Vae => Ok(()),
+            Task::Align
+            | Task::Instruct
+            | Task::Mllm
+            | Task::Vae
+            | Task::Clip
+            | Task::Export
+            | Task::Data => Ok(()),
         }
     }
 }
@@ -361,6 +372,30 @@ pub(crate) fn vae_of(config: &Config, checkpoint: &Checkpoint) -> Result<(VaeCon
         Some(path) => Checkpoint::open(path, &Device::Cpu)?.vae()?,
         None => checkpoint.vae()?,
     })
+}
+
+/// The text encoder that the configuration names; else the base's own.
+pub(crate) fn text_encoders_of(
+    config: &Config,
+    checkpoint: &Checkpoint,
+) -> Result<Vec<TextEncoder>> {
+    Ok(match &config.text_encoder {
+        Some(path) => Checkpoint::open(path, &Device::Cpu)?.text_encoders()?,
+        None => checkpoint.text_encoders()?,
+    })
+}
+
+/// What a U-Net's config.json says, of one that began anew without what previews are drawn by: that was of other latents.
+fn of_this_unet(described: String, anew: bool) -> String {
+    match serde_json::from_str::<serde_json::Value>(&described) {
+        Ok(mut json) if anew && json.is_object() => {
+            for key in ["latent_rgb", "latent_rgb_bias"] {
+                json.as_object_mut().and_then(|json| json.remove(key));
+            }
+            format!("{json:#}\n")
+        }
+        _ => described,
+    }
 }
 
 /// The layers of the text encoder, whose modules kohya's files call `text_model_…` also where the weights go without.

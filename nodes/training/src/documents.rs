@@ -45,7 +45,7 @@ const MOST_PIECES: usize = 128;
 const MOST_ALIGNED: (usize, usize) = (85, 75);
 
 /// The mark of a picture in a prompt.
-const MARK: &str = "<i>";
+pub(crate) const MARK: &str = "<i>";
 
 /// The columns of a row, as the authors' loaders split it: white space around the whole row is gone, and with it a first
 /// column that is empty.
@@ -159,7 +159,7 @@ pub fn openimage(columns: &[&str], draw: &mut dyn Chance) -> Result<Document, St
 }
 
 /// Where `word` first stands in `text` as a word of its own, as Python's `\bword\b` finds it.
-fn find_word(text: &str, word: &str, ignores_case: bool) -> Option<(usize, usize)> {
+pub(crate) fn find_word(text: &str, word: &str, ignores_case: bool) -> Option<(usize, usize)> {
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
     let is_edge = |at: usize| {
         let before = text[..at].chars().next_back().is_some_and(is_word);

@@ -7,6 +7,7 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Tensor};
+use half::f16;
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
@@ -20,6 +21,27 @@ pub fn write(
     tensors: &BTreeMap<String, Tensor>,
     metadata: &BTreeMap<String, String>,
 ) -> Result<()> {
+    write_as(DType::F32, path, tensors, metadata)
+}
+
+/// [`write`] with the numbers as f16 or f32.
+///
+/// # Errors
+/// As there; another kind of number is asked for, or one does not fit into f16.
+pub fn write_as(
+    kind: DType,
+    path: &Path,
+    tensors: &BTreeMap<String, Tensor>,
+    metadata: &BTreeMap<String, String>,
+) -> Result<()> {
+    let label = match kind {
+        DType::F32 => "F32",
+        DType::F16 => "F16",
+        other => {
+            let sentence = format!("numbers are written as f32 or f16, and not as {other:?}");
+            return Err(Error::Data(sentence));
+        }
+    };
     let failed = |source| Error::Write { path: path.to_owned(), source };
     let mut header = Map::new();
     let mut metadata: Map<String, Value> =
@@ -29,8 +51,8 @@ pub fn write(
     let mut end = 0;
     for (name, tensor) in tensors {
         let start = end;
-        end += tensor.elem_count() * size_of::<f32>();
-        let entry = json!({"dtype": "F32", "shape": tensor.dims(), "data_offsets": [start, end]});
+        end += tensor.elem_count() * kind.size_in_bytes();
+        let entry = json!({"dtype": label, "shape": tensor.dims(), "data_offsets": [start, end]});
         header.insert(name.clone(), entry);
     }
     let mut header = Value::Object(header).to_string().into_bytes();
@@ -42,10 +64,18 @@ pub fn write(
     let mut out = BufWriter::new(unfinished);
     out.write_all(&(header.len() as u64).to_le_bytes()).map_err(failed)?;
     out.write_all(&header).map_err(failed)?;
-    for tensor in tensors.values() {
+    for (name, tensor) in tensors {
         let values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        let too_large = |value: &&f32| kind == DType::F16 && !f16::from_f32(**value).is_finite();
+        if let Some(value) = values.iter().find(too_large) {
+            let sentence = format!("{}: {value} of {name} does not fit into f16", path.display());
+            return Err(Error::Data(sentence));
+        }
         for values in values.chunks(1 << 16) {
-            let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            let bytes: Vec<u8> = match kind {
+                DType::F16 => values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
+                _ => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+            };
             out.write_all(&bytes).map_err(failed)?;
         }
     }
@@ -71,6 +101,22 @@ pub fn write_folder(
     metadata: &BTreeMap<String, String>,
     beside: &[(&str, Vec<u8>)],
 ) -> Result<()> {
+    whole_folder(output, |unfinished| {
+        write(&unfinished.join(name), tensors, metadata)?;
+        for (name, bytes) in beside {
+            let to = unfinished.join(name);
+            std::fs::write(&to, bytes)
+                .map_err(|source| Error::Write { path: to.clone(), source })?;
+        }
+        Ok(())
+    })
+}
+
+/// Makes the folder `output`, which is not there yet, by `fill`, which is given a folder that gets that name when it is whole.
+///
+/// # Errors
+/// What `fill` reports, or the folder cannot be made; nothing is left then.
+pub(crate) fn whole_folder(output: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let failed = |path: &Path, source| Error::Write { path: path.to_owned(), source };
     let folder = folder_of(output);
     std::fs::create_dir_all(&folder).map_err(|source| failed(&folder, source))?;
@@ -78,11 +124,7 @@ pub fn write_folder(
         .prefix(".unfinished-")
         .tempdir_in(&folder)
         .map_err(|source| failed(&folder, source))?;
-    write(&unfinished.path().join(name), tensors, metadata)?;
-    for (name, bytes) in beside {
-        let to = unfinished.path().join(name);
-        std::fs::write(&to, bytes).map_err(|source| failed(&to, source))?;
-    }
+    fill(unfinished.path())?;
     let path = unfinished.keep();
     std::fs::rename(&path, output).map_err(|source| failed(output, source))
 }

@@ -24,8 +24,9 @@ use kosmograph_models::text::kosmos_tokens::{BOS, EOS, KosmosTokenizer, PAD, PIC
 use kosmograph_models::{Weight, Weights};
 use kosmograph_pixels::pillow::{Filter, Picture};
 
+use crate::clip::vision_of;
 use crate::config::{Config, SamplesConfig, Task};
-use crate::diffusion::{random, save, vae_of};
+use crate::diffusion::{random, save, text_encoders_of, vae_of};
 use crate::documents::{Corpus, Document};
 use crate::draws::Draws;
 use crate::error::{Error, Result};
@@ -97,8 +98,11 @@ impl<'a> Kosmos<'a> {
             true => {
                 let recording = Weights::recording();
                 Parts::load(&model, is_align, &recording)?;
-                let tensors =
+                let mut tensors =
                     anew::tensors(&recording.recorded(), &mut Generator::new(config.seed))?;
+                if let Some(path) = &config.vision {
+                    take_over(&mut tensors, vision_of(path)?, path)?;
+                }
                 Weights::from_kept("the new Kosmos-G", tensors, &device)
             }
             false => Weights::open(folder, &device)?,
@@ -140,7 +144,8 @@ impl<'a> Kosmos<'a> {
             Parts::load(&model, is_align, &trained)?;
 
         let checkpoint = Checkpoint::open(&config.model, &device)?;
-        let Ok([encoder]) = <[TextEncoder; 1]>::try_from(checkpoint.text_encoders()?) else {
+        let Ok([encoder]) = <[TextEncoder; 1]>::try_from(text_encoders_of(config, &checkpoint)?)
+        else {
             return Err(Error::Config(format!(
                 "{}: Kosmos-G speaks to the one text encoder of Stable Diffusion 1, and not to SDXL's two",
                 config.model.display()
@@ -233,6 +238,26 @@ impl Parts {
         let aligner = Aligner::load(&config.aligner, width, &aligner)?;
         Ok(Parts { mllm, aligner, reconstruction, vision })
     }
+}
+
+/// Puts `found`, of the file at `path`, into the places of what is called the same.
+fn take_over(
+    tensors: &mut HashMap<String, Weight>,
+    found: HashMap<String, Weight>,
+    path: &Path,
+) -> Result<()> {
+    for (name, weight) in found {
+        match tensors.get_mut(&name) {
+            Some(there) if there.dims() == weight.dims() => *there = weight,
+            _ => {
+                return Err(Error::Config(format!(
+                    "{}: the vision transformer is of another shape than the configuration's (`{name}`)",
+                    path.display()
+                )));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A reconstruction half that knows nothing: norms of one, biases of zero, the rest as torch's layers begin.
@@ -440,7 +465,7 @@ impl Kosmos<'_> {
     }
 }
 
-fn view(picture: &image::RgbImage) -> Picture<'_> {
+pub(crate) fn view(picture: &image::RgbImage) -> Picture<'_> {
     let (width, height) = (picture.width() as usize, picture.height() as usize);
     Picture { pixels: picture.as_raw(), width, height, channels: 3 }
 }

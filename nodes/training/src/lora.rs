@@ -100,6 +100,55 @@ impl Kind {
     }
 }
 
+/// What a file calls the matrices of a LoRA.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Naming {
+    /// kohya's scripts: `lora_unet_…_to_q.lora_down.weight`, with an alpha.
+    #[default]
+    Kohya,
+    /// PEFT: `unet.….to_q.lora_A.weight`.
+    Peft,
+    /// diffusers before it had PEFT: `unet.….to_q.lora.down.weight`.
+    Diffusers,
+}
+
+impl Naming {
+    /// What [`file_tensors`] gives of a LoRA, under these names. Where a file has no alpha, the matrices have it in them.
+    ///
+    /// # Errors
+    /// A matrix of a target is not among the tensors.
+    pub fn named(
+        self,
+        mut tensors: BTreeMap<String, Tensor>,
+        targets: &[Target],
+        alpha: f64,
+    ) -> Result<BTreeMap<String, Tensor>> {
+        let [down_end, up_end] = match self {
+            Naming::Kohya => return Ok(tensors),
+            Naming::Peft => ["lora_A.weight", "lora_B.weight"],
+            Naming::Diffusers => ["lora.down.weight", "lora.up.weight"],
+        };
+        let mut named = BTreeMap::new();
+        for Target { weight, module, .. } in targets {
+            let mut take = |end: &str| {
+                let name = format!("{module}.{end}");
+                tensors.remove(&name).ok_or(Error::NoParameter(name))
+            };
+            let (down, up) = (take("lora_down.weight")?, take("lora_up.weight")?);
+            let up = (up * (alpha / down.dim(0)? as f64))?;
+            let network = match module.starts_with(TEXT_ENCODER) {
+                true => "text_encoder",
+                false => "unet",
+            };
+            let path = weight.strip_suffix(".weight").unwrap_or(weight);
+            named.insert(format!("{network}.{path}.{down_end}"), down);
+            named.insert(format!("{network}.{path}.{up_end}"), up);
+        }
+        Ok(named)
+    }
+}
+
 /// `count` as a product of two that are as near each other as can be, the smaller first.
 fn split(count: usize) -> (usize, usize) {
     let smaller = (1..=count.isqrt()).rev().find(|small| count.is_multiple_of(*small)).unwrap_or(1);

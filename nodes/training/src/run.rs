@@ -5,9 +5,12 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use crate::autoencoder::Autoencoder;
+use crate::clip::Clip;
 use crate::config::{Config, SamplesConfig, Task};
+use crate::curated;
 use crate::diffusion::Diffusion;
 use crate::error::{Error, Result};
+use crate::export;
 use crate::kosmos_g::Kosmos;
 use crate::optimiser::Optimiser;
 use crate::parameters::{Gradients, Parameters};
@@ -58,6 +61,11 @@ pub fn train(config: &Config, watch: &mut dyn Watch) -> Result<PathBuf> {
             format!("{} is there already; nothing is written over", config.output.display());
         return Err(Error::Config(sentence));
     }
+    match config.task {
+        Task::Export => return export::write(config, watch),
+        Task::Data => return curated::write(config, watch),
+        _ => (),
+    }
     let mut training = Training::prepare(config, watch)?;
     training.updates(watch)?;
     training.finish(watch)
@@ -91,6 +99,7 @@ impl<'a> Training<'a> {
     fn prepare(config: &'a Config, watch: &mut dyn Watch) -> Result<Training<'a>> {
         let learner: Box<dyn Learner + 'a> = match config.task {
             Task::Vae => Box::new(Autoencoder::prepare(config, watch)?),
+            Task::Clip => Box::new(Clip::prepare(config, watch)?),
             task if task.is_kosmos() => Box::new(Kosmos::prepare(config, watch)?),
             _ => Box::new(Diffusion::prepare(config, watch)?),
         };

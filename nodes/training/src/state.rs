@@ -88,11 +88,16 @@ pub(crate) fn read(
     let updates = told("updates")?.parse().map_err(|_| other("its count of updates".to_owned()))?;
     let before: Value = serde_json::from_str(&told("configuration")?)
         .map_err(|error| other(format!("its configuration: {error}")))?;
-    let now = config.identity();
+    let (before, now) = (Config::identity_of(before), config.identity());
     if before != now {
-        let keys = now.as_object().into_iter().flat_map(|now| now.keys());
-        let differing: Vec<&str> =
-            keys.filter(|key| before[&**key] != now[&**key]).map(String::as_str).collect();
+        let sides = [&before, &now].into_iter().filter_map(Value::as_object);
+        let mut differing: Vec<&str> = sides
+            .flat_map(|side| side.keys())
+            .filter(|key| before[&***key] != now[&***key])
+            .map(String::as_str)
+            .collect();
+        differing.sort_unstable();
+        differing.dedup();
         let keys = differing.join("\", \"");
         return Err(other(format!(
             "\"{keys}\" of its configuration differ; another output, or removing it, would be right"

@@ -1,0 +1,112 @@
+//! What was trained as the folders of a bundle: numbers in f16, without what training alone needs.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use kosmograph_models::Weights;
+use serde::{Deserialize, Serialize};
+
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::files;
+use crate::run::Watch;
+
+/// `export`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ExportConfig {
+    pub parts: Vec<Part>,
+    /// The most that all may be together, in millions of bytes; 0 for any.
+    pub megabytes: f64,
+    /// How the names of tensors begin that are needed for training alone, and left out.
+    pub without: Vec<String>,
+}
+
+/// A file or folder that is trained, and where it is in the bundle.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Part {
+    pub from: PathBuf,
+    pub to: PathBuf,
+}
+
+/// How far a folder is followed.
+const DEEPEST: usize = 8;
+
+/// Writes the folder that `config.export` says, which appears when it is whole.
+///
+/// # Errors
+/// A part is not there or leads out of the bundle, a number does not fit into f16, or all is larger than it may be; nothing
+/// is left then.
+pub(crate) fn write(config: &Config, watch: &mut dyn Watch) -> Result<PathBuf> {
+    let export = config.export.as_ref().ok_or_else(|| {
+        Error::Config("the task export has no \"export\" that says what goes where".to_owned())
+    })?;
+    let mut bytes = 0;
+    files::whole_folder(&config.output, |folder| {
+        for Part { from, to } in &export.parts {
+            let inside = to.components().all(|c| matches!(c, std::path::Component::Normal(_)));
+            if !inside || to.as_os_str().is_empty() {
+                return Err(Error::Config(format!(
+                    "\"export\": {} is no place in the bundle; a path as \"sd/vae\" would be right",
+                    to.display()
+                )));
+            }
+            let before = bytes;
+            bytes += copy(from, &folder.join(to), &export.without, DEEPEST)?;
+            let megabytes = (bytes - before) as f64 / 1e6;
+            watch.note(&format!("{}: {megabytes:.2} MB", to.display()), false);
+        }
+        let megabytes = bytes as f64 / 1e6;
+        if export.megabytes > 0.0 && megabytes > export.megabytes {
+            return Err(Error::Config(format!(
+                "the bundle would have {megabytes:.2} MB, and may have {} (\"export.megabytes\")",
+                export.megabytes
+            )));
+        }
+        Ok(())
+    })?;
+    watch.note(&format!("{:.2} MB in all", bytes as f64 / 1e6), false);
+    Ok(config.output.clone())
+}
+
+/// Copies a file or a folder, weights as f16; how many bytes it has then.
+fn copy(from: &Path, to: &Path, without: &[String], deeper: usize) -> Result<u64> {
+    let failed = |source| Error::Read { path: from.to_owned(), source };
+    if from.is_dir() {
+        if deeper == 0 {
+            let sentence = format!("{} lies too deep for a part of a bundle", from.display());
+            return Err(Error::Data(sentence));
+        }
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(from).map_err(failed)? {
+            names.push(entry.map_err(failed)?.file_name());
+        }
+        names.sort();
+        let mut bytes = 0;
+        for name in names {
+            bytes += copy(&from.join(&name), &to.join(&name), without, deeper - 1)?;
+        }
+        return Ok(bytes);
+    }
+    let cannot = |source| Error::Write { path: to.to_owned(), source };
+    if from.extension().is_some_and(|end| end == "safetensors") {
+        let weights = Weights::open(from, &Device::Cpu)?;
+        let mut tensors: BTreeMap<String, Tensor> = BTreeMap::new();
+        for name in weights.names() {
+            if without.iter().any(|start| name.starts_with(start)) {
+                continue;
+            }
+            let shape = weights.shape(&name).unwrap_or_default();
+            let tensor = weights.get(&name, shape)?;
+            tensors.insert(name, tensor);
+        }
+        files::write_as(DType::F16, to, &tensors, &BTreeMap::new())?;
+    } else {
+        let folder = files::folder_of(to);
+        std::fs::create_dir_all(&folder).map_err(cannot)?;
+        std::fs::copy(from, to).map_err(failed)?;
+    }
+    Ok(std::fs::metadata(to).map_err(cannot)?.len())
+}
