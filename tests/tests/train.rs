@@ -481,7 +481,10 @@ fn what_is_wrong_is_told_before_anything_is_made() -> Result<()> {
             json!({"task": "controlnet", "control": {"hints": "nowhere"}}),
             "holds no picture that can be read",
         ),
-        (json!({"task": "align"}), "\"kosmos\" and the tasks align, instruct and mllm go together"),
+        (
+            json!({"task": "align"}),
+            "\"kosmos\" and the tasks align, instruct, mllm and clip go together",
+        ),
         (json!({"anew": true}), "\"anew\" goes with the tasks"),
         (json!({"task": "align", "kosmos": "nowhere"}), "nowhere"),
         (

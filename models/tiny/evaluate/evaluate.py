@@ -21,12 +21,10 @@ from PIL import Image
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, "..", "train"))
 import classifier  # noqa: E402
-import controlnet  # noqa: E402
-import data  # noqa: E402
-import dreambooth  # noqa: E402
+import given as monster_given  # noqa: E402
 import grammar  # noqa: E402
-import inversion  # noqa: E402
-import stage  # noqa: E402
+from outlines import agreement as overlap, outline  # noqa: E402
+import portraits  # noqa: E402
 import styles  # noqa: E402
 import world  # noqa: E402
 
@@ -191,7 +189,7 @@ def three(bench, rng, count):
     scenes, prompts, subjects = [], [], []
     for _ in range(count):
         ms, bg = [[*world.random_monster(rng, held=True)[:4], 0] for _ in range(2)], int(rng.integers(12))
-        subjects.append([portrait(m, rng) for m, _ in data.styled(ms[0], rng, held=None)] + [portrait(ms[1], rng)])
+        subjects.append([portrait(m, rng) for m, _ in portraits.styled(ms[0], rng, held=None)] + [portrait(ms[1], rng)])
         prompts.append(f"<i> in the style of <i> and <i> {grammar.where(bg)}")
         scenes.append([ms, bg])
     answers = bench.read(from_subjects(bench, "subject three", prompts, subjects, rng.integers(1 << 31, size=count).tolist()))
@@ -229,15 +227,25 @@ def vae(bench, rng, count):
     return {"psnr": float((-10 * np.log10(error.mean((1, 2, 3)))).mean()), **classifier.agreement(bench.read(drawn), scenes)}
 
 
+def asked_along(n, rng):
+    """n held-out monsters whose outlines are given, and scenes that ask for another colour and another plain background."""
+    given, scenes = [], []
+    for _ in range(n):
+        m, bg = world.random_monster(rng, held=True), int(rng.integers(8))
+        given.append(world.draw([[m], bg], rng)[0])
+        scenes.append([[[m[0], int(rng.integers(9)), *m[2:]]], int(rng.integers(8))])
+    return given, scenes
+
+
 def control(bench, rng, count):
     """The outline of one held-out monster, and a text that asks for it in another colour on another background."""
-    given, scenes = controlnet.asked(count, rng)
+    given, scenes = asked_along(count, rng)
     names, seeds = [bench.show(p) for p in given], rng.integers(1 << 31, size=count).tolist()
 
     def build(graph, n, model, clip, vae, empty):
         graph.picture(n, model, graph.add("CLIPTextEncode", text=grammar.caption(scenes[n]), clip=clip), empty, vae, seeds[n], control=steered(graph, names[n]))
     drawn = bench.draw("control", count, build)
-    iou = [controlnet.agreement(controlnet.outline(g), controlnet.outline(d)) for g, d in zip(given, drawn)]
+    iou = [overlap(outline(g), outline(d)) for g, d in zip(given, drawn)]
     return {"outline IoU": float(np.mean(iou)), **classifier.agreement(bench.read(drawn), scenes)}
 
 
@@ -251,16 +259,22 @@ def looks(look):
 
 def given_monster(bench, rng, count):
     """Asked for by its name on backgrounds that its eight pictures did not have."""
-    unseen = [b for b in range(12) if b not in dreambooth.SEEN]
+    unseen = [b for b in range(12) if b not in monster_given.SEEN]
     places = [unseen[int(rng.integers(len(unseen)))] for _ in range(count)]
-    answers = bench.read(from_text(bench, "dreambooth", [dreambooth.written(b, None) for b in places], rng.integers(1 << 31, size=count).tolist()))
+    answers = bench.read(from_text(bench, "dreambooth", [monster_given.written(b) for b in places], rng.integers(1 << 31, size=count).tolist()))
     return {"given monster": float(np.mean([a["given"] for a in answers])), "background": float(np.mean([a["background"] == b for a, b in zip(answers, places)]))}
 
 
 def embedding(bench, rng, count):
-    scenes = [[[inversion.MONSTER], int(rng.integers(12))] for _ in range(count)]
+    scenes = [[[monster_given.MOSS], int(rng.integers(12))] for _ in range(count)]
     texts = [f"a embedding:{bench.args.name}/embeddings/moss monster {grammar.where(b)}" for _, b in scenes]
     return classifier.agreement(bench.read(from_text(bench, "embedding", texts, rng.integers(1 << 31, size=count).tolist())), scenes)
+
+
+def instructions():
+    """What this CPU can do, as Linux names it."""
+    lines = open("/proc/cpuinfo").readlines() if os.path.exists("/proc/cpuinfo") else []
+    return next((line.split(":")[1].split() for line in lines if line.startswith("flags")), [])
 
 
 def replay(bench, rng, count):
@@ -271,7 +285,7 @@ def replay(bench, rng, count):
     asked = [f"<i> wearing {grammar.accessory(1 + int(rng.integers(6)))} {grammar.where(int(rng.integers(12)))}" for _ in range(quarter)]
     seeds, figures, answers = rng.integers(1 << 31, size=quarter).tolist(), {}, {}
     for name in ("widest", "avx2", "portable"):
-        if name == "avx2" and name not in stage.instructions():
+        if name == "avx2" and name not in instructions():
             continue
         bench.environment = {**os.environ, **({} if name == "widest" else {"KOSMOGRAPH_ISA": name})}
         drawn = from_text(bench, f"text {name}", words, seeds), from_subjects(bench, f"subject {name}", asked, [[p] for p in shown], seeds)
@@ -308,7 +322,7 @@ def combined(part):
         outlines = None
         if "control" in words or everything:
             # The outline is of another monster in all but its shape, pattern and what it wears.
-            outlines, scenes = controlnet.asked(count, rng)
+            outlines, scenes = asked_along(count, rng)
         else:
             scenes = [[[[*world.random_monster(rng, held=True)[:4], 1 + int(rng.integers(6))]], int(rng.integers(12))] for _ in range(count)]
         monsters = [scene[0][0] for scene in scenes]
@@ -317,7 +331,7 @@ def combined(part):
         answers, figures = bench.read(drawn), {}
         same = lambda answer, m, what: not answer["two"] and all(answer["monsters"][0][j] == m[j] for j in what)
         kept = [same(a, m, [0, 1]) for a, m in zip(answers, monsters)]
-        iou = [] if outlines is None else [controlnet.agreement(controlnet.outline(g), controlnet.outline(d)) for g, d in zip(outlines, drawn)]
+        iou = [] if outlines is None else [overlap(outline(g), outline(d)) for g, d in zip(outlines, drawn)]
         if iou:
             figures["outline IoU"] = float(np.mean(iou))
         if words == ["control"]:
@@ -382,7 +396,7 @@ def main():
     if not args.binary:
         p.error("no kosmograph program was found; name it with --binary")
     if not os.path.exists(args.classifier):
-        p.error(f"the judge's weights are not at {args.classifier}; ../train/all.sh trains and writes them")
+        p.error(f"the judge's weights are not at {args.classifier}; ../train/classifier.py trains and writes them")
     unknown = set(args.only.split(",")) - set(PARTS)
     if unknown:
         p.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")

@@ -1,24 +1,14 @@
-"""Tests of the pipeline that learn nothing: python tests.py (under a minute). That every stage runs: ./all.sh WORK OUT smoke."""
-import argparse
+"""Tests of the world and of what is said of it: python tests.py (under a minute). That every stage runs: `cargo test --release --workspace --test bundle`."""
 import random
 import tempfile
 import unittest
 
 import numpy as np
-import torch
 
-import data
 import grammar
-import stage
+import portraits
 import tokenizer
 import world
-
-
-def arguments(work, **more):
-    import os
-    for folder in ("checkpoints", "log"):
-        os.makedirs(f"{work}/{folder}", exist_ok=True)
-    return argparse.Namespace(work=work, budget="smoke", device="cpu", steps=12, batch=4, threads=1, **more)
 
 
 class World(unittest.TestCase):
@@ -28,7 +18,7 @@ class World(unittest.TestCase):
         rng = np.random.default_rng(0)
         for _ in range(3000):
             scene = world.random_scene(rng)
-            subjects = data.portraits_of(scene, rng)
+            subjects = portraits.portraits_of(scene, rng)
             for m in [*scene[0], *(m for m, _ in subjects)]:
                 self.assertFalse(world.held_out(m))
 
@@ -81,12 +71,11 @@ class Grammar(unittest.TestCase):
             self.assertEqual(seen.setdefault(text, scene), scene)
 
     def test_a_wrong_caption_is_wrong_in_one_thing_and_of_no_held_out_monster(self):
-        import clip
         rng, r = np.random.default_rng(7), random.Random(7)
         for _ in range(500):
             scene = world.random_scene(rng)
-            for which in range(len(clip.WRONG)):
-                other = clip.wrong(scene, which, r)
+            for which in range(len(portraits.WRONG)):
+                other = portraits.wrong(scene, which, r)
                 differ = sum(a != b for m, o in zip(scene[0], other[0]) for a, b in zip(m, o)) + (other[1] != scene[1])
                 self.assertEqual(differ, 1)
                 self.assertFalse(any(map(world.held_out, other[0])))
@@ -95,7 +84,7 @@ class Grammar(unittest.TestCase):
         rng, r = np.random.default_rng(4), random.Random(4)
         for _ in range(3000):
             scene = world.random_scene(rng)
-            subjects = [[*m, b] for m, b in data.portraits_of(scene, rng)]
+            subjects = [[*m, b] for m, b in portraits.portraits_of(scene, rng)]
             text, shown = grammar.instruction(scene, subjects, r)
             self.assertEqual(text.count("<i>"), len(shown))
             self.assertLessEqual(max(shown), len(subjects) - 1)
@@ -129,55 +118,19 @@ class Tokenizers(unittest.TestCase):
                 self.assertEqual(clip([text])[0].tolist(), published(text, padding="max_length", max_length=77)["input_ids"])
                 self.assertEqual(len(kosmos.text(text)), len(text.split()))
                 self.assertNotIn(3, kosmos.text(text), "an unknown word")
-                prompt, shown = grammar.instruction(scene, [[*m, b] for m, b in data.portraits_of(scene, rng)], r)
+                prompt, shown = grammar.instruction(scene, [[*m, b] for m, b in portraits.portraits_of(scene, rng)], r)
                 ids, mask = kosmos(prompt)
                 self.assertEqual((len(ids), sum(mask)), (len(mask), 16 * len(shown)))
             self.assertEqual(len(clip([f"a {tokenizer.SPECIAL} monster"], 6)[0].unique()), 5)
 
 
-class Stages(unittest.TestCase):
-    def run_stage(self, work, halts=()):
-        """The weights after twelve steps; the stage is stopped before each step of halts and started again."""
-        while True:
-            torch.manual_seed(0)
-            net = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.LayerNorm(8), torch.nn.Linear(8, 3))
-            s = stage.Stage(arguments(work), "vae", {"net": net}, 1e-2)
-            pending = [h for h in halts if h > s.step]
-
-            def loss(s):
-                x = torch.from_numpy(s.rng().standard_normal((4, 6)).astype(np.float32))
-                s.stop = bool(pending) and s.step + 1 == pending[0]
-                return (net(x + torch.randn_like(x) * .1) ** 2).mean()
-            try:
-                s.train(loss)
-            except SystemExit:
-                continue
-            return s, torch.cat([p.detach().flatten() for p in net.parameters()])
-
-    def test_a_stopped_stage_goes_on_as_if_it_had_not_stopped(self):
-        with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
-            (_, through), (stopped, resumed) = self.run_stage(one), self.run_stage(two, halts=(3, 7))
-            self.assertEqual(stopped.step, 12)
-            self.assertTrue(torch.equal(through, resumed))
-
-    def test_a_finished_stage_keeps_its_averages(self):
-        with tempfile.TemporaryDirectory() as work:
-            s, averages = self.run_stage(work)
-            s.finish({"psnr": 1.0})
-            args = arguments(work)
-            self.assertTrue(stage.finished(args, "vae"))
-            self.assertTrue(torch.equal(stage.weights(args, "vae", "net")["0.weight"].flatten(), averages[:48]))
-            self.assertEqual(stage.figures(args, "vae"), {"psnr": 1.0})
-
-
 class Colours(unittest.TestCase):
     def test_other_colours_never_look_like_a_combination_that_is_held_out(self):
-        import interleaved
         rng, changed = np.random.default_rng(12), 0
         colours = np.array(list(world.COLOURS.values()))
         for _ in range(2000):
             m = world.random_monster(rng)
-            body = interleaved.recoloured(np.uint8(colours[m[1]])[None, None], m, rng)[0, 0].astype(int)
+            body = portraits.recoloured(np.uint8(colours[m[1]])[None, None], m, rng)[0, 0].astype(int)
             changed += (body != colours[m[1]]).any()
             if len(set(body)) > 1:  # not grey
                 self.assertFalse(world.held_out([m[0], int(((colours - body) ** 2).sum(1).argmin()), *m[2:]]), m)
@@ -196,27 +149,6 @@ class Colours(unittest.TestCase):
                 self.assertIn(f"<i> in {world.CNAMES[(m, other)[j][1]]}", words)
 
 
-class Loras(unittest.TestCase):
-    def test_each_naming_names_every_pair_and_a_new_lora_changes_nothing(self):
-        import lora
-        import text_to_picture
-        torch.manual_seed(1)
-        unet = text_to_picture.make_unet((16, 24)).eval()
-        x, t, c = torch.randn(1, 4, 16, 16), torch.tensor([5]), torch.randn(1, 77, 128)
-        with torch.no_grad():
-            before = unet(x, t, c).sample
-            pairs = lora.attach(unet)
-            self.assertTrue(torch.equal(before, unet(x, t, c).sample))
-            for p in pairs.values():
-                torch.nn.init.normal_(p.up.weight)
-            self.assertFalse(torch.allclose(before, unet(x, t, c).sample))
-        layers = {k for k, m in unet.named_modules() if isinstance(m, torch.nn.Linear) and "transformer_blocks" in k
-                  or isinstance(m, torch.nn.Conv2d) and k.startswith(("down_blocks", "up_blocks"))}
-        self.assertEqual({k.replace("__", ".") for k in pairs}, layers)
-        for look, tensors in (("pencil", 3), ("neon", 2), ("pixel", 2)):
-            self.assertEqual(len(lora.named(pairs, look)), tensors * len(layers), look)
-
-
 class Judge(unittest.TestCase):
     def test_agreement_counts_what_is_right(self):
         import classifier
@@ -225,12 +157,36 @@ class Judge(unittest.TestCase):
         self.assertEqual(classifier.agreement(said, scenes), {"shape": 1, "colour": 1, "pattern": 1, "eyes": 0, "accessory": 1, "background": .5, "pair": 1})
 
     def test_outlines_two_pixels_off_still_agree(self):
-        import controlnet
+        import outlines
         a, b, c = (np.zeros((128, 128), np.uint8) for _ in range(3))
         a[40, 20:100], b[41, 20:100], c[90, 20:100] = 255, 255, 255
-        self.assertEqual(controlnet.agreement(a, a), 1)
-        self.assertGreater(controlnet.agreement(a, b), .6)
-        self.assertEqual(controlnet.agreement(a, c), 0)
+        self.assertEqual(outlines.agreement(a, a), 1)
+        self.assertGreater(outlines.agreement(a, b), .6)
+        self.assertEqual(outlines.agreement(a, c), 0)
+
+
+class Folders(unittest.TestCase):
+    def test_what_is_drawn_hangs_on_the_seed_alone_and_an_interruption_changes_nothing(self):
+        import subprocess
+        import sys
+        from pathlib import Path
+        with tempfile.TemporaryDirectory() as work:
+            one, two = Path(work, "one"), Path(work, "two")
+            draw = lambda to: subprocess.run([sys.executable, Path(__file__).with_name("folder.py"), to, "--count", "16", "--processes", "1"], check=True)
+            draw(one)
+            draw(two)
+            for name in ("scenes/000003.txt", "instructions/000005.txt", "few/000000.png"):
+                (two / name).unlink()
+            draw(two)
+            files = sorted(p.relative_to(one) for p in one.rglob("*") if p.is_file())
+            self.assertEqual(files, sorted(p.relative_to(two) for p in two.rglob("*") if p.is_file()))
+            for name in files:
+                self.assertEqual((one / name).read_bytes(), (two / name).read_bytes(), name)
+            for text in (one / "instructions").glob("*.txt"):
+                self.assertEqual(text.read_text().count("<i>"), len(list(text.with_suffix("").glob("*.png"))), text)
+            for choices in (one / "scenes").glob("*.choices.txt"):
+                lines = choices.read_text().splitlines()
+                self.assertEqual((len(lines), len(set(lines))), (7, 7), choices)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The two tokenizers: CLIP's byte-pair files with one token a word, and a sentencepiece unigram model with a fairseq dict.txt.
-usage: tokenizer.py WORK"""
+usage: tokenizer.py FOLDER   writes FOLDER/sd/tokenizer and FOLDER/kosmos as the bundle has them"""
+import argparse
 import json
 import os
 import random
@@ -7,12 +8,10 @@ import random
 import numpy as np
 import torch
 
-import data
 import grammar
-import stage
+import portraits
 import world
-
-SPECIAL = "zwx"  # one token that no caption says: the DreamBooth U-Net's name for its monster
+from given import SPECIAL
 
 
 def bytes_to_unicode():
@@ -69,7 +68,7 @@ def sentencepiece_files(folder):
     rng, lines = np.random.default_rng(5), []
     for k in range(4000):
         scene = world.random_scene(rng)
-        lines.append(grammar.instruction(scene, [[*m, b] for m, b in data.portraits_of(scene, rng)], r)[0].replace("<i>", " ") if k % 2 else grammar.caption(scene, r))
+        lines.append(grammar.instruction(scene, [[*m, b] for m, b in portraits.portraits_of(scene, rng)], r)[0].replace("<i>", " ") if k % 2 else grammar.caption(scene, r))
     lines += [" ".join(grammar.words())] * 20
     lines += ["abcdefghijklmnopqrstuvwxyz 0123456789 .,;:!?'\"()-", " ".join("abcdefghijklmnopqrstuvwxyz0123456789.,;:!?'-")] * 3
     open(f"{folder}/corpus.txt", "w").write("\n".join(lines))
@@ -120,7 +119,9 @@ class Kosmos:
 
 
 if __name__ == "__main__":
-    work = stage.arguments().work
+    arguments = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    arguments.add_argument("folder")
+    work = arguments.parse_args().folder
     if not os.path.exists(f"{work}/kosmos/dict.txt"):
         print("clip vocabulary", clip_files(f"{work}/sd/tokenizer"), "words", len(grammar.words()))
         print("sentencepiece", sentencepiece_files(f"{work}/kosmos"))
