@@ -373,6 +373,44 @@ mod tests {
     use super::*;
 
     #[test]
+    fn names_without_an_alpha_have_it_in_the_matrices() {
+        let target = |weight: &str, module: &str| Target {
+            weight: weight.to_owned(),
+            module: module.to_owned(),
+            shape: vec![3, 2],
+        };
+        let targets = [
+            target("a.to_q.weight", "lora_unet_a_to_q"),
+            target("text_model.b.q_proj.weight", "lora_te_text_model_b_q_proj"),
+        ];
+        let mut parameters = Parameters::default();
+        for Target { module, .. } in &targets {
+            let ones = |shape: (usize, usize)| {
+                Tensor::ones(shape, candle_core::DType::F32, &candle_core::Device::Cpu).unwrap()
+            };
+            parameters.insert(format!("{module}.lora_down.weight"), &ones((2, 2))).unwrap();
+            parameters.insert(format!("{module}.lora_up.weight"), &ones((3, 2))).unwrap();
+        }
+        let tensors = file_tensors(&parameters, &targets, (Kind::Lora, 6.0)).unwrap();
+        let named = |naming: Naming| naming.named(tensors.clone(), &targets, 6.0).unwrap();
+        assert_eq!(named(Naming::Kohya).len(), 6);
+        let peft = named(Naming::Peft);
+        let names: Vec<&str> = peft.keys().map(String::as_str).collect();
+        let wanted = [
+            "text_encoder.text_model.b.q_proj.lora_A.weight",
+            "text_encoder.text_model.b.q_proj.lora_B.weight",
+            "unet.a.to_q.lora_A.weight",
+            "unet.a.to_q.lora_B.weight",
+        ];
+        assert_eq!(names, wanted);
+        let diffusers = named(Naming::Diffusers);
+        let up = diffusers["unet.a.to_q.lora.up.weight"].to_vec2::<f32>().unwrap();
+        assert_eq!(up, [[3.0; 2]; 3]);
+        let down = diffusers["unet.a.to_q.lora.down.weight"].to_vec2::<f32>().unwrap();
+        assert_eq!(down, [[1.0; 2]; 2]);
+    }
+
+    #[test]
     fn a_count_is_split_near_its_root() {
         assert_eq!([split(64), split(320), split(7), split(1)], [(8, 8), (16, 20), (1, 7), (1, 1)]);
     }
