@@ -3,7 +3,7 @@
 //! The transformer is Kosmos-G's, the encoder Stable Diffusion's; what is seen is the class token and the mean of the
 //! others together, what is read the first end token, and a layer without a bias brings each to the space that they share.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, IndexOp, Tensor};
@@ -205,9 +205,14 @@ impl Learner for Clip<'_> {
         let mut draws = Draws::new(self.config.seed, pass as u64);
         let (batch, wrong) = (self.config.batch, self.config.clip.choices);
         let (mut pictures, mut captions, mut choices) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut tries, mut last) = (0, String::new());
+        let (mut tries, mut last, mut used) = (0, String::new(), HashSet::new());
         while pictures.len() < batch {
-            let chosen = &self.pictures[draws.below(self.pictures.len())];
+            let number = draws.below(self.pictures.len());
+            // The same picture twice in a batch would have to be told from itself.
+            if !used.insert(number) && used.len() < self.pictures.len() {
+                continue;
+            }
+            let chosen = &self.pictures[number];
             match data::open(&chosen.path) {
                 Ok(picture) => pictures.push(picture),
                 Err(reason) => last = format!("{}: {reason}", chosen.path.display()),
