@@ -4,6 +4,7 @@ use super::*;
 use crate::catalogue::Catalogue;
 use crate::folders::Folders;
 use crate::graph::Graph;
+use crate::problem::NodeName;
 use proptest::prelude::*;
 use serde_json::{Map, Value as Json, json};
 use std::path::Path;

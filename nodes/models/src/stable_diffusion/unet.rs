@@ -5,7 +5,7 @@
 //! 2112.10752; computed as diffusers' `UNet2DConditionModel` does, and configured by its
 //! `config.json`: any number of levels, channels, heads and input channels.
 
-use candle_core::{DType, Result as CandleResult, Tensor};
+use candle_core::{DType, Tensor};
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
