@@ -294,7 +294,7 @@ struct kg_object {
  *     in   last_hidden_state TENSOR [B,T,D], of "clip_vision/1"
  *     out  tokens TENSOR [B,*,*]
  * "photo_maker/1" (PHOTOMAKER): a person in the place of a word of a text.
- *     in   image TENSOR [B,H,W,3], pictures of the person
+ *     in   image TENSOR [B,H,W,1] or [B,H,W,3] or [B,H,W,4], pictures of the person
  *          context TENSOR [1,T,E]
  *          at INT, the first of the tokens that they take the place of, one each
  *     out  context TENSOR [1,T,E]

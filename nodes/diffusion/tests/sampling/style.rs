@@ -194,8 +194,11 @@ fn a_hypernetwork_changes_what_keys_and_values_are_made_of() {
     }
 }
 
-/// A PhotoMaker that writes down where it is asked to put whom: the first number of each picture, and the place.
-struct Putting(Arc<Mutex<Vec<(Vec<f32>, usize)>>>);
+/// Who was put where: the first number of each picture, and the place.
+type Put = Arc<Mutex<Vec<(Vec<f32>, usize)>>>;
+
+/// A PhotoMaker that writes down where it is asked to put whom.
+struct Putting(Put);
 
 impl Export for Putting {
     const TYPE: &'static str = "PHOTOMAKER";
@@ -239,7 +242,7 @@ impl interface::EncodeText for Lengths {
 /// one picture is seen.
 #[test]
 fn a_person_is_put_where_the_word_is() {
-    let asked = Arc::default();
+    let asked = Put::default();
     let encoded = |text: &str| {
         let inputs = [
             ("photomaker", Object::new(Putting(Arc::clone(&asked))).into_value()),
