@@ -55,10 +55,14 @@ mod tests {
         l2_normalize(&values).unwrap()
     }
 
+    /// The scale that is begun with; both losses, the gradients of pictures, captions and texts (their first values), and the
+    /// scale's.
+    type Case = (f64, [f32; 2], [[f32; 3]; 3], f32);
+
     /// The losses and gradients of torch for the same rows: normalised sines of 0.7 i + phase.
     #[test]
     fn losses_and_gradients_are_torchs() {
-        let wanted: [(f64, [f32; 2], [[f32; 3]; 3], f32); 2] = [
+        let wanted: [Case; 2] = [
             (
                 1.0 / 0.07,
                 [1.749_288_1, 3.519_526_7],
