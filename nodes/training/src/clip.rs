@@ -152,7 +152,7 @@ impl<'a> Clip<'a> {
         let (mut rows, mut ends) = (Vec::new(), Vec::new());
         for (number, tokens) in tokens.iter().enumerate() {
             rows.extend(self.tokenizer.row(tokens, length).map_err(told)?);
-            ends.push((number * length + tokens.len().min(length - 2) + 1) as u32);
+            ends.push((number * length + tokens.len().min(length.saturating_sub(2)) + 1) as u32);
         }
         let rows = Tensor::from_vec(rows, (texts.len(), length), &Device::Cpu)?;
         let states = self.text.forward(&rows)?.flatten(0, 1)?;
