@@ -5,11 +5,13 @@
 //! file or folder inside a root is the person's own, too, who put it there (another disk, a hub's
 //! cache), and is followed.
 
+mod elsewhere;
 mod extra_paths;
 mod identity;
 mod listing;
 mod yaml;
 
+pub use elsewhere::Elsewhere;
 pub use extra_paths::{ExtraFolder, ExtraPathsError};
 pub use identity::{Identify, identity};
 
@@ -21,6 +23,7 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 use thiserror::Error;
 
 /// What a path is wanted to be, the descriptor's `entry`.
@@ -109,6 +112,8 @@ pub struct Folders {
     pub output: PathBuf,
     /// Where previews are written; it need not exist yet.
     pub temp: PathBuf,
+    /// What input, output and temp are copies of, where they are.
+    pub elsewhere: Option<Arc<dyn Elsewhere>>,
     pub identify: Identify,
 }
 
@@ -237,7 +242,7 @@ impl Folders {
         }
         let output = absolute(given.output.unwrap_or(Path::new("output")));
         let (temp, identify) = (absolute(Path::new("temp")), Identify::default());
-        Ok(Self { models: roots, extra, input, output, temp, identify })
+        Ok(Self { models: roots, extra, input, output, temp, elsewhere: None, identify })
     }
 
     /// The absolute path of what is called `name` in the folders of kind `folder`.
@@ -287,6 +292,7 @@ impl Folders {
         let mut wrong_entry = None;
         for (_, base) in &bases {
             let path = base.join(&relative);
+            self.bring(folder, &path)?;
             let Ok(metadata) = fs::metadata(&path) else { continue };
             match check_entry(name, entry, &metadata) {
                 Ok(()) => return Ok(path),
@@ -302,6 +308,15 @@ impl Folders {
             let unreached = self.unreached(folder, &relative);
             PathError::Missing { name: name.to_owned(), searched, unreached }
         }))
+    }
+
+    /// Asks for the file of a name in a folder of pictures, where those are copies.
+    fn bring(&self, folder: &str, path: &Path) -> Result<(), PathError> {
+        let Some(elsewhere) = self.elsewhere.as_ref().filter(|_| is_of_pictures(folder)) else {
+            return Ok(());
+        };
+        let failed = |source| PathError::Io { path: path.display().to_string(), source };
+        elsewhere.bring(path).map_err(failed)
     }
 
     /// What is in the way where a name of a kind of folder may have been meant to lead.
@@ -343,7 +358,7 @@ impl Folders {
     /// another kind is not of this one, nor is a part of a model in a folder. Pictures in folders below
     /// are not offered, as in ComfyUI, though they are found: the folder of pictures may be anybody's home.
     pub fn names(&self, folder: &str, entry: Entry) -> Vec<String> {
-        let pictures = matches!(folder, "input" | "output" | "temp");
+        let pictures = is_of_pictures(folder);
         let (files, deepest) = if pictures { (PICTURE_FILES, 1) } else { (MODEL_FILES, DEEPEST) };
         let own = same_kinds(folder);
         let mut names = Vec::new();
@@ -352,6 +367,10 @@ impl Folders {
             let of_any_kind = root == base && self.is_root(&root);
             let walk = Walk { entry, files, deepest, own: &own, of_any_kind };
             walk.all(&base, &mut names, &mut left);
+            if let Some(elsewhere) = self.elsewhere.as_ref().filter(|_| pictures) {
+                let there = elsewhere.names(&base);
+                names.extend(there.into_iter().filter(|name| has_extension(name, PICTURE_FILES)));
+            }
         }
         if entry != Entry::Directory {
             let sets = SETS.iter().filter(|(_, name, ..)| !self.set(folder, name).is_empty());
@@ -426,6 +445,16 @@ impl Folders {
             }
         }
     }
+}
+
+/// Whether names are looked for among pictures, and not among models.
+fn is_of_pictures(folder: &str) -> bool {
+    matches!(folder, "input" | "output" | "temp")
+}
+
+fn has_extension(name: &str, extensions: &[&str]) -> bool {
+    let own = Path::new(name).extension().and_then(OsStr::to_str).unwrap_or_default();
+    extensions.iter().any(|extension| own.eq_ignore_ascii_case(extension))
 }
 
 /// Where models are, while it is found out.

@@ -1,18 +1,23 @@
 //! What every request and every worker shares.
 
 use crate::access::Access;
+use crate::bucket::Bucket;
 use crate::engine::{Engine, Worker};
+use crate::fleet::presence::Presence;
 use crate::hub::Hub;
 use crate::keep::Keeper;
 use crate::log::Log;
 use crate::message::status;
 use crate::metrics::Metrics;
 use crate::queue::Queue;
+use crate::routes::{self, Existing};
+use crate::webhook::Webhooks;
 use kosmograph::job::Surroundings;
 use kosmograph::plan::{Key, KeyMap};
 use kosmograph::supervisor::Vitals;
 use serde_json::Value as Json;
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -62,9 +67,15 @@ const MOST_STREAMS: usize = 1024;
 pub struct App {
     pub options: Options,
     pub surroundings: Surroundings,
+    /// What the folders of pictures and of the editor's files are copies of, where they are.
+    pub bucket: Option<Arc<Bucket>>,
     pub store: Box<dyn Engine>,
+    /// Whom the ends of jobs may be told, where that is allowed.
+    pub webhooks: Option<Arc<Webhooks>>,
     /// Who takes jobs here.
     pub worker: Worker,
+    /// What it says of itself.
+    pub presence: Presence,
     pub queue: Queue,
     pub hub: Hub,
     pub log: Log,
@@ -85,6 +96,7 @@ impl App {
     pub fn new(
         options: Options,
         surroundings: Surroundings,
+        bucket: Option<Arc<Bucket>>,
         store: Box<dyn Engine>,
         queue: Queue,
         access: Access,
@@ -92,8 +104,11 @@ impl App {
         Self {
             options,
             surroundings,
+            bucket,
             store,
+            webhooks: None,
             worker: Worker::here(),
+            presence: Presence::default(),
             queue,
             hub: Hub::default(),
             log: Log::default(),
@@ -105,6 +120,36 @@ impl App {
             streams: Arc::new(Semaphore::new(MOST_STREAMS)),
             keeper: OnceLock::new(),
             stopping: AtomicBool::new(false),
+        }
+    }
+
+    /// Makes a file of a folder that is a copy what it is elsewhere.
+    ///
+    /// # Errors
+    /// The object store cannot be asked.
+    pub fn bring(&self, path: &Path) -> io::Result<()> {
+        self.surroundings.folders.elsewhere.as_ref().map_or(Ok(()), |bucket| bucket.bring(path))
+    }
+
+    /// Writes a file where all servers and workers see it; `false` where there is one that is to be kept.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write(&self, path: &Path, bytes: &[u8], existing: Existing) -> io::Result<bool> {
+        match &self.bucket {
+            Some(bucket) => bucket.write(path, bytes, existing),
+            None => routes::write(path, bytes, existing),
+        }
+    }
+
+    /// Deletes a file for all servers and workers.
+    ///
+    /// # Errors
+    /// It cannot be deleted, or is not there.
+    pub fn remove(&self, path: &Path) -> io::Result<()> {
+        match &self.bucket {
+            Some(bucket) => bucket.remove(path),
+            None => std::fs::remove_file(path),
         }
     }
 

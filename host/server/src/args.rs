@@ -1,10 +1,12 @@
 //! The command line of `kosmograph serve`.
 
+use crate::bucket::is_bucket;
+use crate::webhook::Network;
 use clap::Args;
 use kosmograph::args::Places;
 use kosmograph::execute::Budget;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 /// Where ComfyUI listens, too.
@@ -17,13 +19,33 @@ pub struct Shared {
     /// list of processes shows (docs/fleet.md)
     #[arg(long, value_name = "URL")]
     pub queue: Option<String>,
-    /// Where pictures go in and out: a folder that all servers and workers see, in the place of --input and
-    /// --out
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["input", "out"])]
+    /// The certificates that the queue's is to come from, PEM, where its address asks for TLS (sslmode=require,
+    /// rediss://) [default: what the system trusts]
+    #[arg(long, value_name = "FILE", requires = "queue")]
+    pub queue_ca: Option<PathBuf>,
+    /// Where pictures go in and out, in the place of --input and --out: a folder that all servers and workers
+    /// see, or a bucket, s3://BUCKET/PREFIX (docs/fleet.md)
+    #[arg(long, value_name = "DIR|URL", conflicts_with_all = ["input", "out"])]
     pub store: Option<PathBuf>,
+    /// The most that is kept here of what lies in the bucket
+    #[arg(long, value_name = "SIZE", default_value = "10G", value_parser = size)]
+    pub store_cache: u64,
 }
 
 impl Shared {
+    /// The bucket that pictures go through, where they do.
+    pub fn bucket(&self) -> Option<&str> {
+        self.store.as_deref()?.to_str().filter(|text| is_bucket(text))
+    }
+
+    /// The folder that pictures go through, where it is one: `state` has the copy of a bucket.
+    pub fn folder(&self, state: &Path) -> Option<PathBuf> {
+        match self.bucket() {
+            Some(_) => Some(state.join("store")),
+            None => self.store.clone(),
+        }
+    }
+
     /// The queue's address, where there is one.
     ///
     /// # Errors
@@ -98,6 +120,25 @@ impl Worker {
     }
 }
 
+/// Whom the ends of jobs may be told.
+#[derive(Debug, Default, Args)]
+pub struct WebhookArguments {
+    /// A host that a job's "webhook_url" may name: hooks.example.com, *.example.com or http://10.0.0.5:9000; may be
+    /// given several times (docs/fleet.md)
+    #[arg(long, value_name = "HOST", requires = "webhook_secret_file")]
+    pub webhook_host: Vec<String>,
+    /// A private network that their names may lead to, 10.0.0.0/8; may be given several times
+    #[arg(long, value_name = "NETWORK", requires = "webhook_host")]
+    pub webhook_network: Vec<Network>,
+    /// What webhooks are signed with: a file with a secret a line, whsec_… or at least 24 signs; the first signs,
+    /// and the others too
+    #[arg(long, value_name = "FILE", requires = "webhook_host")]
+    pub webhook_secret_file: Option<PathBuf>,
+    /// What addresses of pictures in webhooks begin with, https://images.example.com
+    #[arg(long, value_name = "URL", requires = "webhook_host")]
+    pub public_url: Option<String>,
+}
+
 #[derive(Debug, Args)]
 pub struct Serve {
     /// Where to listen, ADDRESS[:PORT]; several with commas. Other machines reach it only if this is no
@@ -106,6 +147,8 @@ pub struct Serve {
     pub listen: Vec<Listen>,
     #[command(flatten)]
     pub shared: Shared,
+    #[command(flatten)]
+    pub webhooks: WebhookArguments,
     #[command(flatten)]
     pub places: Places,
     /// Queue, history, settings and the editor's files [default: $XDG_STATE_HOME/kosmograph, or

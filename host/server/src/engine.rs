@@ -11,14 +11,17 @@ pub mod postgres;
 #[cfg(feature = "redis")]
 pub mod redis;
 mod sqlite;
+mod tls;
 
 use crate::placement::Candidate;
 use crate::store::{
     Asset, Entry, Finished, HistoryRange, JobQuery, JobRow, NewJob, State, StoreError, V2Query,
     V2Row, Waiting,
 };
+use crate::webhook::Delivery;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
+use std::path::Path;
 use std::time::Duration;
 
 pub type Result<T> = std::result::Result<T, StoreError>;
@@ -84,6 +87,16 @@ pub struct Abandoned {
     pub attempts: i64,
     /// It was to stop anyway.
     pub stop: bool,
+}
+
+/// A worker that is there.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Announced {
+    pub name: String,
+    /// What it said of itself, JSON.
+    pub about: String,
+    /// Milliseconds since it said so.
+    pub ago: i64,
 }
 
 /// A job that ended, for those who tell its client.
@@ -249,6 +262,24 @@ pub trait Engine: Send + Sync {
     fn add_asset(&self, new: Asset) -> Result<Asset>;
     fn remove_asset(&self, id: &str) -> Result<()>;
 
+    // Webhooks: [`Engine::finish`] and [`Engine::end_waiting`] write down what is to be told of a job that asks for it.
+
+    /// Takes deliveries that are due, `most` at most. Nobody else takes them for as long as `hold`.
+    fn take_deliveries(&self, most: usize, hold: Duration) -> Result<Vec<Delivery>>;
+    /// A delivery is due again after so long, or never: then it is forgotten.
+    fn settle_delivery(&self, id: &str, again: Option<Duration>) -> Result<()>;
+    /// How many deliveries there are that nobody took yet.
+    fn deliveries(&self) -> Result<usize>;
+
+    // Who works.
+
+    /// A worker says that it is there, and what it is, JSON; it is taken for gone after `stays`.
+    fn announce(&self, worker: &str, about: &str, stays: Duration) -> Result<()>;
+    /// A worker ends.
+    fn retire(&self, worker: &str) -> Result<()>;
+    /// The workers that are there, by their names.
+    fn workers(&self) -> Result<Vec<Announced>>;
+
     // Telling.
 
     /// Tells all who listen, this process too.
@@ -257,28 +288,28 @@ pub trait Engine: Send + Sync {
     fn listen(&self, hear: Hear) -> Result<()>;
 }
 
-/// Opens the queue that an address names.
+/// Opens the queue that an address names. `authority` has the certificates, PEM, that the engine's is to come from.
 ///
 /// # Errors
 /// A sentence: the address is none, this program was built without its engine, or it cannot be reached.
-pub fn open(address: &str) -> std::result::Result<Box<dyn Engine>, String> {
+pub fn open(
+    address: &str,
+    authority: Option<&Path>,
+) -> std::result::Result<Box<dyn Engine>, String> {
     let scheme = address.split_once("://").map_or("", |(scheme, _)| scheme);
     match scheme {
         #[cfg(feature = "postgres")]
-        "postgres" | "postgresql" => Ok(Box::new(postgres::Postgres::open(address)?)),
+        "postgres" | "postgresql" => Ok(Box::new(postgres::Postgres::open(address, authority)?)),
         #[cfg(not(feature = "postgres"))]
         "postgres" | "postgresql" => Err(left_out("PostgreSQL", "postgres")),
         #[cfg(feature = "redis")]
-        "redis" | "valkey" => Ok(Box::new(redis::Redis::open(address)?)),
-        #[cfg(not(feature = "redis"))]
-        "redis" | "valkey" => Err(left_out("Redis", "redis")),
-        "rediss" | "valkeys" => {
-            Err("--queue: TLS to Redis is not there yet; reach it over a private \
-             network or a tunnel"
-                .into())
+        "redis" | "valkey" | "rediss" | "valkeys" => {
+            Ok(Box::new(redis::Redis::open(address, authority)?))
         }
+        #[cfg(not(feature = "redis"))]
+        "redis" | "valkey" | "rediss" | "valkeys" => Err(left_out("Redis", "redis")),
         _ => Err("--queue: this is no address of a queue; postgres://user@host/database and \
-             redis://host:6379/ are"
+             redis://host:6379/ are, and rediss:// is the latter with TLS"
             .into()),
     }
 }

@@ -7,6 +7,7 @@
 pub mod holder;
 mod mirror;
 mod outlet;
+pub mod presence;
 
 pub use outlet::Outlet;
 

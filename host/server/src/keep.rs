@@ -1,17 +1,20 @@
-//! `--keep-outputs`: the output folder holds so much and no more.
+//! `--keep-outputs`: the output folder holds so much and no more. `--store-cache`: nor does the copy of a bucket.
 
 use crate::app::App;
 use std::fs::{self, DirEntry};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant, SystemTime};
 
 /// What is younger stays: whoever asked for it has so long to fetch it.
 const YOUNG: Duration = Duration::from_secs(60);
 
-/// Looks at the output folder whenever it is told that a job is done.
+/// How often it looks where nobody tells it.
+const EVERY: Duration = Duration::from_secs(60);
+
+/// Looks at a folder whenever it is told that a job is done.
 #[derive(Debug)]
 pub struct Keeper {
     wake: SyncSender<()>,
@@ -19,10 +22,11 @@ pub struct Keeper {
 
 impl Keeper {
     /// A keeper and the work of its thread.
-    pub fn new(folder: PathBuf, most: u64) -> (Self, impl FnOnce(&App)) {
+    pub fn new(option: &'static str, folder: PathBuf, most: u64) -> (Self, impl FnOnce(&App)) {
         let (wake, woken) = sync_channel(1);
         let work = move |app: &App| {
-            while woken.recv().is_ok() {
+            // A server that runs nothing is not told; what it shows comes into its folder all the same.
+            while !matches!(woken.recv_timeout(EVERY), Err(RecvTimeoutError::Disconnected)) {
                 let begin = Instant::now();
                 let running = app.queue.running();
                 let longest = running.iter().map(|job| job.since.elapsed()).max();
@@ -30,8 +34,8 @@ impl Keeper {
                 let before = SystemTime::now().checked_sub(young).unwrap_or(SystemTime::UNIX_EPOCH);
                 match bound(&folder, most, before) {
                     Ok(0) => (),
-                    Ok(count) => tracing::info!("--keep-outputs: {count} old files were deleted"),
-                    Err(error) => tracing::warn!("--keep-outputs: {}: {error}", folder.display()),
+                    Ok(count) => tracing::info!("{option}: {count} old files were deleted"),
+                    Err(error) => tracing::warn!("{option}: {}: {error}", folder.display()),
                 }
                 // A large folder takes a while: a fifth of the time at most goes into looking.
                 std::thread::sleep(begin.elapsed() * 4);
@@ -51,9 +55,14 @@ impl Keeper {
 ///
 /// # Errors
 /// No thread can be started.
-pub fn start(app: &Arc<App>, most: Option<u64>) -> io::Result<()> {
-    let Some(most) = most else { return Ok(()) };
-    let (keeper, work) = Keeper::new(app.surroundings.folders.output.clone(), most);
+pub fn start(app: &Arc<App>, outputs: Option<u64>, copy: u64) -> io::Result<()> {
+    let (keeper, work) = match (&app.bucket, outputs) {
+        (Some(bucket), _) => Keeper::new("--store-cache", bucket.root().to_owned(), copy),
+        (None, Some(most)) => {
+            Keeper::new("--keep-outputs", app.surroundings.folders.output.clone(), most)
+        }
+        (None, None) => return Ok(()),
+    };
     keeper.wake();
     let _ = app.keeper.set(keeper);
     let app = app.clone();
@@ -99,7 +108,7 @@ fn bound(folder: &Path, most: u64, before: SystemTime) -> io::Result<usize> {
             Ok(()) => gone += 1,
             Err(error) if error.kind() == io::ErrorKind::NotFound => (),
             Err(error) => {
-                tracing::warn!("--keep-outputs: {}: {error}", path.display());
+                tracing::warn!("{}: {error}", path.display());
                 continue;
             }
         }

@@ -8,6 +8,7 @@
 mod access;
 mod app;
 mod args;
+mod bucket;
 mod desk;
 mod engine;
 mod fault;
@@ -27,6 +28,7 @@ mod run;
 mod start;
 mod store;
 mod validation;
+mod webhook;
 mod worker;
 
 pub use args::{Serve, Worker};

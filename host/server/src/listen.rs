@@ -35,6 +35,12 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long to wait where no connection can be taken: the process has no descriptor left.
 const PATIENCE: Duration = Duration::from_millis(50);
 
+/// Has all of this process's TLS done by ring, which it has anyway.
+pub fn use_ring() {
+    // It fails where that was said before.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
 /// Takes connections, for ever.
 pub async fn serve(
     listener: TcpListener,

@@ -17,6 +17,8 @@ struct Counts {
     completed: u64,
     failed: u64,
     cancelled: u64,
+    /// Tries to tell a webhook, by what became of them.
+    webhooks: BTreeMap<&'static str, u64>,
 }
 
 /// What was counted since the start.
@@ -51,6 +53,11 @@ impl Metrics {
             State::Cancelled => counts.cancelled += 1,
             _ => counts.completed += 1,
         }
+    }
+
+    /// A webhook was told, or was not.
+    pub fn webhook(&self, outcome: &'static str) {
+        *self.lock().webhooks.entry(outcome).or_default() += 1;
     }
 
     /// In the text format of Prometheus.
@@ -105,6 +112,21 @@ impl Metrics {
             }
         }
         metric("kosmograph_resident_bytes", "gauge", "Resident memory of a process.", &resident);
+        if app.webhooks.is_some() {
+            let tries = counts.webhooks.iter();
+            let tries: Vec<_> = tries
+                .map(|(outcome, count)| (format!("{{outcome=\"{outcome}\"}}"), *count as f64))
+                .collect();
+            let help = "Tries to tell a webhook, by what became of them.";
+            metric("kosmograph_webhooks_total", "counter", help, &tries);
+            match app.store.deliveries() {
+                Ok(count) => {
+                    let help = "Webhooks that are not told yet.";
+                    metric("kosmograph_webhooks_waiting", "gauge", help, &one(count as f64));
+                }
+                Err(error) => tracing::warn!("{error}"),
+            }
+        }
         let clients = app.hub.count() as f64;
         metric("kosmograph_websockets", "gauge", "Open sockets.", &one(clients));
         text

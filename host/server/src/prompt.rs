@@ -45,6 +45,7 @@ pub struct Submission {
     targets: Option<Vec<String>>,
     extra: Map<String, Json>,
     seeds: Option<Seeds>,
+    webhook: Option<Json>,
     v2: V2,
 }
 
@@ -56,6 +57,20 @@ pub struct V2 {
     /// Kept beside the job, and told again.
     pub metadata: Option<Json>,
     pub priority: Option<i64>,
+}
+
+/// Whether a job's end may be told where its client wants it told.
+///
+/// # Errors
+/// It is no text, or this server sends nothing there, 400.
+pub fn webhook(app: &App, asked: Option<&Json>) -> Result<Option<String>, Fault> {
+    let refused = |sentence: String| bad("webhook_refused", sentence);
+    let Some(asked) = asked.filter(|asked| !asked.is_null()) else { return Ok(None) };
+    let url = asked.as_str().ok_or_else(|| refused("\"webhook_url\" is no text".into()))?;
+    let none = "this server sends no webhooks; its operator allows hosts with --webhook-host";
+    let webhooks = app.webhooks.as_ref().ok_or_else(|| refused(none.into()))?;
+    webhooks.check(url).map_err(refused)?;
+    Ok(Some(url.to_owned()))
 }
 
 /// What became of it.
@@ -80,7 +95,7 @@ impl Submission {
     /// What is wrong with it, 400.
     pub fn read(body: &[u8], parameters: &HashMap<String, String>) -> Result<Self, Fault> {
         let mut request = Map::new();
-        for key in ["client_id", "prompt_id", "number", "front", "seed"] {
+        for key in ["client_id", "prompt_id", "number", "front", "seed", "webhook_url"] {
             if let Some(value) = parameters.get(key) {
                 request.insert(key.into(), Json::from(value.as_str()));
             }
@@ -127,10 +142,16 @@ impl Submission {
     ///
     /// # Errors
     /// What is wrong with it, 400.
-    pub fn of_v2(workflow: Map<String, Json>, id: &str, v2: V2) -> Result<Self, Fault> {
+    pub fn of_v2(
+        workflow: Map<String, Json>,
+        id: &str,
+        webhook: Option<Json>,
+        v2: V2,
+    ) -> Result<Self, Fault> {
         // Pictures of what is being made go to those alone who follow the job.
         let extra = json!({"preview_method": "auto"});
-        let request = json!({"prompt_id": id, "client_id": id, "extra_data": extra});
+        let request =
+            json!({"prompt_id": id, "client_id": id, "extra_data": extra, "webhook_url": webhook});
         let request = request.as_object().cloned().unwrap_or_default();
         let prompt = Json::Object(workflow.clone()).to_string();
         let file = WorkflowFile { prompt, editor: None, folder: None, notes: Vec::new() };
@@ -188,8 +209,8 @@ impl Submission {
                 Some(plain(&seed).parse().map_err(|error: String| bad("invalid_seed", error))?)
             }
         };
-        let v2 = V2::default();
-        Ok(Self { file, object, client, id, number, front, targets, extra, seeds, v2 })
+        let (webhook, v2) = (take("webhook_url"), V2::default());
+        Ok(Self { file, object, client, id, number, front, targets, extra, seeds, webhook, v2 })
     }
 }
 
@@ -220,8 +241,8 @@ pub fn truth(value: &Json) -> bool {
 /// # Errors
 /// What is wrong with it (400), that the queue is full (429), or that the store fails (503).
 pub fn submit(app: &App, submission: Submission) -> Result<Accepted, Fault> {
-    let Submission { file, object, client, id, number, front, targets, mut extra, seeds, v2 } =
-        submission;
+    let Submission { file, object, client, id, number, front, targets, seeds, v2, .. } = submission;
+    let (mut extra, webhook) = (submission.extra, webhook(app, submission.webhook.as_ref())?);
     if let Some(object) = &object {
         let unnamed =
             |(_, node): &(&String, &Json)| !node.get("class_type").is_some_and(Json::is_string);
@@ -285,6 +306,7 @@ pub fn submit(app: &App, submission: Submission) -> Result<Accepted, Fault> {
                 created: now(),
                 metadata: v2.metadata.as_ref().map(Json::to_string),
                 priority: v2.priority,
+                webhook: webhook.clone(),
                 needs: needs::of(&plan, &graph, catalogue),
             }
         })

@@ -13,7 +13,7 @@ mod userdata;
 mod v2;
 mod view;
 
-pub use files::{Root, inside};
+pub use files::{Existing, Root, inside, write};
 pub use page::installed_frontend;
 
 use crate::access::guard;
@@ -58,6 +58,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/object_info/{class}", get(info::class_info))
         .route("/system_stats", get(info::system_stats))
         .route("/features", get(info::features))
+        .route("/workers", get(info::workers))
         .route("/embeddings", get(info::embeddings))
         .route("/extensions", get(info::nothing_listed))
         .route("/models", get(info::model_folders))

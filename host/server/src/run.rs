@@ -3,6 +3,7 @@
 //! The process outlives its jobs, and with it models and results. What a job's outputs are is in the
 //! store, and on the disk, before anybody is told that it is done.
 
+mod sent;
 mod watch;
 
 pub use watch::error_of;
@@ -123,7 +124,7 @@ fn run(app: &App, supervisor: &mut Supervisor, confined: &mut Option<Sandbox>, j
             let task = Task {
                 plan,
                 catalogue: &app.surroundings.libraries.catalogue,
-                properties: &properties(app, &entry, graph),
+                properties: &properties(app, job, &entry, graph),
                 keep: Keep::Everything,
                 forget: &forget,
                 budget: Some(app.options.budget),
@@ -140,7 +141,7 @@ fn run(app: &App, supervisor: &mut Supervisor, confined: &mut Option<Sandbox>, j
     };
     match (outcome.interrupted, job.why()) {
         (true, Some(Why::ServerEnds)) => return put_back(app, job, false),
-        (true, Some(Why::Overtaken)) => return overtaken(job, watch),
+        (true, Some(Why::Overtaken)) => return overtaken(app, job, watch),
         (true, Some(Why::TookTooLong)) => {
             let seconds = app.options.job_timeout.map_or(0, |timeout| timeout.as_secs());
             let message = format!("the job took longer than {seconds} s, the most it may take");
@@ -169,16 +170,21 @@ fn sentence(problem: &Problem) -> Problem {
     Problem { kind: Kind::NodeFailed, ..problem.clone() }
 }
 
-fn properties(app: &App, entry: &Entry, graph: &Graph) -> Properties {
+fn properties(app: &App, job: &Running, entry: &Entry, graph: &Graph) -> Properties {
+    let folders = &app.surroundings.folders;
+    let own = |root: &PathBuf| match sent::folder(app, job) {
+        Some(folder) => root.join(folder),
+        None => root.clone(),
+    };
     let extra: Json = serde_json::from_str(&entry.extra).unwrap_or_default();
     let workflow = &extra["extra_pnginfo"]["workflow"];
     Properties {
         device: app.surroundings.device.clone(),
-        output_directory: app.surroundings.folders.output.clone(),
-        temp_directory: app.surroundings.folders.temp.clone(),
+        output_directory: own(&folders.output),
+        temp_directory: own(&folders.temp),
         prompt: graph.to_json(),
         workflow: (!workflow.is_null()).then(|| workflow.to_string()),
-        preview_files: app.surroundings.folders.preview_files(),
+        preview_files: folders.preview_files(),
     }
 }
 
@@ -192,7 +198,7 @@ fn finish(app: &App, job: &Running, watch: Watch) {
     loop {
         match app.store.finish(&job.claim, &finished, app.options.history_limit) {
             Ok(true) => break,
-            Ok(false) => return discard(job, &files),
+            Ok(false) => return discard(app, job, &files),
             Err(error) => {
                 tracing::error!(
                     job = job.id,
@@ -216,15 +222,15 @@ fn finish(app: &App, job: &Running, watch: Watch) {
 }
 
 /// Another worker has the job, or nobody any more: what was made of it here is nobody's.
-fn overtaken(job: &Running, watch: Watch) {
+fn overtaken(app: &App, job: &Running, watch: Watch) {
     let (_, _, files) = watch.end();
-    discard(job, &files);
+    discard(app, job, &files);
 }
 
-fn discard(job: &Running, files: &[PathBuf]) {
+fn discard(app: &App, job: &Running, files: &[PathBuf]) {
     tracing::warn!(job = job.id, "the job was taken from this worker; what it made is deleted");
     for file in files {
-        if let Err(error) = std::fs::remove_file(file) {
+        if let Err(error) = app.remove(file) {
             tracing::warn!(job = job.id, "{}: {error}", file.display());
         }
     }

@@ -3,13 +3,15 @@
 use crate::access::{Access, secret};
 use crate::app::{App, Options};
 use crate::args::{Serve, Shared};
+use crate::bucket::Bucket;
 use crate::engine::{self, Engine};
 use crate::queue::{Queue, Why};
 use crate::store::Store;
+use crate::webhook::{self, Webhooks};
 use crate::{fleet, keep, listen, routes, run};
 use kosmograph::args::Places;
 use kosmograph::execute::Budget;
-use kosmograph::folders::{Folders, Given};
+use kosmograph::folders::{Elsewhere, Folders, Given};
 use kosmograph::job::Surroundings;
 use kosmograph::libraries::Asked;
 use kosmograph::process;
@@ -74,6 +76,13 @@ fn serve(args: Serve) -> Result<(), String> {
                     --token-file FILE, or --no-auth for everybody"
             .into());
     }
+    if args.shared.bucket().is_some() && args.keep_outputs.is_some() {
+        return Err(
+            "--keep-outputs is for a folder; what a bucket keeps, and for how long, its own \
+                    lifecycle rules say"
+                .into(),
+        );
+    }
     let state = state_folder(args.state.as_deref())?;
     let address = args.shared.address()?;
     let own = match &address {
@@ -97,10 +106,11 @@ fn serve(args: Serve) -> Result<(), String> {
         (Some(certificate), Some(key)) => Some(listen::tls(certificate, key)?),
         _ => None,
     };
+    let webhooks = Webhooks::of(&args.webhooks)?;
     // Before libraries are looked through: a port that is taken is told at once.
     let listeners = addresses.iter().map(bind).collect::<Result<Vec<_>, _>>()?;
     let confined = is_confined(args.no_sandbox);
-    let surroundings = surroundings(&args.places, &args.shared, &state, confined)?;
+    let (surroundings, bucket) = surroundings(&args.places, &args.shared, &state, confined)?;
     for failed in &surroundings.libraries.failed {
         tracing::warn!("{}", failed.reason);
     }
@@ -119,7 +129,10 @@ fn serve(args: Serve) -> Result<(), String> {
             (Box::new(store), Queue::new(limit, usize::from(args.workers), last, waiting))
         }
         (None, address) => {
-            let engine = engine::open(address.as_deref().unwrap_or_default())?;
+            let engine = engine::open(
+                address.as_deref().unwrap_or_default(),
+                args.shared.queue_ca.as_deref(),
+            )?;
             (engine, Queue::new(args.queue_limit, 0, 0.0, Vec::new()))
         }
     };
@@ -132,12 +145,14 @@ fn serve(args: Serve) -> Result<(), String> {
     if args.no_auth {
         tracing::warn!("--no-auth: everybody who reaches this server may use it");
     }
-    let app = Arc::new(App::new(options, surroundings, engine, queue, access));
+    let mut app = App::new(options, surroundings, bucket, engine, queue, access);
+    app.webhooks = webhooks.map(Arc::new);
+    let app = Arc::new(app);
     run::give_up(&app, &lost);
     if app.store.is_shared() {
         fleet::serve(&app).map_err(|error| text(&error))?;
     }
-    keep::start(&app, args.keep_outputs)
+    keep::start(&app, args.keep_outputs, args.shared.store_cache)
         .map_err(|error| format!("no thread can be started: {error}"))?;
     let program = std::env::current_exe()
         .map_err(|error| format!("the program's own file cannot be found: {error}"))?;
@@ -164,7 +179,7 @@ fn serve(args: Serve) -> Result<(), String> {
         }
     }
     runtime.shutdown_timeout(Duration::from_millis(200));
-    if args.shared.store.is_none() {
+    if args.shared.store.is_none() || app.bucket.is_some() {
         let _ = std::fs::remove_dir_all(&app.surroundings.folders.temp);
     }
     // A runtime of the engine's must not be let go of inside another one's thread.
@@ -192,6 +207,10 @@ async fn until_told(
     }
     if !app.store.is_shared() {
         tokio::spawn(look_after(app.clone()));
+    }
+    if let Some(webhooks) = &app.webhooks {
+        listen::use_ring();
+        tokio::spawn(webhook::deliver(app.clone(), webhooks.clone()));
     }
     let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
@@ -304,12 +323,20 @@ pub fn surroundings(
     shared: &Shared,
     state: &Path,
     confined: bool,
-) -> Result<Surroundings, String> {
+) -> Result<(Surroundings, Option<Arc<Bucket>>), String> {
     let made = |path: &Path| {
         let made = std::fs::create_dir_all(path);
         made.map_err(|error| format!("{}: the folder cannot be made: {error}", path.display()))
     };
-    let below = |name: &str| shared.store.as_ref().map(|store| store.join(name));
+    let store = shared.folder(state);
+    let bucket = match (shared.bucket(), &store) {
+        (Some(address), Some(copy)) => {
+            let copy = std::path::absolute(copy).map_err(|error| format!("--state: {error}"))?;
+            Some(Arc::new(Bucket::open(address, copy)?))
+        }
+        _ => None,
+    };
+    let below = |name: &str| store.as_ref().map(|store| store.join(name));
     let input = below("input").or(places.input.clone()).unwrap_or_else(|| "input".into());
     let out = below("output").or(places.out.clone());
     made(&input)?;
@@ -334,8 +361,10 @@ pub fn surroundings(
         }
     }
     made(&folders.temp)?;
+    folders.elsewhere = bucket.clone().map(|bucket| bucket as Arc<dyn Elsewhere>);
     let asked = if confined { Asked::Confined } else { Asked::Freely };
-    Surroundings::asked(folders, places, asked).map_err(|problem| problem.to_string())
+    let surroundings = Surroundings::asked(folders, places, asked);
+    Ok((surroundings.map_err(|problem| problem.to_string())?, bucket))
 }
 
 /// The arguments as clients may see them: without what may be a password.
@@ -378,7 +407,7 @@ fn options(args: &Serve, state: &Path, confined: bool) -> Result<Options, String
         budget @ Budget::Percent(_) => budget.bytes() / u64::from(args.workers),
         budget => budget.bytes(),
     };
-    let user = args.shared.store.as_deref().unwrap_or(state);
+    let user = args.shared.folder(state).unwrap_or_else(|| state.to_owned());
     let userdata = user.join("user/default");
     // The editor asks for these at once, and takes a folder that is not there for trouble.
     for folder in ["workflows", "subgraphs"].map(|name| userdata.join(name)) {

@@ -6,6 +6,7 @@
 //! places, and in none.
 
 mod assets;
+mod deliveries;
 mod history;
 mod list;
 mod schema;
@@ -79,6 +80,8 @@ pub struct NewJob {
     pub metadata: Option<String>,
     /// As API v2's client said it; the order of jobs is `number`'s.
     pub priority: Option<i64>,
+    /// Where its end is told.
+    pub webhook: Option<String>,
     /// What whoever runs it must have; this store has one server, and does not keep it.
     pub needs: Needs,
 }
@@ -185,7 +188,8 @@ impl Store {
             transaction
                 .prepare_cached(
                     "INSERT INTO jobs (id, state, number, client, prompt, extra, targets, workflow_id, \
-                     created, metadata, priority) VALUES (?1, 0, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+                     created, metadata, priority, webhook) \
+                     VALUES (?1, 0, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
                 )?
                 .execute(params![
                     job.id,
@@ -197,7 +201,8 @@ impl Store {
                     job.workflow_id,
                     job.created,
                     job.metadata,
-                    job.priority
+                    job.priority,
+                    job.webhook
                 ])?;
             numbers.push(transaction.last_insert_rowid());
         }

@@ -6,7 +6,7 @@ use crate::app::{App, Options};
 use crate::args::Worker;
 use crate::queue::{Queue, Why};
 use crate::start::{self, REFUSED, look_after};
-use crate::{engine, fleet, run};
+use crate::{engine, fleet, keep, run};
 use kosmograph::execute::Budget;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -45,19 +45,21 @@ fn work(args: &Worker, address: &str) -> Result<(), String> {
         None => start::state_folder(None)?.join("worker"),
     };
     let confined = start::is_confined(args.no_sandbox);
-    let surroundings = start::surroundings(&args.places, &args.shared, &state, confined)?;
+    let (surroundings, bucket) = start::surroundings(&args.places, &args.shared, &state, confined)?;
     for failed in &surroundings.libraries.failed {
         tracing::warn!("{}", failed.reason);
     }
-    let engine = engine::open(address)?;
+    let engine = engine::open(address, args.shared.queue_ca.as_deref())?;
     let workers = usize::from(args.workers);
     let queue = Queue::new(usize::MAX, workers, 0.0, Vec::new());
     // Nobody can ask this process anything.
     let access = Access::new(None, None, &[], true, [0; 32]).map_err(|error| error.to_string())?;
-    let mut app = App::new(options(args, confined), surroundings, engine, queue, access);
+    let mut app = App::new(options(args, confined), surroundings, bucket, engine, queue, access);
     app.worker.lease = Duration::from_secs(args.lease);
     let (app, name) = (Arc::new(app), engine::Worker::here().name);
     fleet::work(&app).map_err(|error| error.to_string())?;
+    keep::start(&app, None, args.shared.store_cache)
+        .map_err(|error| format!("no thread can be started: {error}"))?;
     let program = std::env::current_exe()
         .map_err(|error| format!("the program's own file cannot be found: {error}"))?;
     for number in 0..workers {
@@ -74,6 +76,9 @@ fn work(args: &Worker, address: &str) -> Result<(), String> {
         .build()
         .map_err(|error| format!("signals cannot be heard: {error}"))?;
     let result = runtime.block_on(until_told(&app, Duration::from_secs(args.stop_grace)));
+    if let Err(error) = app.store.retire(&app.worker.name) {
+        tracing::warn!("{error}");
+    }
     // What threads still hold goes with the process: a runtime must not be let go of inside another.
     std::mem::forget(app);
     result

@@ -6,27 +6,32 @@
 //! `synchronous_commit` both are on its disk then. Times are the server's, never the machine's.
 
 mod bulletins;
+mod deliveries;
 mod keys;
 mod read;
 mod schema;
+mod session;
 
 use super::{
-    Abandoned, AtWork, Bulletin, Claim, Claimed, Counts, Ended, Engine, Hear, Result, Standing,
-    Window, Worker,
+    Abandoned, Announced, AtWork, Bulletin, Claim, Claimed, Counts, Ended, Engine, Hear, Result,
+    Standing, Window, Worker,
 };
 use crate::placement::{Candidate, PASSES};
 use crate::store::{
     Asset, Entry, Finished, HistoryRange, JobQuery, JobRow, NewJob, State, StoreError, V2Query,
     V2Row, Waiting,
 };
+use crate::webhook::{Delivery, told};
 use keys::{Refused, use_key};
 use serde_json::{Map, Value as Json};
+use session::{Connector, Session};
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, Config, Error, NoTls, Row, Statement, Transaction};
+use tokio_postgres::{Config, Error, Row};
 use uuid::Uuid;
 
 /// How long one answer may take; then the connection is given up, as after a cut.
@@ -40,61 +45,6 @@ const TRIMMED_EVERY: i64 = 32;
 
 type Parameters<'a> = &'a [&'a (dyn ToSql + Sync)];
 
-/// A connection, and the statements that it knows.
-pub(super) struct Session {
-    client: Client,
-    known: HashMap<String, Statement>,
-}
-
-/// The statement of a text that this connection knows, or learns now.
-async fn known<'a>(
-    known: &'a mut HashMap<String, Statement>,
-    client: &Client,
-    sql: &str,
-) -> std::result::Result<&'a Statement, Error> {
-    if !known.contains_key(sql) {
-        let statement = client.prepare(sql).await?;
-        known.insert(sql.to_owned(), statement);
-    }
-    Ok(&known[sql])
-}
-
-impl Session {
-    async fn query(
-        &mut self,
-        sql: &str,
-        with: Parameters<'_>,
-    ) -> std::result::Result<Vec<Row>, Error> {
-        let statement = known(&mut self.known, &self.client, sql).await?.clone();
-        self.client.query(&statement, with).await
-    }
-
-    async fn execute(
-        &mut self,
-        sql: &str,
-        with: Parameters<'_>,
-    ) -> std::result::Result<u64, Error> {
-        let statement = known(&mut self.known, &self.client, sql).await?.clone();
-        self.client.execute(&statement, with).await
-    }
-
-    /// Begins a transaction whose statements are these; they are prepared before.
-    async fn begin<const N: usize>(
-        &mut self,
-        statements: [&str; N],
-    ) -> std::result::Result<(Transaction<'_>, [Statement; N]), Error> {
-        let mut prepared = Vec::with_capacity(N);
-        for sql in statements {
-            prepared.push(known(&mut self.known, &self.client, sql).await?.clone());
-        }
-        let transaction = self.client.transaction().await?;
-        let mut prepared = prepared.into_iter();
-        // As many as were pushed.
-        let statements = std::array::from_fn(|_| prepared.next().expect("one for each"));
-        Ok((transaction, statements))
-    }
-}
-
 /// See the module.
 pub struct Postgres {
     shared: Arc<Shared>,
@@ -102,7 +52,7 @@ pub struct Postgres {
 
 struct Shared {
     runtime: Runtime,
-    config: Config,
+    connector: Connector,
     idle: Mutex<Vec<Session>>,
     published: std::sync::atomic::AtomicU64,
 }
@@ -131,16 +81,6 @@ fn text(text: &str) -> String {
 }
 
 impl Shared {
-    async fn connect(&self) -> std::result::Result<Session, Error> {
-        let (client, connection) = self.config.connect(NoTls).await?;
-        tokio::spawn(async move {
-            // It ends with an error when it is cut; whoever asks next is told.
-            let _ = connection.await;
-        });
-        client.batch_execute(schema::SESSION).await?;
-        Ok(Session { client, known: HashMap::new() })
-    }
-
     fn idle(&self) -> Option<Session> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         std::iter::from_fn(|| idle.pop()).find(|session| !session.client.is_closed())
@@ -155,7 +95,7 @@ impl Shared {
             let answer = tokio::time::timeout(PATIENCE, async {
                 let mut session = match self.idle() {
                     Some(session) => session,
-                    None => self.connect().await?,
+                    None => self.connector.connect(None).await?.0,
                 };
                 let answer = question(&mut session).await?;
                 let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
@@ -178,18 +118,14 @@ impl Shared {
 }
 
 impl Postgres {
-    /// Connects to `address`, and makes the tables where there are none.
+    /// Connects to `address`, and makes the tables where there are none. `authority` has the certificates, PEM, that the
+    /// server's is to come from, in the place of the system's.
     ///
     /// # Errors
     /// A sentence: the address is none, nobody answers there, or the tables are of a newer version.
-    pub fn open(address: &str) -> std::result::Result<Self, String> {
+    pub fn open(address: &str, authority: Option<&Path>) -> std::result::Result<Self, String> {
         let mut config: Config =
             address.parse().map_err(|error: Error| format!("--queue: {}", sentence(&error)))?;
-        if config.get_ssl_mode() == tokio_postgres::config::SslMode::Require {
-            return Err("--queue: TLS to PostgreSQL is not there yet; reach it over a private \
-                        network or a tunnel, without sslmode=require"
-                .into());
-        }
         config
             .application_name("kosmograph")
             .connect_timeout(Duration::from_secs(5))
@@ -201,8 +137,9 @@ impl Postgres {
             .enable_all()
             .build()
             .map_err(|error| format!("--queue: no thread can be started: {error}"))?;
+        let connector = Connector::new(config, authority)?;
         let (idle, published) = (Mutex::default(), std::sync::atomic::AtomicU64::new(0));
-        let shared = Arc::new(Shared { runtime, config, idle, published });
+        let shared = Arc::new(Shared { runtime, connector, idle, published });
         let made = shared.ask(async |session| schema::make(&mut session.client).await);
         match made.map_err(|error| format!("--queue: {error}"))? {
             Ok(()) => Ok(Self { shared }),
@@ -241,8 +178,10 @@ impl Postgres {
         let state = how.state as i64;
         let most = i64::try_from(most).unwrap_or(i64::MAX);
         let end = format!("{END}{condition}");
+        let (delivery, told) = (format!("msg_{}", Uuid::new_v4().simple()), told(id, how));
         self.ask(async |session| {
-            let (transaction, [count, end, trim]) = session.begin([COUNT_END, &end, TRIM]).await?;
+            let (transaction, [count, end, trim, deliver]) =
+                session.begin([COUNT_END, &end, TRIM, deliveries::ADD]).await?;
             // One after the other from here to the commit: who reads the numbers in their order misses none.
             let number: i64 = transaction.query_one(&count, &[]).await?.get(0);
             let with: Parameters = &[&id, &token, &state, &outputs, &messages, &error, &number];
@@ -251,6 +190,7 @@ impl Postgres {
                 transaction.rollback().await?;
                 return Ok(false);
             }
+            transaction.execute(&deliver, &[&id, &delivery, &told]).await?;
             if number % TRIMMED_EVERY == 0 {
                 transaction.execute(&trim, &[&most]).await?;
             }
@@ -261,8 +201,8 @@ impl Postgres {
 }
 
 const INSERT: &str = "INSERT INTO jobs (id, state, number, client, prompt, extra, targets, workflow_id, \
-    created, metadata, priority, kind, models, due) VALUES ($1, 0, $2, $3, $4, $5, $6, $7, now_ms(), $8, $9, \
-    $10, $11, (SELECT last_value FROM claims) + (SELECT count(*) FROM jobs WHERE state = 0) + $12) RETURNING seq";
+    created, metadata, priority, kind, models, webhook, due) VALUES ($1, 0, $2, $3, $4, $5, $6, $7, now_ms(), $8, $9, \
+    $10, $11, $12, (SELECT last_value FROM claims) + (SELECT count(*) FROM jobs WHERE state = 0) + $13) RETURNING seq";
 const THERE: &str = "SELECT state FROM jobs WHERE id = $1 FOR UPDATE";
 const NEEDS: &str = "INSERT INTO kinds (kind, needs) VALUES ($1, $2) ON CONFLICT (kind) DO NOTHING";
 
@@ -313,6 +253,7 @@ impl Engine for Postgres {
                     &job.priority,
                     &job.needs.kind,
                     &models,
+                    &job.webhook,
                     &PASSES,
                 ];
                 let added = transaction.query_one(&insert, with).await;
@@ -571,6 +512,30 @@ impl Engine for Postgres {
     fn remove_asset(&self, id: &str) -> Result<()> {
         let sql = "DELETE FROM assets WHERE id = $1";
         self.ask(async |session| session.execute(sql, &[&id]).await).map(drop)
+    }
+
+    fn take_deliveries(&self, most: usize, hold: Duration) -> Result<Vec<Delivery>> {
+        deliveries::take(self, most, hold)
+    }
+
+    fn settle_delivery(&self, id: &str, again: Option<Duration>) -> Result<()> {
+        deliveries::settle(self, id, again)
+    }
+
+    fn deliveries(&self) -> Result<usize> {
+        deliveries::count(self)
+    }
+
+    fn announce(&self, worker: &str, about: &str, stays: Duration) -> Result<()> {
+        deliveries::announce(self, worker, about, stays)
+    }
+
+    fn retire(&self, worker: &str) -> Result<()> {
+        deliveries::retire(self, worker)
+    }
+
+    fn workers(&self) -> Result<Vec<Announced>> {
+        deliveries::workers(self)
     }
 
     fn publish(&self, bulletins: &[Bulletin]) -> Result<()> {

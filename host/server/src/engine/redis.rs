@@ -12,18 +12,20 @@ mod read;
 mod scripts;
 
 use super::{
-    Abandoned, AtWork, Bulletin, Claim, Claimed, Counts, Ended, Engine, Hear, Result, Standing,
-    Window, Worker,
+    Abandoned, Announced, AtWork, Bulletin, Claim, Claimed, Counts, Ended, Engine, Hear, Result,
+    Standing, Window, Worker,
 };
 use crate::placement::{Candidate, PASSES};
 use crate::store::{
     Asset, Entry, Finished, HistoryRange, JobQuery, JobRow, NewJob, State, StoreError, V2Query,
     V2Row, Waiting,
 };
+use crate::webhook::{Delivery, told};
 use read::{fields, ids_of, whole};
-use redis::{Client, Connection, RedisError, RedisResult};
+use redis::{Client, Connection, RedisError, RedisResult, TlsCertificates};
 use serde_json::{Map, Value as Json, json};
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use uuid::Uuid;
@@ -62,13 +64,27 @@ pub struct Redis {
 }
 
 impl Redis {
-    /// Connects to `address`.
+    /// Connects to `address`. `authority` has the certificates, PEM, that the server's is to come from where it speaks
+    /// TLS, in the place of the system's.
     ///
     /// # Errors
     /// A sentence: the address is none, or nobody answers there.
-    pub fn open(address: &str) -> std::result::Result<Self, String> {
+    pub fn open(address: &str, authority: Option<&Path>) -> std::result::Result<Self, String> {
         let sentence = |error: RedisError| format!("--queue: {error}");
-        let client = Client::open(address).map_err(sentence)?;
+        let is_tls = address.starts_with("rediss:") || address.starts_with("valkeys:");
+        let client = match authority {
+            Some(_) if !is_tls => return Err("--queue-ca is for rediss://".into()),
+            Some(file) => {
+                // The library would take a file without a certificate for one that trusts nobody.
+                super::tls::client(Some(file))?;
+                let root = std::fs::read(file)
+                    .map_err(|error| format!("--queue-ca {}: {error}", file.display()))?;
+                let tls = TlsCertificates { client_tls: None, root_cert: Some(root) };
+                Client::build_with_tls(address, tls).map_err(sentence)?
+            }
+            None => Client::open(address).map_err(sentence)?,
+        };
+        crate::listen::use_ring();
         let this = Self { client, idle: Mutex::default() };
         let said = this.ask(|connection| {
             redis::cmd("PING").query::<String>(connection)?;
@@ -122,6 +138,7 @@ impl Redis {
         let mut ready = scripts::FINISH.prepare_invoke();
         ready.arg(id).arg(token).arg(how.state as i64);
         ready.arg(outputs).arg(messages).arg(error).arg(most);
+        ready.arg(format!("msg_{}", Uuid::new_v4().simple())).arg(told(id, how));
         Ok(self.ask(|connection| ready.invoke::<i64>(connection))? == 1)
     }
 
@@ -130,6 +147,10 @@ impl Redis {
         let (seconds, micros): (i64, i64) = redis::cmd("TIME").query(connection)?;
         Ok(seconds * 1000 + micros / 1000)
     }
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn of_asset(id: &str, text: &str) -> Option<Asset> {
@@ -171,6 +192,7 @@ impl Engine for Redis {
                 job.needs.kind.clone(),
                 job.needs.text.clone(),
                 json!(job.needs.models).to_string(),
+                optional(&job.webhook),
             ];
             ready.arg(&fields[..]);
         }
@@ -486,6 +508,56 @@ impl Engine for Redis {
         let mut ready = scripts::REMOVE_ASSET.prepare_invoke();
         ready.arg(id);
         self.ask(|connection| ready.invoke(connection))
+    }
+
+    fn take_deliveries(&self, most: usize, hold: Duration) -> Result<Vec<Delivery>> {
+        let mut ready = scripts::TAKE_DELIVERIES.prepare_invoke();
+        ready.arg(most).arg(milliseconds(hold));
+        let parts: Vec<String> = self.ask(|connection| ready.invoke(connection))?;
+        let delivery = |parts: &[String]| Delivery {
+            id: parts[0].clone(),
+            url: parts[1].clone(),
+            body: parts[2].clone(),
+            metadata: Some(parts[3].clone()).filter(|metadata| !metadata.is_empty()),
+            attempts: parts[4].parse().unwrap_or(1),
+        };
+        Ok(parts.chunks_exact(5).map(delivery).collect())
+    }
+
+    fn settle_delivery(&self, id: &str, again: Option<Duration>) -> Result<()> {
+        let mut ready = scripts::SETTLE_DELIVERY.prepare_invoke();
+        let again = again.map(|again| milliseconds(again).to_string());
+        ready.arg(id).arg(again.unwrap_or_default());
+        self.ask(|connection| ready.invoke(connection))
+    }
+
+    fn deliveries(&self) -> Result<usize> {
+        self.ask(|connection| redis::cmd("ZCARD").arg(key("deliveries")).query(connection))
+    }
+
+    fn announce(&self, worker: &str, about: &str, stays: Duration) -> Result<()> {
+        let mut ready = scripts::ANNOUNCE.prepare_invoke();
+        ready.arg(worker).arg(about).arg(milliseconds(stays));
+        self.ask(|connection| ready.invoke(connection))
+    }
+
+    fn retire(&self, worker: &str) -> Result<()> {
+        let mut ready = scripts::RETIRE.prepare_invoke();
+        ready.arg(worker);
+        self.ask(|connection| ready.invoke(connection))
+    }
+
+    fn workers(&self) -> Result<Vec<Announced>> {
+        let parts: Vec<String> =
+            self.ask(|connection| scripts::WORKERS.prepare_invoke().invoke(connection))?;
+        let worker = |parts: &[String]| Announced {
+            name: parts[0].clone(),
+            about: parts[1].clone(),
+            ago: parts[2].parse().unwrap_or(0),
+        };
+        let mut workers: Vec<Announced> = parts.chunks_exact(3).map(worker).collect();
+        workers.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok(workers)
     }
 
     fn publish(&self, bulletins: &[Bulletin]) -> Result<()> {

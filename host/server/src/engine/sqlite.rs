@@ -5,8 +5,8 @@
 //! hears everything directly.
 
 use super::{
-    Abandoned, AtWork, Bulletin, Claim, Claimed, Counts, Ended, Engine, Hear, Result, Standing,
-    Window, Worker,
+    Abandoned, Announced, AtWork, Bulletin, Claim, Claimed, Counts, Ended, Engine, Hear, Result,
+    Standing, Window, Worker,
 };
 use crate::message::now;
 use crate::placement::Candidate;
@@ -14,6 +14,7 @@ use crate::store::{
     Asset, Entry, Finished, HistoryRange, JobQuery, JobRow, NewJob, State, Store, StoreError,
     V2Query, V2Row, Waiting,
 };
+use crate::webhook::Delivery;
 use rusqlite::{OptionalExtension, params};
 use serde_json::{Map, Value as Json};
 use std::time::Duration;
@@ -230,6 +231,32 @@ impl Engine for Store {
 
     fn remove_asset(&self, id: &str) -> Result<()> {
         Self::remove_asset(self, id)
+    }
+
+    fn take_deliveries(&self, most: usize, hold: Duration) -> Result<Vec<Delivery>> {
+        Self::take_deliveries(self, most, hold)
+    }
+
+    fn settle_delivery(&self, id: &str, again: Option<Duration>) -> Result<()> {
+        Self::settle_delivery(self, id, again)
+    }
+
+    fn deliveries(&self) -> Result<usize> {
+        Self::deliveries(self)
+    }
+
+    // There is one worker, which is this process.
+
+    fn announce(&self, _worker: &str, _about: &str, _stays: Duration) -> Result<()> {
+        Ok(())
+    }
+
+    fn retire(&self, _worker: &str) -> Result<()> {
+        Ok(())
+    }
+
+    fn workers(&self) -> Result<Vec<Announced>> {
+        Ok(Vec::new())
     }
 
     fn publish(&self, _bulletins: &[Bulletin]) -> Result<()> {

@@ -32,7 +32,7 @@ fn free_port() -> u16 {
 fn open_when_there(address: &str) -> Box<dyn Engine> {
     let end = std::time::Instant::now() + Duration::from_secs(60);
     loop {
-        match open(address) {
+        match open(address, None) {
             Ok(engine) => return engine,
             Err(error) if std::time::Instant::now() > end => panic!("{address}: {error}"),
             Err(_) => std::thread::sleep(Duration::from_millis(100)),
@@ -93,6 +93,7 @@ fn job(id: &str, number: f64, kind: &str) -> NewJob {
         created: 5,
         metadata: Some(r#"{"label":"red"}"#.into()),
         priority: Some(-3),
+        webhook: None,
         needs: Needs {
             kind: kind.into(),
             text: format!("{{\"{kind}\":[]}}"),

@@ -1,6 +1,6 @@
 //! What a worker does around its jobs: takes them, holds them by their leases, gives them up.
 
-use super::{ATTEMPTS, PATIENCE};
+use super::{ATTEMPTS, PATIENCE, presence};
 use crate::app::App;
 use crate::engine::{Abandoned, Bulletin, Claim, Claimed, Result, Standing};
 use crate::message::now;
@@ -82,6 +82,7 @@ pub fn take(app: &App, number: usize, taste: &mut Taste) -> Next {
         if let Some(next) = app.queue.asked(number) {
             if matches!(next, Next::Free) {
                 taste.held.clear();
+                app.presence.holds(number, &taste.held);
             }
             return next;
         }
@@ -91,6 +92,7 @@ pub fn take(app: &App, number: usize, taste: &mut Taste) -> Next {
                 if !models.is_empty() && !models.iter().all(|model| taste.held.contains(model)) {
                     // What was there before may have had to go.
                     taste.held = models.into_iter().collect();
+                    app.presence.holds(number, &taste.held);
                 }
                 app.tell_all(Bulletin::Changed);
                 return Next::Job(app.queue.begin(claimed));
@@ -116,6 +118,11 @@ pub fn stop(app: &App, ids: &[String]) {
 pub fn hold(app: &App) {
     let pause = app.worker.lease / 4;
     loop {
+        // Who is not heard of for a lease is not there.
+        let about = presence::about(app).to_string();
+        if let Err(error) = app.store.announce(&app.worker.name, &about, app.worker.lease) {
+            tracing::warn!("{error}");
+        }
         std::thread::sleep(pause);
         let running = app.queue.running();
         if running.is_empty() {

@@ -11,6 +11,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
+use std::time::SystemTime;
 use tower::ServiceExt;
 use tower_http::services::ServeFile;
 
@@ -59,14 +60,48 @@ impl Root {
 
     /// The file there, if there is one. Nodes write into the output folders: a link that one of them put
     /// there leads nowhere. One among the inputs is the owner's own.
-    pub fn find(self, app: &App, relative: &Path) -> Option<PathBuf> {
-        let in_folder = |folder: &PathBuf| {
+    ///
+    /// # Errors
+    /// The folders are copies, and what they are copies of cannot be asked.
+    pub fn find(self, app: &App, relative: &Path) -> Result<Option<PathBuf>, Fault> {
+        for folder in self.folders(app) {
             let path = folder.join(relative);
-            let stays = self == Self::Input
-                || path.canonicalize().ok()?.starts_with(folder.canonicalize().ok()?);
-            (stays && path.is_file()).then_some(path)
-        };
-        self.folders(app).iter().find_map(in_folder)
+            app.bring(&path).map_err(|error| io_fault(&relative.display().to_string(), &error))?;
+            let is_inside = || -> Option<bool> {
+                Some(path.canonicalize().ok()?.starts_with(folder.canonicalize().ok()?))
+            };
+            if path.is_file() && (self == Self::Input || is_inside() == Some(true)) {
+                return Ok(Some(path));
+            }
+        }
+        Ok(None)
+    }
+
+    /// How many bytes a file has, which need not be brought for that.
+    pub fn size(self, app: &App, relative: &Path) -> Option<u64> {
+        match (&app.bucket, self.folders(app).first()) {
+            (Some(bucket), Some(folder)) => bucket.size(&folder.join(relative)).ok()?,
+            _ => Some(self.find(app, relative).ok()??.metadata().ok()?.len()),
+        }
+    }
+
+    /// The names of the files that lie in it, and when each was written.
+    pub fn list(self, app: &App) -> Vec<(Option<SystemTime>, String)> {
+        let mut files = Vec::new();
+        for folder in self.folders(app) {
+            if let Some(bucket) = &app.bucket {
+                files.extend(bucket.listed(folder).into_iter().map(|(n, when)| (Some(when), n)));
+                continue;
+            }
+            for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+                let Ok(metadata) = fs::metadata(entry.path()) else { continue };
+                let Ok(name) = entry.file_name().into_string() else { continue };
+                if metadata.is_file() && !name.starts_with('.') {
+                    files.push((metadata.modified().ok(), name));
+                }
+            }
+        }
+        files
     }
 }
 
@@ -233,6 +268,8 @@ pub fn io_fault(name: &str, error: &io::Error) -> Fault {
         NotFound => StatusCode::NOT_FOUND,
         InvalidFilename | NotADirectory | io::ErrorKind::IsADirectory => StatusCode::BAD_REQUEST,
         PermissionDenied => StatusCode::FORBIDDEN,
+        // The object store, which may be back in a moment.
+        io::ErrorKind::HostUnreachable => StatusCode::SERVICE_UNAVAILABLE,
         _ if error.raw_os_error() == Some(nix::libc::ENAMETOOLONG) => StatusCode::BAD_REQUEST,
         _ => StatusCode::INSUFFICIENT_STORAGE,
     };

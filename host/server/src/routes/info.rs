@@ -258,20 +258,16 @@ pub async fn internal_files(
     let root = Root::of_name(&kind);
     let root = root.ok_or_else(|| Fault::bad(format!("\"{kind}\" is no folder of the server")))?;
     blocking(app, move |app| {
-        let mut files = Vec::new();
-        for folder in root.folders(app) {
-            for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-                let Ok(metadata) = std::fs::metadata(entry.path()) else { continue };
-                let Ok(name) = entry.file_name().into_string() else { continue };
-                if metadata.is_file() && !name.starts_with('.') {
-                    files.push((metadata.modified().ok(), name));
-                }
-            }
-        }
+        let mut files = root.list(app);
         files.sort_by(|one, other| other.cmp(one));
         Ok(JsonBody(files.into_iter().map(|(_, name)| Json::from(name)).collect()))
     })
     .await
+}
+
+/// Who works, and at what.
+pub async fn workers(State(app): Shared) -> Result<JsonBody<Json>, Fault> {
+    blocking(app, |app| Ok(JsonBody(crate::fleet::presence::all(app)?))).await
 }
 
 pub async fn healthz() -> &'static str {

@@ -1,6 +1,6 @@
 //! Uploads: a picture, or a mask for one.
 
-use super::files::{Existing, Root, inside, io_fault, write};
+use super::files::{Existing, Root, inside, io_fault};
 use super::{Shared, blocking, picture};
 use crate::app::App;
 use crate::fault::Fault;
@@ -78,7 +78,7 @@ impl Form {
         };
         let folder = folder.join(&subfolder);
         let replace = matches!(self.text("overwrite"), "true" | "1");
-        let (name, _) = place(&folder, &name, bytes, replace)?;
+        let (name, _) = place(app, &folder, &name, bytes, replace)?;
         let subfolder = subfolder.display().to_string();
         Ok(JsonBody(json!({"name": name, "subfolder": subfolder, "type": root.name()})))
     }
@@ -87,6 +87,20 @@ impl Form {
 /// Writes a file under `name`, or the next name that is free; one of the same bytes is that one. Returns its
 /// name, and whether it was written.
 pub fn place(
+    app: &App,
+    folder: &Path,
+    name: &Path,
+    bytes: &[u8],
+    replace: bool,
+) -> Result<(String, bool), Fault> {
+    let bring = |path: &Path| app.bring(path);
+    let write = |path: &Path, bytes: &[u8], existing| app.write(path, bytes, existing);
+    place_by(bring, write, folder, name, bytes, replace)
+}
+
+fn place_by(
+    bring: impl Fn(&Path) -> std::io::Result<()>,
+    write: impl Fn(&Path, &[u8], Existing) -> std::io::Result<bool>,
     folder: &Path,
     name: &Path,
     bytes: &[u8],
@@ -105,8 +119,11 @@ pub fn place(
         let path = folder.join(name.with_file_name(&own));
         let shown = name.with_file_name(&own).display().to_string();
         let existing = if replace { Existing::Replace } else { Existing::Keep };
-        if !replace && is_same(&path, bytes) {
-            return Ok((shown, false));
+        if !replace {
+            bring(&path).map_err(|error| io_fault(&shown, &error))?;
+            if is_same(&path, bytes) {
+                return Ok((shown, false));
+            }
         }
         match write(&path, bytes, existing) {
             Ok(true) => return Ok((shown, true)),
@@ -151,7 +168,7 @@ pub async fn mask(
         let whole = format!("{}/{}", text("subfolder").trim_end_matches('/'), text("filename"));
         let path = inside(whole.trim_start_matches('/')).filter(|_| !text("filename").is_empty());
         let path = path.ok_or_else(|| Fault::bad("\"original_ref\" names no file"))?;
-        let found = root.find(app, &path).ok_or_else(|| {
+        let found = root.find(app, &path)?.ok_or_else(|| {
             Fault::bad(format!("\"original_ref\": there is no {} in {kind}", path.display()))
         })?;
         let original =
@@ -164,13 +181,15 @@ pub async fn mask(
 
 #[cfg(test)]
 mod tests {
+    use super::super::files::write;
     use super::*;
 
     #[test]
     fn names_that_are_taken() {
         let folder = tempfile::tempdir().unwrap();
         let put = |bytes: &[u8], replace| {
-            place(folder.path(), Path::new("a.png"), bytes, replace).unwrap().0
+            let bring = |_: &Path| Ok(());
+            place_by(bring, write, folder.path(), Path::new("a.png"), bytes, replace).unwrap().0
         };
         assert_eq!(put(b"one", false), "a.png");
         assert_eq!(put(b"one", false), "a.png", "the same bytes");

@@ -1,6 +1,6 @@
 //! The editor's own files: saved workflows, its style sheet.
 
-use super::files::{Existing, inside, io_fault, media_type, serve, write};
+use super::files::{Existing, inside, io_fault, media_type, serve};
 use super::{Shared, blocking};
 use crate::app::App;
 use crate::fault::Fault;
@@ -44,6 +44,12 @@ fn resolve(app: &App, name: &str) -> Result<PathBuf, Fault> {
     Ok(app.options.userdata.join(path.ok_or_else(outside)?))
 }
 
+/// What is in a folder that is a copy becomes what is there.
+fn bring_all(app: &App, folder: &Path, name: &str) -> Result<(), Fault> {
+    let Some(bucket) = &app.bucket else { return Ok(()) };
+    bucket.bring_all(folder).map_err(|error| io_fault(name, &error))
+}
+
 fn milliseconds(time: std::io::Result<SystemTime>) -> u64 {
     let since = time.ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
     since.and_then(|since| u64::try_from(since.as_millis()).ok()).unwrap_or(0)
@@ -85,6 +91,7 @@ pub async fn list(
     };
     blocking(app, move |app| {
         let folder = resolve(app, &dir)?;
+        bring_all(app, &folder, &dir)?;
         if !folder.is_dir() {
             return Err(Fault::not_found(format!("there is no folder {dir}")));
         }
@@ -114,6 +121,7 @@ pub async fn list_with_folders(
             "" => app.options.userdata.clone(),
             path => resolve(app, path)?,
         };
+        bring_all(app, &folder, &path)?;
         if !folder.is_dir() {
             return match path.is_empty() {
                 true => Ok(JsonBody(json!([]))),
@@ -142,6 +150,11 @@ pub async fn read(
     headers: HeaderMap,
 ) -> Result<Response, Fault> {
     let path = resolve(&app, &name)?;
+    if app.bucket.is_some() {
+        let (path, name) = (path.clone(), name.clone());
+        let bring = move |app: &App| app.bring(&path).map_err(|error| io_fault(&name, &error));
+        blocking(app.clone(), bring).await?;
+    }
     if !path.is_file() && name == STYLE {
         return Ok(no_style());
     }
@@ -180,7 +193,7 @@ pub async fn store(
     blocking(app, move |app| {
         let path = resolve(app, &name)?;
         let existing = if keeps(&parameters) { Existing::Keep } else { Existing::Replace };
-        match write(&path, &body, existing) {
+        match app.write(&path, &body, existing) {
             Ok(true) => Ok(JsonBody(written(&path, &name, is_set(&parameters, "full_info")))),
             Ok(false) => {
                 Err(Fault::plain(StatusCode::CONFLICT, format!("there is a file {name} already")))
@@ -194,7 +207,7 @@ pub async fn store(
 pub async fn delete(State(app): Shared, InPath(name): InPath<String>) -> Result<StatusCode, Fault> {
     blocking(app, move |app| {
         let path = resolve(app, &name)?;
-        std::fs::remove_file(&path).map_err(|error| io_fault(&name, &error))?;
+        app.remove(&path).map_err(|error| io_fault(&name, &error))?;
         Ok(StatusCode::NO_CONTENT)
     })
     .await
@@ -207,6 +220,9 @@ pub async fn rename(
 ) -> Result<JsonBody<Json>, Fault> {
     blocking(app, move |app| {
         let (from, target) = (resolve(app, &name)?, resolve(app, &to)?);
+        for (path, name) in [(&from, &name), (&target, &to)] {
+            app.bring(path).map_err(|error| io_fault(name, &error))?;
+        }
         if !from.is_file() {
             return Err(Fault::not_found(format!("there is no file {name}")));
         }
@@ -218,7 +234,10 @@ pub async fn rename(
         }
         let moved = || {
             target.parent().map_or(Ok(()), std::fs::create_dir_all)?;
-            std::fs::rename(&from, &target)
+            match &app.bucket {
+                Some(bucket) => bucket.rename(&from, &target),
+                None => std::fs::rename(&from, &target),
+            }
         };
         moved().map_err(|error| io_fault(&to, &error))?;
         Ok(JsonBody(written(&target, &to, is_set(&parameters, "full_info"))))

@@ -44,7 +44,7 @@ fn locate(app: &App, parameters: &HashMap<String, String>) -> Result<(PathBuf, S
         relative = inside(subfolder).ok_or_else(outside)?.join(relative);
     }
     let own = relative.file_name().map(|name| name.to_string_lossy().into_owned());
-    let found = root.find(app, &relative);
+    let found = root.find(app, &relative)?;
     let missing =
         || Fault::not_found(format!("there is no {} in {}", relative.display(), root.name()));
     Ok((found.ok_or_else(missing)?, own.unwrap_or_default()))

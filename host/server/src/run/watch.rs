@@ -1,6 +1,6 @@
 //! One job's events → what its clients are told, and what its history says.
 
-use super::Planned;
+use super::{Planned, sent};
 use crate::app::{App, Made};
 use crate::engine::Bulletin;
 use crate::message::{Preview, Progress, now, text};
@@ -11,7 +11,7 @@ use axum::extract::ws::Utf8Bytes;
 use kosmograph::events::{Event, Listener};
 use kosmograph::graph::Input;
 use kosmograph::plan::Step;
-use kosmograph::problem::{NodeName, Problem};
+use kosmograph::problem::{Kind, NodeName, Problem};
 use serde_json::{Map, Value as Json, json};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -43,6 +43,8 @@ struct Told {
     /// All that were written.
     written: Vec<PathBuf>,
     messages: Vec<Json>,
+    /// The first file that could not be put where others see it.
+    unsent: Option<Problem>,
     end: Option<(State, Option<Json>)>,
 }
 
@@ -156,7 +158,8 @@ impl<'a> Watch<'a> {
             };
             // Nodes say it, and whoever made them: a temporary file, and no other.
             let found = inside(&name).filter(|_| part("type") == "temp");
-            let Some(path) = found.and_then(|name| Root::Temp.find(self.app, &name)) else {
+            let found = found.and_then(|name| Root::Temp.find(self.app, &name).ok()?);
+            let Some(path) = found else {
                 tracing::warn!(
                     job = self.job.id,
                     node,
@@ -293,6 +296,9 @@ impl<'a> Watch<'a> {
     }
 
     pub fn succeeded(&self) {
+        if let Some(unsent) = self.told().unsent.take() {
+            return self.failed(&unsent);
+        }
         let mut told = self.told();
         self.tell_cached(&mut told);
         told.end = Some((State::Completed, None));
@@ -362,14 +368,32 @@ impl Listener for Watch<'_> {
                 self.to_watchers("progress", &data);
             }
             Event::Output { node, output, .. } if output.get("sent").is_some() => {
-                self.send_pictures(node, output);
+                let mut output = output.clone().into_owned();
+                if let Some(folder) = sent::folder(self.app, self.job) {
+                    sent::name(&mut output, &folder);
+                }
+                self.send_pictures(node, &output);
             }
             Event::Output { node, output, files } => {
+                let mut output = output.clone().into_owned();
+                let files: Vec<PathBuf> = files.iter().map(PathBuf::from).collect();
+                let sent = sent::send(self.app, self.job, &files, &mut output);
                 let mut told = self.told();
+                told.written.extend_from_slice(&files);
+                if let Err(sentence) = sent {
+                    tracing::warn!(job = self.job.id, node = &**node, "{sentence}");
+                    let problem = Problem::new(Kind::NodeFailed, sentence);
+                    let name = self.step(node).map(|step| step.name.clone());
+                    let problem = match name {
+                        Some(name) => problem.at(name),
+                        None => problem,
+                    };
+                    told.unsent.get_or_insert(problem);
+                    return;
+                }
                 let all = told.outputs.entry(node.to_string()).or_insert_with(|| json!({}));
-                join(all, output);
-                told.files.extend(files.iter().map(PathBuf::from));
-                told.written.extend(files.iter().map(PathBuf::from));
+                join(all, &output);
+                told.files.extend(files);
             }
             Event::NodeDone { node, seconds } => self.done(node, *seconds),
             Event::MadeRoom { models, results, bytes, .. } => {

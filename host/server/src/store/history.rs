@@ -1,6 +1,6 @@
 //! Finished jobs: how they get there, how they are read, how many are kept.
 
-use super::{Finished, Result, State, Store};
+use super::{Finished, Result, State, Store, deliveries};
 use rusqlite::{OptionalExtension, params};
 use serde_json::Value as Json;
 
@@ -79,6 +79,7 @@ impl Store {
                     how.messages.to_string(),
                     how.error.as_ref().map(Json::to_string)
                 ])?;
+            deliveries::add(&transaction, id, how)?;
             transaction
                 .prepare_cached(
                     "DELETE FROM jobs WHERE finished <= (SELECT finished FROM jobs \

@@ -47,6 +47,18 @@ CREATE TABLE assets (
     created INTEGER NOT NULL
 );
 ",
+    "\
+ALTER TABLE jobs ADD COLUMN webhook TEXT;
+CREATE TABLE deliveries (
+    id TEXT PRIMARY KEY,
+    url TEXT NOT NULL,
+    body TEXT NOT NULL,
+    metadata TEXT,
+    due INTEGER NOT NULL,
+    attempts INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX deliveries_due ON deliveries (due);
+",
 ];
 
 /// Why a store cannot be opened. Each sentence names the file or folder.

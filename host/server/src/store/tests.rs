@@ -13,6 +13,7 @@ fn job(id: &str, number: f64) -> NewJob {
         created: 5,
         metadata: None,
         priority: None,
+        webhook: None,
         needs: Needs::default(),
     }
 }

@@ -3,13 +3,10 @@
 
 use super::{Error, PATIENCE, Session, Shared, sentence};
 use crate::engine::{Bulletin, Hear, Result};
-use futures_util::stream::poll_fn;
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
-use tokio_postgres::{AsyncMessage, NoTls};
 
 /// PostgreSQL refuses 8000 bytes.
 const SHORT: usize = 7000;
@@ -70,19 +67,8 @@ pub(super) fn listen(shared: &Arc<Shared>, mut hear: Hear) {
 }
 
 async fn hear_until_cut(shared: &Shared, hear: &mut Hear) -> std::result::Result<(), Error> {
-    let (client, mut connection) = shared.config.connect(NoTls).await?;
     let (sender, mut payloads) = unbounded_channel();
-    let driver = tokio::spawn(async move {
-        let mut messages = std::pin::pin!(poll_fn(|context| connection.poll_message(context)));
-        while let Some(Ok(message)) = futures_util::StreamExt::next(&mut messages).await {
-            if let AsyncMessage::Notification(notification) = message
-                && sender.send(notification.payload().to_owned()).is_err()
-            {
-                return;
-            }
-        }
-    });
-    let mut session = Session { client, known: HashMap::new() };
+    let (mut session, driver) = shared.connector.connect(Some(sender)).await?;
     let result = hear_all(&mut session, &mut payloads, hear).await;
     driver.abort();
     result
@@ -93,7 +79,6 @@ async fn hear_all(
     payloads: &mut UnboundedReceiver<String>,
     hear: &mut Hear,
 ) -> std::result::Result<(), Error> {
-    session.client.batch_execute(super::schema::SESSION).await?;
     session.client.batch_execute("LISTEN kosmograph").await?;
     // From here on nothing is missed; what was told before is looked for.
     hear(None);

@@ -10,7 +10,8 @@ pub(super) const SESSION: &str = "SET search_path TO kosmograph; SET statement_t
     SET idle_in_transaction_session_timeout TO '30s';";
 
 /// One step for each version; tables of version N have had the first N.
-const STEPS: &[&str] = &["\
+const STEPS: &[&str] = &[
+    "\
 CREATE FUNCTION now_ms() RETURNS bigint LANGUAGE sql VOLATILE AS
     $$ SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint $$;
 CREATE TABLE jobs (
@@ -68,7 +69,26 @@ CREATE UNLOGGED TABLE bulletins (
     made timestamptz NOT NULL DEFAULT clock_timestamp(),
     body text NOT NULL
 );
-"];
+",
+    "\
+ALTER TABLE jobs ADD COLUMN webhook text;
+CREATE TABLE deliveries (
+    id text PRIMARY KEY,
+    url text NOT NULL,
+    body text NOT NULL,
+    metadata text,
+    due timestamptz NOT NULL,
+    attempts bigint NOT NULL DEFAULT 0
+);
+CREATE INDEX deliveries_due ON deliveries (due);
+CREATE UNLOGGED TABLE workers (
+    name text PRIMARY KEY,
+    about text NOT NULL,
+    seen timestamptz NOT NULL,
+    until timestamptz NOT NULL
+);
+",
+];
 
 /// Any number that nobody else takes: two that make the tables at once wait for each other.
 const LOCK: &str = "SELECT pg_advisory_xact_lock(7120115051991)";

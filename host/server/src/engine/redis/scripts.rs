@@ -34,10 +34,10 @@ fn script(text: &str) -> Script {
 }
 
 /// How many arguments a job is to [`INSERT`].
-pub const FIELDS: usize = 12;
+pub const FIELDS: usize = 13;
 
 /// key, passes, most keys, then for each job: id, number, client, prompt, extra, targets, workflow, metadata,
-/// priority, kind, needs, models. Absent ones are empty. Answers `{word, …}`.
+/// priority, kind, needs, models, webhook. Absent ones are empty. Answers `{word, …}`.
 pub static INSERT: LazyLock<Script> = LazyLock::new(|| {
     script(
         "
@@ -46,13 +46,13 @@ if key ~= '' then
   local used = redis.call('HGET', P .. 'keys', key)
   if used then return {'used', used} end
 end
-for at = 4, #ARGV, 12 do
+for at = 4, #ARGV, 13 do
   local state = redis.call('HGET', P .. 'job:' .. ARGV[at], 'state')
   if state and tonumber(state) < 2 then return {'taken', ARGV[at]} end
 end
 local added = {'added'}
 local claims = tonumber(redis.call('GET', P .. 'claims') or '0')
-for at = 4, #ARGV, 12 do
+for at = 4, #ARGV, 13 do
   local id = ARGV[at]
   delete(id)
   local seq = redis.call('INCR', P .. 'seq')
@@ -61,7 +61,7 @@ for at = 4, #ARGV, 12 do
   redis.call('HSET', job, 'seq', seq, 'id', id, 'state', 0, 'number', ARGV[at + 1], 'prompt', ARGV[at + 3],
     'extra', ARGV[at + 4], 'targets', ARGV[at + 5], 'created', now, 'attempts', 0, 'kind', ARGV[at + 9],
     'models', ARGV[at + 11], 'due', due)
-  local optional = {client = 2, workflow_id = 6, metadata = 7, priority = 8}
+  local optional = {client = 2, workflow_id = 6, metadata = 7, priority = 8, webhook = 12}
   for name, offset in pairs(optional) do
     if ARGV[at + offset] ~= '' then redis.call('HSET', job, name, ARGV[at + offset]) end
   end
@@ -132,7 +132,8 @@ return 0",
     )
 });
 
-/// id, token (empty for one that waits), state, outputs, messages, error, most. 1 if it ended, now or before.
+/// id, token (empty for one that waits), state, outputs, messages, error, most, and of the delivery to a webhook, if the
+/// job asks for one, its id and its body. 1 if it ended, now or before.
 pub static FINISH: LazyLock<Script> = LazyLock::new(|| {
     script(
         "
@@ -154,6 +155,13 @@ redis.call('SET', P .. 'finished', finished)
 redis.call('HSET', job, 'state', ARGV[3], 'ended', now, 'finished', finished, 'outputs', ARGV[4], 'messages', ARGV[5])
 if ARGV[6] ~= '' then redis.call('HSET', job, 'error', ARGV[6]) end
 redis.call('ZADD', P .. 'done', finished, id)
+local asked = redis.call('HMGET', job, 'webhook', 'metadata')
+if asked[1] then
+  local delivery = P .. 'delivery:' .. ARGV[8]
+  redis.call('HSET', delivery, 'id', ARGV[8], 'url', asked[1], 'body', ARGV[9], 'attempts', 0)
+  if asked[2] then redis.call('HSET', delivery, 'metadata', asked[2]) end
+  redis.call('ZADD', P .. 'deliveries', now, ARGV[8])
+end
 local more = redis.call('ZCARD', P .. 'done') - tonumber(ARGV[7])
 if more > 0 then
   for _, old in ipairs(redis.call('ZRANGE', P .. 'done', 0, more - 1)) do delete(old) end
@@ -251,5 +259,78 @@ local asset = redis.call('HGET', P .. 'assets', ARGV[1])
 if asset then redis.call('HDEL', P .. 'hashes', cjson.decode(asset).hash) end
 redis.call('HDEL', P .. 'assets', ARGV[1])
 return 0",
+    )
+});
+
+/// most, hold. Of each that is due and taken: id, address, body, metadata (may be empty), attempts.
+pub static TAKE_DELIVERIES: LazyLock<Script> = LazyLock::new(|| {
+    script(
+        "
+local taken = {}
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'deliveries', '-inf', now, 'LIMIT', 0, ARGV[1])) do
+  local delivery = P .. 'delivery:' .. id
+  local known = redis.call('HMGET', delivery, 'url', 'body', 'metadata')
+  if known[1] then
+    redis.call('ZADD', P .. 'deliveries', now + ARGV[2], id)
+    local attempts = redis.call('HINCRBY', delivery, 'attempts', 1)
+    for _, part in ipairs({id, known[1], known[2], known[3] or '', tostring(attempts)}) do taken[#taken + 1] = part end
+  else
+    redis.call('ZREM', P .. 'deliveries', id)
+  end
+end
+return taken",
+    )
+});
+
+/// id, and in how many milliseconds it is due again; empty for never.
+pub static SETTLE_DELIVERY: LazyLock<Script> = LazyLock::new(|| {
+    script(
+        "
+if ARGV[2] == '' then
+  redis.call('ZREM', P .. 'deliveries', ARGV[1])
+  redis.call('DEL', P .. 'delivery:' .. ARGV[1])
+elseif redis.call('ZSCORE', P .. 'deliveries', ARGV[1]) then
+  redis.call('ZADD', P .. 'deliveries', now + ARGV[2], ARGV[1])
+end
+return 0",
+    )
+});
+
+/// name, what it is, how many milliseconds it stays.
+pub static ANNOUNCE: LazyLock<Script> = LazyLock::new(|| {
+    script(
+        "
+for _, gone in ipairs(redis.call('ZRANGEBYSCORE', P .. 'workers', '-inf', now)) do
+  redis.call('ZREM', P .. 'workers', gone)
+  redis.call('DEL', P .. 'worker:' .. gone)
+end
+redis.call('ZADD', P .. 'workers', now + ARGV[3], ARGV[1])
+redis.call('HSET', P .. 'worker:' .. ARGV[1], 'about', ARGV[2], 'seen', now)
+return 0",
+    )
+});
+
+/// name.
+pub static RETIRE: LazyLock<Script> = LazyLock::new(|| {
+    script(
+        "
+redis.call('ZREM', P .. 'workers', ARGV[1])
+redis.call('DEL', P .. 'worker:' .. ARGV[1])
+return 0",
+    )
+});
+
+/// Of each that is there: name, what it is, how many milliseconds ago it said so.
+pub static WORKERS: LazyLock<Script> = LazyLock::new(|| {
+    script(
+        "
+local there = {}
+for _, name in ipairs(redis.call('ZRANGEBYSCORE', P .. 'workers', '(' .. now, '+inf')) do
+  local known = redis.call('HMGET', P .. 'worker:' .. name, 'about', 'seen')
+  if known[1] then
+    for _, part in ipairs({name, known[1], tostring(now - known[2])}) do there[#there + 1] = part end
+  end
+end
+return there",
     )
 });

@@ -39,15 +39,16 @@ fn asset_json(asset: &Asset, created_new: Option<bool>, base: &str) -> Json {
 }
 
 /// The file of an asset, if it is still there.
-fn file(app: &App, asset: &Asset) -> Option<PathBuf> {
-    let path = Root::Input.find(app, &inside(&asset.name)?)?;
-    (path.metadata().ok()?.len() == asset.size).then_some(path)
+fn file(app: &App, asset: &Asset) -> Result<Option<PathBuf>, Fault> {
+    let Some(name) = inside(&asset.name) else { return Ok(None) };
+    let is_whole = |path: &PathBuf| path.metadata().is_ok_and(|data| data.len() == asset.size);
+    Ok(Root::Input.find(app, &name)?.filter(is_whole))
 }
 
 /// The asset with these bytes, if its file is still there.
 fn of_hash(app: &App, hash: &str) -> Result<Option<Asset>, Fault> {
-    let asset = app.store.asset_of_hash(&hash.to_ascii_lowercase())?;
-    Ok(asset.filter(|asset| file(app, asset).is_some()))
+    let Some(asset) = app.store.asset_of_hash(&hash.to_ascii_lowercase())? else { return Ok(None) };
+    Ok(file(app, &asset)?.map(|_| asset))
 }
 
 /// What a job made, by its id.
@@ -95,12 +96,12 @@ pub fn resolve(app: &App, workflow: Map<String, Json>) -> Result<Map<String, Jso
 fn name(app: &App, info: &Json) -> Result<Option<String>, Fault> {
     if let Some(id) = info["id"].as_str() {
         if let Some(asset) = app.store.asset(id)? {
-            return Ok(file(app, &asset).map(|_| asset.name));
+            return Ok(file(app, &asset)?.map(|_| asset.name));
         }
         if let Some((_, item)) = output(app, id)?
             && let Content::File { root, path } = item.content
         {
-            let is_there = root.find(app, &path).is_some();
+            let is_there = root.find(app, &path)?.is_some();
             return Ok(is_there.then(|| format!("{} [{}]", path.display(), root.name())));
         }
         return Ok(None);
@@ -199,7 +200,7 @@ pub async fn upload(
         let content_type: String = content_type.chars().take(LONGEST).collect();
         let parent = path.parent().map(PathBuf::from).unwrap_or_default();
         let own = PathBuf::from(path.file_name().unwrap_or_default());
-        let (own, owned) = place(&folder.join(&parent), &own, &bytes, false)?;
+        let (own, owned) = place(app, &folder.join(&parent), &own, &bytes, false)?;
         let name = parent.join(own).display().to_string();
         let asset = app.store.add_asset(Asset {
             id: Uuid::new_v4().to_string(),
@@ -271,11 +272,11 @@ pub async fn content(
     let gone = move || refused(StatusCode::NOT_FOUND, "output_unavailable", gone, Json::Null);
     let found = blocking(app.clone(), move |app| {
         if let Some(asset) = app.store.asset(&id)? {
-            return Ok(Ok(file(app, &asset).ok_or_else(gone)?));
+            return Ok(Ok(file(app, &asset)?.ok_or_else(gone)?));
         }
         let (_, item) = output(app, &id)?.ok_or_else(|| unknown(&id))?;
         match item.content {
-            Content::File { root, path } => Ok(Ok(root.find(app, &path).ok_or_else(gone)?)),
+            Content::File { root, path } => Ok(Ok(root.find(app, &path)?.ok_or_else(gone)?)),
             Content::Text(text) => Ok(Err((item.media_type, text))),
         }
     });
@@ -300,9 +301,10 @@ pub async fn delete(State(app): Shared, Path(id): Path<String>) -> Result<Status
             }
             return Err(unknown(&id));
         };
+        let path = file(app, &asset)?;
         app.store.remove_asset(&id)?;
-        if let Some(path) = file(app, &asset).filter(|_| asset.owned)
-            && let Err(error) = std::fs::remove_file(&path)
+        if let Some(path) = path.filter(|_| asset.owned)
+            && let Err(error) = app.remove(&path)
         {
             tracing::warn!("{}: {error}", path.display());
         }

@@ -117,8 +117,14 @@ pub async fn submit(
     let mut body: Map<String, Json> = serde_json::from_slice(&body)
         .map_err(|error| invalid(StatusCode::BAD_REQUEST, sentence(&error)))?;
     let wrong = |code: &str, message: &str| refused(UNPROCESSABLE, code, message, Json::Null);
-    for reserved in ["webhook_url", "inputs"] {
-        if body.get(reserved).is_some_and(|value| !value.is_null()) {
+    // The contract reserves the former, too; an operator who allows webhooks has a use for it.
+    let webhook = body.shift_remove("webhook_url").filter(|value| !value.is_null());
+    let is_reserved = [
+        ("webhook_url", webhook.is_some() && app.webhooks.is_none()),
+        ("inputs", body.get("inputs").is_some_and(|value| !value.is_null())),
+    ];
+    for (reserved, is_there) in is_reserved {
+        if is_there {
             let sentence = format!("\"{reserved}\" is reserved and not taken");
             return Err(wrong("invalid_workflow", &sentence));
         }
@@ -137,7 +143,7 @@ pub async fn submit(
     blocking(app, move |app| {
         let workflow = resolve(app, workflow)?;
         let id = Uuid::new_v4().to_string();
-        let submitted = Submission::of_v2(workflow, &id, v2)
+        let submitted = Submission::of_v2(workflow, &id, webhook, v2)
             .and_then(|submission| prompt::submit(app, submission))
             .map_err(translated)?;
         let mut job = shapes::job(app, &known(app, &id)?, &base);

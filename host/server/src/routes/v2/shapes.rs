@@ -108,10 +108,7 @@ fn item(job: &str, node: &str, key: &str, number: usize, told: &Json) -> Option<
 pub fn output(app: &App, row: &V2Row, item: &Item, base: &str) -> Json {
     let size = match &item.content {
         Content::Text(text) => text.len() as u64,
-        Content::File { root, path } => {
-            let file = root.find(app, path).and_then(|path| path.metadata().ok());
-            file.map_or(0, |metadata| metadata.len())
-        }
+        Content::File { root, path } => root.size(app, path).unwrap_or(0),
     };
     let url = format!("{base}/api/v2/assets/{}/content", item.id);
     json!({"node_id": item.node, "name": item.name, "type": item.kind, "job_id": row.id,
