@@ -4,7 +4,7 @@
 use super::*;
 use crate::needs::Needs;
 use serde_json::json;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -250,20 +250,169 @@ fn keeps_its_promises(engine: &dyn Engine) {
 #[ignore = "needs redis-server: cargo test --release --workspace --lib -- --ignored keeps_its_promises"]
 fn redis_keeps_its_promises() {
     let started = redis().expect("a redis-server on this machine");
-    keeps_its_promises(&*open_when_there(&started.address));
+    let engine = open_when_there(&started.address);
+    keeps_its_promises(&*engine);
+    tells_webhooks(&*engine);
+    lists_workers(&*engine);
 }
 
 #[test]
 #[ignore = "needs PostgreSQL: cargo test --release --workspace --lib -- --ignored keeps_its_promises"]
 fn postgres_keeps_its_promises() {
     let started = postgres().expect("a PostgreSQL in /usr/lib/postgresql");
-    keeps_its_promises(&*open_when_there(&started.address));
+    let engine = open_when_there(&started.address);
+    keeps_its_promises(&*engine);
+    tells_webhooks(&*engine);
+    lists_workers(&*engine);
+}
+
+/// That a job's end is to be told is written with its end, for jobs that ask for it.
+fn tells_webhooks(engine: &dyn Engine) {
+    let asks = |id: &str| NewJob { webhook: Some(format!("https://h/{id}")), ..job(id, 1.0, "x") };
+    engine.insert(&[asks("w1"), job("w2", 2.0, "x"), asks("w3"), asks("w4")], None).unwrap();
+    assert!(engine.take_deliveries(10, Duration::ZERO).unwrap().is_empty());
+    for id in ["w1", "w2"] {
+        let claimed = engine.claim(&ids(&[id]), &worker(60_000)).unwrap().unwrap();
+        assert!(engine.finish(&claimed.claim, &finished(State::Completed), 1).unwrap());
+        if engine.is_shared() {
+            assert!(engine.finish(&claimed.claim, &finished(State::Completed), 1).unwrap());
+        }
+    }
+    assert!(engine.end_waiting("w3", &finished(State::Cancelled), 1).unwrap());
+    engine.delete_waiting(Some(&ids(&["w4"]))).unwrap();
+    engine.forget(None).unwrap();
+    // Those of jobs that nobody knows any more, too, and each once.
+    assert_eq!(engine.deliveries().unwrap(), 2);
+    let hold = Duration::from_secs(60);
+    let first = engine.take_deliveries(1, hold).unwrap();
+    let second = engine.take_deliveries(10, hold).unwrap();
+    assert_eq!((first.len(), second.len()), (1, 1));
+    assert!(engine.take_deliveries(10, hold).unwrap().is_empty(), "held");
+    let of = |url: &str| first.iter().chain(&second).find(|one| one.url.ends_with(url)).unwrap();
+    let (done, cancelled) = (of("/w1"), of("/w3"));
+    assert_ne!(done.id, cancelled.id);
+    assert_eq!((done.attempts, done.metadata.as_deref()), (1, Some(r#"{"label":"red"}"#)));
+    let body: Json = serde_json::from_str(&done.body).unwrap();
+    assert_eq!((&body["type"], &body["data"]["job_id"]), (&json!("job.completed"), &json!("w1")));
+    assert!(cancelled.body.contains("job.cancelled"));
+    // Again at once, and with one more try; never again.
+    engine.settle_delivery(&done.id, Some(Duration::ZERO)).unwrap();
+    engine.settle_delivery(&cancelled.id, None).unwrap();
+    let again = engine.take_deliveries(10, hold).unwrap();
+    assert_eq!((again.len(), &again[0].id, again[0].attempts), (1, &done.id, 2));
+    engine.settle_delivery(&done.id, None).unwrap();
+    engine.settle_delivery(&done.id, Some(Duration::ZERO)).unwrap();
+    assert_eq!(engine.deliveries().unwrap(), 0);
+}
+
+fn lists_workers(engine: &dyn Engine) {
+    let names = || -> Vec<String> {
+        engine.workers().unwrap().into_iter().map(|worker| worker.name).collect()
+    };
+    assert!(names().is_empty());
+    let minute = Duration::from_secs(60);
+    engine.announce("b:2", r#"{"device":"cpu"}"#, minute).unwrap();
+    engine.announce("a:1", "{}", minute).unwrap();
+    engine.announce("c:3", "{}", Duration::from_millis(1)).unwrap();
+    engine.announce("a:1", r#"{"device":"cuda:0"}"#, minute).unwrap();
+    std::thread::sleep(Duration::from_millis(20));
+    let there = engine.workers().unwrap();
+    assert_eq!(names(), ["a:1", "b:2"]);
+    assert_eq!(there[0].about, r#"{"device":"cuda:0"}"#);
+    assert!((0..10_000).contains(&there[0].ago));
+    engine.retire("a:1").unwrap();
+    assert_eq!(names(), ["b:2"]);
+}
+
+#[test]
+fn sqlite_tells_webhooks() {
+    let folder = tempfile::tempdir().unwrap();
+    tells_webhooks(&crate::store::Store::open(folder.path()).unwrap());
+}
+
+/// The certificate of tests/tests/serve, which is its own authority, in the engine's folder.
+fn certificate(folder: &Path) -> (PathBuf, PathBuf) {
+    let pem = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/tests/serve/localhost.pem");
+    let own = folder.join("localhost.pem");
+    std::fs::copy(&pem, &own).unwrap();
+    // An engine takes no key that others may read.
+    std::fs::set_permissions(&own, std::fs::Permissions::from_mode(0o600)).unwrap();
+    if std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0) {
+        std::os::unix::fs::chown(&own, Some(65534), Some(65534)).unwrap();
+    }
+    (own, pem)
+}
+
+/// With the engine's own authority it answers; with the system's it is not believed; without TLS nobody is answered.
+fn speaks_tls(secure: &str, plain: &str, authority: &Path) {
+    let end = std::time::Instant::now() + Duration::from_secs(60);
+    let engine = loop {
+        match open(secure, Some(authority)) {
+            Ok(engine) => break engine,
+            Err(error) if std::time::Instant::now() > end => panic!("{secure}: {error}"),
+            Err(_) => std::thread::sleep(Duration::from_millis(100)),
+        }
+    };
+    keeps_its_promises(&*engine);
+    let refused = open(secure, None).err().unwrap();
+    assert!(refused.contains("certificate") || refused.contains("trusts no"), "{refused}");
+    let stranger = secure.replace("localhost", "127.0.0.1");
+    let refused = open(&stranger, Some(authority)).err().unwrap();
+    assert!(refused.contains("certificate"), "the name is checked, too: {refused}");
+    assert!(open(plain, None).is_err());
+}
+
+#[test]
+#[ignore = "needs redis-server: cargo test --release --workspace --lib -- --ignored keeps_its_promises"]
+fn redis_keeps_its_promises_over_tls() {
+    let folder = tempfile::tempdir().unwrap();
+    let (own, pem) = certificate(folder.path());
+    let port = free_port();
+    let mut command = Command::new("redis-server");
+    command.args(["--port", "0", "--tls-port", &port.to_string(), "--bind", "127.0.0.1"]);
+    command.arg("--tls-cert-file").arg(&own).arg("--tls-key-file").arg(&own);
+    command.args(["--tls-auth-clients", "no", "--save", ""]);
+    unprivileged(&mut command, folder.path());
+    let process = command.spawn().expect("a redis-server on this machine");
+    let address = format!("rediss://localhost:{port}/");
+    let plain = format!("redis://127.0.0.1:{port}/");
+    let started = Started { process, address, _folder: folder };
+    speaks_tls(&started.address, &plain, &pem);
+}
+
+#[test]
+#[ignore = "needs PostgreSQL: cargo test --release --workspace --lib -- --ignored keeps_its_promises"]
+fn postgres_keeps_its_promises_over_tls() {
+    let mut started = postgres().expect("a PostgreSQL in /usr/lib/postgresql");
+    let folder = started._folder.path();
+    let (own, pem) = certificate(folder);
+    drop(open_when_there(&started.address));
+    // What is not encrypted is refused from now on.
+    std::fs::write(folder.join("data/pg_hba.conf"), "hostssl all all 127.0.0.1/32 trust\n")
+        .unwrap();
+    let mut options = std::fs::read_to_string(folder.join("data/postgresql.conf")).unwrap();
+    let shown = own.display();
+    options.push_str(&format!("\nssl = on\nssl_cert_file = '{shown}'\nssl_key_file = '{shown}'\n"));
+    std::fs::write(folder.join("data/postgresql.conf"), options).unwrap();
+    let nobody = nix::sys::signal::Signal::SIGHUP;
+    let id = i32::try_from(started.process.id()).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(id), nobody).unwrap();
+    let secure = started.address.replace("127.0.0.1", "localhost") + "?sslmode=require";
+    let plain = started.address.clone();
+    started.address.clone_from(&secure);
+    speaks_tls(&secure, &plain, &pem);
 }
 
 #[test]
 fn addresses_that_are_none() {
-    let refused = |address: &str| open(address).err().unwrap();
+    let refused = |address: &str| open(address, None).err().unwrap();
     assert!(refused("queue").contains("no address of a queue"));
-    assert!(refused("rediss://host/").contains("TLS"));
-    assert!(refused("postgres://u@127.0.0.1/d?sslmode=require").contains("TLS"));
+    let file = Path::new("/nowhere/ca.pem");
+    let refused = |address: &str| open(address, Some(file)).err().unwrap();
+    for address in ["rediss://localhost:1/", "postgres://u@127.0.0.1/d?sslmode=require"] {
+        assert!(refused(address).contains("/nowhere/ca.pem"), "{}", refused(address));
+    }
+    // An authority that nobody would ask is a mistake.
+    assert!(refused("redis://localhost:1/").contains("rediss://"));
+    assert!(refused("postgres://u@127.0.0.1/d").contains("sslmode=require"));
 }
