@@ -436,7 +436,22 @@ fn sentence(error: &Error) -> String {
         }
         source = error.source();
     }
-    text
+    without_markup(&text)
+}
+
+/// What a store answers is XML, of which a person wants the message.
+fn without_markup(text: &str) -> String {
+    let part = |name: &str| {
+        let (_, rest) = text.split_once(&format!("<{name}>"))?;
+        Some(rest.split_once("</")?.0)
+    };
+    match (text.find("<?xml").or(text.find("<Error>")), part("Message")) {
+        (Some(at), Some(message)) => {
+            let before = text[..at].trim_end().trim_end_matches(':');
+            format!("{before}: {message}")
+        }
+        _ => text.to_owned(),
+    }
 }
 
 /// The object store did not do what it was asked to.
@@ -480,6 +495,15 @@ mod tests {
         {
             assert!(parts(wrong).unwrap_err().contains("s3://BUCKET"), "{wrong}");
         }
+    }
+
+    #[test]
+    fn answers_are_sentences() {
+        let answer = "Server returned 404 Not Found: <?xml version=\"1.0\"?>\n<Error><Code>NoSuchBucket</Code>\
+                      <Message>The specified bucket does not exist</Message><RequestId>M</RequestId></Error>";
+        let said = "Server returned 404 Not Found: The specified bucket does not exist";
+        assert_eq!(without_markup(answer), said);
+        assert_eq!(without_markup("a < b: <Message>"), "a < b: <Message>");
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod malformed;
 mod refused;
 mod sandbox;
 mod v2;
+mod webhooks;
 
 use serde_json::{Value, json};
 use std::path::Path;

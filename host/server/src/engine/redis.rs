@@ -8,6 +8,7 @@
 //! What is accepted is kept as well as Redis is told to keep it: with `appendonly yes` and `appendfsync always`
 //! it is on the disk before anybody hears of it. docs/fleet.md says what is lost otherwise.
 
+mod deliveries;
 mod read;
 mod scripts;
 
@@ -147,10 +148,6 @@ impl Redis {
         let (seconds, micros): (i64, i64) = redis::cmd("TIME").query(connection)?;
         Ok(seconds * 1000 + micros / 1000)
     }
-}
-
-fn milliseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn of_asset(id: &str, text: &str) -> Option<Asset> {
@@ -511,24 +508,11 @@ impl Engine for Redis {
     }
 
     fn take_deliveries(&self, most: usize, hold: Duration) -> Result<Vec<Delivery>> {
-        let mut ready = scripts::TAKE_DELIVERIES.prepare_invoke();
-        ready.arg(most).arg(milliseconds(hold));
-        let parts: Vec<String> = self.ask(|connection| ready.invoke(connection))?;
-        let delivery = |parts: &[String]| Delivery {
-            id: parts[0].clone(),
-            url: parts[1].clone(),
-            body: parts[2].clone(),
-            metadata: Some(parts[3].clone()).filter(|metadata| !metadata.is_empty()),
-            attempts: parts[4].parse().unwrap_or(1),
-        };
-        Ok(parts.chunks_exact(5).map(delivery).collect())
+        deliveries::take(self, most, hold)
     }
 
     fn settle_delivery(&self, id: &str, again: Option<Duration>) -> Result<()> {
-        let mut ready = scripts::SETTLE_DELIVERY.prepare_invoke();
-        let again = again.map(|again| milliseconds(again).to_string());
-        ready.arg(id).arg(again.unwrap_or_default());
-        self.ask(|connection| ready.invoke(connection))
+        deliveries::settle(self, id, again)
     }
 
     fn deliveries(&self) -> Result<usize> {
@@ -536,9 +520,7 @@ impl Engine for Redis {
     }
 
     fn announce(&self, worker: &str, about: &str, stays: Duration) -> Result<()> {
-        let mut ready = scripts::ANNOUNCE.prepare_invoke();
-        ready.arg(worker).arg(about).arg(milliseconds(stays));
-        self.ask(|connection| ready.invoke(connection))
+        deliveries::announce(self, worker, about, stays)
     }
 
     fn retire(&self, worker: &str) -> Result<()> {
@@ -548,16 +530,7 @@ impl Engine for Redis {
     }
 
     fn workers(&self) -> Result<Vec<Announced>> {
-        let parts: Vec<String> =
-            self.ask(|connection| scripts::WORKERS.prepare_invoke().invoke(connection))?;
-        let worker = |parts: &[String]| Announced {
-            name: parts[0].clone(),
-            about: parts[1].clone(),
-            ago: parts[2].parse().unwrap_or(0),
-        };
-        let mut workers: Vec<Announced> = parts.chunks_exact(3).map(worker).collect();
-        workers.sort_by(|one, other| one.name.cmp(&other.name));
-        Ok(workers)
+        deliveries::workers(self)
     }
 
     fn publish(&self, bulletins: &[Bulletin]) -> Result<()> {
