@@ -99,7 +99,12 @@ fn the_queue_is_listed_reordered_and_emptied() {
     }
     let front = server.post("/prompt", &json!({"prompt": plain(9, "front"), "front": true})).json();
     assert!(front["number"].as_i64().unwrap() < 0, "{front}");
-    let queue = server.get("/queue").json();
+    // The process that runs it starts with the server, and may take its time.
+    let mut queue = server.get("/queue").json();
+    while queue["queue_running"][0].is_null() {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        queue = server.get("/queue").json();
+    }
     assert_eq!(queue["queue_running"][0][1], running.as_str());
     let pending = queue["queue_pending"].as_array().unwrap();
     let listed: Vec<&str> = pending.iter().map(|job| job[1].as_str().unwrap()).collect();
