@@ -155,7 +155,15 @@ pub fn set(graph: &mut Graph, catalogue: &Catalogue, given: &str) -> Result<(), 
     Ok(())
 }
 
-fn find_node(graph: &Graph, name: &str, given: &str) -> Result<Option<usize>, ChangeError> {
+/// The position of the node that `name` says, as [`Place::find`] takes it, if there is one.
+///
+/// # Errors
+/// [`ChangeError`]: several have the name.
+pub(crate) fn find_node(
+    graph: &Graph,
+    name: &str,
+    given: &str,
+) -> Result<Option<usize>, ChangeError> {
     if let Some(position) = graph.position(name) {
         return Ok(Some(position));
     }

@@ -4,10 +4,12 @@
 //! The JSON is documented in `docs/events.md`; a change of meaning there gets a new event. What is
 //! written can be read back: borrowed where it is made, owned where it was read.
 
+use crate::handed::Handed;
 use crate::plugin::LogLevel;
 use crate::preview::Preview;
 use crate::problem::{Kind, NodeName, Problem};
 use crate::promise::Promise;
+use crate::value::Value;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 use std::borrow::Cow;
@@ -26,6 +28,12 @@ pub trait Listener: Sync {
 
     /// What a step of the node has made so far, where somebody wants it.
     fn preview(&self, _node: &str, _preview: &Preview) {}
+
+    /// What an output node was given to show, at an input of type IMAGE: for a worker, which hands it over where it was asked to.
+    fn shown(&self, _node: &str, _input: &str, _value: &Value) {}
+
+    /// A picture of the node lies in the memory that the job brought.
+    fn handed(&self, _node: &str, _handed: &Handed) {}
 
     /// Why what was told did not arrive, if it did not: a closed or full standard output.
     fn trouble(&self) -> Option<String> {

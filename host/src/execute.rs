@@ -472,6 +472,13 @@ impl<R: Runner> Executor<R> {
             }
             Err(panic) => return Err(failed(format!("it panicked: {}", panic_text(&*panic)))),
         };
+        if step.descriptor.output_node {
+            for (input, value) in step.descriptor.inputs.iter().zip(inputs) {
+                if input.type_name == "IMAGE" {
+                    hooks.setting.listener.shown(&step.name.id, &input.name, value);
+                }
+            }
+        }
         let wanted = step.descriptor.outputs.len();
         if results.len() != wanted {
             let given = results.len();

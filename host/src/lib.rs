@@ -15,6 +15,7 @@ pub mod events;
 pub mod execute;
 pub mod folders;
 pub mod graph;
+pub mod handed;
 pub mod interrupt;
 pub mod job;
 pub mod libraries;

@@ -13,6 +13,7 @@ pub(crate) use child::pass_on;
 use crate::catalogue::Catalogue;
 use crate::events::{Event, Listener};
 use crate::execute::{Keep, Outcome, Properties};
+use crate::handed::Memory;
 use crate::plan::{Key, Plan};
 use crate::problem::{Kind, Problem};
 use crate::sandbox::Sandbox;
@@ -82,6 +83,7 @@ pub struct Supervisor {
     setup: Setup,
     worker: Option<Child>,
     vitals: Arc<Vitals>,
+    memory: Memory,
 }
 
 /// How a command ended.
@@ -97,12 +99,17 @@ enum End {
 
 impl Supervisor {
     pub fn new(setup: Setup) -> Self {
-        Self { setup, worker: None, vitals: Arc::default() }
+        Self { setup, worker: None, vitals: Arc::default(), memory: Memory::default() }
     }
 
     /// Of the worker there is, for as long as this supervisor is there.
     pub fn vitals(&self) -> Arc<Vitals> {
         self.vitals.clone()
+    }
+
+    /// From now on runs have these pictures in memory.
+    pub fn lend(&mut self, memory: Memory) {
+        self.memory = memory;
     }
 
     /// Lets the worker go, with all that it keeps: the next command starts another.
@@ -148,11 +155,16 @@ impl Supervisor {
                 budget: task.budget,
                 previews: listener.wants_previews(),
                 earlier: track.earlier(),
+                memory: self.memory.clone(),
             }));
             let end = self.command(&command, cancel, &mut |report| {
                 if let Report::Notice(Notice::Preview { node, preview }) = &report {
                     if track.is_at_work(node) && preview.is_sound() {
                         listener.preview(node, preview);
+                    }
+                } else if let Report::Notice(Notice::Handed { node, handed }) = &report {
+                    if track.is_at_work(node) {
+                        listener.handed(node, handed);
                     }
                 } else if let Some(event) = track.believe(report) {
                     listener.event(&event);

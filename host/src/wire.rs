@@ -7,6 +7,7 @@
 use crate::catalogue::{LibraryEntry, NodeDescriptor};
 use crate::events::Event;
 use crate::execute::{self, Properties};
+use crate::handed::{Handed, Memory};
 use crate::plan::{Key, Plan, Source, Step, runs_for_each};
 use crate::preview::Preview;
 use crate::problem::{Kind, NodeName};
@@ -45,6 +46,9 @@ pub struct Run {
     #[serde(default)]
     pub previews: bool,
     pub earlier: Earlier,
+    /// Pictures that come and go in memory.
+    #[serde(default)]
+    pub memory: Memory,
 }
 
 /// Work that no plan says: the first library does it that offers the extension for it and knows what it is given.
@@ -254,6 +258,8 @@ pub enum Notice {
     Making { promise: Promise },
     /// What the node at work has made so far.
     Preview { node: String, preview: Preview },
+    /// A picture that the node at work was given to show lies in the job's memory.
+    Handed { node: String, handed: Handed },
     /// A library did to the process what cannot be set back: the end of a sentence about it. The worker
     /// ends.
     Spoilt { by: String },

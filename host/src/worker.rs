@@ -11,6 +11,7 @@ use crate::catalogue::digest;
 use crate::checks;
 use crate::events::{Event, Level, Listener};
 use crate::execute::{Executor, Keep, Runner, Setting};
+use crate::handed::{self, Memory};
 use crate::plan::{KeyMap, Plan};
 use crate::plugin::{Call, Library, LogLevel, NodeFailure, input, used_late};
 use crate::preview::Preview;
@@ -115,7 +116,8 @@ fn run_plan(
     executor: &mut Executor<&Loader>,
     cancel: &AtomicBool,
 ) -> bool {
-    let Run { properties, libraries, plan, keep, forget, budget, previews, earlier } = run;
+    let Run { properties, libraries, plan, keep, forget, budget, previews, earlier, memory } = run;
+    *loader.wire.memory.lock().unwrap_or_else(PoisonError::into_inner) = memory;
     let wire = loader.wire;
     wire.previews.store(previews, Ordering::Relaxed);
     let next = match &keep {
@@ -157,6 +159,8 @@ struct Wire {
     flood: Mutex<Flood>,
     /// Whether the present command's previews are wanted.
     previews: AtomicBool,
+    /// What the present command has in memory.
+    memory: Mutex<Memory>,
     /// A library may fork, and what it forked has nothing to say here.
     process: u32,
 }
@@ -181,7 +185,8 @@ impl Wire {
     fn new(pipe: File) -> Self {
         let flood = Mutex::new(Flood { reports: 0, lines: 0, last: Instant::now() });
         let previews = AtomicBool::new(false);
-        Self { pipe: Mutex::new(pipe), flood, previews, process: std::process::id() }
+        let memory = Mutex::default();
+        Self { pipe: Mutex::new(pipe), flood, previews, memory, process: std::process::id() }
     }
 
     fn send(&self, message: &impl Serialize) {
@@ -242,6 +247,19 @@ impl Listener for Wire {
 
     fn preview(&self, node: &str, preview: &Preview) {
         self.send(&Notice::Preview { node: node.to_owned(), preview: preview.clone() });
+    }
+
+    fn shown(&self, node: &str, input: &str, value: &Value) {
+        let memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        match memory.hand_over(input, value) {
+            Ok(None) => (),
+            Ok(Some(handed)) => self.send(&Notice::Handed { node: node.to_owned(), handed }),
+            Err(reason) => {
+                let message =
+                    format!("the picture of node {node} cannot be handed over in memory: {reason}");
+                self.send(&Event::log(Level::Warning, message));
+            }
+        }
     }
 }
 
@@ -338,6 +356,10 @@ impl Runner for &Loader<'_> {
             let sentence = format!("the plan has no library number {library}");
             return Err(NodeFailure::failed(sentence));
         };
+        if handed::is_library(&provider.path) {
+            let memory = self.wire.memory.lock().unwrap_or_else(PoisonError::into_inner);
+            return memory.run(node as usize, inputs);
+        }
         if let Some(told) = &provider.python {
             let mut packs = self.packs.borrow_mut();
             let pack = packs.entry(told.clone()).or_insert_with(|| Pack::new(told.clone()));

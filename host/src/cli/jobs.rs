@@ -10,13 +10,14 @@ use crate::changes::set;
 use crate::events::{Event, Level, Listener};
 use crate::execute::{Budget, Keep};
 use crate::folders::{Folders, Given};
+use crate::handed::{self, Given as GivenPicture, Handed, Memory};
 use crate::job::{Job, Surroundings};
 use crate::problem::{Kind, Problem};
 use crate::supervisor::{Supervisor, Task};
 use crate::workflow_file::WorkflowFile;
 use indicatif::MultiProgress;
 use serde::Deserialize;
-use serde_json::{Value as Json, json};
+use serde_json::{Map, Value as Json, json};
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io::{BufRead, Write};
@@ -46,6 +47,11 @@ struct Asked {
     seed: Option<u64>,
     /// Where results are written, if not where the command line says.
     out: Option<PathBuf>,
+    /// Pictures in memory, by the node or NODE.INPUT that they are given to.
+    #[serde(default)]
+    inputs: Map<String, Json>,
+    /// The file in memory that pictures are handed over in, as they were computed.
+    memory: Option<PathBuf>,
 }
 
 /// By job, whether it is to stop.
@@ -63,10 +69,15 @@ pub fn jobs(args: &args::Jobs, listener: &'static dyn Listener, screen: &MultiPr
         Ok(folders) => folders,
         Err(error) => return refuse(listener, Kind::Arguments, &error),
     };
-    let surroundings = match Surroundings::find(folders, &args.places) {
+    let mut surroundings = match Surroundings::find(folders, &args.places) {
         Ok(surroundings) => surroundings,
         Err(problem) => return refuse(listener, Kind::Arguments, &problem.message),
     };
+    if let Some(libraries) = Arc::get_mut(&mut surroundings.libraries)
+        && let Err(error) = handed::add_to(&mut libraries.catalogue)
+    {
+        return refuse(listener, Kind::Arguments, &error.to_string());
+    }
     let setup = match setup(screen, args.memory_limit.map(Budget::bytes)) {
         Ok(setup) => setup,
         Err(error) => {
@@ -139,7 +150,7 @@ fn run(
 ) -> Exit {
     let start = Instant::now();
     let planned = planned(asked, surroundings);
-    let (job, plan, graph) = match planned {
+    let (job, plan, graph, given) = match planned {
         Ok(planned) => planned,
         Err(problems) => {
             tell(told, &problems);
@@ -164,6 +175,7 @@ fn run(
         forget: &forget,
         budget: Some(args.memory_budget.bytes()),
     };
+    supervisor.lend(Memory { given, out: asked.memory.clone() });
     let outcome = supervisor.run(&task, told, cancel);
     let seconds = start.elapsed().as_secs_f64();
     if outcome.interrupted {
@@ -175,7 +187,7 @@ fn run(
     if failed > 0 || left_out > 0 { Exit::Failed } else { Exit::Done }
 }
 
-type Planned = (Job, crate::plan::Plan, crate::graph::Graph);
+type Planned = (Job, crate::plan::Plan, crate::graph::Graph, Vec<GivenPicture>);
 
 fn planned(asked: &Asked, surroundings: &Surroundings) -> Result<Planned, crate::plan::Refusal> {
     let refusal =
@@ -196,8 +208,10 @@ fn planned(asked: &Asked, surroundings: &Surroundings) -> Result<Planned, crate:
         crate::changes::set_seed(&mut job.graph, &job.libraries.catalogue, seed)
             .map_err(|error| refusal(Problem::new(Kind::Arguments, error.to_string())))?;
     }
+    let given =
+        handed::give(&mut job.graph, &job.libraries.catalogue, &asked.inputs).map_err(refusal)?;
     let (plan, graph) = job.plan(asked.seed)?;
-    Ok((job, plan, graph))
+    Ok((job, plan, graph, given))
 }
 
 /// Events, each with its job.
@@ -208,6 +222,12 @@ impl Listener for Lines {
         let Ok(mut line) = serde_json::to_value(event) else { return };
         line["job"] = json!(self.0);
         print(&line);
+    }
+
+    fn handed(&self, node: &str, handed: &Handed) {
+        let Handed { input, offset, shape } = handed;
+        print(&json!({"event": "tensor", "node": node, "input": input, "offset": offset,
+            "shape": shape, "job": self.0}));
     }
 }
 

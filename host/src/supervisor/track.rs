@@ -96,7 +96,9 @@ impl<'a> Track<'a> {
                 self.spoilt = Some(by);
                 return None;
             }
-            Report::Notice(Notice::Finished { .. } | Notice::Preview { .. }) => return None,
+            Report::Notice(
+                Notice::Finished { .. } | Notice::Preview { .. } | Notice::Handed { .. },
+            ) => return None,
         };
         if let Event::Output { .. }
         | Event::NodeStarted(_)

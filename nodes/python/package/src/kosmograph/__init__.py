@@ -12,6 +12,7 @@ walks through it.
 from ._errors import Cancelled, KosmographError, NodeFailed, Refused
 from ._graph import Graph, Node, Socket
 from ._job import Job, Picture, Result
+from ._memory import Tensor
 from ._session import Session, close, run, submit
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Result",
     "Session",
     "Socket",
+    "Tensor",
     "close",
     "run",
     "submit",

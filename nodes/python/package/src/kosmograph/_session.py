@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import io
 import itertools
 import json
 import os
@@ -10,15 +11,47 @@ import shutil
 import subprocess
 import tempfile
 import threading
+import weakref
+from collections import deque
 from pathlib import Path
-from typing import Any, Iterable, Mapping, Union
+from typing import IO, Any, Iterable, Mapping, Union
 
+from . import _memory
 from ._errors import KosmographError
 from ._graph import Graph
 from ._job import Job, Result
 from ._program import program
 
 Workflow = Union[str, "os.PathLike[str]", Mapping[str, Any], Graph]
+
+#: How many jobs the process is given at once. It runs one; the others wait here, where they cost no descriptors.
+AHEAD = 2
+
+
+class _Running:
+    """The process, and the jobs that it was given."""
+
+    def __init__(self, command: list[str]) -> None:
+        # A session of its own: Ctrl-C is Python's to hear, which cancels. Unbuffered: a fork could hold a buffer's lock.
+        self.popen = subprocess.Popen(
+            command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        )
+        self.jobs: dict[str, Job] = {}
+        self.last_words: list[bytes] = []
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Raises OSError where the process is gone."""
+        left = memoryview(json.dumps(line).encode() + b"\n")
+        pipe: IO[bytes] | None = self.popen.stdin
+        while left:
+            if pipe is None or pipe.closed:
+                raise BrokenPipeError
+            left = left[pipe.write(left) :]
+
+    def close_pipes(self) -> None:
+        for pipe in (self.popen.stdin, self.popen.stdout, self.popen.stderr):
+            if pipe is not None:
+                pipe.close()
 
 
 class Session:
@@ -31,71 +64,80 @@ class Session:
     def __init__(
         self,
         *,
-        models: Iterable[str | os.PathLike[str]] = (),
+        models: Iterable[str | os.PathLike[str]] | str | os.PathLike[str] = (),
         input: str | os.PathLike[str] | None = None,
         out: str | os.PathLike[str] | None = None,
-        plugins: Iterable[str | os.PathLike[str]] = (),
-        python_nodes: Iterable[str | os.PathLike[str]] = (),
+        plugins: Iterable[str | os.PathLike[str]] | str | os.PathLike[str] = (),
+        python_nodes: Iterable[str | os.PathLike[str]] | str | os.PathLike[str] = (),
         options: Iterable[str] = (),
     ) -> None:
         self._places: list[str] = []
         for option, paths in (("--models", models), ("--plugins", plugins), ("--python-nodes", python_nodes)):
-            for path in _list(paths):
+            for path in [paths] if isinstance(paths, (str, os.PathLike)) else paths:
                 self._places += [option, os.fspath(path)]
         if input is not None:
             self._places += ["--input", os.fspath(input)]
         self._options = list(options)
         self._out = out
         self._own: str | None = None
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._owner = 0
-        self._jobs: dict[str, Job] = {}
+        self._lock = threading.RLock()
+        self._running: _Running | None = None
+        self._waiting: deque[tuple[Job, dict[str, Any], dict[str, _memory.Given]]] = deque()
         self._numbers = itertools.count(1)
         self._catalogue: dict[str, Any] | None = None
+        _sessions.add(self)
 
     # ---- what it is for ----
 
-    def submit(self, workflow: Workflow, *, sets: Mapping[str, Any] | None = None, seed: int | None = None) -> Job:
-        """Hands a job over and returns at once. workflow: a path, a dict of either format, or a Graph; sets: by
-        NODE.INPUT its value, as --set."""
-        given = _workflow(workflow)
+    def submit(
+        self,
+        workflow: Workflow,
+        *,
+        inputs: Mapping[str, Any] | None = None,
+        sets: Mapping[str, Any] | None = None,
+        seed: int | None = None,
+    ) -> Job:
+        """Hands a job over and returns at once.
+
+        workflow: a path, a dict of either format, or a Graph. sets: by NODE.INPUT its value, as --set. inputs: pictures, of
+        numpy, torch or Pillow: by NODE, which need not load its own then, or by NODE.INPUT. [H, W, C] or [B, H, W, C], uint8 or
+        floats from 0 to 1; a mask [H, W] or [B, H, W]. They are copied now.
+        """
+        line: dict[str, Any] = {"workflow": _workflow(workflow), "set": [_set(*item) for item in (sets or {}).items()]}
+        if seed is not None:
+            line["seed"] = int(seed)
+        pictures = {place: _memory.given(place, value) for place, value in (inputs or {}).items()}
+        if pictures and not _memory.there_is():
+            raise KosmographError("pictures are given in memory on Linux alone; elsewhere sets can name their files")
         with self._lock:
-            self._start()
-            number = "job %d" % next(self._numbers)
-            job = Job(number, lambda: self._send({"cancel": number}))
-            self._jobs[number] = job
-            line: dict[str, Any] = {"id": number, "workflow": given, "set": [_set(*item) for item in (sets or {}).items()]}
-            if seed is not None:
-                line["seed"] = int(seed)
-            try:
-                self._write(line)
-            except OSError:
-                self._jobs.pop(number, None)
-                raise KosmographError("the program ended before it was given the job") from None
+            number = line["id"] = "job %d" % next(self._numbers)
+            job = Job(number, lambda: self._cancel(number))
+            self._waiting.append((job, line, pictures))
+            self._feed()
         return job
 
     def run(
         self,
         workflow: Workflow,
         *,
+        inputs: Mapping[str, Any] | None = None,
         sets: Mapping[str, Any] | None = None,
         seed: int | None = None,
         progress: bool = False,
         timeout: float | None = None,
     ) -> Result:
-        """Runs a job to its end. progress: a bar for each node that reports steps (tqdm). What interrupts the wait,
-        Ctrl-C or the timeout, cancels the job."""
-        job = self.submit(workflow, sets=sets, seed=seed)
+        """Runs a job to its end, see `submit`. progress: a bar for each node that reports steps (tqdm). What interrupts the
+        wait, Ctrl-C or the timeout, cancels the job."""
+        job = self.submit(workflow, inputs=inputs, sets=sets, seed=seed)
         try:
             if progress:
                 from ._bars import show
 
                 show(job)
             return job.result(timeout)
-        except (KeyboardInterrupt, TimeoutError):
-            job.cancel()
-            raise
+        finally:
+            if not job.done():
+                job.cancel()
 
     def catalogue(self) -> dict[str, Any]:
         """Every class, as ComfyUI's object_info."""
@@ -110,18 +152,20 @@ class Session:
     def close(self) -> None:
         """Ends the process, and what it is at. The session can be used again."""
         with self._lock:
-            process, self._process = self._process, None
-        if process is not None and self._owner == os.getpid():
-            if process.stdin:
-                process.stdin.close()
+            running, self._running = self._running, None
+            own, self._own = self._own, None
+            while self._waiting:
+                self._waiting.popleft()[0]._end(None, "the session was closed before the job began")
+        if running is not None:
+            if running.popen.stdin:
+                running.popen.stdin.close()
             try:
-                process.wait(3)
+                running.popen.wait(3)
             except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        if self._own is not None:
-            _remove(self._own, self._owner)
-        self._own = None
+                running.popen.kill()
+                running.popen.wait()
+        if own is not None:
+            shutil.rmtree(own, ignore_errors=True)
 
     def __enter__(self) -> "Session":
         return self
@@ -129,81 +173,139 @@ class Session:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # ---- the process ----
+    # ---- the process; with the lock ----
+
+    def _feed(self) -> None:
+        """Gives the process what it can take. Raises what starting it does, and the first job that waits is none then."""
+        while self._waiting:
+            if self._running is None or self._running.popen.poll() is not None:
+                try:
+                    self._start()
+                except BaseException:
+                    self._waiting.popleft()
+                    raise
+            running = self._running
+            if running is None or len(running.jobs) >= AHEAD:
+                return
+            job, line, pictures = self._waiting.popleft()
+            try:
+                if _memory.there_is():
+                    job._memory = _memory.Memory()
+                    line["memory"] = job._memory.path
+                    line["inputs"] = {place: job._memory.add(picture) for place, picture in pictures.items()}
+                running.jobs[job.id] = job
+                running.write(line)
+            except BrokenPipeError:
+                running.jobs.pop(job.id, None)
+                job._end(None, "the program ended before it was given the job")
+                return
+            except OSError as error:
+                # No memory, or no descriptors.
+                running.jobs.pop(job.id, None)
+                job._end(None, "the job cannot be handed to the program: %s" % error)
 
     def _start(self) -> None:
-        if self._process is not None and self._owner == os.getpid() and self._process.poll() is None:
-            return
-        if self._owner != os.getpid():
-            # Forked: the pipes are the parent's to speak through.
-            self._process, self._jobs, self._own = None, {}, None
         if self._out is None and self._own is None:
-            # Not a TemporaryDirectory: a process that was forked would delete the parent's.
             self._own = tempfile.mkdtemp(prefix="kosmograph-")
-            atexit.register(_remove, self._own, os.getpid())
         out = os.fspath(self._out) if self._out is not None else self._own or "."
-        command = [program(), "jobs", *self._places, "--out", out, *self._options]
-        # A session of its own: Ctrl-C is Python's to hear, which cancels.
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
-        )
-        self._owner = os.getpid()
-        last_words: list[bytes] = []
-        printed = threading.Thread(target=_drain, args=(self._process, last_words), daemon=True)
+        running = _Running([program(), "jobs", *self._places, "--out", out, *self._options])
+        self._running = running
+        printed = threading.Thread(target=_drain, args=(running,), daemon=True)
         printed.start()
-        threading.Thread(target=self._read, args=(self._process, printed, last_words), daemon=True).start()
+        threading.Thread(target=self._read, args=(running, printed), daemon=True).start()
 
-    def _send(self, line: Mapping[str, Any]) -> None:
+    def _cancel(self, number: str) -> None:
         with self._lock:
-            if self._owner != os.getpid():
-                return
-            try:
-                self._write(line)
-            except OSError:
-                pass  # it is gone, and so is what was to be cancelled
+            for waits in self._waiting:
+                if waits[0].id == number:
+                    self._waiting.remove(waits)
+                    waits[0]._end(130)
+                    return
+            if self._running is not None and number in self._running.jobs:
+                try:
+                    self._running.write({"cancel": number})
+                except OSError:
+                    pass  # it is gone, and so is what was to be cancelled
 
-    def _write(self, line: Mapping[str, Any]) -> None:
-        if self._process is None or self._process.stdin is None:
-            raise BrokenPipeError
-        self._process.stdin.write(json.dumps(line).encode() + b"\n")
-        self._process.stdin.flush()
-
-    def _read(self, process: "subprocess.Popen[bytes]", printed: threading.Thread, last_words: list[bytes]) -> None:
+    def _read(self, running: _Running, printed: threading.Thread) -> None:
+        """In a thread of its own, from the process's beginning to its end."""
         refused = ""
-        for line in process.stdout or ():
-            event = json.loads(line)
-            job = self._jobs.get(event.get("job") or "")
-            if job is not None:
+        for line in io.BufferedReader(running.popen.stdout) if isinstance(running.popen.stdout, io.RawIOBase) else ():
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue  # half a line, of a process that ended
+            job = running.jobs.get(event.get("job") or "")
+            if job is None:
+                refused = event.get("message", "") if event["event"] == "error" else refused
+                continue
+            try:
                 job._hear(event)
-                if job.done():
-                    self._jobs.pop(job.id, None)
-            elif event["event"] == "error":
-                refused = event.get("message", "")
-        code = process.wait()
+            except (OSError, ValueError) as error:
+                job._events.put({"event": "log", "level": "warning", "message": "a picture in memory cannot be read: %s" % error})
+            if job.done():
+                with self._lock:
+                    running.jobs.pop(job.id, None)
+                    self._go_on()
+        code = running.popen.wait()
         printed.join(1)
-        words = b"".join(last_words)[-2000:].decode("utf-8", "replace").strip()
+        words = b"".join(running.last_words)[-2000:].decode("utf-8", "replace").strip()
         lost = "the program ended with code %d: %s" % (code, refused or words or "it gives no reason")
         with self._lock:
-            # Those of a process that was started since are none of this one's.
-            jobs = list(self._jobs.items()) if self._process in (process, None) else []
-            self._jobs = {} if jobs else self._jobs
-        for _, job in jobs:
-            job._end(None, lost)
+            jobs, running.jobs = running.jobs, {}
+            if self._running is running:
+                self._running = None
+            for job in jobs.values():
+                job._end(None, lost)
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """As `_feed`, where nobody is there to catch anything."""
+        while self._waiting:
+            first = self._waiting[0][0]
+            try:
+                return self._feed()
+            except Exception as error:
+                first._end(None, str(error))
+
+    def _forked(self) -> None:
+        """In the process that was forked: the process and its pipes are the parent's, and so are its pictures."""
+        self._lock = threading.RLock()
+        running, self._running, self._own = self._running, None, None
+        if running is not None:
+            # The parent's end must be the last: a pipe that is open here would keep the program alive.
+            running.close_pipes()
+            for job in running.jobs.values():
+                if job._memory is not None:
+                    job._memory.close()
+        self._waiting.clear()
 
 
-def _remove(folder: str, owner: int) -> None:
-    if owner == os.getpid():
-        shutil.rmtree(folder, ignore_errors=True)
+_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 
 
-def _drain(process: "subprocess.Popen[bytes]", last_words: list[bytes]) -> None:
-    for line in process.stderr or ():
-        last_words.append(line)
-        del last_words[:-50]
+def _all_forked() -> None:
+    global _guard
+    _guard = threading.Lock()
+    for session in list(_sessions):
+        session._forked()
 
 
-def _list(paths: Any) -> list[Any]:
-    return [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+def _close_all() -> None:
+    for session in list(_sessions):
+        session.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_all_forked)
+atexit.register(_close_all)
+
+
+def _drain(running: _Running) -> None:
+    if isinstance(running.popen.stderr, io.RawIOBase):
+        for line in io.BufferedReader(running.popen.stderr):
+            running.last_words.append(line)
+            del running.last_words[:-50]
 
 
 def _workflow(workflow: Workflow) -> Any:
@@ -221,6 +323,8 @@ def _workflow(workflow: Workflow) -> Any:
 def _set(place: str, value: Any) -> str:
     if isinstance(value, bool):
         value = "true" if value else "false"
+    elif not isinstance(value, (str, int, float, os.PathLike)):
+        raise TypeError("sets[\"%s\"] is a %s; sets gives texts and numbers, and inputs gives pictures" % (place, type(value).__name__))
     return "%s=%s" % (place, value)
 
 
@@ -234,25 +338,31 @@ def default() -> Session:
     with _guard:
         if _default is None:
             _default = Session()
-            atexit.register(close)
         return _default
 
 
 def run(
     workflow: Workflow,
     *,
+    inputs: Mapping[str, Any] | None = None,
     sets: Mapping[str, Any] | None = None,
     seed: int | None = None,
     progress: bool = False,
     timeout: float | None = None,
 ) -> Result:
     """`Session.run` of the session that is kept for all that is run so."""
-    return default().run(workflow, sets=sets, seed=seed, progress=progress, timeout=timeout)
+    return default().run(workflow, inputs=inputs, sets=sets, seed=seed, progress=progress, timeout=timeout)
 
 
-def submit(workflow: Workflow, *, sets: Mapping[str, Any] | None = None, seed: int | None = None) -> Job:
+def submit(
+    workflow: Workflow,
+    *,
+    inputs: Mapping[str, Any] | None = None,
+    sets: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+) -> Job:
     """`Session.submit` of the same session."""
-    return default().submit(workflow, sets=sets, seed=seed)
+    return default().submit(workflow, inputs=inputs, sets=sets, seed=seed)
 
 
 def close() -> None:
