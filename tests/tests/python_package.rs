@@ -10,6 +10,8 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 fn main() -> ExitCode {
     let trials = vec![
         Trial::test("a_script_as_in_a_notebook_draws_cancels_and_catches_errors", notebook),
+        Trial::test("however_a_script_ends_nothing_stays_behind", ends),
+        Trial::ignorable_test("pictures_cross_in_memory", pictures),
         Trial::ignorable_test("the_pack_for_comfyui_runs_in_a_stand_in_of_its_loader", comfyui),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
@@ -48,16 +50,37 @@ fn notebook() -> Result<(), Failed> {
     passes(python("python3").arg(script).arg(workflows()).arg(pack), "it draws, keeps its model")
 }
 
-fn comfyui() -> Result<Completion, Failed> {
+fn ends() -> Result<(), Failed> {
+    let script = repository().join("tests/examples/notebook_ends.py");
+    passes(python("python3").arg(script).arg(workflows()), "nothing stays behind")
+}
+
+/// A Python with numpy and Pillow.
+fn with_pictures() -> Result<String, Completion> {
     let named = std::env::var("PYTHON_WITH_TORCH").ok();
     let has_pictures = |program: &String| {
         let asked = Command::new(program).args(["-c", "import numpy, PIL"]).output();
         asked.is_ok_and(|output| output.status.success())
     };
     let found = ["python3".to_owned()].into_iter().chain(named).find(has_pictures);
-    let Some(program) = found else {
-        let wanted = "it needs a Python with numpy and Pillow, as python3 or by PYTHON_WITH_TORCH";
-        return Ok(Completion::ignored_with(wanted));
+    let wanted = "it needs a Python with numpy and Pillow, as python3 or by PYTHON_WITH_TORCH";
+    found.ok_or_else(|| Completion::ignored_with(wanted))
+}
+
+fn pictures() -> Result<Completion, Failed> {
+    let program = match with_pictures() {
+        Ok(program) => program,
+        Err(ignored) => return Ok(ignored),
+    };
+    let script = repository().join("tests/examples/notebook_pictures.py");
+    passes(python(&program).arg(script).arg(workflows()), "pictures cross in memory")?;
+    Ok(Completion::Completed)
+}
+
+fn comfyui() -> Result<Completion, Failed> {
+    let program = match with_pictures() {
+        Ok(program) => program,
+        Err(ignored) => return Ok(ignored),
     };
     let script = repository().join("tests/examples/comfyui_loader.py");
     let mut command = python(&program);

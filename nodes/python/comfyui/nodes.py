@@ -1,8 +1,6 @@
 """The nodes: pure Python, on the package kosmograph."""
 
-import json
 import os
-import tempfile
 
 import kosmograph
 
@@ -13,17 +11,6 @@ def workflows():
     if not os.path.isdir(folder):
         return folder, []
     return folder, sorted(name for name in os.listdir(folder) if name.endswith(".json"))
-
-
-def saved(image, folder, name):
-    """The first picture of an IMAGE as a PNG; its path."""
-    import numpy
-    from PIL import Image
-
-    array = numpy.asarray(image[0].cpu() if hasattr(image[0], "cpu") else image[0])
-    path = os.path.join(folder, name + ".png")
-    Image.fromarray((array.clip(0.0, 1.0) * 255.0 + 0.5).astype("uint8")).save(path)
-    return path
 
 
 def image_of(result):
@@ -38,20 +25,24 @@ def image_of(result):
     except ImportError:
         import numpy
 
-        arrays = [picture.numpy()[None, ..., :3].astype("float32") / 255.0 for picture in result.pictures]
+        arrays = [picture.numpy()[None, ..., :3] for picture in result.pictures]
         return numpy.concatenate([array for array in arrays if array.shape == arrays[0].shape])
 
 
-def run(workflow, sets, seed):
-    """Runs it, shows its progress in ComfyUI's bar, and hears of ComfyUI's cancel."""
+def run(workflow, inputs, sets, seed):
+    """Runs it, shows its progress in ComfyUI's bar, and hears of ComfyUI's cancel. Pictures go and come in memory."""
     from comfy.model_management import throw_exception_if_processing_interrupted
     from comfy.utils import ProgressBar
 
-    job = kosmograph.submit(workflow, sets=sets, seed=seed)
+    job = kosmograph.submit(workflow, inputs=inputs, sets=sets, seed=seed)
     bar = None
     try:
-        for event in job.events():
-            if event["event"] == "progress":
+        while True:
+            # Not only when something happens: a model that is read says nothing.
+            event = job.next_event(0.1)
+            if event is None and job.done():
+                break
+            if event and event["event"] == "progress":
                 bar = bar or ProgressBar(event["steps"])
                 bar.update_absolute(event["step"], event["steps"])
             throw_exception_if_processing_interrupted()
@@ -74,7 +65,7 @@ class KosmographWorkflow:
             },
             "optional": {
                 "image": ("IMAGE",),
-                "image_input": ("STRING", {"default": "Subject.image", "tooltip": "where the picture goes: NODE.INPUT"}),
+                "image_input": ("STRING", {"default": "Subject", "tooltip": "where the picture goes: a node that loads one, or NODE.INPUT"}),
                 "path": ("STRING", {"default": "", "tooltip": "a workflow's file, instead"}),
             },
         }
@@ -82,17 +73,15 @@ class KosmographWorkflow:
     RETURN_TYPES, RETURN_NAMES = ("IMAGE",), ("images",)
     FUNCTION, CATEGORY = "work", "kosmograph"
 
-    def work(self, workflow, seed, sets, image=None, image_input="Subject.image", path=""):
+    def work(self, workflow, seed, sets, image=None, image_input="Subject", path=""):
         given = {}
         for line in filter(None, (line.strip() for line in sets.splitlines())):
             place, is_set, value = line.partition("=")
             if not is_set:
                 raise ValueError("sets: %r is not NODE.INPUT=VALUE" % line)
             given[place] = value
-        with tempfile.TemporaryDirectory() as folder:
-            if image is not None:
-                given[image_input] = saved(image, folder, "image")
-            return (image_of(run(path or os.path.join(workflows()[0], workflow), given, seed)),)
+        inputs = {image_input: image} if image is not None else {}
+        return (image_of(run(path or os.path.join(workflows()[0], workflow), inputs, given, seed)),)
 
 
 class KosmosGSubject:
@@ -124,14 +113,11 @@ class KosmosGSubject:
             sets["Checkpoint.ckpt_name"] = checkpoint
         if kosmos:
             sets["Kosmos-G.kosmos_name"] = kosmos
-        with tempfile.TemporaryDirectory() as folder:
-            if image_2 is None:
-                sets["Subject.image"] = saved(image, folder, "image")
-            else:
-                sets["First subject.image"] = saved(image, folder, "image")
-                sets["Second subject.image"] = saved(image_2, folder, "image_2")
-            with open(os.path.join(workflows()[0], name), encoding="utf-8") as file:
-                return (image_of(run(json.load(file), sets, seed)),)
+        if image_2 is None:
+            inputs = {"Subject": image[:1]}
+        else:
+            inputs = {"First subject": image[:1], "Second subject": image_2[:1]}
+        return (image_of(run(os.path.join(workflows()[0], name), inputs, sets, seed)),)
 
 
 NODE_CLASS_MAPPINGS = {"KosmographWorkflow": KosmographWorkflow, "KosmosGSubject": KosmosGSubject}

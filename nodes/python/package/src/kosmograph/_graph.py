@@ -10,13 +10,17 @@ from __future__ import annotations
 import inspect
 import json
 import os
-from typing import Any, Callable, Iterator, Mapping
+from typing import Any, Callable, Generic, Iterator, Mapping, TypeVar
 
+from ._classes import Classes
 from ._errors import KosmographError
 
 
-class Socket:
-    """One output of a node: given as an input, it is a link."""
+T = TypeVar("T", covariant=True)
+
+
+class Socket(Generic[T]):
+    """One output of a node: given as an input, it is a link. T is its type, where the wheel's stub says it."""
 
     __slots__ = ("index", "name", "node", "type")
 
@@ -32,15 +36,15 @@ class Node:
 
     def __init__(self, id: str, class_type: str, inputs: dict[str, Any], outputs: list[tuple[str, str]]) -> None:
         self.id, self.class_type, self.inputs = id, class_type, inputs
-        self.outputs = [Socket(self, index, name, kind) for index, (name, kind) in enumerate(outputs)]
+        self.outputs: list[Socket[Any]] = [Socket(self, index, name, kind) for index, (name, kind) in enumerate(outputs)]
 
-    def __iter__(self) -> Iterator[Socket]:
+    def __iter__(self) -> Iterator[Socket[Any]]:
         return iter(self.outputs)
 
     def __len__(self) -> int:
         return len(self.outputs)
 
-    def __getitem__(self, key: int | str) -> Socket:
+    def __getitem__(self, key: int | str) -> Socket[Any]:
         if isinstance(key, int):
             return self.outputs[key]
         for output in self.outputs:
@@ -52,7 +56,7 @@ class Node:
         return "<node %s, %s>" % (self.id, self.class_type)
 
 
-class Graph:
+class Graph(Classes):
     """See the module. `catalogue` is ComfyUI's object_info; without one the program is asked, once for each session."""
 
     def __init__(self, session: Any = None, catalogue: Mapping[str, Any] | None = None) -> None:
@@ -138,7 +142,7 @@ class Graph:
             json.dump(self.to_dict(), file, indent=2, ensure_ascii=False)
 
 
-def _fits(socket: Socket, wanted: Any, name: str, class_type: str) -> None:
+def _fits(socket: Socket[Any], wanted: Any, name: str, class_type: str) -> None:
     if isinstance(wanted, list):
         wanted = "COMBO"
     kinds = {kind.strip() for kind in str(wanted).split(",")}

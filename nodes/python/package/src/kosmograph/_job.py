@@ -134,6 +134,17 @@ class Job:
                 return
             yield event
 
+    def next_event(self, timeout: float) -> dict[str, Any] | None:
+        """The next of them, or None where there is none after `timeout` s or the job has ended: for who has to look elsewhere
+        in between."""
+        try:
+            event = self._events.get(timeout=timeout)
+        except queue.Empty:
+            return None
+        if event is None:
+            self._events.put(None)
+        return event
+
     def result(self, timeout: float | None = None) -> Result:
         """What came of it.
 

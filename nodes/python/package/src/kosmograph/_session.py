@@ -103,7 +103,8 @@ class Session:
         numpy, torch or Pillow: by NODE, which need not load its own then, or by NODE.INPUT. [H, W, C] or [B, H, W, C], uint8 or
         floats from 0 to 1; a mask [H, W] or [B, H, W]. They are copied now.
         """
-        line: dict[str, Any] = {"workflow": _workflow(workflow), "set": [_set(*item) for item in (sets or {}).items()]}
+        line: dict[str, Any] = {"workflow": _workflow(workflow)}
+        line["set"] = [_set(*item) for item in (sets or {}).items()]
         if seed is not None:
             line["seed"] = int(seed)
         pictures = {place: _memory.given(place, value) for place, value in (inputs or {}).items()}
@@ -230,7 +231,7 @@ class Session:
     def _read(self, running: _Running, printed: threading.Thread) -> None:
         """In a thread of its own, from the process's beginning to its end."""
         refused = ""
-        for line in io.BufferedReader(running.popen.stdout) if isinstance(running.popen.stdout, io.RawIOBase) else ():
+        for line in _lines(running.popen.stdout):
             try:
                 event = json.loads(line)
             except ValueError:
@@ -301,11 +302,14 @@ if hasattr(os, "register_at_fork"):
 atexit.register(_close_all)
 
 
+def _lines(pipe: IO[bytes] | None) -> Iterable[bytes]:
+    return io.BufferedReader(pipe) if isinstance(pipe, io.RawIOBase) else ()
+
+
 def _drain(running: _Running) -> None:
-    if isinstance(running.popen.stderr, io.RawIOBase):
-        for line in io.BufferedReader(running.popen.stderr):
-            running.last_words.append(line)
-            del running.last_words[:-50]
+    for line in _lines(running.popen.stderr):
+        running.last_words.append(line)
+        del running.last_words[:-50]
 
 
 def _workflow(workflow: Workflow) -> Any:
