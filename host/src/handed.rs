@@ -8,10 +8,10 @@
 //! picture that goes is what an output node was given at an input of type IMAGE, in the f32 that it was computed in.
 
 use crate::catalogue::{Catalogue, DescriptorError, InputKind, types_fit};
-use crate::changes::{self, Place};
+use crate::changes::{self, ChangeError, Place};
 use crate::graph::{Graph, Input, Node, Origin};
 use crate::plugin::NodeFailure;
-use crate::problem::{Kind, Problem};
+use crate::problem::{Kind, Problem, nearest};
 use crate::value::Value;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json, json};
@@ -116,8 +116,17 @@ pub fn give(
         let wrong = |kind, sentence: String| Problem::new(kind, sentence);
         let picture: Picture = serde_json::from_value(picture.clone())
             .map_err(|error| wrong(Kind::Arguments, format!("{told}: {error}")))?;
-        let arguments = |error: changes::ChangeError| wrong(Kind::Arguments, error.to_string());
-        match changes::find_node(graph, place, &told).map_err(arguments)? {
+        let arguments = |error: ChangeError| wrong(Kind::Arguments, error.to_string());
+        let found = changes::find_node(graph, place, &told).map_err(arguments)?;
+        if found.is_none() && !place.contains('.') {
+            let names = graph.nodes().iter().flat_map(|node| {
+                node.title().into_iter().chain([node.class.as_str(), node.id.as_str()])
+            });
+            let nearest = nearest(place, names).map(str::to_owned);
+            let (given, name) = (told, place.clone());
+            return Err(arguments(ChangeError::NoNode { given, name, nearest }));
+        }
+        match found {
             Some(position) => {
                 let name = graph.nodes()[position].name();
                 let number = stands_for(graph, catalogue, position).map_err(|sentence| {

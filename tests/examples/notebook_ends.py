@@ -1,5 +1,5 @@
 """How programs that use the package end, and that nothing stays behind: notebook_ends.py WORKFLOWS, for
-tests/tests/python_package.rs. Each is a process of its own, with a job that would take minutes.
+tests/tests/python_package.rs. Each is a process of its own, with a job that would go on for long.
 """
 
 import os
@@ -12,10 +12,11 @@ BEGINNING = """
 import os, signal, sys, threading, time
 import kosmograph
 session = kosmograph._session.default()
-job = kosmograph.submit(%r, sets={"Sampler.steps": 3000}, seed=1)
-waits = kosmograph.submit(%r, sets={"Sampler.steps": 3000}, seed=2)
+job = kosmograph.submit(%r, sets={"Sampler.steps": 1000}, seed=1)
+waits = kosmograph.submit(%r, sets={"Sampler.steps": 1000}, seed=2)
 next(event for event in job.events() if event["event"] == "progress")
 print(session._running.popen.pid, session._own, flush=True)
+sys.stdin.readline()
 """ % ((os.path.join(sys.argv[1], "text.json"),) * 2)
 
 INTERRUPTED = """
@@ -25,12 +26,13 @@ session = kosmograph.Session()
 job = session.submit(%r, sets={"Sampler.steps": 1}, seed=1)
 job.result()
 print(session._running.popen.pid, session._own, flush=True)
+sys.stdin.readline()
 begin = time.monotonic()
 threading.Timer(0.5, signal.raise_signal, [signal.SIGINT]).start() if len(sys.argv) > 1 else None
 try:
-    session.run(%r, sets={"Sampler.steps": 3000}, seed=1)
+    session.run(%r, sets={"Sampler.steps": 1000}, seed=1)
 except KeyboardInterrupt:
-    # What comes next does not wait for 3000 steps.
+    # What comes next does not wait for 1000 steps.
     assert session.run(%r, sets={"Sampler.steps": 1}, seed=2).pictures
     print("interrupted after %%.1f s" %% (time.monotonic() - begin), flush=True)
 """ % ((os.path.join(sys.argv[1], "text.json"),) * 3)
@@ -51,10 +53,14 @@ def of_session(session):
 
 
 def ends(name, script, end, folder_goes, after=None):
-    process = subprocess.Popen([sys.executable, "-c", script + end], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    session, folder = process.stdout.readline().split()
+    process = subprocess.Popen([sys.executable, "-c", script + end], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    begun = process.stdout.readline()
+    assert begun, "%s: %s" % (name, process.communicate()[1])
+    session, folder = begun.split()
     session = int(session)
     assert len(of_session(session)) >= 2, "%s: a program and its worker were expected" % name
+    process.stdin.write("\n")
+    process.stdin.flush()
     if after:
         after(process)
     said, errors = process.communicate(timeout=120)
@@ -77,7 +83,7 @@ ends("kill -9", BEGINNING, "time.sleep(100)", False, lambda process: process.kil
 ends("kill -15", BEGINNING, "time.sleep(100)", False, lambda process: process.terminate())
 ends("kill -9 of the program", BEGINNING, "session._running.popen.kill(); job._ended.wait(20); kosmograph.close(); sys.exit(0)", True)
 ends("a thread that submitted and ended", BEGINNING.replace("job =", "job = None; threading.Thread(target=lambda: globals().__setitem__('job', kosmograph.submit("
-     "sys.argv[0] and %r, sets={'Sampler.steps': 3000}, seed=7))).start()\nwhile job is None: time.sleep(0.05)\nother =" % os.path.join(sys.argv[1], "text.json")), "sys.exit(0)", True)
+     "sys.argv[0] and %r, sets={'Sampler.steps': 1000}, seed=7))).start()\nwhile job is None: time.sleep(0.05)\nother =" % os.path.join(sys.argv[1], "text.json")), "sys.exit(0)", True)
 
 # A child that was forked holds none of the parent's pipes: the parent's end is the program's.
 FORKED = "child = os.fork()\nif child == 0:\n    print(os.getpid(), flush=True); sys.stdout = None; os.close(1); os.close(2); time.sleep(60); os._exit(0)\ntime.sleep(100)"

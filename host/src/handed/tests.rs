@@ -100,7 +100,13 @@ fn what_is_no_picture_or_no_place_is_refused_with_its_node() {
     let good = file(folder.path(), "uint8", &[1, 1, 3], &[0, 0, 0]);
     let with = |dtype: &str, shape: &[u64], bytes: &[u8]| file(folder.path(), dtype, shape, bytes);
     for (place, picture, said, node, input) in [
-        ("Subjec", &good, "NODE.INPUT=VALUE was expected", None, None),
+        (
+            "Subjec",
+            &good,
+            "no node has the id, title or class \"Subjec\"; did you mean \"Subject\"?",
+            None,
+            None,
+        ),
         ("Subject.fil", &good, "no input \"fil\"; did you mean \"file\"", None, None),
         ("Subject.file", &good, "it takes a file; give the picture", Some("1"), Some("file")),
         ("4.model", &good, "it takes MODEL, and no picture", Some("4"), Some("model")),
