@@ -6,8 +6,6 @@ notebook.py WORKFLOWS [PACK], for tests/tests/python_package.rs and scripts/pack
 program. PACK has a node that crashes.
 """
 
-import contextlib
-import io
 import json
 import os
 import sys
@@ -111,17 +109,6 @@ if child == 0:
         os._exit(code)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 assert result.pictures[0].path.exists() and busy.result(120).pictures and kosmograph.run(k).pictures
-
-# Bars, where tqdm is.
-try:
-    import tqdm  # type: ignore[import-untyped, unused-ignore]
-except ImportError:
-    pass
-else:
-    words = io.StringIO()
-    with contextlib.redirect_stderr(words):
-        kosmograph.run(text, sets={"Sampler.steps": 3}, seed=10, progress=True)
-    assert "Sampler: 100%" in words.getvalue() and "3/3" in words.getvalue(), words.getvalue()
 
 # A crash costs its job. So does the end of the whole program, and the next job has another.
 if len(sys.argv) > 2:

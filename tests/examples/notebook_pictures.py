@@ -2,6 +2,8 @@
 tests/tests/python_package.rs. Needs numpy and Pillow; torch where it is.
 """
 
+import contextlib
+import io
 import json
 import os
 import sys
@@ -100,6 +102,17 @@ refused('inputs["Subject"] is a picture of mode I;16', inputs={"Subject": Image.
 refused('sets["Subject.image"] is a ndarray', sets={"Subject.image": bytes_of})
 refused('did you mean "Subject"', inputs={"Subjec.image": bytes_of})
 refused('inputs["Subjec"]: no node has the id, title or class "Subjec"; did you mean "Subject"', inputs={"Subjec": bytes_of})
+
+# Bars, where tqdm is.
+try:
+    import tqdm
+except ImportError:
+    pass
+else:
+    words = io.StringIO()
+    with contextlib.redirect_stderr(words):
+        kosmograph.run(workflows / "text.json", sets={"Sampler.steps": 3}, seed=10, progress=True)
+    assert "Sampler: 100%" in words.getvalue() and "Save: 100%" in words.getvalue(), words.getvalue()
 
 # The memory stays when the program goes, in either way, and nothing of it has a name.
 kept = kosmograph.run(subject, sets=few, seed=4)

@@ -23,7 +23,10 @@ def show(job: Job) -> None:
                     bars[node] = tqdm(total=event["steps"], desc=names.get(node, node))
                 bars[node].update(event["step"] - bars[node].n)
             elif event["event"] in ("node_done", "error") and event.get("node") in bars:
-                bars.pop(event["node"]).close()
+                bar = bars.pop(event["node"])
+                if event["event"] == "node_done":
+                    bar.update(bar.total - bar.n)  # a node need not tell its last step
+                bar.close()
     finally:
         for bar in bars.values():
             bar.close()
