@@ -115,7 +115,7 @@ else:
     assert "Sampler: 100%" in words.getvalue() and "Save: 100%" in words.getvalue(), words.getvalue()
 
 # The memory stays when the program goes, in either way, and nothing of it has a name.
-kept = kosmograph.run(subject, sets=few, seed=4)
+kept = kosmograph.run(subject, inputs={"Subject": bytes_of}, sets=few, seed=4)
 before = kept.pictures[0].numpy().copy()
 session = kosmograph._session.default()
 session._running.popen.kill()

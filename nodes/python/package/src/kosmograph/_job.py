@@ -101,7 +101,7 @@ class Job:
             return
         if event["event"] == "tensor":
             if self._memory is not None:
-                tensor = self._memory.map(event["node"], event["input"], event["offset"], event["shape"])
+                tensor = self._memory.take(event["node"], event["input"], event["offset"], event["shape"])
                 self._tensors.setdefault(tensor.node, []).append(tensor)
             return
         if event["event"] in ("error", "output", "done", "interrupted"):

@@ -5,7 +5,6 @@ The memory is this process's, so that it goes with it, however it ends; and the 
 
 from __future__ import annotations
 
-import mmap
 import os
 from typing import TYPE_CHECKING, Any, Sequence
 
@@ -98,12 +97,20 @@ class Memory:
             left = left[os.write(self._fd, left) :]
         return {"path": self.path, "offset": offset, "dtype": picture.dtype, "shape": picture.shape}
 
-    def map(self, node: str, input: str, offset: int, shape: Sequence[int]) -> Tensor:
-        """What lies there. It stays for as long as somebody has it, also when this is closed."""
+    def take(self, node: str, input: str, offset: int, shape: Sequence[int]) -> Tensor:
+        """What lies there, copied: a mapping of Python's holds a descriptor for as long as it is there, and a notebook may
+        keep more results than it may have descriptors."""
         length = WIDTHS["float32"]
         for axis in shape:
             length *= axis
-        return Tensor(node, input, shape, mmap.mmap(self._fd, length, access=mmap.ACCESS_COPY, offset=offset))
+        memory = bytearray(length)
+        done, left = 0, memoryview(memory)
+        while done < length:
+            read = os.preadv(self._fd, [left[done:]], offset + done)
+            if read == 0:
+                raise ValueError("there are %d bytes of %d" % (done, length))
+            done += read
+        return Tensor(node, input, shape, memory)
 
     def close(self) -> None:
         fd, self._fd = self._fd, -1
@@ -114,10 +121,10 @@ class Memory:
 class Tensor:
     """What an output node was given to save or to show: f32 from 0 to 1, [B, H, W, C], as it was computed.
 
-    It lies in memory that this process shares with nobody any more: it may be changed.
+    It lies in memory of this process alone: it may be changed.
     """
 
-    def __init__(self, node: str, input: str, shape: Sequence[int], memory: mmap.mmap) -> None:
+    def __init__(self, node: str, input: str, shape: Sequence[int], memory: bytearray) -> None:
         self.node, self.input, self.shape, self._memory = node, input, tuple(shape), memory
 
     def numpy(self) -> numpy.ndarray[Any, numpy.dtype[numpy.float32]]:
