@@ -41,6 +41,10 @@ assert len(numpy.unique(array)) > 256, "these are bytes"
 assert tensor.shape == (1, *array.shape) and tensor.input == "images"
 array[0, 0, 0] = 0.5  # it is this process's own
 
+# A workflow's own folder has its pictures, as for `kosmograph run`.
+beside = kosmograph.run(workflows / "subject.json", sets=few, seed=3)
+assert numpy.array_equal(beside.pictures[0].numpy()[1:], array[1:])
+
 # A picture of this process in the place of the file: the same picture comes of it, whatever it is held in.
 bytes_of = numpy.asarray(Image.open(file).convert("RGB"))
 ways = [bytes_of, bytes_of[None].astype("float64") / 255.0, Image.open(file).convert("RGB"), numpy.asfortranarray(bytes_of)]

@@ -21,7 +21,7 @@ use serde_json::{Map, Value as Json, json};
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io::{BufRead, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -32,7 +32,8 @@ use std::time::Instant;
 #[serde(untagged)]
 enum Line {
     Cancel { cancel: String },
-    Job(Asked),
+    // Boxed, as a cancel is short.
+    Job(Box<Asked>),
 }
 
 /// One job.
@@ -41,6 +42,8 @@ struct Asked {
     id: String,
     /// The workflow itself, of either format.
     workflow: Json,
+    /// The folder that the workflow is from, beside which models and pictures are looked for, too.
+    folder: Option<PathBuf>,
     /// As `--set`.
     #[serde(default)]
     set: Vec<String>,
@@ -58,14 +61,7 @@ struct Asked {
 type Flags = Arc<Mutex<HashMap<String, Arc<AtomicBool>>>>;
 
 pub fn jobs(args: &args::Jobs, listener: &'static dyn Listener, screen: &MultiProgress) -> Exit {
-    let given = Given {
-        models: &args.places.models,
-        extra_model_paths: &args.places.extra_model_paths,
-        input: args.places.input.as_deref(),
-        output: args.places.out.as_deref(),
-        workflow: None,
-    };
-    let folders = match Folders::find(given) {
+    let folders = match folders(args, None) {
         Ok(folders) => folders,
         Err(error) => return refuse(listener, Kind::Arguments, &error),
     };
@@ -108,9 +104,21 @@ pub fn jobs(args: &args::Jobs, listener: &'static dyn Listener, screen: &MultiPr
     Exit::Done
 }
 
+/// Where models and pictures are, for workflows of a folder.
+fn folders(args: &args::Jobs, workflow: Option<&Path>) -> Result<Folders, String> {
+    Folders::find(Given {
+        models: &args.places.models,
+        extra_model_paths: &args.places.extra_model_paths,
+        input: args.places.input.as_deref(),
+        output: args.places.out.as_deref(),
+        workflow,
+    })
+    .map_err(|error| error.to_string())
+}
+
 /// Sends jobs on; a job that is cancelled while it waits is cancelled when its turn comes. The end of standard input
 /// cancels all there is.
-fn read(jobs: &Sender<(Asked, Arc<AtomicBool>)>, flags: &Flags) {
+fn read(jobs: &Sender<(Box<Asked>, Arc<AtomicBool>)>, flags: &Flags) {
     for line in std::io::stdin().lock().split(b'\n').map_while(Result::ok) {
         match serde_json::from_slice(&line) {
             Ok(Line::Cancel { cancel }) => {
@@ -149,7 +157,7 @@ fn run(
     cancel: &AtomicBool,
 ) -> Exit {
     let start = Instant::now();
-    let planned = planned(asked, surroundings);
+    let planned = planned(asked, surroundings, args);
     let (job, plan, graph, given) = match planned {
         Ok(planned) => planned,
         Err(problems) => {
@@ -189,13 +197,21 @@ fn run(
 
 type Planned = (Job, crate::plan::Plan, crate::graph::Graph, Vec<GivenPicture>);
 
-fn planned(asked: &Asked, surroundings: &Surroundings) -> Result<Planned, crate::plan::Refusal> {
+fn planned(
+    asked: &Asked,
+    surroundings: &Surroundings,
+    args: &args::Jobs,
+) -> Result<Planned, crate::plan::Refusal> {
     let refusal =
         |problem: Problem| crate::plan::Refusal { problems: vec![problem], warnings: Vec::new() };
     let name = "the job's workflow";
     let file = WorkflowFile::from_bytes(asked.workflow.to_string().as_bytes(), name)
         .map_err(|error| refusal(Problem::new(Kind::Workflow, error.to_string())))?;
     let mut with = surroundings.clone();
+    if asked.folder.is_some() {
+        with.folders = folders(args, asked.folder.as_deref())
+            .map_err(|error| refusal(Problem::new(Kind::Arguments, error)))?;
+    }
     if let Some(out) = &asked.out {
         with.folders.output = std::path::absolute(out).unwrap_or_else(|_| out.clone());
     }

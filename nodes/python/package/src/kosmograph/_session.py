@@ -104,6 +104,8 @@ class Session:
         floats from 0 to 1; a mask [H, W] or [B, H, W]. They are copied now.
         """
         line: dict[str, Any] = {"workflow": _workflow(workflow)}
+        if isinstance(workflow, (str, os.PathLike)):
+            line["folder"] = str(Path(workflow).absolute().parent)
         line["set"] = [_set(*item) for item in (sets or {}).items()]
         if seed is not None:
             line["seed"] = int(seed)
