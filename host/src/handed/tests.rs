@@ -6,7 +6,7 @@ use serde_json::json;
 fn catalogue() -> Catalogue {
     let output = |kind: &str| json!({"name": kind, "type": kind});
     let input = |kind: &str| json!({"name": kind.to_lowercase(), "type": kind});
-    let file = json!({"name": "file", "type": "STRING", "path": "input", "entry": "file"});
+    let file = json!({"name": "file", "type": "STRING", "role": "path", "folder": "input", "entry": "file"});
     let library = json!({"name": "a", "version": "1", "nodes": [
         {"class": "Load", "inputs": [file], "outputs": [output("IMAGE"), output("MASK")]},
         {"class": "Model", "outputs": [output("MODEL"), output("IMAGE")]},
