@@ -36,6 +36,9 @@ pub struct NodeDescriptor {
     /// It takes every input as a list and runs once for all of them.
     #[serde(default)]
     pub input_is_list: bool,
+    /// What is asked about it before it runs; of packs in Python alone.
+    #[serde(default)]
+    pub asks: Asks,
     /// Where it writes files.
     pub writes: Option<Writes>,
     /// How much memory its results take at least, where the library says so.
@@ -43,6 +46,18 @@ pub struct NodeDescriptor {
     /// Classes that are gone and whose work it does.
     #[serde(default)]
     pub replaces: Vec<Replaces>,
+}
+
+/// What a class of a pack in Python wants to be asked before anything runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Asks {
+    /// IS_CHANGED: what stands for its results besides its inputs.
+    pub changed: bool,
+    /// VALIDATE_INPUTS: whether its inputs are right.
+    pub valid: bool,
+    /// And it looks at the types of its links itself.
+    pub types: bool,
 }
 
 /// A folder of the host's that a node writes files into.
@@ -78,6 +93,12 @@ pub struct InputDescriptor {
     /// The type as the library writes it: "INT", "MODEL", "IMAGE,MASK", "*".
     pub type_name: String,
     pub kind: InputKind,
+    /// Its class looks itself at the range of a number and whether a choice is listed; of packs in Python alone.
+    #[serde(default)]
+    pub unchecked: bool,
+    /// It need not be computed unless the class says so when it has the others; of packs in Python alone.
+    #[serde(default)]
+    pub lazy: bool,
 }
 
 impl InputDescriptor {
@@ -219,7 +240,23 @@ impl Catalogue {
     /// Every fault of the descriptor is a reason to refuse the library: what it says of one node
     /// cannot be trusted if it is wrong about another.
     pub fn add(&mut self, path: &Path, descriptor: &Value) -> Result<usize, DescriptorError> {
-        let (name, version, nodes) = read::parse(path, descriptor)?;
+        let (name, version, mut nodes) = read::parse(path, descriptor)?;
+        // What the boundary does not know is said by packs alone.
+        for node in &mut nodes {
+            node.asks = Asks::default();
+            for input in &mut node.inputs {
+                (input.unchecked, input.lazy) = (false, false);
+            }
+        }
+        self.add_parsed(path, descriptor, (name, version, nodes))
+    }
+
+    fn add_parsed(
+        &mut self,
+        path: &Path,
+        descriptor: &Value,
+        (name, version, nodes): read::Parsed,
+    ) -> Result<usize, DescriptorError> {
         let number = self.libraries.len();
         let classes = nodes.len();
         let provider: Arc<str> = format!("{name} {version} {}", path.display()).into();
@@ -297,7 +334,8 @@ impl Catalogue {
         pack: &PythonPack,
         descriptor: &Value,
     ) -> Result<usize, DescriptorError> {
-        let number = self.add(&pack.path, descriptor)?;
+        let parsed = read::parse(&pack.path, descriptor)?;
+        let number = self.add_parsed(&pack.path, descriptor, parsed)?;
         if let Some(entry) = self.libraries.get_mut(number) {
             (entry.python, entry.digest) = (Some(pack.clone()), classes_digest(descriptor));
             let left_out = descriptor.get("left_out").cloned().unwrap_or_default();

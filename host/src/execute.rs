@@ -8,6 +8,7 @@
 pub(crate) mod files;
 mod hooks;
 mod later;
+mod lazy;
 mod lists;
 mod memory;
 
@@ -48,6 +49,21 @@ pub trait Runner {
         call: &dyn Call,
         inputs: &[Value],
     ) -> Result<Vec<Value>, NodeFailure>;
+
+    /// Asks node number `node` which of its lazy inputs it wants, by name; those that are not computed are none. Where
+    /// nobody is asked, it wants none of them.
+    ///
+    /// # Errors
+    /// [`NodeFailure`].
+    fn lazy(
+        &self,
+        _library: usize,
+        _node: u32,
+        _call: &dyn Call,
+        _inputs: &[Value],
+    ) -> Result<Vec<String>, NodeFailure> {
+        Ok(Vec::new())
+    }
 }
 
 /// Numbered as in the catalogue.
@@ -142,6 +158,8 @@ enum State {
     /// No output needs it, or only through results that are there.
     Unneeded,
     Needed,
+    /// Only lazy inputs lead to it, and nobody has said yet that it is wanted.
+    Possible,
     /// It failed, or needs what the step at this position would have made.
     Failed(usize),
 }
@@ -241,11 +259,18 @@ impl<R: Runner> Executor<R> {
                 setting.listener.event(&Event::Cached(Cow::Borrowed(&step.name)));
             }
         }
-        for (position, step) in steps.iter().enumerate() {
+        let (mut next, mut is_settled) = (0, vec![false; steps.len()]);
+        while let Some(step) = steps.get(next) {
+            let position = next;
+            next += 1;
+            if is_settled[position] || states[position] == State::Possible {
+                continue;
+            }
             if setting.cancel.load(Ordering::Relaxed) {
                 outcome.interrupted = true;
                 break;
             }
+            is_settled[position] = true;
             // Settled by an earlier try, and told there unless it hangs on what failed.
             if let Some(cause) = states[position].cause() {
                 if cause != position {
@@ -289,7 +314,17 @@ impl<R: Runner> Executor<R> {
                         path.display()
                     )),
                 };
-                match self.step(position, plan, &live, setting, &unchanged) {
+                let wanted = self.wanted(position, plan, &live, &states, setting);
+                let made = match wanted.map(|wanted| lazy::wake(plan, &mut states, wanted)) {
+                    // That first, and this one again.
+                    Ok(Some(first)) => {
+                        (next, is_settled[position]) = (first, false);
+                        continue;
+                    }
+                    Ok(None) => self.step(position, plan, &live, &states, setting, &unchanged),
+                    Err(stop) => Err(stop),
+                };
+                match made {
                     Ok(results) => {
                         let results: Vec<Option<Value>> = results.into_iter().map(Some).collect();
                         live[position] = used(&results, &uses[position]);
@@ -309,13 +344,9 @@ impl<R: Runner> Executor<R> {
                     }
                 }
             }
-            for (from, slot) in links(step) {
-                uses[from][slot] -= 1;
-                // A step that failed has nothing there.
-                if let Some(value) = live[from].get_mut(slot).filter(|_| uses[from][slot] == 0) {
-                    *value = None;
-                }
-            }
+            let unneeded =
+                lazy::release(plan, position, &mut states, &mut uses, &mut live, setting);
+            outcome.cached += unneeded;
         }
         if let Keep::Nothing = setting.keep {
             self.results.clear();
@@ -366,10 +397,20 @@ impl<R: Runner> Executor<R> {
         }
         for (position, step) in steps.iter().enumerate().rev() {
             // Whoever uses it stands behind it, and was counted.
-            if states[position] == State::Needed && self.there(step, &uses[position]).is_none() {
-                for (from, slot) in links(step) {
+            let state = states[position];
+            if !matches!(state, State::Needed | State::Possible) {
+                continue;
+            }
+            if self.there(step, &uses[position]).is_some() {
+                states[position] = State::Needed;
+                continue;
+            }
+            for (from, slot, is_lazy) in lazy::links(step) {
+                uses[from][slot] += 1;
+                if state == State::Needed && !is_lazy {
                     states[from] = State::Needed;
-                    uses[from][slot] += 1;
+                } else if states[from] == State::Unneeded {
+                    states[from] = State::Possible;
                 }
             }
         }
@@ -383,15 +424,15 @@ impl<R: Runner> Executor<R> {
         states
     }
 
-    /// Runs one step; what it made is taken if `unchanged` says so then.
-    fn step(
-        &mut self,
+    /// The calls that a step comes to, and what they are lent.
+    fn calls<'a>(
+        &self,
         position: usize,
-        plan: &Plan,
+        plan: &'a Plan,
         live: &[Live],
-        setting: Setting,
-        unchanged: &dyn Fn() -> Result<(), String>,
-    ) -> Result<Vec<Value>, Stop> {
+        states: &[State],
+        setting: Setting<'a>,
+    ) -> Result<(Calls, Hooks<'a>), Stop> {
         let step = &plan.steps()[position];
         let mut inputs = Vec::with_capacity(step.inputs.len());
         for (source, input) in step.inputs.iter().zip(&step.descriptor.inputs) {
@@ -399,8 +440,9 @@ impl<R: Runner> Executor<R> {
                 Source::Absent => Value::none(),
                 Source::Literal(literal) => value(literal),
                 Source::Link { step: from, slot } => {
-                    let value = live[*from].get(*slot).and_then(Option::as_ref);
-                    value.cloned().ok_or_else(|| Stop::Failed {
+                    let value = live[*from].get(*slot).and_then(Option::as_ref).cloned();
+                    let missing = || lazy::missing(states[*from]).filter(|_| input.lazy);
+                    value.or_else(missing).ok_or_else(|| Stop::Failed {
                         input: Some(input.name.clone()),
                         sentence: "the result it is linked to is gone; this is a mistake of the \
                                    host, please report it"
@@ -415,9 +457,23 @@ impl<R: Runner> Executor<R> {
                             one value is wanted";
             Stop::Failed { input, sentence: sentence.into() }
         })?;
+        let hooks = Hooks { step, setting, work: None, element: None };
+        Ok((calls, hooks))
+    }
+
+    /// Runs one step; what it made is taken if `unchanged` says so then.
+    fn step(
+        &mut self,
+        position: usize,
+        plan: &Plan,
+        live: &[Live],
+        states: &[State],
+        setting: Setting,
+        unchanged: &dyn Fn() -> Result<(), String>,
+    ) -> Result<Vec<Value>, Stop> {
+        let step = &plan.steps()[position];
+        let (calls, mut hooks) = self.calls(position, plan, live, states, setting)?;
         setting.listener.event(&Event::NodeStarted(Cow::Borrowed(&step.name)));
-        let (name, inputs) = (&step.name, &step.inputs);
-        let mut hooks = Hooks { name, inputs, setting, work: None, element: None };
         if let Some(budget) = self.budget {
             let live = live.iter().flatten().flatten();
             let room = self.memory.make_room(budget, calls.inputs(), live, &self.results, &hooks);
@@ -503,6 +559,10 @@ impl Stop {
             (stop, _) => stop,
         }
     }
+}
+
+fn unneeded(step: &Step) -> Event<'_> {
+    Event::Cached(Cow::Borrowed(&step.name))
 }
 
 fn skipped<'a>(step: &'a Step, cause: &'a Step) -> Event<'a> {

@@ -4,6 +4,7 @@
 //! say of themselves. No library is loaded.
 
 use crate::args;
+use crate::ask::{Answers, Ask, Changes, nobody};
 use crate::catalogue::Catalogue;
 use crate::changes::{Seeds, set, set_seed};
 use crate::editor::{Converted, Now, Texts, convert};
@@ -185,17 +186,25 @@ impl Job {
     /// [`Refusal`], with every problem there is, where no output can be made; with `--strict` where one
     /// cannot.
     pub fn plan(&self, seed: Option<u64>) -> Result<(Plan, Graph), Refusal> {
-        self.planned(self.graph.clone(), seed)
+        self.plan_asking(seed, &mut nobody)
+    }
+
+    /// As [`Self::plan`], after packs in Python were asked.
+    ///
+    /// # Errors
+    /// As [`Self::plan`].
+    pub fn plan_asking(&self, seed: Option<u64>, ask: &mut Ask) -> Result<(Plan, Graph), Refusal> {
+        self.planned(self.graph.clone(), seed, ask)
     }
 
     /// The plan of one run of the sweep, and the graph it is of.
     ///
     /// # Errors
     /// As [`Self::plan`]; each problem says which run it is in.
-    pub fn plan_run(&self, run: &Combination) -> Result<(Plan, Graph), Refusal> {
+    pub fn plan_run(&self, run: &Combination, ask: &mut Ask) -> Result<(Plan, Graph), Refusal> {
         let mut graph = self.graph.clone();
         self.sweep.apply(run, &mut graph);
-        self.planned(graph, run.seed).map_err(|mut refusal| {
+        self.planned(graph, run.seed, ask).map_err(|mut refusal| {
             let said = self.sweep.said(run);
             for problem in &mut refusal.problems {
                 problem.message.push_str(&format!("; this is in the run with {said}"));
@@ -208,15 +217,20 @@ impl Job {
     ///
     /// # Errors
     /// As [`Self::plan_run`], of the first run that cannot be planned.
-    pub fn later(&self) -> Result<Later, Refusal> {
+    pub fn later(&self, ask: &mut Ask) -> Result<Later, Refusal> {
         let mut later = Later::default();
         for run in &self.sweep.runs {
-            later.add(&self.plan_run(run)?.0);
+            later.add(&self.plan_run(run, ask)?.0);
         }
         Ok(later)
     }
 
-    fn planned(&self, mut graph: Graph, seed: Option<u64>) -> Result<(Plan, Graph), Refusal> {
+    fn planned(
+        &self,
+        mut graph: Graph,
+        seed: Option<u64>,
+        ask: &mut Ask,
+    ) -> Result<(Plan, Graph), Refusal> {
         let catalogue = &self.libraries.catalogue;
         if let Some(seed) = seed {
             // It found a seed to set when the first one was.
@@ -225,7 +239,15 @@ impl Job {
         let mut warnings = self.wrong.warnings.clone();
         warnings.extend(self.texts.apply(&mut graph, catalogue, seed, &self.now));
         let known = self.wrong.problems.clone();
-        let planned = Plan::with_known(&graph, catalogue, &self.folders, &self.device, known);
+        let plan = |known, changes: &Changes| {
+            Plan::with_known(&graph, catalogue, &self.folders, &self.device, known, changes)
+        };
+        let mut planned = plan(known.clone(), &Changes::new());
+        if let Some(answers) = planned.as_ref().ok().and_then(|plan| ask(plan, catalogue)) {
+            let Answers { problems, warnings: odd, changes } = answers;
+            warnings.extend(odd);
+            planned = plan([known, problems].concat(), &changes);
+        }
         match planned.and_then(|plan| if self.strict { plan.whole() } else { Ok(plan) }) {
             Ok(plan) => Ok((plan.warned(warnings), graph)),
             Err(mut refusal) => {
@@ -255,14 +277,14 @@ impl Job {
     ///
     /// # Errors
     /// As [`Self::plan`].
-    pub fn first_plan(&self) -> Result<(Plan, Graph), Refusal> {
+    pub fn first_plan(&self, ask: &mut Ask) -> Result<(Plan, Graph), Refusal> {
         if let Some(first) = self.sweep.runs.first() {
-            self.later()?;
-            return self.plan_run(first);
+            self.later(ask)?;
+            return self.plan_run(first, ask);
         }
-        let first = self.plan(self.seeds.map(Seeds::first))?;
+        let first = self.plan_asking(self.seeds.map(Seeds::first), ask)?;
         if let Some(seeds) = self.seeds.filter(|seeds| seeds.last() != seeds.first()) {
-            self.plan(Some(seeds.last()))?;
+            self.plan_asking(Some(seeds.last()), ask)?;
         }
         Ok(first)
     }

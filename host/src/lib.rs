@@ -5,6 +5,7 @@
 
 pub mod a1111;
 pub mod args;
+pub mod ask;
 pub mod catalogue;
 pub mod changes;
 pub mod checks;

@@ -19,6 +19,7 @@ pub use key::{Key, KeyMap, KeySet};
 pub use literal::Literal;
 pub use mention::Mention;
 
+use crate::ask::Changes;
 use crate::catalogue::{Catalogue, Class, InputDescriptor, NodeDescriptor};
 use crate::editor::is_the_pages;
 use crate::folders::Folders;
@@ -121,12 +122,12 @@ impl Plan {
         folders: &Folders,
         device: &str,
     ) -> Result<Self, Refusal> {
-        Self::with_known(graph, catalogue, folders, device, Vec::new())
+        Self::with_known(graph, catalogue, folders, device, Vec::new(), &Changes::new())
     }
 
     /// As [`Plan::new`], of a graph about which `known` problems were found before. Each costs the
     /// outputs that need its node, and is a warning where none does; one that is about no node of the
-    /// graph costs all of them.
+    /// graph costs all of them. `changes` are part of the keys.
     ///
     /// # Errors
     /// As for [`Plan::new`].
@@ -136,6 +137,7 @@ impl Plan {
         folders: &Folders,
         device: &str,
         known: Vec<Problem>,
+        changes: &Changes,
     ) -> Result<Self, Refusal> {
         let of_node =
             |problem: &Problem| problem.node.as_ref().and_then(|node| graph.position(&node.id));
@@ -177,7 +179,7 @@ impl Plan {
         if of_all || !any_output {
             return Err(Refusal { problems, warnings });
         }
-        Ok(Self { steps: steps(graph, order, device), problems, left_out, warnings })
+        Ok(Self { steps: steps(graph, order, device, changes), problems, left_out, warnings })
     }
 
     /// The plan, if nothing had to be left out.
@@ -236,7 +238,7 @@ struct Checked<'a> {
 }
 
 /// Nodes in the order of their steps → steps, with links to steps and keys.
-fn steps(graph: &Graph, walked: Vec<Checked>, device: &str) -> Vec<Step> {
+fn steps(graph: &Graph, walked: Vec<Checked>, device: &str, changes: &Changes) -> Vec<Step> {
     // Of a position in the graph. What is linked to stands before, and has its step.
     let mut step_of_position = vec![0; graph.nodes().len()];
     let mut first_of_key = KeyMap::with_capacity_and_hasher(walked.len(), Default::default());
@@ -250,7 +252,8 @@ fn steps(graph: &Graph, walked: Vec<Checked>, device: &str) -> Vec<Step> {
         }
         let name = graph.nodes()[position].name();
         let key_of_step = |step: usize| steps[step].key;
-        let key = keys.of(&name.id, class, &sources, key_of_step);
+        let change = changes.get(&name.id).map(String::as_str);
+        let key = keys.of(&name.id, class, &sources, change, key_of_step);
         let this = steps.len();
         let first = *first_of_key.entry(key).or_insert(this);
         step_of_position[position] = first;

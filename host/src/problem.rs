@@ -40,6 +40,8 @@ pub enum Kind {
     /// A file or folder that is not there, or not where a workflow may reach.
     InvalidPath,
     DependencyCycle,
+    /// The class of a node, in Python, refuses its inputs.
+    CustomValidationFailed,
     /// What the numbers of a node ask for is more than there is.
     TooMuchMemory,
     /// A warning: the class has no input of that name.

@@ -23,9 +23,11 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 /// The other side, file by file.
-const BRIDGE: [(&str, &str); 4] = [
+const BRIDGE: [(&str, &str); 6] = [
     ("bridge", include_str!("../../nodes/python/bridge/bridge.py")),
     ("describe", include_str!("../../nodes/python/bridge/describe.py")),
+    ("extras", include_str!("../../nodes/python/bridge/extras.py")),
+    ("schema", include_str!("../../nodes/python/bridge/schema.py")),
     ("shim", include_str!("../../nodes/python/bridge/shim.py")),
     ("values", include_str!("../../nodes/python/bridge/values.py")),
 ];

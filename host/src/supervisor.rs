@@ -10,6 +10,7 @@ mod track;
 pub use child::Stderr;
 pub(crate) use child::pass_on;
 
+use crate::ask::{self, Answer, Answers, Memo, OfStep};
 use crate::catalogue::Catalogue;
 use crate::events::{Event, Listener};
 use crate::execute::{Keep, Outcome, Properties};
@@ -24,6 +25,7 @@ use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 use track::Track;
 
@@ -32,6 +34,9 @@ const GRACE: Duration = Duration::from_millis(1200);
 
 /// How long libraries may look at a plan. They read headers.
 const CHECKING: Duration = Duration::from_secs(10);
+
+/// How long packs may take to answer: the first of them may have to import torch, from a slow disk.
+const ASKING: Duration = Duration::from_secs(120);
 
 /// How workers are started.
 #[derive(Clone)]
@@ -299,6 +304,84 @@ impl Supervisor {
         };
         warnings.push(Problem::new(Kind::Unfit, sentence));
         warnings
+    }
+
+    /// Asks packs in Python what they are to be asked about `plan`: nothing where it raises no question. Those after
+    /// changes only where `changed` says so; what stands in `memo` is not asked again.
+    pub fn ask(
+        &mut self,
+        plan: &Plan,
+        catalogue: &Catalogue,
+        changed: bool,
+        memo: Option<&mut Memo>,
+        cancel: &AtomicBool,
+    ) -> Option<Answers> {
+        let questions = ask::questions(plan, catalogue, changed);
+        if questions.is_empty() {
+            return None;
+        }
+        let mut known = Memo::new();
+        let memo = memo.unwrap_or(&mut known);
+        let open: Vec<&OfStep> =
+            questions.iter().filter(|asked| !memo.contains_key(&asked.memo())).collect();
+        if !open.is_empty() {
+            let command = Command::Ask(open.iter().map(|asked| asked.question.clone()).collect());
+            let mut heard = Vec::new();
+            let end = self.in_time(&command, cancel, &mut |report| {
+                if let Report::Notice(Notice::Answer { answer }) = report {
+                    heard.push(answer);
+                }
+            });
+            let why = match end {
+                Ok(End::Finished { interrupted: false }) => {
+                    "its pack was asked about it and did not answer".to_owned()
+                }
+                Ok(End::Finished { .. } | End::Ended) => {
+                    format!("its pack had not answered after {} s", ASKING.as_secs())
+                }
+                Ok(End::Lost(status, last_words)) => {
+                    let ended = child::ending(status, &last_words);
+                    format!("its pack was asked about it, and the process that asks {ended}")
+                }
+                Err(error) => format!("the process that asks its pack cannot be started: {error}"),
+            };
+            let mut heard = heard.into_iter();
+            for asked in open {
+                let unheard = || Answer { sentence: Some(why.clone()), fingerprint: None };
+                memo.insert(asked.memo(), heard.next().unwrap_or_else(unheard));
+            }
+        }
+        let mut answers = Answers::default();
+        for asked in &questions {
+            answers.add(plan, asked, memo.get(&asked.memo()).cloned().unwrap_or_default());
+        }
+        Some(answers)
+    }
+
+    /// As [`Self::command`], and no longer than [`ASKING`].
+    fn in_time(
+        &mut self,
+        command: &Command,
+        cancel: &AtomicBool,
+        hear: &mut dyn FnMut(Report),
+    ) -> std::io::Result<End> {
+        let (stop, start) = (AtomicBool::new(false), Instant::now());
+        let (done, is_done) = channel::<()>();
+        std::thread::scope(|scope| {
+            let stop = &stop;
+            let watch = move || {
+                let wait = Duration::from_millis(50);
+                while let Err(RecvTimeoutError::Timeout) = is_done.recv_timeout(wait) {
+                    if cancel.load(Ordering::Relaxed) || start.elapsed() > ASKING {
+                        stop.store(true, Ordering::Relaxed);
+                    }
+                }
+            };
+            std::thread::Builder::new().name("asking".into()).spawn_scoped(scope, watch)?;
+            let end = self.command(command, stop, hear);
+            drop(done);
+            end
+        })
     }
 
     /// Sends `command` and hears what comes until it is done, or until the worker is no more.

@@ -4,6 +4,7 @@
 //! that begin with the key "worker". A plan travels whole, so that a worker can be told what to do with
 //! a library it has not seen yet.
 
+use crate::ask::{Answer, Question};
 use crate::catalogue::{LibraryEntry, NodeDescriptor};
 use crate::events::Event;
 use crate::execute::{self, Properties};
@@ -25,6 +26,8 @@ pub enum Command {
     Run(Box<Run>),
     Work(Box<Work>),
     Check(Box<Check>),
+    /// Questions to packs in Python, which are answered in turn.
+    Ask(Vec<Question>),
     /// Stop what runs at the next step; the worker stays.
     Cancel,
 }
@@ -263,6 +266,8 @@ pub enum Notice {
     /// A library did to the process what cannot be set back: the end of a sentence about it. The worker
     /// ends.
     Spoilt { by: String },
+    /// The answer to the next question.
+    Answer { answer: Answer },
     /// The command is done; another may follow.
     Finished { interrupted: bool },
 }

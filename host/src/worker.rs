@@ -7,6 +7,7 @@
 //! gone.
 
 use crate::args;
+use crate::ask::{Answer, Question};
 use crate::catalogue::digest;
 use crate::checks;
 use crate::events::{Event, Level, Listener};
@@ -70,6 +71,7 @@ pub fn main(args: &args::Worker) -> ! {
             Command::Run(run) => run_plan(*run, &loader, &mut executor, &cancel),
             Command::Work(work) => run_work(&work, &loader, &cancel),
             Command::Check(check) => run_check(*check, &loader, &cancel),
+            Command::Ask(questions) => run_ask(&questions, &loader, &cancel),
             Command::Cancel => continue,
         };
         wire.send(&Notice::Finished { interrupted });
@@ -310,6 +312,20 @@ impl<'a> Loader<'a> {
         }
     }
 
+    /// Has the pack of `provider` do something.
+    fn pack<T>(
+        &self,
+        provider: &Provider,
+        body: impl FnOnce(&mut Pack) -> Result<T, NodeFailure>,
+    ) -> Result<T, NodeFailure> {
+        let Some(told) = &provider.python else {
+            let library = file_name(&provider.path);
+            return Err(NodeFailure::failed(format!("{library} is no pack of nodes in Python")));
+        };
+        let mut packs = self.packs.borrow_mut();
+        body(packs.entry(told.clone()).or_insert_with(|| Pack::new(told.clone())))
+    }
+
     /// Calls into the library of `provider`, and sets right what that does to the process.
     fn call<T>(
         &self,
@@ -360,12 +376,26 @@ impl Runner for &Loader<'_> {
             let memory = self.wire.memory.lock().unwrap_or_else(PoisonError::into_inner);
             return memory.run(node as usize, inputs);
         }
-        if let Some(told) = &provider.python {
-            let mut packs = self.packs.borrow_mut();
-            let pack = packs.entry(told.clone()).or_insert_with(|| Pack::new(told.clone()));
-            return pack.run(provider.digest, node as usize, call, inputs);
+        if provider.python.is_some() {
+            return self
+                .pack(&provider, |pack| pack.run(provider.digest, node as usize, call, inputs));
         }
         self.call(&provider, call, |library| library.run(node as usize, call, inputs))
+    }
+
+    fn lazy(
+        &self,
+        library: usize,
+        node: u32,
+        call: &dyn Call,
+        inputs: &[Value],
+    ) -> Result<Vec<String>, NodeFailure> {
+        match self.providers.borrow().get(library).cloned() {
+            Some(provider) if provider.python.is_some() => {
+                self.pack(&provider, |pack| pack.lazy(provider.digest, node as usize, call, inputs))
+            }
+            _ => Ok(Vec::new()),
+        }
     }
 }
 
@@ -451,6 +481,27 @@ fn run_check(check: wire::Check, loader: &Loader, cancel: &AtomicBool) -> bool {
         for problem in problems {
             wire.event(&Event::Warning(Cow::Owned(problem)));
         }
+    }
+    false
+}
+
+/// Puts questions to packs in Python; a pack that fails at one is told so, and is asked the next.
+fn run_ask(questions: &[Question], loader: &Loader, cancel: &AtomicBool) -> bool {
+    let name = &NodeName { id: "ask".into(), title: None, class: "ask".into() };
+    let call = Beside { wire: loader.wire, name, cancel, passes_on: false };
+    for Question { pack, told } in questions {
+        if cancel.load(Ordering::Relaxed) {
+            return true;
+        }
+        let answer = loader.pack(pack, |running| running.ask(pack.digest, told, &call));
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(NodeFailure::Cancelled) => return true,
+            Err(NodeFailure::Failed { sentence, .. }) => {
+                Answer { sentence: Some(sentence), fingerprint: None }
+            }
+        };
+        loader.wire.send(&Notice::Answer { answer });
     }
     false
 }

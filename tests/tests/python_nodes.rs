@@ -2,6 +2,9 @@
 //!
 //! What needs numpy or torch is ignored, with the reason, where no Python with it is found; the rest needs python3 alone.
 
+#[path = "python_nodes/comfyui.rs"]
+mod comfyui;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
@@ -18,6 +21,13 @@ fn main() -> ExitCode {
         Trial::test("a_value_of_the_packs_own_type_stays_and_is_lost_with_its_process", own_values),
         Trial::test("a_hang_is_cancelled", hang),
         Trial::test("hidden_inputs_lists_of_files_and_prefixes_are_as_in_comfyui", shim),
+        Trial::test("lists_are_as_in_comfyui", comfyui::lists),
+        Trial::test("a_class_says_whether_it_is_run_again", comfyui::changes),
+        Trial::test("a_class_refuses_its_inputs_before_anything_runs", comfyui::refused_inputs),
+        Trial::test("a_server_refuses_what_a_class_refuses", comfyui::refused_by_server),
+        Trial::test("what_a_lazy_input_leads_to_is_computed_when_it_is_wanted", comfyui::lazy),
+        Trial::test("what_python_cannot_use_goes_through_it", comfyui::lent),
+        Trial::test("schemas_are_read_as_older_classes_are", comfyui::schemas),
         Trial::ignorable_test("a_node_of_ones_own_runs_with_numpy", || pictures("numpy")),
         Trial::ignorable_test("a_node_of_ones_own_runs_with_torch", || pictures("torch")),
     ];
@@ -116,7 +126,7 @@ fn bad_packs() -> Result<(), Failed> {
     said.stdout_contains("syntax.py: its import failed: SyntaxError")
         .stdout_contains("(syntax.py, line 1)")
         .stdout_contains("does not have nothing_that_is_there")
-        .stdout_contains("empty.py: it has no NODE_CLASS_MAPPINGS")
+        .stdout_contains("empty.py: it has neither NODE_CLASS_MAPPINGS nor comfy_entrypoint")
         .stdout_contains("ends.py: asked what it offers, it ended its process with exit code 7")
         .stdout_contains("good ")
         .stdout_contains("without Bad: its FUNCTION 'not_there' is no method of it")
@@ -145,10 +155,8 @@ fn wrongs() -> Result<(), Failed> {
         ("PyCrash", "ended with SIGSEGV (segmentation fault), in \""),
         ("PySysExit", "SystemExit: 3"),
         ("PyExit", "ended with exit code 3"),
-        ("PyWrongType", "its output text (STRING) is the int 5, where a text is due"),
         ("PyNoTuple", "it returned a text where a tuple of 1 is due"),
-        ("PyTooFew", "it returned 0 values where RETURN_TYPES has 1"),
-        ("PyRefuses", "it refuses its inputs: hey is not wanted"),
+        ("PyNothing", "it returned None where a tuple of 1 is due"),
         ("PyComfy", "it wants comfy.sd.load_checkpoint_guess_config, which only ComfyUI has"),
         ("PyInterrupts", "it ended as interrupted, though nobody asked it to stop"),
     ] {
@@ -156,12 +164,19 @@ fn wrongs() -> Result<(), Failed> {
         let finished = finished.stderr_contains(sentence).stderr_contains("its pack python_nodes");
         finished.stderr_contains(&format!("({class})"));
     }
-    // None goes on to Python; what is no text is refused by a node of ours.
+    // None goes on to Python, and so does what is no text; both are refused by a node of ours.
     assert_eq!(told(&run("none", &shown("PyNone")).arg("--json").expect_success()), "None");
-    let graph = json!({"1": {"class_type": "PyNone", "inputs": {"text": "hey"}},
-        "2": {"class_type": "SaveImage", "inputs": {"images": ["3", 0], "filename_prefix": ["1", 0]}},
-        "3": {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8}}});
-    run("none_elsewhere", &graph).expect_code(3).stderr_contains("filename_prefix");
+    assert_eq!(told(&run("wrong_type", &shown("PyWrongType")).arg("--json").expect_success()), "5");
+    let few = run("few", &shown("PyTooFew")).arg("--json").expect_success();
+    assert_eq!(told(&few), "None");
+    let warning = "it returned 0 values where RETURN_TYPES has 1; the others are None";
+    assert!(few.stdout().contains(warning), "{few}");
+    for class in ["PyNone", "PyWrongType"] {
+        let graph = json!({"1": {"class_type": class, "inputs": {"text": "hey"}},
+            "2": {"class_type": "SaveImage", "inputs": {"images": ["3", 0], "filename_prefix": ["1", 0]}},
+            "3": {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8}}});
+        run("none_elsewhere", &graph).expect_code(3).stderr_contains("filename_prefix");
+    }
     // A child that comes back from the node as well says nothing.
     let finished = run("fork", &shown("PyFork")).arg("--json").expect_success();
     assert_eq!(told(&finished), "'parent'");

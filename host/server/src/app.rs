@@ -14,7 +14,7 @@ use crate::routes::{self, Existing};
 use crate::webhook::Webhooks;
 use kosmograph::job::Surroundings;
 use kosmograph::plan::{Key, KeyMap};
-use kosmograph::supervisor::Vitals;
+use kosmograph::supervisor::{Supervisor, Vitals};
 use serde_json::Value as Json;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -89,6 +89,8 @@ pub struct App {
     pub streams: Arc<Semaphore>,
     /// Bounds the output folder, where it is to be.
     pub keeper: OnceLock<Keeper>,
+    /// The process that packs in Python are asked in about what is sent.
+    pub asker: Mutex<Option<Supervisor>>,
     stopping: AtomicBool,
 }
 
@@ -119,6 +121,7 @@ impl App {
             changes: watch::channel(()).0,
             streams: Arc::new(Semaphore::new(MOST_STREAMS)),
             keeper: OnceLock::new(),
+            asker: Mutex::default(),
             stopping: AtomicBool::new(false),
         }
     }

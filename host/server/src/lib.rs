@@ -8,6 +8,7 @@
 mod access;
 mod app;
 mod args;
+mod asker;
 mod bucket;
 mod desk;
 mod engine;

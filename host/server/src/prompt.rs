@@ -1,12 +1,14 @@
 //! `POST /prompt`: what a client sends → jobs that wait.
 
 use crate::app::App;
+use crate::asker;
 use crate::fault::Fault;
 use crate::message::now;
 use crate::needs;
 use crate::store::NewJob;
 use crate::validation::{Known, part_for};
 use axum::http::StatusCode;
+use kosmograph::ask::Ask;
 use kosmograph::changes::{Seeds, set_seed};
 use kosmograph::graph::{self, Graph, Input, Origin, is_editor_format};
 use kosmograph::job::Job;
@@ -265,7 +267,8 @@ pub fn submit(app: &App, submission: Submission) -> Result<Accepted, Fault> {
     if let Some(targets) = &targets {
         job.graph = part_for(&full, catalogue, targets);
     }
-    let variants = variants(&mut job, seeds)?;
+    let variants =
+        variants(&mut job, seeds, &mut |plan, catalogue| asker::ask(app, plan, catalogue))?;
     let count = variants.len();
     if count > 1 && id.is_some() {
         return Err(bad(
@@ -341,7 +344,11 @@ fn missing_class(id: &str, title: Option<&str>, class: &str) -> Fault {
 }
 
 /// What is run, once for each seed.
-fn variants(job: &mut Job, seeds: Option<Seeds>) -> Result<Vec<(Plan, Graph)>, Fault> {
+fn variants(
+    job: &mut Job,
+    seeds: Option<Seeds>,
+    ask: &mut Ask,
+) -> Result<Vec<(Plan, Graph)>, Fault> {
     let libraries = job.libraries.clone();
     let (catalogue, folders) = (&libraries.catalogue, job.folders.clone());
     let folders = &folders;
@@ -358,7 +365,8 @@ fn variants(job: &mut Job, seeds: Option<Seeds>) -> Result<Vec<(Plan, Graph)>, F
         (None, Some((_, _, seeds))) => *seeds,
         (None, None) => {
             let graph = job.graph.clone();
-            return Ok(vec![job.plan(None).map_err(|refusal| refused(&graph, refusal))?]);
+            let planned = job.plan_asking(None, ask);
+            return Ok(vec![planned.map_err(|refusal| refused(&graph, refusal))?]);
         }
     };
     let of_all = places.is_empty();
@@ -372,7 +380,7 @@ fn variants(job: &mut Job, seeds: Option<Seeds>) -> Result<Vec<(Plan, Graph)>, F
             job.graph.inputs_mut(*at).set(name, input);
         }
         let graph = job.graph.clone();
-        let planned = job.plan(of_all.then_some(seed));
+        let planned = job.plan_asking(of_all.then_some(seed), ask);
         variants.push(planned.map_err(|refusal| refused(&graph, refusal))?);
     }
     Ok(variants)
@@ -442,13 +450,14 @@ pub fn plan_again(
     app: &App,
     prompt: &str,
     targets: &[String],
+    ask: &mut Ask,
 ) -> Result<(Plan, Graph), Vec<Problem>> {
     let file =
         WorkflowFile { prompt: prompt.to_owned(), editor: None, folder: None, notes: Vec::new() };
     let mut job = Job::of(file, NAME, app.surroundings.clone()).map_err(|problem| vec![problem])?;
     let full = job.graph.clone();
     job.graph = part_for(&full, &app.surroundings.libraries.catalogue, targets);
-    let (plan, _) = job.plan(None).map_err(|refusal| refusal.problems)?;
+    let (plan, _) = job.plan_asking(None, ask).map_err(|refusal| refusal.problems)?;
     Ok((plan, full))
 }
 

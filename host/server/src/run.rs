@@ -65,7 +65,7 @@ pub fn work(app: &Arc<App>, number: usize, program: PathBuf) {
 }
 
 /// What a worker may touch, as the folders are now.
-fn sandbox(app: &App) -> Sandbox {
+pub fn sandbox(app: &App) -> Sandbox {
     let entries = app.surroundings.libraries.catalogue.libraries();
     let libraries = entries.iter().filter(|library| library.python.is_none());
     let libraries: Vec<PathBuf> = libraries.map(|library| library.path.clone()).collect();
@@ -105,7 +105,9 @@ fn run(app: &App, supervisor: &mut Supervisor, confined: &mut Option<Sandbox>, j
     };
     app.tell_status();
     let targets: Vec<String> = serde_json::from_str(&entry.targets).unwrap_or_default();
-    let planned = plan_again(app, &entry.prompt, &targets);
+    let planned = plan_again(app, &entry.prompt, &targets, &mut |plan, catalogue| {
+        supervisor.ask(plan, catalogue, true, None, &job.cancel)
+    });
     let shows = shows(app, &entry);
     let (watch, outcome) = match &planned {
         Ok((plan, graph)) => {

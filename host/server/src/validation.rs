@@ -124,6 +124,7 @@ impl Known<'_> {
                 extra = json!({"node_id": id, "class_type": node.map(|node| &node.class)});
                 ("missing_node_type", id.to_owned())
             }
+            _ if input.is_empty() => ("custom_validation_failed", message.clone()),
             _ => ("custom_validation_failed", format!("{input}: {message}")),
         };
         json!({"type": kind, "message": message, "details": details, "extra_info": extra})

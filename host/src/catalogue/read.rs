@@ -1,7 +1,7 @@
 //! A descriptor as JSON → [`NodeDescriptor`]s, typed and checked, or the sentence about what is wrong with it and where.
 
 use super::{
-    DescriptorError, InputDescriptor, InputKind, NodeDescriptor, OutputDescriptor, Writes,
+    Asks, DescriptorError, InputDescriptor, InputKind, NodeDescriptor, OutputDescriptor, Writes,
 };
 use crate::folders::Entry;
 use crate::need::Need;
@@ -37,6 +37,8 @@ struct RawNode {
     output_node: bool,
     #[serde(default)]
     input_is_list: bool,
+    #[serde(default)]
+    asks: Asks,
     writes: Option<Writes>,
     #[serde(default)]
     memory: Value,
@@ -78,6 +80,10 @@ struct RawInput {
     folder: String,
     entry: Option<Entry>,
     none: Option<String>,
+    #[serde(default)]
+    unchecked: bool,
+    #[serde(default)]
+    lazy: bool,
 }
 
 /// Its name, its version, its nodes.
@@ -178,6 +184,7 @@ fn parse_node(value: &Value) -> Result<NodeDescriptor, Fault> {
         pure: raw.pure,
         output_node: raw.output_node,
         input_is_list: raw.input_is_list,
+        asks: raw.asks,
         writes: raw.writes,
         memory,
         replaces: raw.replaces,
@@ -243,8 +250,8 @@ fn parse_input(raw: RawInput) -> Result<InputDescriptor, String> {
         (_, "") => return Err("has no type".into()),
         _ => InputKind::Socket,
     };
-    let RawInput { name, type_name, optional, doc, .. } = raw;
-    Ok(InputDescriptor { name, optional, doc, type_name, kind })
+    let RawInput { name, type_name, optional, doc, unchecked, lazy, .. } = raw;
+    Ok(InputDescriptor { name, optional, doc, type_name, kind, unchecked, lazy })
 }
 
 fn text(default: &Value) -> Result<Option<String>, String> {

@@ -6,6 +6,7 @@
 use super::run::{tell, tell_left_out};
 use super::{Exit, refuse, setup};
 use crate::args;
+use crate::ask::Ask;
 use crate::changes::set;
 use crate::events::{Event, Level, Listener};
 use crate::execute::{Budget, Keep};
@@ -157,7 +158,9 @@ fn run(
     cancel: &AtomicBool,
 ) -> Exit {
     let start = Instant::now();
-    let planned = planned(asked, surroundings, args);
+    let planned = planned(asked, surroundings, args, &mut |plan, catalogue| {
+        supervisor.ask(plan, catalogue, true, None, cancel)
+    });
     let (job, plan, graph, given) = match planned {
         Ok(planned) => planned,
         Err(problems) => {
@@ -201,6 +204,7 @@ fn planned(
     asked: &Asked,
     surroundings: &Surroundings,
     args: &args::Jobs,
+    ask: &mut Ask,
 ) -> Result<Planned, crate::plan::Refusal> {
     let refusal =
         |problem: Problem| crate::plan::Refusal { problems: vec![problem], warnings: Vec::new() };
@@ -226,7 +230,7 @@ fn planned(
     }
     let given =
         handed::give(&mut job.graph, &job.libraries.catalogue, &asked.inputs).map_err(refusal)?;
-    let (plan, graph) = job.plan(asked.seed)?;
+    let (plan, graph) = job.plan_asking(asked.seed, ask)?;
     Ok((job, plan, graph, given))
 }
 

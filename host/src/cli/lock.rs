@@ -4,6 +4,7 @@ use super::list::print;
 use super::run::tell;
 use super::{Exit, refuse};
 use crate::args;
+use crate::ask::nobody;
 use crate::events::{Event, Listener};
 use crate::job::Job;
 use crate::lock::{Lock, beside};
@@ -21,7 +22,7 @@ fn is_one(job: &Job) -> bool {
 
 /// What the job depends on now.
 fn now(job: &Job, device: &str) -> Result<Lock, Vec<Problem>> {
-    let (plan, graph) = job.first_plan().map_err(|refusal| refusal.problems)?;
+    let (plan, graph) = job.first_plan(&mut nobody).map_err(|refusal| refusal.problems)?;
     if !plan.problems().is_empty() {
         return Err(plan.problems().to_vec());
     }

@@ -3,6 +3,8 @@
 use super::list::print;
 use super::{Exit, lock, refuse, setup, sheet, sweep};
 use crate::args;
+use crate::ask::{Answers, Memo};
+use crate::catalogue::Catalogue;
 use crate::changes::Seeds;
 use crate::events::{Event, Listener};
 use crate::execute::{Budget, Executor, Keep, Outcome, Setting};
@@ -51,6 +53,20 @@ pub(super) enum Runner<'a> {
 }
 
 impl Runner<'_> {
+    /// Asks packs in Python about a plan. In this process there are none.
+    pub(super) fn ask(
+        &mut self,
+        plan: &Plan,
+        catalogue: &Catalogue,
+        memo: Option<&mut Memo>,
+        cancel: &AtomicBool,
+    ) -> Option<Answers> {
+        match self {
+            Self::Worker(supervisor) => supervisor.ask(plan, catalogue, true, memo, cancel),
+            Self::Here(_) => None,
+        }
+    }
+
     pub(super) fn run(
         &mut self,
         task: &Task,
@@ -100,11 +116,24 @@ fn run_with(
     if let Some(Err(sentence)) = args.sheet.as_deref().map(sheet::check) {
         return refuse(listener, Kind::Arguments, &sentence);
     }
+    let mut worker = match (!args.in_process).then(|| setup(screen, memory_limit(args))).transpose()
+    {
+        Ok(setup) => setup.map(|setup| Runner::Worker(Supervisor::new(setup))),
+        Err(error) => {
+            let sentence = format!("the program's own file cannot be found: {error}");
+            return refuse(listener, Kind::Arguments, &sentence);
+        }
+    };
     let is_sweep = !job.sweep.runs.is_empty();
-    // Of a sweep every run is planned before the first one begins.
+    // Of a sweep every run is planned, and asked about, before the first one begins.
+    let mut memo = Memo::new();
+    let mut ask = |plan: &Plan, catalogue: &Catalogue| {
+        let memo = is_sweep.then_some(&mut memo);
+        worker.as_mut()?.ask(plan, catalogue, memo, cancel)
+    };
     let first = match is_sweep {
-        true => job.later().map(|later| (None, Some(later))),
-        false => job.first_plan().map(|planned| (Some(planned), None)),
+        true => job.later(&mut ask).map(|later| (None, Some(later))),
+        false => job.first_plan(&mut ask).map(|planned| (Some(planned), None)),
     };
     let (mut planned, later) = match first {
         Ok(first) => first,
@@ -118,21 +147,23 @@ fn run_with(
         Ok(loaded) => loaded,
         Err(sentence) => return refuse(listener, Kind::Arguments, &sentence),
     };
-    let mut runner = match &loaded {
-        Some(loaded) => Runner::Here(Executor::new(loaded).with_budget(budget)),
-        None => match setup(screen, memory_limit(args)) {
-            Ok(setup) => Runner::Worker(Supervisor::new(setup)),
-            Err(error) => {
-                let sentence = format!("the program's own file cannot be found: {error}");
-                return refuse(listener, Kind::Arguments, &sentence);
-            }
-        },
+    let Some(mut runner) = loaded
+        .as_ref()
+        .map(|loaded| Runner::Here(Executor::new(loaded).with_budget(budget)))
+        .or(worker)
+    else {
+        return refuse(listener, Kind::Arguments, &"there is nothing to run nodes in");
     };
     if let Some(later) = later {
-        let sweep =
-            sweep::Setting { job: &job, later, budget, cancel, sheet: args.sheet.as_deref() };
+        let sheet = args.sheet.as_deref();
+        let sweep = sweep::Setting { job: &job, later, memo, budget, cancel, sheet };
         return sweep.run(runner, &name(&args.workflow), listener, start);
     }
+    let planned_for = |seed, runner: &mut Runner| {
+        let mut ask =
+            |plan: &Plan, catalogue: &Catalogue| runner.ask(plan, catalogue, None, cancel);
+        job.plan_asking(Some(seed), &mut ask)
+    };
     let mut seeds = job.seeds.into_iter().flat_map(Seeds::iter);
     let mut seed = seeds.next();
     let (mut executed, mut cached, mut failed, mut left_out) = (0, 0, 0, 0);
@@ -148,7 +179,7 @@ fn run_with(
         warned = plan.warnings().to_vec();
         let next_seed = seeds.next();
         // A file may be gone by now, although it was there when the first plan was made.
-        let next = next_seed.map(|seed| job.plan(Some(seed)));
+        let next = next_seed.map(|seed| planned_for(seed, &mut runner));
         let keep = match &next {
             Some(Ok((next, _))) => Keep::For(next),
             _ => Keep::Nothing,
@@ -169,6 +200,14 @@ fn run_with(
             interrupt::say();
             return Exit::Interrupted;
         }
+        // What packs said before this run may be otherwise after it.
+        let asks = |plan: &Plan| plan.steps().iter().any(|step| step.descriptor.asks.changed);
+        let next = match (next, next_seed) {
+            (Some(Ok((plan, _))), Some(seed)) if asks(&plan) => {
+                Some(planned_for(seed, &mut runner))
+            }
+            (next, _) => next,
+        };
         seed = next_seed;
         planned = match next {
             // What was made for earlier seeds is there, so this is no refusal of the whole.
@@ -217,16 +256,22 @@ pub fn check(workflow: &args::Workflow, listener: &dyn Listener, screen: &MultiP
             return Exit::Refused;
         }
     };
-    let (problems, left_out, warnings, exit) = match job.first_plan() {
+    let (mut supervisor, go_on) =
+        (setup(screen, None).map(Supervisor::new), AtomicBool::new(false));
+    let mut memo = Memo::new();
+    let mut ask = |plan: &Plan, catalogue: &Catalogue| {
+        let supervisor = supervisor.as_mut().ok()?;
+        supervisor.ask(plan, catalogue, false, Some(&mut memo), &go_on)
+    };
+    let (problems, left_out, warnings, exit) = match job.first_plan(&mut ask) {
         Ok((plan, _)) => {
             let mut exit = if plan.problems().is_empty() { Exit::Done } else { Exit::Failed };
             let mut problems = plan.problems().to_vec();
             let left_out = plan.left_out().to_vec();
             let mut warnings = plan.warnings().to_vec();
-            match setup(screen, None) {
-                Ok(setup) => {
-                    let catalogue = &job.libraries.catalogue;
-                    let said = Supervisor::new(setup).check(&plan, catalogue);
+            match &mut supervisor {
+                Ok(supervisor) => {
+                    let said = supervisor.check(&plan, &job.libraries.catalogue);
                     let (odd, refused): (Vec<_>, Vec<_>) =
                         said.into_iter().partition(|problem| problem.kind == Kind::Unfit);
                     warnings.extend(odd);

@@ -2,6 +2,7 @@
 
 use super::run::{Runner, tell, tell_left_out};
 use super::{Exit, refuse, sheet};
+use crate::ask::Memo;
 use crate::events::{Event, Listener, Swept};
 use crate::execute::{Keep, Later};
 use crate::interrupt;
@@ -22,6 +23,8 @@ pub(super) struct Setting<'a> {
     pub job: &'a Job,
     /// Of all its runs.
     pub later: Later,
+    /// What packs in Python answered about all of its runs.
+    pub memo: Memo,
     pub budget: Option<u64>,
     pub cancel: &'a AtomicBool,
     pub sheet: Option<&'a Path>,
@@ -35,14 +38,16 @@ impl Setting<'_> {
         listener: &dyn Listener,
         start: Instant,
     ) -> Exit {
-        let Self { job, later, budget, cancel, sheet } = self;
+        let Self { job, later, mut memo, budget, cancel, sheet } = self;
         let pictures = Pictures { to: listener, made: Mutex::default() };
         let (mut executed, mut cached, mut failed, mut left_out) = (0, 0, 0, 0);
         let (mut warned, mut told): (Vec<Problem>, Vec<Problem>) = (Vec::new(), Vec::new());
         let mut made: Vec<Option<PathBuf>> = Vec::new();
         for (number, run) in job.sweep.runs.iter().enumerate() {
             // A file may be gone by now, although it was there when all plans were made.
-            let (plan, graph) = match job.plan_run(run) {
+            let (plan, graph) = match job.plan_run(run, &mut |plan, catalogue| {
+                runner.ask(plan, catalogue, Some(&mut memo), cancel)
+            }) {
                 Ok(planned) => planned,
                 Err(refusal) => {
                     tell(listener, &refusal);

@@ -4,7 +4,7 @@ use super::lists::Element;
 use super::memory::Work;
 use super::{Properties, Setting};
 use crate::events::Event;
-use crate::plan::{Literal, Source};
+use crate::plan::{Literal, Source, Step};
 use crate::plugin::{Call, LogLevel};
 use crate::preview::Preview;
 use crate::problem::NodeName;
@@ -15,8 +15,7 @@ use std::sync::atomic::Ordering;
 
 /// What one call is lent.
 pub(super) struct Hooks<'a> {
-    pub(super) name: &'a NodeName,
-    pub(super) inputs: &'a [Source],
+    pub(super) step: &'a Step,
     pub(super) setting: Setting<'a>,
     /// What it may work in, where there is a budget.
     pub(super) work: Option<Work>,
@@ -25,9 +24,21 @@ pub(super) struct Hooks<'a> {
 }
 
 impl Hooks<'_> {
+    fn name(&self) -> &NodeName {
+        &self.step.name
+    }
+
+    /// The names of the inputs that are linked, as JSON: what is not there of them was not computed.
+    fn linked(&self) -> String {
+        let inputs = self.step.inputs.iter().zip(&self.step.descriptor.inputs);
+        let linked = inputs.filter(|(source, _)| matches!(source, Source::Link { .. }));
+        let names: Vec<&str> = linked.map(|(_, input)| input.name.as_str()).collect();
+        serde_json::json!(names).to_string()
+    }
+
     /// The path of a file that one of the step's texts mentions.
     fn mentioned(&self, property: &str) -> Option<String> {
-        let files = self.inputs.iter().filter_map(|source| match source {
+        let files = self.step.inputs.iter().filter_map(|source| match source {
             Source::Literal(Literal::TextWithFiles { files, .. }) => Some(files),
             _ => None,
         });
@@ -38,8 +49,8 @@ impl Hooks<'_> {
 
 impl Call for Hooks<'_> {
     fn log(&self, level: LogLevel, message: &str) {
-        tracing::debug!(node = self.name.id, ?level, "{message}");
-        let node = Some(Cow::Borrowed(self.name));
+        tracing::debug!(node = self.name().id, ?level, "{message}");
+        let node = Some(Cow::Borrowed(self.name()));
         let event = Event::Log { level: level.into(), node, message: message.into() };
         self.setting.listener.event(&event);
     }
@@ -47,7 +58,7 @@ impl Call for Hooks<'_> {
     fn progress(&self, step: u64, steps: u64) -> bool {
         // 0 of 0 only asks whether to stop.
         if steps > 0 {
-            let node = self.name.id.as_str().into();
+            let node = self.name().id.as_str().into();
             let whole = |element: Element| element.progress(step, steps);
             let (step, steps) = self.element.map_or((step, steps), whole);
             self.setting.listener.event(&Event::Progress { node, step, steps });
@@ -60,7 +71,8 @@ impl Call for Hooks<'_> {
         let path = |path: &PathBuf| path.to_str().map(str::to_owned);
         match name {
             "device" => Some(properties.device.clone()),
-            "node" => Some(self.name.id.clone()),
+            "node" => Some(self.name().id.clone()),
+            "linked" => Some(self.linked()),
             "output_directory" => path(&properties.output_directory),
             "temp_directory" => path(&properties.temp_directory),
             "prompt" => Some(properties.prompt.clone()),
@@ -82,7 +94,7 @@ impl Call for Hooks<'_> {
     }
 
     fn preview(&self, preview: Preview) {
-        self.setting.listener.preview(&self.name.id, &preview);
+        self.setting.listener.preview(&self.name().id, &preview);
     }
 
     fn output(&self, json: serde_json::Value) {
@@ -92,7 +104,7 @@ impl Call for Hooks<'_> {
         }
         let mut files = files(&json, output_directory, temp_directory);
         files.retain(|file| Path::new(file).is_file());
-        let node = self.name.id.as_str().into();
+        let node = self.name().id.as_str().into();
         self.setting.listener.event(&Event::Output { node, output: Cow::Owned(json), files });
     }
 }

@@ -29,7 +29,13 @@ impl Calls {
             }
             _ => false,
         };
-        let is_list: Vec<bool> = step.inputs.iter().map(is_list).collect();
+        // What was not computed, of a lazy input, is none and no list.
+        let is_list = step
+            .inputs
+            .iter()
+            .zip(&inputs)
+            .map(|(source, value)| is_list(source) && !value.is_none());
+        let is_list: Vec<bool> = is_list.collect();
         if step.descriptor.input_is_list {
             let listed = |(value, is_list): (Value, bool)| match is_list || value.is_none() {
                 true => value,

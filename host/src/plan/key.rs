@@ -67,12 +67,14 @@ impl<'a> Keys<'a> {
         Self { device, plan: PLANS.fetch_add(1, Ordering::Relaxed) }
     }
 
-    /// `key_of_step` gives the keys of the steps that `sources` link to.
+    /// `key_of_step` gives the keys of the steps that `sources` link to; `change` is what the class said of its results
+    /// besides, where it was asked.
     pub(super) fn of(
         &self,
         id: &str,
         class: &Class,
         sources: &[Source],
+        change: Option<&str>,
         key_of_step: impl Fn(usize) -> Key,
     ) -> Key {
         let node = &class.descriptor;
@@ -82,11 +84,17 @@ impl<'a> Keys<'a> {
         hash.text(&class.provider);
         hash.text(&node.class);
         // Two nodes that save the same are two files; two that are not pure have nothing in common.
-        if node.output_node || !node.pure {
+        let is_pure = node.pure && (change.is_some() || !node.asks.changed);
+        if node.output_node || !is_pure {
             hash.text(id);
         }
-        if !node.pure {
-            hash.bytes(&self.plan.to_le_bytes());
+        match change.filter(|_| node.asks.changed) {
+            _ if !is_pure => hash.bytes(&self.plan.to_le_bytes()),
+            Some(change) => {
+                hash.bytes(b"c");
+                hash.text(change);
+            }
+            None => (),
         }
         for source in sources {
             match source {

@@ -77,10 +77,10 @@ pub(super) fn coerce(
         },
         InputKind::Int { min, max, step, .. } => {
             let number = whole(value).ok_or_else(wrong)?;
-            if number < *min {
+            if number < *min && !input.unchecked {
                 return Err(too_small(&number.to_string(), &min.to_string()));
             }
-            if number > *max {
+            if number > *max && !input.unchecked {
                 return Err(too_big(&number.to_string(), &max.to_string()));
             }
             let off = |step: &i128| number % step != 0 && (number - min) % step != 0;
@@ -88,7 +88,7 @@ pub(super) fn coerce(
                 let message = format!("{number} is not in steps of {step}, in which editors count");
                 Problem::new(Kind::ValueOffStep, message)
             });
-            // The catalogue lets no range be wider than one of the two.
+            // The catalogue lets no range be wider than one of the two, and of numbers beyond it these are all there are.
             let literal = if InputKind::is_unsigned(*max) {
                 u64::try_from(number).map(Literal::Natural)
             } else {
@@ -98,10 +98,10 @@ pub(super) fn coerce(
         }
         InputKind::Float { min, max, .. } => {
             let number = number(value).ok_or_else(wrong)?;
-            if let Some(min) = min.filter(|min| number < *min) {
+            if let Some(min) = min.filter(|min| number < *min && !input.unchecked) {
                 return Err(too_small(&number.to_string(), &min.to_string()));
             }
-            if let Some(max) = max.filter(|max| number > *max) {
+            if let Some(max) = max.filter(|max| number > *max && !input.unchecked) {
                 return Err(too_big(&number.to_string(), &max.to_string()));
             }
             plain(Literal::Number(number))
@@ -120,7 +120,7 @@ pub(super) fn coerce(
         InputKind::Text { .. } => plain(Literal::Text(text(value).ok_or_else(wrong)?)),
         InputKind::Combo { choices, .. } => {
             let text = text(value).ok_or_else(wrong)?;
-            if choices.contains(&text) {
+            if choices.contains(&text) || input.unchecked {
                 return plain(Literal::Text(text));
             }
             let message = format!("{} is not one of {}", shown(value), listed(choices));

@@ -30,7 +30,7 @@ impl Check<'_> {
                     format!("{} is not {}", literal::shown(value), literal::wanted(input));
                 Err(Problem::new(Kind::InvalidInputType, message))
             }
-            Some(Input::Link { id, slot }) => self.link(input, id, *slot),
+            Some(Input::Link { id, slot }) => self.link(node, input, id, *slot),
             Some(Input::BareList(items)) => {
                 let items = serde_json::Value::from(items.clone());
                 let message = format!(
@@ -96,7 +96,13 @@ impl Check<'_> {
         }
     }
 
-    fn link(&self, input: &InputDescriptor, id: &str, slot: u64) -> Result<Source, Problem> {
+    fn link(
+        &self,
+        node: &Node,
+        input: &InputDescriptor,
+        id: &str,
+        slot: u64,
+    ) -> Result<Source, Problem> {
         let Some(position) = self.graph.position(id) else {
             let message = format!("is linked to node {id}, which the workflow does not have");
             return Err(Problem::new(Kind::BadLinkedInput, message));
@@ -124,7 +130,9 @@ impl Check<'_> {
             let message = format!("is linked to output {slot} of {}: {has}", from.name());
             return Err(Problem::new(Kind::BadLinkedInput, message));
         };
-        if !types_fit(&output.kind, &input.type_name) {
+        let looks_itself =
+            self.catalogue.get(&node.class).is_some_and(|class| class.descriptor.asks.types);
+        if !looks_itself && !types_fit(&output.kind, &input.type_name) {
             let message = format!(
                 "takes {}, but output {slot} of {} is {} ({})",
                 input.type_name,

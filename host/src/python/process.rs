@@ -3,8 +3,9 @@
 //! Messages are four bytes of length, little-endian, and JSON. The descriptors of a message's tensors come with it, or
 //! before its end, in their order. What the process prints is the log of the node at work.
 
-use super::values::Side;
+use super::values::{Lent, Side};
 use super::{Mode, PythonPack};
+use crate::ask::Answer;
 use crate::catalogue::classes_digest;
 use crate::plugin::{Call, LogLevel, NodeFailure};
 use crate::process::ending;
@@ -28,6 +29,8 @@ const GRACE: Duration = Duration::from_millis(600);
 const TICK: Duration = Duration::from_millis(30);
 /// How long a process may take to read what it is sent.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a class may think about its inputs before it runs.
+const ANSWERING: Duration = Duration::from_secs(10);
 /// The longest message, in bytes.
 const LONGEST: usize = 64 << 20;
 /// Most descriptors that wait for their message.
@@ -67,6 +70,7 @@ struct Running {
     last_lines: Arc<Mutex<VecDeque<String>>>,
     alive: Arc<Alive>,
     released: Arc<Mutex<Vec<u64>>>,
+    lent: Mutex<Lent>,
     /// The pack's.
     path: PathBuf,
     nodes: Vec<Node>,
@@ -76,10 +80,14 @@ struct Running {
 struct Node {
     class: String,
     inputs: Vec<(String, bool)>,
-    outputs: Vec<(String, String)>,
+    outputs: Vec<Output>,
+    takes_lists: bool,
     wants_prompt: bool,
     wants_workflow: bool,
 }
+
+/// Its name, its type, and whether it is a list of values of that type.
+type Output = (String, String, bool);
 
 enum Heard {
     Message(Json, Vec<Option<OwnedFd>>),
@@ -117,12 +125,13 @@ impl Pack {
         inputs: &[Value],
     ) -> Result<Vec<Value>, NodeFailure> {
         let result = self.started(planned, call).and_then(|()| self.call(node, call, inputs));
-        let failure = match result {
-            Ok(values) => return Ok(values),
-            Err(failure) => failure,
-        };
+        result.map_err(|failure| self.failed(failure))
+    }
+
+    /// What the host is told of a failure; a process that is no use any more is ended.
+    fn failed(&mut self, failure: Failure) -> NodeFailure {
         let name = self.told.name.clone();
-        Err(match failure {
+        match failure {
             Failure::Cancelled => NodeFailure::Cancelled,
             Failure::Node { input, sentence } => NodeFailure::Failed {
                 input,
@@ -135,7 +144,58 @@ impl Pack {
                     sentence: format!("the Python process of its pack {name} {how}"),
                 }
             }
-        })
+        }
+    }
+
+    /// Asks node number `node` which of its lazy inputs it wants: check_lazy_status.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn lazy(
+        &mut self,
+        planned: [u8; 16],
+        node: usize,
+        call: &dyn Call,
+        inputs: &[Value],
+    ) -> Result<Vec<String>, NodeFailure> {
+        let result = self.started(planned, call).and_then(|()| {
+            let (_, message, _) = self.send_node("lazy", node, call, inputs)?;
+            let names = message["wanted"].as_array().into_iter().flatten();
+            Ok(names.filter_map(|name| name.as_str().map(str::to_owned)).collect())
+        });
+        result.map_err(|failure| self.failed(failure))
+    }
+
+    /// Puts the question `told` to the pack: see [`crate::ask`].
+    ///
+    /// # Errors
+    /// Why there is no answer; what the class said is one, whatever it is.
+    pub fn ask(
+        &mut self,
+        planned: [u8; 16],
+        told: &Json,
+        call: &dyn Call,
+    ) -> Result<Answer, NodeFailure> {
+        let answer = self.started(planned, call).and_then(|()| {
+            let Some(running) = &mut self.running else {
+                return Err(Failure::Process("is not there".into()));
+            };
+            self.calls += 1;
+            let number = self.calls;
+            let mut message = told.clone();
+            message["ask"] = number.into();
+            running.tell(&message, &[])?;
+            let until = Some(Instant::now() + ANSWERING);
+            let (message, _) = running.wait(call, Some(number), until, &mut |_| false)?;
+            match message["answer"].as_u64() {
+                Some(_) => Ok(Answer {
+                    fingerprint: message["fingerprint"].as_str().map(str::to_owned),
+                    sentence: message["sentence"].as_str().map(str::to_owned),
+                }),
+                None => Err(Failure::Cancelled),
+            }
+        });
+        answer.map_err(|failure| self.failed(failure))
     }
 
     /// Whether there is a process already.
@@ -156,7 +216,7 @@ impl Pack {
                 .map_err(|error| Failure::Process(format!("cannot be started: {error}")))?;
             let running = self.running.insert(running);
             // Importing a pack takes as long as it takes; who waits can cancel.
-            let (message, _) = running.wait(call, None, &mut |_| false)?;
+            let (message, _) = running.wait(call, None, None, &mut |_| false)?;
             if let Some(refused) = message["refused"].as_str() {
                 let sentence = refused.to_owned();
                 self.end();
@@ -171,12 +231,15 @@ impl Pack {
         Ok(())
     }
 
-    fn call(
+    /// Sends a node and its inputs, to `what` is done with it, and waits for what comes of that. Gives the outputs that the
+    /// node has, the message and its descriptors.
+    fn send_node(
         &mut self,
+        what: &str,
         node: usize,
         call: &dyn Call,
         inputs: &[Value],
-    ) -> Result<Vec<Value>, Failure> {
+    ) -> Result<(Vec<Output>, Json, Vec<Option<OwnedFd>>), Failure> {
         let Some(running) = &mut self.running else {
             return Err(Failure::Process("is not there".into()));
         };
@@ -187,14 +250,17 @@ impl Pack {
         };
         self.calls += 1;
         let number = self.calls;
-        let side = Side { process: &running.alive, released: &running.released };
+        let side = running.side();
         let (mut memory, mut given) = (Vec::new(), Vec::new());
         for ((name, unsigned), value) in known.inputs.iter().zip(inputs) {
-            let encoded =
-                side.encode(value, *unsigned, &mut memory).map_err(|why| Failure::Node {
-                    input: Some(name.clone()),
-                    sentence: format!("what is connected to it {why}"),
-                })?;
+            let encoded = match known.takes_lists && !value.is_none() {
+                true => side.encode_list(value, *unsigned, &mut memory),
+                false => side.encode(value, *unsigned, &mut memory),
+            };
+            let encoded = encoded.map_err(|why| Failure::Node {
+                input: Some(name.clone()),
+                sentence: format!("what is connected to it {why}"),
+            })?;
             given.push(json!([name, encoded]));
         }
         let mut hidden = Map::new();
@@ -205,18 +271,16 @@ impl Pack {
         }
         let released =
             std::mem::take(&mut *running.released.lock().unwrap_or_else(PoisonError::into_inner));
-        let message = json!({"run": number, "class": known.class, "node": call.property("node"), "inputs": given,
-            "hidden": hidden, "fds": memory.len(), "release": released});
+        let linked: Json = call
+            .property("linked")
+            .and_then(|names| serde_json::from_str(&names).ok())
+            .unwrap_or_default();
+        let mut message = json!({"class": known.class, "node": call.property("node"), "inputs": given,
+            "linked": linked, "hidden": hidden, "fds": memory.len(), "release": released});
+        message[what] = number.into();
         let outputs = known.outputs.clone();
         let fds: Vec<RawFd> = memory.iter().map(AsRawFd::as_raw_fd).collect();
-        running.send(&message, &fds).map_err(|error| {
-            Failure::Process(match error.kind() {
-                io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-                    format!("does not read what it is sent, for {} s", PATIENCE.as_secs())
-                }
-                _ => running.ended(None),
-            })
-        })?;
+        running.tell(&message, &fds)?;
         drop(memory);
         let mut progress = |message: &Json| {
             let told = &message["progress"];
@@ -227,7 +291,7 @@ impl Pack {
                 _ => false,
             }
         };
-        let (mut message, mut memory) = running.wait(call, Some(number), &mut progress)?;
+        let (message, memory) = running.wait(call, Some(number), None, &mut progress)?;
         if let Some(sentence) =
             message["failed"].as_u64().and_then(|_| message["sentence"].as_str())
         {
@@ -245,18 +309,35 @@ impl Pack {
                 }
             };
         }
+        Ok((outputs, message, memory))
+    }
+
+    fn call(
+        &mut self,
+        node: usize,
+        call: &dyn Call,
+        inputs: &[Value],
+    ) -> Result<Vec<Value>, Failure> {
+        let (outputs, mut message, mut memory) = self.send_node("run", node, call, inputs)?;
+        let failed = |sentence: String| Failure::Node { input: None, sentence };
         if message["ui"].is_object() {
             call.output(message["ui"].take());
         }
         let Some(running) = &self.running else {
             return Err(Failure::Process("is not there".into()));
         };
-        let side = Side { process: &running.alive, released: &running.released };
-        let values = outputs.iter().enumerate().map(|(at, (name, type_name))| {
-            let value = side.decode(&message["outputs"][at], type_name, &mut memory);
+        let side = running.side();
+        let values = outputs.iter().enumerate().map(|(at, (name, type_name, is_list))| {
+            let sent = &message["outputs"][at];
+            let value = match is_list {
+                true => side.decode_list(sent, type_name, &mut memory),
+                false => side.decode(sent, type_name, &mut memory),
+            };
             value.map_err(|why| failed(format!("its output {name} ({type_name}) {why}")))
         });
-        values.collect()
+        let values = values.collect();
+        side.lent.lock().unwrap_or_else(PoisonError::into_inner).back(&message["returned"]);
+        values
     }
 
     /// Ends the process, if there is one, and with it the values that it holds.
@@ -280,8 +361,11 @@ fn nodes(descriptor: &Json) -> Vec<Node> {
                 .collect(),
             outputs: list(node, "outputs")
                 .iter()
-                .map(|output| (text(output, "name"), text(output, "type")))
+                .map(|output| {
+                    (text(output, "name"), text(output, "type"), output["is_list"] == true)
+                })
                 .collect(),
+            takes_lists: node["input_is_list"] == true,
             wants_prompt: hidden.contains(&"PROMPT".into()),
             wants_workflow: hidden.contains(&"EXTRA_PNGINFO".into()),
         }
@@ -306,9 +390,14 @@ impl Running {
         }
         let reader = socket.try_clone()?;
         thread("python messages", move || read_messages(&reader, &sender))?;
-        let (alive, released) = (Arc::default(), Arc::default());
+        let (alive, released, lent) = (Arc::default(), Arc::default(), Mutex::default());
         let (path, nodes) = (told.path.clone(), Vec::new());
-        Ok(Self { child, socket, heard, last_lines, alive, released, path, nodes })
+        Ok(Self { child, socket, heard, last_lines, alive, released, lent, path, nodes })
+    }
+
+    /// What values that go there and come from there have to do with it.
+    fn side(&self) -> Side<'_> {
+        Side { process: &self.alive, released: &self.released, lent: &self.lent }
     }
 
     fn send(&mut self, message: &Json, fds: &[RawFd]) -> io::Result<()> {
@@ -330,11 +419,25 @@ impl Running {
         self.socket.write_all(&bytes[sent..])
     }
 
+    /// As [`Self::send`]; why that was not possible is told.
+    fn tell(&mut self, message: &Json, fds: &[RawFd]) -> Result<(), Failure> {
+        self.send(message, fds).map_err(|error| {
+            Failure::Process(match error.kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                    format!("does not read what it is sent, for {} s", PATIENCE.as_secs())
+                }
+                _ => self.ended(None),
+            })
+        })
+    }
+
     /// Waits for a message that is no progress; passes on what is printed and, to `progress`, what progress there is.
+    /// Where there is an `until`, the process has to answer by then.
     fn wait(
         &mut self,
         call: &dyn Call,
         number: Option<u64>,
+        until: Option<Instant>,
         progress: &mut dyn FnMut(&Json) -> bool,
     ) -> Result<(Json, Vec<Option<OwnedFd>>), Failure> {
         let mut asked: Option<Instant> = None;
@@ -355,6 +458,10 @@ impl Running {
                         return Err(self.lost(asked, None));
                     }
                 }
+            }
+            if asked.is_none() && until.is_some_and(|until| Instant::now() > until) {
+                let why = format!("had not answered after {} s", ANSWERING.as_secs());
+                return Err(self.lost(None, Some(why)));
             }
             if asked.is_none() && (stop || call.progress(0, 0)) {
                 asked = Some(Instant::now());

@@ -11,9 +11,11 @@ use kosmograph_values::{Tensor, TensorView};
 use memmap2::Mmap;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use serde_json::{Value as Json, json};
+use std::borrow::Cow;
+use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Most tensors in the inputs of one call.
 const MOST_TENSORS: usize = 200;
@@ -33,9 +35,33 @@ impl Drop for Held {
     }
 }
 
-/// Whether a value stands for one that went with its process.
+/// Whether a value stands for one that went with its process, or has one among its own.
 pub fn is_lost(value: &Value) -> bool {
     value.object_owner::<Held>().is_some_and(|held| !held.process.is_alive())
+        || value.items().iter().any(is_lost)
+        || value.pairs().any(|(_, value)| is_lost(&value))
+}
+
+/// Values that Python cannot use and was lent: it can give them on, and that is all.
+#[derive(Debug, Default)]
+pub(super) struct Lent {
+    last: u64,
+    values: HashMap<u64, Value>,
+}
+
+impl Lent {
+    fn lend(&mut self, value: &Value) -> Json {
+        self.last += 1;
+        self.values.insert(self.last, value.clone());
+        json!(["lent", self.last, value.object_type().unwrap_or("value")])
+    }
+
+    /// Python has no use for these any more.
+    pub fn back(&mut self, numbers: &Json) {
+        for number in numbers.as_array().into_iter().flatten().filter_map(Json::as_u64) {
+            self.values.remove(&number);
+        }
+    }
 }
 
 /// No interface is offered.
@@ -48,6 +74,7 @@ pub(super) struct Side<'a> {
     pub process: &'a Arc<Alive>,
     /// Numbers of values that nobody needs any more.
     pub released: &'a Arc<Mutex<Vec<u64>>>,
+    pub lent: &'a Mutex<Lent>,
 }
 
 impl Side<'_> {
@@ -61,7 +88,36 @@ impl Side<'_> {
         unsigned: bool,
         memory: &mut Vec<File>,
     ) -> Result<Json, String> {
-        self.encode_at(value, unsigned, memory, 0)
+        // Of what is made of parts only latents and sounds mean something to Python.
+        let is_lent = match value.kind() {
+            abi::LIST => true,
+            abi::MAP => value.get("samples").or(value.get("waveform")).is_none(),
+            _ => false,
+        };
+        match is_lent {
+            true => Ok(self.lent().lend(value)),
+            false => self.encode_at(value, unsigned, memory, 0),
+        }
+    }
+
+    /// As [`Self::encode`], of a list of such values.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn encode_list(
+        &self,
+        values: &Value,
+        unsigned: bool,
+        memory: &mut Vec<File>,
+    ) -> Result<Json, String> {
+        let items = values.items().iter();
+        let items: Result<Vec<Json>, String> =
+            items.map(|item| self.encode(item, unsigned, memory)).collect();
+        Ok(json!(["list", items?]))
+    }
+
+    fn lent(&self) -> MutexGuard<'_, Lent> {
+        self.lent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn encode_at(
@@ -85,7 +141,7 @@ impl Side<'_> {
             abi::LIST => {
                 let items = value.items().iter();
                 let items: Result<Vec<Json>, String> =
-                    items.map(|item| self.encode_at(item, false, memory, depth + 1)).collect();
+                    items.map(|item| self.encode_at(item, unsigned, memory, depth + 1)).collect();
                 json!(["list", items?])
             }
             abi::MAP => {
@@ -105,22 +161,22 @@ impl Side<'_> {
                 let view = here.as_tensor().ok_or("is no tensor")?;
                 let dtype = name_of(view.dtype())
                     .ok_or("is a tensor of numbers that Python is not given")?;
-                memory.push(copied(&view).map_err(|why| format!("cannot be passed on: {why}"))?);
+                // What came from Python lies in such memory already, and nobody can write to it.
+                let passed = from_python(value).map_or_else(|| copied(&view), Ok);
+                memory.push(passed.map_err(|why| format!("cannot be passed on: {why}"))?);
                 json!(["tensor", memory.len() - 1, dtype, view.shape()])
             }
             _ => match value.object_owner::<Held>() {
                 Some(held) if Arc::ptr_eq(&held.process, self.process) => {
                     json!(["kept", held.number])
                 }
-                Some(held) if held.process.is_alive() => {
-                    return Err("is a value of another pack's own type, which stays in the process of that pack".into());
-                }
+                Some(held) if held.process.is_alive() => self.lent().lend(value),
                 Some(_) => {
                     return Err(
                         "went with the process of its pack, which ended; run it again".into()
                     );
                 }
-                None => json!(["object", value.object_type().unwrap_or("value")]),
+                None => self.lent().lend(value),
             },
         })
     }
@@ -143,6 +199,23 @@ impl Side<'_> {
             fits.map_err(|misfit| format!("does not fit: {misfit}"))?;
         }
         Ok(value)
+    }
+
+    /// The list of values of type `type_name` that Python sent.
+    ///
+    /// # Errors
+    /// As [`Self::decode`].
+    pub fn decode_list(
+        &self,
+        sent: &Json,
+        type_name: &str,
+        memory: &mut [Option<OwnedFd>],
+    ) -> Result<Value, String> {
+        let items = sent[1].as_array().filter(|_| sent[0] == "list");
+        let items = items.ok_or("is not the list that is due")?.iter();
+        let items: Result<Vec<Value>, String> =
+            items.map(|item| self.decode(item, type_name, memory)).collect();
+        Ok(Value::list(items?))
     }
 
     fn decode_at(
@@ -193,6 +266,10 @@ impl Side<'_> {
                 let fd = memory.get_mut(at).and_then(Option::take).ok_or_else(broken)?;
                 mapped(fd, &shape.ok_or_else(broken)?)?
             }
+            "lent" => {
+                let number = inside.as_u64().ok_or_else(broken)?;
+                self.lent().values.get(&number).cloned().ok_or_else(broken)?
+            }
             "kept" => {
                 let number = inside.as_u64().ok_or_else(broken)?;
                 let held =
@@ -221,8 +298,26 @@ fn name_of(dtype: DLDataType) -> Option<&'static str> {
     })
 }
 
+/// The memory that Python filled, of a tensor that came from there.
+fn from_python(value: &Value) -> Option<File> {
+    let tensor = Tensor::try_from(value.clone()).ok()?;
+    tensor.owner::<Sealed>()?.file.try_clone().ok()
+}
+
+/// Memory that nobody can write to any more, and where it is mapped.
+struct Sealed {
+    file: File,
+    _map: Mmap,
+}
+
 /// The numbers, compact, in memory that Python maps.
 fn copied(view: &TensorView) -> Result<File, String> {
+    if let Ok(Cow::Borrowed(numbers)) = view.as_f32() {
+        let (first, length) = (numbers.as_ptr().cast::<u8>(), size_of_val(numbers));
+        // SAFETY: the bytes of numbers that are lent, for as long as they are.
+        let bytes = unsafe { std::slice::from_raw_parts(first, length) };
+        return super::memory(bytes).map_err(|error| error.to_string());
+    }
     let bytes = view.to_bytes().ok_or("there is no memory for a copy of it")?;
     super::memory(&bytes).map_err(|error| error.to_string())
 }
@@ -249,9 +344,9 @@ fn mapped(fd: OwnedFd, shape: &[i64]) -> Result<Value, String> {
     // SAFETY: sealed: nobody can write to it or shorten it, for as long as it is there.
     let map = unsafe { Mmap::map(&file) }.map_err(|error| format!("cannot be mapped: {error}"))?;
     let data = map.as_ptr().cast_mut().cast();
+    let owner = Box::new(Sealed { file, _map: map });
     // SAFETY: as many bytes as the shape says, at the beginning of a page, unchanged for as long as the map is there.
-    let tensor =
-        unsafe { Tensor::over(data, DLDevice::CPU, DLDataType::F32, shape, None, Box::new(map)) };
+    let tensor = unsafe { Tensor::over(data, DLDevice::CPU, DLDataType::F32, shape, None, owner) };
     Ok(tensor.into_value())
 }
 
@@ -262,7 +357,8 @@ mod tests {
     #[test]
     fn what_comes_is_looked_at() {
         let (process, released) = (Arc::new(Alive::default()), Arc::default());
-        let side = Side { process: &process, released: &released };
+        let lent = Mutex::default();
+        let side = Side { process: &process, released: &released, lent: &lent };
         let decode = |sent: Json, type_name: &str| side.decode(&sent, type_name, &mut []);
         assert_eq!(decode(json!(["int", u64::MAX]), "INT").unwrap().as_u64(), Some(u64::MAX));
         assert_eq!(decode(json!(["float", "0.1"]), "FLOAT").unwrap().as_f64(), Some(0.1));
@@ -288,19 +384,50 @@ mod tests {
     }
 
     #[test]
+    fn what_came_from_python_is_not_copied_to_it() {
+        use nix::sys::memfd::{MFdFlags, memfd_create};
+        use nix::sys::stat::fstat;
+        use std::io::Write;
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let mut file = File::from(memfd_create("test", flags).unwrap());
+        file.write_all(&[0, 0, 128, 63, 0, 0, 0, 64]).unwrap();
+        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_WRITE;
+        fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).unwrap();
+        let there = fstat(&file).unwrap().st_ino;
+        let value = mapped(file.into(), &[2]).unwrap();
+        assert_eq!(value.as_tensor().unwrap().to_f32(), Some(vec![1.0, 2.0]));
+        let (process, released, lent) =
+            (Arc::new(Alive::default()), Arc::default(), Mutex::default());
+        let side = Side { process: &process, released: &released, lent: &lent };
+        let mut memory = Vec::new();
+        side.encode(&value, false, &mut memory).unwrap();
+        assert_eq!(fstat(&memory[0]).unwrap().st_ino, there);
+        let copy = copied(&value.as_tensor().unwrap()).unwrap();
+        assert_ne!(fstat(&copy).unwrap().st_ino, there);
+        assert_eq!(copy.metadata().unwrap().len(), 8);
+    }
+
+    #[test]
     fn what_is_held_is_given_back_once() {
         let (process, released) = (Arc::new(Alive::default()), Arc::default());
-        let side = Side { process: &process, released: &released };
+        let lent = Mutex::default();
+        let side = Side { process: &process, released: &released, lent: &lent };
         let value = side.decode(&json!(["kept", 7]), "BBOX", &mut []).unwrap();
         assert_eq!(side.encode(&value, false, &mut Vec::new()), Ok(json!(["kept", 7])));
         let other = Arc::new(Alive::default());
-        let elsewhere = Side { process: &other, released: &released };
-        assert!(
-            elsewhere.encode(&value, false, &mut Vec::new()).unwrap_err().contains("another pack")
-        );
-        assert!(!is_lost(&value));
+        // Another pack can give it on, and no more.
+        let elsewhere = Side { process: &other, released: &released, lent: &lent };
+        let there = elsewhere.encode(&value, false, &mut Vec::new()).unwrap();
+        assert_eq!(there, json!(["lent", 1, "BBOX"]));
+        let back = elsewhere.decode(&there, "*", &mut []).unwrap();
+        assert_eq!(side.encode(&back, false, &mut Vec::new()), Ok(json!(["kept", 7])));
+        drop(back);
+        lent.lock().unwrap().back(&json!([1, 5, "x"]));
+        assert!(elsewhere.decode(&there, "*", &mut []).is_err());
+        let among = |value: &Value| Value::list(vec![Value::map([("a", value.clone())])]);
+        assert!(!is_lost(&value) && !is_lost(&among(&value)));
         process.end();
-        assert!(is_lost(&value));
+        assert!(is_lost(&value) && is_lost(&among(&value)));
         drop(value.clone());
         assert!(released.lock().unwrap().is_empty());
         drop(value);

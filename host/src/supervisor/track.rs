@@ -97,7 +97,10 @@ impl<'a> Track<'a> {
                 return None;
             }
             Report::Notice(
-                Notice::Finished { .. } | Notice::Preview { .. } | Notice::Handed { .. },
+                Notice::Finished { .. }
+                | Notice::Preview { .. }
+                | Notice::Handed { .. }
+                | Notice::Answer { .. },
             ) => return None,
         };
         if let Event::Output { .. }

@@ -6,6 +6,7 @@ It came by standard input. To run, standard output is the socket to the worker; 
 descriptors of memory, by SCM_RIGHTS. docs/python.md says what a pack finds here.
 """
 
+import hashlib
 import inspect
 import io
 import json
@@ -121,8 +122,8 @@ def load(path, name):
     mappings = getattr(module, "NODE_CLASS_MAPPINGS", None)
     if not isinstance(mappings, dict):
         if hasattr(module, "comfy_entrypoint"):
-            raise Refused("it is written for comfy_api's extensions (comfy_entrypoint), which are not read here")
-        raise Refused("it has no NODE_CLASS_MAPPINGS, so there is no node in it")
+            return schema.mappings(module), {}
+        raise Refused("it has neither NODE_CLASS_MAPPINGS nor comfy_entrypoint, so there is no node in it")
     titles = getattr(module, "NODE_DISPLAY_NAME_MAPPINGS", None)
     return mappings, titles if isinstance(titles, dict) else {}
 
@@ -171,14 +172,21 @@ def refusal(error):
 
 
 def run(message, fds, instances, classes, values):
-    number, key = message["run"], message["class"]
+    number = message["run"] if "run" in message else message["lazy"]
     out = []
     try:
+        if "lazy" in message:
+            wanted = wanted_inputs(message, fds, instances, classes, values)
+            host.running = None
+            host.send({"done": number, "wanted": wanted})
+            return
         outputs, ui = run_node(message, fds, instances, classes, values, out)
         if len(out) > MOST_DESCRIPTORS:
             raise NodeFailed(None, "it gives %d tensors at once; %d can be passed" % (len(out), MOST_DESCRIPTORS))
         host.running = None
-        host.send({"done": number, "outputs": outputs, "ui": ui, "fds": len(out)}, out)
+        returned = values_module.Lent.returned
+        back, returned[:] = list(returned), []
+        host.send({"done": number, "outputs": outputs, "ui": ui, "fds": len(out), "returned": back}, out)
     except NodeFailed as failed:
         host.running = None
         host.send({"failed": number, "input": failed.input, "sentence": failed.sentence})
@@ -204,11 +212,71 @@ class NodeFailed(Exception):
         self.input, self.sentence = input, sentence
 
 
-def run_node(message, fds, instances, classes, values, out):
+def prepared(message, number, fds, instances, classes, values):
+    """How the class is read, its instance for this node, and what it is given."""
     key, node_id = message["class"], message["node"]
     reading = classes[key]
-    node = reading.node
-    host.cancel, host.running = False, message["run"]
+    host.cancel, host.running = False, number
+    given = read_inputs(message, reading, values, fds)
+    # What is linked and was not computed is None, as in ComfyUI.
+    for name in reading.lazy.intersection(message.get("linked") or ()):
+        given.setdefault(name, [None] if reading.takes_lists else None)
+    given.update(hidden_inputs(reading, message.get("hidden", {}), node_id))
+    instance = instances.get((key, node_id))
+    if instance is None:
+        instance = instances[key, node_id] = reading.node()
+    return reading, instance, given
+
+
+def wanted_inputs(message, fds, instances, classes, values):
+    """check_lazy_status: the names of the lazy inputs that are wanted."""
+    reading, instance, given = prepared(message, message["lazy"], fds, instances, classes, values)
+    check = getattr(instance, "check_lazy_status", None)
+    if check is None:
+        return []
+    wanted = waited(check(**given))
+    wanted = wanted if isinstance(wanted, (list, tuple, set)) else []
+    return [name for name in wanted if isinstance(name, str) and name in reading.lazy]
+
+
+def run_node(message, fds, instances, classes, values, out):
+    reading, instance, given = prepared(message, message["run"], fds, instances, classes, values)
+    result = waited(getattr(instance, reading.node.FUNCTION)(**given))
+    ui = None
+    if isinstance(result, dict):
+        ui = result.get("ui")
+        if "expand" in result:
+            raise NodeFailed(None, "it gives a graph to run in its place (expand), which is not done for Python here")
+        result = result.get("result", ())
+    if result is None and not reading.outputs:
+        result = ()
+    if not isinstance(result, (tuple, list)):
+        # A node with one output that forgot its comma.
+        raise NodeFailed(None, "it returned %s where a tuple of %d is due" % (values_module.shown(result), len(reading.outputs)))
+    if len(result) < len(reading.outputs):
+        # As in ComfyUI: what takes one of those that are missing is given None.
+        print("it returned %d values where RETURN_TYPES has %d; the others are None" % (len(result), len(reading.outputs)), file=sys.stderr)
+        missing = reading.outputs[len(result) :]
+        result = tuple(result) + tuple([None] if is_list else None for _, _, is_list in missing)
+    outputs = []
+    for (name, kind, is_list), value in zip(reading.outputs, result):
+        try:
+            outputs.append(values.encode_list(value, kind, out) if is_list else values.encode(value, kind, out))
+        except values_module.Wrong as wrong:
+            raise NodeFailed(None, "its output %s (%s) %s" % (name, kind, wrong)) from None
+    return outputs, ui if isinstance(ui, dict) else None
+
+
+def waited(result):
+    if inspect.iscoroutine(result):
+        import asyncio
+
+        return asyncio.run(result)
+    return result
+
+
+def read_inputs(message, reading, values, fds):
+    """The inputs that are there, by name."""
     given = {}
     for name, wire in message["inputs"]:
         if wire[0] == "none":
@@ -217,10 +285,22 @@ def run_node(message, fds, instances, classes, values, out):
             value = values.decode(wire, fds)
         except values_module.Wrong as wrong:
             raise NodeFailed(name, "what is connected to it %s" % wrong) from None
-        if name in reading.choices and isinstance(value, str):
-            value = reading.choices[name].get(value, value)
-        given[name] = value
-    hidden = message.get("hidden", {})
+        given[name] = chosen(reading, name, value)
+    return given
+
+
+def chosen(reading, name, value):
+    """A choice as the class listed it, which need not be a text."""
+    choices = reading.choices.get(name)
+    if choices is None:
+        return value
+    if reading.takes_lists and isinstance(value, list):
+        return [choices.get(one, one) if isinstance(one, str) else one for one in value]
+    return choices.get(value, value) if isinstance(value, str) else value
+
+
+def hidden_inputs(reading, hidden, node_id):
+    given = {}
     prompt, workflow = hidden.get("prompt"), hidden.get("workflow")
     for name, what in reading.hidden.items():
         if what == "PROMPT":
@@ -231,57 +311,78 @@ def run_node(message, fds, instances, classes, values, out):
             given[name] = node_id
         else:
             given[name] = None
-    check_inputs(node, given, reading)
-    instance = instances.get((key, node_id))
-    if instance is None:
-        instance = instances[key, node_id] = node()
-    function = getattr(instance, node.FUNCTION)
-    result = function(**given)
-    if inspect.iscoroutine(result):
-        import asyncio
-
-        result = asyncio.run(result)
-    ui = None
-    if isinstance(result, dict):
-        ui = result.get("ui")
-        if "expand" in result:
-            raise NodeFailed(None, "it gives a graph to run in its place (expand), which is not done for Python here")
-        result = result.get("result", ())
-    if result is None:
-        result = ()
-    if not isinstance(result, (tuple, list)):
-        # A node with one output that forgot its comma.
-        raise NodeFailed(None, "it returned %s where a tuple of %d is due" % (values_module.shown(result), len(reading.outputs)))
-    if len(result) < len(reading.outputs):
-        raise NodeFailed(None, "it returned %d values where RETURN_TYPES has %d" % (len(result), len(reading.outputs)))
-    outputs = []
-    for (name, kind), value in zip(reading.outputs, result):
-        try:
-            outputs.append(values.encode(value, kind, out))
-        except values_module.Wrong as wrong:
-            raise NodeFailed(None, "its output %s (%s) %s" % (name, kind, wrong)) from None
-    return outputs, ui if isinstance(ui, dict) else None
+    return {name: [value] for name, value in given.items()} if reading.takes_lists else given
 
 
-def check_inputs(node, given, reading):
-    """VALIDATE_INPUTS, with the values of the inputs that it names."""
-    validate = getattr(node, "VALIDATE_INPUTS", None)
-    if validate is None:
-        return
-    parameters = inspect.signature(validate).parameters.values()
-    everything = any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters)
-    names = [parameter.name for parameter in parameters]
-    widgets = {name: value for name, value in given.items() if reading.inputs.get(name) in describe.WIDGETS}
-    asked = {name: value for name, value in widgets.items() if everything or name in names}
-    if "input_types" in names:
-        asked["input_types"] = dict(reading.inputs)
-    for parameter in parameters:
-        if parameter.name not in asked and parameter.default is parameter.empty and parameter.kind != parameter.VAR_KEYWORD:
-            asked[parameter.name] = None
-    answer = validate(**asked)
-    if answer is not True:
-        reason = answer if isinstance(answer, str) else "VALIDATE_INPUTS does not say why"
-        raise NodeFailed(None, "it refuses its inputs: %s" % describe.text_of(reason))
+# ---- what a class is asked before it runs ----
+
+
+def ask(message, classes):
+    """IS_CHANGED, VALIDATE_INPUTS: `message` has the values that stand in the workflow, and the types of what is linked."""
+    number, reading = message["ask"], classes[message["class"]]
+    host.cancel, host.running = False, number
+    answer = {"answer": number}
+    try:
+        given = {name: chosen(reading, name, plain(wire)) for name, wire in message["inputs"]}
+        if reading.takes_lists:
+            given = {name: [value] for name, value in given.items()}
+        # As in ComfyUI, what is linked is not known yet, and None.
+        given.update((name, (None,) if reading.takes_lists else None) for name, _ in message["linked"])
+        given.update(hidden_inputs(reading, {}, message["node"]))
+        if message["what"] == "valid":
+            answer["sentence"] = refused_inputs(reading, given, dict(message["linked"]))
+        else:
+            answer["fingerprint"], answer["sentence"] = fingerprint(reading, given)
+    except shim.Interrupted:
+        answer = {"cancelled": number}
+    finally:
+        host.running = None
+    host.send(answer)
+
+
+def plain(wire):
+    return float(wire[1]) if wire[0] == "float" else wire[1]
+
+
+def fingerprint(reading, given):
+    """What stands for the value of IS_CHANGED in a key, or None: then the node runs always, and why that is if it is no
+    wish of the class."""
+    try:
+        value = waited(reading.node.IS_CHANGED(**given))
+    except shim.Interrupted:
+        raise
+    except BaseException as error:
+        return None, "its IS_CHANGED failed: %s" % said(error)
+    try:
+        # It may be the contents of a file.
+        text = describe.fingerprint(value).encode("utf-8", "surrogatepass")
+        return hashlib.sha256(text).hexdigest(), None
+    except describe.Different:
+        return None, None
+
+
+def refused_inputs(reading, given, types):
+    """Why VALIDATE_INPUTS refuses the inputs, or None."""
+    validate = reading.node.VALIDATE_INPUTS
+    try:
+        parameters = inspect.signature(validate).parameters.values()
+        everything = any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters)
+        names = {parameter.name for parameter in parameters}
+        asked = {name: value for name, value in given.items() if everything or name in names}
+        if "input_types" in names:
+            asked["input_types"] = [types] if reading.takes_lists else types
+        answer = waited(validate(**asked))
+    except shim.Interrupted:
+        raise
+    except BaseException as error:
+        return "its VALIDATE_INPUTS failed: %s" % said(error)
+    if answer is True:
+        return None
+    if answer is False:
+        return "its VALIDATE_INPUTS refuses it, and does not say why"
+    if isinstance(answer, str):
+        return "it refuses its inputs: %s" % describe.text_of(answer)
+    return "its VALIDATE_INPUTS gave %s, where True or the reason as a text is due" % values_module.shown(answer)
 
 
 def serve(inbox, classes, values):
@@ -289,8 +390,10 @@ def serve(inbox, classes, values):
     while True:
         message, fds = inbox.get()
         values.release(message.get("release", ()))
-        if "run" in message:
+        if "run" in message or "lazy" in message:
             run(message, fds, instances, classes, values)
+        elif "ask" in message:
+            ask(message, classes)
 
 
 def find_temporary_folder():
@@ -328,7 +431,9 @@ def main():
         signal.signal(signal.SIGINT, on_interrupt)
         threading.Thread(target=host.read, args=(inbox,), daemon=True, name="kosmograph").start()
     the_shim = shim.Shim(host, dict(GIVEN["folders"], pack=GIVEN["pack"]))
-    the_shim.install()
+    the_shim.install(schema, extras)
+    describe.adapted = schema.adapted
+    values_module.Lent.unavailable = shim.Unavailable
     try:
         mappings, titles = load(GIVEN["pack"], GIVEN["name"])
         described, classes = describe.descriptor(GIVEN["name"], GIVEN["version"], mappings, titles)

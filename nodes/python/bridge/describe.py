@@ -3,6 +3,8 @@
 A class that cannot be described costs itself alone: it is left out, with the reason.
 """
 
+import inspect
+
 # Values that are more than data, of types that the libraries of the host have: no Python could use them, or make them.
 OBJECTS = frozenset(
     "MODEL CLIP VAE CLIP_VISION CLIP_VISION_OUTPUT CONDITIONING CONTROL CONTROL_NET UPSCALE_MODEL KOSMOS FEATURES "
@@ -12,6 +14,9 @@ WIDGETS = frozenset(("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"))
 LOWEST, HIGHEST, ALL_BITS = -(2**63), 2**63 - 1, 2**64 - 1
 # A descriptor is read whole, so it cannot be of any size.
 MOST_CHOICES = 20000
+
+
+adapted = None  # of schema.py
 
 
 class LeftOut(Exception):
@@ -45,28 +50,31 @@ class Reading:
         self.choices = {}  # name -> {text: the choice as the class has it}
         self.unsigned = set()
         self.hidden = {}  # name -> "PROMPT", "EXTRA_PNGINFO", "UNIQUE_ID", ...
-        self.outputs = []  # (name, type)
+        self.outputs = []  # (name, type, whether it is a list)
+        self.takes_lists = False
+        self.lazy = set()
 
 
 def one(key, node, title, pack):
-    schema = getattr(node, "define_schema", None) or getattr(node, "GET_SCHEMA", None)
-    if schema is not None and not hasattr(node, "INPUT_TYPES"):
-        raise LeftOut("it is written for comfy_api's schemas, which are not read here")
+    if callable(getattr(node, "define_schema", None)) and not hasattr(node, "INPUT_TYPES"):
+        node, title_of_schema = adapted(node)
+        title = title or title_of_schema
     function = getattr(node, "FUNCTION", None)
     if not isinstance(function, str) or not callable(getattr(node, function, None)):
         raise LeftOut("its FUNCTION %r is no method of it" % (function,))
     reading = Reading(node)
-    if getattr(node, "INPUT_IS_LIST", False):
-        raise LeftOut("it takes lists (INPUT_IS_LIST), which are not passed to Python yet")
-    is_list = getattr(node, "OUTPUT_IS_LIST", None)
-    if is_list and any(is_list):
-        raise LeftOut("it gives lists (OUTPUT_IS_LIST), which are not taken from Python yet")
+    reading.takes_lists = bool(getattr(node, "INPUT_IS_LIST", False))
+    lists = getattr(node, "OUTPUT_IS_LIST", None) or ()
+    lists = tuple(lists) if isinstance(lists, (tuple, list)) else (lists,)
     given = node.INPUT_TYPES()
     inputs = []
+    asks, named, everything = questions(node)
     for group, optional in (("required", False), ("optional", True)):
         for name, what in dict(given.get(group) or {}).items():
             described = read_input(str(name), what, optional, reading)
             if described is not None:
+                if everything or name in named:
+                    described["unchecked"] = True
                 inputs.append(described)
     for name, what in dict(given.get("hidden") or {}).items():
         what = what[0] if isinstance(what, (tuple, list)) and what else what
@@ -82,10 +90,10 @@ def one(key, node, title, pack):
         if kind in OBJECTS:
             raise LeftOut("it gives a %s, which only ComfyUI's own Python can make" % kind)
         label = str(names[number]) if number < len(names) and names[number] else kind
-        reading.outputs.append((label, kind))
-        outputs.append({"name": label, "type": kind})
+        is_list = number < len(lists) and bool(lists[number])
+        reading.outputs.append((label, kind, is_list))
+        outputs.append({"name": label, "type": kind, "is_list": is_list})
     is_output = bool(getattr(node, "OUTPUT_NODE", False))
-    changes = hasattr(node, "IS_CHANGED") or hasattr(node, "fingerprint_inputs")
     doc = text_of(getattr(node, "DESCRIPTION", "")).strip()
     described = {
         "class": key,
@@ -94,12 +102,30 @@ def one(key, node, title, pack):
         "category": text_of(getattr(node, "CATEGORY", "") or pack),
         "inputs": inputs,
         "outputs": outputs,
-        # IS_CHANGED can say that the same inputs may give something else: so they may.
-        "pure": not changes,
+        # What does not depend on its inputs alone says so each time, by NOT_IDEMPOTENT, or when it is asked, by IS_CHANGED.
+        "pure": not bool(getattr(node, "NOT_IDEMPOTENT", False)),
+        "asks": asks,
+        "input_is_list": reading.takes_lists,
         "output_node": is_output,
         "hidden": sorted(set(reading.hidden.values())),
     }
     return described, reading
+
+
+def questions(node):
+    """What the class is asked before it runs; the inputs that VALIDATE_INPUTS names, and whether those are all."""
+    validate = getattr(node, "VALIDATE_INPUTS", None)
+    asks = {"changed": callable(getattr(node, "IS_CHANGED", None)), "valid": callable(validate), "types": False}
+    if not asks["valid"]:
+        return asks, frozenset(), False
+    try:
+        parameters = inspect.signature(validate).parameters.values()
+    except (TypeError, ValueError):
+        return asks, frozenset(), False
+    names = frozenset(parameter.name for parameter in parameters)
+    # It looks at the types of links itself: then nobody else does.
+    asks["types"] = "input_types" in names
+    return asks, names, any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters)
 
 
 def type_of(what):
@@ -129,6 +155,9 @@ def read_input(name, what, optional, reading):
     if name in reading.inputs:
         raise LeftOut("its input %s stands twice" % name)
     described = {"name": name, "type": kind}
+    if options.get("lazy"):
+        reading.lazy.add(name)
+        described["lazy"] = True
     if optional:
         described["optional"] = True
     tooltip = options.get("tooltip")
@@ -220,6 +249,26 @@ def read_combo(name, described, listed, default, reading):
         if default in choices:
             described["default"] = default
     reading.choices[name] = choices
+
+
+class Different(Exception):
+    """A value that is equal to no other, itself included."""
+
+
+def fingerprint(value, depth=0):
+    """A text that is the same for equal values of IS_CHANGED. Of what is no plain value it cannot be known."""
+    if isinstance(value, float) and value != value or depth > 16:
+        raise Different()
+    if value is None or isinstance(value, (bool, int, float, str, bytes)):
+        return "%s %r" % (type(value).__name__, value)
+    if isinstance(value, (list, tuple)):
+        return "[%s]" % ", ".join(fingerprint(one, depth + 1) for one in value)
+    if isinstance(value, (set, frozenset)):
+        return "{%s}" % ", ".join(sorted(fingerprint(one, depth + 1) for one in value))
+    if isinstance(value, dict):
+        pairs = ((fingerprint(key, depth + 1), fingerprint(one, depth + 1)) for key, one in value.items())
+        return "{%s}" % ", ".join("%s: %s" % pair for pair in sorted(pairs))
+    raise Different()
 
 
 def text_of(text):

@@ -14,8 +14,10 @@ import types
 # What can be imported of ComfyUI without being there.
 ROOTS = frozenset(
     "comfy comfy_extras comfy_execution comfy_api latent_preview node_helpers execution app api_server comfy_config "
-    "comfy_api_nodes custom_nodes cuda_malloc utils_comfy main".split()
+    "comfy_api_nodes custom_nodes cuda_malloc utils_comfy main aiohttp".split()
 )
+# What ComfyUI's server stands on, and packs therefore import for their routes, which nobody asks for here.
+SERVERS = "aiohttp"
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
@@ -41,7 +43,8 @@ class Missing:
         return Missing("%s.%s" % (self.path, name))
 
     def _fail(self, *_, **__):
-        raise Unavailable("it wants %s, which only ComfyUI has" % self.path)
+        who = "which this Python does not have" if self.path.split(".")[0] == SERVERS else "which only ComfyUI has"
+        raise Unavailable("it wants %s, %s" % (self.path, who))
 
     __call__ = __iter__ = __len__ = __getitem__ = __setitem__ = __contains__ = __enter__ = _fail
     __add__ = __radd__ = __or__ = __ror__ = __int__ = __float__ = __index__ = __lt__ = __gt__ = _fail
@@ -95,10 +98,9 @@ class Shim:
         self.folders = folders
         self.listed = False  # whether a list of files was asked for, which may be another one tomorrow
 
-    def install(self):
+    def install(self, schema, extras):
         sys.meta_path.append(Finder())
-        comfy = self.module("comfy", MissingModule)
-        comfy.__path__ = []
+        comfy = self.package("comfy")
         for name, make in (("utils", self.utils), ("model_management", self.management), ("cli_args", self.arguments)):
             module = self.module("comfy." + name, MissingModule)
             make(module)
@@ -109,6 +111,18 @@ class Shim:
         self.folder_paths(self.module("folder_paths"))
         self.nodes(self.module("nodes", MissingModule))
         self.server(self.module("server", MissingModule))
+        self.package("comfy_api")
+        schema.install(self.package, Missing)
+        extras.install(self, Unavailable)
+
+    def package(self, name):
+        """A module below which others can be, known to the one above it."""
+        module = self.module(name, MissingModule)
+        module.__path__ = []
+        above, _, last = name.rpartition(".")
+        if above in sys.modules:
+            setattr(sys.modules[above], last, module)
+        return module
 
     @staticmethod
     def module(name, kind=types.ModuleType):
@@ -287,7 +301,7 @@ class Shim:
                     rows.append(torch.from_numpy(array.reshape(height, width, -1)).movedim(-1, 0))
                 return torch.stack(rows).to(samples.device, samples.dtype)
             if upscale_method == "bislerp":
-                raise Unavailable("it wants the method bislerp of comfy.utils.common_upscale, which only ComfyUI has")
+                return module.bislerp(samples, width, height)
             return torch.nn.functional.interpolate(samples, size=(height, width), mode=upscale_method)
 
         def load_torch_file(path, safe_load=True, device=None, return_metadata=False):
@@ -340,7 +354,7 @@ class Shim:
         for name in ("get_torch_device", "intermediate_device", "unet_offload_device", "vae_device", "vae_offload_device",
                      "text_encoder_device", "text_encoder_offload_device", "unet_inital_load_device"):
             setattr(module, name, device)
-        for name in ("unet_dtype", "vae_dtype", "text_encoder_dtype"):
+        for name in ("unet_dtype", "vae_dtype", "text_encoder_dtype", "intermediate_dtype"):
             setattr(module, name, full)
         module.InterruptProcessingException = Interrupted
         module.throw_exception_if_processing_interrupted = throw_exception_if_processing_interrupted
@@ -353,7 +367,14 @@ class Shim:
             setattr(module, name, lambda *_, **__: None)
         for name in ("should_use_fp16", "should_use_bf16", "xformers_enabled", "is_device_mps", "is_device_cuda", "is_nvidia"):
             setattr(module, name, lambda *_, **__: False)
-        module.is_device_cpu = lambda *_: True
+        for name in ("is_intel_xpu", "directml_enabled", "pytorch_attention_enabled", "sage_attention_enabled",
+                     "device_supports_non_blocking", "supports_cast", "supports_fp8_compute"):
+            setattr(module, name, lambda *_, **__: False)
+        module.is_device_cpu = module.cpu_mode = lambda *_: True
+        module.get_autocast_device = lambda *_: "cpu"
+        module.cast_to_device = lambda tensor, device, dtype, copy=False: tensor.to(device=device, dtype=dtype, copy=copy)
+        module.dtype_size = lambda dtype: dtype.itemsize
+        module.module_size = lambda part: sum(value.nbytes for value in part.state_dict().values())
         module.current_loaded_models = []
 
     @staticmethod
@@ -491,7 +512,16 @@ class Shim:
             """What is set up for a server that is not here: taken, and nothing comes of it."""
 
             def __getattr__(self, name):
-                return lambda *_, **__: None
+                return self
+
+            def __call__(self, *_, **__):
+                return self
+
+            def __iter__(self):
+                return iter(())
+
+            def __bool__(self):
+                return False
 
         class PromptServer:
             instance = None

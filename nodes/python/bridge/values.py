@@ -14,6 +14,9 @@ BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8, "int64": 8, "i
 AXES = {"IMAGE": 4, "MASK": 3, "SIGMAS": 1}
 
 
+LATENT_KEYS = frozenset(("samples", "noise_mask", "batch_index"))
+
+
 class Wrong(Exception):
     """What is wrong with a value, as the end of a sentence."""
 
@@ -68,6 +71,13 @@ class Arrays:
         if torch is not None and isinstance(value, torch.Tensor):
             return True
         return numpy is not None and isinstance(value, numpy.ndarray)
+
+    def crosses(self, value):
+        """Whether it comes back as what it was: of numpy, where there is torch, and of other numbers than f32 it does not."""
+        torch, numpy = self.look()
+        if torch is not None:
+            return isinstance(value, torch.Tensor) and value.dtype == torch.float32
+        return self.is_tensor(value) and value.dtype == numpy.float32
 
     def plain(self, value, kind):
         """[shape, bytes] of a tensor as f32, compact; held against what `kind` must be."""
@@ -157,6 +167,44 @@ def shown(value):
     return "a %s" % type(value).__name__
 
 
+class Lent:
+    """A value that no Python can use: a MODEL of Kosmograph's own, what another pack keeps. It can be given on."""
+
+    unavailable = Wrong
+    returned = []  # numbers of those that nobody here has any more
+
+    def __init__(self, number, kind):
+        self.__dict__.update(number=number, kind=kind)
+
+    def __getattr__(self, name):
+        if name.startswith("__") and name.endswith("__"):
+            raise AttributeError(name)
+        raise self._not_here()
+
+    def _not_here(self):
+        return self.unavailable("it uses a %s of Kosmograph's own or of another pack, which Python can give on and no more" % self.kind)
+
+    def _fail(self, *_, **__):
+        raise self._not_here()
+
+    __call__ = __iter__ = __len__ = __getitem__ = __setitem__ = __contains__ = __setattr__ = _fail
+
+    def __bool__(self):
+        return True
+
+    def __copy__(self):
+        return self
+
+    def __deepcopy__(self, _):
+        return self
+
+    def __repr__(self):
+        return "<a %s, which is not here>" % self.kind
+
+    def __del__(self):
+        self.returned.append(self.number)
+
+
 class Values:
     def __init__(self, arrays):
         self.arrays = arrays
@@ -183,7 +231,7 @@ class Values:
             if wire[1] not in self.kept:
                 raise Wrong("is a value that this process does not hold any more")
             return self.kept[wire[1]]
-        raise Wrong("is a %s of Kosmograph's own, which no Python can use" % wire[1])
+        return Lent(wire[1], wire[2])
 
     def release(self, numbers):
         for number in numbers:
@@ -195,18 +243,22 @@ class Values:
         if value is None:
             # As in ComfyUI: what is not there goes on to whoever takes it, and means something to Python alone.
             return self.keep(value)
-        if kind in ("IMAGE", "MASK", "SIGMAS"):
+        if isinstance(value, Lent):
+            return ["lent", value.number]
+        if kind in ("IMAGE", "MASK", "SIGMAS") and not isinstance(value, (list, tuple)):
             return self.tensor(value, kind, fds)
         if kind == "LATENT":
             return self.latent(value, fds)
+        if kind == "AUDIO" and isinstance(value, dict) and self.arrays.is_tensor(value.get("waveform")):
+            pairs = [["waveform", self.tensor(value["waveform"], "*", fds)]]
+            return ["map", pairs + [[clean(str(key)), self.whatever(other, fds)] for key, other in value.items() if key != "waveform"]]
+        if kind in ("STRING", "COMBO", "BOOLEAN", "INT", "FLOAT") and not self.is_plain(value, kind):
+            # Many a class gives a list, or a number for a text, under such a name, and its neighbours in the pack take it.
+            return self.keep(value)
         if kind in ("STRING", "COMBO"):
-            if isinstance(value, str):
-                return ["text", clean(value)]
-            raise Wrong("is %s, where a text is due" % shown(value))
+            return ["text", clean(value)]
         if kind == "BOOLEAN":
-            if isinstance(value, (bool, int)) or type(value).__name__ == "bool_":
-                return ["bool", bool(value)]
-            raise Wrong("is %s, where True or False is due" % shown(value))
+            return ["bool", bool(value)]
         if kind == "INT":
             return self.integer(value)
         if kind == "FLOAT":
@@ -220,11 +272,36 @@ class Values:
             return ["float", repr(value)]
         if isinstance(value, str):
             return ["text", clean(value)]
-        if kind == "*" and self.arrays.is_tensor(value) and len(value.shape) in (3, 4):
+        if kind == "*" and self.arrays.crosses(value) and len(value.shape) in (3, 4):
             return self.tensor(value, "IMAGE" if len(value.shape) == 4 and value.shape[3] in (1, 3, 4) else "*", fds)
         if kind == "*" and isinstance(value, dict) and self.arrays.is_tensor(value.get("samples")):
             return self.latent(value, fds)
         return self.keep(value)
+
+    def is_plain(self, value, kind):
+        """Whether a value can be one of that type, also outside of Python."""
+        if kind in ("STRING", "COMBO"):
+            return isinstance(value, str)
+        if self.arrays.is_tensor(value):
+            # A number in a tensor is a number; several are not.
+            return all(length == 1 for length in value.shape)
+        if isinstance(value, float) and kind == "INT":
+            return value.is_integer()
+        if isinstance(value, (bool, int)) or type(value).__name__ in ("bool_", "bool"):
+            return True
+        return kind != "BOOLEAN" and hasattr(value, "__float__") and not isinstance(value, str)
+
+    def encode_list(self, value, kind, fds):
+        """A list of values of that type; what else can be gone through is one too."""
+        if isinstance(value, (str, bytes, dict)) or not hasattr(value, "__iter__"):
+            raise Wrong("is %s, where OUTPUT_IS_LIST says that a list is due" % shown(value))
+        items = []
+        for number, item in enumerate(value):
+            try:
+                items.append(self.encode(item, kind, fds))
+            except Wrong as wrong:
+                raise Wrong("has at %d what %s" % (number, wrong)) from None
+        return ["list", items]
 
     def keep(self, value):
         number, self.next = self.next, self.next + 1
@@ -250,7 +327,24 @@ class Values:
         numbers = value.get("batch_index")
         if numbers is not None:
             pairs.append(["batch_index", ["list", [self.integer(number) for number in numbers]]])
+        for key, other in value.items():
+            if key not in LATENT_KEYS and isinstance(key, str) and other is not None:
+                pairs.append([clean(key), self.whatever(other, fds)])
         return ["map", pairs]
+
+    def whatever(self, value, fds, depth=0):
+        """What else lies in a latent: data as it is, anything else kept here."""
+        if isinstance(value, bool):
+            return ["bool", value]
+        if isinstance(value, int) and -(2**63) <= value < 2**63:
+            return ["int", value]
+        if isinstance(value, float) and math.isfinite(value):
+            return ["float", repr(value)]
+        if isinstance(value, str):
+            return ["text", clean(value)]
+        if isinstance(value, list) and depth < 8:
+            return ["list", [self.whatever(one, fds, depth + 1) for one in value]]
+        return self.keep(value)
 
     def integer(self, value):
         if isinstance(value, float) and not value.is_integer():

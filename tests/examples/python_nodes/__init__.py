@@ -78,6 +78,7 @@ node("PyExit", lambda self, text: os._exit(3))
 node("PyWrongType", lambda self, text: (5,))
 node("PyNoTuple", lambda self, text: text)
 node("PyTooFew", lambda self, text: ())
+node("PyNothing", lambda self, text: None)
 node("PySleep", sleeps)
 node("PyBusy", busy)
 node("PyNone", lambda self, text: (None,))
@@ -142,3 +143,84 @@ node("PyFlat", lambda self, image: (image[0, 0],), IMAGE, ("IMAGE",), ("image",)
 node("PyChannels", lambda self, image: (image.reshape(2, 3, 8, 16),), IMAGE, ("IMAGE",), ("image",))
 node("PyAll", statistics, IMAGE)
 node("PyMaskAndLatent", others, IMAGE, ("IMAGE", "MASK", "LATENT"), ())
+
+# ---- lists ----
+
+node("PyList", lambda self, text: ([part for part in text.split(",") if part],), OUTPUT_IS_LIST=(True,))
+node("PyOwnList", lambda self, text: ([(part, Own()) for part in text.split(",")],), types=("OWN",), names=("own",), OUTPUT_IS_LIST=(True,))
+node("PyNoList", lambda self, text: (text,), OUTPUT_IS_LIST=(True,))
+node("PyWrongList", lambda self, text: ([1, -(2**63) - 1],), types=("INT",), names=("count",), OUTPUT_IS_LIST=(True,))
+node("PyTwoLists", lambda self, text: ([text],), types=("STRING", "STRING"), names=("a", "b"), OUTPUT_IS_LIST=(True, True))
+LINK = ("STRING", {"forceInput": True})
+node("PyPair", lambda self, one, other, end="": (one + other + end,), {"required": {"one": LINK, "other": LINK}, "optional": {"end": ("STRING",)}})
+node("PyAllOf", lambda self, **given: (repr(sorted(given.items())),),
+     {"required": {"value": ("*",), "seed": ("INT", {"default": 2**64 - 1, "max": 2**64 - 1}), "choice": ([1, 2],)},
+      "optional": {"other": ("STRING", {"forceInput": True})}, "hidden": {"id": "UNIQUE_ID"}}, INPUT_IS_LIST=True)
+
+# ---- questions before the run ----
+
+
+def changed(cls, text, link=None):
+    kind, _, rest = text.partition(":")
+    if kind == "file":
+        with open(rest) as file:
+            return file.read()
+    if kind == "nan":
+        return float("nan")
+    if kind == "object":
+        return object()
+    if kind == "raise":
+        raise ValueError("no idea")
+    if kind == "hang":
+        time.sleep(1000)
+    if kind == "busy":
+        sum(range(10**14))
+    if kind == "crash":
+        ctypes.string_at(0)
+    return {"same": [1, "x", {"link": link}]}
+
+
+node("PyChanged", lambda self, text, link=None: (text,), {"required": {"text": ("STRING",)}, "optional": {"link": LINK}},
+     IS_CHANGED=classmethod(changed))
+
+
+def valid(cls, text, choice, number, link, input_types):
+    if text == "raise":
+        raise ValueError("no idea")
+    if text == "crash":
+        os._exit(9)
+    if text == "told":
+        return repr((choice, number, link, sorted(input_types.items())))
+    return {"nothing": None, "five": 5, "no": False, "list": ["a"]}.get(text, True)
+
+
+node("PyValid", lambda self, text, choice, number, link: (text + choice,),
+     {"required": {"text": ("STRING",), "choice": (["a", "b"],), "number": ("INT", {"max": 5}), "link": ("IMAGE",)}},
+     VALIDATE_INPUTS=classmethod(valid))
+node("PyPass", lambda self, value, text="": (value,), {"required": {"value": ("*",)}, "optional": {"text": ("STRING",)}}, ("*",), ("value",))
+node("PyUses", lambda self, value: (repr(value) + value.name,), {"required": {"value": ("*",)}})
+node("PyLatentKeys", lambda self, image: (dict(samples=image.reshape(1, 4, 8, -1), kind="x", sizes=[1, [2.5]], own=Own()),), IMAGE, ("LATENT",), ("latent",))
+node("PyLatentShow", lambda self, latent: (repr(sorted((key, value if key in ("kind", "sizes") else type(value).__name__) for key, value in latent.items())),),
+     {"required": {"latent": ("LATENT",)}})
+
+# ---- lazy inputs ----
+
+LAZY = {"required": {"switch": ("BOOLEAN", {"default": False}), "no": ("*", {"lazy": True}), "yes": ("*", {"lazy": True})},
+        "optional": {"extra": ("STRING", {"forceInput": True, "lazy": True})}}
+
+
+def needs(self, switch, no, yes, extra="absent"):
+    name, value = ("yes", yes) if switch else ("no", no)
+    if value == "more":
+        return ["extra", "nothing of the kind", 5]
+    if value == "raise":
+        raise ValueError("no idea")
+    return [name] if value is None else None
+
+
+def picks(self, switch, no, yes, extra="absent"):
+    return (repr((no, yes, extra)),)
+
+
+node("PyLazy", picks, LAZY, check_lazy_status=needs)
+node("PyLazyNever", picks, LAZY)
