@@ -36,6 +36,9 @@ pub struct NodeDescriptor {
     /// It takes every input as a list and runs once for all of them.
     #[serde(default)]
     pub input_is_list: bool,
+    /// It takes what is linked to it under any name besides; of packs in Python alone.
+    #[serde(default)]
+    pub any_inputs: bool,
     /// What is asked about it before it runs; of packs in Python alone.
     #[serde(default)]
     pub asks: Asks,
@@ -69,6 +72,22 @@ pub enum Writes {
 }
 
 impl NodeDescriptor {
+    /// The same with inputs that it has under these names besides.
+    pub fn with_inputs(&self, names: impl IntoIterator<Item = String>) -> Self {
+        let more = names.into_iter().map(|name| InputDescriptor {
+            name,
+            optional: true,
+            doc: String::new(),
+            type_name: "*".into(),
+            kind: InputKind::Socket,
+            unchecked: false,
+            lazy: false,
+        });
+        let mut with = self.clone();
+        with.inputs.extend(more);
+        with
+    }
+
     pub fn input(&self, name: &str) -> Option<&InputDescriptor> {
         self.inputs.iter().find(|input| input.name == name)
     }
@@ -243,7 +262,7 @@ impl Catalogue {
         let (name, version, mut nodes) = read::parse(path, descriptor)?;
         // What the boundary does not know is said by packs alone.
         for node in &mut nodes {
-            node.asks = Asks::default();
+            (node.asks, node.any_inputs) = (Asks::default(), false);
             for input in &mut node.inputs {
                 (input.unchecked, input.lazy) = (false, false);
             }

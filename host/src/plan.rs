@@ -234,6 +234,8 @@ impl Plan {
 struct Checked<'a> {
     position: usize,
     class: &'a Class,
+    /// The class's, with the inputs that it has in this node alone.
+    descriptor: Arc<NodeDescriptor>,
     sources: Vec<Source>,
 }
 
@@ -244,7 +246,7 @@ fn steps(graph: &Graph, walked: Vec<Checked>, device: &str, changes: &Changes) -
     let mut first_of_key = KeyMap::with_capacity_and_hasher(walked.len(), Default::default());
     let mut steps: Vec<Step> = Vec::with_capacity(walked.len());
     let keys = key::Keys::new(device);
-    for Checked { position, class, mut sources } in walked {
+    for Checked { position, class, descriptor, mut sources } in walked {
         for source in &mut sources {
             if let Source::Link { step, .. } = source {
                 *step = step_of_position[*step];
@@ -253,16 +255,16 @@ fn steps(graph: &Graph, walked: Vec<Checked>, device: &str, changes: &Changes) -
         let name = graph.nodes()[position].name();
         let key_of_step = |step: usize| steps[step].key;
         let change = changes.get(&name.id).map(String::as_str);
-        let key = keys.of(&name.id, class, &sources, change, key_of_step);
+        let key = keys.of(&name.id, class, &descriptor, &sources, change, key_of_step);
         let this = steps.len();
         let first = *first_of_key.entry(key).or_insert(this);
         step_of_position[position] = first;
-        let runs_for_each = runs_for_each(&class.descriptor, &sources, &steps);
+        let runs_for_each = runs_for_each(&descriptor, &sources, &steps);
         steps.push(Step {
             name,
             library: class.library,
             node: class.node,
-            descriptor: class.descriptor.clone(),
+            descriptor,
             inputs: sources,
             key,
             same_as: (first != this).then_some(first),
@@ -447,9 +449,10 @@ impl<'a> Check<'a> {
             let children = node.inputs.iter().filter_map(linked).collect();
             return Visit { position, checked: None, children, next: 0 };
         };
-        let inputs = &class.descriptor.inputs;
+        let descriptor = of_node(class, node);
+        let inputs = &descriptor.inputs;
         for (name, _) in &node.inputs {
-            if class.descriptor.input(name).is_none() && !is_the_pages(name) {
+            if descriptor.input(name).is_none() && !is_the_pages(name) {
                 let warning = Problem::new(Kind::UnknownInput, "the class has no such input")
                     .at(node.name())
                     .input(name)
@@ -473,7 +476,8 @@ impl<'a> Check<'a> {
             _ => None,
         };
         let children = inputs.iter().filter_map(linked).collect();
-        Visit { position, checked: Some(Checked { position, class, sources }), children, next: 0 }
+        let checked = Some(Checked { position, class, descriptor, sources });
+        Visit { position, checked, children, next: 0 }
     }
 
     /// The problem that there is not the memory which the numbers in the workflow ask for.
@@ -499,6 +503,22 @@ impl<'a> Check<'a> {
         Problem::new(Kind::MissingNodeType, message)
             .at(node.name())
             .nearest(&node.class, self.catalogue.class_names())
+    }
+}
+
+/// The descriptor of a node: its class's, and an input for whatever else is linked to it where the class takes that.
+fn of_node(class: &Class, node: &Node) -> Arc<NodeDescriptor> {
+    let descriptor = &class.descriptor;
+    if !descriptor.any_inputs {
+        return descriptor.clone();
+    }
+    let is_more = |(name, input): &&(String, Input)| {
+        matches!(input, Input::Link { .. }) && descriptor.input(name).is_none()
+    };
+    let mut more = node.inputs.iter().filter(is_more).map(|(name, _)| name.clone()).peekable();
+    match more.peek() {
+        None => descriptor.clone(),
+        Some(_) => Arc::new(descriptor.with_inputs(more)),
     }
 }
 

@@ -196,7 +196,8 @@ impl From<&Plan> for BarePlan {
         let mut steps = Vec::with_capacity(plan.steps().len());
         for step in plan.steps() {
             let Step { name, library, node, descriptor, inputs, key, same_as, .. } = step.clone();
-            let class = *numbers.entry((library, node)).or_insert(classes.len());
+            // A node may have inputs that its class does not have.
+            let class = *numbers.entry(Arc::as_ptr(&descriptor)).or_insert(classes.len());
             if class == classes.len() {
                 classes.push((*descriptor).clone());
             }

@@ -38,6 +38,8 @@ struct RawNode {
     #[serde(default)]
     input_is_list: bool,
     #[serde(default)]
+    any_inputs: bool,
+    #[serde(default)]
     asks: Asks,
     writes: Option<Writes>,
     #[serde(default)]
@@ -184,6 +186,7 @@ fn parse_node(value: &Value) -> Result<NodeDescriptor, Fault> {
         pure: raw.pure,
         output_node: raw.output_node,
         input_is_list: raw.input_is_list,
+        any_inputs: raw.any_inputs,
         asks: raw.asks,
         writes: raw.writes,
         memory,

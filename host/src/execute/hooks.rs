@@ -28,11 +28,11 @@ impl Hooks<'_> {
         &self.step.name
     }
 
-    /// The names of the inputs that are linked, as JSON: what is not there of them was not computed.
-    fn linked(&self) -> String {
+    /// The names of the inputs that are `wanted`, as JSON.
+    fn inputs(&self, wanted: impl Fn(&Source) -> bool) -> String {
         let inputs = self.step.inputs.iter().zip(&self.step.descriptor.inputs);
-        let linked = inputs.filter(|(source, _)| matches!(source, Source::Link { .. }));
-        let names: Vec<&str> = linked.map(|(_, input)| input.name.as_str()).collect();
+        let wanted = inputs.filter(|(source, _)| wanted(source));
+        let names: Vec<&str> = wanted.map(|(_, input)| input.name.as_str()).collect();
         serde_json::json!(names).to_string()
     }
 
@@ -72,7 +72,9 @@ impl Call for Hooks<'_> {
         match name {
             "device" => Some(properties.device.clone()),
             "node" => Some(self.name().id.clone()),
-            "linked" => Some(self.linked()),
+            "inputs" => Some(self.inputs(|_| true)),
+            // What is not there of these was not computed.
+            "linked" => Some(self.inputs(|source| matches!(source, Source::Link { .. }))),
             "output_directory" => path(&properties.output_directory),
             "temp_directory" => path(&properties.temp_directory),
             "prompt" => Some(properties.prompt.clone()),

@@ -10,7 +10,7 @@
 //! bits, or one that is not cryptographic, does not promise that. It takes less than a microsecond.
 
 use super::{Literal, Source};
-use crate::catalogue::Class;
+use crate::catalogue::{Class, NodeDescriptor};
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hash, Hasher};
@@ -73,6 +73,7 @@ impl<'a> Keys<'a> {
         &self,
         id: &str,
         class: &Class,
+        descriptor: &NodeDescriptor,
         sources: &[Source],
         change: Option<&str>,
         key_of_step: impl Fn(usize) -> Key,
@@ -96,7 +97,13 @@ impl<'a> Keys<'a> {
             }
             None => (),
         }
-        for source in sources {
+        for (at, source) in sources.iter().enumerate() {
+            // The names of its own inputs go with the class.
+            if at >= node.inputs.len()
+                && let Some(more) = descriptor.inputs.get(at)
+            {
+                hash.text(&more.name);
+            }
             match source {
                 Source::Absent => hash.bytes(b"0"),
                 Source::Link { step, slot } => {

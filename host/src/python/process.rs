@@ -244,7 +244,7 @@ impl Pack {
             return Err(Failure::Process("is not there".into()));
         };
         let failed = |sentence: String| Failure::Node { input: None, sentence };
-        let known = running.nodes.get(node).filter(|known| known.inputs.len() == inputs.len());
+        let known = running.nodes.get(node).filter(|known| known.inputs.len() <= inputs.len());
         let Some(known) = known else {
             return Err(failed("the plan does not fit the pack".into()));
         };
@@ -252,7 +252,18 @@ impl Pack {
         let number = self.calls;
         let side = running.side();
         let (mut memory, mut given) = (Vec::new(), Vec::new());
-        for ((name, unsigned), value) in known.inputs.iter().zip(inputs) {
+        let names = |what: &str| -> Vec<String> {
+            let names = call.property(what);
+            names.and_then(|names| serde_json::from_str(&names).ok()).unwrap_or_default()
+        };
+        // Behind those of the class stand those of this node alone.
+        let more = names("inputs").into_iter().skip(known.inputs.len()).map(|name| (name, false));
+        let inputs_of_node: Vec<(String, bool)> =
+            known.inputs.iter().cloned().chain(more).collect();
+        if inputs_of_node.len() != inputs.len() {
+            return Err(failed("the plan does not fit the pack".into()));
+        }
+        for ((name, unsigned), value) in inputs_of_node.iter().zip(inputs) {
             let encoded = match known.takes_lists && !value.is_none() {
                 true => side.encode_list(value, *unsigned, &mut memory),
                 false => side.encode(value, *unsigned, &mut memory),
@@ -271,12 +282,8 @@ impl Pack {
         }
         let released =
             std::mem::take(&mut *running.released.lock().unwrap_or_else(PoisonError::into_inner));
-        let linked: Json = call
-            .property("linked")
-            .and_then(|names| serde_json::from_str(&names).ok())
-            .unwrap_or_default();
         let mut message = json!({"class": known.class, "node": call.property("node"), "inputs": given,
-            "linked": linked, "hidden": hidden, "fds": memory.len(), "release": released});
+            "linked": names("linked"), "hidden": hidden, "fds": memory.len(), "release": released});
         message[what] = number.into();
         let outputs = known.outputs.clone();
         let fds: Vec<RawFd> = memory.iter().map(AsRawFd::as_raw_fd).collect();

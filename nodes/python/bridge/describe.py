@@ -106,10 +106,20 @@ def one(key, node, title, pack):
         "pure": not bool(getattr(node, "NOT_IDEMPOTENT", False)),
         "asks": asks,
         "input_is_list": reading.takes_lists,
+        "any_inputs": takes_any(getattr(node, function)),
         "output_node": is_output,
         "hidden": sorted(set(reading.hidden.values())),
     }
     return described, reading
+
+
+def takes_any(function):
+    """Whether it takes what is linked to it under names that INPUT_TYPES does not have, as many whose page adds inputs do."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    return any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters)
 
 
 def questions(node):

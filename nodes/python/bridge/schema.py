@@ -14,6 +14,7 @@ there can be, optional ones, as "name.inner"; the node is given them as it expec
 """
 
 import enum
+import inspect
 import sys
 import types
 
@@ -282,7 +283,8 @@ def overrides(node, name):
 
 def adapted(node):
     """A class as ComfyUI's older nodes are, which does what `node`, of a schema, does."""
-    schema = node.GET_SCHEMA()
+    # One that builds on a class of ComfyUI's has no GET_SCHEMA.
+    schema = node.GET_SCHEMA() if hasattr(node, "GET_SCHEMA") else node.define_schema()
     groups = {"required": {}, "optional": {}}
     for input in schema.inputs:
         for name, optional, what in input.listed():
@@ -304,6 +306,7 @@ def adapted(node):
         called, inputs = given(named)
         return waiting(called.execute(**inputs)) if is_coroutine(node.execute) else flat(called.execute(**inputs))
 
+    run.__signature__ = inspect.signature(node.execute)
     more = {}
     for old, new in (("IS_CHANGED", "fingerprint_inputs"), ("VALIDATE_INPUTS", "validate_inputs"), ("check_lazy_status", "check_lazy_status")):
         if overrides(node, new):
@@ -320,8 +323,6 @@ def adapted(node):
 
 def asked(node, name, given):
     """One of the questions of `node`, with the parameters that it has: which they are says what it looks at."""
-    import inspect
-
     def ask(*_, **named):
         called, inputs = given(named)
         return getattr(called, name)(**inputs)
@@ -356,8 +357,6 @@ def nest(named, nested):
 
 
 def is_coroutine(function):
-    import inspect
-
     return inspect.iscoroutinefunction(getattr(function, "__func__", function))
 
 
@@ -477,7 +476,6 @@ def install(module, missing):
 def mappings(module):
     """The classes of a pack with `comfy_entrypoint`, and their titles."""
     import asyncio
-    import inspect
 
     async def classes():
         extension = module.comfy_entrypoint()

@@ -151,6 +151,7 @@ node("PyOwnList", lambda self, text: ([(part, Own()) for part in text.split(",")
 node("PyNoList", lambda self, text: (text,), OUTPUT_IS_LIST=(True,))
 node("PyWrongList", lambda self, text: ([1, -(2**63) - 1],), types=("INT",), names=("count",), OUTPUT_IS_LIST=(True,))
 node("PyTwoLists", lambda self, text: ([text],), types=("STRING", "STRING"), names=("a", "b"), OUTPUT_IS_LIST=(True, True))
+node("PyAnyOf", lambda self, text, **more: (repr((text, sorted(more.items()))),))
 LINK = ("STRING", {"forceInput": True})
 node("PyPair", lambda self, one, other, end="": (one + other + end,), {"required": {"one": LINK, "other": LINK}, "optional": {"end": ("STRING",)}})
 node("PyAllOf", lambda self, **given: (repr(sorted(given.items())),),

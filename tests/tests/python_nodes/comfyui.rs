@@ -44,6 +44,14 @@ pub fn lists() -> Result<(), Failed> {
         by_node["12"],
         format!("[{}, ('other', ['a', 'b', 'c']), {end}['x of {{}}', 'y of {{}}'])]", rest("11"))
     );
+    // Inputs that a page added, which INPUT_TYPES does not have; their names count.
+    let any = |name: &str| json!({"class_type": "PyAnyOf", "inputs": {"text": "t", "stale": "literal", name: ["1", 0]}});
+    let graph = json!({"1": {"class_type": "PyPass", "inputs": {"value": "v"}}, "2": any("more_1"), "3": show("2"), "4": any("more_2"), "5": show("4")});
+    let by_node = all_told(&run("any_inputs", &graph).arg("--json").expect_success());
+    assert_eq!(
+        (by_node["3"].as_str(), by_node["5"].as_str()),
+        ("('t', [('more_1', 'v')])", "('t', [('more_2', 'v')])")
+    );
     // What runs for each value of a list cannot run for none.
     let graph = json!({"1": list(""), "2": {"class_type": "PyPair", "inputs": {"one": ["1", 0], "other": ["1", 0]}}, "3": show("2")});
     run("empty_list", &graph).expect_code(3).stderr_contains("the list it is linked to is empty");
