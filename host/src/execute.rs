@@ -7,6 +7,7 @@
 
 pub(crate) mod files;
 mod hooks;
+mod keeping;
 mod later;
 mod lazy;
 mod lists;
@@ -17,13 +18,14 @@ pub use memory::Budget;
 
 use crate::events::{Event, Listener};
 use crate::need;
-use crate::plan::{Key, KeyMap, KeySet, Literal, Plan, Source, Step};
+use crate::plan::{Key, KeyMap, Literal, Plan, Source, Step};
 use crate::plugin::{Call, Library, LogLevel, NodeFailure};
 use crate::problem::Problem;
 use crate::value::Value;
 use crate::wire::Earlier;
 use files::Files;
 use hooks::Hooks;
+use keeping::{common, has_all, join, part, used};
 use lists::{Calls, Element};
 use memory::Memory;
 use serde::{Deserialize, Serialize};
@@ -576,54 +578,6 @@ fn links(step: &Step) -> impl Iterator<Item = (usize, usize)> {
         Source::Link { step, slot } => Some((*step, *slot)),
         _ => None,
     })
-}
-
-/// Those of the results that will be used.
-fn used(results: &[Option<Value>], uses: &[usize]) -> Live {
-    let one = |(value, &uses): (&Option<Value>, &usize)| value.clone().filter(|_| uses > 0);
-    results.iter().zip(uses).map(one).collect()
-}
-
-/// Those of the results that are wanted, each in its place.
-fn part(results: &[Option<Value>], wanted: &[bool]) -> Results {
-    let is_wanted = |output: usize| wanted.get(output).is_some_and(|wanted| *wanted);
-    let one =
-        |(output, value): (usize, &Option<Value>)| value.clone().filter(|_| is_wanted(output));
-    results.iter().enumerate().map(one).collect()
-}
-
-fn has_all(results: &[Option<Value>], wanted: &[bool]) -> bool {
-    results.iter().zip(wanted).all(|(value, wanted)| !wanted || value.is_some())
-}
-
-/// Adds what `more` wants.
-fn join(wanted: &mut Wanted, more: &[bool]) {
-    wanted.resize(wanted.len().max(more.len()), false);
-    wanted.iter_mut().zip(more).for_each(|(wanted, more)| *wanted |= more);
-}
-
-/// The results of `plan` that `next` would begin with, and what of them it uses: what it needs before
-/// anything new.
-fn common(plan: &Plan, next: &Plan) -> KeyMap<Wanted> {
-    let there: KeySet = plan.steps().iter().map(|step| step.key).collect();
-    let mut needed = vec![false; next.steps().len()];
-    for position in next.outputs() {
-        needed[position] = true;
-    }
-    let mut uses: Vec<Wanted> =
-        next.steps().iter().map(|step| vec![false; step.descriptor.outputs.len()]).collect();
-    let mut wanted: KeyMap<Wanted> = KeyMap::default();
-    for (position, step) in next.steps().iter().enumerate().rev() {
-        if needed[position] && there.contains(&step.key) {
-            join(wanted.entry(step.key).or_default(), &uses[position]);
-        } else if needed[position] {
-            for (from, slot) in links(step) {
-                needed[from] = true;
-                uses[from][slot] = true;
-            }
-        }
-    }
-    wanted
 }
 
 fn value(literal: &Literal) -> Value {

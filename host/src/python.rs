@@ -8,6 +8,7 @@
 //! The other side, in Python, lies in `nodes/python/bridge`; it travels in this program.
 
 mod find;
+mod hear;
 mod process;
 mod values;
 
