@@ -304,7 +304,13 @@ impl<R: Runner> Executor<R> {
                 }
                 continue;
             }
-            if let Some(failed) = links(step).find_map(|(from, _)| states[from].cause()) {
+            let cause = lazy::cause(step, &states);
+            let wanted = match cause {
+                Some(_) => Ok(Vec::new()),
+                None => self.wanted(position, plan, &live, &states, setting),
+            };
+            let of_wanted = wanted.iter().flatten().find_map(|&from| states[from].cause());
+            if let Some(failed) = cause.or(of_wanted) {
                 states[position] = State::Failed(failed);
                 setting.listener.event(&skipped(step, &steps[failed]));
             } else {
@@ -316,7 +322,6 @@ impl<R: Runner> Executor<R> {
                         path.display()
                     )),
                 };
-                let wanted = self.wanted(position, plan, &live, &states, setting);
                 let made = match wanted.map(|wanted| lazy::wake(plan, &mut states, wanted)) {
                     // That first, and this one again.
                     Ok(Some(first)) => {
@@ -385,7 +390,7 @@ impl<R: Runner> Executor<R> {
         }
         if !earlier.failed.is_empty() {
             for position in 0..steps.len() {
-                let cause = links(&steps[position]).find_map(|(from, _)| states[from].cause());
+                let cause = lazy::cause(&steps[position], &states);
                 if let (State::Unneeded, Some(cause)) = (states[position], cause) {
                     states[position] = State::Failed(cause);
                 }

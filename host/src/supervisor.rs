@@ -332,6 +332,10 @@ impl Supervisor {
                     heard.push(answer);
                 }
             });
+            if cancel.load(Ordering::Relaxed) {
+                // What is run now ends before it begins.
+                return None;
+            }
             let why = match end {
                 Ok(End::Finished { interrupted: false }) => {
                     "its pack was asked about it and did not answer".to_owned()

@@ -19,9 +19,14 @@ pub(super) fn links(step: &Step) -> impl Iterator<Item = (usize, usize, bool)> {
     })
 }
 
-/// Whether a step has a lazy input that is linked and not computed.
-pub(super) fn is_open(step: &Step, states: &[State]) -> bool {
-    links(step).any(|(from, _, lazy)| lazy && states[from] == State::Possible)
+/// Whether what a lazy input leads to was not computed.
+fn is_missing(state: State) -> bool {
+    !matches!(state, State::Needed)
+}
+
+/// The failure that a step cannot do without, if there is one.
+pub(super) fn cause(step: &Step, states: &[State]) -> Option<usize> {
+    links(step).filter(|(.., lazy)| !lazy).find_map(|(from, ..)| states[from].cause())
 }
 
 impl<R: Runner> Executor<R> {
@@ -35,7 +40,7 @@ impl<R: Runner> Executor<R> {
         setting: Setting,
     ) -> Result<Vec<usize>, Stop> {
         let step = &plan.steps()[position];
-        if !is_open(step, states) {
+        if !links(step).any(|(from, _, lazy)| lazy && is_missing(states[from])) {
             return Ok(Vec::new());
         }
         let (calls, hooks) = self.calls(position, plan, live, states, setting)?;
@@ -54,7 +59,7 @@ impl<R: Runner> Executor<R> {
         let inputs = step.inputs.iter().zip(&step.descriptor.inputs);
         let wanted = inputs.filter_map(|(source, input)| match source {
             Source::Link { step: from, .. }
-                if states[*from] == State::Possible && names.contains(&input.name) =>
+                if input.lazy && is_missing(states[*from]) && names.contains(&input.name) =>
             {
                 Some(*from)
             }
@@ -109,7 +114,7 @@ pub(super) fn release(
     unneeded
 }
 
-/// What an input has that is linked to a step which was not computed.
+/// What a lazy input has that leads to a step which was not computed.
 pub(super) fn missing(state: State) -> Option<Value> {
-    matches!(state, State::Possible | State::Unneeded).then(Value::none)
+    is_missing(state).then(Value::none)
 }

@@ -235,19 +235,26 @@ impl<'a> Track<'a> {
 
     /// Whether no output is left that could still be made.
     pub fn is_through(&self) -> bool {
-        let lost = self.lost();
-        let settled = |at: usize| self.told[at].done || self.told[at].cached || lost[at].is_some();
+        let (lost, perhaps_lost) = (self.lost(false), self.lost(true));
+        let settled = |at: usize| {
+            let Told { done, cached, skipped, .. } = self.told[at];
+            done || cached || lost[at].is_some() || skipped && perhaps_lost[at].is_some()
+        };
         self.plan.outputs().all(settled)
     }
 
-    /// Of each step the failed step that it hangs on, if there is one.
-    fn lost(&self) -> Vec<Option<usize>> {
+    /// Of each step the failed step that it hangs on, if there is one; also by inputs that it may do without, if `lazy`.
+    fn lost(&self, lazy: bool) -> Vec<Option<usize>> {
         let mut lost: Vec<Option<usize>> = Vec::with_capacity(self.told.len());
         for (at, step) in self.plan.steps().iter().enumerate() {
-            let from = step.inputs.iter().find_map(|source| match source {
-                Source::Link { step, .. } => lost[*step],
-                _ => None,
-            });
+            let inputs = step.inputs.iter().zip(&step.descriptor.inputs);
+            let from =
+                inputs.filter(|(_, input)| lazy || !input.lazy).find_map(
+                    |(source, _)| match source {
+                        Source::Link { step, .. } => lost[*step],
+                        _ => None,
+                    },
+                );
             lost.push(if self.told[at].failed { Some(at) } else { from });
         }
         lost
@@ -256,7 +263,7 @@ impl<'a> Track<'a> {
     /// Tells of every step that nothing was told of: the failed step that it hangs on, or, where only
     /// what failed would have used it, the last one.
     pub fn skip_the_rest(&mut self, tell: &mut dyn FnMut(Event)) {
-        let lost = self.lost();
+        let lost = self.lost(true);
         let steps = self.plan.steps();
         for (at, cause) in lost.into_iter().enumerate() {
             let Told { started, cached, skipped, .. } = self.told[at];

@@ -10,6 +10,7 @@ OBJECTS = frozenset(
     "MODEL CLIP VAE CLIP_VISION CLIP_VISION_OUTPUT CONDITIONING CONTROL CONTROL_NET UPSCALE_MODEL KOSMOS FEATURES "
     "IMAGE_ENCODER IMAGE_TOKENS HIDDEN_STATES SAMPLER GUIDER NOISE GLIGEN LATENT_OPERATION STYLE_MODEL".split()
 )
+DATA = frozenset("IMAGE MASK LATENT SIGMAS AUDIO INT FLOAT STRING BOOLEAN COMBO".split())
 WIDGETS = frozenset(("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"))
 LOWEST, HIGHEST, ALL_BITS = -(2**63), 2**63 - 1, 2**64 - 1
 # A descriptor is read whole, so it cannot be of any size.
@@ -72,10 +73,9 @@ def one(key, node, title, pack):
     for group, optional in (("required", False), ("optional", True)):
         for name, what in dict(given.get(group) or {}).items():
             described = read_input(str(name), what, optional, reading)
-            if described is not None:
-                if everything or name in named:
-                    described["unchecked"] = True
-                inputs.append(described)
+            if everything or name in named:
+                described["unchecked"] = True
+            inputs.append(described)
     for name, what in dict(given.get("hidden") or {}).items():
         what = what[0] if isinstance(what, (tuple, list)) and what else what
         reading.hidden[str(name)] = str.__str__(what) if isinstance(what, str) else ""
@@ -85,9 +85,12 @@ def one(key, node, title, pack):
     names = getattr(node, "RETURN_NAMES", None) or ()
     names = (names,) if isinstance(names, str) else tuple(names)
     outputs = []
+    # What it need not be given and gives it may just give on; a type of the pack's own may bring it, too.
+    carried = set(reading.inputs.values())
+    carries_any = any(kind not in OBJECTS and kind not in DATA for kind in carried)
     for number, what in enumerate(types):
         kind = type_of(what)
-        if kind in OBJECTS:
+        if kind in OBJECTS and kind not in carried and not carries_any:
             raise LeftOut("it gives a %s, which only ComfyUI's own Python can make" % kind)
         label = str(names[number]) if number < len(names) and names[number] else kind
         is_list = number < len(lists) and bool(lists[number])
@@ -155,9 +158,7 @@ def read_input(name, what, optional, reading):
     refuse_missing(what[0])
     options = what[1] if len(what) > 1 and isinstance(what[1], dict) else {}
     kind = type_of(what[0])
-    if kind in OBJECTS:
-        if optional:
-            return None  # it is never there
+    if kind in OBJECTS and not optional:
         raise LeftOut("its input %s is a %s, which only ComfyUI's own Python can use" % (name, kind))
     if kind not in WIDGETS and "," in kind and WIDGETS & set(part.strip() for part in kind.split(",")):
         # A socket, whatever else it may be.

@@ -294,13 +294,13 @@ def adapted(node):
         hidden.update(prompt="PROMPT", extra_pnginfo="EXTRA_PNGINFO")
     nested = [input.id for input in schema.inputs if isinstance(input, (DynamicCombo.Input, Autogrow.Input))]
 
-    def given(named):
-        """The class as it is called this once, and its inputs."""
+    def given(named, whole=True):
+        """The class as it is called this once, and its inputs; as a `whole` with a dict for what brings none."""
         values = {name: named.pop(name) for name in list(named) if name in hidden}
         called = type(node.__name__, (node,), {"hidden": types.SimpleNamespace(**dict.fromkeys((one.name for one in Hidden)))})
         for name, value in values.items():
             setattr(called.hidden, name, value[0] if schema.is_input_list and isinstance(value, (list, tuple)) else value)
-        return called, nest(named, nested)
+        return called, nest(named, nested, whole)
 
     def run(self, **named):
         called, inputs = given(named)
@@ -324,7 +324,7 @@ def adapted(node):
 def asked(node, name, given):
     """One of the questions of `node`, with the parameters that it has: which they are says what it looks at."""
     def ask(*_, **named):
-        called, inputs = given(named)
+        called, inputs = given(named, name == "check_lazy_status")
         return getattr(called, name)(**inputs)
 
     if name == "check_lazy_status":
@@ -333,7 +333,7 @@ def asked(node, name, given):
     return staticmethod(ask)
 
 
-def nest(named, nested):
+def nest(named, nested, whole):
     """"a.b": value -> "a": {"b": value}; a choice that brings inputs is in its own dict, under its own name."""
     if not nested:
         return named
@@ -351,7 +351,7 @@ def nest(named, nested):
                 there = inside[part] = {} if there is None else {part: there}
             inside = there
         inside[parts[-1]] = value
-    for name in nested:
+    for name in nested if whole else ():
         inputs.setdefault(name, {})
     return inputs
 

@@ -36,7 +36,7 @@ node("PyPlain", plain, PLAIN, ("STRING", "INT", "INT", "FLOAT", "BOOLEAN", "STRI
 
 
 def show(self, value):
-    value = value if isinstance(value, str) and value[:1] in "({" else repr(value)
+    value = value if isinstance(value, str) and value[:1] in "({[" else repr(value)
     return {"ui": {"shown": [value], "odd": [float("nan")]}}
 
 
