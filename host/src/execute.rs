@@ -460,6 +460,8 @@ impl<R: Runner> Executor<R> {
         }
         let calls = Calls::of(step, plan.steps(), inputs).map_err(|lists::Empty(at)| {
             let input = step.descriptor.inputs.get(at).map(|input| input.name.clone());
+            // Whose failure it is, is believed of a node that has begun.
+            setting.listener.event(&Event::NodeStarted(Cow::Borrowed(&step.name)));
             let sentence = "the list it is linked to is empty, so there is nothing to do; at least \
                             one value is wanted";
             Stop::Failed { input, sentence: sentence.into() }

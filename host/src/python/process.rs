@@ -313,6 +313,9 @@ impl Pack {
     ) -> Result<Vec<Value>, Failure> {
         let (outputs, mut message, mut memory) = self.send_node("run", node, call, inputs)?;
         let failed = |sentence: String| Failure::Node { input: None, sentence };
+        if let Some(warning) = message["warning"].as_str() {
+            call.log(LogLevel::Warn, warning);
+        }
         if message["ui"].is_object() {
             call.output(message["ui"].take());
         }

@@ -180,13 +180,13 @@ def run(message, fds, instances, classes, values):
             host.running = None
             host.send({"done": number, "wanted": wanted})
             return
-        outputs, ui = run_node(message, fds, instances, classes, values, out)
+        outputs, ui, warning = run_node(message, fds, instances, classes, values, out)
         if len(out) > MOST_DESCRIPTORS:
             raise NodeFailed(None, "it gives %d tensors at once; %d can be passed" % (len(out), MOST_DESCRIPTORS))
         host.running = None
         returned = values_module.Lent.returned
         back, returned[:] = list(returned), []
-        host.send({"done": number, "outputs": outputs, "ui": ui, "fds": len(out), "returned": back}, out)
+        host.send({"done": number, "outputs": outputs, "ui": ui, "fds": len(out), "returned": back, "warning": warning}, out)
     except NodeFailed as failed:
         host.running = None
         host.send({"failed": number, "input": failed.input, "sentence": failed.sentence})
@@ -242,7 +242,7 @@ def wanted_inputs(message, fds, instances, classes, values):
 def run_node(message, fds, instances, classes, values, out):
     reading, instance, given = prepared(message, message["run"], fds, instances, classes, values)
     result = waited(getattr(instance, reading.node.FUNCTION)(**given))
-    ui = None
+    ui = warning = None
     if isinstance(result, dict):
         ui = result.get("ui")
         if "expand" in result:
@@ -255,7 +255,7 @@ def run_node(message, fds, instances, classes, values, out):
         raise NodeFailed(None, "it returned %s where a tuple of %d is due" % (values_module.shown(result), len(reading.outputs)))
     if len(result) < len(reading.outputs):
         # As in ComfyUI: what takes one of those that are missing is given None.
-        print("it returned %d values where RETURN_TYPES has %d; the others are None" % (len(result), len(reading.outputs)), file=sys.stderr)
+        warning = "it returned %d values where RETURN_TYPES has %d; the others are None" % (len(result), len(reading.outputs))
         missing = reading.outputs[len(result) :]
         result = tuple(result) + tuple([None] if is_list else None for _, _, is_list in missing)
     outputs = []
@@ -264,7 +264,7 @@ def run_node(message, fds, instances, classes, values, out):
             outputs.append(values.encode_list(value, kind, out) if is_list else values.encode(value, kind, out))
         except values_module.Wrong as wrong:
             raise NodeFailed(None, "its output %s (%s) %s" % (name, kind, wrong)) from None
-    return outputs, ui if isinstance(ui, dict) else None
+    return outputs, ui if isinstance(ui, dict) else None, warning
 
 
 def waited(result):
