@@ -223,6 +223,23 @@ fn hang() -> Result<(), Failed> {
             "{class}: {last}"
         );
     }
+    // In a worker that stays, the next node of the pack has a new process.
+    let mut child = Run::new("jobs").arg("--python-nodes").arg(pack()).with_plugins().command();
+    let mut child =
+        child.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).spawn()?;
+    let mut input = child.stdin.take().unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().unwrap()));
+    let mut until = |line: &Value, part: &str| -> Result<String, Failed> {
+        std::io::Write::write_all(&mut input, format!("{line}\n").as_bytes())?;
+        let found = lines.find(|line| line.as_ref().map_or(true, |line| line.contains(part)));
+        Ok(found.ok_or("it ended")??)
+    };
+    until(&json!({"id": "a", "workflow": shown("PyBusy")}), "at work")?;
+    until(&json!({"cancel": "a"}), "job_done")?;
+    let done = until(&json!({"id": "b", "workflow": shown("PyList")}), "job_done")?;
+    assert!(done.contains("\"code\":0"), "{done}");
+    drop(input);
+    child.wait()?;
     Ok(())
 }
 

@@ -117,6 +117,10 @@ impl Pack {
     /// What the host is told of a failure; a process that is no use any more is ended.
     fn failed(&mut self, failure: Failure) -> NodeFailure {
         let name = self.told.name.clone();
+        // One that did not stop when it was asked to was ended: the next node has another.
+        if self.running.as_ref().is_some_and(|running| !running.alive.is_alive()) {
+            self.end();
+        }
         match failure {
             Failure::Cancelled => NodeFailure::Cancelled,
             Failure::Node { input, sentence } => NodeFailure::Failed {
