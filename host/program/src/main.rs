@@ -21,7 +21,7 @@ enum Command {
     #[command(flatten)]
     Host(args::Command),
     /// Serve ComfyUI's interface over HTTP: its editor, its clients, a page of our own (docs/serve.md)
-    Serve(kosmograph_server::Serve),
+    Serve(Box<kosmograph_server::Serve>),
     /// Run jobs, one after the other: from standard input, with reports on standard output (docs/worker.md), or
     /// from a queue of many machines with --queue (docs/fleet.md)
     Worker(kosmograph_server::Worker),
@@ -33,7 +33,7 @@ fn main() -> ExitCode {
     compute_in_one_pool();
     // A wrong argument ends the program here, with the sentence of clap and exit code 2.
     match Arguments::parse().command {
-        Command::Serve(serve) => kosmograph_server::main(serve),
+        Command::Serve(serve) => kosmograph_server::main(*serve),
         Command::Worker(worker) => match kosmograph_server::work(&worker) {
             Some(code) => code,
             // What a worker does with signals is its own business.

@@ -544,7 +544,7 @@ mod tests {
     fn large_files_go_in_parts() {
         let (one, two, _folder) = two();
         let (here, there) = (one.root().join("output/a.bin"), two.root().join("output/a.bin"));
-        let bytes: Vec<u8> = (0..PART * 2 + 17).map(|at| (at * 31 >> 7) as u8).collect();
+        let bytes: Vec<u8> = (0..PART * 2 + 17).map(|at| ((at * 31) >> 7) as u8).collect();
         fs::write(&here, &bytes).unwrap();
         one.send(&here).unwrap();
         two.bring(&there).unwrap();

@@ -24,6 +24,9 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+/// What comes of a node: the outputs that it has, the message, and the descriptors that came with it.
+type Answered = (Vec<Output>, Json, Vec<Option<OwnedFd>>);
+
 /// How long a node that was asked to stop may take before its process is ended: less than the worker itself is given.
 const GRACE: Duration = Duration::from_millis(600);
 /// How often it is asked whether to stop.
@@ -229,7 +232,7 @@ impl Pack {
         node: usize,
         call: &dyn Call,
         inputs: &[Value],
-    ) -> Result<(Vec<Output>, Json, Vec<Option<OwnedFd>>), Failure> {
+    ) -> Result<Answered, Failure> {
         let Some(running) = &mut self.running else {
             return Err(Failure::Process("is not there".into()));
         };

@@ -39,7 +39,7 @@ impl Drop for Held {
 pub fn is_lost(value: &Value) -> bool {
     value.object_owner::<Held>().is_some_and(|held| !held.process.is_alive())
         || value.items().iter().any(is_lost)
-        || value.pairs().any(|(_, value)| is_lost(&value))
+        || value.pairs().any(|(_, value)| is_lost(value))
 }
 
 /// Values that Python cannot use and was lent: it can give them on, and that is all.
