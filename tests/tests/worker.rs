@@ -64,7 +64,7 @@ fn models_stay_loaded_from_one_job_to_the_next() {
     let mut done = Vec::new();
     for _ in 0..2 {
         let job = job("workflows/text.json", out.path());
-        let (plan, graph) = job.first_plan().unwrap();
+        let (plan, graph) = job.first_plan(&mut kosmograph::ask::nobody).unwrap();
         let task = Task {
             plan: &plan,
             catalogue: &job.libraries.catalogue,

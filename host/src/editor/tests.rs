@@ -263,8 +263,14 @@ fn what_depends_on_a_muted_node_is_left_out() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("cat.png"), "").unwrap();
     let folders = Folders { input: vec![folder.path().to_owned()], ..Folders::default() };
-    let plan =
-        Plan::with_known(&converted.graph, &catalogue(), &folders, "cpu", converted.problems);
+    let plan = Plan::with_known(
+        &converted.graph,
+        &catalogue(),
+        &folders,
+        "cpu",
+        converted.problems,
+        &Default::default(),
+    );
     let plan = plan.unwrap();
     let steps: Vec<&str> = plan.steps().iter().map(|step| step.name.id.as_str()).collect();
     assert_eq!(steps, ["1", "2"]);

@@ -4,7 +4,6 @@ use super::*;
 use crate::catalogue::Catalogue;
 use crate::folders::Folders;
 use crate::graph::Graph;
-use crate::problem::NodeName;
 use proptest::prelude::*;
 use serde_json::{Map, Value as Json, json};
 use std::path::Path;
@@ -182,7 +181,9 @@ fn a_node_is_told_where_the_files_are_that_its_text_mentions() {
     let property = "file:embeddings/moody".to_owned();
     let file = Mention { property, path: "/e/moody.pt".into(), identity: [0; 16] };
     let text = Literal::TextWithFiles { text: "embedding:moody".into(), files: vec![file] };
-    let name = NodeName { id: "1".into(), title: None, class: "A".into() };
+    let plan = plan(&json!({"1": node("Add", 1, &[]), "2": node("Show", 0, &["1"])}));
+    let mut step = plan.steps()[0].clone();
+    step.inputs = vec![Source::Literal(text)];
     let (properties, heard) = (Properties::default(), Heard::default());
     let setting = Setting {
         properties: &properties,
@@ -191,8 +192,7 @@ fn a_node_is_told_where_the_files_are_that_its_text_mentions() {
         keep: Keep::Nothing,
         earlier: &Earlier::NONE,
     };
-    let inputs = &[Source::Literal(text)];
-    let hooks = Hooks { name: &name, inputs, setting, work: None, element: None };
+    let hooks = Hooks { step: &step, setting, work: None, element: None };
     assert_eq!(hooks.property("file:embeddings/moody").as_deref(), Some("/e/moody.pt"));
     assert_eq!(hooks.property("file:embeddings/other"), None);
 }

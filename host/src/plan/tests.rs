@@ -216,7 +216,7 @@ fn what_was_found_before_costs_the_outputs_that_need_it() {
     let graph = Graph::parse(&graph.to_string()).unwrap();
     let plan = |problem: Problem| {
         let folders = folders(Path::new("/nowhere"));
-        Plan::with_known(&graph, &catalogue(), &folders, "cpu", vec![problem])
+        Plan::with_known(&graph, &catalogue(), &folders, "cpu", vec![problem], &Changes::new())
     };
     let problem = || Problem::new(Kind::BadLinkedInput, "is odd");
     let partly = plan(problem().at(graph.nodes()[0].name())).unwrap();
@@ -234,8 +234,15 @@ fn a_missing_class_whose_reason_is_known_is_said_once() {
     let graph = Graph::parse(&graph.to_string()).unwrap();
     let known =
         Problem::new(Kind::MissingNodeType, "cannot be laid out").at(graph.nodes()[0].name());
-    let refusal = Plan::with_known(&graph, &catalogue(), &Folders::default(), "cpu", vec![known])
-        .unwrap_err();
+    let refusal = Plan::with_known(
+        &graph,
+        &catalogue(),
+        &Folders::default(),
+        "cpu",
+        vec![known],
+        &Changes::new(),
+    )
+    .unwrap_err();
     let said: Vec<String> = refusal.problems.iter().map(Problem::to_string).collect();
     assert_eq!(said, ["node 1 (workflow>Draw): cannot be laid out"]);
 }
