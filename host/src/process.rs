@@ -8,11 +8,12 @@ pub use state::{Changes, State};
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::sys::stat::Mode;
 use nix::unistd::{dup2_stdin, dup2_stdout};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::ExitStatusExt;
-use std::process::ExitStatus;
+use std::process::{Command, ExitStatus};
 
 /// Takes over standard output: what is written to the result goes where standard output went, and
 /// whatever prints from now on goes to standard error.
@@ -126,10 +127,52 @@ pub fn signal_name(signal: i32) -> String {
     format!("{} ({meaning})", known.as_str())
 }
 
+/// Has a process that is confined not inherit what this one signs in with: an object store's keys, tokens, passwords.
+pub fn keep_secrets(command: &mut Command) {
+    let names = std::env::vars_os().map(|(name, _)| name);
+    for name in names.filter(|name| is_secret(name)) {
+        command.env_remove(name);
+    }
+}
+
+/// Whether a variable of the environment is likely to have a secret in it: an object store's, a database's, a token.
+fn is_secret(name: &OsStr) -> bool {
+    let name = name.to_string_lossy().to_ascii_uppercase();
+    let is_of = |prefix: &str| name.starts_with(prefix);
+    let has = |word: &str| name.split('_').any(|part| part == word);
+    is_of("AWS_")
+        || is_of("PGPASS")
+        || ["SECRET", "TOKEN", "PASSWORD", "CREDENTIALS"].into_iter().any(has)
+        || name.ends_with("API_KEY")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::process::Command;
+
+    #[test]
+    fn variables_with_secrets() {
+        for name in [
+            "AWS_ACCESS_KEY_ID",
+            "AWS_SESSION_TOKEN",
+            "PGPASSWORD",
+            "HF_TOKEN",
+            "my_secret",
+            "OPENAI_API_KEY",
+        ] {
+            assert!(is_secret(OsStr::new(name)), "{name}");
+        }
+        for name in [
+            "PATH",
+            "HOME",
+            "RAYON_NUM_THREADS",
+            "KOSMOGRAPH_LOG",
+            "TOKENIZERS_PARALLELISM",
+            "LD_LIBRARY_PATH",
+        ] {
+            assert!(!is_secret(OsStr::new(name)), "{name}");
+        }
+    }
 
     #[test]
     fn endings_are_named() {

@@ -90,6 +90,7 @@ pub(super) fn describe_pack(
     let mut command = Command::new(program);
     command.arg("describe").arg(&pack.path).arg("--python").arg(&told);
     if asked == Asked::Confined {
+        process::keep_secrets(&mut command);
         command.arg("--confined");
     }
     let descriptor = ask(command, &pack.path, PATIENCE_WITH_PYTHON)?;
@@ -139,6 +140,7 @@ pub(super) fn describe(path: &Path, store: Option<&Store>, asked: Asked) -> Resu
     let mut command = Command::new(program);
     command.arg("describe").arg(path);
     if asked == Asked::Confined {
+        process::keep_secrets(&mut command);
         command.arg("--confined");
     }
     let descriptor = ask(command, path, PATIENCE)?;

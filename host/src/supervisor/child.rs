@@ -57,6 +57,7 @@ impl Child {
         }
         if setup.sandbox.is_some() {
             command.arg("--confined");
+            process::keep_secrets(&mut command);
         }
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // A group of its own: whatever a library forks ends with the worker.
