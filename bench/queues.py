@@ -30,7 +30,7 @@ class Alone:
     """As a fleet is to its processes."""
 
     def __init__(self, folder, engine):
-        self.folder, self.engine, self.wrong = folder, engine, []
+        self.folder, self.engine, self.wrong, self.receiver, self.store = folder, engine, [], None, fleet.Folder(folder)
 
 
 class Own(fleet.Process):

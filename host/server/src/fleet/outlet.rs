@@ -23,6 +23,8 @@ struct Inside {
     /// How many were added, and how many of them were published or given up.
     added: u64,
     done: u64,
+    /// Somebody waits for what waits.
+    is_urgent: bool,
 }
 
 /// See the module.
@@ -51,6 +53,8 @@ impl Outlet {
     pub fn flush(&self) {
         let mut inside = self.lock();
         let (until, end) = (inside.added, Instant::now() + FLUSH);
+        inside.is_urgent = inside.done < until;
+        self.changed.notify_all();
         while inside.done < until {
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -69,15 +73,25 @@ impl Outlet {
                 while inside.waiting.is_empty() {
                     inside = self.changed.wait(inside).unwrap_or_else(PoisonError::into_inner);
                 }
+                inside.is_urgent = false;
                 (std::mem::take(&mut inside.waiting), inside.added)
             };
             if let Err(error) = app.store.publish(&last_of_each(batch)) {
                 tracing::warn!("clients are not told of progress: {error}");
                 std::thread::sleep(PAUSE * 8);
             }
-            self.lock().done = until;
+            let mut inside = self.lock();
+            inside.done = until;
             self.changed.notify_all();
-            std::thread::sleep(PAUSE);
+            let end = Instant::now() + PAUSE;
+            while !inside.is_urgent {
+                let left = end.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    break;
+                }
+                let waited = self.changed.wait_timeout(inside, left);
+                inside = waited.unwrap_or_else(PoisonError::into_inner).0;
+            }
         }
     }
 }
