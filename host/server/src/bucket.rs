@@ -8,6 +8,7 @@
 
 use crate::routes::{Existing, write};
 use kosmograph::folders::Elsewhere;
+use nix::fcntl::{Flock, FlockArg};
 use object_store::aws::AmazonS3Builder;
 use object_store::path::Path as Key;
 use object_store::{
@@ -15,7 +16,7 @@ use object_store::{
     WriteMultipart,
 };
 use std::collections::{HashMap, HashSet};
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,6 +25,9 @@ use tokio::runtime::Runtime;
 
 /// The folders of the copy; nothing else of a root is the bucket's.
 const FOLDERS: [&str; 4] = ["input", "output", "temp", "user"];
+
+/// The file of a copy that says that it is one, and whose.
+const LOCK: &str = "bucket.lock";
 
 /// A file larger than this is sent in parts of this size.
 const PART: usize = 16 << 20;
@@ -60,6 +64,8 @@ pub struct Bucket {
     /// The entity tags of the files of the copy.
     tags: Mutex<HashMap<PathBuf, String>>,
     lists: Mutex<HashMap<PathBuf, (Instant, Names)>>,
+    /// Nobody else has this folder for a copy as long as this is held.
+    _lock: Flock<File>,
 }
 
 impl std::fmt::Debug for Bucket {
@@ -94,6 +100,28 @@ fn parts(address: &str) -> Result<(&str, &str), String> {
     Ok((bucket, prefix))
 }
 
+/// Takes a folder for a copy, whose files are about to be deleted: one that is empty, or was a copy before.
+fn claim(root: &Path) -> Result<Flock<File>, String> {
+    let shown = root.display();
+    let path = root.join(LOCK);
+    let is_anybodys = || fs::read_dir(root).is_ok_and(|mut entries| entries.next().is_some());
+    if !path.exists() && is_anybodys() {
+        return Err(format!(
+            "{shown}: has files, and is no copy of a bucket; move them away, or name another folder with --state DIR"
+        ));
+    }
+    let unwritten = |error: &dyn std::fmt::Display| format!("{shown}: cannot be written: {error}");
+    fs::create_dir_all(root).map_err(|error| unwritten(&error))?;
+    let file = File::options().create(true).write(true).truncate(false).open(&path);
+    let file = file.map_err(|error| unwritten(&error))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| match error {
+        nix::Error::EWOULDBLOCK => format!(
+            "{shown}: another kosmograph has its copy of a bucket there; give each its own with --state DIR"
+        ),
+        error => unwritten(&error),
+    })
+}
+
 impl Bucket {
     /// Opens the bucket that `address` names, with the credentials of the environment (`AWS_ACCESS_KEY_ID` and so
     /// on), and asks for one file of it. The folder `root` becomes its copy: what lies in it is deleted.
@@ -123,7 +151,7 @@ impl Bucket {
             .with_retry(retry)
             .build()
             .map_err(|error| format!("--store {address}: {error}"))?;
-        let this = Self::with(Arc::new(objects), runtime, root, prefix, address);
+        let this = Self::with(Arc::new(objects), runtime, root, prefix, address)?;
         this.prepare().map_err(|error| format!("--store {address}: {error}"))?;
         Ok(this)
     }
@@ -134,10 +162,11 @@ impl Bucket {
         root: PathBuf,
         prefix: &str,
         name: &str,
-    ) -> Self {
+    ) -> Result<Self, String> {
+        let _lock = claim(&root)?;
         let (prefix, name) = (prefix.to_owned(), name.to_owned());
         let (tags, lists) = (Mutex::default(), Mutex::default());
-        Self { objects, runtime, root, prefix, name, tags, lists }
+        Ok(Self { objects, runtime, root, prefix, name, tags, lists, _lock })
     }
 
     /// An empty copy, and whether there is a bucket at all.
@@ -478,7 +507,8 @@ mod tests {
         let of = |name: &str| {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build();
             let root = folder.path().join(name);
-            let bucket = Bucket::with(objects.clone(), runtime.unwrap(), root, "a/b", "test");
+            let bucket =
+                Bucket::with(objects.clone(), runtime.unwrap(), root, "a/b", "test").unwrap();
             bucket.prepare().unwrap();
             bucket
         };
@@ -495,6 +525,22 @@ mod tests {
         {
             assert!(parts(wrong).unwrap_err().contains("s3://BUCKET"), "{wrong}");
         }
+    }
+
+    #[test]
+    fn only_a_copy_of_ones_own_is_emptied() {
+        let folder = tempfile::tempdir().unwrap();
+        let theirs = folder.path().join("input/a.png");
+        fs::create_dir_all(theirs.parent().unwrap()).unwrap();
+        fs::write(&theirs, "theirs").unwrap();
+        let refused = claim(folder.path()).unwrap_err();
+        assert!(refused.contains("--state") && theirs.exists(), "{refused}");
+        let root = folder.path().join("copy");
+        let held = claim(&root).unwrap();
+        assert!(claim(&root).unwrap_err().contains("another kosmograph"));
+        drop(held);
+        fs::write(root.join("old.png"), "of an earlier process").unwrap();
+        claim(&root).unwrap();
     }
 
     #[test]
