@@ -63,7 +63,7 @@ impl Isa {
     /// Columns of a register tile, and so of a packed panel.
     pub(crate) fn tile_width(self) -> usize {
         match self {
-            Isa::Avx512 | Isa::Portable16 => 32,
+            Isa::Avx512 | Isa::Portable16 => 48,
             Isa::Avx2 => 16,
             Isa::Neon | Isa::Portable => 8,
         }
@@ -103,8 +103,8 @@ impl Isa {
             #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
             // SAFETY: as above.
             Isa::Neon => unsafe { neon::neon(kernel) },
-            Isa::Portable16 => kernel.run::<Lanes<16, 12>>(),
-            _ => kernel.run::<Lanes<4, 4>>(),
+            Isa::Portable16 => kernel.run::<Lanes<16, 8, 3>>(),
+            _ => kernel.run::<Lanes<4, 4, 2>>(),
         }
     }
 }
@@ -123,11 +123,12 @@ pub(crate) trait Kernel {
 /// pointers lead to [`Vector::LANES`] values.
 pub(crate) trait Vector: Copy {
     const LANES: usize;
-    /// Rows of a tile of two vectors' width whose sums, with two vectors and a value, fill the registers.
+    /// Vectors in a row of a tile: what a panel is wide.
+    const TILE_VECTORS: usize;
+    /// Rows of a tile, whose sums, with a row of the panel and a value, fill the registers.
     const TILE_ROWS: usize;
-    /// Whether a tile takes four steps at once. Not where its many rows are: the compiler reads the four steps' values
-    /// of every row first, and has no registers for them.
-    const UNROLLED: bool = Self::TILE_ROWS <= 6;
+    /// Columns of a tile.
+    const WIDTH: usize = Self::TILE_VECTORS * Self::LANES;
     /// Whether a tile reads A a vector at a time and multiplies by the values in it, with [`mul_add_lane`](Vector::mul_add_lane).
     const BY_LANE: bool = false;
 
@@ -137,6 +138,26 @@ pub(crate) trait Vector: Copy {
     /// As [`load_f16`](Vector::load_f16).
     unsafe fn load_bf16(from: *const bf16) -> Self;
     unsafe fn store(self, to: *mut f32);
+    /// The first `count` values, and zeros.
+    #[inline(always)]
+    unsafe fn load_part(from: *const f32, count: usize) -> Self {
+        let mut values = [0f32; MOST_LANES];
+        // SAFETY: the caller's `count` values, at most a vector's.
+        unsafe {
+            std::ptr::copy_nonoverlapping(from, values.as_mut_ptr(), count);
+            Self::load(values.as_ptr())
+        }
+    }
+    /// Writes the first `count` values.
+    #[inline(always)]
+    unsafe fn store_part(self, to: *mut f32, count: usize) {
+        let mut values = [0f32; MOST_LANES];
+        // SAFETY: as for `load_part`.
+        unsafe {
+            self.store(values.as_mut_ptr());
+            std::ptr::copy_nonoverlapping(values.as_ptr(), to, count);
+        }
+    }
     unsafe fn splat(value: f32) -> Self;
     /// self · b + c, rounded once where the instruction set can.
     unsafe fn mul_add(self, b: Self, c: Self) -> Self;
@@ -179,11 +200,26 @@ pub(crate) trait Vector: Copy {
     }
 }
 
-/// Some values, for any processor, and the rows of a tile.
-#[derive(Clone, Copy)]
-pub(crate) struct Lanes<const COUNT: usize, const ROWS: usize>([f32; COUNT]);
+/// The values of the widest vector.
+const MOST_LANES: usize = 16;
 
-impl<const COUNT: usize, const ROWS: usize> Lanes<COUNT, ROWS> {
+/// The same pointer, of which the compiler knows nothing.
+#[inline(always)]
+pub(crate) fn opaque(pointer: *const f32) -> *const f32 {
+    let mut pointer = pointer;
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    // SAFETY: no instruction at all.
+    unsafe {
+        std::arch::asm!("/* {0} */", inout(reg) pointer, options(pure, nomem, nostack, preserves_flags));
+    }
+    pointer
+}
+
+/// Some values, for any processor, and the rows and vectors of a tile.
+#[derive(Clone, Copy)]
+pub(crate) struct Lanes<const COUNT: usize, const ROWS: usize, const VECTORS: usize>([f32; COUNT]);
+
+impl<const COUNT: usize, const ROWS: usize, const VECTORS: usize> Lanes<COUNT, ROWS, VECTORS> {
     #[inline(always)]
     fn zip(mut self, other: Self, f: impl Fn(f32, f32) -> f32) -> Self {
         for (a, b) in self.0.iter_mut().zip(other.0) {
@@ -193,8 +229,11 @@ impl<const COUNT: usize, const ROWS: usize> Lanes<COUNT, ROWS> {
     }
 }
 
-impl<const COUNT: usize, const ROWS: usize> Vector for Lanes<COUNT, ROWS> {
+impl<const COUNT: usize, const ROWS: usize, const VECTORS: usize> Vector
+    for Lanes<COUNT, ROWS, VECTORS>
+{
     const LANES: usize = COUNT;
+    const TILE_VECTORS: usize = VECTORS;
     const TILE_ROWS: usize = ROWS;
 
     #[inline(always)]
@@ -295,13 +334,14 @@ mod x86 {
 
     /// The same for both: the trait's names, and the intrinsics'.
     macro_rules! vector {
-        ($vector:ty, $lanes:literal, $rows:literal, $load:ident, $store:ident, $splat:ident,
+        ($vector:ty, $lanes:literal, $rows:literal by $vectors:literal, $load:ident, $store:ident, $splat:ident,
          $mul_add:ident, $add:ident, $sub:ident, $mul:ident, $max:ident, $apart:ident; $($own:tt)*) => {
             // SAFETY, of every call in here: the trait's: the processor has the instructions, and the
             // pointers lead to the values.
             impl Vector for $vector {
                 const LANES: usize = $lanes;
                 const TILE_ROWS: usize = $rows;
+                const TILE_VECTORS: usize = $vectors;
 
                 #[inline(always)]
                 unsafe fn load(from: *const f32) -> Self {
@@ -359,7 +399,7 @@ mod x86 {
     }
 
     vector! {
-        __m256, 8, 6, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_set1_ps,
+        __m256, 8, 6 by 2, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_set1_ps,
         _mm256_fmadd_ps, _mm256_add_ps, _mm256_sub_ps, _mm256_mul_ps, _mm256_max_ps, avx2_apart;
 
         #[inline(always)]
@@ -393,8 +433,18 @@ mod x86 {
     }
 
     vector! {
-        __m512, 16, 12, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_set1_ps,
+        __m512, 16, 8 by 3, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_set1_ps,
         _mm512_fmadd_ps, _mm512_add_ps, _mm512_sub_ps, _mm512_mul_ps, _mm512_max_ps, avx512_apart;
+
+        #[inline(always)]
+        unsafe fn load_part(from: *const f32, count: usize) -> Self {
+            unsafe { _mm512_maskz_loadu_ps(((1u32 << count) - 1) as u16, from) }
+        }
+
+        #[inline(always)]
+        unsafe fn store_part(self, to: *mut f32, count: usize) {
+            unsafe { _mm512_mask_storeu_ps(to, ((1u32 << count) - 1) as u16, self) }
+        }
 
         #[inline(always)]
         unsafe fn load_f16(from: *const f16) -> Self {

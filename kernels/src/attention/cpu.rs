@@ -58,8 +58,9 @@ impl Mask<'_> {
 
 /// Queries of a task: whole register tiles on every instruction set.
 const QUERIES: usize = 48;
-/// Keys whose scores a task has at once: 48 KiB, which a second-level cache holds beside the keys.
-const KEYS: usize = 256;
+/// Keys whose scores a task has at once, whole panels on every instruction set: 54 KiB, which a second-level cache holds beside
+/// the keys.
+const KEYS: usize = 288;
 
 /// Returns [B, Lq, H, Dv], and with `keeps_sums` for each query [B, H, Lq] the logarithm to base 2 of what its exponentials
 /// sum to, +∞ where it attends to nothing: 2^(score · log₂e − that) is then its softmax.
@@ -123,7 +124,7 @@ impl Kernel for Pack<'_> {
     #[inline(always)]
     fn run<V: Vector>(self) {
         let Pack { k, v, scale, s, packed_k, packed_v } = self;
-        let width = 2 * V::LANES;
+        let width = V::WIDTH;
         let columns = Transposed { values: WeightValues::F32(k.0), k: k.1 };
         for (i, panel) in packed_k.chunks_exact_mut(width * s.head_dim).enumerate() {
             let keys = i * width..s.keys.min((i + 1) * width);
@@ -164,7 +165,7 @@ impl Kernel for Block<'_> {
     fn run<V: Vector>(self) {
         let Block { q, packed_k, packed_v, mask, s, batch, head, first, y, log_sums, scores } =
             self;
-        let width = 2 * V::LANES;
+        let width = V::WIDTH;
         let queries = QUERIES.min(s.queries - first);
         let (q, q_stride) = q.rows(batch, head, first);
         assert!(q.len() >= (queries - 1) * q_stride + s.head_dim);

@@ -139,7 +139,7 @@ impl Kernel for Head<'_> {
         let Head { inputs, s, head: (batch, head), keys, deltas, log_sums, dq, dk, dv, scratch } =
             self;
         let Inputs { q, k, v, upstream, mask, scale, .. } = inputs;
-        let width = 2 * V::LANES;
+        let width = V::WIDTH;
         let (q, q_stride) = q.rows(batch, head, 0);
         let (up, up_stride) = upstream.rows(batch, head, 0);
         assert!(q.len() >= (s.queries - 1) * q_stride + s.head_dim);
@@ -278,7 +278,7 @@ impl Kernel for Head<'_> {
 /// The whole of B [depth, columns] in panels one after the other.
 #[inline(always)]
 fn pack<V: Vector>(b: &impl Columns, depth: usize, columns: usize, panels: &mut [f32]) {
-    let width = 2 * V::LANES;
+    let width = V::WIDTH;
     let firsts = (0..columns).step_by(width);
     for (first, panel) in firsts.zip(panels.chunks_exact_mut(depth * width)) {
         b.pack::<V>(0..depth, first..columns.min(first + width), width, panel);
@@ -299,7 +299,7 @@ unsafe fn product<V: Vector, const TURNED: bool>(
     (c, c_stride): (&mut [f32], usize),
     start: Start,
 ) {
-    let width = 2 * V::LANES;
+    let width = V::WIDTH;
     for row in (0..rows).step_by(V::TILE_ROWS) {
         for (column, panel) in (0..columns).step_by(width).zip(panels.chunks_exact(depth * width)) {
             let sizes = (V::TILE_ROWS.min(rows - row), width.min(columns - column), depth);

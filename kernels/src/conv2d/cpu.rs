@@ -144,7 +144,7 @@ struct Run {
 }
 
 /// The most columns of a panel, and so the most runs.
-const MAX_WIDTH: usize = 32;
+const MAX_WIDTH: usize = 48;
 
 impl Columns for Patches<'_> {
     #[inline(always)]

@@ -26,10 +26,13 @@ use crate::storage::WeightValues;
 const POINTS: usize = 36;
 /// Values of V at once: 32 MiB.
 const GROUP_VALUES: usize = 8 << 20;
-/// Tiles whose products a thread has before it transforms them back: with 48 channels, a second-level cache.
-const TILES_AT_ONCE: usize = 64;
+/// Tiles whose products a thread has before it transforms them back: with 48 channels, a second-level cache. Whole panels on every
+/// instruction set.
+const TILES_AT_ONCE: usize = 144;
 /// Output channels of a task, whole register tiles on every instruction set.
 const CHANNELS: usize = 48;
+/// Input channels whose weights are transformed at once where they are used at once: with 48 output channels 1.1 MB.
+const CHANNEL_BLOCK: usize = 160;
 
 /// Whether the transforms pay: they cost what some channels and tiles of products do. With fewer tiles
 /// than this the weights' transform costs more than the products save.
@@ -92,24 +95,23 @@ pub(super) fn conv2d(isa: Isa, x: &[f32], w: Kernels, bias: Option<&[f32]>, s: S
     let most = (GROUP_VALUES / (POINTS * s.channels) / width).max(2) * width;
     let groups = tiles.count.div_ceil(most);
     let per_group = tiles.count.div_ceil(groups).next_multiple_of(width);
-    let mut v = memory::reserve(POINTS * s.channels * per_group);
+    let panel_size = s.channels * width + LINE;
+    let mut v: Vec<f32> = memory::reserve(POINTS * per_group / width * panel_size);
+    let v = Shared(v.as_mut_ptr());
     for first in (0..tiles.count).step_by(per_group) {
         let group = first..tiles.count.min(first + per_group);
-        let padded = group.len().next_multiple_of(width);
-        let v_at = Shared(v.as_mut_ptr());
+        let v = Panels { values: v, count: group.len().div_ceil(width), size: panel_size };
         (0..s.channels).into_par_iter().for_each_init(Vec::new, |scratch, channel| {
             let group = group.clone();
-            isa.run(TransformInput { x, s, tiles, group, padded, channel, v: v_at, scratch });
+            isa.run(TransformInput { x, s, tiles, group, channel, v, scratch });
         });
-        // SAFETY: every channel has written its values of every point and tile of the group.
-        unsafe { v.set_len(POINTS * s.channels * padded) };
         let channels = s.out_channels.div_ceil(2 * rayon::current_num_threads());
         let channels = channels.next_multiple_of(ROW_STEP).min(CHANNELS);
         let blocks = (0..s.out_channels).into_par_iter().step_by(channels);
         blocks.for_each_init(Scratch::default, |scratch, first| {
             let channels = first..s.out_channels.min(first + channels);
             let group = group.clone();
-            isa.run(Multiply { v: &v, w, bias, s, tiles, group, padded, channels, y: to, scratch });
+            isa.run(Multiply { v, w, bias, s, tiles, group, channels, y: to, scratch });
         });
     }
     // SAFETY: the groups are all tiles, the blocks all channels: every value was written.
@@ -117,17 +119,37 @@ pub(super) fn conv2d(isa: Isa, x: &[f32], w: Kernels, bias: Option<&[f32]>, s: S
     y
 }
 
+/// V of a group of tiles, [point, panel, channel, tile of the panel]. Of a last panel that is not full only the vectors with
+/// tiles are written, and read.
+#[derive(Clone, Copy)]
+struct Panels {
+    values: Shared,
+    /// Of each point.
+    count: usize,
+    /// Values from one to the next: a cache line more than it has, or a channel's values of all points would share one
+    /// set of the first-level cache.
+    size: usize,
+}
+
+impl Panels {
+    /// From this channel's values on.
+    #[inline(always)]
+    fn at<V: Vector>(self, point: usize, panel: usize, channel: usize) -> *mut f32 {
+        self.values.at((point * self.count + panel) * self.size + channel * V::WIDTH)
+    }
+}
+
+/// Values of a cache line.
+const LINE: usize = 16;
+
 /// Bᵀ d B of one channel's tiles of a group.
 struct TransformInput<'a> {
     x: &'a [f32],
     s: Sizes,
     tiles: Tiles,
     group: std::ops::Range<usize>,
-    /// Tiles of the group in whole panels.
-    padded: usize,
     channel: usize,
-    /// [point, panel, channel, tile of the panel]
-    v: Shared,
+    v: Panels,
     scratch: &'a mut Vec<f32>,
 }
 
@@ -136,57 +158,62 @@ impl Kernel for TransformInput<'_> {
 
     #[inline(always)]
     fn run<V: Vector>(self) {
-        let TransformInput { x, s, tiles, group, padded, channel, v, scratch } = self;
-        let phase_length = tiles.columns + 1;
-        let scratch = memory::aligned(scratch, POINTS * padded + 4 * phase_length);
-        scratch.fill(0.0);
-        let (d, phases) = scratch.split_at_mut(POINTS * padded);
-        // d [row, column of the tile, tile]: a row of the input is first parted into its columns by four, so that what
-        // the same place of neighbouring tiles holds lies side by side.
-        tiles.runs(group, |sample, tile_row, column, at, length| {
-            let plane =
-                &x[(sample * s.channels + channel) * s.height * s.width..][..s.height * s.width];
-            for r in 0..6 {
-                let row = (4 * tile_row + r).wrapping_sub(1);
-                if row >= s.height {
-                    for point in 6 * r..6 * r + 6 {
-                        d[point * padded + at..][..length].fill(0.0);
-                    }
-                    continue;
-                }
-                let row = &plane[row * s.width..][..s.width];
-                // The columns of the padded row from the first tile's on: the first is the padding's where
-                // column is 0.
-                for (phase, values) in phases.chunks_exact_mut(phase_length).enumerate() {
-                    for (i, value) in values[..length + 1].iter_mut().enumerate() {
-                        let source = (4 * (column + i) + phase).wrapping_sub(1);
-                        *value = row.get(source).copied().unwrap_or(0.0);
-                    }
-                }
-                for c in 0..6 {
-                    let values = &phases[c % 4 * phase_length + c / 4..][..length];
-                    d[(6 * r + c) * padded + at..][..length].copy_from_slice(values);
-                }
-            }
-        });
-        let width = 2 * V::LANES;
-        let panel_size = s.channels * width;
-        for tile in (0..padded).step_by(V::LANES) {
-            let (panel, lane) = (tile / width, tile % width);
-            // SAFETY: d has `padded` values for each point, and `tile + LANES` is at most that; V has
-            // padded / width panels for each point, and no other task writes this channel's values.
-            unsafe {
-                let mut columns = [[V::splat(0.0); 6]; 6];
-                for (c, column) in columns.iter_mut().enumerate() {
-                    *column = input_transform(from_fn(|r| {
-                        V::load(d.as_ptr().add((6 * r + c) * padded + tile))
-                    }));
-                }
+        let TransformInput { x, s, tiles, group, channel, v, scratch } = self;
+        // What is copied a vector at a time may go a vector too far.
+        let (row_size, phase_size) = (4 * (tiles.columns + 1), tiles.columns + 1 + V::LANES);
+        let d_size = V::WIDTH + V::LANES;
+        let scratch = memory::aligned(scratch, POINTS * d_size + row_size + 4 * phase_size);
+        let (d, scratch) = scratch.split_at_mut(POINTS * d_size);
+        let (line, phases) = scratch.split_at_mut(row_size);
+        d.fill(0.0);
+        for panel in 0..v.count {
+            let first = group.start + panel * V::WIDTH;
+            let part = first..group.end.min(first + V::WIDTH);
+            let vectors = part.len().div_ceil(V::LANES);
+            // d [row, column of the tile, tile]: a row of the input is first parted into its columns by four, so that what
+            // the same place of neighbouring tiles holds lies side by side.
+            tiles.runs(part, |sample, tile_row, column, at, length| {
+                let plane = &x[(sample * s.channels + channel) * s.height * s.width..]
+                    [..s.height * s.width];
                 for r in 0..6 {
-                    let row = input_transform(from_fn(|c| columns[c][r]));
-                    for (c, value) in row.into_iter().enumerate() {
-                        let point = (6 * r + c) * (padded / width) + panel;
-                        value.store(v.at(point * panel_size + channel * width + lane));
+                    let row = (4 * tile_row + r).wrapping_sub(1);
+                    if row >= s.height {
+                        for point in 6 * r..6 * r + 6 {
+                            d[point * d_size + at..][..length].fill(0.0);
+                        }
+                        continue;
+                    }
+                    let row = &plane[row * s.width..][..s.width];
+                    let line = &mut line[..4 * (length + 1)];
+                    padded(row, 4 * column, line);
+                    part_by_four(line, phases, phase_size);
+                    for c in 0..6 {
+                        let from = &phases[c % 4 * phase_size + c / 4..];
+                        let to = &mut d[(6 * r + c) * d_size + at..];
+                        let whole = length.next_multiple_of(V::LANES);
+                        assert!(from.len() >= whole && to.len() >= whole);
+                        for i in (0..whole).step_by(V::LANES) {
+                            // SAFETY: by the assert. What is written too far is of tiles that come later, or of none.
+                            unsafe { V::load(from.as_ptr().add(i)).store(to.as_mut_ptr().add(i)) };
+                        }
+                    }
+                }
+            });
+            for lane in (0..vectors * V::LANES).step_by(V::LANES) {
+                // SAFETY: d has a panel's width for each point; V has room for every panel, and no other task
+                // writes this channel's values.
+                unsafe {
+                    let mut columns = [[V::splat(0.0); 6]; 6];
+                    for (c, column) in columns.iter_mut().enumerate() {
+                        *column = input_transform(from_fn(|r| {
+                            V::load(d.as_ptr().add((6 * r + c) * d_size + lane))
+                        }));
+                    }
+                    for r in 0..6 {
+                        let row = input_transform(from_fn(|c| columns[c][r]));
+                        for (c, value) in row.into_iter().enumerate() {
+                            value.store(v.at::<V>(6 * r + c, panel, channel).add(lane));
+                        }
                     }
                 }
             }
@@ -194,11 +221,34 @@ impl Kernel for TransformInput<'_> {
     }
 }
 
+/// The row with a zero before it and zeros after it, from column `first` on.
+#[inline(always)]
+fn padded(row: &[f32], first: usize, line: &mut [f32]) {
+    let (before, line) = line.split_at_mut(usize::from(first == 0));
+    before.fill(0.0);
+    let row = &row[(first + before.len()).saturating_sub(1).min(row.len())..];
+    let (inside, after) = line.split_at_mut(row.len().min(line.len()));
+    inside.copy_from_slice(&row[..inside.len()]);
+    after.fill(0.0);
+}
+
+/// Value i of four to `phases[i · phase_size..]`.
+#[inline(always)]
+fn part_by_four(line: &[f32], phases: &mut [f32], phase_size: usize) {
+    let (a, rest) = phases.split_at_mut(phase_size);
+    let (b, rest) = rest.split_at_mut(phase_size);
+    let (c, d) = rest.split_at_mut(phase_size);
+    let (fours, _) = line.as_chunks::<4>();
+    for ((((four, a), b), c), d) in fours.iter().zip(a).zip(b).zip(c).zip(d) {
+        [*a, *b, *c, *d] = *four;
+    }
+}
+
 #[derive(Default)]
 struct Scratch {
     /// The weights of one output channel, where they are kept in half precision; or of some input channels, turned.
     wide: Vec<f32>,
-    /// [point, output channel, channel]
+    /// [point, output channel, channel of the block], a cache line between the points.
     u: Vec<f32>,
     /// [point, output channel, tile]
     m: Vec<f32>,
@@ -206,13 +256,12 @@ struct Scratch {
 
 /// Some output channels of a group of tiles.
 struct Multiply<'a> {
-    v: &'a [f32],
+    v: Panels,
     w: Kernels<'a>,
     bias: Option<&'a [f32]>,
     s: Sizes,
     tiles: Tiles,
     group: std::ops::Range<usize>,
-    padded: usize,
     channels: std::ops::Range<usize>,
     y: Shared,
     scratch: &'a mut Scratch,
@@ -223,59 +272,50 @@ impl Kernel for Multiply<'_> {
 
     #[inline(always)]
     fn run<V: Vector>(self) {
-        let Multiply { v, w, bias, s, tiles, group, padded, channels, y, scratch } = self;
+        let Multiply { v, w, bias, s, tiles, group, channels, y, scratch } = self;
         let Scratch { wide, u, m } = scratch;
-        let width = 2 * V::LANES;
         let outputs = channels.len();
-        u.resize(POINTS * CHANNELS * s.channels, 0.0);
-        let m = memory::aligned(m, POINTS * CHANNELS * TILES_AT_ONCE);
-        if w.are_turned {
-            wide.resize(9 * outputs * V::LANES, 0.0);
-            turned_weights::<V>(w.values, &channels, s, wide, u);
-        } else {
-            wide.resize(9 * s.channels, 0.0);
-            for (row, channel) in channels.clone().enumerate() {
-                let weights = match w.values {
-                    WeightValues::F32(values) => {
-                        &values[channel * 9 * s.channels..][..9 * s.channels]
-                    }
-                    half => {
-                        half.widen::<V>(channel * 9 * s.channels, wide);
-                        &wide[..]
-                    }
-                };
-                let u = &mut u[row * s.channels..];
-                transform_weights::<V>(weights, s.channels, u, outputs * s.channels);
-            }
-        }
+        // Where all tiles are multiplied at once, the weights are transformed as far as a second-level cache holds them; else
+        // they are kept for the other tiles.
+        let block = if group.len() <= TILES_AT_ONCE { CHANNEL_BLOCK } else { s.channels };
+        let block = s.channels.div_ceil(s.channels.div_ceil(block));
+        let u = memory::aligned(u, POINTS * (CHANNELS * block + LINE));
+        let m = memory::aligned(m, POINTS * (CHANNELS * TILES_AT_ONCE + LINE));
         for first in (0..group.len()).step_by(TILES_AT_ONCE) {
             let end = group.len().min(first + TILES_AT_ONCE);
-            // The last panel may be half a tile wide.
+            // The last panel may be a vector or two wide.
             let columns = (end - first).next_multiple_of(V::LANES);
-            for point in 0..POINTS {
-                let u = &u[point * outputs * s.channels..][..outputs * s.channels];
-                let m = &mut m[point * outputs * columns..][..outputs * columns];
-                for k in (0..s.channels).step_by(K_BLOCK) {
-                    let depth = K_BLOCK.min(s.channels - k);
-                    let start = if k == 0 { Start::Zero } else { Start::Itself };
-                    for row in (0..outputs).step_by(V::TILE_ROWS) {
-                        let rows = V::TILE_ROWS.min(outputs - row);
-                        for panel in 0..columns.div_ceil(width) {
-                            let wide = width.min(columns - panel * width);
-                            let place = point * (padded / width) + first / width + panel;
-                            let values = &v[(place * s.channels + k) * width..][..depth * width];
-                            // SAFETY: the slices hold the rows and columns that are told; the
-                            // processor has V, or this would not run.
-                            unsafe {
-                                tile::<V>(
-                                    (rows, wide, depth),
-                                    u[row * s.channels + k..].as_ptr(),
-                                    s.channels,
-                                    values.as_ptr(),
-                                    m[row * columns + panel * width..].as_mut_ptr(),
-                                    columns,
-                                    start,
-                                );
+            let m_size = outputs * columns + LINE;
+            for start in (0..s.channels).step_by(block) {
+                let inputs = start..s.channels.min(start + block);
+                let u_size = outputs * inputs.len() + LINE;
+                if first == 0 {
+                    let to = &mut u[..POINTS * u_size];
+                    transform_weights::<V>(w, s, &channels, &inputs, wide, to);
+                }
+                for point in 0..POINTS {
+                    let u = &u[point * u_size..][..outputs * inputs.len()];
+                    let m = &mut m[point * m_size..][..outputs * columns];
+                    for k in (0..inputs.len()).step_by(K_BLOCK) {
+                        let depth = K_BLOCK.min(inputs.len() - k);
+                        let begin = if start + k == 0 { Start::Zero } else { Start::Itself };
+                        for row in (0..outputs).step_by(V::TILE_ROWS) {
+                            let rows = V::TILE_ROWS.min(outputs - row);
+                            for column in (0..columns).step_by(V::WIDTH) {
+                                let panel = (first + column) / V::WIDTH;
+                                // SAFETY: the slices hold the rows and columns that are told, and the panel's vectors
+                                // were written; the processor has V, or this would not run.
+                                unsafe {
+                                    tile::<V>(
+                                        (rows, V::WIDTH.min(columns - column), depth),
+                                        u[row * inputs.len() + k..].as_ptr(),
+                                        inputs.len(),
+                                        v.at::<V>(point, panel, start + k),
+                                        m[row * columns + column..].as_mut_ptr(),
+                                        columns,
+                                        begin,
+                                    );
+                                }
                             }
                         }
                     }
@@ -287,7 +327,7 @@ impl Kernel for Multiply<'_> {
                 let m = &m[row * columns..];
                 transform_output::<V>(
                     m,
-                    (outputs * columns, columns),
+                    (m_size, columns),
                     bias,
                     s,
                     tiles,
@@ -300,86 +340,112 @@ impl Kernel for Multiply<'_> {
     }
 }
 
-/// G g Gᵀ for the weights [C, 3, 3] of one output channel: point ξ of channel c to `u[ξ · stride + c]`.
+/// G g Gᵀ of the kernels of some output and input channels: point ξ of output channel number o and input channel number c to
+/// `u[ξ · u.len() / POINTS + o · inputs.len() + c]`.
 #[inline(always)]
-fn transform_weights<V: Vector>(weights: &[f32], channels: usize, u: &mut [f32], stride: usize) {
-    assert!(u.len() >= (POINTS - 1) * stride + channels && weights.len() == 9 * channels);
-    let mut apart = [0f32; 9 * MAX_LANES];
-    for first in (0..channels).step_by(V::LANES) {
-        let count = V::LANES.min(channels - first);
-        for (i, weights) in weights[9 * first..][..9 * count].chunks_exact(9).enumerate() {
-            for (k, weight) in weights.iter().enumerate() {
-                apart[k * V::LANES + i] = *weight;
-            }
-        }
-        // SAFETY: `u` has room for `count` values at every point, by the assert.
-        unsafe { transform_apart::<V>(&apart, count, u.as_mut_ptr().add(first), stride) };
-    }
-}
-
-/// The same for all output channels of a task from turned weights [C, O, 3, 3], kernels read from their ends: point ξ of
-/// output channel number o and channel c to `u[(ξ · outputs + o) · C + c]`.
-#[inline(always)]
-fn turned_weights<V: Vector>(
-    weights: WeightValues,
-    outputs: &std::ops::Range<usize>,
+fn transform_weights<V: Vector>(
+    w: Kernels,
     s: Sizes,
-    wide: &mut [f32],
+    outputs: &std::ops::Range<usize>,
+    inputs: &std::ops::Range<usize>,
+    wide: &mut Vec<f32>,
     u: &mut [f32],
 ) {
-    let (count_outputs, stride) = (outputs.len(), outputs.len() * s.channels);
-    let row_size = 9 * count_outputs;
-    assert!(u.len() >= POINTS * stride && wide.len() == row_size * V::LANES);
-    let mut apart = [0f32; 9 * MAX_LANES];
-    for first in (0..s.channels).step_by(V::LANES) {
-        let count = V::LANES.min(s.channels - first);
-        for (i, wide) in wide.chunks_exact_mut(row_size).take(count).enumerate() {
-            weights.widen::<V>(((first + i) * s.out_channels + outputs.start) * 9, wide);
-        }
-        for output in 0..count_outputs {
-            for (i, wide) in wide.chunks_exact(row_size).take(count).enumerate() {
-                for (k, weight) in wide[9 * output..][..9].iter().enumerate() {
-                    apart[(8 - k) * V::LANES + i] = *weight;
+    let point_size = u.len() / POINTS;
+    assert!(point_size >= outputs.len() * inputs.len());
+    let u = u.as_mut_ptr();
+    // A vector's kernels are read as rows of whole vectors, which go some values beyond the last one.
+    let beyond = V::LANES;
+    // Of the kernels of an input channel that one output channel after the other has, or the other way round.
+    let (size, count) = match w.are_turned {
+        false => (9 * inputs.len(), 1),
+        true => (9 * outputs.len(), V::LANES),
+    };
+    wide.resize(wide.len().max(size * count + beyond), 0.0);
+    if !w.are_turned {
+        for (row, output) in outputs.clone().enumerate() {
+            let first = (output * s.channels + inputs.start) * 9;
+            let weights = match w.values {
+                WeightValues::F32(values) if values.len() >= first + size + beyond => {
+                    &values[first..][..size + beyond]
+                }
+                values => {
+                    values.widen::<V>(first, &mut wide[..size]);
+                    &wide[..size + beyond]
+                }
+            };
+            for first in (0..inputs.len()).step_by(V::LANES) {
+                let count = V::LANES.min(inputs.len() - first);
+                // SAFETY: the kernels of `count` channels and a vector more are there, and in `u` room for them at every point, by
+                // the assert.
+                unsafe {
+                    let kernels = weights[9 * first..].as_ptr();
+                    let to = u.add(row * inputs.len() + first);
+                    transform_kernels::<V, false>(kernels, 9, count, to, point_size);
                 }
             }
-            // SAFETY: `u` has room for `count` values at every point, by the assert.
+        }
+        return;
+    }
+    for first in (0..inputs.len()).step_by(V::LANES) {
+        let count = V::LANES.min(inputs.len() - first);
+        for (i, wide) in wide.chunks_exact_mut(size).take(count).enumerate() {
+            let at = ((inputs.start + first + i) * s.out_channels + outputs.start) * 9;
+            w.values.widen::<V>(at, wide);
+        }
+        for row in 0..outputs.len() {
+            // SAFETY: as above.
             unsafe {
-                let to = u.as_mut_ptr().add(output * s.channels + first);
-                transform_apart::<V>(&apart, count, to, stride);
+                let kernels = wide[9 * row..].as_ptr();
+                let to = u.add(row * inputs.len() + first);
+                transform_kernels::<V, true>(kernels, size, count, to, point_size);
             }
         }
     }
 }
 
-/// G g Gᵀ of `count` kernels, value k of kernel i at `apart[k · LANES + i]`: point ξ to `to[ξ · stride + i]`.
+/// G g Gᵀ of `count` kernels of nine values, `stride` apart, read from their ends where they are `TURNED`: point ξ of kernel i to
+/// `to[ξ · point_size + i]`.
 ///
 /// # Safety
-/// `to` leads to room for `count` values at every point; the processor has V.
+/// From `kernels` on there are so many and a vector more; `to` leads to room for `count` values at every point; the processor has V.
 #[inline(always)]
-unsafe fn transform_apart<V: Vector>(
-    apart: &[f32; 9 * MAX_LANES],
+unsafe fn transform_kernels<V: Vector, const TURNED: bool>(
+    kernels: *const f32,
+    stride: usize,
     count: usize,
     to: *mut f32,
-    stride: usize,
+    point_size: usize,
 ) {
-    // SAFETY: `apart` has nine vectors; for the rest the caller's.
+    // Value k of kernel i at [k · LANES + i]; nine in whole vectors.
+    let mut apart = [0f32; MAX_LANES * MAX_LANES];
+    // SAFETY: a row of a kernel's values in whole vectors ends within the next one, or the vector more; for the rest the caller's.
     unsafe {
+        if count == V::LANES {
+            for k in (0..9).step_by(V::LANES) {
+                let to = apart.as_mut_ptr().add(k * V::LANES);
+                V::transpose(kernels.add(k), stride, to, V::LANES);
+            }
+        } else {
+            for i in 0..count {
+                for k in 0..9 {
+                    apart[k * V::LANES + i] = *kernels.add(i * stride + k);
+                }
+            }
+        }
+        let value = |k: usize| {
+            let k = if TURNED { 8 - k } else { k };
+            V::load(apart.as_ptr().add(k * V::LANES))
+        };
         let mut columns = [[V::splat(0.0); 6]; 3];
         for (c, column) in columns.iter_mut().enumerate() {
-            *column =
-                weight_transform(from_fn(|r| V::load(apart.as_ptr().add((3 * r + c) * V::LANES))));
+            *column = weight_transform(from_fn(|r| value(3 * r + c)));
         }
         for r in 0..6 {
             let row = weight_transform(from_fn(|c| columns[c][r]));
             for (c, value) in row.into_iter().enumerate() {
-                let to = to.add((6 * r + c) * stride);
-                if count == V::LANES {
-                    value.store(to);
-                } else {
-                    let mut last = [0f32; MAX_LANES];
-                    value.store(last.as_mut_ptr());
-                    std::ptr::copy_nonoverlapping(last.as_ptr(), to, count);
-                }
+                let to = to.add((6 * r + c) * point_size);
+                if count == V::LANES { value.store(to) } else { value.store_part(to, count) }
             }
         }
     }

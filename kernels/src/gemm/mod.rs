@@ -2,7 +2,7 @@
 //! attention share.
 //!
 //! The loops are those of Goto and van de Geijn (Anatomy of High-Performance Matrix Multiplication, 2008):
-//! a panel of B, as many columns as two vectors have lanes, stays in the first-level cache while the rows
+//! a panel of B, as many columns as two or three vectors have lanes, stays in the first-level cache while the rows
 //! of A, from the second level, go over it; a tile of C stays in registers. B is packed by who owns it
 //! ([`Columns`]): a transposed weight, the patches of a picture, values in half precision.
 
@@ -87,7 +87,7 @@ impl<B: Columns> Kernel for Product<'_, B> {
 
     #[inline(always)]
     fn run<V: Vector>(self) {
-        let width = 2 * V::LANES;
+        let width = V::WIDTH;
         let Product { m, k, n, a, a_stride, b, c, c_stride, start, scratch } = self;
         let first = n.start;
         let k_block = k.div_ceil(k.div_ceil(K_BLOCK).max(1)).max(1);
@@ -236,8 +236,8 @@ pub(crate) fn blocks(m: usize, n: usize) -> Vec<(std::ops::Range<usize>, std::op
 const UNEVEN: usize = 12;
 
 /// Whole tiles on every instruction set.
-const COLUMN_STEP: usize = 32;
-pub(crate) const ROW_STEP: usize = if cfg!(target_arch = "aarch64") { 24 } else { 12 };
+const COLUMN_STEP: usize = 48;
+pub(crate) const ROW_STEP: usize = 24;
 
 /// The start of a matrix that several threads write to, each its own part.
 #[derive(Clone, Copy)]

@@ -24,7 +24,7 @@ impl Vector for float32x4_t {
     const LANES: usize = 4;
     // 16 registers of sums, 8 of four steps of B, and as many of four steps of A.
     const TILE_ROWS: usize = 8;
-    const UNROLLED: bool = false;
+    const TILE_VECTORS: usize = 2;
     const BY_LANE: bool = true;
 
     #[inline(always)]
