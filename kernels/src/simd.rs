@@ -187,6 +187,18 @@ pub(crate) trait Vector: Copy {
     /// Runs a kernel as a function of its own: what is large and called from many places is compiled once.
     unsafe fn apart<K: Kernel>(kernel: K) -> K::Output;
 
+    /// Of 4 · LANES values the first of every four, the second, the third and the fourth.
+    #[inline(always)]
+    unsafe fn by_fours(from: *const f32) -> [Self; 4] {
+        let mut parts = [[0f32; MOST_LANES]; 4];
+        for i in 0..4 * Self::LANES {
+            // SAFETY: the caller's values.
+            parts[i % 4][i / 4] = unsafe { *from.add(i) };
+        }
+        // SAFETY: no vector has more values than a part.
+        parts.map(|part| unsafe { Self::load(part.as_ptr()) })
+    }
+
     /// Turns LANES rows of LANES values, `from_stride` apart, to LANES columns: the value j of row i goes
     /// to `to[j · to_stride + i]`.
     #[inline(always)]
@@ -430,6 +442,27 @@ mod x86 {
         unsafe fn transpose(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
             unsafe { transpose_8x8(from, from_stride, to, to_stride) }
         }
+
+        #[inline(always)]
+        unsafe fn by_fours(from: *const f32) -> [Self; 4] {
+            // Fours 0 and 4, 1 and 5, 2 and 6, 3 and 7, then their columns.
+            unsafe {
+                let mut fours = [_mm256_setzero_ps(); 4];
+                for (i, four) in fours.iter_mut().enumerate() {
+                    let low = _mm256_castps128_ps256(_mm_loadu_ps(from.add(4 * i)));
+                    *four = _mm256_insertf128_ps::<1>(low, _mm_loadu_ps(from.add(16 + 4 * i)));
+                }
+                let [a, b, c, d] = fours;
+                let (ab, cd) = (_mm256_unpacklo_ps(a, b), _mm256_unpacklo_ps(c, d));
+                let (ab_high, cd_high) = (_mm256_unpackhi_ps(a, b), _mm256_unpackhi_ps(c, d));
+                [
+                    _mm256_shuffle_ps::<0x44>(ab, cd),
+                    _mm256_shuffle_ps::<0xee>(ab, cd),
+                    _mm256_shuffle_ps::<0x44>(ab_high, cd_high),
+                    _mm256_shuffle_ps::<0xee>(ab_high, cd_high),
+                ]
+            }
+        }
     }
 
     vector! {
@@ -466,16 +499,73 @@ mod x86 {
 
         #[inline(always)]
         unsafe fn transpose(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
-            // Four blocks of the half's.
-            for (i, j) in [(0, 0), (0, 8), (8, 0), (8, 8)] {
-                unsafe {
-                    transpose_8x8(
-                        from.add(i * from_stride + j),
-                        from_stride,
-                        to.add(j * to_stride + i),
-                        to_stride,
-                    );
-                }
+            unsafe { transpose_16x16(from, from_stride, to, to_stride) }
+        }
+
+        #[inline(always)]
+        unsafe fn by_fours(from: *const f32) -> [Self; 4] {
+            unsafe {
+                // The first two of every four of the lower and of the upper half, and the other two; then halves.
+                let firsts = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 1, 5, 9, 13, 17, 21, 25, 29);
+                let others = _mm512_add_epi32(firsts, _mm512_set1_epi32(2));
+                let (a, b) = (_mm512_loadu_ps(from), _mm512_loadu_ps(from.add(16)));
+                let (c, d) = (_mm512_loadu_ps(from.add(32)), _mm512_loadu_ps(from.add(48)));
+                let (ab, cd) =
+                    (_mm512_permutex2var_ps(a, firsts, b), _mm512_permutex2var_ps(c, firsts, d));
+                let (ab_others, cd_others) =
+                    (_mm512_permutex2var_ps(a, others, b), _mm512_permutex2var_ps(c, others, d));
+                [
+                    _mm512_shuffle_f32x4::<0x44>(ab, cd),
+                    _mm512_shuffle_f32x4::<0xee>(ab, cd),
+                    _mm512_shuffle_f32x4::<0x44>(ab_others, cd_others),
+                    _mm512_shuffle_f32x4::<0xee>(ab_others, cd_others),
+                ]
+            }
+        }
+    }
+
+    /// Pairs, then pairs of pairs within quarters, then the quarters.
+    ///
+    /// # Safety
+    /// As [`Vector::transpose`], for 16 lanes.
+    #[inline(always)]
+    unsafe fn transpose_16x16(
+        from: *const f32,
+        from_stride: usize,
+        to: *mut f32,
+        to_stride: usize,
+    ) {
+        // SAFETY: the caller's.
+        unsafe {
+            let row = |i: usize| _mm512_loadu_ps(from.add(i * from_stride));
+            let mut quads = [[_mm512_setzero_ps(); 4]; 4];
+            for (i, quads) in quads.iter_mut().enumerate() {
+                let [a, b, c, d] = std::array::from_fn(|j| row(4 * i + j));
+                let pairs = |a, b| {
+                    let (low, high) = (_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+                    [_mm512_castps_pd(low), _mm512_castps_pd(high)]
+                };
+                let ([ab, ab_high], [cd, cd_high]) = (pairs(a, b), pairs(c, d));
+                *quads = [
+                    _mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)),
+                    _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)),
+                    _mm512_castpd_ps(_mm512_unpacklo_pd(ab_high, cd_high)),
+                    _mm512_castpd_ps(_mm512_unpackhi_pd(ab_high, cd_high)),
+                ];
+            }
+            for j in 0..4 {
+                let [a, b, c, d] = std::array::from_fn(|i| quads[i][j]);
+                let (ab, cd) =
+                    (_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0x44>(c, d));
+                _mm512_storeu_ps(to.add(j * to_stride), _mm512_shuffle_f32x4::<0x88>(ab, cd));
+                _mm512_storeu_ps(to.add((4 + j) * to_stride), _mm512_shuffle_f32x4::<0xdd>(ab, cd));
+                let (ab, cd) =
+                    (_mm512_shuffle_f32x4::<0xee>(a, b), _mm512_shuffle_f32x4::<0xee>(c, d));
+                _mm512_storeu_ps(to.add((8 + j) * to_stride), _mm512_shuffle_f32x4::<0x88>(ab, cd));
+                _mm512_storeu_ps(
+                    to.add((12 + j) * to_stride),
+                    _mm512_shuffle_f32x4::<0xdd>(ab, cd),
+                );
             }
         }
     }
@@ -523,6 +613,44 @@ mod tests {
             if !Isa::available().contains(&isa) {
                 assert!(Isa::named(name).is_err_and(|error| error.contains("does not have")));
             }
+        }
+    }
+
+    #[test]
+    fn fours_parts_and_transposes() {
+        struct Check;
+        impl Kernel for Check {
+            type Output = ();
+
+            #[inline(always)]
+            fn run<V: Vector>(self) {
+                let values: Vec<f32> = (0..700).map(|i| i as f32).collect();
+                let mut to = vec![-1f32; 700];
+                // SAFETY: all within the two; the processor has V, or this would not run.
+                unsafe {
+                    for (i, part) in V::by_fours(values.as_ptr().add(3)).into_iter().enumerate() {
+                        part.store(to.as_mut_ptr());
+                        let want = (0..V::LANES).map(|lane| (3 + 4 * lane + i) as f32);
+                        assert!(to[..V::LANES].iter().copied().eq(want));
+                    }
+                    for count in 0..=V::LANES {
+                        to.fill(-1.0);
+                        let part = V::load_part(values.as_ptr().add(1), count);
+                        part.add(V::splat(1.0)).store_part(to.as_mut_ptr(), count);
+                        let want = |i| if i < count { 2.0 + i as f32 } else { -1.0 };
+                        assert!((0..V::LANES + 1).all(|i| to[i] == want(i)), "{count}: {to:?}");
+                        part.store(to.as_mut_ptr());
+                        assert!(to[count..V::LANES].iter().all(|value| *value == 0.0));
+                    }
+                    V::transpose(values.as_ptr(), 19, to.as_mut_ptr(), 23);
+                }
+                for (i, j) in (0..V::LANES).flat_map(|i| (0..V::LANES).map(move |j| (i, j))) {
+                    assert_eq!(to[23 * j + i], (19 * i + j) as f32);
+                }
+            }
+        }
+        for isa in Isa::available() {
+            isa.run(Check);
         }
     }
 

@@ -34,6 +34,11 @@ const CHANNELS: usize = 48;
 /// Input channels whose weights are transformed at once where they are used at once: with 48 output channels 1.1 MB.
 const CHANNEL_BLOCK: usize = 160;
 
+/// The most output channels of a task. Where the tiles are few, twice as many take the same room, and V is read half as often.
+fn most_outputs(tiles: usize) -> usize {
+    if tiles <= CHANNELS { 2 * CHANNELS } else { CHANNELS }
+}
+
 /// Whether the transforms pay: they cost what some channels and tiles of products do. With fewer tiles
 /// than this the weights' transform costs more than the products save.
 pub(super) fn pays(s: Sizes) -> bool {
@@ -55,21 +60,45 @@ impl Tiles {
         Tiles { rows, columns, count: s.batch * rows * columns }
     }
 
-    /// Calls `each` with (sample, row of tiles, first column, number of the first tile in `group`, how many)
-    /// for each run of tiles of `group` in one row.
+    /// The runs of tiles of `group` that lie in one row. No closure is called for each: by itself it would be compiled without the
+    /// vectors' instructions.
     #[inline(always)]
-    fn runs(
-        self,
-        group: std::ops::Range<usize>,
-        mut each: impl FnMut(usize, usize, usize, usize, usize),
-    ) {
-        let mut at = group.start;
-        while at < group.end {
-            let (row, column) = (at / self.columns, at % self.columns);
-            let length = (self.columns - column).min(group.end - at);
-            each(row / self.rows, row % self.rows, column, at - group.start, length);
-            at += length;
+    fn runs(self, group: std::ops::Range<usize>) -> Runs {
+        Runs { tiles: self, start: group.start, group }
+    }
+}
+
+/// Tiles beside each other.
+struct Run {
+    sample: usize,
+    row: usize,
+    /// The first tile's column.
+    column: usize,
+    /// Its number in the group.
+    at: usize,
+    length: usize,
+}
+
+struct Runs {
+    tiles: Tiles,
+    start: usize,
+    group: std::ops::Range<usize>,
+}
+
+impl Iterator for Runs {
+    type Item = Run;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Run> {
+        if self.group.is_empty() {
+            return None;
         }
+        let first = self.group.start;
+        let (row, column) = (first / self.tiles.columns, first % self.tiles.columns);
+        let length = (self.tiles.columns - column).min(self.group.len());
+        self.group.start += length;
+        let (sample, row) = (row / self.tiles.rows, row % self.tiles.rows);
+        Some(Run { sample, row, column, at: first - self.start, length })
     }
 }
 
@@ -106,7 +135,7 @@ pub(super) fn conv2d(isa: Isa, x: &[f32], w: Kernels, bias: Option<&[f32]>, s: S
             isa.run(TransformInput { x, s, tiles, group, channel, v, scratch });
         });
         let channels = s.out_channels.div_ceil(2 * rayon::current_num_threads());
-        let channels = channels.next_multiple_of(ROW_STEP).min(CHANNELS);
+        let channels = channels.next_multiple_of(ROW_STEP).min(most_outputs(group.len()));
         let blocks = (0..s.out_channels).into_par_iter().step_by(channels);
         blocks.for_each_init(Scratch::default, |scratch, first| {
             let channels = first..s.out_channels.min(first + channels);
@@ -159,46 +188,40 @@ impl Kernel for TransformInput<'_> {
     #[inline(always)]
     fn run<V: Vector>(self) {
         let TransformInput { x, s, tiles, group, channel, v, scratch } = self;
-        // What is copied a vector at a time may go a vector too far.
-        let (row_size, phase_size) = (4 * (tiles.columns + 1), tiles.columns + 1 + V::LANES);
+        // What is read and written a vector at a time may go a vector too far.
+        let line_size = 4 * (tiles.columns + 1 + V::LANES);
         let d_size = V::WIDTH + V::LANES;
-        let scratch = memory::aligned(scratch, POINTS * d_size + row_size + 4 * phase_size);
-        let (d, scratch) = scratch.split_at_mut(POINTS * d_size);
-        let (line, phases) = scratch.split_at_mut(row_size);
+        let scratch = memory::aligned(scratch, POINTS * d_size + 6 * line_size);
+        let (d, lines) = scratch.split_at_mut(POINTS * d_size);
         d.fill(0.0);
         for panel in 0..v.count {
             let first = group.start + panel * V::WIDTH;
             let part = first..group.end.min(first + V::WIDTH);
             let vectors = part.len().div_ceil(V::LANES);
-            // d [row, column of the tile, tile]: a row of the input is first parted into its columns by four, so that what
-            // the same place of neighbouring tiles holds lies side by side.
-            tiles.runs(part, |sample, tile_row, column, at, length| {
+            // d [row, column of the tile, tile]: what the same place of neighbouring tiles holds lies side by side.
+            for Run { sample, row: tile_row, column, at, length } in tiles.runs(part) {
                 let plane = &x[(sample * s.channels + channel) * s.height * s.width..]
                     [..s.height * s.width];
-                for r in 0..6 {
+                for (r, line) in lines.chunks_exact_mut(line_size).enumerate() {
                     let row = (4 * tile_row + r).wrapping_sub(1);
-                    if row >= s.height {
-                        for point in 6 * r..6 * r + 6 {
-                            d[point * d_size + at..][..length].fill(0.0);
-                        }
-                        continue;
-                    }
-                    let row = &plane[row * s.width..][..s.width];
-                    let line = &mut line[..4 * (length + 1)];
-                    padded(row, 4 * column, line);
-                    part_by_four(line, phases, phase_size);
-                    for c in 0..6 {
-                        let from = &phases[c % 4 * phase_size + c / 4..];
-                        let to = &mut d[(6 * r + c) * d_size + at..];
-                        let whole = length.next_multiple_of(V::LANES);
-                        assert!(from.len() >= whole && to.len() >= whole);
-                        for i in (0..whole).step_by(V::LANES) {
-                            // SAFETY: by the assert. What is written too far is of tiles that come later, or of none.
-                            unsafe { V::load(from.as_ptr().add(i)).store(to.as_mut_ptr().add(i)) };
+                    let row = if row < s.height { &plane[row * s.width..][..s.width] } else { &[] };
+                    padded(row, 4 * column, &mut line[..4 * (length + 1)]);
+                }
+                let whole = length.next_multiple_of(V::LANES);
+                assert!(line_size >= 4 * (whole + 1) && d_size >= at + whole);
+                for (r, line) in lines.chunks_exact(line_size).enumerate() {
+                    for i in (0..whole).step_by(V::LANES) {
+                        // SAFETY: by the assert. What is written too far is of tiles that come later, or of none.
+                        unsafe {
+                            let [a, b, c, d_] = V::by_fours(line.as_ptr().add(4 * i));
+                            let [e, f, ..] = V::by_fours(line.as_ptr().add(4 * (i + 1)));
+                            for (column, values) in [a, b, c, d_, e, f].into_iter().enumerate() {
+                                values.store(d[(6 * r + column) * d_size + at + i..].as_mut_ptr());
+                            }
                         }
                     }
                 }
-            });
+            }
             for lane in (0..vectors * V::LANES).step_by(V::LANES) {
                 // SAFETY: d has a panel's width for each point; V has room for every panel, and no other task
                 // writes this channel's values.
@@ -230,18 +253,6 @@ fn padded(row: &[f32], first: usize, line: &mut [f32]) {
     let (inside, after) = line.split_at_mut(row.len().min(line.len()));
     inside.copy_from_slice(&row[..inside.len()]);
     after.fill(0.0);
-}
-
-/// Value i of four to `phases[i · phase_size..]`.
-#[inline(always)]
-fn part_by_four(line: &[f32], phases: &mut [f32], phase_size: usize) {
-    let (a, rest) = phases.split_at_mut(phase_size);
-    let (b, rest) = rest.split_at_mut(phase_size);
-    let (c, d) = rest.split_at_mut(phase_size);
-    let (fours, _) = line.as_chunks::<4>();
-    for ((((four, a), b), c), d) in fours.iter().zip(a).zip(b).zip(c).zip(d) {
-        [*a, *b, *c, *d] = *four;
-    }
 }
 
 #[derive(Default)]
@@ -277,10 +288,13 @@ impl Kernel for Multiply<'_> {
         let outputs = channels.len();
         // Where all tiles are multiplied at once, the weights are transformed as far as a second-level cache holds them; else
         // they are kept for the other tiles.
-        let block = if group.len() <= TILES_AT_ONCE { CHANNEL_BLOCK } else { s.channels };
+        let block = match group.len() <= TILES_AT_ONCE {
+            true => CHANNEL_BLOCK * CHANNELS / most_outputs(group.len()),
+            false => s.channels,
+        };
         let block = s.channels.div_ceil(s.channels.div_ceil(block));
-        let u = memory::aligned(u, POINTS * (CHANNELS * block + LINE));
-        let m = memory::aligned(m, POINTS * (CHANNELS * TILES_AT_ONCE + LINE));
+        let u = memory::aligned(u, POINTS * (outputs * block + LINE));
+        let m = memory::aligned(m, POINTS * (outputs * TILES_AT_ONCE + LINE));
         for first in (0..group.len()).step_by(TILES_AT_ONCE) {
             let end = group.len().min(first + TILES_AT_ONCE);
             // The last panel may be a vector or two wide.
@@ -325,16 +339,7 @@ impl Kernel for Multiply<'_> {
                 let bias = bias.map_or(0.0, |bias| bias[channel]);
                 let tile_group = group.start + first..group.start + end;
                 let m = &m[row * columns..];
-                transform_output::<V>(
-                    m,
-                    (m_size, columns),
-                    bias,
-                    s,
-                    tiles,
-                    tile_group,
-                    channel,
-                    y,
-                );
+                transform_output::<V>(m, (m_size, columns), bias, s, tiles, tile_group, channel, y);
             }
         }
     }
@@ -417,26 +422,13 @@ unsafe fn transform_kernels<V: Vector, const TURNED: bool>(
     to: *mut f32,
     point_size: usize,
 ) {
-    // Value k of kernel i at [k · LANES + i]; nine in whole vectors.
-    let mut apart = [0f32; MAX_LANES * MAX_LANES];
     // SAFETY: a row of a kernel's values in whole vectors ends within the next one, or the vector more; for the rest the caller's.
     unsafe {
-        if count == V::LANES {
-            for k in (0..9).step_by(V::LANES) {
-                let to = apart.as_mut_ptr().add(k * V::LANES);
-                V::transpose(kernels.add(k), stride, to, V::LANES);
-            }
-        } else {
-            for i in 0..count {
-                for k in 0..9 {
-                    apart[k * V::LANES + i] = *kernels.add(i * stride + k);
-                }
-            }
-        }
-        let value = |k: usize| {
-            let k = if TURNED { 8 - k } else { k };
-            V::load(apart.as_ptr().add(k * V::LANES))
+        let values = match count == V::LANES {
+            true => nine::<V>(kernels, stride),
+            false => nine_of_some::<V>(kernels, stride, count),
         };
+        let value = |k: usize| values[if TURNED { 8 - k } else { k }];
         let mut columns = [[V::splat(0.0); 6]; 3];
         for (c, column) in columns.iter_mut().enumerate() {
             *column = weight_transform(from_fn(|r| value(3 * r + c)));
@@ -449,6 +441,41 @@ unsafe fn transform_kernels<V: Vector, const TURNED: bool>(
             }
         }
     }
+}
+
+/// The nine values of a vector's kernels.
+///
+/// # Safety
+/// As [`transform_kernels`].
+#[inline(always)]
+unsafe fn nine<V: Vector>(kernels: *const f32, stride: usize) -> [V; 9] {
+    // Nine in whole vectors; of all this only registers are left.
+    let mut apart = [0f32; MAX_LANES * MAX_LANES];
+    for k in (0..9).step_by(V::LANES) {
+        // SAFETY: a kernel's values in whole vectors end within the next kernel, or the vector more.
+        unsafe {
+            V::transpose(kernels.add(k), stride, apart.as_mut_ptr().add(k * V::LANES), V::LANES)
+        };
+    }
+    // SAFETY: there are at least nine vectors.
+    from_fn(|k| unsafe { V::load(apart.as_ptr().add(k * V::LANES)) })
+}
+
+/// The same of fewer kernels.
+///
+/// # Safety
+/// As [`transform_kernels`].
+#[inline(always)]
+unsafe fn nine_of_some<V: Vector>(kernels: *const f32, stride: usize, count: usize) -> [V; 9] {
+    let mut apart = [[0f32; MAX_LANES]; 9];
+    for (k, values) in apart.iter_mut().enumerate() {
+        for (i, value) in values.iter_mut().enumerate().take(count) {
+            // SAFETY: the caller's.
+            *value = unsafe { *kernels.add(i * stride + k) };
+        }
+    }
+    // SAFETY: no vector has more values.
+    apart.map(|values| unsafe { V::load(values.as_ptr()) })
 }
 
 const MAX_LANES: usize = 16;
@@ -489,7 +516,7 @@ fn transform_output<V: Vector>(
             }
         }
     }
-    tiles.runs(group, |sample, tile_row, column, at, length| {
+    for Run { sample, row: tile_row, column, at, length } in tiles.runs(group) {
         let plane = (sample * s.out_channels + channel) * s.out_height * s.out_width;
         for r in 0..4.min(s.out_height - 4 * tile_row) {
             let row = plane + (4 * tile_row + r) * s.out_width + 4 * column;
@@ -512,7 +539,7 @@ fn transform_output<V: Vector>(
                 value.write(from(c)[length - 1]);
             }
         }
-    });
+    }
 }
 
 /// Bᵀ d.

@@ -225,7 +225,10 @@ impl<const TURNED: bool, const ROWS: usize> Strip<TURNED, ROWS> {
             true => a,
             false => a.wrapping_add(3 * group * stride),
         };
-        let mut strip = Strip { groups: std::array::from_fn(group), stride: opaque(std::ptr::without_provenance(stride)).addr() };
+        let mut strip = Strip {
+            groups: std::array::from_fn(group),
+            stride: opaque(std::ptr::without_provenance(stride)).addr(),
+        };
         strip.forget();
         strip
     }

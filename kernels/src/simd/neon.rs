@@ -33,6 +33,14 @@ impl Vector for float32x4_t {
     }
 
     #[inline(always)]
+    unsafe fn by_fours(from: *const f32) -> [Self; 4] {
+        unsafe {
+            let float32x4x4_t(a, b, c, d) = vld4q_f32(from);
+            [a, b, c, d]
+        }
+    }
+
+    #[inline(always)]
     unsafe fn load_f16(from: *const f16) -> Self {
         // The conversion belongs to every 64-bit ARM processor, its intrinsic not yet to Rust 1.89.
         unsafe {
