@@ -26,6 +26,7 @@ mod moments;
 pub mod profile;
 mod simd;
 mod storage;
+pub mod transpose;
 pub mod upsample_nearest2d;
 
 pub use activation::{gelu_erf, quick_gelu, silu};
@@ -38,4 +39,5 @@ pub use linear::linear;
 pub use low_rank_linear::low_rank_linear;
 pub use low_rank_update::low_rank_update;
 pub use simd::Isa;
+pub use transpose::transpose;
 pub use upsample_nearest2d::upsample_nearest2d;

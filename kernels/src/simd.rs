@@ -177,6 +177,22 @@ pub(crate) trait Vector: Copy {
     unsafe fn mul(self, other: Self) -> Self;
     /// The larger of the two, value by value; where one is no number, `other`.
     unsafe fn max(self, other: Self) -> Self;
+    /// The largest of its values; none may be no number.
+    #[inline(always)]
+    unsafe fn largest(self) -> f32 {
+        let mut values = [f32::NEG_INFINITY; MOST_LANES];
+        // SAFETY: no vector has more values.
+        unsafe { self.store(values.as_mut_ptr()) };
+        // By halves: one after the other, each would wait for the last.
+        let mut half = MOST_LANES / 2;
+        while half > 0 {
+            for i in 0..half {
+                values[i] = values[i].max(values[i + half]);
+            }
+            half /= 2;
+        }
+        values[0]
+    }
     /// self · 2ⁿ for the whole numbers −200 ≤ n ≤ 127. Where that is no normal number, at most the smallest of them; 0 where n is below −150.
     unsafe fn times_power_of_2(self, n: Self) -> Self;
 
@@ -468,6 +484,11 @@ mod x86 {
     vector! {
         __m512, 16, 8 by 3, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_set1_ps,
         _mm512_fmadd_ps, _mm512_add_ps, _mm512_sub_ps, _mm512_mul_ps, _mm512_max_ps, avx512_apart;
+
+        #[inline(always)]
+        unsafe fn largest(self) -> f32 {
+            unsafe { _mm512_reduce_max_ps(self) }
+        }
 
         #[inline(always)]
         unsafe fn load_part(from: *const f32, count: usize) -> Self {

@@ -179,7 +179,8 @@ impl Kernel for Block<'_> {
         };
         let scores = memory::aligned(scores, QUERIES * KEYS);
         let mut largest = [f32::NEG_INFINITY; QUERIES];
-        let mut sums = [0f32; QUERIES];
+        // Of each query, a vector of sums, which are added together at the end.
+        let mut sums = [[0f32; LANES]; QUERIES];
         for key in (0..s.keys).step_by(KEYS) {
             let keys = KEYS.min(s.keys - key);
             // Whole vectors: past the keys the panels hold zeros.
@@ -210,17 +211,25 @@ impl Kernel for Block<'_> {
                     mask.add([batch, head, first + row, key], &mut scores[..keys]);
                 }
                 scores[keys..].fill(f32::NEG_INFINITY);
-                let max = largest[row].max(max(scores));
-                // Where everything was masked so far there is nothing to scale, and 0 is as good a maximum.
-                let finite = if max == f32::NEG_INFINITY { 0.0 } else { max };
-                let sum = exponentials::<V>(scores, finite);
-                if key > 0 && max != largest[row] {
-                    let down = (largest[row] - finite).exp2();
-                    sums[row] *= down;
-                    y_row(row).iter_mut().for_each(|y| *y *= down);
+                // SAFETY: whole vectors of scores, and sums of a vector's width; the processor has V, or this would not run.
+                unsafe {
+                    let max = max::<V>(scores, largest[row]);
+                    // Where everything was masked so far there is nothing to scale, and 0 is as good a maximum.
+                    let finite = if max == f32::NEG_INFINITY { 0.0 } else { max };
+                    let sums = sums[row].as_mut_ptr();
+                    let mut sum = exponentials::<V>(scores, finite);
+                    if key > 0 {
+                        let mut so_far = V::load(sums);
+                        if max != largest[row] {
+                            let down = (largest[row] - finite).exp2();
+                            so_far = so_far.mul(V::splat(down));
+                            y_row(row).iter_mut().for_each(|y| *y *= down);
+                        }
+                        sum = sum.add(so_far);
+                    }
+                    sum.store(sums);
+                    largest[row] = max;
                 }
-                largest[row] = max;
-                sums[row] += sum;
             }
             let start = if key == 0 { Start::Zero } else { Start::Itself };
             for (i, panel) in packed_v.chunks_exact(width * s.keys).enumerate() {
@@ -243,6 +252,7 @@ impl Kernel for Block<'_> {
                 }
             }
         }
+        let sums = sums.map(|sums| sums[..V::LANES].iter().sum::<f32>());
         for (row, sum) in sums.iter().enumerate().take(queries) {
             // A row in which everything is masked attends to nothing.
             let scale = if *sum == 0.0 { 0.0 } else { 1.0 / sum };
@@ -262,33 +272,55 @@ impl Kernel for Block<'_> {
 /// Independent lanes of a reduction, so that it is vector code.
 pub(super) const LANES: usize = 16;
 
+/// The largest of x, whole vectors, and of `so_far`; what is no number is left out.
+///
+/// # Safety
+/// [`Vector`]'s.
 #[inline(always)]
-pub(super) fn max(x: &[f32]) -> f32 {
-    let larger = |a: f32, b: f32| if b > a { b } else { a };
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    let (whole, rest) = x.as_chunks::<LANES>();
-    for values in whole {
-        for (lane, value) in lanes.iter_mut().zip(values) {
-            *lane = larger(*lane, *value);
+unsafe fn max<V: Vector>(x: &[f32], so_far: f32) -> f32 {
+    // SAFETY: each chunk is a vector; for the rest the caller's.
+    unsafe {
+        // Three at a time: one after the other, each would wait for the last.
+        let mut largest = [V::splat(so_far); 3];
+        let mut threes = x.chunks_exact(3 * V::LANES);
+        for x in &mut threes {
+            for (i, largest) in largest.iter_mut().enumerate() {
+                *largest = V::load(x.as_ptr().add(i * V::LANES)).max(*largest);
+            }
         }
+        let [a, b, mut c] = largest;
+        for x in threes.remainder().chunks_exact(V::LANES) {
+            c = V::load(x.as_ptr()).max(c);
+        }
+        a.max(b).max(c).largest()
     }
-    lanes.into_iter().chain(rest.iter().copied()).fold(f32::NEG_INFINITY, larger)
 }
 
-/// Makes x, whole vectors, to 2^(x − max) and returns the sum.
+/// Makes x, whole vectors, to 2^(x − max) and returns a vector of sums of it.
+///
+/// # Safety
+/// [`Vector`]'s.
 #[inline(always)]
-fn exponentials<V: Vector>(x: &mut [f32], max: f32) -> f32 {
-    let mut lanes = [0f32; LANES];
-    // SAFETY: each chunk is a vector, and `lanes` has room for the widest; the processor has V, or the kernel that this is
-    // in would not run.
+unsafe fn exponentials<V: Vector>(x: &mut [f32], max: f32) -> V {
+    // SAFETY: each chunk is a vector; for the rest the caller's.
     unsafe {
-        let (max, mut sums) = (V::splat(max), V::splat(0.0));
-        for x in x.chunks_exact_mut(V::LANES) {
+        let max = V::splat(max);
+        let mut sums = [V::splat(0.0); 2];
+        let mut pairs = x.chunks_exact_mut(2 * V::LANES);
+        for x in &mut pairs {
+            for (i, sum) in sums.iter_mut().enumerate() {
+                let x = x.as_mut_ptr().add(i * V::LANES);
+                let e = exp2(V::load(x).sub(max));
+                e.store(x);
+                *sum = sum.add(e);
+            }
+        }
+        let [a, mut b] = sums;
+        for x in pairs.into_remainder().chunks_exact_mut(V::LANES) {
             let e = exp2(V::load(x.as_ptr()).sub(max));
             e.store(x.as_mut_ptr());
-            sums = sums.add(e);
+            b = b.add(e);
         }
-        sums.store(lanes.as_mut_ptr());
+        a.add(b)
     }
-    lanes.iter().sum()
 }

@@ -26,6 +26,8 @@ use crate::storage::WeightValues;
 const POINTS: usize = 36;
 /// Values of V at once: 32 MiB.
 const GROUP_VALUES: usize = 8 << 20;
+/// V's room is a multiple of it, 36 MiB, but where it is small.
+const ROOM: usize = 9 << 20;
 /// Tiles whose products a thread has before it transforms them back: with 48 channels, a second-level cache. Whole panels on every
 /// instruction set.
 const TILES_AT_ONCE: usize = 144;
@@ -125,7 +127,10 @@ pub(super) fn conv2d(isa: Isa, x: &[f32], w: Kernels, bias: Option<&[f32]>, s: S
     let groups = tiles.count.div_ceil(most);
     let per_group = tiles.count.div_ceil(groups).next_multiple_of(width);
     let panel_size = s.channels * width + LINE;
-    let mut v: Vec<f32> = memory::reserve(POINTS * per_group / width * panel_size);
+    // One size for many shapes: a block that is freed goes to the next of its size, and what is not touched costs nothing.
+    let v_size = POINTS * per_group / width * panel_size;
+    let mut v: Vec<f32> =
+        memory::reserve(if v_size < ROOM / 16 { v_size } else { v_size.next_multiple_of(ROOM) });
     let v = Shared(v.as_mut_ptr());
     for first in (0..tiles.count).step_by(per_group) {
         let group = first..tiles.count.min(first + per_group);

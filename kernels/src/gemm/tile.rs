@@ -118,10 +118,12 @@ unsafe fn sums<V: Vector, const TURNED: bool, const ROWS: usize, const VECTORS: 
 ) -> [[V; VECTORS]; ROWS] {
     // SAFETY: the caller's.
     unsafe {
-        // What is written at the end is fetched meanwhile.
-        for row in 0..ROWS {
-            for i in (0..VECTORS * V::LANES).step_by(V::LANES.max(8)) {
-                V::prefetch_to_write(c.add(row * c_stride + i));
+        // What is written at the end is fetched meanwhile, where that takes as long.
+        if depth >= DEEP {
+            for row in 0..ROWS {
+                for i in (0..VECTORS * V::LANES).step_by(V::LANES.max(8)) {
+                    V::prefetch_to_write(c.add(row * c_stride + i));
+                }
             }
         }
         let mut sums = [[V::splat(0.0); VECTORS]; ROWS];
@@ -205,6 +207,8 @@ unsafe fn finish<V: Vector, const ROWS: usize, const VECTORS: usize>(
     }
 }
 
+/// Steps after which the memory has answered.
+const DEEP: usize = 64;
 /// Steps of the product that one turn of its loop takes.
 const STEPS: usize = 4;
 /// Groups of three rows of A.

@@ -272,12 +272,12 @@ impl Transformer2D {
     /// `x` [B, C, H, W], the context [B, T, D] → [B, C, H, W].
     pub(crate) fn forward(&self, x: &Tensor, context: &Context<'_>) -> CandleResult<Tensor> {
         let (batch, channels, height, width) = x.dims4()?;
-        let pixels = self.norm.forward(x)?.flatten_from(2)?.transpose(1, 2)?.contiguous()?;
+        let pixels = kernels::transpose(&self.norm.forward(x)?.flatten_from(2)?)?;
         let mut hidden_states = self.proj_in.forward(&pixels)?;
         for block in &self.transformer_blocks {
             hidden_states = block.forward(&hidden_states, context, (height, width))?;
         }
-        let pixels = self.proj_out.forward(&hidden_states)?.transpose(1, 2)?;
+        let pixels = kernels::transpose(&self.proj_out.forward(&hidden_states)?)?;
         x + pixels.reshape((batch, channels, height, width))?
     }
 }

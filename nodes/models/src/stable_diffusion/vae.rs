@@ -205,11 +205,11 @@ impl Attention {
 
     fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
         let (batch, channels, height, width) = x.dims4()?;
-        let pixels = self.group_norm.forward(x)?.flatten_from(2)?.transpose(1, 2)?.contiguous()?;
+        let pixels = kernels::transpose(&self.group_norm.forward(x)?.flatten_from(2)?)?;
         let head = |projection: &Projection| projection.forward(&pixels)?.unsqueeze(1);
         let (q, k, v) = (head(&self.to_q)?, head(&self.to_k)?, head(&self.to_v)?);
         let attended = kernels::attention(&q, &k, &v, None, (channels as f64).powf(-0.5))?;
-        let y = self.to_out.forward(&attended.squeeze(1)?)?.transpose(1, 2)?;
+        let y = kernels::transpose(&self.to_out.forward(&attended.squeeze(1)?)?)?;
         x + y.reshape((batch, channels, height, width))?
     }
 }
