@@ -2,7 +2,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::gemm::{Columns, Product, Shared, Start};
+use crate::gemm::{Columns, Product, ROW_STEP, Shared, Start};
 use crate::memory;
 use crate::simd::{Isa, Vector};
 use crate::storage::WeightValues;
@@ -41,8 +41,8 @@ impl Sizes {
 
 /// Columns of a task: some panels, and few enough that its part of the output stays in a cache.
 const COLUMNS: usize = 192;
-/// Rows of a task.
-const ROWS: usize = 192;
+/// The most rows of a task: the patches are made anew for each.
+const ROWS: usize = 384;
 
 /// y = w ⋆ x + bias, as the product of the weights [O, K] with the patches [K, pixels of all samples],
 /// K = C·kH·kW. The patches are made panel by panel, where the product takes them from, and never whole.
@@ -61,15 +61,20 @@ pub(super) fn conv2d(
     let mut y = memory::reserve(pixels * s.out_channels);
     let to = Shared(y.as_mut_ptr());
     let patches = Patches { x, s };
-    let columns = pixels.min(COLUMNS);
-    let rows = s.out_channels.min(ROWS);
+    // Blocks of a sample's pixels where these are many, and their part of the output is written where it belongs.
+    let (samples, pixels) = if plane >= COLUMNS { (s.batch, plane) } else { (1, pixels) };
+    let blocks_of_columns = samples * pixels.div_ceil(COLUMNS);
+    let least = (2 * rayon::current_num_threads()).div_ceil(blocks_of_columns.max(1));
+    let parts = s.out_channels.div_ceil(ROWS).max(least);
+    let rows = s.out_channels.div_ceil(parts).next_multiple_of(ROW_STEP);
     // Blocks of the same rows follow each other: what is read of the weights is then in a cache.
-    let blocks_of_columns = pixels.div_ceil(columns.max(1));
     let tasks = s.out_channels.div_ceil(rows.max(1)) * blocks_of_columns;
     (0..tasks).into_par_iter().for_each_init(Scratch::default, |scratch, task| {
-        let (row, column) = (task / blocks_of_columns * rows, task % blocks_of_columns * columns);
+        let (row, block) = (task / blocks_of_columns * rows, task % blocks_of_columns);
+        let blocks_of_sample = blocks_of_columns / samples;
+        let (sample, column) = (block / blocks_of_sample, block % blocks_of_sample * COLUMNS);
         let rows = row..s.out_channels.min(row + rows);
-        let columns = column..pixels.min(column + columns);
+        let columns = sample * pixels + column..sample * pixels + pixels.min(column + COLUMNS);
         let Scratch { wide, panels, block } = scratch;
         let weights = match w {
             WeightValues::F32(values) => &values[rows.start * k..rows.end * k],
@@ -79,7 +84,13 @@ pub(super) fn conv2d(
                 &wide[..]
             }
         };
-        block.resize(rows.len() * columns.len(), 0.0);
+        let in_place = samples > 1 || s.batch == 1;
+        let (c, c_stride) = if in_place {
+            (to.at((sample * s.out_channels + rows.start) * plane + column), plane)
+        } else {
+            block.resize(rows.len() * columns.len(), 0.0);
+            (block.as_mut_ptr(), columns.len())
+        };
         let product = Product {
             m: rows.len(),
             k,
@@ -87,14 +98,17 @@ pub(super) fn conv2d(
             a: weights.as_ptr(),
             a_stride: k,
             b: &patches,
-            c: block.as_mut_ptr(),
-            c_stride: columns.len(),
+            c,
+            c_stride,
             start: bias.map_or(Start::Zero, |bias| Start::Rows(&bias[rows.clone()])),
             scratch: panels,
         };
-        // SAFETY: the weights are rows of k values, the block has a value for each row and column, and both
-        // are this task's alone.
+        // SAFETY: the weights are rows of k values; the block has a value for each row and column, or these pixels of the output's
+        // channels, which was reserved, are this task's alone.
         unsafe { product.compute(isa) };
+        if in_place {
+            return;
+        }
         for (row, values) in rows.zip(block.chunks_exact(columns.len())) {
             let mut at = columns.start;
             while at < columns.end {
@@ -112,7 +126,7 @@ pub(super) fn conv2d(
         }
     });
     // SAFETY: the tasks are all channels and pixels, and each was written.
-    unsafe { y.set_len(pixels * s.out_channels) };
+    unsafe { y.set_len(s.batch * plane * s.out_channels) };
     y
 }
 
