@@ -1,10 +1,9 @@
 //! Plain slices out of candle's CPU storage, for the CPU twins.
 
 use candle_core::{CpuStorage, DType, Layout, Result, Tensor, bail};
-use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
-use crate::simd::Vector;
+use crate::simd::{Isa, Kernel, Vector};
 
 /// `run` on activations as the CPU twins take them: f16 and bf16 are widened, and the result is rounded to their
 /// type, which is what a CUDA twin does in its registers.
@@ -81,13 +80,23 @@ impl<'a> WeightValues<'a> {
     }
 
     /// Fills `wide` with the values from number `start` on.
-    pub(crate) fn widen_into(self, start: usize, wide: &mut [f32]) {
-        let end = start + wide.len();
-        match self {
-            WeightValues::F32(values) => wide.copy_from_slice(&values[start..end]),
-            WeightValues::F16(values) => values[start..end].convert_to_f32_slice(wide),
-            WeightValues::BF16(values) => values[start..end].convert_to_f32_slice(wide),
-        }
+    pub(crate) fn widen_into(self, isa: Isa, start: usize, wide: &mut [f32]) {
+        isa.run(Widen { values: self, start, wide });
+    }
+}
+
+struct Widen<'a> {
+    values: WeightValues<'a>,
+    start: usize,
+    wide: &'a mut [f32],
+}
+
+impl Kernel for Widen<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Vector>(self) {
+        self.values.widen::<V>(self.start, self.wide);
     }
 }
 

@@ -106,7 +106,7 @@ struct Scratch {
     k_turned: Vec<f32>,
     v_turned: Vec<f32>,
     k: Vec<f32>,
-    /// Panels of a block of queries: Q and dO.
+    /// Panels of all blocks of queries: Q and dO.
     q: Vec<f32>,
     up: Vec<f32>,
     /// What is summed, its rows whole vectors: dQ of the head, dK and dV of a block.
@@ -164,12 +164,21 @@ impl Kernel for Head<'_> {
         let k_turned = memory::aligned(k_turned, s.head_dim * panels(KEYS));
         let v_turned = memory::aligned(v_turned, s.value_dim * panels(KEYS));
         let k_panels = memory::aligned(k_panels, KEYS * panels(s.head_dim));
-        let q_panels = memory::aligned(q_panels, QUERIES * panels(s.head_dim));
-        let up_panels = memory::aligned(up_panels, QUERIES * panels(s.value_dim));
+        let of_block = [QUERIES * panels(s.head_dim), QUERIES * panels(s.value_dim)];
+        let blocks = s.queries.div_ceil(QUERIES);
+        let q_panels = memory::aligned(q_panels, blocks * of_block[0]);
+        let up_panels = memory::aligned(up_panels, blocks * of_block[1]);
         let dk_sums = memory::aligned(dk_sums, KEYS * d);
         let dv_sums = memory::aligned(dv_sums, KEYS * dv_wide);
         let dq_sums = memory::aligned(dq_sums, s.queries * d);
         dq_sums.fill(0.0);
+        for (block, first) in (0..s.queries).step_by(QUERIES).enumerate() {
+            let queries = QUERIES.min(s.queries - first);
+            let columns = Plain { values: &q[first * q_stride..], stride: q_stride };
+            pack::<V>(&columns, queries, s.head_dim, &mut q_panels[block * of_block[0]..]);
+            let columns = Plain { values: &up[first * up_stride..], stride: up_stride };
+            pack::<V>(&columns, queries, s.value_dim, &mut up_panels[block * of_block[1]..]);
+        }
         for first_key in keys.clone().step_by(KEYS) {
             let count = KEYS.min(keys.end - first_key);
             let (k, k_stride) = k.rows(batch, head, first_key);
@@ -183,18 +192,13 @@ impl Kernel for Head<'_> {
             k_panels.iter_mut().for_each(|value| *value *= scale);
             dk_sums.fill(0.0);
             dv_sums.fill(0.0);
-            for first in (0..s.queries).step_by(QUERIES) {
+            for (block, first) in (0..s.queries).step_by(QUERIES).enumerate() {
                 let queries = QUERIES.min(s.queries - first);
+                let q_panels = &q_panels[block * of_block[0]..];
+                let up_panels = &up_panels[block * of_block[1]..];
                 let (q, up) = (&q[first * q_stride..], &up[first * up_stride..]);
                 // Whole vectors: past the keys the panels hold zeros.
                 let columns = count.next_multiple_of(V::LANES);
-                pack::<V>(&Plain { values: q, stride: q_stride }, queries, s.head_dim, q_panels);
-                pack::<V>(
-                    &Plain { values: up, stride: up_stride },
-                    queries,
-                    s.value_dim,
-                    up_panels,
-                );
                 // SAFETY, of all products: rows and columns of each matrix are there, as they were sized and asserted
                 // above; those that are summed have rows of whole vectors; the processor has V, or this would not run.
                 unsafe {

@@ -132,12 +132,13 @@ impl CustomOp1 for Turned {
         let (o, c, kh, kw) = layout.shape().dims4()?;
         let weight = weight_values(weight, layout, self.name())?;
         let kernel = kh * kw;
+        let isa = Isa::get()?;
         let write = |turned: &mut [f32]| {
             let tasks = turned.par_chunks_mut((TURNED_AT_ONCE * o * kernel).max(1)).enumerate();
             tasks.for_each_init(Vec::new, |wide, (task, turned)| {
                 wide.resize(turned.len() / o, 0.0);
                 for out in 0..o {
-                    weight.widen_into((out * c + task * TURNED_AT_ONCE) * kernel, wide);
+                    weight.widen_into(isa, (out * c + task * TURNED_AT_ONCE) * kernel, wide);
                     for (channel, kernels) in wide.chunks_exact(kernel).enumerate() {
                         let turned = &mut turned[(channel * o + out) * kernel..][..kernel];
                         let backwards = kernels.iter().rev();

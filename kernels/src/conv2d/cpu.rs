@@ -80,7 +80,7 @@ pub(super) fn conv2d(
             WeightValues::F32(values) => &values[rows.start * k..rows.end * k],
             half => {
                 wide.resize(rows.len() * k, 0.0);
-                half.widen_into(rows.start * k, wide);
+                half.widen_into(isa, rows.start * k, wide);
                 &wide[..]
             }
         };

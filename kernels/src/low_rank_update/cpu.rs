@@ -34,7 +34,7 @@ pub(super) fn low_rank_update(
                     stride: columns,
                 },
                 half => {
-                    half.widen_into(task * block * columns, y);
+                    half.widen_into(isa, task * block * columns, y);
                     Start::Itself
                 }
             };
