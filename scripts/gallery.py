@@ -26,6 +26,7 @@ SHOWN = {
     "style": "The same words and seed with a LoRA: coloured pencil.",
     "variants": "The same words and seed: the checkpoint's own U-Net, and three LoRAs on it in three namings (kohya, PEFT, diffusers).",
     "dreambooth": "A U-Net that was shown eight pictures of one monster, which no word but `zwx` names.",
+    "dreambooth_control": "The same monster from a LoRA that DreamBooth made, and again along the outline of the first.",
     "swap": "The same words and seed through the checkpoint's U-Net, to which `zwx` means nothing, and through the DreamBooth one.",
     "control": "A ControlNet: the outline of a picture, in the colour and the place that the words say.",
     "subject_style": "The subject with the LoRA, which knows nothing of Kosmos-G.",
@@ -33,7 +34,7 @@ SHOWN = {
     "subject_control": "The subject along the outline that a ControlNet sees.",
     "subject_dreambooth": "The subject through the U-Net that learned another monster: it is narrow, and round comes out square.",
     "subject_swap": "The same subject, words and seed through both U-Nets.",
-    "subject_everything": "The subject, the ControlNet and a LoRA at once.",
+    "subject_everything": "The subject, the ControlNet, a LoRA for the look, and DreamBooth's (which is not asked for its own monster) at once.",
     "encoders": "One U-Net, three prompts: Kosmos-G's, CLIP's, and half of each. Each is guided away from the other's empty prompt.",
 }
 

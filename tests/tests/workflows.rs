@@ -100,6 +100,19 @@ fn swap() {
     expect_different("swap.json", 2);
 }
 
+/// The monster that DreamBooth learned, and again along its own outline: as much of the two pictures is the monster.
+#[test]
+fn dreambooth_along_an_outline() {
+    let made = expect_different("dreambooth_control.json", 2);
+    // Its teal is on no background: more green and blue than red by far.
+    let share = |picture: &image::RgbImage| {
+        let teal = |[r, g, b]: [u8; 3]| g > r.saturating_add(60) && b > r.saturating_add(50);
+        picture.pixels().filter(|pixel| teal(pixel.0)).count() as f64 / (128.0 * 128.0)
+    };
+    let [first, second] = [share(&made[0]), share(&made[1])];
+    assert!(first > 0.08 && second > 0.08, "{first:.3} and {second:.3} of the pictures are teal");
+}
+
 /// One graph in which CLIP is swapped for Kosmos-G and Kosmos-G for CLIP, and both are mixed.
 #[test]
 fn encoders() {
@@ -128,7 +141,14 @@ fn a_subject_with_every_technique() {
     assert_ne!(plain, styled);
     expect_different("subject_dreambooth.json", 1);
     let controlled = expect_different("subject_control.json", 1);
-    assert_ne!(controlled, expect_different("subject_everything.json", 1), "the LoRA does nothing");
+    let everything = expect_different("subject_everything.json", 1);
+    assert_ne!(controlled, everything, "the LoRAs do nothing");
+    for changed in ["DreamBooth.strength_model=0", "Neon.strength_model=0"] {
+        let out = tempfile::tempdir().expect("a folder");
+        run("subject_everything.json", out.path()).arg("--set").arg(changed).expect_success();
+        let other = pixels(&pictures(out.path())[0]);
+        assert_ne!(other, everything[0], "{changed} does nothing");
+    }
     for workflow in ["subject_control.json", "subject_everything.json"] {
         for changed in ["Control.strength=0", "Subject.image=monster-2.png"] {
             let out = tempfile::tempdir().expect("a folder");

@@ -36,6 +36,8 @@ MUST = {
     "control": {"outline IoU": .75, "colour": .80, "background": .80},
     **{f"lora {look}": {"look": .80, "shape": .80, "colour": .80} for look in styles.STYLES},
     "dreambooth": {"given monster": .80},
+    "zwx": {"given monster": .80},
+    "zwx control": {"outline IoU": .75, "given monster": .80},
     "embedding": {"shape": .80, "colour": .80},
     "replay": {"same on avx2": 1, "same on portable": 1},
     "kosmos text": {"as by CLIP": .97},
@@ -119,6 +121,9 @@ class Bench:
         elif look:
             lora = graph.add("LoraLoader", model=model, clip=clip, lora_name=f"{graph.name}/loras/{look}.safetensors", strength_model=self.args.strength, strength_clip=self.args.strength)
             model, clip = lora, [lora[0], 1]
+        if "zwx" in words or "everything" in words:
+            # DreamBooth as a LoRA of the checkpoint's U-Net, which ControlNets and looks fit.
+            model = graph.add("LoraLoaderModelOnly", model=model, lora_name=f"{graph.name}/loras/zwx.safetensors", strength_model=1.0)
         if "dreambooth" in words:
             model = graph.add("UNETLoader", unet_name=f"{graph.name}/unet/dreambooth")
         if of_kosmos:
@@ -257,12 +262,24 @@ def looks(look):
     return part
 
 
-def given_monster(bench, rng, count):
-    """Asked for by its name on backgrounds that its eight pictures did not have."""
-    unseen = [b for b in range(12) if b not in monster_given.SEEN]
-    places = [unseen[int(rng.integers(len(unseen)))] for _ in range(count)]
-    answers = bench.read(from_text(bench, "dreambooth", [monster_given.written(b) for b in places], rng.integers(1 << 31, size=count).tolist()))
-    return {"given monster": float(np.mean([a["given"] for a in answers])), "background": float(np.mean([a["background"] == b for a, b in zip(answers, places)]))}
+def given_monster(part):
+    """Asked for by its name on backgrounds that its eight pictures did not have; with "control" along the outline of a picture of it on another."""
+    def measure(bench, rng, count):
+        along = "control" in part.split()
+        unseen = [b for b in range(8 if along else 12) if b not in monster_given.SEEN]
+        places = [unseen[int(rng.integers(len(unseen)))] for _ in range(count)]
+        texts, seeds = [monster_given.written(b) for b in places], rng.integers(1 << 31, size=count).tolist()
+        outlines = [monster_given.picture(rng, int(rng.integers(8)))[0] for _ in range(count)] if along else []
+        names = [bench.show(p) for p in outlines]
+
+        def build(graph, n, model, clip, vae, empty):
+            more = {"control": steered(graph, names[n])} if along else {}
+            graph.picture(n, model, graph.add("CLIPTextEncode", text=texts[n], clip=clip), empty, vae, seeds[n], **more)
+        drawn = bench.draw(part, count, build)
+        answers = bench.read(drawn)
+        figures = {"outline IoU": float(np.mean([overlap(outline(g), outline(d)) for g, d in zip(outlines, drawn)]))} if along else {}
+        return {**figures, "given monster": float(np.mean([a["given"] for a in answers])), "background": float(np.mean([a["background"] == b for a, b in zip(answers, places)]))}
+    return measure
 
 
 def embedding(bench, rng, count):
@@ -352,12 +369,15 @@ PARTS = {
     "text": (text, "sd/unet", "UNetSample"), "subject": (subject, "kosmos/model.safetensors", "KosmosLoader"), "apart": (apart, "kosmos/model.safetensors", "KosmosLoader"),
     "vae": (vae, "sd/vae", "VAEEncode"), "control": (control, "controlnet/tiny-canny", "ControlNetLoader"),
     **{f"lora {look}": (looks(look), f"loras/{look}.safetensors", "LoraLoader") for look in styles.STYLES},
-    "dreambooth": (given_monster, "unet/dreambooth", "UNETLoader"), "embedding": (embedding, "embeddings/moss.safetensors", "CLIPTextEncode"),
+    "dreambooth": (given_monster("dreambooth"), "unet/dreambooth", "UNETLoader"), "embedding": (embedding, "embeddings/moss.safetensors", "CLIPTextEncode"),
     "replay": (replay, "kosmos/model.safetensors", "KosmosLoader"),
     "kosmos text": (kosmos_text, "kosmos/model.safetensors", "KosmosLoader"),
     **{part: (combined(part), "kosmos/model.safetensors", "KosmosLoader")
        for part in ("subject control", *(f"subject lora {look}" for look in styles.STYLES), "subject dreambooth", "subject everything")},
     "three": (three, "kosmos/model.safetensors", "KosmosLoader"),
+    # At the end: a part's seed is its place here.
+    "zwx": (given_monster("zwx"), "loras/zwx.safetensors", "LoraLoaderModelOnly"),
+    "zwx control": (given_monster("zwx control"), "loras/zwx.safetensors", "LoraLoaderModelOnly"),
 }
 
 
