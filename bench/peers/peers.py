@@ -48,12 +48,12 @@ ONLY_AVX2 = {
 }
 
 
-def environment(folder):
-    """The Python of a virtual environment with torch and diffusers, made if it is not there."""
+def environment(folder, packages=PACKAGES):
+    """The Python of a virtual environment with these packages, made if it is not there."""
     python = folder / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *PACKAGES], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
     return python
 
 
