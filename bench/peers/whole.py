@@ -126,7 +126,8 @@ def cases(arguments, isa):
     wanted = [who for who in arguments.only or ["ours", "ours f16", "diffusers", "OpenVINO", "sd.cpp", "sd.cpp f16"]]
     wanted = [who for who in wanted if who not in arguments.without]
     text = ROOT / "workflows" / "text.json"
-    prompt = json.loads(text.read_text())["11"]["inputs"]["text"]
+    graph = json.loads(text.read_text())
+    prompt = graph["11"]["inputs"]["text"]
     checkpoints = work / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
     random = TARGET / "examples" / "random_weights"
@@ -141,6 +142,16 @@ def cases(arguments, isa):
             work / "diffusers",
             lambda half: [python, HERE / "whole_model.py", "diffusers", checkpoint("f32"), MERGES, half],
         )
+
+    tiny = None
+    if arguments.taesd:
+        python, _ = folder()
+        (work / "vae").mkdir(exist_ok=True)
+        tiny = made(work / "vae" / "taesd-random", lambda half: [python, HERE / "whole_model.py", "taesd", half])
+        text = work / "text-taesd.json"
+        graph["2"] = {"class_type": "VAELoader", "inputs": {"vae_name": tiny.name}, "_meta": {"title": "Tiny autoencoder"}}
+        graph["22"]["inputs"]["vae"] = ["2", 0]
+        text.write_text(json.dumps(graph, indent=2))
 
     found = {}
     for who in wanted:
@@ -159,16 +170,24 @@ def cases(arguments, isa):
             command = [program, "-m", files[0], "-p", prompt, "-n", "", "-W", 512, "-H", 512, "--steps", steps]
             command += ["--cfg-scale", guidance, "--sampling-method", "euler", "--scheduler", "discrete", "-t", threads]
             command += ["-s", 1, "-o", picture]
+            command += ["--taesd", tiny / "diffusion_pytorch_model.safetensors"] if tiny else []
             count = bars(steps)
         else:
             python, model = folder()
+            decoder = tiny
             if who == "OpenVINO":
                 diffusers = model
+                if not (arguments.openvino_python or arguments.environment):
+                    sys.exit("OpenVINO needs --environment or --openvino-python, or --without OpenVINO")
                 python = arguments.openvino_python or environment(arguments.environment / "optimum", OPTIMUM)
                 make = lambda half: [python, HERE / "whole_model.py", "openvino", diffusers, half]
                 model = made(work / "openvino", make)
+                if tiny:
+                    make = lambda half: [python, HERE / "whole_model.py", "openvino-taesd", tiny, half]
+                    decoder = made(work / "openvino-taesd", make)
             files = [path for path in sorted(model.rglob("*")) if path.is_file()]
             command = [python, HERE / "whole_part.py", who.lower(), model, prompt, steps, guidance, threads, picture]
+            command += [decoder] if decoder else []
             count = lines
             # OMP_NUM_THREADS is a setting that PyTorch reads where it is built with OpenMP.
             settings = {"OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1"}
@@ -254,6 +273,7 @@ def main():
     parser.add_argument("--only", action="append", help="a program to run; repeatable")
     parser.add_argument("--without", action="append", default=[], help="a program to leave out; repeatable")
     parser.add_argument("--isa", choices=["avx2"], help="hold all of them to this instruction set")
+    parser.add_argument("--taesd", action="store_true", help="decode with a tiny autoencoder")
     parser.add_argument("--halves", action="store_true", help="only show what a step takes with and without guidance")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     arguments = parser.parse_args()

@@ -3,6 +3,8 @@ this in another Python.
 
     whole_model.py diffusers CHECKPOINT MERGES FOLDER    a folder in diffusers' layout, f32
     whole_model.py openvino FOLDER CONVERTED             optimum-intel's export of that folder, f32, for one picture of 512 x 512
+    whole_model.py taesd FOLDER                          a tiny autoencoder in diffusers' layout, f32
+    whole_model.py openvino-taesd FOLDER CONVERTED       its decoder for OpenVINO, f32, for the same picture
 """
 
 import gzip
@@ -127,6 +129,33 @@ def openvino_folder(folder, converted):
     pipeline.save_pretrained(converted)
 
 
+def taesd_folder(folder):
+    import torch
+    from diffusers import AutoencoderTiny
+
+    torch.manual_seed(0)
+    AutoencoderTiny().save_pretrained(folder, safe_serialization=True)
+
+
+def openvino_taesd_folder(folder, converted):
+    import openvino
+    import torch
+    from diffusers import AutoencoderTiny
+
+    decoder = AutoencoderTiny.from_pretrained(folder).eval().decoder
+    latents = torch.randn(1, 4, 64, 64)
+    with torch.no_grad():
+        model = openvino.convert_model(decoder, example_input=(latents,))
+    model.reshape(list(latents.shape))
+    openvino.save_model(model, converted / "decoder.xml", compress_to_fp16=False)
+
+
 if __name__ == "__main__":
     kind, *paths = sys.argv[1:]
-    {"diffusers": diffusers_folder, "openvino": openvino_folder}[kind](*map(pathlib.Path, paths))
+    make = {
+        "diffusers": diffusers_folder,
+        "openvino": openvino_folder,
+        "taesd": taesd_folder,
+        "openvino-taesd": openvino_taesd_folder,
+    }
+    make[kind](*map(pathlib.Path, paths))
