@@ -4,7 +4,8 @@ workflows/text.json at Stable Diffusion 1.5's size on random weights, 512 x 512,
 
 They run in turn, A B C A B C, each as a process of its own with the same number of threads; what counts is the ratio of the
 medians. A program's files are read once before its clock starts, so that nobody waits for the disk. The peak is the largest
-resident size among a program's processes, as wait4 tells it: mapped files count, where they were touched.
+resident size among a program's processes, as wait4 tells it: mapped files count, where they were touched. Ours are two, of which
+the one that plans holds 0.015 GB.
 
     cargo build --release --workspace --examples
     bench/peers/whole.py --work FOLDER --environment FOLDER
