@@ -2,6 +2,9 @@
 """Times this project beside PyTorch (with diffusers) and OpenVINO on the CPU: the same networks in the same shapes on
 random weights, all in f32.
 
+A bound is a share of a peer's time, or 1.1 times the floor where that is more: the arithmetic that Winograd leaves of the part, as `bench` counts
+it, at the rate of PyTorch's product of 2048 x 2048 x 2048, measured in every turn. Both are printed.
+
 They run in turn, A B C A B C, each as a process of its own with the same number of threads, so that what else the
 machine does meets all of them; what counts is the ratio of the medians.
 
@@ -36,6 +39,9 @@ CASES = [
     ("mllm", 64, 1, {"avx2": (0.6, None), "avx512": (0.6, None)}),
     ("clip", 64, 2, {"avx2": (0.8, None), "avx512": (0.8, None)}),
 ]
+
+# Of the product that the floor is reckoned by.
+SIDE = 2048
 
 # How each is told to use no more than AVX2.
 ONLY_AVX2 = {
@@ -108,23 +114,29 @@ def main():
             continue
         case = commands(python, arguments.converted, part, latent, batch, arguments.threads, arguments.repeat)
         case = {who: command for who, command in case.items() if who not in arguments.without}
-        seconds, peak = {who: [] for who in case}, {}
+        seconds, peak, rates, gflop = {who: [] for who in case}, {}, [], None
         for _ in range(arguments.turns):
+            product = figures([python, ROOT / "bench" / "peers" / "torch_part.py", "product", SIDE, 1, arguments.threads, 30], arguments.threads, isa)
+            rates.append(2e-9 * SIDE ** 3 / min(product["seconds"]))
             for who, command in case.items():
                 answer = figures(command, arguments.threads, isa)
                 seconds[who] += answer["seconds"]
                 peak[who] = answer["peak_gb"]
+                gflop = answer.get("gflop_after_winograd", gflop)
         median = {who: statistics.median(times) for who, times in seconds.items()}
         row = {"part": part, "latent": latent, "batch": batch, "isa": isa, "seconds": seconds, "peak_gb": peak}
         row["ratios"] = {who: median["ours"] / median[who] for who in case if who != "ours"}
-        row["bounds"] = dict(zip(("PyTorch", "OpenVINO"), bounds[isa]))
+        row["floor"] = {"gflop": gflop, "gflops": statistics.median(rates), "seconds": gflop / statistics.median(rates)}
+        room = {who: 1.1 * row["floor"]["seconds"] / median[who] for who in row["ratios"]}
+        row["bounds"] = {who: bound and max(bound, room[who]) for who, bound in zip(("PyTorch", "OpenVINO"), bounds[isa]) if who in room}
         rows.append(row)
         if not arguments.json:
             name = part if part in ("mllm", "clip") else f"{part} {latent}x{latent}"
             print(f"{name} (batch {batch}, {isa}): " + "; ".join(f"{who} {median[who]:.3f} s {peak[who]:.2f} GB" for who in case))
+            print(f"    floor {row['floor']['seconds']:.3f} s: {gflop:.0f} GFLOP after Winograd, the product's {row['floor']['gflops']:.0f} GFLOPS")
             for who, ratio in row["ratios"].items():
                 bound = row["bounds"][who]
-                verdict = "" if bound is None else f", at most {bound}: {'holds' if ratio <= bound else 'DOES NOT HOLD'}"
+                verdict = "" if bound is None else f", at most {bound:.2f}: {'holds' if ratio <= bound else 'DOES NOT HOLD'}"
                 print(f"    {ratio:.2f} of {who}'s time{verdict}", flush=True)
     if arguments.json:
         print(json.dumps(rows, indent=2))

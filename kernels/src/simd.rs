@@ -238,7 +238,7 @@ pub(crate) fn opaque(pointer: *const f32) -> *const f32 {
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     // SAFETY: no instruction at all.
     unsafe {
-        std::arch::asm!("/* {0} */", inout(reg) pointer, options(pure, nomem, nostack, preserves_flags));
+        std::arch::asm!("/* {0} */", inout(reg) pointer, options(pure, readonly, nostack, preserves_flags));
     }
     pointer
 }
@@ -550,6 +550,7 @@ mod x86 {
     /// # Safety
     /// As [`Vector::transpose`], for 16 lanes.
     #[inline(always)]
+    #[expect(clippy::needless_range_loop, reason = "the index is the second of two")]
     unsafe fn transpose_16x16(
         from: *const f32,
         from_stride: usize,

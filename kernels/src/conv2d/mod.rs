@@ -99,8 +99,10 @@ impl Conv2d {
         let x = f32_slice(x.0, x.1, "conv2d")?;
         let weight = weight_values(weight.0, weight.1, "conv2d")?;
         let shape = (sizes.batch, sizes.out_channels, sizes.out_height, sizes.out_width);
-        let _span = Span::new(sizes.name(), sizes.operations());
-        let y = if winograd::pays(sizes) {
+        let by_winograd = winograd::pays(sizes);
+        let name = if by_winograd { winograd::NAME } else { sizes.name() };
+        let _span = Span::new(name, sizes.operations());
+        let y = if by_winograd {
             let kernels = winograd::Kernels { values: weight, are_turned: false };
             winograd::conv2d(Isa::get()?, x, kernels, bias, sizes)
         } else {
