@@ -197,7 +197,7 @@ fn the_bundle_is_made_from_nothing_by_one_file() -> Result<()> {
         ("pencil", "lora_unet_"),
         ("neon", "lora_A.weight"),
         ("pixel", "lora.down.weight"),
-        ("dreambooth", "lora_unet_"),
+        ("zwx", "lora_unet_"),
     ] {
         let path = bundle.join(format!("loras/{name}.safetensors"));
         layers.push(Lora::open(&path)?.unet.len());
