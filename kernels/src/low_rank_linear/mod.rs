@@ -227,7 +227,7 @@ mod tests {
                 let y = low_rank_linear(&x, &w, Some(&bias), [&down, &up], 0.7)?;
                 let found = (&y * &g)?.sum_all()?.backward()?;
                 let wide = |t: &Tensor| t.detach().to_dtype(DType::F64);
-                let [x64, w64, b64, d64, u64, g64] = [
+                let inputs = [
                     &x.as_detached_tensor(),
                     &w,
                     &bias,
@@ -236,19 +236,27 @@ mod tests {
                     &g,
                 ]
                 .map(|t| wide(t).expect("f64"));
-                let whole = (&w64 + (u64.matmul(&d64)? * 0.7)?)?;
-                let (x64, g64) = (x64.squeeze(0)?, g64.squeeze(0)?);
-                let want = x64.matmul(&whole.t()?)?.broadcast_add(&b64)?;
-                let of_whole = g64.t()?.matmul(&x64)?;
-                let wanted = [
-                    (found.get(&x), g64.matmul(&whole)?.unsqueeze(0)?),
-                    (found.get(&down), (u64.t()?.matmul(&of_whole)? * 0.7)?),
-                    (found.get(&up), (of_whole.matmul(&d64.t()?)? * 0.7)?),
-                ];
-                assert!(apart(&y.squeeze(0)?, &want)? < 2e-6);
-                for (found, want) in wanted {
-                    let apart = apart(found.expect("a gradient"), &want)?;
-                    assert!(apart < 2e-6, "{rows} × {input} × {output}: {apart:.1e}");
+                let formula = |[x, w, bias, down, up, g]: &[Tensor; 6]| -> Result<[Tensor; 4]> {
+                    let whole = (w + (up.matmul(down)? * 0.7)?)?;
+                    let (x, g) = (x.squeeze(0)?, g.squeeze(0)?);
+                    let of_whole = g.t()?.matmul(&x)?;
+                    Ok([
+                        x.matmul(&whole.t()?)?.broadcast_add(bias)?.unsqueeze(0)?,
+                        g.matmul(&whole)?.unsqueeze(0)?,
+                        (up.t()?.matmul(&of_whole)? * 0.7)?,
+                        (of_whole.matmul(&down.t()?)? * 0.7)?,
+                    ])
+                };
+                let want = formula(&inputs)?;
+                // Of a single number the parts may cancel: the error is a share of what they are without their signs.
+                let sizes = formula(&inputs.map(|t| t.abs().expect("f64")))?;
+                let gradient = |var: &Var| found.get(var).expect("a gradient");
+                let found = [&y.detach(), gradient(&x), gradient(&down), gradient(&up)];
+                for ((found, want), size) in found.into_iter().zip(want).zip(sizes) {
+                    let largest = |t: Tensor| t.abs()?.flatten_all()?.max(0)?.to_scalar::<f64>();
+                    let difference = largest((found.to_dtype(DType::F64)? - want)?)?;
+                    let apart = difference / largest(size)?;
+                    assert!(apart < 2e-7, "{rows} × {input} × {output}: {apart:.1e}");
                 }
             }
         }
