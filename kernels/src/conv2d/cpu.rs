@@ -2,6 +2,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::runs::{Run, Runs};
 use crate::gemm::{Columns, Product, ROW_STEP, Shared, Start};
 use crate::memory;
 use crate::simd::{Isa, Vector};
@@ -146,17 +147,6 @@ struct Patches<'a> {
     s: Sizes,
 }
 
-/// Pixels of a panel that lie in one row of the output.
-#[derive(Clone, Copy, Default)]
-struct Run {
-    sample: usize,
-    row: usize,
-    column: usize,
-    /// The first one's place in the panel, and how many.
-    at: usize,
-    length: usize,
-}
-
 /// The most columns of a panel, and so the most runs.
 const MAX_WIDTH: usize = 48;
 
@@ -166,14 +156,9 @@ impl Columns for Patches<'_> {
         let s = self.s;
         let mut runs = [Run::default(); MAX_WIDTH];
         let mut count = 0;
-        let mut at = n.start;
-        while at < n.end {
-            let (row, column) = (at / s.out_width, at % s.out_width);
-            let length = (s.out_width - column).min(n.end - at);
-            let (sample, row) = (row / s.out_height, row % s.out_height);
-            runs[count] = Run { sample, row, column, at: at - n.start, length };
+        for run in Runs::new(n.clone(), s.out_height, s.out_width) {
+            runs[count] = run;
             count += 1;
-            at += length;
         }
         for (k, panel) in k.zip(panel.chunks_exact_mut(width)) {
             let (kx, ky) = (k % s.kernel_w, k / s.kernel_w % s.kernel_h);

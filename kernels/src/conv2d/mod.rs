@@ -7,6 +7,7 @@ mod cpu;
 mod cuda;
 #[cfg(any(feature = "cuda", test))]
 mod cudnn;
+mod runs;
 mod winograd;
 
 #[cfg(feature = "cuda")]

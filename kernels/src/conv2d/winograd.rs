@@ -16,6 +16,7 @@ use std::f32::consts::{FRAC_1_SQRT_2, SQRT_2};
 use rayon::prelude::*;
 
 use super::cpu::Sizes;
+use super::runs::{Run, Runs};
 use crate::gemm::tile::tile;
 use crate::gemm::{K_BLOCK, ROW_STEP, Shared, Start};
 use crate::memory;
@@ -68,41 +69,7 @@ impl Tiles {
     /// vectors' instructions.
     #[inline(always)]
     fn runs(self, group: std::ops::Range<usize>) -> Runs {
-        Runs { tiles: self, start: group.start, group }
-    }
-}
-
-/// Tiles beside each other.
-struct Run {
-    sample: usize,
-    row: usize,
-    /// The first tile's column.
-    column: usize,
-    /// Its number in the group.
-    at: usize,
-    length: usize,
-}
-
-struct Runs {
-    tiles: Tiles,
-    start: usize,
-    group: std::ops::Range<usize>,
-}
-
-impl Iterator for Runs {
-    type Item = Run;
-
-    #[inline(always)]
-    fn next(&mut self) -> Option<Run> {
-        if self.group.is_empty() {
-            return None;
-        }
-        let first = self.group.start;
-        let (row, column) = (first / self.tiles.columns, first % self.tiles.columns);
-        let length = (self.tiles.columns - column).min(self.group.len());
-        self.group.start += length;
-        let (sample, row) = (row / self.tiles.rows, row % self.tiles.rows);
-        Some(Run { sample, row, column, at: first - self.start, length })
+        Runs::new(group, self.rows, self.columns)
     }
 }
 
