@@ -10,6 +10,8 @@
 pub mod activation;
 pub mod attention;
 mod begin;
+#[cfg(target_arch = "x86_64")]
+mod bf16;
 pub mod conv2d;
 #[cfg(any(feature = "cuda", test))]
 mod cuda;

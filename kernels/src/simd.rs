@@ -2,7 +2,8 @@
 //!
 //! A kernel is written once, for any [`Vector`], and compiled for each instruction set; [`Isa::run`]
 //! picks the widest that the processor has. `KOSMOGRAPH_ISA` (avx512, avx2, neon, portable or portable16)
-//! forces one, so that every path can be tested on one machine.
+//! forces one, so that every path can be tested on one machine. Where `KOSMOGRAPH_PRECISION` is bf16, products of matrices take
+//! their factors rounded to bf16, with the instructions that some processors have for that (amx, avx512bf16).
 
 #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
 mod neon;
@@ -28,23 +29,70 @@ pub enum Isa {
     /// Arrays of 16 values, in the tiles that AVX-512 has: slow, and there to test their sizes on a
     /// processor without it. Never chosen unless it is asked for.
     Portable16,
+    /// AVX-512 with AVX512_BF16: products of matrices take factors that are rounded to bf16, and sum in f32. Only where that is
+    /// asked for.
+    Avx512Bf16,
+    /// The same with AMX, whose registers are 16 × 32 values of bf16.
+    Amx,
 }
 
 impl Isa {
-    /// The widest that the processor has, or the one that `KOSMOGRAPH_ISA` names.
+    /// The widest that the processor has, with products of bf16 where `KOSMOGRAPH_PRECISION` asks for them; or the one that
+    /// `KOSMOGRAPH_ISA` names.
     ///
     /// # Errors
-    /// `KOSMOGRAPH_ISA` names none, or one that the processor lacks.
+    /// One of the two names none, or one that the processor lacks.
     pub fn get() -> Result<Isa> {
         static CHOSEN: OnceLock<std::result::Result<Isa, String>> = OnceLock::new();
-        let chosen = CHOSEN.get_or_init(|| match std::env::var("KOSMOGRAPH_ISA") {
-            Ok(name) if !name.is_empty() => Isa::named(&name),
-            _ => Ok(Isa::available()[0]),
+        let variable = |name| std::env::var(name).unwrap_or_default();
+        let chosen = CHOSEN.get_or_init(|| {
+            Isa::chosen(&variable("KOSMOGRAPH_ISA"), &variable("KOSMOGRAPH_PRECISION"))
         });
         chosen.clone().map_err(Error::Msg)
     }
 
-    /// Those that this processor has, the widest first.
+    fn chosen(isa: &str, precision: &str) -> std::result::Result<Isa, String> {
+        let named = match isa {
+            "" => None,
+            name => Some(Isa::named(name)?),
+        };
+        match (precision, named) {
+            ("" | "f32", None) => Ok(Isa::available()[0]),
+            ("" | "f32", Some(isa)) => Ok(isa),
+            ("bf16", None) => Isa::with_bf16().first().copied().ok_or_else(|| {
+                "KOSMOGRAPH_PRECISION is bf16, for which this processor has no products of matrices (AMX or AVX512_BF16); \
+                 without it all is computed in f32"
+                    .to_owned()
+            }),
+            ("bf16", Some(named @ (Isa::Amx | Isa::Avx512Bf16))) => Ok(named),
+            ("bf16", Some(_)) => Err(format!(
+                "KOSMOGRAPH_PRECISION is bf16, and KOSMOGRAPH_ISA is {isa}, which has no products of bf16; amx or avx512bf16 have"
+            )),
+            _ => Err(format!(
+                "KOSMOGRAPH_PRECISION is {precision:?}; f32 or bf16 would be right"
+            )),
+        }
+    }
+
+    /// Those with products of bf16 that this processor has and the system lets a program use, the fastest first.
+    pub fn with_bf16() -> Vec<Isa> {
+        #[cfg(target_arch = "x86_64")]
+        return crate::bf16::Set::available().into_iter().map(crate::bf16::Set::isa).collect();
+        #[cfg(not(target_arch = "x86_64"))]
+        Vec::new()
+    }
+
+    /// What multiplies bf16, where this set does.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn bf16(self) -> Option<crate::bf16::Set> {
+        match self {
+            Isa::Amx => Some(crate::bf16::Set::Amx),
+            Isa::Avx512Bf16 => Some(crate::bf16::Set::Avx512),
+            _ => None,
+        }
+    }
+
+    /// Those that this processor has and that compute all in f32, the widest first.
     pub fn available() -> Vec<Isa> {
         let mut available = vec![Isa::Portable, Isa::Portable16];
         #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
@@ -65,7 +113,7 @@ impl Isa {
     /// Columns of a register tile, and so of a packed panel.
     pub(crate) fn tile_width(self) -> usize {
         match self {
-            Isa::Avx512 | Isa::Portable16 => 48,
+            Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx | Isa::Portable16 => 48,
             Isa::Avx2 => 16,
             Isa::Neon | Isa::Portable => 8,
         }
@@ -78,13 +126,15 @@ impl Isa {
             "neon" => Isa::Neon,
             "portable" => Isa::Portable,
             "portable16" => Isa::Portable16,
+            "avx512bf16" => Isa::Avx512Bf16,
+            "amx" => Isa::Amx,
             _ => {
                 return Err(format!(
-                    "KOSMOGRAPH_ISA is {name:?}; avx512, avx2, neon, portable or portable16 would be right"
+                    "KOSMOGRAPH_ISA is {name:?}; avx512, avx2, neon, portable, portable16, avx512bf16 or amx would be right"
                 ));
             }
         };
-        if Isa::available().contains(&isa) {
+        if Isa::available().contains(&isa) || Isa::with_bf16().contains(&isa) {
             Ok(isa)
         } else {
             Err(format!("KOSMOGRAPH_ISA is {name}, which this processor does not have"))
@@ -97,8 +147,8 @@ impl Isa {
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self {
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: the value `Isa::Avx512` is only made where the processor has it.
-            Isa::Avx512 => unsafe { x86::avx512(kernel) },
+            // SAFETY: these values are only made where the processor has AVX-512.
+            Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => unsafe { x86::avx512(kernel) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Isa::Avx2 => unsafe { x86::avx2(kernel) },

@@ -72,6 +72,11 @@ pub(super) fn attention(
     s: Sizes,
     keeps_sums: bool,
 ) -> (Vec<f32>, Option<Vec<f32>>) {
+    // Who keeps the sums computes the scores anew in f32.
+    #[cfg(target_arch = "x86_64")]
+    if let (Some(set), false) = (isa.bf16(), keeps_sums) {
+        return (super::bf16::attention(set, [q, k, v], mask, scale, s), None);
+    }
     let values = s.batch * s.heads * s.queries * s.value_dim;
     let mut log_sums = keeps_sums.then(|| vec![f32::INFINITY; s.batch * s.heads * s.queries]);
     if values == 0 || s.keys == 0 || s.head_dim == 0 {
@@ -277,7 +282,7 @@ pub(super) const LANES: usize = 16;
 /// # Safety
 /// [`Vector`]'s.
 #[inline(always)]
-unsafe fn max<V: Vector>(x: &[f32], so_far: f32) -> f32 {
+pub(super) unsafe fn max<V: Vector>(x: &[f32], so_far: f32) -> f32 {
     // SAFETY: each chunk is a vector; for the rest the caller's.
     unsafe {
         // Three at a time: one after the other, each would wait for the last.
@@ -301,7 +306,7 @@ unsafe fn max<V: Vector>(x: &[f32], so_far: f32) -> f32 {
 /// # Safety
 /// [`Vector`]'s.
 #[inline(always)]
-unsafe fn exponentials<V: Vector>(x: &mut [f32], max: f32) -> V {
+pub(super) unsafe fn exponentials<V: Vector>(x: &mut [f32], max: f32) -> V {
     // SAFETY: each chunk is a vector; for the rest the caller's.
     unsafe {
         let max = V::splat(max);

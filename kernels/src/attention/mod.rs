@@ -5,6 +5,8 @@
 //! head of a 64 × 64 latent) is never whole in memory.
 
 mod backward;
+#[cfg(target_arch = "x86_64")]
+mod bf16;
 mod cpu;
 mod cpu_backward;
 #[cfg(any(feature = "cuda", test))]

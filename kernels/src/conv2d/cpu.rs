@@ -142,9 +142,9 @@ struct Scratch {
 }
 
 /// What each weight (c, ky, kx) is multiplied with at each pixel of the output of each sample, [K, pixels].
-struct Patches<'a> {
-    x: &'a [f32],
-    s: Sizes,
+pub(super) struct Patches<'a> {
+    pub(super) x: &'a [f32],
+    pub(super) s: Sizes,
 }
 
 /// The most columns of a panel, and so the most runs.

@@ -2,6 +2,8 @@
 //! y\[o\] = Σ_c w\[o, c\] ⋆ x\[c\] + b\[o\], zero padding, no groups, no dilation.
 
 mod backward;
+#[cfg(target_arch = "x86_64")]
+mod bf16;
 mod cpu;
 #[cfg(any(feature = "cuda", test))]
 mod cuda;
@@ -100,14 +102,21 @@ impl Conv2d {
         let x = f32_slice(x.0, x.1, "conv2d")?;
         let weight = weight_values(weight.0, weight.1, "conv2d")?;
         let shape = (sizes.batch, sizes.out_channels, sizes.out_height, sizes.out_width);
+        let isa = Isa::get()?;
+        #[cfg(target_arch = "x86_64")]
+        if let Some(set) = isa.bf16() {
+            let _span = Span::new(sizes.name(), sizes.operations());
+            let y = bf16::conv2d(set, x, weight, bias, sizes);
+            return Ok((CpuStorage::F32(y), Shape::from(shape)));
+        }
         let by_winograd = winograd::pays(sizes);
         let name = if by_winograd { winograd::NAME } else { sizes.name() };
         let _span = Span::new(name, sizes.operations());
         let y = if by_winograd {
             let kernels = winograd::Kernels { values: weight, are_turned: false };
-            winograd::conv2d(Isa::get()?, x, kernels, bias, sizes)
+            winograd::conv2d(isa, x, kernels, bias, sizes)
         } else {
-            cpu::conv2d(Isa::get()?, x, weight, bias, sizes)
+            cpu::conv2d(isa, x, weight, bias, sizes)
         };
         Ok((CpuStorage::F32(y), Shape::from(shape)))
     }
@@ -325,6 +334,50 @@ mod tests {
             for (i, (got, want)) in got.iter().zip(want).enumerate() {
                 let want = want + f64::from(b[i / pixels % 6]);
                 assert!((f64::from(*got) - want).abs() < 2e-5, "{got} is not {want}");
+            }
+        }
+        Ok(())
+    }
+
+    /// What convolutions with bf16 factors come to is the definition of the rounded ones.
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn bf16_factors_agree_with_the_definition() -> Result<()> {
+        let dev = Device::Cpu;
+        let rounded = |shape: &[usize], size: f64| {
+            let values = Tensor::randn(0f32, 1., shape, &dev)?.affine(size, 0.)?;
+            values.to_dtype(DType::BF16)?.to_dtype(DType::F32)
+        };
+        let shapes = [(40, 33, 9, 16), (5, 6, 40, 33), (64, 70, 8, 8), (33, 4, 2, 3)];
+        let kernels = [(3, 1, 1), (3, 2, 1), (3, 1, 0), (1, 1, 0), (4, 4, 0), (2, 1, 1), (5, 1, 2)];
+        for ((c, o, h, w), (k, stride, padding)) in
+            shapes.into_iter().flat_map(|shape| kernels.map(|kernel| (shape, kernel)))
+        {
+            if h + 2 * padding < k || w + 2 * padding < k {
+                continue;
+            }
+            let x = rounded(&[2, c, h, w], 1.)?;
+            let weight = rounded(&[o, c, k, k], ((c * k * k) as f64).powf(-0.5))?;
+            let bias = Tensor::randn(0f32, 1., o, &dev)?.to_vec1::<f32>()?;
+            let want = direct(&x, &weight, stride, padding)?;
+            let sizes = Conv2d { stride, padding }.sizes(x.layout(), weight.layout(), None)?;
+            let half = weight.flatten_all()?.to_dtype(DType::F16)?.to_vec1::<half::f16>()?;
+            let widened: Vec<f32> = half.iter().map(|value| value.to_f32()).collect();
+            let exact = weight.flatten_all()?.to_vec1::<f32>()?;
+            let x = x.flatten_all()?.to_vec1::<f32>()?;
+            for isa in Isa::with_bf16() {
+                let set = isa.bf16().expect("one of those that have it");
+                let found = bf16::conv2d(set, &x, WeightValues::F32(&exact), Some(&bias), sizes);
+                assert_eq!(found.len(), want.len());
+                let pixels = sizes.out_height * sizes.out_width;
+                for (i, (found, want)) in found.iter().zip(&want).enumerate() {
+                    let want = want + f64::from(bias[i / pixels % o]);
+                    let error = (f64::from(*found) - want).abs();
+                    assert!(error < 4e-6, "{found} is not {want}: {c} to {o}, {h} × {w}, {k}, {isa:?}");
+                }
+                let of_half = bf16::conv2d(set, &x, WeightValues::F16(&half), None, sizes);
+                let of_wide = bf16::conv2d(set, &x, WeightValues::F32(&widened), None, sizes);
+                assert_eq!(of_half, of_wide);
             }
         }
         Ok(())

@@ -14,6 +14,11 @@ pub(crate) struct Transposed<'a> {
 
 impl Columns for Transposed<'_> {
     #[inline(always)]
+    fn rows_of_columns(&self) -> Option<(WeightValues<'_>, usize)> {
+        Some((self.values, self.k))
+    }
+
+    #[inline(always)]
     fn pack<V: Vector>(&self, k: Range<usize>, n: Range<usize>, width: usize, panel: &mut [f32]) {
         let depth = k.len();
         match self.values {

@@ -9,12 +9,17 @@
 mod columns;
 pub(crate) mod tile;
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 pub(crate) use columns::{Plain, Rows, Transposed};
 
+#[cfg(target_arch = "x86_64")]
+use crate::bf16;
 use crate::memory;
 use crate::simd::{Isa, Kernel, Vector};
+use crate::storage::WeightValues;
 use tile::tile;
 
 /// Rows of B that are packed at once: a panel of them and a strip of A fit a first-level cache of 32 KiB.
@@ -30,11 +35,17 @@ pub(crate) trait Columns: Sync {
     /// To be `#[inline(always)]`.
     fn pack<V: Vector>(
         &self,
-        k: std::ops::Range<usize>,
-        n: std::ops::Range<usize>,
+        k: Range<usize>,
+        n: Range<usize>,
         width: usize,
         panel: &mut [f32],
     );
+
+    /// Where the columns lie in memory one after the other: all of them from the first value on, and how far two are apart.
+    #[inline(always)]
+    fn rows_of_columns(&self) -> Option<(WeightValues<'_>, usize)> {
+        None
+    }
 }
 
 /// What C holds before the product is added.
@@ -61,7 +72,7 @@ pub(crate) struct Product<'a, B> {
     pub(crate) m: usize,
     pub(crate) k: usize,
     /// The columns of B, which go to the columns 0.. of `c`.
-    pub(crate) n: std::ops::Range<usize>,
+    pub(crate) n: Range<usize>,
     pub(crate) a: *const f32,
     pub(crate) a_stride: usize,
     pub(crate) b: &'a B,
@@ -182,6 +193,11 @@ unsafe fn product_to(
     to: Shared,
 ) {
     assert!(a.len() == m * k);
+    #[cfg(target_arch = "x86_64")]
+    if let Some(set) = isa.bf16() {
+        // SAFETY: the caller's.
+        return unsafe { bf16::product_to(set, (m, k, n), a, b, start, to) };
+    }
     let blocks = blocks(m, n);
     // A small product is done before the threads are woken.
     let tasks = if m * n * k < 100_000 { blocks.len() } else { 1 };
@@ -211,20 +227,28 @@ unsafe fn product_to(
 }
 
 /// Parts an m × n matrix into blocks for the threads, two or more for each: by columns first, since each block packs its columns
-/// of B, as far as these can be parted evenly; the rest by rows.
-pub(crate) fn blocks(m: usize, n: usize) -> Vec<(std::ops::Range<usize>, std::ops::Range<usize>)> {
+/// of B, as far as these can be parted evenly; the rest by rows. All but the last have whole tiles on every instruction set.
+pub(crate) fn blocks(m: usize, n: usize) -> Vec<(Range<usize>, Range<usize>)> {
+    blocks_of((m, n), (ROW_STEP, COLUMN_STEP))
+}
+
+/// As [`blocks`], with rows and columns that are multiples of the steps, but for the last.
+pub(crate) fn blocks_of(
+    (m, n): (usize, usize),
+    (row_step, column_step): (usize, usize),
+) -> Vec<(Range<usize>, Range<usize>)> {
     let wanted = match rayon::current_num_threads() {
         1 => 1,
         threads => 2 * threads,
     };
-    let step = |parts: usize| n.div_ceil(parts).next_multiple_of(COLUMN_STEP).max(1);
+    let step = |parts: usize| n.div_ceil(parts).next_multiple_of(column_step).max(1);
     // A block that is much wider than its share would be waited for.
     let is_even = |parts: &usize| step(*parts) * parts <= n + n / UNEVEN;
     let by_columns =
         (1..=wanted).rev().find(|parts| wanted.is_multiple_of(*parts) && is_even(parts));
-    let columns = step(by_columns.filter(|_| m >= wanted * ROW_STEP).unwrap_or(wanted));
+    let columns = step(by_columns.filter(|_| m >= wanted * row_step).unwrap_or(wanted));
     let by_columns = n.div_ceil(columns).max(1);
-    let rows = m.div_ceil(wanted.div_ceil(by_columns)).next_multiple_of(ROW_STEP);
+    let rows = m.div_ceil(wanted.div_ceil(by_columns)).next_multiple_of(row_step);
     let parts =
         |of: usize, step: usize| (0..of).step_by(step.max(1)).map(move |i| i..of.min(i + step));
     parts(m, rows)
@@ -259,7 +283,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::storage::WeightValues;
 
     /// Values of ±1 that are exact in half precision too.
     fn values(count: usize, seed: u32) -> Vec<f32> {
@@ -308,7 +331,8 @@ mod tests {
             for (i, value) in w.iter().enumerate() {
                 plain[i % k * n + i / k] = *value;
             }
-            for isa in Isa::available() {
+            // The values are exact in bf16, too.
+            for isa in Isa::available().into_iter().chain(Isa::with_bf16()) {
                 let weights = [WeightValues::F32(&w), WeightValues::F16(&half), WeightValues::BF16(&brain)];
                 let mut found: Vec<Vec<f32>> = weights
                     .iter()
@@ -330,9 +354,35 @@ mod tests {
         }
     }
 
+    /// Products with bf16 are those of the rounded factors; what is added is not rounded.
+    #[test]
+    fn factors_are_rounded_to_bf16() {
+        let (m, k, n) = (70, 100, 75);
+        let wave = |count: usize, step: f32| -> Vec<f32> {
+            (0..count).map(|i| (i as f32 * step).sin()).collect()
+        };
+        let (a, w, start) = (wave(m * k, 0.37), wave(n * k, 0.73), wave(m * n, 0.11));
+        let rounded = |values: &[f32]| -> Vec<f32> {
+            values.iter().map(|value| bf16::from_f32(*value).to_f32()).collect()
+        };
+        let want = direct(&rounded(&a), &rounded(&w), k, |i, j| start[i * n + j]);
+        for isa in Isa::with_bf16() {
+            let b = Transposed { values: WeightValues::F32(&w), k };
+            let begin = Start::Matrix { values: &start, stride: n };
+            let mut found = product(isa, (m, k, n), &a, &b, begin);
+            let mut sums = start.clone();
+            add_product(isa, (m, k, n), &a, &b, &mut sums);
+            found.extend(sums);
+            for (found, (want, size)) in found.iter().zip(want.iter().chain(&want)) {
+                let error = (f64::from(*found) - want).abs();
+                assert!(error <= 1e-6 * size, "{found} is not {want} on {isa:?}");
+            }
+        }
+    }
+
     #[test]
     fn nothing_times_something() {
-        for isa in Isa::available() {
+        for isa in Isa::available().into_iter().chain(Isa::with_bf16()) {
             let b = Plain { values: &[], stride: 3 };
             assert_eq!(
                 product(isa, (2, 0, 3), &[], &b, Start::Columns(&[1., 2., 3.])),
