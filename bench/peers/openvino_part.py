@@ -1,4 +1,4 @@
-"""One part of a picture by OpenVINO on the CPU, in f32, on random weights: peers.py runs this in another Python.
+"""One part of a picture by OpenVINO on the CPU, in f32 or with the hint bf16, on random weights: peers.py runs this in another Python.
 
 PyTorch's network is converted once, by another process, and kept as a file (weights and all), so that what this one
 holds is what a user of OpenVINO would. Prints what torch_part.py prints.
@@ -12,6 +12,7 @@ import sys
 import time
 
 part, latent, batch, threads, repeat, folder = sys.argv[1], *map(int, sys.argv[2:6]), pathlib.Path(sys.argv[6])
+precision = sys.argv[7]
 model = folder / f"{part}-{latent}-{batch}.xml"
 
 
@@ -35,8 +36,8 @@ def measure():
     import numpy
     import openvino
 
-    # What the processor could do in bf16 is left out: the others compute in f32.
-    settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    # Left to itself it would compute in bf16 where the processor can: the others do as they are told.
+    settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
     compiled = openvino.Core().compile_model(model, "CPU", settings)
     generator = numpy.random.default_rng(0)
     inputs = []
@@ -55,7 +56,7 @@ def measure():
     print(json.dumps({"seconds": seconds, "peak_gb": peak}))
 
 
-if len(sys.argv) > 7:
+if len(sys.argv) > 8:
     convert()
 else:
     if not model.exists():

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Times this project beside PyTorch (with diffusers) and OpenVINO on the CPU: the same networks in the same shapes on
-random weights, all in f32.
+random weights, all in f32; or with --precision bf16 all with products of bf16, each by its own option, where there are no bounds.
 
 A bound is a share of a peer's time, or 1.1 times the floor where that is more: the arithmetic that Winograd leaves of the part, as `bench` counts
 it, at the rate of PyTorch's product of 2048 x 2048 x 2048, measured in every turn. Both are printed.
@@ -63,16 +63,16 @@ def environment(folder, packages=PACKAGES):
     return python
 
 
-def figures(command, threads, isa):
+def figures(command, threads, isa, precision="f32"):
     """The seconds and the peak that a process prints as its last line."""
     # OMP_NUM_THREADS is a setting that PyTorch reads where it is built with OpenMP.
-    settings = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore"}
+    settings = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore", "KOSMOGRAPH_PRECISION": precision}
     settings |= ONLY_AVX2 if isa == "avx2" else {}
     answer = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, check=True, env=settings)
     return json.loads(answer.stdout.splitlines()[-1])
 
 
-def commands(python, converted, part, latent, batch, threads, repeat):
+def commands(python, converted, part, latent, batch, threads, repeat, precision):
     """Who is timed, and the command of each."""
     here = ROOT / "bench" / "peers"
     case = [part, latent, batch, threads, repeat]
@@ -80,8 +80,8 @@ def commands(python, converted, part, latent, batch, threads, repeat):
     ours += ["--threads", threads, "--repeat", repeat, "--json"]
     return {
         "ours": ours,
-        "PyTorch": [python, here / "torch_part.py", *case],
-        "OpenVINO": [python, here / "openvino_part.py", *case, converted],
+        "PyTorch": [python, here / "torch_part.py", *case, "cpu", "bf16" if precision == "bf16" else "eager"],
+        "OpenVINO": [python, here / "openvino_part.py", *case, converted, precision],
     }
 
 
@@ -100,6 +100,7 @@ def main():
     parser.add_argument("--only", action="append", help="a part; repeatable")
     parser.add_argument("--without", action="append", default=[], help="a peer to leave out; repeatable")
     parser.add_argument("--isa", choices=["avx2"], help="hold all of them to this instruction set")
+    parser.add_argument("--precision", choices=["f32", "bf16"], default="f32", help="what products take")
     parser.add_argument("--converted", type=pathlib.Path, default=TARGET.parent / "openvino", help="OpenVINO's models")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     arguments = parser.parse_args()
@@ -112,14 +113,14 @@ def main():
     for part, latent, batch, bounds in CASES:
         if arguments.only and part not in arguments.only and f"{part}-{latent}" not in arguments.only:
             continue
-        case = commands(python, arguments.converted, part, latent, batch, arguments.threads, arguments.repeat)
+        case = commands(python, arguments.converted, part, latent, batch, arguments.threads, arguments.repeat, arguments.precision)
         case = {who: command for who, command in case.items() if who not in arguments.without}
         seconds, peak, rates, gflop = {who: [] for who in case}, {}, [], None
         for _ in range(arguments.turns):
             product = figures([python, ROOT / "bench" / "peers" / "torch_part.py", "product", SIDE, 1, arguments.threads, 30], arguments.threads, isa)
             rates.append(2e-9 * SIDE ** 3 / min(product["seconds"]))
             for who, command in case.items():
-                answer = figures(command, arguments.threads, isa)
+                answer = figures(command, arguments.threads, isa, arguments.precision)
                 seconds[who] += answer["seconds"]
                 peak[who] = answer["peak_gb"]
                 gflop = answer.get("gflop_after_winograd", gflop)
@@ -129,11 +130,14 @@ def main():
         row["floor"] = {"gflop": gflop, "gflops": statistics.median(rates), "seconds": gflop / statistics.median(rates)}
         room = {who: 1.1 * row["floor"]["seconds"] / median[who] for who in row["ratios"]}
         row["bounds"] = {who: bound and max(bound, room[who]) for who, bound in zip(("PyTorch", "OpenVINO"), bounds[isa]) if who in room}
+        if arguments.precision != "f32":
+            row["bounds"] = dict.fromkeys(row["bounds"])
         rows.append(row)
         if not arguments.json:
             name = part if part in ("mllm", "clip") else f"{part} {latent}x{latent}"
-            print(f"{name} (batch {batch}, {isa}): " + "; ".join(f"{who} {median[who]:.3f} s {peak[who]:.2f} GB" for who in case))
-            print(f"    floor {row['floor']['seconds']:.3f} s: {gflop:.0f} GFLOP after Winograd, the product's {row['floor']['gflops']:.0f} GFLOPS")
+            print(f"{name} (batch {batch}, {isa}, {arguments.precision}): " + "; ".join(f"{who} {median[who]:.3f} s {peak[who]:.2f} GB" for who in case))
+            if arguments.precision == "f32":
+                print(f"    floor {row['floor']['seconds']:.3f} s: {gflop:.0f} GFLOP after Winograd, the product's {row['floor']['gflops']:.0f} GFLOPS")
             for who, ratio in row["ratios"].items():
                 bound = row["bounds"][who]
                 verdict = "" if bound is None else f", at most {bound:.2f}: {'holds' if ratio <= bound else 'DOES NOT HOLD'}"

@@ -122,7 +122,7 @@ pub struct Run {
     #[arg(long, value_name = "SIZE")]
     pub memory_limit: Option<Budget>,
     /// Load the libraries into this very process, which they may take with them: for debuggers
-    #[arg(long, conflicts_with_all = ["memory_limit", "python_nodes"])]
+    #[arg(long, conflicts_with_all = ["memory_limit", "python_nodes", "precision"])]
     pub in_process: bool,
     /// Show only errors
     #[arg(long, conflicts_with = "json")]
@@ -230,6 +230,20 @@ pub struct Places {
     /// What nodes compute on: cpu, cuda or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub device: Device,
+    /// What the processor's products of matrices take: f32, or bf16 for factors rounded to 8 bits, where it has AMX or
+    /// AVX512_BF16: other pictures, and faster (docs/precision.md) [default: f32]
+    #[arg(long, value_name = "f32|bf16")]
+    pub precision: Option<Precision>,
+}
+
+impl Places {
+    /// The device, and how it computes where that is not f32.
+    pub fn device_in_words(&self) -> String {
+        match self.precision {
+            Some(Precision::Bf16) => format!("{} with products in bf16", self.device.0),
+            _ => self.device.0.clone(),
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -384,9 +398,58 @@ impl FromStr for Device {
     }
 }
 
+/// What the factors of matrix products are rounded to on the CPU. Node libraries are told by the environment
+/// ([`Precision::VARIABLE`]), since it is the processes that compute which have it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    F32,
+    Bf16,
+}
+
+impl Precision {
+    pub const VARIABLE: &str = "KOSMOGRAPH_PRECISION";
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
+}
+
+impl FromStr for Precision {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "f32" => Ok(Self::F32),
+            "bf16" if has_bf16() => Ok(Self::Bf16),
+            "bf16" => Err("this processor has no products of bf16 (AMX or AVX512_BF16); without \
+                           --precision all is computed in f32"
+                .into()),
+            _ => Err("a precision is f32 or bf16".into()),
+        }
+    }
+}
+
+/// AMX comes with AVX512_BF16.
+fn has_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512bf16");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn precisions() {
+        assert_eq!("f32".parse(), Ok(Precision::F32));
+        assert_eq!("bf16".parse::<Precision>().is_ok(), has_bf16());
+        assert!("int8".parse::<Precision>().is_err_and(|error| error.contains("f32 or bf16")));
+    }
 
     #[test]
     fn devices() {

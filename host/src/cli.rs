@@ -11,7 +11,7 @@ mod sweep;
 mod train;
 mod work;
 
-use crate::args::Command;
+use crate::args::{Command, Precision};
 use crate::events::{Event, Listener};
 use crate::problem::Kind;
 use crate::progress::{JsonLines, LogWriter, Show, Terminal};
@@ -105,12 +105,17 @@ fn eprintln_or_nothing(line: &str) {
 }
 
 /// How workers of this command are started; what they print goes between the bars.
-fn setup(screen: &MultiProgress, memory_limit: Option<u64>) -> std::io::Result<Setup> {
+fn setup(
+    screen: &MultiProgress,
+    memory_limit: Option<u64>,
+    precision: Option<Precision>,
+) -> std::io::Result<Setup> {
     let screen = screen.clone();
     let stderr = Arc::new(move |bytes: &[u8]| {
         let _ = LogWriter(screen.clone()).write_all(bytes);
     });
-    Ok(Setup { program: std::env::current_exe()?, memory_limit, stderr, sandbox: None })
+    let program = std::env::current_exe()?;
+    Ok(Setup { program, memory_limit, stderr, precision, sandbox: None })
 }
 
 /// The host's own diagnostics go to standard error, as much as KOSMOGRAPH_LOG or RUST_LOG says.

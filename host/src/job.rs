@@ -65,6 +65,11 @@ impl Surroundings {
                 searched.join(", ")
             )));
         }
+        if places.device.0 != "cpu" && places.precision.is_some() {
+            let sentence =
+                "--precision is for the processor; a card computes in the models' own type";
+            return Err(arguments(sentence.to_owned()));
+        }
         Ok(Self { folders, libraries: Arc::new(libraries), device: places.device.0.clone() })
     }
 }

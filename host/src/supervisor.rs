@@ -10,6 +10,7 @@ mod track;
 pub use child::Stderr;
 pub(crate) use child::pass_on;
 
+use crate::args::Precision;
 use crate::ask::{self, Answer, Answers, Memo, OfStep};
 use crate::catalogue::Catalogue;
 use crate::events::{Event, Listener};
@@ -47,6 +48,8 @@ pub struct Setup {
     pub memory_limit: Option<u64>,
     /// Where what workers print goes.
     pub stderr: Stderr,
+    /// What its products of matrices take; `None` is what the environment says.
+    pub precision: Option<Precision>,
     /// What a worker may touch; `None` is whatever this process may.
     pub sandbox: Option<Sandbox>,
 }
@@ -486,6 +489,7 @@ mod tests {
             program,
             memory_limit: None,
             stderr: Arc::new(|_| ()),
+            precision: None,
             sandbox: None,
         });
         let task = Task {

@@ -58,15 +58,19 @@ impl Isa {
         };
         match (precision, named) {
             ("" | "f32", None) => Ok(Isa::available()[0]),
+            ("f32", Some(Isa::Amx | Isa::Avx512Bf16)) => Err(format!(
+                "KOSMOGRAPH_ISA is {isa}, whose products are of bf16, where f32 is asked for"
+            )),
             ("" | "f32", Some(isa)) => Ok(isa),
             ("bf16", None) => Isa::with_bf16().first().copied().ok_or_else(|| {
-                "KOSMOGRAPH_PRECISION is bf16, for which this processor has no products of matrices (AMX or AVX512_BF16); \
-                 without it all is computed in f32"
+                "KOSMOGRAPH_PRECISION is bf16, for which this processor has no products of matrices (AMX or \
+                 AVX512_BF16); without it all is computed in f32"
                     .to_owned()
             }),
             ("bf16", Some(named @ (Isa::Amx | Isa::Avx512Bf16))) => Ok(named),
             ("bf16", Some(_)) => Err(format!(
-                "KOSMOGRAPH_PRECISION is bf16, and KOSMOGRAPH_ISA is {isa}, which has no products of bf16; amx or avx512bf16 have"
+                "KOSMOGRAPH_PRECISION is bf16, and KOSMOGRAPH_ISA is {isa}, which has no products of bf16; amx or \
+                 avx512bf16 have"
             )),
             _ => Err(format!(
                 "KOSMOGRAPH_PRECISION is {precision:?}; f32 or bf16 would be right"
@@ -395,6 +399,24 @@ mod tests {
             if !Isa::available().contains(&isa) {
                 assert!(Isa::named(name).is_err_and(|error| error.contains("does not have")));
             }
+        }
+    }
+
+    #[test]
+    fn a_precision_is_had_or_refused() {
+        let widest = Isa::available()[0];
+        assert_eq!(Isa::chosen("", "f32"), Ok(widest));
+        assert_eq!(Isa::chosen("portable", ""), Ok(Isa::Portable));
+        match Isa::with_bf16().first() {
+            Some(fastest) => assert_eq!(Isa::chosen("", "bf16"), Ok(*fastest)),
+            None => assert!(Isa::chosen("", "bf16").is_err_and(|error| error.contains("AMX"))),
+        }
+        assert!(Isa::chosen("portable", "bf16").is_err_and(|error| error.contains("portable")));
+        assert!(Isa::chosen("", "int8").is_err_and(|error| error.contains("f32 or bf16")));
+        for isa in Isa::with_bf16() {
+            let name = if isa == Isa::Amx { "amx" } else { "avx512bf16" };
+            assert_eq!(Isa::chosen(name, ""), Ok(isa));
+            assert!(Isa::chosen(name, "f32").is_err());
         }
     }
 

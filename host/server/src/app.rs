@@ -12,6 +12,7 @@ use crate::metrics::Metrics;
 use crate::queue::Queue;
 use crate::routes::{self, Existing};
 use crate::webhook::Webhooks;
+use kosmograph::args::Precision;
 use kosmograph::job::Surroundings;
 use kosmograph::plan::{Key, KeyMap};
 use kosmograph::supervisor::{Supervisor, Vitals};
@@ -30,6 +31,8 @@ pub struct Options {
     pub budget: u64,
     /// The most private memory of a worker, in bytes.
     pub memory_limit: Option<u64>,
+    /// What products of matrices take, where that was said.
+    pub precision: Option<Precision>,
     /// Whether jobs that do not say it want pictures of what is being made.
     pub previews: bool,
     /// Whether workers are confined.

@@ -26,6 +26,7 @@ pub fn ask(app: &App, plan: &Plan, catalogue: &Catalogue) -> Option<Answers> {
             program: std::env::current_exe().unwrap_or_default(),
             memory_limit: app.options.memory_limit,
             stderr: Arc::new(|_| ()),
+            precision: app.options.precision,
             sandbox: app.options.sandbox.then(|| sandbox(app)),
         })),
     };

@@ -42,7 +42,7 @@ pub(super) fn lock(args: &args::Lock, listener: &dyn Listener) -> Exit {
     if !is_one(&job) {
         return refuse(listener, Kind::Arguments, &ONE);
     }
-    let lock = match now(&job, &args.workflow.places.device.0) {
+    let lock = match now(&job, &args.workflow.places.device_in_words()) {
         Ok(lock) => lock,
         Err(problems) => {
             tell(listener, &crate::plan::Refusal { problems, warnings: Vec::new() });
@@ -70,7 +70,7 @@ pub(super) fn holds(args: &args::Run, job: &Job, listener: &dyn Listener) -> boo
         refuse(listener, Kind::Arguments, &ONE);
         return false;
     }
-    let problems = match (Lock::read(&file), now(job, &args.workflow.places.device.0)) {
+    let problems = match (Lock::read(&file), now(job, &args.workflow.places.device_in_words())) {
         (Err(sentence), _) => vec![Problem::new(Kind::Arguments, sentence)],
         (_, Err(problems)) => problems,
         (Ok(lock), Ok(now)) => {

@@ -116,7 +116,9 @@ fn run_with(
     if let Some(Err(sentence)) = args.sheet.as_deref().map(sheet::check) {
         return refuse(listener, Kind::Arguments, &sentence);
     }
-    let mut worker = match (!args.in_process).then(|| setup(screen, memory_limit(args))).transpose()
+    let mut worker = match (!args.in_process)
+        .then(|| setup(screen, memory_limit(args), args.workflow.places.precision))
+        .transpose()
     {
         Ok(setup) => setup.map(|setup| Runner::Worker(Supervisor::new(setup))),
         Err(error) => {
@@ -257,7 +259,7 @@ pub fn check(workflow: &args::Workflow, listener: &dyn Listener, screen: &MultiP
         }
     };
     let (mut supervisor, go_on) =
-        (setup(screen, None).map(Supervisor::new), AtomicBool::new(false));
+        (setup(screen, None, None).map(Supervisor::new), AtomicBool::new(false));
     let mut memo = Memo::new();
     let mut ask = |plan: &Plan, catalogue: &Catalogue| {
         let supervisor = supervisor.as_mut().ok()?;

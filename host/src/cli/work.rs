@@ -1,6 +1,7 @@
 //! What a library does beside nodes, in a worker: what `convert`, `train` and `evaluate` share.
 
 use super::{Exit, refuse, setup};
+use crate::args::Precision;
 use crate::events::{Event, Level, Listener};
 use crate::interrupt;
 use crate::libraries::Libraries;
@@ -29,7 +30,8 @@ pub(super) fn work<const N: usize>(
     for failed in &libraries.failed {
         listener.event(&Event::log(Level::Warning, failed.reason.as_str()));
     }
-    let setup = match setup(screen, None) {
+    // Gradients and figures are f32's, whatever pictures are drawn in.
+    let setup = match setup(screen, None, Some(Precision::F32)) {
         Ok(setup) => setup,
         Err(error) => return refuse(&format!("the program's own file cannot be found: {error}")),
     };

@@ -1,6 +1,7 @@
 //! One worker process: its pipes, its last words, its end.
 
 use super::Setup;
+use crate::args::Precision;
 use crate::process;
 use crate::wire::{Command, Report};
 use crate::worker::PIPE_LOST;
@@ -58,6 +59,9 @@ impl Child {
         if setup.sandbox.is_some() {
             command.arg("--confined");
             process::keep_secrets(&mut command);
+        }
+        if let Some(precision) = setup.precision {
+            command.env(Precision::VARIABLE, precision.name());
         }
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // A group of its own: whatever a library forks ends with the worker.

@@ -288,7 +288,10 @@ mod tests {
     #[test]
     fn agrees_with_attention_in_f32() {
         let wave = |count: usize, step: f32| -> Vec<f32> {
-            (0..count).map(|i| (i as f32 * step).sin()).map(|v| half::bf16::from_f32(v).to_f32()).collect()
+            (0..count)
+                .map(|i| (i as f32 * step).sin())
+                .map(|v| half::bf16::from_f32(v).to_f32())
+                .collect()
         };
         // Widths of Stable Diffusion and Kosmos-G, their VAE's, and some that fill no tile.
         for (batch, heads, queries, keys, head_dim, value_dim) in [
@@ -329,7 +332,8 @@ mod tests {
                     let set = isa.bf16().expect("one of those that have it");
                     let found = attention(set, of(), mask, scale, s);
                     assert_eq!(found.len(), want.len());
-                    let worst = found.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                    let worst =
+                        found.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
                     println!("{s:?}, masked {}, {isa:?}: {worst:.1e}", mask.is_some());
                     assert!(worst < 4e-3, "{s:?}, {isa:?}: {worst}");
                 }

@@ -11,8 +11,8 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-pub(crate) use pack::{pack_pairs, pack_rows, pairs, rounded, turn};
 use pack::pack_columns;
+pub(crate) use pack::{pack_pairs, pack_rows, pairs, turn};
 pub(crate) use unit::{Begin, Set, Unit, WithUnit};
 
 use crate::gemm::{Columns, Shared, Start, blocks_of};
@@ -75,9 +75,12 @@ pub(crate) unsafe fn product_to(
     };
     // SAFETY: each strip of 16 rows is written by its task.
     let a = unsafe { written_by(m.div_ceil(SIDE) * depth, pack) };
-    blocks_of((m, n), (BLOCK, BLOCK)).into_par_iter().for_each_init(Vec::new, |scratch, (rows, columns)| {
-        set.run(Product { a: &a, depth, k, n, rows, columns, b, start, to, scratch });
-    });
+    blocks_of((m, n), (BLOCK, BLOCK)).into_par_iter().for_each_init(
+        Vec::new,
+        |scratch, (rows, columns)| {
+            set.run(Product { a: &a, depth, k, n, rows, columns, b, start, to, scratch });
+        },
+    );
 }
 
 /// Some rows and columns of C, which begin at a multiple of BLOCK.

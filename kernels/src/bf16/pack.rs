@@ -68,7 +68,7 @@ pub(crate) unsafe fn pack_rows(
 /// # Safety
 /// The processor has AVX512_BF16.
 #[inline(always)]
-pub(crate) unsafe fn rounded(low: __m512, high: __m512) -> __m512i {
+unsafe fn rounded(low: __m512, high: __m512) -> __m512i {
     // SAFETY: the caller's; both are 512 bits.
     unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(high, low)) }
 }

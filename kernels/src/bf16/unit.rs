@@ -130,7 +130,13 @@ impl Sums {
     /// # Safety
     /// As [`Unit::end`].
     #[inline(always)]
-    unsafe fn write(&self, from: Begin, c: *mut f32, stride: usize, (rows, columns): (usize, usize)) {
+    unsafe fn write(
+        &self,
+        from: Begin,
+        c: *mut f32,
+        stride: usize,
+        (rows, columns): (usize, usize),
+    ) {
         for row in 0..rows {
             for first in (0..columns).step_by(16) {
                 let count = (columns - first).min(16);
@@ -222,7 +228,9 @@ impl Unit for Amx {
     #[inline(always)]
     unsafe fn open() -> Self {
         // SAFETY: the caller's; the shapes are those of palette 1.
-        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const SHAPES, options(nostack, preserves_flags, readonly)) };
+        unsafe {
+            asm!("ldtilecfg [{}]", in(reg) &raw const SHAPES, options(nostack, preserves_flags, readonly))
+        };
         Amx { sums: Sums([0.0; BLOCK * BLOCK]), is_to_add: false }
     }
 
@@ -253,7 +261,13 @@ impl Unit for Amx {
     }
 
     #[inline(always)]
-    unsafe fn add(&mut self, a: [*const Tile; 2], a_step: usize, b: [*const Tile; 2], count: usize) {
+    unsafe fn add(
+        &mut self,
+        a: [*const Tile; 2],
+        a_step: usize,
+        b: [*const Tile; 2],
+        count: usize,
+    ) {
         // SAFETY: the caller's tiles; `count` is at least 1. Only tiles and the registers named change.
         unsafe {
             asm!(
@@ -331,7 +345,13 @@ impl Unit for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn add(&mut self, a: [*const Tile; 2], a_step: usize, b: [*const Tile; 2], count: usize) {
+    unsafe fn add(
+        &mut self,
+        a: [*const Tile; 2],
+        a_step: usize,
+        b: [*const Tile; 2],
+        count: usize,
+    ) {
         for first in (0..BLOCK).step_by(ROWS) {
             // SAFETY: the caller's tiles, each 16 rows of 16 pairs.
             unsafe {
@@ -350,7 +370,11 @@ impl Unit for Avx512 {
                         for (row, sums) in sums.iter_mut().enumerate() {
                             let a = _mm512_set1_epi32(*a.add(row * SIDE + pair));
                             for (sum, b) in sums.iter_mut().zip(of_b) {
-                                *sum = _mm512_dpbf16_ps(*sum, std::mem::transmute::<__m512i, __m512bh>(a), b);
+                                *sum = _mm512_dpbf16_ps(
+                                    *sum,
+                                    std::mem::transmute::<__m512i, __m512bh>(a),
+                                    b,
+                                );
                             }
                         }
                     }

@@ -373,7 +373,10 @@ mod tests {
                 for (i, (found, want)) in found.iter().zip(&want).enumerate() {
                     let want = want + f64::from(bias[i / pixels % o]);
                     let error = (f64::from(*found) - want).abs();
-                    assert!(error < 4e-6, "{found} is not {want}: {c} to {o}, {h} × {w}, {k}, {isa:?}");
+                    assert!(
+                        error < 4e-6,
+                        "{found} is not {want}: {c} to {o}, {h} × {w}, {k}, {isa:?}"
+                    );
                 }
                 let of_half = bf16::conv2d(set, &x, WeightValues::F16(&half), None, sizes);
                 let of_wide = bf16::conv2d(set, &x, WeightValues::F32(&widened), None, sizes);

@@ -33,13 +33,7 @@ pub(crate) trait Columns: Sync {
     /// past `n` are zero. `n` is at most `width` long and begins at a multiple of it.
     ///
     /// To be `#[inline(always)]`.
-    fn pack<V: Vector>(
-        &self,
-        k: Range<usize>,
-        n: Range<usize>,
-        width: usize,
-        panel: &mut [f32],
-    );
+    fn pack<V: Vector>(&self, k: Range<usize>, n: Range<usize>, width: usize, panel: &mut [f32]);
 
     /// Where the columns lie in memory one after the other: all of them from the first value on, and how far two are apart.
     #[inline(always)]

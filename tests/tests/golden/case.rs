@@ -14,6 +14,15 @@ use serde_json::Value;
 /// How far a tensor may be off, relative to the largest magnitude that is expected in it.
 pub const BOUND: f64 = 2e-5;
 
+/// The same where whoever runs this asks for `KOSMOGRAPH_PRECISION=bf16`: every factor of a matrix product is rounded by up to
+/// 2⁻⁹ of itself there, in layer after layer. A bound of that option, and of nothing else.
+pub const BOUND_OF_BF16: f64 = 5e-2;
+
+/// Whether products of matrices take factors rounded to bf16.
+pub fn is_bf16() -> bool {
+    std::env::var("KOSMOGRAPH_PRECISION").is_ok_and(|precision| precision == "bf16")
+}
+
 /// One comparison.
 struct Comparison {
     name: String,
@@ -190,6 +199,10 @@ impl Case {
         );
         let difference = (found.to_dtype(DType::F64)? - expected.to_dtype(DType::F64)?)?;
         let error = largest_magnitude(&difference)?;
+        let bound = match is_bf16() {
+            true => bound.max(BOUND_OF_BF16 * largest_magnitude(expected)?),
+            false => bound,
+        };
         self.comparisons.push(Comparison { name: name.to_owned(), error, bound });
         // A NaN is neither within nor beyond.
         if !matches!(

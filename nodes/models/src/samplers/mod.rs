@@ -42,6 +42,7 @@ pub mod randn;
 mod res_multistep;
 mod sa_solver;
 mod schedule;
+mod scheduler_config;
 mod seeds;
 mod sheet;
 pub mod sigmas;
@@ -75,9 +76,8 @@ pub use noise::{NoiseSampler, StepNoise, TorchNoise};
 pub use pndm::{pndm, repeat_second};
 pub use res_multistep::res_multistep;
 pub use sa_solver::{Settings, sa_solver};
-pub use schedule::{
-    LatentSpace, Prediction, Schedule, SchedulerConfig, Timesteps, zero_terminal_snr,
-};
+pub use schedule::{Schedule, Timesteps, zero_terminal_snr};
+pub use scheduler_config::{LatentSpace, Prediction, SchedulerConfig};
 pub use seeds::{seeds_2, seeds_3};
 pub use sheet::{NAMES, SAMPLERS, Sampler, sampler};
 pub use uni_pc::{Variant, uni_pc};

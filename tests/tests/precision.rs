@@ -1,0 +1,90 @@
+//! `--precision bf16`: other numbers and the same picture, where the processor can; a sentence where it cannot.
+
+use std::path::Path;
+
+use kosmograph_tests::{Run, repository};
+
+fn run(precision: &str, out: &Path) -> Run {
+    let path = repository().join("workflows/text.json");
+    Run::new("run").with_plugins().arg(path).arg("--out").arg(out).args(["--precision", precision])
+}
+
+fn only_picture(out: &Path) -> image::RgbImage {
+    let mut entries = std::fs::read_dir(out).expect("the output folder");
+    let entry = entries.next().expect("a picture").expect("an entry");
+    assert!(entries.next().is_none(), "one picture");
+    image::open(entry.path()).expect("a picture").to_rgb8()
+}
+
+fn has_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512bf16");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+#[test]
+fn bf16_draws_the_same_picture_or_says_why_it_cannot() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (plain, rounded) = (folder.path().join("f32"), folder.path().join("bf16"));
+    if !has_bf16() {
+        run("bf16", &rounded)
+            .expect_code(2)
+            .stderr_contains("this processor has no products of bf16");
+        return;
+    }
+    run("f32", &plain).expect_success();
+    run("bf16", &rounded).expect_success();
+    let (plain, rounded) = (only_picture(&plain), only_picture(&rounded));
+    assert_eq!(plain.dimensions(), rounded.dimensions());
+    let pairs = plain.as_raw().iter().zip(rounded.as_raw());
+    let sum: f64 = pairs.map(|(&a, &b)| f64::from(a.abs_diff(b))).sum();
+    let apart = sum / plain.as_raw().len() as f64;
+    println!("{apart:.2} of 255 apart");
+    assert!(apart > 0.0 && apart < 4.0, "{apart} of 255");
+}
+
+#[test]
+fn what_cannot_be_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    run("int8", folder.path()).expect_code(2).stderr_contains("a precision is f32 or bf16");
+    run("f32", folder.path())
+        .args(["--device", "cuda"])
+        .expect_code(2)
+        .stderr_contains("--precision is for the processor");
+    run("f32", folder.path()).env("KOSMOGRAPH_PRECISION", "f8").expect_success();
+    let path = repository().join("workflows/text.json");
+    Run::new("run")
+        .with_plugins()
+        .arg(path)
+        .arg("--out")
+        .arg(folder.path())
+        .env("KOSMOGRAPH_PRECISION", "f8")
+        .expect_code(3)
+        .stderr_contains("f32 or bf16 would be right");
+}
+
+/// A lock knows how its picture was computed.
+#[test]
+fn a_lock_names_the_precision() {
+    if !has_bf16() {
+        println!("this processor has no products of bf16: no lock can name them");
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let workflow = folder.path().join("text.json");
+    std::fs::copy(repository().join("workflows/text.json"), &workflow).expect("a copy");
+    let command = |name: &str| {
+        let models = repository().join("models");
+        let run = Run::new(name).with_plugins().arg(&workflow).arg("--models").arg(models);
+        run.args(["--seed", "3"])
+    };
+    command("lock").expect_success();
+    let out = folder.path().join("out");
+    command("run")
+        .args(["--locked", "--precision", "bf16"])
+        .arg("--out")
+        .arg(&out)
+        .expect_code(2)
+        .stderr_contains("the device is cpu with products in bf16; it was cpu");
+}
