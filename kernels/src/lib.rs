@@ -8,6 +8,7 @@
 //! type is an error; nothing moves silently to another device or precision.
 
 pub mod activation;
+pub mod add;
 pub mod attention;
 mod begin;
 #[cfg(target_arch = "x86_64")]
@@ -19,6 +20,7 @@ mod exponential;
 pub mod geglu;
 mod gemm;
 pub mod group_norm;
+pub mod join_channels;
 pub mod layer_norm;
 pub mod linear;
 pub mod low_rank_linear;
@@ -28,18 +30,21 @@ mod moments;
 pub mod profile;
 mod simd;
 mod storage;
+pub mod tape;
 pub mod transpose;
 pub mod upsample_nearest2d;
 
 pub use activation::{gelu_erf, quick_gelu, silu};
+pub use add::{add, add_to_channels};
 pub use attention::{attention, attention_of_projections};
 pub use conv2d::conv2d;
 pub use geglu::geglu;
 pub use group_norm::{group_norm, group_norm_silu};
+pub use join_channels::join_channels;
 pub use layer_norm::layer_norm;
 pub use linear::linear;
 pub use low_rank_linear::low_rank_linear;
 pub use low_rank_update::low_rank_update;
 pub use simd::Isa;
-pub use transpose::transpose;
+pub use transpose::{pixels_to_tokens, tokens_to_pixels, transpose};
 pub use upsample_nearest2d::upsample_nearest2d;

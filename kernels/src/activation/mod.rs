@@ -18,6 +18,7 @@ use crate::begin::begin;
 use crate::profile::Span;
 use crate::simd::Isa;
 use crate::storage::{f32_slice, in_f32};
+use crate::tape::{Reads, apply1};
 
 pub(crate) use backward::{gelu_slope, silu_slope};
 pub(crate) use cpu::gelu;
@@ -48,7 +49,7 @@ pub fn quick_gelu(x: &Tensor) -> Result<Tensor> {
 
 fn apply(x: &Tensor, activation: Activation) -> Result<Tensor> {
     begin(activation.function(), x, x.dims())?;
-    in_f32(&x.contiguous()?, |x| x.apply_op1(activation))
+    in_f32(&x.contiguous()?, |x| apply1(x, activation, Reads::INPUTS))
 }
 
 /// dy · SiLU′(x), for operators that end in SiLU.

@@ -21,6 +21,7 @@ use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Storage, 
 use crate::begin::begin;
 use crate::profile::Span;
 use crate::simd::Isa;
+use crate::tape::{Reads, apply3};
 
 /// `q` [B, H, Lq, D], `k` [B, H, Lk, D], `v` [B, H, Lk, Dv]; returns [B, H, Lq, Dv].
 ///
@@ -168,7 +169,8 @@ impl Attention {
     ) -> Result<Tensor> {
         let learns = q.track_op() || k.track_op() || v.track_op();
         let op = Attention { heads, mask, scale, log_sums: learns.then(OnceLock::new) };
-        whole_rows(q)?.apply_op3(&whole_rows(k)?, &whole_rows(v)?, op)
+        let inputs = [&whole_rows(q)?, &whole_rows(k)?, &whole_rows(v)?];
+        apply3(inputs, op, Reads { inputs: [true; 3], result: true })
     }
 
     /// What comes out, of so many numbers.

@@ -20,6 +20,7 @@ use crate::begin::begin;
 use crate::profile::Span;
 use crate::simd::Isa;
 use crate::storage::{f32_slice, in_f32, weight_values};
+use crate::tape::{Reads, apply2, apply3};
 
 /// `x` [B, C, H, W], `weight` [O, C, kH, kW], f32 or kept in f16 or bf16, `bias` [O];
 /// returns [B, O, (H + 2·padding − kH)/stride + 1, (W + 2·padding − kW)/stride + 1].
@@ -39,9 +40,13 @@ pub fn conv2d(
     begin("conv2d", x, &[sizes.batch, sizes.out_channels, sizes.out_height, sizes.out_width])?;
     let (x, weight) = (x.contiguous()?, weight.contiguous()?);
     let bias = bias.map(Tensor::contiguous).transpose()?;
+    // The weight's gradient alone is computed from the input.
+    let reads_x = weight.track_op();
     in_f32(&x, |x| match &bias {
-        Some(bias) => x.apply_op3(&weight, bias, op),
-        None => x.apply_op2(&weight, op),
+        Some(bias) => {
+            apply3([x, &weight, bias], op, Reads { inputs: [reads_x, true, false], result: false })
+        }
+        None => apply2([x, &weight], op, Reads { inputs: [reads_x, true], result: false }),
     })
 }
 

@@ -14,6 +14,7 @@ use crate::begin::begin;
 use crate::profile::Span;
 use crate::simd::Isa;
 use crate::storage::{f32_slice, in_f32};
+use crate::tape::{Reads, apply1};
 
 /// `x` [..., 2n] → [..., n].
 ///
@@ -22,7 +23,7 @@ use crate::storage::{f32_slice, in_f32};
 pub fn geglu(x: &Tensor) -> Result<Tensor> {
     let (shape, _) = halved(x.layout())?;
     begin("geglu", x, shape.dims())?;
-    in_f32(&x.contiguous()?, |x| x.apply_op1(Geglu))
+    in_f32(&x.contiguous()?, |x| apply1(x, Geglu, Reads::INPUTS))
 }
 
 struct Geglu;

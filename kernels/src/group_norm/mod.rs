@@ -17,6 +17,7 @@ use crate::begin::begin;
 use crate::profile::Span;
 use crate::simd::Isa;
 use crate::storage::{f32_slice, in_f32};
+use crate::tape::{Reads, apply3};
 
 /// `x` [B, C, ...], `weight` [C], `bias` [C]; returns the shape of `x`.
 ///
@@ -50,7 +51,7 @@ pub fn group_norm_silu(
 fn apply(x: &Tensor, weight: &Tensor, bias: &Tensor, op: GroupNorm) -> Result<Tensor> {
     begin("group_norm", x, x.dims())?;
     let (weight, bias) = (weight.contiguous()?, bias.contiguous()?);
-    in_f32(&x.contiguous()?, |x| x.apply_op3(&weight, &bias, op))
+    in_f32(&x.contiguous()?, |x| apply3([x, &weight, &bias], op, Reads::INPUTS))
 }
 
 #[derive(Clone, Copy)]

@@ -14,6 +14,7 @@ use crate::begin::begin;
 use crate::profile::Span;
 use crate::simd::Isa;
 use crate::storage::{f32_slice, in_f32};
+use crate::tape::{Reads, apply3};
 
 /// `x` [..., n], `weight` [n], `bias` [n]; returns the shape of `x`.
 ///
@@ -22,7 +23,7 @@ use crate::storage::{f32_slice, in_f32};
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
     begin("layer_norm", x, x.dims())?;
     let (weight, bias) = (weight.contiguous()?, bias.contiguous()?);
-    in_f32(&x.contiguous()?, |x| x.apply_op3(&weight, &bias, LayerNorm { eps }))
+    in_f32(&x.contiguous()?, |x| apply3([x, &weight, &bias], LayerNorm { eps }, Reads::INPUTS))
 }
 
 struct LayerNorm {

@@ -15,6 +15,7 @@ use crate::begin::begin;
 use crate::profile::Span;
 use crate::simd::Isa;
 use crate::storage::{f32_slice, in_f32, weight_values};
+use crate::tape::{Reads, apply2, apply3};
 
 /// y = x Wᵀ + b over the last dimension.
 ///
@@ -28,9 +29,15 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
     begin("linear", x, shape.dims())?;
     let (x, weight) = (x.contiguous()?, weight.contiguous()?);
     let bias = bias.map(Tensor::contiguous).transpose()?;
+    // The weight's gradient alone is computed from the input.
+    let reads_x = weight.track_op();
     in_f32(&x, |x| match &bias {
-        Some(bias) => x.apply_op3(&weight, bias, Linear),
-        None => x.apply_op2(&weight, Linear),
+        Some(bias) => apply3(
+            [x, &weight, bias],
+            Linear,
+            Reads { inputs: [reads_x, true, false], result: false },
+        ),
+        None => apply2([x, &weight], Linear, Reads { inputs: [reads_x, true], result: false }),
     })
 }
 

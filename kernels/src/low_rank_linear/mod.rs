@@ -17,6 +17,7 @@ use crate::linear::linear;
 use crate::profile::Span;
 use crate::simd::Isa;
 use crate::storage::{WeightValues, f32_slice, weight_values};
+use crate::tape::{Reads, apply3};
 
 /// y = x Wᵀ + b + scale · (x Dᵀ) Uᵀ over the last dimension.
 ///
@@ -47,7 +48,7 @@ pub fn low_rank_linear(
     };
     let (shape, _) = op.sizes(x.layout(), down.layout(), up.layout())?;
     begin("low_rank_linear", x, shape.dims())?;
-    x.contiguous()?.apply_op3(&down.contiguous()?, &up.contiguous()?, op)
+    apply3([&x.contiguous()?, &down.contiguous()?, &up.contiguous()?], op, Reads::INPUTS)
 }
 
 struct LowRankLinear {

@@ -12,6 +12,7 @@ use crate::begin::begin;
 use crate::linear::product;
 use crate::simd::Isa;
 use crate::storage::{f32_slice, weight_values};
+use crate::tape::{Reads, apply3};
 
 /// Y = W + U D, computed in f32.
 ///
@@ -23,7 +24,8 @@ use crate::storage::{f32_slice, weight_values};
 /// The shapes do not fit each other, an input is of another type, or its device has no twin.
 pub fn low_rank_update(weight: &Tensor, up: &Tensor, down: &Tensor) -> Result<Tensor> {
     begin("low_rank_update", weight, weight.dims())?;
-    weight.contiguous()?.apply_op3(&up.contiguous()?, &down.contiguous()?, LowRankUpdate)
+    let inputs = [&weight.contiguous()?, &up.contiguous()?, &down.contiguous()?];
+    apply3(inputs, LowRankUpdate, Reads::INPUTS)
 }
 
 struct LowRankUpdate;

@@ -13,6 +13,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use crate::begin::begin;
 use crate::profile::Span;
 use crate::storage::{f32_slice, in_f32};
+use crate::tape::{Reads, apply1};
 
 /// `x` [B, C, h, w] → [B, C, height, width]. Any size is allowed, smaller too.
 ///
@@ -22,7 +23,7 @@ pub fn upsample_nearest2d(x: &Tensor, height: usize, width: usize) -> Result<Ten
     let op = UpsampleNearest2d { height, width };
     let (b, c, _, _) = op.sizes(x.layout())?;
     begin("upsample_nearest2d", x, &[b, c, height, width])?;
-    in_f32(&x.contiguous()?, |x| x.apply_op1(op))
+    in_f32(&x.contiguous()?, |x| apply1(x, op, Reads::NOTHING))
 }
 
 struct UpsampleNearest2d {

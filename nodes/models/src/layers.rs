@@ -64,9 +64,15 @@ impl LowRank {
     ) -> CandleResult<Tensor> {
         let LowRank::Product { down, up, scale } = self else {
             let y = kosmograph_kernels::linear(x, weight, bias)?;
-            return y + kosmograph_kernels::linear(x, &self.whole()?.flatten_from(1)?, None)?;
+            let change = kosmograph_kernels::linear(x, &self.whole()?.flatten_from(1)?, None)?;
+            return kosmograph_kernels::add(&y, &change);
         };
-        let (down, up) = (down.flatten_from(1)?, up.flatten_from(1)?);
+        // A matrix that stays as it is has its gradient with no step between.
+        let flat = |factor: &Tensor| match factor.rank() {
+            2 => Ok(factor.clone()),
+            _ => factor.flatten_from(1),
+        };
+        let (down, up) = (flat(down)?, flat(up)?);
         kosmograph_kernels::low_rank_linear(x, weight, bias, [&down, &up], *scale)
     }
 

@@ -11,7 +11,7 @@ use kosmograph_interrupt as interrupt;
 use kosmograph_models::lora::{Factor, Layer, Layers};
 use kosmograph_models::samplers::randn::Generator;
 use kosmograph_models::samplers::{Prediction, Schedule};
-use kosmograph_models::stable_diffusion::recompute::Tape;
+use kosmograph_models::stable_diffusion::recompute::{Tape, record};
 use kosmograph_models::stable_diffusion::steering::Steering;
 use kosmograph_models::stable_diffusion::unet::{Condition, UNet, UNetConfig};
 use kosmograph_models::{Weight, Weights};
@@ -331,10 +331,12 @@ impl<'a> Training<'a> {
         let told = each(&told)?.flatten_all()?;
         let condition =
             Condition { context: &context, pooled: pooled.as_ref(), sizes: sizes.as_ref() };
-        let tape = settings.recompute.then(Tape::default);
-        let steering = Steering { tape: tape.as_ref(), ..Steering::default() };
-        let output =
-            self.unet.forward_steered(&scaled, &told, condition, steering, &mut |_, _| {})?;
+        let blocks = settings.recompute.then(Tape::default);
+        let steering = Steering { tape: blocks.as_ref(), ..Steering::default() };
+        let (output, recorded) = record(|| {
+            self.unet.forward_steered(&scaled, &told, condition, steering, &mut |_, _| {})
+        });
+        let output = output?;
         let predicted = match self.schedule.prediction {
             Prediction::Epsilon => (x - output.broadcast_mul(&sigma)?)?,
             Prediction::VPrediction => {
@@ -347,19 +349,9 @@ impl<'a> Training<'a> {
         };
         let loss = settings.loss.of(&(predicted - &x0)?)?;
         let value = f64::from(loss.to_scalar::<f32>()?);
-        let (mut gradients, of_live) = match &tape {
-            Some(tape) => {
-                let found = self.unet.backward(tape, &loss)?;
-                (
-                    Gradients::of_tape(&self.parameters, &found)?,
-                    Gradients::of_tape(&self.live, &found)?,
-                )
-            }
-            None => {
-                let store = loss.backward()?;
-                (Gradients::of(&self.parameters, &store)?, Gradients::of(&self.live, &store)?)
-            }
-        };
+        let found = self.unet.backward(recorded, blocks.as_ref(), &loss)?;
+        let mut gradients = Gradients::of_tape(&self.parameters, &found)?;
+        let of_live = Gradients::of_tape(&self.live, &found)?;
         for shift in &self.shifted {
             if let Some(values) = of_live.get(&shift.name) {
                 let values = BTreeMap::from([(shift.parameter(), values.to_vec())]);

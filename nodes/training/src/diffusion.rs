@@ -9,7 +9,7 @@ use kosmograph_models::clip::text::ClipText;
 use kosmograph_models::samplers::Schedule;
 use kosmograph_models::samplers::randn::Generator;
 use kosmograph_models::stable_diffusion::checkpoint::{Checkpoint, TextEncoder};
-use kosmograph_models::stable_diffusion::recompute::Tape;
+use kosmograph_models::stable_diffusion::recompute::{Tape, record};
 use kosmograph_models::stable_diffusion::steering::Steering;
 use kosmograph_models::stable_diffusion::unet::{Residuals, UNet};
 use kosmograph_models::stable_diffusion::vae::{Vae, VaeConfig};
@@ -215,53 +215,12 @@ impl Learner for Diffusion<'_> {
 
     /// The loss of pass number `pass`, and its gradients.
     fn pass(&mut self, pass: usize) -> Result<(f64, Gradients)> {
-        let config = self.config;
-        let mut draws = Draws::new(config.seed, pass as u64);
-        let chosen = self.pictures.batch(pass);
-        let of_pictures = chosen.len();
-        let mut rows = Rows::default();
-        rows.take(&self.pictures, &chosen, config, &mut draws, &mut self.texts)?;
-        if let Some(prior) = &mut self.prior {
-            let chosen = prior.batch(pass);
-            rows.take(prior, &chosen, config, &mut draws, &mut self.texts)?;
-        }
-        let latents = Tensor::stack(&rows.latents, 0)?;
-        let context = Tensor::cat(&rows.contexts, 0)?;
-        let mut generator = Generator::new(draws.next_u64());
-        let mut noise = random(&mut generator, latents.dims())?;
-        if config.noise_offset > 0.0 {
-            let (batch, channels, _, _) = latents.dims4()?;
-            let offset = random(&mut generator, &[batch, channels, 1, 1])?;
-            noise = noise.broadcast_add(&(offset * config.noise_offset)?)?;
-        }
-        let train_steps = self.schedule.train_steps();
-        let t: Vec<usize> = rows.latents.iter().map(|_| draws.below(train_steps)).collect();
-        let noisy = add_noise(&self.schedule, &latents, &noise, &t)?;
-        let residuals = self.residuals(&noisy, &timesteps(&t)?, &context, &rows.hints)?;
-        let tape = config.recompute.then(Tape::default);
-        let steering =
-            Steering { residuals: residuals.as_ref(), tape: tape.as_ref(), ..Steering::default() };
-        let (t_of_rows, probe) = (timesteps(&t)?, &mut |_: &str, _: &Tensor| {});
-        let prediction =
-            self.unet.forward_steered(&noisy, &t_of_rows, &context, steering, probe)?;
-        let wanted = target(&self.schedule, &latents, &noise, &t)?;
-        let mut losses = mse_of_rows(&prediction, &wanted)?;
-        if let Some(gamma) = config.min_snr {
-            let weights = min_snr_weights(&self.schedule, &t, gamma);
-            losses = (losses * Tensor::new(weights, &Device::Cpu)?)?;
-        }
-        let mut loss = losses.narrow(0, 0, of_pictures)?.mean_all()?;
-        if let Some(prior) = &config.prior {
-            let others = losses.dim(0)? - of_pictures;
-            let of_prior = losses.narrow(0, of_pictures, others)?.mean_all()?;
-            loss = (loss + (of_prior * prior.weight)?)?;
-        }
+        let blocks = self.config.recompute.then(Tape::default);
+        let (loss, recorded) = record(|| self.loss(pass, blocks.as_ref()));
+        let loss = loss?;
         let value = f64::from(loss.to_scalar::<f32>()?);
-        let gradients = match &tape {
-            Some(tape) => Gradients::of_tape(&self.parameters, &self.unet.backward(tape, &loss)?)?,
-            None => Gradients::of(&self.parameters, &loss.backward()?)?,
-        };
-        Ok((value, gradients))
+        let found = self.unet.backward(recorded, blocks.as_ref(), &loss)?;
+        Ok((value, Gradients::of_tape(&self.parameters, &found)?))
     }
 
     /// Draws the samples' prompts with the parameters as they are.
@@ -337,6 +296,51 @@ impl Learner for Diffusion<'_> {
 }
 
 impl Diffusion<'_> {
+    /// The loss of pass number `pass`, whose U-Net has its blocks on `blocks` where they are computed again.
+    fn loss(&mut self, pass: usize, blocks: Option<&Tape>) -> Result<Tensor> {
+        let config = self.config;
+        let mut draws = Draws::new(config.seed, pass as u64);
+        let chosen = self.pictures.batch(pass);
+        let of_pictures = chosen.len();
+        let mut rows = Rows::default();
+        rows.take(&self.pictures, &chosen, config, &mut draws, &mut self.texts)?;
+        if let Some(prior) = &mut self.prior {
+            let chosen = prior.batch(pass);
+            rows.take(prior, &chosen, config, &mut draws, &mut self.texts)?;
+        }
+        let latents = Tensor::stack(&rows.latents, 0)?;
+        let context = Tensor::cat(&rows.contexts, 0)?;
+        let mut generator = Generator::new(draws.next_u64());
+        let mut noise = random(&mut generator, latents.dims())?;
+        if config.noise_offset > 0.0 {
+            let (batch, channels, _, _) = latents.dims4()?;
+            let offset = random(&mut generator, &[batch, channels, 1, 1])?;
+            noise = noise.broadcast_add(&(offset * config.noise_offset)?)?;
+        }
+        let train_steps = self.schedule.train_steps();
+        let t: Vec<usize> = rows.latents.iter().map(|_| draws.below(train_steps)).collect();
+        let noisy = add_noise(&self.schedule, &latents, &noise, &t)?;
+        let residuals = self.residuals(&noisy, &timesteps(&t)?, &context, &rows.hints)?;
+        let steering =
+            Steering { residuals: residuals.as_ref(), tape: blocks, ..Steering::default() };
+        let (t_of_rows, probe) = (timesteps(&t)?, &mut |_: &str, _: &Tensor| {});
+        let prediction =
+            self.unet.forward_steered(&noisy, &t_of_rows, &context, steering, probe)?;
+        let wanted = target(&self.schedule, &latents, &noise, &t)?;
+        let mut losses = mse_of_rows(&prediction, &wanted)?;
+        if let Some(gamma) = config.min_snr {
+            let weights = min_snr_weights(&self.schedule, &t, gamma);
+            losses = (losses * Tensor::new(weights, &Device::Cpu)?)?;
+        }
+        let mut loss = losses.narrow(0, 0, of_pictures)?.mean_all()?;
+        if let Some(prior) = &config.prior {
+            let others = losses.dim(0)? - of_pictures;
+            let of_prior = losses.narrow(0, of_pictures, others)?.mean_all()?;
+            loss = (loss + (of_prior * prior.weight)?)?;
+        }
+        Ok(loss)
+    }
+
     /// A folder in diffusers' layout, with its config.json beside the weights.
     fn write_folder(
         &self,

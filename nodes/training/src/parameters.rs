@@ -122,7 +122,7 @@ impl Gradients {
         Ok(gradients)
     }
 
-    /// The same of a pass whose blocks were computed again.
+    /// The same of a pass that was recorded.
     ///
     /// # Errors
     /// Only what the tensor library reports.

@@ -130,9 +130,10 @@ impl EncoderLayer {
     /// [B, T, C] → [B, T, C].
     pub(crate) fn forward(&self, x: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
         let normed = self.layer_norm1.forward(x)?;
-        let x = (x + self.self_attn.forward(&normed, &normed, mask)?)?;
+        let x = kosmograph_kernels::add(x, &self.self_attn.forward(&normed, &normed, mask)?)?;
         let hidden = self.fc1.forward(&self.layer_norm2.forward(&x)?)?;
-        Ok((&x + self.fc2.forward(&self.activation.forward(&hidden)?)?)?)
+        let added = self.fc2.forward(&self.activation.forward(&hidden)?)?;
+        Ok(kosmograph_kernels::add(&x, &added)?)
     }
 }
 

@@ -66,7 +66,7 @@ impl Conv2d {
         )?;
         match &self.low_rank {
             None => Ok(y),
-            Some(low_rank) => y + low_rank.conv2d(x, self.stride, self.padding)?,
+            Some(low_rank) => kernels::add(&y, &low_rank.conv2d(x, self.stride, self.padding)?),
         }
     }
 }
@@ -157,13 +157,12 @@ impl ResnetBlock2D {
     pub(crate) fn forward(&self, x: &Tensor, temb: Option<&Tensor>) -> CandleResult<Tensor> {
         let mut h = self.conv1.forward(&self.norm1.forward_silu(x)?)?;
         if let (Some(time_emb_proj), Some(temb)) = (&self.time_emb_proj, temb) {
-            let shift = time_emb_proj.forward(temb)?;
-            h = h.broadcast_add(&shift.unsqueeze(2)?.unsqueeze(3)?)?;
+            h = kernels::add_to_channels(&h, &time_emb_proj.forward(temb)?)?;
         }
         let h = self.conv2.forward(&self.norm2.forward_silu(&h)?)?;
         match &self.conv_shortcut {
-            Some(conv_shortcut) => conv_shortcut.forward(x)? + h,
-            None => x + h,
+            Some(conv_shortcut) => kernels::add(&conv_shortcut.forward(x)?, &h),
+            None => kernels::add(x, &h),
         }
     }
 }

@@ -179,15 +179,15 @@ impl BasicTransformerBlock {
         context: &Context<'_>,
         size: (usize, usize),
     ) -> CandleResult<Tensor> {
-        let x = (x + self.to_itself(&self.norm1.forward(x)?, context, size)?)?;
+        let x = kernels::add(x, &self.to_itself(&self.norm1.forward(x)?, context, size)?)?;
         let x = match context.hooks {
             Some(hooks) => hooks.between(&self.own_path, size, x)?,
             None => x,
         };
         let normed = self.norm2.forward(&x)?;
-        let x = (&x + self.to_context(&normed, context, size)?)?;
+        let x = kernels::add(&x, &self.to_context(&normed, context, size)?)?;
         let hidden = kernels::geglu(&self.ff_in.forward(&self.norm3.forward(&x)?)?)?;
-        &x + self.ff_out.forward(&hidden)?
+        kernels::add(&x, &self.ff_out.forward(&hidden)?)
     }
 }
 
@@ -271,14 +271,14 @@ impl Transformer2D {
 
     /// `x` [B, C, H, W], the context [B, T, D] → [B, C, H, W].
     pub(crate) fn forward(&self, x: &Tensor, context: &Context<'_>) -> CandleResult<Tensor> {
-        let (batch, channels, height, width) = x.dims4()?;
-        let pixels = kernels::transpose(&self.norm.forward(x)?.flatten_from(2)?)?;
-        let mut hidden_states = self.proj_in.forward(&pixels)?;
+        let (_, _, height, width) = x.dims4()?;
+        let tokens = kernels::pixels_to_tokens(&self.norm.forward(x)?)?;
+        let mut hidden_states = self.proj_in.forward(&tokens)?;
         for block in &self.transformer_blocks {
             hidden_states = block.forward(&hidden_states, context, (height, width))?;
         }
-        let pixels = kernels::transpose(&self.proj_out.forward(&hidden_states)?)?;
-        x + pixels.reshape((batch, channels, height, width))?
+        let tokens = self.proj_out.forward(&hidden_states)?;
+        kernels::add(x, &kernels::tokens_to_pixels(&tokens, height, width)?)
     }
 }
 

@@ -12,12 +12,13 @@ use crate::error::{Error, Result};
 use crate::files::diffusers_config::Options;
 use crate::files::python_json::parse;
 use crate::files::weights::Weights;
-use crate::stable_diffusion::recompute::{Place, Tape, TapeGradients};
+use crate::stable_diffusion::recompute::{Place, Recorded, Tape, TapeGradients};
 use crate::stable_diffusion::resnet::{Conv2d, GroupNorm};
 use crate::stable_diffusion::steering::{Context, Steering};
 use crate::stable_diffusion::transformer2d::cross_attention;
 use crate::stable_diffusion::unet_blocks::{Encoded, Encoder, UpBlock2D};
 use crate::stable_diffusion::unet_config::depths;
+use kosmograph_kernels as kernels;
 
 pub use crate::stable_diffusion::residuals::Residuals;
 pub use crate::stable_diffusion::unet_blocks::Probe;
@@ -422,9 +423,10 @@ impl UNet {
         if let Some(residuals) = steering.residuals {
             Residuals::check(residuals, &skips, &hidden_states)?;
             for (skip, residual) in skips.iter_mut().zip(&residuals.down) {
-                *skip = (&*skip + residual.to_dtype(activations)?)?;
+                *skip = kernels::add(skip, &residual.to_dtype(activations)?)?;
             }
-            hidden_states = (hidden_states + residuals.mid.to_dtype(activations)?)?;
+            let residual = residuals.mid.to_dtype(activations)?;
+            hidden_states = kernels::add(&hidden_states, &residual)?;
         }
         probe("mid", &hidden_states);
         let (extra_tokens, hooks) = (steering.extra_tokens, steering.hooks);
@@ -438,17 +440,30 @@ impl UNet {
         Ok(self.conv_out.forward(&hidden_states)?.to_dtype(DType::F32)?)
     }
 
-    /// The gradients of the scalar `loss` of a prediction that was made with `tape`; the blocks are computed again.
+    /// The gradients of the scalar `loss`, which `recorded` led to; `blocks` of this U-Net that were not kept are computed
+    /// again.
     ///
     /// # Errors
     /// The work was stopped; else only what the tensor library reports.
-    pub fn backward(&self, tape: &Tape, loss: &Tensor) -> Result<TapeGradients> {
-        let again = |place: Place, given: &[Tensor]| match place {
-            Place::Up { level, block } => self.up_blocks[level].again(block, given),
-            Place::Upsampler { level, size } => self.up_blocks[level].larger(size, given),
-            place => self.encoder.again(place, given),
+    pub fn backward(
+        &self,
+        recorded: Recorded,
+        blocks: Option<&Tape>,
+        loss: &Tensor,
+    ) -> Result<TapeGradients> {
+        let again = |number: usize, given: &[Tensor]| {
+            let Some(blocks) = blocks else {
+                candle_core::bail!(
+                    "block {number} is to be computed again, and nothing says which it is"
+                )
+            };
+            match blocks.place(number)? {
+                Place::Up { level, block } => self.up_blocks[level].again(block, given),
+                Place::Upsampler { level, size } => self.up_blocks[level].larger(size, given),
+                place => self.encoder.again(place, given),
+            }
         };
-        Ok(tape.backward(loss, again)?)
+        Ok(recorded.backward(loss, &again)?)
     }
 }
 

@@ -364,7 +364,7 @@ impl UpBlock2D {
         let [x, skip, temb, text] = given else {
             candle_core::bail!("a block is given {} tensors instead of 4", given.len())
         };
-        let x = self.resnets[block].forward(&Tensor::cat(&[x, skip], 1)?, Some(temb))?;
+        let x = self.resnets[block].forward(&kernels::join_channels(x, skip)?, Some(temb))?;
         match self.attentions.get(block) {
             Some(attention) => attention.forward(&x, &Context::from(text)),
             None => Ok(x),
@@ -408,7 +408,7 @@ impl UpBlock2D {
                 hidden_states = hooks.block(Edge::Input, &path, hidden_states)?;
                 (hidden_states, skip) = hooks.skip(&path, hidden_states, skip)?;
             }
-            hidden_states = Tensor::cat(&[hidden_states, skip], 1)?;
+            hidden_states = kernels::join_channels(&hidden_states, &skip)?;
             hidden_states = resnet.forward(&hidden_states, Some(temb))?;
             if let Some(attention) = self.attentions.get(j) {
                 hidden_states = attention.forward(&hidden_states, context)?;
