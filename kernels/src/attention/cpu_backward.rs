@@ -28,8 +28,9 @@ pub(super) struct Inputs<'a> {
 
 /// Queries of a block of scores: whole register tiles on every instruction set.
 const QUERIES: usize = 96;
-/// Keys of a block: P and dS of it, 48 KiB each, stay in a second-level cache beside what they are multiplied with.
-const KEYS: usize = 128;
+/// Keys of a block: whole register tiles on every instruction set; P and dS of it, 54 KiB each, stay in a second-level cache
+/// beside what they are multiplied with.
+const KEYS: usize = 144;
 /// From row to row of a block: not a power of two, whose columns would share a few sets of the first-level cache.
 const STRIDE: usize = KEYS + 16;
 
@@ -39,17 +40,17 @@ pub(super) fn attention_backward(isa: Isa, inputs: Inputs, s: Sizes) -> Vec<f32>
     let heads = s.batch * s.heads;
     let of_q = heads * s.queries * s.head_dim;
     let (of_k, of_v) = (heads * s.keys * s.head_dim, heads * s.keys * s.value_dim);
-    let mut all = memory::zeros(of_q + of_k + of_v);
     if s.queries == 0 || s.keys == 0 || s.head_dim == 0 || s.value_dim == 0 {
-        return all;
+        return memory::zeros(of_q + of_k + of_v);
     }
+    let mut all = memory::reserve(of_q + of_k + of_v);
     // Where there are fewer heads than threads, a head's keys are parted.
     let parts = rayon::current_num_threads().div_ceil(heads).min(s.keys.div_ceil(KEYS));
     let blocks = s.keys.div_ceil(KEYS).div_ceil(parts);
     let keys_of_part = blocks * KEYS;
     let parts = s.keys.div_ceil(keys_of_part);
     let deltas = deltas(inputs, s);
-    let mut more = memory::zeros((parts - 1) * of_q);
+    let mut more = memory::reserve((parts - 1) * of_q);
     let (to, more_to) = (Shared(all.as_mut_ptr()), Shared(more.as_mut_ptr()));
     (0..heads * parts).into_par_iter().for_each_init(Scratch::default, |scratch, task| {
         let (head, part) = (task / parts, task % parts);
@@ -61,6 +62,11 @@ pub(super) fn attention_backward(isa: Isa, inputs: Inputs, s: Sizes) -> Vec<f32>
         let head = (head / s.heads, head % s.heads);
         isa.run(Head { inputs, s, head, keys, deltas, log_sums, dq, dk, dv, scratch });
     });
+    // SAFETY: each part of a head wrote all of its dq, and dk and dv of its keys.
+    unsafe {
+        all.set_len(of_q + of_k + of_v);
+        more.set_len((parts - 1) * of_q);
+    }
     let (dq, _) = all.split_at_mut(of_q);
     for part in more.chunks_exact(of_q) {
         dq.par_chunks_mut(1 << 14).zip(part.par_chunks(1 << 14)).for_each(|(dq, part)| {

@@ -173,28 +173,20 @@ impl CustomOp3 for LowRankLinear {
             *slice = f32_slice(storage, layout, self.name())?;
         }
         let [x_values, down_values, up_values, dy] = slices;
-        let _span = Span::new("low_rank_linear_backward", s.operations());
+        let wants_dx = x.track_op();
+        let weight = if wants_dx { s.input * s.output } else { 0 };
+        let operations = 2 * s.rows * (weight + 2 * s.rank * (s.input + s.output));
+        let _span = Span::new("low_rank_linear_backward", operations);
         let isa = Isa::get()?;
-        let of_middle = cpu::of_middle(isa, dy, up_values, self.scale, s);
+        let (dx, ddown, dup) = self.with_weight(|w| {
+            let (x, down, up, scale) = (x_values, down_values, up_values, self.scale);
+            let inputs = cpu::Inputs { dy, x, w, down, up, middle, scale };
+            Ok(cpu::backward(isa, inputs, wants_dx, s))
+        })?;
         let tensor =
             |values: Vec<f32>, like: &Tensor| Tensor::from_vec(values, like.shape(), &Device::Cpu);
-        let dx = match x.track_op() {
-            false => None,
-            true => {
-                let dx = self.with_weight(|weight| {
-                    Ok(cpu::of_input(isa, dy, weight, &of_middle, down_values, s))
-                })?;
-                Some(tensor(dx, x)?)
-            }
-        };
-        let ddown = match down.track_op() {
-            false => None,
-            true => Some(tensor(cpu::of_down(isa, &of_middle, x_values, s), down)?),
-        };
-        let dup = match up.track_op() {
-            false => None,
-            true => Some(tensor(cpu::of_up(isa, dy, middle, s), up)?),
-        };
+        let dx = dx.map(|dx| tensor(dx, x)).transpose()?;
+        let (ddown, dup) = (Some(tensor(ddown, down)?), Some(tensor(dup, up)?));
         Ok((dx, ddown, dup))
     }
 }
@@ -216,7 +208,8 @@ mod tests {
     #[test]
     fn is_the_layer_with_its_change_and_so_are_its_gradients() -> Result<()> {
         let dev = Device::Cpu;
-        let sizes = [(1, 1, 1, 1), (7, 33, 20, 3), (300, 96, 130, 16), (70, 40, 700, 4)];
+        let sizes =
+            [(1, 1, 1, 1), (7, 33, 20, 3), (300, 96, 130, 16), (70, 40, 700, 4), (1105, 33, 50, 5)];
         for (rows, input, output, rank) in sizes {
             let x = Var::randn(0f32, 1., (1, rows, input), &dev)?;
             let down = Var::randn(0f32, 1., (rank, input), &dev)?;

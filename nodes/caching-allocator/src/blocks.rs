@@ -15,6 +15,10 @@ const PAGE: usize = 4096;
 /// Zeros that are written to a kept block; more come from the system.
 const MOST_ZEROS: usize = 32 << 20;
 
+/// Where all is kept, the peak may be higher by this part of it. At the peak itself every kept block that does not fit goes, the
+/// oldest first, which are those that the next pass asks for last: without room to spare it finds few of its sizes.
+const SLACK: usize = 8;
+
 static KEPT: Mutex<Kept> = Mutex::new(Kept {
     blocks: [Block { start: 0, length: 0 }; PLACES],
     count: 0,
@@ -63,7 +67,11 @@ impl Kept {
         self.used += more;
         self.most_used = self.most_used.max(self.used);
         let most = self.most();
-        while self.count > 0 && (self.used + self.bytes > self.most_used || self.bytes > most) {
+        let together = match self.unlimited {
+            0 => self.most_used,
+            _ => self.most_used + self.most_used / SLACK,
+        };
+        while self.count > 0 && (self.used + self.bytes > together || self.bytes > most) {
             unmap(self.remove(0));
         }
     }

@@ -8,7 +8,8 @@
 //!
 //! What is kept never makes the peak higher: blocks in use and blocks that are kept are together at most what was in use
 //! at once before, nor are there more than [`MOST_KEPT`] bytes or [`PLACES`] blocks. A training, which frees all that a
-//! pass has made and makes it anew in the next, lifts the first limit ([`keep_all`]). [`release`] gives all back; a node
+//! pass has made and makes it anew in the next, lifts the first limit
+//! ([`keep_all`]), and its peak by an eighth at most. [`release`] gives all back; a node
 //! library does so at the end of each node.
 
 #[cfg(target_os = "linux")]
