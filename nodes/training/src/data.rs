@@ -52,6 +52,9 @@ pub struct Example {
     pub caption: String,
     /// (width, height) in pixels.
     pub size: (usize, usize),
+    /// What SDXL is told of it: height and width as the picture came, top and left of what was cut out of it at its new
+    /// size, and height and width of that.
+    pub sizes: [f32; 6],
     /// What a ControlNet sees of it: [height, width, 3].
     pub hint: Option<Vec<u8>>,
     /// Mean and standard deviation of its latents [C, h, w]; a second pair is of its mirror image.
@@ -107,14 +110,17 @@ pub fn read(
                 given.unwrap_or_default().to_owned()
             }
         };
-        let size = cut.size((picture.width() as usize, picture.height() as usize));
+        let from = (picture.width() as usize, picture.height() as usize);
+        let size = cut.size(from);
+        let (_, window) = window(from, size);
+        let sizes = [from.1, from.0, window.top, window.left, size.1, size.0].map(|n| n as f32);
         let pixels = cut_to(&picture, size)?;
         let mut latents = vec![encode(vae, &pixels, size, false)?];
         if flip {
             latents.push(encode(vae, &pixels, size, true)?);
         }
         let hint = hint.map(|hint| cut_to(&hint, size)).transpose()?;
-        examples.push(Example { path, caption, size, hint, latents });
+        examples.push(Example { path, caption, size, sizes, hint, latents });
     }
     if examples.is_empty() {
         let sentence = format!("{} holds no picture that can be read", folder.display());
@@ -247,23 +253,24 @@ pub fn caption_beside(picture: &Path, ends: &[&str], notes: &mut Vec<String>) ->
 }
 
 /// Scaled so that it just covers `size`, and the middle of that.
-pub(crate) fn cut_to(
-    picture: &image::RgbImage,
-    (width, height): (usize, usize),
-) -> Result<Vec<u8>> {
+pub(crate) fn cut_to(picture: &image::RgbImage, size: (usize, usize)) -> Result<Vec<u8>> {
     let from = (picture.width() as usize, picture.height() as usize);
-    let scale = (width as f64 / from.0 as f64).max(height as f64 / from.1 as f64);
-    let scaled = |side: usize, least: usize| ((side as f64 * scale).round() as usize).max(least);
-    let (to_width, to_height) = (scaled(from.0, width), scaled(from.1, height));
     let source = Picture { pixels: picture.as_raw(), width: from.0, height: from.1, channels: 3 };
-    let window = pillow::Window {
-        left: (to_width - width) / 2,
-        top: (to_height - height) / 2,
-        width,
-        height,
-    };
+    let ((to_width, to_height), window) = window(from, size);
     let pixels = pillow::resize_window(source, to_width, to_height, window, Filter::Lanczos);
     pixels.map_err(|error| Error::Data(error.to_string()))
+}
+
+/// The size that a picture of the size `from` is brought to, and the middle of it that is taken; all (width, height).
+fn window(
+    from: (usize, usize),
+    (width, height): (usize, usize),
+) -> ((usize, usize), pillow::Window) {
+    let scale = (width as f64 / from.0 as f64).max(height as f64 / from.1 as f64);
+    let scaled = |side: usize, least: usize| ((side as f64 * scale).round() as usize).max(least);
+    let to = (scaled(from.0, width), scaled(from.1, height));
+    let (left, top) = ((to.0 - width) / 2, (to.1 - height) / 2);
+    (to, pillow::Window { left, top, width, height })
 }
 
 /// Mean and standard deviation of a picture's latents [C, h, w], scaled as the U-Net takes them.

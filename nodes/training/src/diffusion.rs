@@ -11,7 +11,7 @@ use kosmograph_models::samplers::randn::Generator;
 use kosmograph_models::stable_diffusion::checkpoint::{Checkpoint, TextEncoder};
 use kosmograph_models::stable_diffusion::recompute::{Tape, record};
 use kosmograph_models::stable_diffusion::steering::Steering;
-use kosmograph_models::stable_diffusion::unet::{Residuals, UNet};
+use kosmograph_models::stable_diffusion::unet::{Condition, Residuals, UNet};
 use kosmograph_models::stable_diffusion::vae::{Vae, VaeConfig};
 use kosmograph_models::text::clip_tokens::ClipTokenizer;
 
@@ -24,8 +24,11 @@ use crate::lora::{self, Target};
 use crate::noise::{add_noise, min_snr_weights, mse_of_rows, target};
 use crate::parameters::{Gradients, Parameters};
 use crate::run::{Learner, Watch};
-use crate::texts::Texts;
+use crate::texts::{Encoder, Text, Texts};
 use crate::{anew, ask_for_all, files, samples, timesteps};
+
+/// Sizes that SDXL's base is told of each picture.
+const SIZES: usize = 6;
 
 /// What learns through a U-Net, and what it learns from.
 pub(crate) struct Diffusion<'a> {
@@ -91,6 +94,15 @@ impl<'a> Diffusion<'a> {
         let checkpoint = Checkpoint::open(&config.model, &device)?;
         let (unet_config, scheduler, unet_weights) = checkpoint.unet()?;
         let schedule = Schedule::new(&scheduler)?;
+        let vector = unet_config.encoder.vector;
+        let is_xl = vector.is_some();
+        if is_xl && config.task != Task::Lora {
+            return Err(Error::Config(format!(
+                "{}: this is SDXL, of which a LoRA alone is trained; \"task\": \"lora\", or a checkpoint of Stable Diffusion 1 \
+                 or 2, would be right",
+                config.model.display()
+            )));
+        }
         let mut parameters = Parameters::default();
         let mut generator = Generator::new(config.seed);
         let (mut targets, mut beside) = (Vec::new(), HashMap::new());
@@ -98,38 +110,54 @@ impl<'a> Diffusion<'a> {
         let kind_and_alpha = (config.lora.kind, config.lora.alpha);
         if config.task == Task::Lora {
             targets = lora::targets(&unet_weights, &config.lora.layers, lora::UNET)?;
+            if is_xl {
+                lora::name_as_sdxl(&mut targets, &unet_weights.names());
+            }
             lora::begin(&mut parameters, &targets, kind_and_rank, &mut generator)?;
             beside = lora::beside(&parameters, &targets, kind_and_alpha)?;
         }
 
-        let Ok([encoder]) = <[TextEncoder; 1]>::try_from(text_encoders_of(config, &checkpoint)?)
-        else {
+        let encoders = text_encoders_of(config, &checkpoint)?;
+        let wanted = if is_xl { 2 } else { 1 };
+        if encoders.len() != wanted || vector.is_some_and(|vector| vector.sizes != SIZES) {
             return Err(Error::Config(format!(
-                "{}: this is SDXL, whose two text encoders training does not know; a checkpoint of Stable Diffusion 1 or 2 \
-                 would be right",
-                config.model.display()
+                "{}: a U-Net with {} is trained, and {} were found; a checkpoint of Stable Diffusion 1 or 2, or of SDXL's \
+                 base, would be right",
+                config.model.display(),
+                if is_xl { "two text encoders and six sizes (SDXL's)" } else { "one text encoder" },
+                encoders.len()
             )));
-        };
-        let TextEncoder { config: clip_config, weights: clip_weights, tokenizer } = encoder;
-        let tokenizer = match tokenizer {
-            Some(tokenizer) => tokenizer.read(),
-            None => ClipTokenizer::clip().map_err(Into::into),
-        };
-        let tokenizer = tokenizer.map_err(|error| Error::Config(error.to_string()))?;
-        let (clip, mut clip_tensors) =
-            clip_weights.load_kept(|weights| ClipText::load(&clip_config, weights))?;
+        }
         let text_layers = &config.lora.text_encoder_layers;
-        let mut texts = if config.task == Task::Lora && !text_layers.is_empty() {
-            let of_text = text_targets(&clip_weights, text_layers)?;
-            lora::begin(&mut parameters, &of_text, kind_and_rank, &mut generator)?;
-            let beside = lora::beside(&parameters, &of_text, kind_and_alpha)?;
-            targets.extend(of_text);
-            let tensors = std::mem::take(&mut clip_tensors);
-            let weights = Weights::from_trained(clip_weights.origin(), tensors, beside, &device);
-            Texts::new(ClipText::load(&clip_config, &weights)?, tokenizer, true)
-        } else {
-            Texts::new(clip, tokenizer, false)
+        let texts_learn = config.task == Task::Lora && !text_layers.is_empty();
+        let prefixes = match is_xl {
+            true => &lora::TEXT_ENCODERS_OF_SDXL[..],
+            false => &[lora::TEXT_ENCODER],
         };
+        let mut loaded = Vec::new();
+        for (encoder, prefix) in encoders.into_iter().zip(prefixes) {
+            let TextEncoder { config: clip_config, weights: clip_weights, tokenizer } = encoder;
+            let tokenizer = match tokenizer {
+                Some(tokenizer) => tokenizer.read(),
+                None => ClipTokenizer::clip().map_err(Into::into),
+            };
+            let tokenizer = tokenizer.map_err(|error| Error::Config(error.to_string()))?;
+            // G was trained with rows that are filled with 0.
+            let tokenizer = if clip_config.is_g() { tokenizer.or_pad(0) } else { tokenizer };
+            let (mut clip, clip_tensors) =
+                clip_weights.load_kept(|weights| ClipText::load(&clip_config, weights))?;
+            if texts_learn {
+                let of_text = text_targets(&clip_weights, text_layers, prefix)?;
+                lora::begin(&mut parameters, &of_text, kind_and_rank, &mut generator)?;
+                let beside = lora::beside(&parameters, &of_text, kind_and_alpha)?;
+                targets.extend(of_text);
+                let origin = clip_weights.origin();
+                let weights = Weights::from_trained(origin, clip_tensors, beside, &device);
+                clip = ClipText::load(&clip_config, &weights)?;
+            }
+            loaded.push(Encoder { clip, tokenizer });
+        }
+        let mut texts = Texts::new(loaded, texts_learn);
         if config.task == Task::Inversion {
             let start = texts.embedding(&config.inversion.start)?;
             let vectors = start.repeat((config.inversion.vectors, 1))?;
@@ -228,13 +256,20 @@ impl Learner for Diffusion<'_> {
         let Some(vae) = &self.vae else { return Ok(()) };
         let config = self.config;
         let folder = files::samples_folder(&config.output)?;
-        let negative = self.texts.encode("")?.detach();
+        let negative = self.texts.encode("")?;
+        let side = config.resolution as f32;
         for (i, prompt) in samples.prompts.iter().enumerate() {
-            let context = Tensor::cat(&[&negative, &self.texts.encode(prompt)?.detach()], 0)?;
+            let mut both = Told::default();
+            for text in [negative.clone(), self.texts.encode(prompt)?] {
+                both.take(text, [side, side, 0.0, 0.0, side, side])?;
+            }
+            let (context, vector) = both.rows()?;
+            let context = context.detach();
             let hints = self.pictures.hint(i)?;
             let mut predict = |both: &Tensor, t: &Tensor| {
                 let residuals = self.residuals(both, t, &context, &hints)?;
-                Ok(self.unet.forward(both, t, &context, residuals.as_ref())?)
+                let condition = of_vector(&context, vector.as_ref());
+                Ok(self.unet.forward(both, t, condition, residuals.as_ref())?)
             };
             let by = (&self.schedule, vae);
             let picture = samples::draw(by, config.resolution, samples, &mut predict)?;
@@ -309,7 +344,7 @@ impl Diffusion<'_> {
             rows.take(prior, &chosen, config, &mut draws, &mut self.texts)?;
         }
         let latents = Tensor::stack(&rows.latents, 0)?;
-        let context = Tensor::cat(&rows.contexts, 0)?;
+        let (context, vector) = rows.told.rows()?;
         let mut generator = Generator::new(draws.next_u64());
         let mut noise = random(&mut generator, latents.dims())?;
         if config.noise_offset > 0.0 {
@@ -324,8 +359,9 @@ impl Diffusion<'_> {
         let steering =
             Steering { residuals: residuals.as_ref(), tape: blocks, ..Steering::default() };
         let (t_of_rows, probe) = (timesteps(&t)?, &mut |_: &str, _: &Tensor| {});
+        let condition = of_vector(&context, vector.as_ref());
         let prediction =
-            self.unet.forward_steered(&noisy, &t_of_rows, &context, steering, probe)?;
+            self.unet.forward_steered(&noisy, &t_of_rows, condition, steering, probe)?;
         let wanted = target(&self.schedule, &latents, &noise, &t)?;
         let mut losses = mse_of_rows(&prediction, &wanted)?;
         if let Some(gamma) = config.min_snr {
@@ -403,13 +439,13 @@ fn of_this_unet(described: String, anew: bool) -> String {
 }
 
 /// The layers of the text encoder, whose modules kohya's files call `text_model_…` also where the weights go without.
-fn text_targets(weights: &Weights, layers: &[String]) -> Result<Vec<Target>> {
-    let mut targets = lora::targets(weights, layers, lora::TEXT_ENCODER)?;
+fn text_targets(weights: &Weights, layers: &[String], prefix: &str) -> Result<Vec<Target>> {
+    let mut targets = lora::targets(weights, layers, prefix)?;
     for target in &mut targets {
-        if let Some(rest) = target.module.strip_prefix(lora::TEXT_ENCODER)
+        if let Some(rest) = target.module.strip_prefix(prefix)
             && !rest.starts_with("text_model_")
         {
-            target.module = format!("{}text_model_{rest}", lora::TEXT_ENCODER);
+            target.module = format!("{prefix}text_model_{rest}");
         }
     }
     Ok(targets)
@@ -453,12 +489,47 @@ fn read(
     Ok(examples)
 }
 
-/// Latents [C, h, w], contexts [1, T, C] and hints [3, H, W] of a pass.
+/// Latents [C, h, w], what is told and hints [3, H, W] of a pass.
 #[derive(Default)]
 struct Rows {
     latents: Vec<Tensor>,
-    contexts: Vec<Tensor>,
+    told: Told,
     hints: Vec<Tensor>,
+}
+
+/// What the U-Net is told of rows: contexts [1, T, C], and where they have a pooled vector [1, P] that and the sizes.
+#[derive(Default)]
+struct Told {
+    contexts: Vec<Tensor>,
+    pooled: Vec<Tensor>,
+    sizes: Vec<[f32; SIZES]>,
+}
+
+impl Told {
+    fn take(&mut self, text: Text, sizes: [f32; SIZES]) -> Result<()> {
+        self.contexts.push(text.context);
+        if let Some(pooled) = text.pooled {
+            self.pooled.push(pooled);
+            self.sizes.push(sizes);
+        }
+        Ok(())
+    }
+
+    /// The context [B, T, C], and of SDXL the pooled vectors [B, P] and sizes [B, 6].
+    fn rows(&self) -> Result<(Tensor, Option<[Tensor; 2]>)> {
+        let context = Tensor::cat(&self.contexts, 0)?;
+        if self.pooled.is_empty() {
+            return Ok((context, None));
+        }
+        let (rows, sizes) = (self.sizes.len(), self.sizes.concat());
+        let sizes = Tensor::from_vec(sizes, (rows, SIZES), &Device::Cpu)?;
+        Ok((context, Some([Tensor::cat(&self.pooled, 0)?, sizes])))
+    }
+}
+
+fn of_vector<'a>(context: &'a Tensor, vector: Option<&'a [Tensor; 2]>) -> Condition<'a> {
+    let [pooled, sizes] = [0, 1].map(|i| vector.map(|vector| &vector[i]));
+    Condition { context, pooled, sizes }
 }
 
 impl Rows {
@@ -482,7 +553,7 @@ impl Rows {
             self.latents.push((mean + (std * noise)?)?);
             let is_dropped = draws.share() < config.caption_dropout;
             let caption = if is_dropped { "" } else { &*example.caption };
-            self.contexts.push(texts.encode(caption)?);
+            self.told.take(texts.encode(caption)?, example.sizes)?;
         }
         Ok(())
     }

@@ -6,6 +6,7 @@ use candle_core::Tensor;
 use kosmograph_models::Weights;
 use kosmograph_models::files::weights::LowRank;
 use kosmograph_models::samplers::randn::Generator;
+use kosmograph_models::stable_diffusion::checkpoint::original::UNetNames;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -15,6 +16,9 @@ use crate::parameters::Parameters;
 pub const UNET: &str = "lora_unet_";
 /// The same of the text encoder.
 pub const TEXT_ENCODER: &str = "lora_te_";
+
+/// Those of SDXL's two, L and G.
+pub const TEXT_ENCODERS_OF_SDXL: [&str; 2] = ["lora_te1_", "lora_te2_"];
 
 /// The linear layers of the U-Net's attention, which diffusers' and kohya's scripts train.
 pub const ATTENTION: [&str; 4] = ["to_q", "to_k", "to_v", "to_out.0"];
@@ -65,6 +69,18 @@ pub fn targets(weights: &Weights, names: &[impl AsRef<str>], prefix: &str) -> Re
         }
     }
     Ok(found.into_values().collect())
+}
+
+/// Calls the layers of a U-Net, whose tensors have these `names`, as kohya's scripts for SDXL do: by the original code's names.
+pub fn name_as_sdxl(targets: &mut [Target], names: &[String]) {
+    let original = UNetNames::of(names.iter().map(String::as_str));
+    for target in targets {
+        if let Some(name) = original.original(&target.weight)
+            && let Some(module) = name.strip_suffix(".weight")
+        {
+            target.module = format!("{UNET}{}", module.replace('.', "_"));
+        }
+    }
 }
 
 /// What stands for the change of a layer.
@@ -137,9 +153,13 @@ impl Naming {
             };
             let (down, up) = (take("lora_down.weight")?, take("lora_up.weight")?);
             let up = (up * (alpha / down.dim(0)? as f64))?;
-            let network = match module.starts_with(TEXT_ENCODER) {
-                true => "text_encoder",
-                false => "unet",
+            let [of_l, of_g] = TEXT_ENCODERS_OF_SDXL;
+            let network = match module {
+                module if module.starts_with(TEXT_ENCODER) || module.starts_with(of_l) => {
+                    "text_encoder"
+                }
+                module if module.starts_with(of_g) => "text_encoder_2",
+                _ => "unet",
             };
             let path = weight.strip_suffix(".weight").unwrap_or(weight);
             named.insert(format!("{network}.{path}.{down_end}"), down);

@@ -4,26 +4,57 @@
 use std::collections::HashMap;
 
 use candle_core::{Device, Tensor, Var};
-use kosmograph_models::clip::text::ClipText;
+use kosmograph_models::clip::text::{ClipText, ContextLayer, TextStates};
 use kosmograph_models::text::clip_tokens::{ClipTokenizer, ClipTokensError};
 
 use crate::error::{Error, Result};
 
+/// A text encoder and what makes its tokens.
+pub(crate) struct Encoder {
+    pub clip: ClipText,
+    pub tokenizer: ClipTokenizer,
+}
+
+impl Encoder {
+    /// What each layer of `caption` says, and the row of tokens [1, T].
+    fn encode(&self, caption: &str, layer: ContextLayer) -> Result<(TextStates, Tensor)> {
+        let row = self.tokenizer.encode_row(caption, self.clip.max_length()?).map_err(told)?;
+        let ids = Tensor::new(row, &Device::Cpu)?.unsqueeze(0)?;
+        Ok((self.clip.forward_embeddings(&self.clip.embed(&ids)?, layer)?, ids))
+    }
+}
+
+/// What a caption says.
+#[derive(Clone)]
+pub(crate) struct Text {
+    /// [1, T, C]
+    pub context: Tensor,
+    /// SDXL's pooled vector [1, P], of the larger encoder.
+    pub pooled: Option<Tensor>,
+}
+
 /// The captions of a training.
 pub(crate) struct Texts {
-    clip: ClipText,
-    tokenizer: ClipTokenizer,
+    /// One, or SDXL's L and G.
+    encoders: Vec<Encoder>,
     /// The word that the vectors [V, C] stand for, in a textual inversion.
     word: Option<(String, Var)>,
     /// Whether something of this learns.
     learns: bool,
-    encoded: HashMap<String, Tensor>,
+    encoded: HashMap<String, Text>,
 }
 
 impl Texts {
-    /// With `learns` the encoder's weights are variables, or some stand beside them.
-    pub fn new(clip: ClipText, tokenizer: ClipTokenizer, learns: bool) -> Texts {
-        Texts { clip, tokenizer, word: None, learns, encoded: HashMap::new() }
+    /// With `learns` the encoders' weights are variables, or some stand beside them.
+    pub fn new(encoders: Vec<Encoder>, learns: bool) -> Texts {
+        Texts { encoders, word: None, learns, encoded: HashMap::new() }
+    }
+
+    /// The first encoder, by whose tokens captions are measured: of SDXL's two both have the same.
+    fn first(&self) -> Result<&Encoder> {
+        self.encoders
+            .first()
+            .ok_or_else(|| Error::Config("this model has no text encoder".to_owned()))
     }
 
     /// Lets `vectors` stand for `word` from now on.
@@ -33,37 +64,38 @@ impl Texts {
 
     /// The embedding of the first token of `word`, [1, C].
     pub fn embedding(&self, word: &str) -> Result<Tensor> {
-        let tokens = self.tokenizer.tokens(word).map_err(told)?;
+        let Encoder { clip, tokenizer } = self.first()?;
+        let tokens = tokenizer.tokens(word).map_err(told)?;
         let [first, ..] = tokens[..] else {
             return Err(Error::Config(format!("the word {word:?} to start from is no token")));
         };
-        Ok(self.clip.embed(&Tensor::new(&[[first]], &Device::Cpu)?)?.squeeze(0)?)
+        Ok(clip.embed(&Tensor::new(&[[first]], &Device::Cpu)?)?.squeeze(0)?)
     }
 
     /// A sentence where a caption has more tokens than the encoder takes.
     pub fn too_long(&self, caption: &str) -> Result<Option<String>> {
-        let (tokens, room) = (self.tokenizer.tokens(caption).map_err(told)?.len(), self.room()?);
+        let Encoder { clip, tokenizer } = self.first()?;
+        let tokens = tokenizer.tokens(caption).map_err(told)?.len();
+        let room = clip.max_length()?.saturating_sub(2);
         Ok((tokens > room).then(|| {
             let start: String = caption.chars().take(40).collect();
             format!("the caption \"{start} …\" has {tokens} tokens; the first {room} are used")
         }))
     }
 
-    fn room(&self) -> Result<usize> {
-        Ok(self.clip.max_length()?.saturating_sub(2))
-    }
-
-    /// What a caption says, [1, T, C].
-    pub fn encode(&mut self, caption: &str) -> Result<Tensor> {
+    /// What a caption says.
+    pub fn encode(&mut self, caption: &str) -> Result<Text> {
         if let Some(encoded) = self.encoded.get(caption) {
             return Ok(encoded.clone());
         }
-        let length = self.clip.max_length()?;
-        let encoded = match &self.word {
-            Some((word, vectors)) => self.with_word(caption, word, vectors, length)?,
-            None => {
-                let row = self.tokenizer.encode_row(caption, length).map_err(told)?;
-                self.clip.forward(&Tensor::new(row, &Device::Cpu)?.unsqueeze(0)?)?
+        let encoded = match (&self.word, &self.encoders[..]) {
+            (Some((word, vectors)), _) => {
+                Text { context: self.with_word(caption, word, vectors)?, pooled: None }
+            }
+            (None, [l, g]) => of_both(l, g, caption)?,
+            _ => {
+                let (states, _) = self.first()?.encode(caption, ContextLayer::from(1))?;
+                Text { context: states.hidden, pooled: None }
             }
         };
         if !self.learns {
@@ -72,20 +104,20 @@ impl Texts {
         Ok(encoded)
     }
 
-    fn with_word(&self, caption: &str, word: &str, vectors: &Var, length: usize) -> Result<Tensor> {
-        let count = vectors.dim(0)?;
+    fn with_word(&self, caption: &str, word: &str, vectors: &Var) -> Result<Tensor> {
+        let Encoder { clip, tokenizer } = self.first()?;
+        let (count, length) = (vectors.dim(0)?, clip.max_length()?);
         let (mut tokens, mut places) = (Vec::new(), Vec::new());
         for (i, part) in caption.split(word).enumerate() {
             if i > 0 {
                 places.push(tokens.len() + 1);
                 // Their rows are replaced; any token holds the place.
-                tokens.extend(std::iter::repeat_n(self.tokenizer.end_id(), count));
+                tokens.extend(std::iter::repeat_n(tokenizer.end_id(), count));
             }
-            tokens.extend(self.tokenizer.tokens(part).map_err(told)?);
+            tokens.extend(tokenizer.tokens(part).map_err(told)?);
         }
-        let row = self.tokenizer.row(&tokens, length).map_err(told)?;
-        let embedded =
-            self.clip.embed(&Tensor::new(row, &Device::Cpu)?.unsqueeze(0)?)?.squeeze(0)?;
+        let row = tokenizer.row(&tokens, length).map_err(told)?;
+        let embedded = clip.embed(&Tensor::new(row, &Device::Cpu)?.unsqueeze(0)?)?.squeeze(0)?;
         let (mut parts, mut at) = (Vec::new(), 0);
         // What was cut off has no place; the last row is the end's.
         for place in places.into_iter().filter(|place| place + count < length) {
@@ -95,8 +127,23 @@ impl Texts {
         }
         parts.push(embedded.narrow(0, at, length - at)?);
         let embeddings = Tensor::cat(&parts, 0)?.unsqueeze(0)?;
-        Ok(self.clip.forward_embeddings(&embeddings, 1)?.hidden)
+        Ok(clip.forward_embeddings(&embeddings, 1)?.hidden)
     }
+}
+
+/// As SDXL is steered: the second last layer of each without its norm, L's numbers before G's, and G's pooled vector
+/// (Podell et al., arXiv 2307.01952). An encoder of one layer gives that.
+fn of_both(l: &Encoder, g: &Encoder, caption: &str) -> Result<Text> {
+    let layer = |encoder: &Encoder| match encoder.clip.layers() {
+        1 => ContextLayer::from(1),
+        _ => ContextLayer { skip: 2, normed: false },
+    };
+    let (of_l, _) = l.encode(caption, layer(l))?;
+    let (of_g, ids) = g.encode(caption, layer(g))?;
+    let length = of_l.hidden.dim(1)?.min(of_g.hidden.dim(1)?);
+    let [of_l, of_g_cut] = [&of_l.hidden, &of_g.hidden].map(|hidden| hidden.narrow(1, 0, length));
+    let pooled = g.clip.project(&g.clip.pool(&ids, &of_g.last)?)?;
+    Ok(Text { context: Tensor::cat(&[of_l?, of_g_cut?], 2)?, pooled: Some(pooled) })
 }
 
 fn told(error: ClipTokensError) -> Error {
