@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use candle_core::{Device, Tensor, Var};
-use kosmograph_models::clip::text::{ClipText, ContextLayer, TextStates};
+use kosmograph_models::clip::text::{ClipText, ContextLayer};
 use kosmograph_models::text::clip_tokens::{ClipTokenizer, ClipTokensError};
 
 use crate::error::{Error, Result};
@@ -16,11 +16,10 @@ pub(crate) struct Encoder {
 }
 
 impl Encoder {
-    /// What each layer of `caption` says, and the row of tokens [1, T].
-    fn encode(&self, caption: &str, layer: ContextLayer) -> Result<(TextStates, Tensor)> {
+    /// The row of tokens of `caption`, [1, T].
+    fn ids(&self, caption: &str) -> Result<Tensor> {
         let row = self.tokenizer.encode_row(caption, self.clip.max_length()?).map_err(told)?;
-        let ids = Tensor::new(row, &Device::Cpu)?.unsqueeze(0)?;
-        Ok((self.clip.forward_embeddings(&self.clip.embed(&ids)?, layer)?, ids))
+        Ok(Tensor::new(row, &Device::Cpu)?.unsqueeze(0)?)
     }
 }
 
@@ -92,10 +91,10 @@ impl Texts {
             (Some((word, vectors)), _) => {
                 Text { context: self.with_word(caption, word, vectors)?, pooled: None }
             }
-            (None, [l, g]) => of_both(l, g, caption)?,
+            (None, [l, g]) => of_both([&l.clip, &g.clip], [&l.ids(caption)?, &g.ids(caption)?])?,
             _ => {
-                let (states, _) = self.first()?.encode(caption, ContextLayer::from(1))?;
-                Text { context: states.hidden, pooled: None }
+                let encoder = self.first()?;
+                Text { context: encoder.clip.forward(&encoder.ids(caption)?)?, pooled: None }
             }
         };
         if !self.learns {
@@ -133,19 +132,69 @@ impl Texts {
 
 /// As SDXL is steered: the second last layer of each without its norm, L's numbers before G's, and G's pooled vector
 /// (Podell et al., arXiv 2307.01952). An encoder of one layer gives that.
-fn of_both(l: &Encoder, g: &Encoder, caption: &str) -> Result<Text> {
-    let layer = |encoder: &Encoder| match encoder.clip.layers() {
-        1 => ContextLayer::from(1),
-        _ => ContextLayer { skip: 2, normed: false },
+fn of_both([l, g]: [&ClipText; 2], ids: [&Tensor; 2]) -> Result<Text> {
+    let states = |clip: &ClipText, ids: &Tensor| {
+        let layer = match clip.layers() {
+            1 => ContextLayer::from(1),
+            _ => ContextLayer { skip: 2, normed: false },
+        };
+        clip.forward_embeddings(&clip.embed(ids)?, layer)
     };
-    let (of_l, _) = l.encode(caption, layer(l))?;
-    let (of_g, ids) = g.encode(caption, layer(g))?;
+    let (of_l, of_g) = (states(l, ids[0])?, states(g, ids[1])?);
     let length = of_l.hidden.dim(1)?.min(of_g.hidden.dim(1)?);
-    let [of_l, of_g_cut] = [&of_l.hidden, &of_g.hidden].map(|hidden| hidden.narrow(1, 0, length));
-    let pooled = g.clip.project(&g.clip.pool(&ids, &of_g.last)?)?;
-    Ok(Text { context: Tensor::cat(&[of_l?, of_g_cut?], 2)?, pooled: Some(pooled) })
+    let cut = |hidden: &Tensor| hidden.narrow(1, 0, length);
+    let pooled = g.project(&g.pool(ids[1], &of_g.last)?)?;
+    let context = Tensor::cat(&[cut(&of_l.hidden)?, cut(&of_g.hidden)?], 2)?;
+    Ok(Text { context, pooled: Some(pooled) })
 }
 
 fn told(error: ClipTokensError) -> Error {
     Error::Data(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use candle_core::{DType, safetensors};
+    use kosmograph_models::Weights;
+    use kosmograph_models::clip::text::ClipTextConfig;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// Against transformers' two encoders, joined as diffusers joins them (tests/golden/sdxl_text).
+    #[test]
+    fn both_encoders_are_diffusers_s() {
+        let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/sdxl_text");
+        let described = std::fs::read(case.join("config.json")).unwrap();
+        let described: Value = serde_json::from_slice(&described).unwrap();
+        let encoder = |name: &str, file: &str| {
+            let of = |key: &str| described["config"][name][key].as_u64().unwrap();
+            let mut config: ClipTextConfig = serde_json::from_value(json!({
+                "vocab_size": described["config"]["vocab"], "hidden_size": of("hidden"),
+                "intermediate_size": 4 * of("hidden"), "num_hidden_layers": of("layers"),
+                "num_attention_heads": of("heads"), "eos_token_id": described["eos"],
+                "max_position_embeddings": described["config"]["tokens"],
+                "hidden_act": if name == "g" { "gelu" } else { "quick_gelu" },
+            }))
+            .unwrap();
+            config.text_projection =
+                (name == "g").then(|| described["projection_dim"].as_u64().unwrap() as usize);
+            let weights = Weights::open(&case.join(file), &Device::Cpu).unwrap();
+            ClipText::load(&config, &weights).unwrap()
+        };
+        let l = encoder("l", "weights.text_encoder.safetensors");
+        let g = encoder("g", "weights.text_encoder_2.safetensors");
+        let read = |file: &str| safetensors::load(case.join(file), &Device::Cpu).unwrap();
+        let (inputs, expected) = (read("inputs.safetensors"), read("expected.safetensors"));
+        let ids = |name: &str| inputs[name].to_dtype(DType::U32).unwrap();
+        let text = of_both([&l, &g], [&ids("ids_l"), &ids("ids_g")]).unwrap();
+        for (name, found) in [("conditioning", text.context), ("g.pooled", text.pooled.unwrap())] {
+            assert_eq!(found.dims(), expected[name].dims());
+            let difference = (found - &expected[name]).unwrap().abs().unwrap();
+            let largest = difference.max_all().unwrap().to_scalar::<f32>().unwrap();
+            assert!(largest < 5e-5, "{name} is {largest} apart");
+        }
+    }
 }
