@@ -19,6 +19,7 @@ pub(crate) use columns::{Plain, Rows, Transposed};
 use crate::bf16;
 use crate::memory;
 use crate::simd::{Isa, Kernel, Vector};
+#[cfg(target_arch = "x86_64")]
 use crate::storage::WeightValues;
 use tile::tile;
 
@@ -36,6 +37,7 @@ pub(crate) trait Columns: Sync {
     fn pack<V: Vector>(&self, k: Range<usize>, n: Range<usize>, width: usize, panel: &mut [f32]);
 
     /// Where the columns lie in memory one after the other: all of them from the first value on, and how far two are apart.
+    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     fn rows_of_columns(&self) -> Option<(WeightValues<'_>, usize)> {
         None
@@ -277,6 +279,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::storage::WeightValues;
 
     /// Values of ±1 that are exact in half precision too.
     fn values(count: usize, seed: u32) -> Vec<f32> {
