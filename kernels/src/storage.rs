@@ -16,6 +16,11 @@ pub(crate) fn in_f32(x: &Tensor, run: impl FnOnce(&Tensor) -> Result<Tensor>) ->
     }
 }
 
+/// Whether the CPU twin of an operator that only moves or adds takes them; the tensor library does it for others.
+pub(crate) fn are_f32_on_cpu(tensors: &[&Tensor]) -> bool {
+    tensors.iter().all(|x| x.device().is_cpu() && x.dtype() == DType::F32)
+}
+
 /// The f32 values of a contiguous tensor.
 ///
 /// # Errors

@@ -3,11 +3,11 @@
 
 mod cpu;
 
-use candle_core::{CpuStorage, CustomOp2, D, DType, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp2, D, Layout, Result, Shape, Tensor};
 
 use crate::begin::begin;
 use crate::profile::Span;
-use crate::storage::f32_slice;
+use crate::storage::{are_f32_on_cpu, f32_slice};
 use crate::tape::{Reads, apply2};
 
 /// x + y of one shape. What is not f32, or not on the CPU, the tensor library adds.
@@ -15,7 +15,7 @@ use crate::tape::{Reads, apply2};
 /// # Errors
 /// The shapes or types differ.
 pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
-    if !is_ours(x, y) || x.dims() != y.dims() {
+    if !are_f32_on_cpu(&[x, y]) || x.dims() != y.dims() {
         return x + y;
     }
     begin("add", x, x.dims())?;
@@ -28,17 +28,13 @@ pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// The shapes do not fit, or the types differ.
 pub fn add_to_channels(x: &Tensor, y: &Tensor) -> Result<Tensor> {
-    if !is_ours(x, y) || x.rank() < 2 || y.dims() != &x.dims()[..2] {
+    if !are_f32_on_cpu(&[x, y]) || x.rank() < 2 || y.dims() != &x.dims()[..2] {
         let mut shape = y.dims().to_vec();
         shape.resize(x.rank().max(shape.len()), 1);
         return x.broadcast_add(&y.reshape(shape)?);
     }
     begin("add", x, x.dims())?;
     apply2([&x.contiguous()?, &y.contiguous()?], AddToChannels, Reads::NOTHING)
-}
-
-fn is_ours(x: &Tensor, y: &Tensor) -> bool {
-    [x, y].iter().all(|x| x.device().is_cpu() && x.dtype() == DType::F32)
 }
 
 struct Add;
@@ -109,7 +105,7 @@ impl CustomOp2 for AddToChannels {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{Device, Var};
+    use candle_core::{DType, Device, Var};
 
     use super::*;
 

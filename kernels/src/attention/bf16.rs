@@ -6,7 +6,7 @@ use std::f32::consts::LOG2_E;
 
 use rayon::prelude::*;
 
-use super::cpu::{Heads, Mask, Sizes, exponentials, max};
+use super::cpu::{Heads, LANES, Mask, Sizes, soften};
 use crate::bf16::{
     BLOCK, Begin, DEPTH, SIDE, Set, Tile, Unit, WithUnit, pack_pairs, pack_rows, turn, written_by,
 };
@@ -199,7 +199,7 @@ impl WithUnit for Block<'_> {
         let a = [of_q.as_ptr(), of_q[of.k_depth..].as_ptr()];
         let y_width = s.value_dim.next_multiple_of(BLOCK);
         let mut largest = [f32::NEG_INFINITY; BLOCK];
-        let mut sums = [[0f32; 16]; BLOCK];
+        let mut sums = [[0f32; LANES]; BLOCK];
         let whole_block = (BLOCK, BLOCK);
         let step = size_of::<Tile>();
         let mut unit = unsafe { U::open() };
@@ -222,24 +222,12 @@ impl WithUnit for Block<'_> {
                     mask.add([batch, head, first + row, key], &mut scores[..keys]);
                 }
                 scores[keys..].fill(f32::NEG_INFINITY);
-                unsafe {
-                    let max = max::<__m512>(scores, largest[row]);
-                    // Where everything was masked so far there is nothing to scale, and 0 is as good a maximum.
-                    let finite = if max == f32::NEG_INFINITY { 0.0 } else { max };
-                    let sums = sums[row].as_mut_ptr();
-                    let mut sum = exponentials::<__m512>(scores, finite);
-                    if key > 0 {
-                        let mut so_far = __m512::load(sums);
-                        if max != largest[row] {
-                            let down = (largest[row] - finite).exp2();
-                            so_far = so_far.mul(__m512::splat(down));
-                            let y = &mut sums_of_y[row * y_width..][..y_width];
-                            y.iter_mut().for_each(|y| *y *= down);
-                        }
-                        sum = sum.add(so_far);
-                    }
-                    sum.store(sums);
-                    largest[row] = max;
+                let down = unsafe {
+                    soften::<__m512>(scores, &mut largest[row], &mut sums[row], key == 0)
+                };
+                if let Some(down) = down {
+                    let y = &mut sums_of_y[row * y_width..][..y_width];
+                    y.iter_mut().for_each(|y| *y *= down);
                 }
             }
             let depth = whole / DEPTH;

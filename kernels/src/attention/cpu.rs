@@ -216,24 +216,11 @@ impl Kernel for Block<'_> {
                     mask.add([batch, head, first + row, key], &mut scores[..keys]);
                 }
                 scores[keys..].fill(f32::NEG_INFINITY);
-                // SAFETY: whole vectors of scores, and sums of a vector's width; the processor has V, or this would not run.
-                unsafe {
-                    let max = max::<V>(scores, largest[row]);
-                    // Where everything was masked so far there is nothing to scale, and 0 is as good a maximum.
-                    let finite = if max == f32::NEG_INFINITY { 0.0 } else { max };
-                    let sums = sums[row].as_mut_ptr();
-                    let mut sum = exponentials::<V>(scores, finite);
-                    if key > 0 {
-                        let mut so_far = V::load(sums);
-                        if max != largest[row] {
-                            let down = (largest[row] - finite).exp2();
-                            so_far = so_far.mul(V::splat(down));
-                            y_row(row).iter_mut().for_each(|y| *y *= down);
-                        }
-                        sum = sum.add(so_far);
-                    }
-                    sum.store(sums);
-                    largest[row] = max;
+                // SAFETY: whole vectors of scores; the processor has V, or this would not run.
+                let down =
+                    unsafe { soften::<V>(scores, &mut largest[row], &mut sums[row], key == 0) };
+                if let Some(down) = down {
+                    y_row(row).iter_mut().for_each(|y| *y *= down);
                 }
             }
             let start = if key == 0 { Start::Zero } else { Start::Itself };
@@ -277,12 +264,46 @@ impl Kernel for Block<'_> {
 /// Independent lanes of a reduction, so that it is vector code.
 pub(super) const LANES: usize = 16;
 
+/// Makes a block of a row's scores to powers of 2 below the largest so far, and adds those to the row's vector of sums. Where the
+/// block has a larger one, what was summed before it is scaled down; returned is the factor, for the values' sums.
+///
+/// # Safety
+/// [`Vector`]'s; the scores are whole vectors.
+#[inline(always)]
+pub(super) unsafe fn soften<V: Vector>(
+    scores: &mut [f32],
+    largest: &mut f32,
+    sums: &mut [f32; LANES],
+    is_first: bool,
+) -> Option<f32> {
+    // SAFETY: there are sums for the widest vector; for the rest the caller's.
+    unsafe {
+        let max = max::<V>(scores, *largest);
+        // Where everything was masked so far there is nothing to scale, and 0 is as good a maximum.
+        let finite = if max == f32::NEG_INFINITY { 0.0 } else { max };
+        let mut sum = exponentials::<V>(scores, finite);
+        let mut factor = None;
+        if !is_first {
+            let mut so_far = V::load(sums.as_ptr());
+            if max != *largest {
+                let down = (*largest - finite).exp2();
+                so_far = so_far.mul(V::splat(down));
+                factor = Some(down);
+            }
+            sum = sum.add(so_far);
+        }
+        sum.store(sums.as_mut_ptr());
+        *largest = max;
+        factor
+    }
+}
+
 /// The largest of x, whole vectors, and of `so_far`; what is no number is left out.
 ///
 /// # Safety
 /// [`Vector`]'s.
 #[inline(always)]
-pub(super) unsafe fn max<V: Vector>(x: &[f32], so_far: f32) -> f32 {
+unsafe fn max<V: Vector>(x: &[f32], so_far: f32) -> f32 {
     // SAFETY: each chunk is a vector; for the rest the caller's.
     unsafe {
         // Three at a time: one after the other, each would wait for the last.
@@ -306,7 +327,7 @@ pub(super) unsafe fn max<V: Vector>(x: &[f32], so_far: f32) -> f32 {
 /// # Safety
 /// [`Vector`]'s.
 #[inline(always)]
-pub(super) unsafe fn exponentials<V: Vector>(x: &mut [f32], max: f32) -> V {
+unsafe fn exponentials<V: Vector>(x: &mut [f32], max: f32) -> V {
     // SAFETY: each chunk is a vector; for the rest the caller's.
     unsafe {
         let max = V::splat(max);

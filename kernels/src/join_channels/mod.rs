@@ -3,11 +3,11 @@
 
 mod cpu;
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
 use crate::begin::begin;
 use crate::profile::Span;
-use crate::storage::f32_slice;
+use crate::storage::{are_f32_on_cpu, f32_slice};
 use crate::tape::{Reads, apply2};
 
 /// `x` [B, C, ...] and `y` [B, D, ...] → [B, C + D, ...]. What is not f32, or not on the CPU, the tensor library joins.
@@ -15,8 +15,7 @@ use crate::tape::{Reads, apply2};
 /// # Errors
 /// The shapes differ in more than the channels.
 pub fn join_channels(x: &Tensor, y: &Tensor) -> Result<Tensor> {
-    let is_ours = |x: &Tensor| x.device().is_cpu() && x.dtype() == DType::F32;
-    if !is_ours(x) || !is_ours(y) {
+    if !are_f32_on_cpu(&[x, y]) {
         return Tensor::cat(&[x, y], 1);
     }
     let shape = joined(x.shape(), y.shape())?;
@@ -73,7 +72,7 @@ impl CustomOp2 for JoinChannels {
 /// `count` channels of `x` [B, C, ...] from number `first` on, their values one after the other.
 fn part(x: &Tensor, first: usize, count: usize) -> Result<Tensor> {
     let narrow = x.narrow(1, first, count)?;
-    if narrow.is_contiguous() || !x.device().is_cpu() || x.dtype() != DType::F32 {
+    if narrow.is_contiguous() || !are_f32_on_cpu(&[x]) {
         return narrow.contiguous();
     }
     x.contiguous()?.apply_op1_no_bwd(&Part { first, count })
@@ -104,7 +103,7 @@ impl CustomOp1 for Part {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{Device, Var};
+    use candle_core::{DType, Device, Var};
 
     use super::*;
 
