@@ -15,9 +15,13 @@ const PAGE: usize = 4096;
 /// Zeros that are written to a kept block; more come from the system.
 const MOST_ZEROS: usize = 32 << 20;
 
-/// Where all is kept, the peak may be higher by this part of it. At the peak itself every kept block that does not fit goes, the
-/// oldest first, which are those that the next pass asks for last: without room to spare it finds few of its sizes.
+/// Where all is kept, the peak may be higher by this part of it, or by [`MOST_KEPT`]. At the peak itself every kept block that
+/// does not fit goes, the oldest first, which are those that the next pass asks for last: without room to spare it finds few
+/// of its sizes.
 const SLACK: usize = 8;
+
+/// The largest size that shares a length with others.
+const MOST_SHARED: usize = 64 << 20;
 
 static KEPT: Mutex<Kept> = Mutex::new(Kept {
     blocks: [Block { start: 0, length: 0 }; PLACES],
@@ -69,7 +73,7 @@ impl Kept {
         let most = self.most();
         let together = match self.unlimited {
             0 => self.most_used,
-            _ => self.most_used + self.most_used / SLACK,
+            _ => self.most_used + (self.most_used / SLACK).max(MOST_KEPT),
         };
         while self.count > 0 && (self.used + self.bytes > together || self.bytes > most) {
             unmap(self.remove(0));
@@ -82,9 +86,16 @@ fn kept() -> MutexGuard<'static, Kept> {
     KEPT.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The length of the mapping for a block of `size` bytes. Sizes within an eighth of each other share one up to
+/// [`MOST_SHARED`]: batches of texts are a token longer or shorter, and what one leaves should serve the next. Pages that are
+/// not touched take no memory.
 fn pages(size: usize) -> usize {
+    let step = match size <= MOST_SHARED {
+        true => (size.next_power_of_two() / 16).max(PAGE),
+        false => PAGE,
+    };
     // A size is at most isize::MAX.
-    size.next_multiple_of(PAGE)
+    size.next_multiple_of(step)
 }
 
 /// A block of `size` bytes with anything in it; null where there is none.
@@ -199,6 +210,26 @@ pub(crate) fn keep_all(more: bool) {
         false => kept.unlimited -= 1,
     }
     kept.make_room(0);
+    keep_small(kept.unlimited > 0);
+}
+
+/// Whether the C library keeps what is freed of blocks below a megabyte, or gives the end of its heap back as soon as some of them
+/// are free, and has the system write zeros to the same pages in the next pass.
+fn keep_small(all: bool) {
+    #[cfg(target_env = "gnu")]
+    {
+        let most = if all { libc::c_int::MAX } else { crate::LARGE as libc::c_int };
+        // SAFETY: two settings of the C library's allocator, which change no block.
+        unsafe {
+            libc::mallopt(libc::M_TRIM_THRESHOLD, most);
+            libc::mallopt(libc::M_MMAP_THRESHOLD, crate::LARGE as libc::c_int);
+            if !all {
+                libc::malloc_trim(0);
+            }
+        }
+    }
+    #[cfg(not(target_env = "gnu"))]
+    let _ = all;
 }
 
 fn map(length: usize) -> *mut u8 {

@@ -3,14 +3,14 @@
 //! A layer of SDXL's U-Net makes tens of megabytes and lets go of as many. The C library's allocator gives blocks above
 //! 32 MB back at once and has them again, and each time the system writes zeros to every page before the first use: memory's
 //! whole rate for values that nobody reads (kernels/README.md has what that costs). PyTorch keeps freed blocks on a GPU for
-//! the same reason. Here a freed block of a megabyte or more is kept, and given to the next who asks for exactly its size,
+//! the same reason. Here a freed block of a megabyte or more is kept, and given to the next who asks for its size,
 //! which in a network is the next layer.
 //!
 //! What is kept never makes the peak higher: blocks in use and blocks that are kept are together at most what was in use
 //! at once before, nor are there more than [`MOST_KEPT`] bytes or [`PLACES`] blocks. A training, which frees all that a
-//! pass has made and makes it anew in the next, lifts the first limit
-//! ([`keep_all`]), and its peak by an eighth at most. [`release`] gives all back; a node
-//! library does so at the end of each node.
+//! pass has made and makes it anew in the next, lifts the first limit ([`keep_all`]), and its peak by an eighth or by
+//! [`MOST_KEPT`]; the C library then keeps smaller blocks, too. [`release`] gives all back; a node library does so at the
+//! end of each node.
 
 #[cfg(target_os = "linux")]
 mod blocks;
