@@ -180,11 +180,21 @@ fn on_tape<T>(run: impl FnOnce(&mut Tape) -> Result<T>) -> Result<T> {
 }
 
 impl Tape {
-    /// The gradients of the scalar `loss`, which what is recorded led to. `again` runs a [`block`] by its number.
+    /// The gradients of the scalar `loss`, which what is recorded led to, no [`block`] among it.
+    ///
+    /// # Errors
+    /// The work is to stop, or a block is to be computed again; else what the operators report.
+    pub fn backward(self, loss: &Tensor) -> Result<Gradients> {
+        self.backward_with(loss, &|number, _| {
+            bail!("block {number} is to be computed again, and nothing says which it is")
+        })
+    }
+
+    /// [`Self::backward`] where there are blocks: `again` runs one by its number.
     ///
     /// # Errors
     /// The work is to stop; else what the operators and `again` report.
-    pub fn backward(
+    pub fn backward_with(
         self,
         loss: &Tensor,
         again: &dyn Fn(usize, &[Tensor]) -> Result<Tensor>,

@@ -85,7 +85,8 @@ fn gradients_are_those_of_the_tensor_library_s_pass() -> Result<()> {
     let mut found = Vec::new();
     for by_blocks in [false, true] {
         let (loss, tape) = record(|| network.loss(&scaled, by_blocks));
-        let gradients = tape.backward(&loss?, &|number, inputs| network.again(number, inputs))?;
+        let gradients =
+            tape.backward_with(&loss?, &|number, inputs| network.again(number, inputs))?;
         found.push(gradients);
     }
     for variable in network.learns.iter().chain([&x]) {

@@ -350,8 +350,8 @@ impl<'a> Training<'a> {
         let loss = settings.loss.of(&(predicted - &x0)?)?;
         let value = f64::from(loss.to_scalar::<f32>()?);
         let found = self.unet.backward(recorded, blocks.as_ref(), &loss)?;
-        let mut gradients = Gradients::of_tape(&self.parameters, &found)?;
-        let of_live = Gradients::of_tape(&self.live, &found)?;
+        let mut gradients = Gradients::of(&self.parameters, &found)?;
+        let of_live = Gradients::of(&self.live, &found)?;
         for shift in &self.shifted {
             if let Some(values) = of_live.get(&shift.name) {
                 let values = BTreeMap::from([(shift.parameter(), values.to_vec())]);

@@ -113,17 +113,17 @@ impl Learner for Autoencoder<'_> {
         let pictures: Vec<Tensor> =
             (0..self.config.batch).map(|_| self.picture(&mut draws)).collect::<Result<_>>()?;
         let pictures = Tensor::stack(&pictures, 0)?;
-        let posterior = self.vae.encode(&pictures)?;
-        let noise = random(&mut Generator::new(draws.next_u64()), posterior.mean().dims())?;
-        let again = self.vae.decode(&posterior.sample(&noise)?)?;
-        let apart = (again - &pictures)?.abs()?.mean_all()?;
-        // Half of mean² + variance − 1 − its logarithm, the mean over the latents' values.
-        let variance = posterior.logvar().exp()?;
-        let far = ((posterior.mean().sqr()? + variance)? - posterior.logvar())?;
-        let far = ((far.mean_all()? - 1.0)? * 0.5)?;
-        let loss = (apart + (far * KL)?)?;
-        let value = f64::from(loss.to_scalar::<f32>()?);
-        Ok((value, Gradients::of(&self.parameters, &loss.backward()?)?))
+        Gradients::of_loss(&self.parameters, || {
+            let posterior = self.vae.encode(&pictures)?;
+            let noise = random(&mut Generator::new(draws.next_u64()), posterior.mean().dims())?;
+            let again = self.vae.decode(&posterior.sample(&noise)?)?;
+            let apart = (again - &pictures)?.abs()?.mean_all()?;
+            // Half of mean² + variance − 1 − its logarithm, the mean over the latents' values.
+            let variance = posterior.logvar().exp()?;
+            let far = ((posterior.mean().sqr()? + variance)? - posterior.logvar())?;
+            let far = ((far.mean_all()? - 1.0)? * 0.5)?;
+            Ok((apart + (far * KL)?)?)
+        })
     }
 
     /// The first pictures, each as it comes back.

@@ -234,17 +234,18 @@ impl Learner for Clip<'_> {
         }
         let logit_scale = self.parameters.get(LOGIT_SCALE);
         let logit_scale = logit_scale.ok_or_else(|| Error::NoParameter(LOGIT_SCALE.to_owned()))?;
-        let scale = scale(logit_scale)?;
-        let seen = self.see(&pictures)?;
-        let mut loss = both_ways(&seen, &self.read(&captions)?, &scale)?;
-        if wrong > 0 {
-            let read = self.read(&choices)?;
-            let width = read.dim(1)?;
-            let own = first_of(&seen, &read.reshape((batch, wrong + 1, width))?, &scale)?;
-            loss = (loss + own)?;
-        }
-        let value = f64::from(loss.to_scalar::<f32>()?);
-        Ok((value, Gradients::of(&self.parameters, &loss.backward()?)?))
+        Gradients::of_loss(&self.parameters, || {
+            let scale = scale(logit_scale)?;
+            let seen = self.see(&pictures)?;
+            let mut loss = both_ways(&seen, &self.read(&captions)?, &scale)?;
+            if wrong > 0 {
+                let read = self.read(&choices)?;
+                let width = read.dim(1)?;
+                let own = first_of(&seen, &read.reshape((batch, wrong + 1, width))?, &scale)?;
+                loss = (loss + own)?;
+            }
+            Ok(loss)
+        })
     }
 
     /// `Config::read` refuses samples of this task.

@@ -248,7 +248,7 @@ impl Learner for Diffusion<'_> {
         let loss = loss?;
         let value = f64::from(loss.to_scalar::<f32>()?);
         let found = self.unet.backward(recorded, blocks.as_ref(), &loss)?;
-        Ok((value, Gradients::of_tape(&self.parameters, &found)?))
+        Ok((value, Gradients::of(&self.parameters, &found)?))
     }
 
     /// Draws the samples' prompts with the parameters as they are.

@@ -501,9 +501,13 @@ impl Learner for Kosmos<'_> {
                 }
             }
         }
-        let (loss, rows) = self.loss(&documents, &mut draws)?;
-        let value = f64::from(loss.to_scalar::<f32>()?) / rows as f64;
-        let mut gradients = Gradients::of(&self.parameters, &loss.backward()?)?;
+        let mut rows = 1;
+        let (sum, mut gradients) = Gradients::of_loss(&self.parameters, || {
+            let (loss, divided_by) = self.loss(&documents, &mut draws)?;
+            rows = divided_by;
+            Ok(loss)
+        })?;
+        let value = sum / rows as f64;
         if let Some(table) = self.parameters.get(TABLE) {
             gradients.freeze_row(TABLE, PAD as usize, table.dim(1)?);
         }

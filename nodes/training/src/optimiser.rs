@@ -351,8 +351,7 @@ mod tests {
         let loss = || parameters.get("w").unwrap().sqr().unwrap().sum_all().unwrap();
         let before = loss().to_scalar::<f32>().unwrap();
         for _ in 0..200 {
-            let store = loss().backward().unwrap();
-            let mut gradients = Gradients::of(&parameters, &store).unwrap();
+            let (_, mut gradients) = Gradients::of_loss(&parameters, || Ok(loss())).unwrap();
             optimiser.update(&parameters, &mut gradients, 0.05).unwrap();
         }
         (before, loss().to_scalar::<f32>().unwrap())
@@ -376,9 +375,9 @@ mod tests {
         let parameters = Parameters::of(&tensors, |_| true).unwrap();
         let config = OptimiserConfig { weight_decay: 0.5, ..OptimiserConfig::default() };
         // A gradient of zero: the moments do nothing, the decay alone acts.
-        let store = (parameters.get("a").unwrap().as_tensor() * 0.0).unwrap().sum_all().unwrap();
-        let store = store.backward().unwrap();
-        let mut gradients = Gradients::of(&parameters, &store).unwrap();
+        let a = parameters.get("a").unwrap().as_tensor();
+        let loss = || Ok((a * 0.0)?.sum_all()?);
+        let (_, mut gradients) = Gradients::of_loss(&parameters, loss).unwrap();
         if gradients.get("a").is_none() {
             gradients.add(Gradients(BTreeMap::from([("a".to_owned(), vec![0.0])])));
         }

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use candle_core::{Tensor, Var, backprop::GradStore};
-use kosmograph_models::stable_diffusion::recompute::TapeGradients;
+use candle_core::{Tensor, Var};
+use kosmograph_models::stable_diffusion::recompute::{TapeGradients, record};
 use kosmograph_models::{Weight, Weights};
 use rayon::prelude::*;
 
@@ -108,25 +108,25 @@ impl Parameters {
 pub struct Gradients(pub(crate) BTreeMap<String, Vec<f32>>);
 
 impl Gradients {
-    /// Those that a backward pass left for `parameters`.
+    /// The scalar that `loss` computes, and its gradients by `parameters`.
     ///
     /// # Errors
-    /// Only what the tensor library reports.
-    pub fn of(parameters: &Parameters, store: &GradStore) -> Result<Gradients> {
-        let mut gradients = Gradients::default();
-        for (name, var) in parameters.iter() {
-            if let Some(gradient) = store.get(var) {
-                gradients.0.insert(name.clone(), gradient.flatten_all()?.to_vec1::<f32>()?);
-            }
-        }
-        Ok(gradients)
+    /// What `loss` reports; else only what the tensor library does.
+    pub fn of_loss(
+        parameters: &Parameters,
+        loss: impl FnOnce() -> Result<Tensor>,
+    ) -> Result<(f64, Gradients)> {
+        let (loss, recorded) = record(loss);
+        let loss = loss?;
+        let value = f64::from(loss.to_scalar::<f32>()?);
+        Ok((value, Gradients::of(parameters, &recorded.backward(&loss)?)?))
     }
 
-    /// The same of a pass that was recorded.
+    /// Those that a backward pass found for `parameters`.
     ///
     /// # Errors
     /// Only what the tensor library reports.
-    pub fn of_tape(parameters: &Parameters, found: &TapeGradients) -> Result<Gradients> {
+    pub fn of(parameters: &Parameters, found: &TapeGradients) -> Result<Gradients> {
         let mut gradients = Gradients::default();
         for (name, var) in parameters.iter() {
             if let Some(gradient) = found.get(var) {

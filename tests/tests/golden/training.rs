@@ -11,6 +11,7 @@ use kosmograph_models::kosmos::aligner::{
 use kosmograph_models::layers::{causal_mask, embedding, l2_normalize, padding_mask};
 use kosmograph_models::samplers::{Schedule, SchedulerConfig};
 use kosmograph_models::stable_diffusion::controlnet::{ControlNet, ControlNetConfig};
+use kosmograph_models::stable_diffusion::recompute::record;
 use kosmograph_models::stable_diffusion::unet::{UNet, UNetConfig};
 use kosmograph_models::{Weight, Weights};
 use kosmograph_training::lora::{self, Target};
@@ -68,8 +69,8 @@ fn without_row(gradient: &Tensor, row: usize) -> Result<Tensor> {
     let parameters =
         Parameters::of(&HashMap::from([("w".to_owned(), gradient.clone().into())]), |_| true)?;
     let var = parameters.get("w").context("it was put there")?;
-    let store = (var.as_tensor() * gradient)?.sum_all()?.backward()?;
-    let mut gradients = Gradients::of(&parameters, &store)?;
+    let loss = || Ok((var.as_tensor() * gradient)?.sum_all()?);
+    let (_, mut gradients) = Gradients::of_loss(&parameters, loss)?;
     gradients.freeze_row("w", row, gradient.dim(1)?);
     let values = gradients.get("w").context("a gradient")?.to_vec();
     Ok(Tensor::from_vec(values, gradient.shape(), &Device::Cpu)?)
@@ -284,11 +285,12 @@ fn lora_steps(
     for step in 0..5 {
         let (noise, t) = draw(case, step)?;
         let noisy = add_noise(schedule, &latents, &noise, &t)?;
-        let prediction = unet.forward(&noisy, &timesteps(&t)?, &context, None)?;
         let weights = (!prefix.is_empty()).then(|| min_snr_weights(schedule, &t, 5.0));
-        let loss = weighted_mse(&prediction, &noise, weights.as_deref())?;
-        losses.push(loss.to_scalar::<f32>()?);
-        let mut gradients = Gradients::of(&parameters, &loss.backward()?)?;
+        let (loss, mut gradients) = Gradients::of_loss(&parameters, || {
+            let prediction = unet.forward(&noisy, &timesteps(&t)?, &context, None)?;
+            Ok(weighted_mse(&prediction, &noise, weights.as_deref())?)
+        })?;
+        losses.push(loss as f32);
         if step == 0 {
             let expected = grads.iter().filter_map(|(name, tensor)| {
                 let name = match prefix {
@@ -363,17 +365,26 @@ pub fn train_dreambooth(case: &mut Case) -> Result<()> {
     case.check("before.unet_out", &before)?;
     let (noise, t) = draw(case, 0)?;
     let noisy = add_noise(&schedule, &case.input("latents")?, &noise, &t)?;
-    let prediction = unet.forward(&noisy, &timesteps(&t)?, &case.input("context")?, None)?;
-    let rows = mse_of_rows(&prediction, &noise)?;
-    let half = rows.dim(0)? / 2;
-    let instance = rows.narrow(0, 0, half)?.mean_all()?;
-    let prior = rows.narrow(0, half, half)?.mean_all()?;
+    let context = case.input("context")?;
     let weight = case.config["prior_loss_weight"].as_f64().context("no prior_loss_weight")?;
-    let loss = (&instance + (&prior * weight)?)?;
-    case.check("instance_loss", &instance.reshape(1)?)?;
-    case.check("prior_loss", &prior.reshape(1)?)?;
-    case.check("loss", &loss.reshape(1)?)?;
-    let mut gradients = Gradients::of(&parameters, &loss.backward()?)?;
+    let mut parts = Vec::new();
+    let (_, mut gradients) = Gradients::of_loss(&parameters, || {
+        let prediction = unet.forward(&noisy, &timesteps(&t)?, &context, None)?;
+        let rows = mse_of_rows(&prediction, &noise)?;
+        let half = rows.dim(0)? / 2;
+        let instance = rows.narrow(0, 0, half)?.mean_all()?;
+        let prior = rows.narrow(0, half, half)?.mean_all()?;
+        let loss = (&instance + (&prior * weight)?)?;
+        for (name, part) in
+            [("instance_loss", instance), ("prior_loss", prior), ("loss", loss.clone())]
+        {
+            parts.push((name, part.reshape(1)?));
+        }
+        Ok(loss)
+    })?;
+    for (name, part) in &parts {
+        case.check(name, part)?;
+    }
     check_norms(case, &parameters, &gradients)?;
     let settings = optimiser(case, Method::Adamw)?;
     let mut optimiser = Optimiser::new(&settings);
@@ -405,16 +416,20 @@ pub fn train_controlnet(case: &mut Case) -> Result<()> {
     let (noise, t) = draw(case, 0)?;
     let noisy = add_noise(&schedule, &case.input("latents")?, &noise, &t)?;
     let t = timesteps(&t)?;
-    let hint = controlnet.embed_hint(&case.input("cond")?)?;
-    let residuals = controlnet.forward(&noisy, &t, context.as_tensor(), &hint)?;
-    let residuals = controlnet.scaled(&residuals, 1.0, false)?;
-    let prediction = unet.forward(&noisy, &t, context.as_tensor(), Some(&residuals))?;
-    let loss = weighted_mse(&prediction, &noise, None)?;
+    let picture = case.input("cond")?;
+    let (loss, recorded) = record(|| -> Result<Tensor> {
+        let hint = controlnet.embed_hint(&picture)?;
+        let residuals = controlnet.forward(&noisy, &t, context.as_tensor(), &hint)?;
+        let residuals = controlnet.scaled(&residuals, 1.0, false)?;
+        let prediction = unet.forward(&noisy, &t, context.as_tensor(), Some(&residuals))?;
+        Ok(weighted_mse(&prediction, &noise, None)?)
+    });
+    let loss = loss?;
     case.check("loss", &loss.reshape(1)?)?;
-    let store = loss.backward()?;
-    let gradients = Gradients::of(&parameters, &store)?;
+    let found = recorded.backward(&loss)?;
+    let gradients = Gradients::of(&parameters, &found)?;
     check_norms(case, &parameters, &gradients)?;
-    let found = store.get(&context).context("the context has no gradient")?;
+    let found = found.get(&context).context("the context has no gradient")?;
     let largest = largest_magnitude(&case.expected("grad_context")?)?;
     case.check_within("grad_context", found, UNET_GRADIENT * largest)
 }

@@ -5,6 +5,7 @@
 //! Foundation Transformer", arXiv 2210.06423; names follow torchscale.
 
 use candle_core::{Result as CandleResult, Tensor};
+use kosmograph_kernels as kernels;
 
 use crate::error::Result;
 use crate::files::weights::Weights;
@@ -85,7 +86,7 @@ impl FeedForward {
     }
 
     fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
-        let hidden = kosmograph_kernels::gelu_erf(&self.fc1.forward(x)?)?;
+        let hidden = kernels::gelu_erf(&self.fc1.forward(x)?)?;
         self.fc2.forward(&self.ffn_layernorm.forward(&hidden)?)
     }
 }
@@ -127,8 +128,8 @@ impl SelfLayer {
     ) -> CandleResult<Tensor> {
         let normed = self.self_attn_layer_norm.forward(x)?;
         let attended = self.self_attn.forward(&normed, mask, drop.attention)?;
-        let x = (x + (drop.values)(&attended)?)?;
-        &x + (drop.values)(&self.ffn.forward(&self.final_layer_norm.forward(&x)?)?)?
+        let x = kernels::add(x, &(drop.values)(&attended)?)?;
+        kernels::add(&x, &(drop.values)(&self.ffn.forward(&self.final_layer_norm.forward(&x)?)?)?)
     }
 }
 
@@ -168,11 +169,11 @@ impl CrossLayer {
         context: &Tensor,
         mask: Option<&Tensor>,
     ) -> CandleResult<Tensor> {
-        let x =
-            (x + self.self_attn.forward(&self.self_attn_layer_norm.forward(x)?, None, None)?)?;
+        let normed = self.self_attn_layer_norm.forward(x)?;
+        let x = kernels::add(x, &self.self_attn.forward(&normed, None, None)?)?;
         let queries = self.encoder_attn_layer_norm.forward(&x)?;
-        let x = (&x + self.encoder_attn.forward(&queries, context, mask)?)?;
-        &x + self.ffn.forward(&self.final_layer_norm.forward(&x)?)?
+        let x = kernels::add(&x, &self.encoder_attn.forward(&queries, context, mask)?)?;
+        kernels::add(&x, &self.ffn.forward(&self.final_layer_norm.forward(&x)?)?)
     }
 }
 

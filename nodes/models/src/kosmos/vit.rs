@@ -5,6 +5,7 @@
 //! attention is stored split, under `ts_attn`.
 
 use candle_core::Tensor;
+use kosmograph_kernels as kernels;
 use serde::Deserialize;
 
 use crate::clip::vision::{embed_patches, token_count};
@@ -61,9 +62,9 @@ impl ResidualAttentionBlock {
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let normed = self.ln_1.forward(x)?;
-        let x = (x + self.ts_attn.forward(&normed, &normed, None)?)?;
+        let x = kernels::add(x, &self.ts_attn.forward(&normed, &normed, None)?)?;
         let hidden = self.c_fc.forward(&self.ln_2.forward(&x)?)?;
-        Ok((&x + self.c_proj.forward(&kosmograph_kernels::quick_gelu(&hidden)?)?)?)
+        Ok(kernels::add(&x, &self.c_proj.forward(&kernels::quick_gelu(&hidden)?)?)?)
     }
 }
 

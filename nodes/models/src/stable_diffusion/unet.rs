@@ -451,19 +451,13 @@ impl UNet {
         blocks: Option<&Tape>,
         loss: &Tensor,
     ) -> Result<TapeGradients> {
-        let again = |number: usize, given: &[Tensor]| {
-            let Some(blocks) = blocks else {
-                candle_core::bail!(
-                    "block {number} is to be computed again, and nothing says which it is"
-                )
-            };
-            match blocks.place(number)? {
-                Place::Up { level, block } => self.up_blocks[level].again(block, given),
-                Place::Upsampler { level, size } => self.up_blocks[level].larger(size, given),
-                place => self.encoder.again(place, given),
-            }
+        let Some(blocks) = blocks else { return Ok(recorded.backward(loss)?) };
+        let again = |number: usize, given: &[Tensor]| match blocks.place(number)? {
+            Place::Up { level, block } => self.up_blocks[level].again(block, given),
+            Place::Upsampler { level, size } => self.up_blocks[level].larger(size, given),
+            place => self.encoder.again(place, given),
         };
-        Ok(recorded.backward(loss, &again)?)
+        Ok(recorded.backward_with(loss, &again)?)
     }
 }
 

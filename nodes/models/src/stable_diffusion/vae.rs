@@ -210,7 +210,7 @@ impl Attention {
         let (q, k, v) = (head(&self.to_q)?, head(&self.to_k)?, head(&self.to_v)?);
         let attended = kernels::attention(&q, &k, &v, None, (channels as f64).powf(-0.5))?;
         let y = kernels::transpose(&self.to_out.forward(&attended.squeeze(1)?)?)?;
-        x + y.reshape((batch, channels, height, width))?
+        kernels::add(x, &y.reshape((batch, channels, height, width))?)
     }
 }
 
