@@ -12,8 +12,9 @@ pub(crate) fn mean_and_variance(x: &[f32]) -> (f64, f64) {
     (mean, variance)
 }
 
+/// Σ f(x) in f64.
 #[inline(always)]
-fn sum(x: &[f32], f: impl Fn(f64) -> f64) -> f64 {
+pub(crate) fn sum(x: &[f32], f: impl Fn(f64) -> f64) -> f64 {
     let mut lanes = [0f64; LANES];
     let (whole, rest) = x.as_chunks::<LANES>();
     for values in whole {

@@ -1,21 +1,19 @@
 //! The input's gradient is a convolution again, with the weight turned by half a turn and its channels exchanged, over
 //! dy whose pixels lie `stride` apart (Dumoulin and Visin, "A guide to convolution arithmetic", arXiv 1603.07285, §4):
-//! so it has the forward's twins. The weight's gradient is the product of dy [O, pixels] and the patches
-//! [pixels, C·kH·kW], summed over the samples.
+//! so it has the forward's twins. The weight's gradient has a file of its own.
 
-use std::ops::Range;
-
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::cpu::Sizes;
+use super::of_weight::OfWeight;
 use super::{Conv2d, winograd};
 use crate::begin::begin;
-use crate::gemm::{self, Columns, Product, Shared, Start, Transposed};
+use crate::channel_sums::channel_sums;
 use crate::memory;
 use crate::profile::Span;
-use crate::simd::{Isa, Vector};
-use crate::storage::{WeightValues, f32_slice, weight_values};
+use crate::simd::Isa;
+use crate::storage::{f32_slice, weight_values};
 
 /// The gradients of `x` [B, C, H, W], `weight` [O, C, kH, kW] and bias [O], each where it is wanted.
 pub(super) fn gradients(
@@ -40,7 +38,7 @@ pub(super) fn gradients(
         None
     };
     let dbias = match bias {
-        Some(bias) if bias.track_op() => Some(upstream.flatten_from(2)?.sum(D::Minus1)?.sum(0)?),
+        Some(bias) if bias.track_op() => Some(channel_sums(&upstream)?),
         _ => None,
     };
     Ok([dx, dweight, dbias])
@@ -160,104 +158,6 @@ fn turned_by_algebra(weight: &Tensor) -> Result<Tensor> {
     let backwards = Tensor::new(backwards, weight.device())?;
     let turned = weight.transpose(0, 1)?.contiguous()?.reshape((c * o, kh * kw))?;
     turned.index_select(&backwards, 1)?.reshape((c, o, kh, kw))
-}
-
-/// x, dy → dW.
-struct OfWeight(Sizes);
-
-impl CustomOp2 for OfWeight {
-    fn name(&self) -> &'static str {
-        "conv2d_backward"
-    }
-
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        upstream: &CpuStorage,
-        upstream_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let s = self.0;
-        let x = f32_slice(x, x_layout, self.name())?;
-        let upstream = f32_slice(upstream, upstream_layout, self.name())?;
-        let _span = Span::new("conv2d, its weight's gradient", s.operations());
-        let dw = of_weight(Isa::get()?, x, upstream, s);
-        let shape = Shape::from((s.out_channels, s.channels, s.kernel_h, s.kernel_w));
-        Ok((CpuStorage::F32(dw), shape))
-    }
-}
-
-fn of_weight(isa: Isa, x: &[f32], upstream: &[f32], s: Sizes) -> Vec<f32> {
-    let plane = s.out_height * s.out_width;
-    let columns = s.channels * s.kernel_h * s.kernel_w;
-    let of_x = s.channels * s.height * s.width;
-    assert!(x.len() == s.batch * of_x && upstream.len() == s.batch * s.out_channels * plane);
-    let mut dw = memory::zeros(s.out_channels * columns);
-    let to = Shared(dw.as_mut_ptr());
-    let is_1x1 = (s.kernel_h, s.kernel_w, s.stride, s.padding) == (1, 1, 1, 0);
-    let blocks = gemm::blocks(s.out_channels, columns);
-    blocks.into_par_iter().for_each_init(Vec::new, |scratch, (rows, block)| {
-        for sample in 0..s.batch {
-            let x = &x[sample * of_x..][..of_x];
-            let upstream = &upstream[sample * s.out_channels * plane..][..s.out_channels * plane];
-            let a = upstream[rows.start * plane..rows.end * plane].as_ptr();
-            let c = to.at(rows.start * columns + block.start);
-            let (m, n) = (rows.len(), block.clone());
-            // The first begins with the zeros that are there.
-            let start = Start::Itself;
-            // SAFETY (both): A is whole rows of dy; the blocks part dW among them, which is whole and of zeros
-            // when they begin.
-            if is_1x1 {
-                let b = &Transposed { values: WeightValues::F32(x), k: plane };
-                let (a_stride, c_stride) = (plane, columns);
-                let product =
-                    Product { m, k: plane, n, a, a_stride, b, c, c_stride, start, scratch };
-                unsafe { product.compute(isa) };
-            } else {
-                let b = &Patches { x, s };
-                let (a_stride, c_stride) = (plane, columns);
-                let product =
-                    Product { m, k: plane, n, a, a_stride, b, c, c_stride, start, scratch };
-                unsafe { product.compute(isa) };
-            }
-        }
-    });
-    dw
-}
-
-/// One sample's patches by pixel: [pixels, C·kH·kW].
-struct Patches<'a> {
-    x: &'a [f32],
-    s: Sizes,
-}
-
-impl Columns for Patches<'_> {
-    #[inline(always)]
-    fn pack<V: Vector>(&self, k: Range<usize>, n: Range<usize>, width: usize, panel: &mut [f32]) {
-        let s = self.s;
-        for (j, column) in n.clone().enumerate() {
-            let (kx, ky) = (column % s.kernel_w, column / s.kernel_w % s.kernel_h);
-            let channel = column / (s.kernel_w * s.kernel_h);
-            let plane = &self.x[channel * s.height * s.width..][..s.height * s.width];
-            let mut at = k.start;
-            while at < k.end {
-                let (row, first) = (at / s.out_width, at % s.out_width);
-                let length = (s.out_width - first).min(k.end - at);
-                let to = panel[(at - k.start) * width + j..].iter_mut().step_by(width);
-                let y = (row * s.stride + ky).wrapping_sub(s.padding);
-                let from: &[f32] =
-                    if y < s.height { &plane[y * s.width..][..s.width] } else { &[] };
-                for (i, to) in to.take(length).enumerate() {
-                    let x = ((first + i) * s.stride + kx).wrapping_sub(s.padding);
-                    *to = from.get(x).copied().unwrap_or(0.0);
-                }
-                at += length;
-            }
-        }
-        for panel in panel.chunks_exact_mut(width).take(k.len()) {
-            panel[n.len()..].fill(0.0);
-        }
-    }
 }
 
 /// [`of_weight`] as a convolution of the tensor library's, for a GPU: samples and channels change places, and the stride

@@ -9,6 +9,7 @@ mod cpu;
 mod cuda;
 #[cfg(any(feature = "cuda", test))]
 mod cudnn;
+mod of_weight;
 mod runs;
 mod winograd;
 

@@ -3,11 +3,12 @@
 
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::{LayerNorm, width};
 use crate::begin::begin;
+use crate::channel_sums::{channel_sums, sums_of_rows};
 use crate::memory;
 use crate::moments::{mean_and_variance, sum_of_products};
 use crate::profile::Span;
@@ -28,16 +29,87 @@ pub(super) fn gradients(
     } else {
         None
     };
-    let rows = |t: &Tensor| t.reshape(((), weight.elem_count()))?.sum(0);
-    let dweight = if weight.track_op() {
-        let normed =
-            super::layer_norm(&x.detach(), &weight.ones_like()?, &weight.zeros_like()?, op.eps)?;
-        Some(rows(&(normed * &upstream)?)?)
+    let rows = |t: &Tensor| t.reshape(((), weight.elem_count()));
+    let dbias = if bias.track_op() { Some(channel_sums(&rows(&upstream)?)?) } else { None };
+    if !weight.track_op() {
+        return Ok([dx, None, dbias]);
+    }
+    let x = x.detach().contiguous()?;
+    let dweight = if x.device().is_cpu() {
+        rows(&x)?.apply_op2_no_bwd(&rows(&upstream)?, &OfWeight { eps: op.eps })?
     } else {
-        None
+        of_weight_by_algebra(op, &x, weight, &upstream)?
     };
-    let dbias = if bias.track_op() { Some(rows(&upstream)?) } else { None };
-    Ok([dx, dweight, dbias])
+    Ok([dx, Some(dweight), dbias])
+}
+
+/// [`OfWeight`] of the tensor library's operations, for a GPU.
+fn of_weight_by_algebra(
+    op: &LayerNorm,
+    x: &Tensor,
+    weight: &Tensor,
+    upstream: &Tensor,
+) -> Result<Tensor> {
+    let (ones, zeros) = (weight.detach().ones_like()?, weight.detach().zeros_like()?);
+    let normed = super::layer_norm(x, &ones, &zeros, op.eps)?;
+    (normed * upstream)?.reshape(((), weight.elem_count()))?.sum(0)
+}
+
+/// x, dy [rows, n] → dw [n].
+struct OfWeight {
+    eps: f64,
+}
+
+impl CustomOp2 for OfWeight {
+    fn name(&self) -> &'static str {
+        "layer_norm_backward"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        upstream: &CpuStorage,
+        upstream_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (_, n) = x_layout.shape().dims2()?;
+        let x = f32_slice(x, x_layout, self.name())?;
+        let upstream = f32_slice(upstream, upstream_layout, self.name())?;
+        let _span = Span::new("layer_norm, its weight's gradient", 0);
+        let dw = of_weight(Isa::get()?, x, upstream, n, self.eps);
+        Ok((CpuStorage::F32(dw), Shape::from(n)))
+    }
+}
+
+fn of_weight(isa: Isa, x: &[f32], upstream: &[f32], n: usize, eps: f64) -> Vec<f32> {
+    sums_of_rows([x, upstream], n, n, |[x, upstream], dw| {
+        isa.run(WeightOfRows { x, upstream, dw, eps });
+    })
+}
+
+/// Adds Σ dy x̂ over some rows to dw.
+struct WeightOfRows<'a> {
+    x: &'a [f32],
+    upstream: &'a [f32],
+    dw: &'a mut [f32],
+    eps: f64,
+}
+
+impl Kernel for WeightOfRows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Vector>(self) {
+        let WeightOfRows { x, upstream, dw, eps } = self;
+        let n = dw.len();
+        for (x, upstream) in x.chunks_exact(n).zip(upstream.chunks_exact(n)) {
+            let (mean, variance) = mean_and_variance(x);
+            let scale = 1.0 / (variance + eps).sqrt();
+            for ((dw, &x), &upstream) in dw.iter_mut().zip(x).zip(upstream) {
+                *dw += upstream * ((f64::from(x) - mean) * scale) as f32;
+            }
+        }
+    }
 }
 
 /// x, weight, dy → dx.
@@ -145,5 +217,40 @@ impl Kernel for Rows<'_> {
                 *dx = ((f64::from(*dx) - first - normed * second) * scale) as f32;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{DType, Device, Var};
+
+    /// Rows that are one task's and several tasks', beside x̂ of f64; and what a GPU computes with, here on the CPU.
+    #[test]
+    fn a_weight_s_gradient_is_that_of_f64() -> Result<()> {
+        let (dev, op) = (Device::Cpu, LayerNorm { eps: 1e-5 });
+        for (rows, n) in [(1, 1), (7, 5), (900, 40), (3, 20_000)] {
+            let x = Tensor::randn(3f32, 2., (rows, n), &dev)?;
+            let weight = Var::randn(1f32, 0.2, n, &dev)?;
+            let upstream = Tensor::randn(0f32, 1., (rows, n), &dev)?;
+            let bias = Var::zeros(n, DType::F32, &dev)?;
+            let of = [&x, weight.as_tensor(), bias.as_tensor()];
+            let [dx, dw, db] = gradients(&op, of, &upstream)?;
+            assert!(dx.is_none());
+            let (x64, dy64) = (x.to_dtype(DType::F64)?, upstream.to_dtype(DType::F64)?);
+            let apart = x64.broadcast_sub(&x64.mean_keepdim(1)?)?;
+            let scale = (apart.sqr()?.mean_keepdim(1)? + op.eps)?.sqrt()?;
+            let normed = apart.broadcast_div(&scale)?;
+            let want = [(normed * &dy64)?.sum(0)?.to_vec1::<f64>()?, dy64.sum(0)?.to_vec1()?];
+            let by_algebra = of_weight_by_algebra(&op, &x, &weight, &upstream)?;
+            let found = [(dw.as_ref(), 0), (db.as_ref(), 1), (Some(&by_algebra), 0)];
+            for (found, i) in found {
+                let found = found.expect("it learns").to_vec1::<f32>()?;
+                let close =
+                    |(a, b): (&f32, &f64)| (f64::from(*a) - b).abs() <= 1e-5 * (rows as f64).sqrt();
+                assert!(found.iter().zip(&want[i]).all(close), "{rows} × {n}");
+            }
+        }
+        Ok(())
     }
 }

@@ -3,6 +3,7 @@
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
 use crate::begin::begin;
+use crate::channel_sums::channel_sums;
 use crate::gemm::{self, Rows, Start};
 use crate::profile::Span;
 use crate::simd::Isa;
@@ -24,12 +25,12 @@ pub(super) fn gradients(
     };
     let dweight = if weight.track_op() {
         let x = x.detach().reshape(((), input))?.contiguous()?;
-        Some(product(&upstream.t()?.contiguous()?, &x)?)
+        Some(product(&crate::transpose(&upstream.unsqueeze(0)?)?.squeeze(0)?, &x)?)
     } else {
         None
     };
     let dbias = match bias {
-        Some(bias) if bias.track_op() => Some(upstream.sum(0)?),
+        Some(bias) if bias.track_op() => Some(channel_sums(&upstream)?),
         _ => None,
     };
     Ok([dx, dweight, dbias])
