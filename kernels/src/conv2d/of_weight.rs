@@ -1,6 +1,6 @@
 //! The weight's gradient: the product of dy [O, pixels] and the patches [pixels, C·kH·kW], summed over the samples.
 //!
-//! A 3 × 3 kernel that keeps the size needs no patches. With a zero behind each row and a row of zeros behind each sample (each
+//! Of few rows of dy, making the patches costs more than multiplying them. A 3 × 3 kernel that keeps the size needs none. With a zero behind each row and a row of zeros behind each sample (each
 //! serves the next as its padding before), the pixels of all samples lie in one line, and what a tap multiplies a pixel of dy with
 //! lies in that line a fixed distance on: dw\[o, c, ky, kx\] = Σ_p dy\[o, p\] · x\[c, p + ky · pitch + kx\], which is vector code
 //! without an edge.
@@ -37,7 +37,7 @@ impl CustomOp2 for OfWeight {
         let upstream = f32_slice(upstream, upstream_layout, self.name())?;
         let _span = Span::new("conv2d, its weight's gradient", s.operations());
         let isa = Isa::get()?;
-        let dw = match keeps_the_size(s) {
+        let dw = match keeps_the_size(s) && s.out_channels <= FEW_ROWS {
             true => in_lines(isa, x, upstream, s),
             false => by_patches(isa, x, upstream, s),
         };
@@ -119,7 +119,10 @@ impl Columns for Patches<'_> {
     }
 }
 
-/// Whether [`in_lines`] computes it.
+/// The most rows of dy for which [`in_lines`] is the faster (kernels/README.md).
+const FEW_ROWS: usize = 48;
+
+/// Whether [`in_lines`] can compute it.
 fn keeps_the_size(s: Sizes) -> bool {
     (s.kernel_h, s.kernel_w, s.stride, s.padding) == (3, 3, 1, 1)
 }

@@ -1,5 +1,6 @@
 //! An autoencoder of pictures: it learns to give back what it is shown, through latents that are near normal ones (Rombach et
-//! al., arXiv 2112.10752, without the discriminator and the perceptual part).
+//! al., arXiv 2112.10752, without the discriminator and the perceptual part). For what helps where pictures are few, see
+//! [`AutoencoderConfig`].
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -12,7 +13,7 @@ use kosmograph_models::stable_diffusion::vae::Vae;
 use serde_json::{Value, json};
 
 use crate::anew;
-use crate::config::{Config, SamplesConfig};
+use crate::config::{AutoencoderConfig, Config, SamplesConfig};
 use crate::data::{self, Cut};
 use crate::diffusion::{random, save};
 use crate::draws::Draws;
@@ -23,6 +24,8 @@ use crate::{ask_for_all, files};
 
 /// How much the latents' distance from normal ones weighs.
 const KL: f64 = 1e-3;
+/// The side of the squares whose mean colour counts by itself.
+const COARSE: usize = 4;
 /// Pictures that the spread of the latents is measured on.
 const MEASURED: usize = 64;
 
@@ -77,7 +80,18 @@ impl<'a> Autoencoder<'a> {
             let sentence = format!("{} holds no pictures", config.pictures.display());
             return Err(Error::Data(sentence));
         }
-        let cut = Cut { resolution: config.resolution, buckets: false, step: vae_config.factor() };
+        // What is brought to the latents' size and back, and cut into the squares of a mean; both are powers of 2.
+        let AutoencoderConfig { crop, colour, .. } = config.autoencoder;
+        let step = match colour > 0.0 {
+            true => vae_config.factor().max(COARSE),
+            false => vae_config.factor(),
+        };
+        if !crop.is_multiple_of(step) {
+            return Err(Error::Config(format!(
+                "\"autoencoder.crop\" is {crop}; a multiple of {step} would be right for this autoencoder"
+            )));
+        }
+        let cut = Cut { resolution: config.resolution, buckets: false, step };
         let count = parameters.count();
         watch.note(&format!("{} pictures; {count} numbers learn", paths.len()), false);
         Ok(Autoencoder { config, vae, parameters, paths, cut, described })
@@ -103,6 +117,53 @@ impl<'a> Autoencoder<'a> {
     }
 }
 
+impl Autoencoder<'_> {
+    /// What pass number `pass` sees, [B, 3, H, W]: whole pictures, or squares of more.
+    fn batch(&self, pass: usize, draws: &mut Draws) -> Result<Tensor> {
+        let Config { batch, steps, accumulate, autoencoder, .. } = self.config;
+        let side = autoencoder.crop;
+        let is_cropped = (pass as f64) < autoencoder.cropped * (steps * accumulate) as f64;
+        let mut pictures = vec![self.picture(draws)?];
+        let (_, height, width) = pictures[0].dims3()?;
+        if !is_cropped || side > height.min(width) {
+            while pictures.len() < *batch {
+                pictures.push(self.picture(draws)?);
+            }
+            return Ok(Tensor::stack(&pictures, 0)?);
+        }
+        while pictures.len() < batch * (height * width / (side * side)) {
+            pictures.push(self.picture(draws)?);
+        }
+        let squares = pictures.iter().map(|picture| {
+            let (y, x) = (draws.below(height - side + 1), draws.below(width - side + 1));
+            picture.narrow(1, y, side)?.narrow(2, x, side)
+        });
+        Ok(Tensor::stack(&squares.collect::<candle_core::Result<Vec<_>>>()?, 0)?)
+    }
+}
+
+/// How far pictures are from what they should be, by their difference [B, 3, H, W]; a scalar.
+fn distance(difference: &Tensor, asked: &AutoencoderConfig) -> Result<Tensor> {
+    let mut sum = difference.abs()?.mean_all()?;
+    if asked.square > 0.0 {
+        sum = (sum + (difference.sqr()?.mean_all()? * asked.square)?)?;
+    }
+    if asked.edges > 0.0 {
+        for dimension in [2, 3] {
+            let others = difference.dim(dimension)? - 1;
+            let [here, next] = [0, 1].map(|start| difference.narrow(dimension, start, others));
+            sum = (sum + ((next? - here?)?.abs()?.mean_all()? * asked.edges)?)?;
+        }
+    }
+    if asked.colour > 0.0 {
+        let coarse = difference.avg_pool2d(COARSE)?;
+        let colour = coarse.broadcast_sub(&coarse.mean_keepdim(1)?)?.sqr()?.mean_all()?;
+        let coarse = (coarse.abs()?.mean_all()? + (colour * 2.0)?)?;
+        sum = (sum + (coarse * asked.colour)?)?;
+    }
+    Ok(sum)
+}
+
 impl Learner for Autoencoder<'_> {
     fn parameters(&self) -> &Parameters {
         &self.parameters
@@ -110,14 +171,12 @@ impl Learner for Autoencoder<'_> {
 
     fn pass(&mut self, pass: usize) -> Result<(f64, Gradients)> {
         let mut draws = Draws::new(self.config.seed, pass as u64);
-        let pictures: Vec<Tensor> =
-            (0..self.config.batch).map(|_| self.picture(&mut draws)).collect::<Result<_>>()?;
-        let pictures = Tensor::stack(&pictures, 0)?;
+        let pictures = self.batch(pass, &mut draws)?;
         Gradients::of_loss(&self.parameters, || {
             let posterior = self.vae.encode(&pictures)?;
             let noise = random(&mut Generator::new(draws.next_u64()), posterior.mean().dims())?;
             let again = self.vae.decode(&posterior.sample(&noise)?)?;
-            let apart = (again - &pictures)?.abs()?.mean_all()?;
+            let apart = distance(&(again - &pictures)?, &self.config.autoencoder)?;
             // Half of mean² + variance − 1 − its logarithm, the mean over the latents' values.
             let variance = posterior.logvar().exp()?;
             let far = ((posterior.mean().sqr()? + variance)? - posterior.logvar())?;
@@ -159,5 +218,37 @@ impl Learner for Autoencoder<'_> {
         let name = "diffusion_pytorch_model.safetensors";
         let beside = [("config.json", format!("{described:#}\n").into_bytes())];
         files::write_folder(&self.config.output, name, &tensors, &metadata, &beside)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Red that is 0.5 too much in the left half of a picture of 4 by 8.
+    #[test]
+    fn each_term_measures_what_it_says() -> Result<()> {
+        let left = |at: usize| if at < 32 && at % 8 < 4 { 0.5f32 } else { 0.0 };
+        let difference: Vec<f32> = (0..96).map(left).collect();
+        let difference = Tensor::from_vec(difference, (1, 3, 4, 8), &Device::Cpu)?;
+        let found = |asked: AutoencoderConfig| -> Result<f32> {
+            Ok(distance(&difference, &asked)?.to_scalar()?)
+        };
+        let nothing = AutoencoderConfig::default();
+        let plain = 0.5 / 6.0;
+        // One step of seven from column to column, in one channel of three.
+        let edges = 0.5 / 21.0;
+        // Means of two squares in each channel: half of red is off; from the grey of 1/6 red is 1/3 away, the others 1/6.
+        let colour = 0.5 / 6.0 + 2.0 * (1.0 / 9.0 + 2.0 / 36.0) / 6.0;
+        let cases = [
+            (nothing.clone(), plain),
+            (AutoencoderConfig { square: 3.0, ..nothing.clone() }, plain + 3.0 * 0.25 / 6.0),
+            (AutoencoderConfig { edges: 2.0, ..nothing.clone() }, plain + 2.0 * edges),
+            (AutoencoderConfig { colour: 1.5, ..nothing }, plain + 1.5 * colour),
+        ];
+        for (asked, want) in cases {
+            assert!((found(asked.clone())? - want).abs() < 1e-6, "{asked:?}");
+        }
+        Ok(())
     }
 }

@@ -104,6 +104,7 @@ pub struct Config {
     /// What the task `clip` made, whose vision transformer the language model begins with.
     pub vision: Option<PathBuf>,
     pub clip: ClipConfig,
+    pub autoencoder: AutoencoderConfig,
     /// What a ControlNet sees.
     pub control: Option<ControlConfig>,
     /// What goes where, for the task `export`.
@@ -149,6 +150,25 @@ pub struct LoraConfig {
 pub struct ClipConfig {
     /// How many of the wrong captions in the `.choices.txt` beside a picture are read with it.
     pub choices: usize,
+}
+
+/// `autoencoder`: what the task `vae` is helped by where there is no time for a million pictures. Without, it is the mean
+/// distance of the pixels and the latents' from normal ones.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AutoencoderConfig {
+    /// The side of the squares that are cut out of pictures by chance, as many more as make a batch's pixels; 0 for whole
+    /// pictures.
+    pub crop: usize,
+    /// The share of the updates, from the first on, that see such squares.
+    pub cropped: f64,
+    /// What the square of a pixel's distance counts beside the distance.
+    pub square: f64,
+    /// What the distance of a pixel's difference from its neighbours counts.
+    pub edges: f64,
+    /// What the distance of the mean of four by four pixels counts, and twice that the square of its colour's: colour comes
+    /// last by itself.
+    pub colour: f64,
 }
 
 /// `inversion`.
@@ -225,6 +245,7 @@ impl Default for Config {
             attention_dropout: 0.0,
             vision: None,
             clip: ClipConfig::default(),
+            autoencoder: AutoencoderConfig::default(),
             control: None,
             export: None,
             data: None,
@@ -396,6 +417,7 @@ impl Config {
         }
         self.check_kosmos()?;
         self.check_clip()?;
+        self.check_autoencoder()?;
         if self.export.is_some() != (self.task == Task::Export) {
             return refuse("\"export\" and the task export go together".to_owned());
         }
@@ -482,6 +504,35 @@ impl Config {
             let sentence =
                 format!("\"clip.choices\" is {}; 0 to 64 would be right", self.clip.choices);
             return refuse(sentence);
+        }
+        Ok(())
+    }
+
+    fn check_autoencoder(&self) -> Result<()> {
+        let asked = &self.autoencoder;
+        if self.task != Task::Vae && *asked != AutoencoderConfig::default() {
+            return refuse("\"autoencoder\" goes with the task vae".to_owned());
+        }
+        let terms = [("square", asked.square), ("edges", asked.edges), ("colour", asked.colour)];
+        for (name, weight) in terms {
+            if !(0.0..=1e3).contains(&weight) {
+                let sentence =
+                    format!("\"autoencoder.{name}\" is {weight}; 0 to 1000 would be right");
+                return refuse(sentence);
+            }
+        }
+        if !(0.0..=1.0).contains(&asked.cropped) || (asked.cropped > 0.0) != (asked.crop > 0) {
+            return refuse(format!(
+                "\"autoencoder.cropped\" is {} with a \"crop\" of {} pixels; a share up to 1 and the squares' side would be \
+                 right, or neither",
+                asked.cropped, asked.crop
+            ));
+        }
+        if asked.crop > self.resolution {
+            return refuse(format!(
+                "\"autoencoder.crop\" is {}; the \"resolution\", {}, or less would be right",
+                asked.crop, self.resolution
+            ));
         }
         Ok(())
     }

@@ -57,6 +57,16 @@ fn what_only_some_tasks_have_is_refused_elsewhere() {
         ),
         (r#""task": "vae", "clip": {"choices": 3}"#, "\"clip\" goes with the task clip"),
         (
+            r#""task": "lora", "autoencoder": {"edges": 1}"#,
+            "\"autoencoder\" goes with the task vae",
+        ),
+        (r#""task": "vae", "autoencoder": {"colour": -1}"#, "\"autoencoder.colour\" is -1"),
+        (r#""task": "vae", "autoencoder": {"crop": 64}"#, "\"autoencoder.cropped\" is 0 with"),
+        (
+            r#""task": "vae", "autoencoder": {"crop": 1024, "cropped": 0.5}"#,
+            "\"autoencoder.crop\" is 1024; the \"resolution\", 512, or less",
+        ),
+        (
             r#""task": "mllm", "kosmos": "k", "vision": "v""#,
             "\"vision\" goes with the task mllm and \"anew\"",
         ),
