@@ -123,22 +123,20 @@ impl Autoencoder<'_> {
         let Config { batch, steps, accumulate, autoencoder, .. } = self.config;
         let side = autoencoder.crop;
         let is_cropped = (pass as f64) < autoencoder.cropped * (steps * accumulate) as f64;
-        let mut pictures = vec![self.picture(draws)?];
-        let (_, height, width) = pictures[0].dims3()?;
-        if !is_cropped || side > height.min(width) {
-            while pictures.len() < *batch {
-                pictures.push(self.picture(draws)?);
-            }
-            return Ok(Tensor::stack(&pictures, 0)?);
+        let (mut seen, mut count) = (Vec::new(), *batch);
+        while seen.len() < count {
+            let picture = self.picture(draws)?;
+            let (_, height, width) = picture.dims3()?;
+            seen.push(if is_cropped && side <= height.min(width) {
+                count = batch * (height * width / (side * side));
+                let (y, x) = (draws.below(height - side + 1), draws.below(width - side + 1));
+                // A copy: the whole of each would be kept otherwise.
+                picture.narrow(1, y, side)?.narrow(2, x, side)?.force_contiguous()?
+            } else {
+                picture
+            });
         }
-        while pictures.len() < batch * (height * width / (side * side)) {
-            pictures.push(self.picture(draws)?);
-        }
-        let squares = pictures.iter().map(|picture| {
-            let (y, x) = (draws.below(height - side + 1), draws.below(width - side + 1));
-            picture.narrow(1, y, side)?.narrow(2, x, side)
-        });
-        Ok(Tensor::stack(&squares.collect::<candle_core::Result<Vec<_>>>()?, 0)?)
+        Ok(Tensor::stack(&seen, 0)?)
     }
 }
 
