@@ -14,9 +14,7 @@ pub(super) fn channel_sums(isa: Isa, x: &[f32], channels: usize, pixels: usize) 
     }
     assert!(x.len().is_multiple_of(channels * pixels));
     if pixels == 1 {
-        return sums_of_rows([x], channels, channels, |[rows], sums| {
-            isa.run(AddRows { rows, sums })
-        });
+        return sums_of_rows([x], channels, |[rows], sums| isa.run(AddRows { rows, sums }));
     }
     let samples = x.len() / (channels * pixels);
     let mut sums = vec![0.0; channels];
@@ -27,24 +25,23 @@ pub(super) fn channel_sums(isa: Isa, x: &[f32], channels: usize, pixels: usize) 
     sums
 }
 
-/// What `add` adds of blocks of rows, each of `width` values and of all of `inputs` the same ones, to `count` sums; from block to
-/// block in f64.
+/// What `add` adds of blocks of rows, each of `width` values and of all of `inputs` the same ones, to as many sums; from block
+/// to block in f64.
 pub(crate) fn sums_of_rows<const N: usize>(
     inputs: [&[f32]; N],
     width: usize,
-    count: usize,
     add: impl Fn([&[f32]; N], &mut [f32]) + Sync,
 ) -> Vec<f32> {
     let values = inputs.iter().map(|x| x.len()).min().unwrap_or(0);
-    assert!(width > 0 && count > 0 && inputs.iter().all(|x| x.len() == values));
+    assert!(width > 0 && inputs.iter().all(|x| x.len() == values));
     let at_once = (VALUES / width).max(1) * width;
-    let mut parts = vec![0.0; values.div_ceil(at_once) * count];
-    parts.par_chunks_mut(count).enumerate().for_each(|(block, sums)| {
+    let mut parts = vec![0.0; values.div_ceil(at_once) * width];
+    parts.par_chunks_mut(width).enumerate().for_each(|(block, sums)| {
         let block = block * at_once..((block + 1) * at_once).min(values);
         add(inputs.map(|x| &x[block.clone()]), sums);
     });
-    let mut sums = vec![0f64; count];
-    for part in parts.chunks_exact(count) {
+    let mut sums = vec![0f64; width];
+    for part in parts.chunks_exact(width) {
         sums.iter_mut().zip(part).for_each(|(sum, part)| *sum += f64::from(*part));
     }
     sums.into_iter().map(|sum| sum as f32).collect()

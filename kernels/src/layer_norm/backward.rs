@@ -82,7 +82,7 @@ impl CustomOp2 for OfWeight {
 }
 
 fn of_weight(isa: Isa, x: &[f32], upstream: &[f32], n: usize, eps: f64) -> Vec<f32> {
-    sums_of_rows([x, upstream], n, n, |[x, upstream], dw| {
+    sums_of_rows([x, upstream], n, |[x, upstream], dw| {
         isa.run(WeightOfRows { x, upstream, dw, eps });
     })
 }

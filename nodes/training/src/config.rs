@@ -152,8 +152,8 @@ pub struct ClipConfig {
     pub choices: usize,
 }
 
-/// `autoencoder`: what the task `vae` is helped by where there is no time for a million pictures. Without, it is the mean
-/// distance of the pixels and the latents' from normal ones.
+/// `autoencoder`: what the task `vae` is helped by where updates are few. Without, its loss is the mean distance of the
+/// pixels and the latents' from normal ones.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AutoencoderConfig {
