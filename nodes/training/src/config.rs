@@ -369,6 +369,10 @@ impl Config {
 
     fn check(&self) -> Result<()> {
         self.optimiser.check()?;
+        if !(0.0..1.0).contains(&self.rate.hold) {
+            let hold = self.rate.hold;
+            return refuse(format!("rate.hold is {hold}; 0 to less than 1 would be right"));
+        }
         let counts = [
             ("steps", self.steps, 1 << 30),
             ("batch", self.batch, 1024),

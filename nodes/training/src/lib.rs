@@ -20,6 +20,7 @@ mod keys;
 pub mod kosmos;
 mod kosmos_g;
 pub mod lora;
+mod muon;
 pub mod noise;
 pub mod optimiser;
 pub mod packed;

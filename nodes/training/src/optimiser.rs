@@ -1,4 +1,4 @@
-//! Optimisers: AdamW, SGD and RMSprop as torch computes them, Adam as fairseq does, Adafactor.
+//! Optimisers: AdamW, SGD and RMSprop as torch computes them, Adam as fairseq does, Adafactor, Muon.
 
 use std::collections::BTreeMap;
 
@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::muon;
 use crate::packed::{BLOCK, Packed, pack, unpack};
 use crate::parameters::{Gradients, Parameters};
 
@@ -24,6 +25,8 @@ pub enum Method {
     /// Adafactor (Shazeer and Stern, arXiv 1804.04235) with a given learning rate and without first moments: of a
     /// matrix's second moments it keeps the sums of rows and of columns.
     Adafactor,
+    /// [Muon](crate::muon) for the matrices and convolutions of hidden layers, AdamW for everything else.
+    Muon,
     /// Down the gradient, and no memory.
     Sgd,
     /// Down the gradient over the root of its mean square, which forgets by torch's 0.99.
@@ -39,6 +42,8 @@ pub struct OptimiserConfig {
     /// How slowly the two moments forget (Adam).
     pub betas: [f64; 2],
     pub eps: f64,
+    /// How slowly Muon's mean of the gradients forgets.
+    pub momentum: f64,
     pub weight_decay: f64,
     /// The longest that all gradients together may be; 0 for any length.
     pub clip_norm: f64,
@@ -51,6 +56,7 @@ impl Default for OptimiserConfig {
             learning_rate: 1e-4,
             betas: [0.9, 0.999],
             eps: 1e-8,
+            momentum: 0.95,
             weight_decay: 0.01,
             clip_norm: 1.0,
         }
@@ -72,6 +78,11 @@ impl OptimiserConfig {
                 let sentence = format!("optimiser.{name} is {value}; 0 or more would be right");
                 return Err(Error::Config(sentence));
             }
+        }
+        if !(0.0..1.0).contains(&self.momentum) {
+            let sentence =
+                format!("optimiser.momentum is {}; 0 to less than 1 would be right", self.momentum);
+            return Err(Error::Config(sentence));
         }
         if self.betas.iter().any(|beta| !(0.0..1.0).contains(beta)) {
             let sentence =
@@ -97,6 +108,10 @@ pub enum Moments {
     Factored {
         rows: Vec<f32>,
         columns: Vec<f32>,
+    },
+    /// Of what Muon updates.
+    Momentum {
+        first: Vec<f32>,
     },
     /// Of what has one dimension, and of RMSprop.
     Whole {
@@ -157,7 +172,7 @@ impl Optimiser {
             let moments = self
                 .moments
                 .entry(name.clone())
-                .or_insert_with(|| Moments::new(self.config.method, var.dims()));
+                .or_insert_with(|| Moments::new(self.config.method, name, var.dims()));
             match moments {
                 Moments::Adam { first, second } => step.adam(&mut values, gradient, first, second),
                 Moments::Packed { first, second } => {
@@ -172,6 +187,12 @@ impl Optimiser {
                 Moments::Whole { second } => {
                     step.adafactor(&mut values, gradient, None, Some(second));
                 }
+                Moments::Momentum { first } => {
+                    let matrix = muon::matrix(name, var.dims())
+                        .ok_or_else(|| Error::NoParameter(name.clone()))?;
+                    let pace = (rate, step.kept(), self.config.momentum);
+                    muon::update(&mut values, gradient, first, matrix, pace)?;
+                }
                 Moments::Nothing => step.sgd(&mut values, gradient),
             }
             parameters.set(name, values)?;
@@ -181,7 +202,7 @@ impl Optimiser {
 }
 
 impl Moments {
-    fn new(method: Method, shape: &[usize]) -> Moments {
+    fn new(method: Method, name: &str, shape: &[usize]) -> Moments {
         let count = shape.iter().product();
         match (method, shape) {
             (Method::Adafactor, [rows, _, ..]) => Moments::Factored {
@@ -190,6 +211,9 @@ impl Moments {
             },
             (Method::Adafactor | Method::Rmsprop, _) => Moments::Whole { second: vec![0.0; count] },
             (Method::Sgd, _) => Moments::Nothing,
+            (Method::Muon, shape) if muon::matrix(name, shape).is_some() => {
+                Moments::Momentum { first: vec![0.0; count] }
+            }
             (Method::Adamw8bit, _) => {
                 Moments::Packed { first: Packed::zeros(count), second: Packed::zeros(count) }
             }
@@ -352,7 +376,9 @@ mod tests {
         let before = loss().to_scalar::<f32>().unwrap();
         for _ in 0..200 {
             let (_, mut gradients) = Gradients::of_loss(&parameters, || Ok(loss())).unwrap();
-            optimiser.update(&parameters, &mut gradients, 0.05).unwrap();
+            // All of Muon's updates are of one length.
+            let rate = if method == Method::Muon { 0.2 } else { 0.05 };
+            optimiser.update(&parameters, &mut gradients, rate).unwrap();
         }
         (before, loss().to_scalar::<f32>().unwrap())
     }
@@ -360,7 +386,7 @@ mod tests {
     #[test]
     fn every_method_goes_down() {
         let adam = [Method::Adamw, Method::Adamw8bit, Method::FairseqAdam];
-        let others = [Method::Adafactor, Method::Sgd, Method::Rmsprop];
+        let others = [Method::Adafactor, Method::Muon, Method::Sgd, Method::Rmsprop];
         for method in adam.into_iter().chain(others) {
             let (before, after) = descend(method);
             assert!(after < before / 100.0, "{method:?}: {before} to {after}");

@@ -58,6 +58,7 @@ pub(crate) fn write(
                 put("rows", name, rows)?;
                 put("columns", name, columns)?;
             }
+            Moments::Momentum { first } => put("momentum", name, first)?,
             Moments::Whole { second } => put("whole", name, second)?,
             Moments::Nothing => {}
         }
@@ -123,6 +124,7 @@ pub(crate) fn read(
             "second_scales",
             "rows",
             "columns",
+            "momentum",
             "whole",
         ];
         let has_some = known.iter().any(|kind| weights.has(&format!("{kind}.{name}")));
@@ -154,6 +156,8 @@ pub(crate) fn read(
             && rows.len() * columns.len() == count
         {
             moments.insert(name.clone(), Moments::Factored { rows, columns });
+        } else if let Some(first) = whole(values(name, "momentum")?) {
+            moments.insert(name.clone(), Moments::Momentum { first });
         } else if let Some(second) = whole(values(name, "whole")?) {
             moments.insert(name.clone(), Moments::Whole { second });
         } else if has_some {
