@@ -54,9 +54,11 @@ fn of_input(weight: &Tensor, upstream: &Tensor, s: Sizes) -> Result<Tensor> {
         out_width: s.width,
         ..s
     };
-    if weight.device().is_cpu() && winograd::pays(of_gradient) {
+    if weight.device().is_cpu()
+        && let Some(side) = winograd::Side::that_pays(of_gradient)
+    {
         begin("conv2d_backward", weight, &[s.batch, s.channels, s.height, s.width])?;
-        return upstream.apply_op2_no_bwd(&weight.contiguous()?, &Winograd(of_gradient));
+        return upstream.apply_op2_no_bwd(&weight.contiguous()?, &Winograd(of_gradient, side));
     }
     let turned = if weight.device().is_cpu() {
         weight.contiguous()?.apply_op1_no_bwd(&Turned)?
@@ -75,7 +77,7 @@ fn of_input(weight: &Tensor, upstream: &Tensor, s: Sizes) -> Result<Tensor> {
 }
 
 /// dy, w → dx of a 3 × 3 convolution of stride 1, w as it lies.
-struct Winograd(Sizes);
+struct Winograd(Sizes, winograd::Side);
 
 impl CustomOp2 for Winograd {
     fn name(&self) -> &'static str {
@@ -89,12 +91,12 @@ impl CustomOp2 for Winograd {
         weight: &CpuStorage,
         weight_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let s = self.0;
+        let Winograd(s, side) = *self;
         let upstream = f32_slice(upstream, upstream_layout, self.name())?;
         let values = weight_values(weight, weight_layout, self.name())?;
         let _span = Span::new("conv2d 3x3, its input's gradient", s.operations());
         let kernels = winograd::Kernels { values, are_turned: true };
-        let dx = winograd::conv2d(Isa::get()?, upstream, kernels, None, s);
+        let dx = winograd::conv2d(Isa::get()?, upstream, kernels, None, s, side);
         Ok((CpuStorage::F32(dx), Shape::from((s.batch, s.out_channels, s.out_height, s.out_width))))
     }
 }

@@ -115,14 +115,15 @@ impl Conv2d {
             let y = bf16::conv2d(set, x, weight, bias, sizes);
             return Ok((CpuStorage::F32(y), Shape::from(shape)));
         }
-        let by_winograd = winograd::pays(sizes);
-        let name = if by_winograd { winograd::NAME } else { sizes.name() };
+        let side = winograd::Side::that_pays(sizes);
+        let name = side.map_or_else(|| sizes.name(), winograd::Side::name);
         let _span = Span::new(name, sizes.operations());
-        let y = if by_winograd {
-            let kernels = winograd::Kernels { values: weight, are_turned: false };
-            winograd::conv2d(isa, x, kernels, bias, sizes)
-        } else {
-            cpu::conv2d(isa, x, weight, bias, sizes)
+        let y = match side {
+            Some(side) => {
+                let kernels = winograd::Kernels { values: weight, are_turned: false };
+                winograd::conv2d(isa, x, kernels, bias, sizes, side)
+            }
+            None => cpu::conv2d(isa, x, weight, bias, sizes),
         };
         Ok((CpuStorage::F32(y), Shape::from(shape)))
     }
@@ -284,9 +285,16 @@ mod tests {
     #[test]
     fn winograd_agrees_with_the_definition() -> Result<()> {
         let dev = Device::Cpu;
-        for (batch, channels, out_channels, h, w) in
-            [(2, 32, 35, 16, 16), (1, 47, 50, 33, 29), (3, 320, 64, 9, 14), (1, 330, 32, 20, 20)]
-        {
+        use winograd::Side::{Four, Two};
+        for (batch, channels, out_channels, h, w, side) in [
+            (2, 32, 35, 16, 16, Four),
+            (1, 47, 50, 33, 29, Four),
+            (3, 320, 64, 9, 14, Four),
+            (1, 330, 32, 20, 20, Four),
+            (2, 40, 36, 8, 8, Two),
+            (1, 330, 50, 7, 9, Two),
+            (3, 33, 47, 6, 5, Two),
+        ] {
             let x = Tensor::randn(0f32, 1., (batch, channels, h, w), &dev)?;
             let size = (channels as f64 * 9.0).powf(-0.5);
             let weight = Tensor::randn(0f32, 1., (out_channels, channels, 3, 3), &dev)?;
@@ -295,13 +303,13 @@ mod tests {
             let want = direct(&x, &weight, 1, 1)?;
             let op = Conv2d { stride: 1, padding: 1 };
             let sizes = op.sizes(x.layout(), weight.layout(), None)?;
-            assert!(winograd::pays(sizes));
+            assert_eq!(winograd::Side::that_pays(sizes), Some(side));
             let values = |tensor: &Tensor| tensor.flatten_all()?.to_vec1::<f32>();
             let (x, weight) = (values(&x)?, values(&weight)?);
             let weight = WeightValues::F32(&weight);
             for isa in Isa::available() {
                 let kernels = winograd::Kernels { values: weight, are_turned: false };
-                let found = winograd::conv2d(isa, &x, kernels, Some(&bias), sizes);
+                let found = winograd::conv2d(isa, &x, kernels, Some(&bias), sizes, side);
                 let plain = cpu::conv2d(isa, &x, weight, Some(&bias), sizes);
                 let worst = |found: &[f32]| {
                     let errors = found.iter().zip(&want).enumerate().map(|(i, (found, want))| {
