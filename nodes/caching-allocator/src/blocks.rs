@@ -15,10 +15,16 @@ const PAGE: usize = 4096;
 /// Zeros that are written to a kept block; more come from the system.
 const MOST_ZEROS: usize = 32 << 20;
 
-/// Where all is kept, the peak may be higher by this part of it, or by [`MOST_KEPT`]. At the peak itself every kept block that
-/// does not fit goes, the oldest first, which are those that the next pass asks for last: without room to spare it finds few
-/// of its sizes.
-const SLACK: usize = 8;
+/// What is kept may lift the peak by this part of it. At the peak itself every kept block that does not fit goes, the oldest first,
+/// which are those that the next pass asks for last: without room to spare it finds few of its sizes, and the system spends
+/// a tenth of a U-Net's call on zeros (kernels/README.md).
+const SLACK: usize = 32;
+
+/// The same where all is kept, or [`MOST_KEPT`].
+const SLACK_OF_ALL: usize = 8;
+
+/// Free bytes at a heap's end that the C library keeps.
+const KEPT_SMALL: usize = 64 << 20;
 
 /// The largest size that shares a length with others.
 const MOST_SHARED: usize = 64 << 20;
@@ -30,6 +36,7 @@ static KEPT: Mutex<Kept> = Mutex::new(Kept {
     used: 0,
     most_used: 0,
     unlimited: 0,
+    has_begun: false,
 });
 
 #[derive(Clone, Copy)]
@@ -50,6 +57,8 @@ struct Kept {
     most_used: usize,
     /// How many ask that more than [`MOST_KEPT`] be kept.
     unlimited: usize,
+    /// Whether a block was ever asked for.
+    has_begun: bool,
 }
 
 impl Kept {
@@ -72,8 +81,8 @@ impl Kept {
         self.most_used = self.most_used.max(self.used);
         let most = self.most();
         let together = match self.unlimited {
-            0 => self.most_used,
-            _ => self.most_used + (self.most_used / SLACK).max(MOST_KEPT),
+            0 => self.most_used + self.most_used / SLACK,
+            _ => self.most_used + (self.most_used / SLACK_OF_ALL).max(MOST_KEPT),
         };
         while self.count > 0 && (self.used + self.bytes > together || self.bytes > most) {
             unmap(self.remove(0));
@@ -132,11 +141,17 @@ fn again(length: usize) -> Option<*mut u8> {
 /// A block of `size` zeros from the system; null where there is none.
 fn fresh(size: usize) -> *mut u8 {
     let length = pages(size);
-    kept().make_room(length);
+    let mut kept = kept();
+    let is_first = !std::mem::replace(&mut kept.has_begun, true);
+    kept.make_room(length);
+    drop(kept);
+    if is_first {
+        keep_small(KEPT_SMALL);
+    }
     let block = map(length);
     if block.is_null() {
         // What is kept may be what is missing.
-        let mut kept = kept();
+        let mut kept = self::kept();
         while kept.count > 0 {
             unmap(kept.remove(0));
         }
@@ -200,6 +215,8 @@ pub(crate) fn release() {
         unmap(kept.remove(0));
     }
     kept.most_used = kept.used;
+    drop(kept);
+    trim();
 }
 
 /// One more, or one less, asks that more than [`MOST_KEPT`] be kept.
@@ -210,26 +227,37 @@ pub(crate) fn keep_all(more: bool) {
         false => kept.unlimited -= 1,
     }
     kept.make_room(0);
-    keep_small(kept.unlimited > 0);
+    let all = kept.unlimited > 0;
+    drop(kept);
+    keep_small(if all { usize::MAX } else { KEPT_SMALL });
+    if !all {
+        trim();
+    }
 }
 
-/// Whether the C library keeps what is freed of blocks below a megabyte, or gives the end of its heap back as soon as some of them
-/// are free, and has the system write zeros to the same pages in the next pass.
-fn keep_small(all: bool) {
+/// How many bytes that are free the C library keeps at the end of a heap, of blocks below a megabyte: by itself it gives them back
+/// as soon as there are some, and has the system write zeros to the same pages for the next operator.
+fn keep_small(most: usize) {
     #[cfg(target_env = "gnu")]
     {
-        let most = if all { libc::c_int::MAX } else { crate::LARGE as libc::c_int };
+        let most = libc::c_int::try_from(most).unwrap_or(libc::c_int::MAX);
         // SAFETY: two settings of the C library's allocator, which change no block.
         unsafe {
             libc::mallopt(libc::M_TRIM_THRESHOLD, most);
             libc::mallopt(libc::M_MMAP_THRESHOLD, crate::LARGE as libc::c_int);
-            if !all {
-                libc::malloc_trim(0);
-            }
         }
     }
     #[cfg(not(target_env = "gnu"))]
-    let _ = all;
+    let _ = most;
+}
+
+/// Gives back what the C library keeps.
+fn trim() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it changes no block that is in use.
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 fn map(length: usize) -> *mut u8 {
@@ -300,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_does_not_lift_the_peak() {
+    fn what_is_kept_lifts_the_peak_by_little() {
         alone(|| {
             let (before, ..) = figures();
             let blocks: Vec<Vec<u8>> = (0..4).map(|_| Vec::with_capacity(8 * MEGABYTE)).collect();

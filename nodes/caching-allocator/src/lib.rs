@@ -6,11 +6,11 @@
 //! the same reason. Here a freed block of a megabyte or more is kept, and given to the next who asks for its size,
 //! which in a network is the next layer.
 //!
-//! What is kept never makes the peak higher: blocks in use and blocks that are kept are together at most what was in use
-//! at once before, nor are there more than [`MOST_KEPT`] bytes or [`PLACES`] blocks. A training, which frees all that a
-//! pass has made and makes it anew in the next, lifts the first limit ([`keep_all`]), and its peak by an eighth or by
-//! [`MOST_KEPT`]; the C library then keeps smaller blocks, too. [`release`] gives all back; a node library does so at the
-//! end of each node.
+//! What is kept lifts the peak by a thirty-second part at most: blocks in use and blocks that are kept are together no more than
+//! that and what was in use at once before, nor are there more than [`MOST_KEPT`] bytes or [`PLACES`] blocks; of smaller blocks
+//! the C library keeps 64 MB at the end of a heap. A training, which frees all that a pass has made and makes it anew in
+//! the next, lifts both limits ([`keep_all`]), and its peak by an eighth or by [`MOST_KEPT`]. [`release`] gives all back; a node
+//! library does so at the end of each node.
 
 #[cfg(target_os = "linux")]
 mod blocks;
