@@ -96,6 +96,14 @@ impl Isa {
         }
     }
 
+    /// Whether the factors of products are bf16.
+    pub(crate) fn multiplies_bf16(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self.bf16().is_some();
+        #[cfg(not(target_arch = "x86_64"))]
+        return false;
+    }
+
     /// Those that this processor has and that compute all in f32, the widest first.
     pub fn available() -> Vec<Isa> {
         let mut available = vec![Isa::Portable, Isa::Portable16];

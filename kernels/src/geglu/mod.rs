@@ -5,10 +5,13 @@ mod backward;
 mod cpu;
 #[cfg(any(feature = "cuda", test))]
 mod cuda;
+mod of_linear;
 
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+
+pub use of_linear::linear_geglu;
 
 use crate::begin::begin;
 use crate::profile::Span;

@@ -276,7 +276,7 @@ impl GatedSelfAttention {
         let seen =
             self.attn.forward(&all.narrow(1, 0, count)?.contiguous()?, (&all, &all), None)?;
         let x = (x + (seen * self.attention_gate)?)?;
-        let hidden = kernels::geglu(&self.ff_in.forward(&self.norm2.forward(&x)?)?)?;
+        let hidden = self.ff_in.forward_geglu(&self.norm2.forward(&x)?)?;
         &x + (self.ff_out.forward(&hidden)? * self.dense_gate)?
     }
 }

@@ -186,7 +186,7 @@ impl BasicTransformerBlock {
         };
         let normed = self.norm2.forward(&x)?;
         let x = kernels::add(&x, &self.to_context(&normed, context, size)?)?;
-        let hidden = kernels::geglu(&self.ff_in.forward(&self.norm3.forward(&x)?)?)?;
+        let hidden = self.ff_in.forward_geglu(&self.norm3.forward(&x)?)?;
         kernels::add(&x, &self.ff_out.forward(&hidden)?)
     }
 }
