@@ -521,7 +521,7 @@ struct kg_object {
  *                "image_embeds": TENSOR f32 [B,P]}
  * SIGMAS         TENSOR f32 [N], noise levels, falling
  * MODEL, CLIP, CLIP_VISION, VAE, CONTROL_NET, UPSCALE_MODEL, FEATURES, KOSMOS, IMAGE_ENCODER   OBJECT
- * SAMPLER, GUIDER, NOISE, GLIGEN, STYLE_MODEL, LATENT_OPERATION   OBJECT
+ * SAMPLER, GUIDER, NOISE, GLIGEN, STYLE_MODEL, PHOTOMAKER, LATENT_OPERATION   OBJECT
  *
  * An entry of a CONDITIONING may say where, when and how much it counts. A sampler takes, for each latent
  * pixel, the mean over the entries that reach it, weighted by strength, by mask and, at the inner edges

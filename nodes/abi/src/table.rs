@@ -191,6 +191,7 @@ pub const SOCKETS: &[Socket] = &[
     Socket { name: "NOISE", of: Object(&["NOISE"]) },
     Socket { name: "GLIGEN", of: Object(&["GLIGEN"]) },
     Socket { name: "STYLE_MODEL", of: Object(&["STYLE_MODEL"]) },
+    Socket { name: "PHOTOMAKER", of: Object(&["PHOTOMAKER"]) },
     Socket { name: "LATENT_OPERATION", of: Object(&["LATENT_OPERATION"]) },
 ];
 

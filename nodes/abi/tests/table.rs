@@ -149,3 +149,13 @@ fn the_socket_types_of_node_h_are_those_of_the_table() {
         }
     }
 }
+
+/// What has an interface goes through sockets, but for what lies in a MODEL.
+#[test]
+fn a_type_with_an_interface_has_a_socket() {
+    let inner = ["PATCH", "SIDES", "ATTENTION"];
+    let types = INTERFACES.iter().flat_map(|interface| interface.types);
+    for name in types.filter(|name| !inner.contains(name)) {
+        assert!(SOCKETS.iter().any(|socket| socket.name == *name), "{name}");
+    }
+}

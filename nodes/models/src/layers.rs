@@ -56,9 +56,7 @@ impl Linear {
     /// The layer and GEGLU behind it: [..., input] → [..., output / 2].
     pub fn forward_geglu(&self, x: &Tensor) -> CandleResult<Tensor> {
         match &self.low_rank {
-            None => {
-                kosmograph_kernels::linear_geglu(x, &self.weight.tensor()?, self.bias.as_ref())
-            }
+            None => kosmograph_kernels::linear_geglu(x, &self.weight.tensor()?, self.bias.as_ref()),
             Some(_) => kosmograph_kernels::geglu(&self.forward(x)?),
         }
     }

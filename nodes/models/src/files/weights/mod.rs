@@ -4,6 +4,7 @@
 //! every value are checked before a model sees a tensor, and [`Weights::finish`] finds tensors that
 //! no part of the model asked for: together they prove that the file is this model's.
 
+mod refusal;
 mod scales;
 mod source;
 #[cfg(test)]
@@ -14,8 +15,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use candle_core::{CpuStorage, DType, Device, Shape, Storage, Tensor};
-use rayon::prelude::*;
+use candle_core::{DType, Device, Shape, Tensor};
 
 use crate::error::{Error, Result};
 use crate::files::packed::{Format, Packed, Scale};
@@ -548,86 +548,6 @@ impl Weights {
             _ => BTreeMap::new(),
         }
     }
-
-    /// The file that holds a tensor: one of several, where these weights are a folder or shards.
-    fn file(&self, full: &str) -> String {
-        match self.store.source.file(full) {
-            Some(path) => path.display().to_string(),
-            None => self.store.origin.clone(),
-        }
-    }
-
-    fn missing(&self, full: &str) -> Error {
-        let source = &self.store.source;
-        let nearest = source
-            .names()
-            .into_iter()
-            .map(|name| (strsim::jaro_winkler(full, name), name))
-            .max_by(|a, b| a.0.total_cmp(&b.0).then_with(|| b.1.cmp(a.1)))
-            .map(|(_, name)| source.own_name(name).to_owned());
-        let name = source.own_name(full).to_owned();
-        Error::MissingTensor { file: self.store.origin.clone(), name, nearest }
-    }
-
-    fn check_shape(&self, full: &str, expected: &Shape, found: &[usize]) -> Result<()> {
-        if expected.dims() == found || self.store.source.same_shape(expected.dims(), found) {
-            return Ok(());
-        }
-        Err(Error::Shape {
-            file: self.file(full),
-            name: self.store.source.own_name(full).to_owned(),
-            expected: expected.dims().to_vec(),
-            found: found.to_vec(),
-        })
-    }
-
-    fn wrong_type(&self, full: &str, found: String) -> Error {
-        let name = self.store.source.own_name(full).to_owned();
-        Error::DType { file: self.file(full), name, found }
-    }
-
-    fn check_finite(&self, full: &str, tensor: &Tensor) -> Result<()> {
-        let values = tensor.to_device(&Device::Cpu)?.flatten_all()?.contiguous()?;
-        let (storage, layout) = values.storage_and_layout();
-        let Some((start, end)) = layout.contiguous_offsets() else {
-            return Err(self.wrong_type(full, format!("{layout:?}")));
-        };
-        let damaged = match &*storage {
-            Storage::Cpu(CpuStorage::F32(values)) => {
-                not_finite(&values[start..end], |value| value.is_finite(), |value| *value)
-            }
-            Storage::Cpu(CpuStorage::F16(values)) => {
-                not_finite(&values[start..end], |value| value.is_finite(), |value| value.to_f32())
-            }
-            Storage::Cpu(CpuStorage::BF16(values)) => {
-                not_finite(&values[start..end], |value| value.is_finite(), |value| value.to_f32())
-            }
-            _ => return Err(self.wrong_type(full, format!("{:?}", tensor.dtype()))),
-        };
-        match damaged {
-            None => Ok(()),
-            Some((index, value)) => Err(self.not_finite(full, index, value)),
-        }
-    }
-
-    fn not_finite(&self, full: &str, index: usize, value: f32) -> Error {
-        let name = self.store.source.own_name(full).to_owned();
-        Error::NotFinite { file: self.file(full), name, index, value }
-    }
-}
-
-/// The first value that is NaN or infinite, and its place. Whole blocks are looked at without a branch, in
-/// vector code, and a value is widened only to be told: a model has a thousand million of them.
-fn not_finite<T: Sync>(
-    values: &[T],
-    is_finite: impl Fn(&T) -> bool + Sync,
-    to_f32: fn(&T) -> f32,
-) -> Option<(usize, f32)> {
-    const BLOCK: usize = 4096;
-    let is_damaged = |block: &[T]| !block.iter().fold(true, |all, value| all & is_finite(value));
-    let block = values.par_chunks(BLOCK).position_first(is_damaged)?;
-    let mut values = values.iter().enumerate().skip(block * BLOCK);
-    values.find(|(_, value)| !is_finite(value)).map(|(index, value)| (index, to_f32(value)))
 }
 
 /// Is `name` what `pattern` stands for? A `*` is any run of characters.
