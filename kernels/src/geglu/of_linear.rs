@@ -11,6 +11,7 @@ use rayon::prelude::*;
 use crate::activation::gelu;
 use crate::begin::begin;
 use crate::gemm::{Product, Shared, Start, Transposed};
+use crate::linear::are_few;
 use crate::memory;
 use crate::profile::Span;
 use crate::simd::{Isa, Kernel, Vector};
@@ -29,11 +30,11 @@ const COLUMNS: usize = 192;
 pub fn linear_geglu(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let (is_f32, is_on_cpu) = (x.dtype() == candle_core::DType::F32, x.device().is_cpu());
     let learns = [Some(x), Some(weight), bias].into_iter().flatten().any(Tensor::track_op);
-    // A gradient is computed from what lies between.
-    if learns || !is_on_cpu || !is_f32 || Isa::get()?.multiplies_bf16() {
+    let (shape, (rows, ..)) = sizes(x.layout(), weight.layout(), bias.map(Tensor::layout))?;
+    // A gradient is computed from what lies between, and of few rows it stays in a cache by itself.
+    if learns || !is_on_cpu || !is_f32 || are_few(rows) || Isa::get()?.multiplies_bf16() {
         return super::geglu(&crate::linear(x, weight, bias)?);
     }
-    let (shape, _) = sizes(x.layout(), weight.layout(), bias.map(Tensor::layout))?;
     begin("linear_geglu", x, shape.dims())?;
     let (x, weight) = (x.contiguous()?, weight.contiguous()?);
     match bias {

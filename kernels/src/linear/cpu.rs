@@ -1,3 +1,4 @@
+use super::few_rows;
 use crate::gemm::{self, Start, Transposed};
 use crate::simd::Isa;
 use crate::storage::WeightValues;
@@ -11,6 +12,9 @@ pub(super) fn linear(
     (rows, input, output): (usize, usize, usize),
 ) -> Vec<f32> {
     assert!(w.len() == output * input);
+    if few_rows::pays(rows) && !isa.multiplies_bf16() {
+        return few_rows::linear(isa, x, w, bias, (rows, input, output));
+    }
     let start = bias.map_or(Start::Zero, Start::Columns);
     gemm::product(isa, (rows, input, output), x, &Transposed { values: w, k: input }, start)
 }

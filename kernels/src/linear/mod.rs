@@ -4,12 +4,14 @@ mod backward;
 mod cpu;
 #[cfg(any(feature = "cuda", test))]
 mod cuda;
+mod few_rows;
 
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
 pub(crate) use backward::product;
+pub(crate) use few_rows::pays as are_few;
 
 use crate::begin::begin;
 use crate::profile::Span;
