@@ -146,9 +146,15 @@ fn main() -> Result<()> {
     machine.convolution(3, 2, 2, [320, 320], 64)?;
     machine.convolution(1, 1, 2, [960, 320], 64)?;
     machine.convolution(3, 1, 1, [128, 128], 256)?;
-    for (rows, input, output) in
-        [(8192, 320, 320), (8192, 320, 2560), (2048, 640, 5120), (512, 1280, 10240)]
-    {
+    machine.convolution(3, 1, 2, [1280, 1280], 4)?;
+    for (rows, input, output) in [
+        (8192, 320, 320),
+        (8192, 320, 2560),
+        (2048, 640, 5120),
+        (512, 1280, 10240),
+        (128, 1280, 1280),
+        (32, 1280, 1280),
+    ] {
         machine.linear(rows, input, output)?;
     }
     for (queries, keys, width) in
@@ -180,6 +186,11 @@ fn main() -> Result<()> {
     let hidden = random(&[8192, 2560])?;
     machine.row("geglu, 8192 × 2560 → 1280", 9 * hidden.elem_count(), &[&hidden], || {
         kernels::geglu(&hidden)
+    })?;
+    let (weight, bias) = (random(&[2560, 320])?, random(&[2560])?);
+    let inputs = [&rows, &weight, &bias];
+    machine.row("linear and geglu, 8192 × 320 → 1280", 2 * 8192 * 320 * 2560, &inputs, || {
+        kernels::linear_geglu(&rows, &weight, Some(&bias))
     })?;
     let (up, down) = (random(&[1280, 16])?, random(&[16, 1280])?);
     let weight = random(&[1280, 1280])?;

@@ -46,7 +46,7 @@ struct Arguments {
     threads: Option<usize>,
     #[arg(long, default_value_t = 3)]
     repeat: usize,
-    /// Print first what each kernel took of the call that warms up
+    /// Print first what each kernel took of a second call
     #[arg(long)]
     profile: bool,
     /// Print the figures as JSON
