@@ -189,9 +189,12 @@ fn main() -> Result<()> {
     })?;
     let (weight, bias) = (random(&[2560, 320])?, random(&[2560])?);
     let inputs = [&rows, &weight, &bias];
-    machine.row("linear and geglu, 8192 × 320 → 1280", 2 * 8192 * 320 * 2560, &inputs, || {
-        kernels::linear_geglu(&rows, &weight, Some(&bias))
-    })?;
+    machine.row(
+        "linear and geglu, 8192 × 320 → 1280",
+        2 * 8192 * 320 * 2560,
+        &inputs,
+        || kernels::linear_geglu(&rows, &weight, Some(&bias)),
+    )?;
     let (up, down) = (random(&[1280, 16])?, random(&[16, 1280])?);
     let weight = random(&[1280, 1280])?;
     for weight in [weight.clone(), weight.to_dtype(DType::F16)?] {
