@@ -215,6 +215,7 @@ pub(crate) fn optimiser(case: &Case, method: Method) -> Result<OptimiserConfig> 
         eps: number("eps")?,
         weight_decay: number("weight_decay")?,
         clip_norm: number("clip_norm")?,
+        ..OptimiserConfig::default()
     })
 }
 

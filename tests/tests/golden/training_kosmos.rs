@@ -35,7 +35,10 @@ fn authors_rate(case: &Case) -> Result<(RateConfig, usize)> {
     let options = &case.config["optimiser"];
     let number = |name: &str| options[name].as_u64().with_context(|| format!("no {name}"));
     let warmup = number("warmup_updates")? as usize;
-    Ok((RateConfig { course: Course::Linear, warmup }, number("total_num_update")? as usize))
+    Ok((
+        RateConfig { course: Course::Linear, warmup, ..RateConfig::default() },
+        number("total_num_update")? as usize,
+    ))
 }
 
 /// What some updates of the authors' optimiser are compared with.
