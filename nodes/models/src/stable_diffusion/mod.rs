@@ -31,6 +31,7 @@ pub mod steering;
 pub mod style_model;
 pub mod t2i_adapter;
 pub mod taesd;
+mod text_keys;
 mod tiles;
 mod transformer2d;
 pub mod unclip;

@@ -11,6 +11,7 @@ use crate::files::weights::{LowRank, Weight, Weights};
 use crate::layers::{LayerNorm, Linear};
 use crate::stable_diffusion::resnet::GroupNorm;
 use crate::stable_diffusion::steering::{Attends, Context, KeysValues, rows_of};
+use crate::stable_diffusion::text_keys::TextKeys;
 
 /// ε of the GroupNorm before the projection; not the ResNet blocks' 1e-5.
 const GROUP_NORM_EPS: f64 = 1e-6;
@@ -37,6 +38,8 @@ pub struct Attention {
     to_v: Linear,
     to_out: Linear,
     heads: usize,
+    /// Of a cross-attention.
+    text_keys: TextKeys,
 }
 
 impl Attention {
@@ -52,6 +55,7 @@ impl Attention {
             to_v: Linear::load_without_bias(&weights.sub("to_v"), context, channels)?,
             to_out: Linear::load(&weights.sub("to_out.0"), channels, channels)?,
             heads,
+            text_keys: TextKeys::default(),
         })
     }
 
@@ -106,7 +110,9 @@ impl Attention {
     ) -> CandleResult<Tensor> {
         let (rows, text) = (x.dim(0)?, context.text);
         let q = self.to_q.forward(x)?;
-        let mut y = self.attended(&q, &self.to_k.forward(text)?, &self.to_v.forward(text)?)?;
+        let project = || Ok((self.to_k.forward(text)?, self.to_v.forward(text)?));
+        let (k, v) = self.text_keys.of(text, project)?;
+        let mut y = self.attended(&q, &k, &v)?;
         for extra in context.extra_tokens {
             let (keys, values) = match &extra.keys_values {
                 KeysValues::Tokens(tokens) => {
