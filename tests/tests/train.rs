@@ -208,6 +208,7 @@ fn a_training_that_was_stopped_gives_the_same_bytes() -> Result<()> {
         json!({"flip": true, "ema": 0.9, "accumulate": 2}),
         json!({"optimiser": {"method": "adafactor", "learning_rate": 0.01}, "buckets": true}),
         json!({"optimiser": {"method": "adamw_8bit", "learning_rate": 0.01}}),
+        json!({"optimiser": {"method": "muon", "learning_rate": 0.01}, "rate": {"course": "linear", "hold": 0.5}}),
         json!({"task": "inversion", "inversion": {"token": "monster", "vectors": 2, "start": "a"}}),
     ] {
         let (whole, parts) = (tempfile::tempdir()?, tempfile::tempdir()?);
