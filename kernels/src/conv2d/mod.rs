@@ -109,13 +109,13 @@ impl Conv2d {
         let weight = weight_values(weight.0, weight.1, "conv2d")?;
         let shape = (sizes.batch, sizes.out_channels, sizes.out_height, sizes.out_width);
         let isa = Isa::get()?;
+        let side = winograd::Side::that_pays(sizes);
         #[cfg(target_arch = "x86_64")]
-        if let Some(set) = isa.bf16() {
+        if let Some(set) = isa.bf16().filter(|set| !bf16::is_slower(*set, side)) {
             let _span = Span::new(sizes.name(), sizes.operations());
             let y = bf16::conv2d(set, x, weight, bias, sizes);
             return Ok((CpuStorage::F32(y), Shape::from(shape)));
         }
-        let side = winograd::Side::that_pays(sizes);
         let name = side.map_or_else(|| sizes.name(), winograd::Side::name);
         let _span = Span::new(name, sizes.operations());
         let y = match side {
