@@ -1,6 +1,7 @@
 //! The weight's gradient: the product of dy [O, pixels] and the patches [pixels, C·kH·kW], summed over the samples.
 //!
-//! Of few rows of dy, making the patches costs more than multiplying them. A 3 × 3 kernel that keeps the size needs none. With a zero behind each row and a row of zeros behind each sample (each
+//! Of few rows of dy, making the patches costs more than multiplying them. A 3 × 3 kernel that keeps the size needs
+//! none. With a zero behind each row and a row of zeros behind each sample (each
 //! serves the next as its padding before), the pixels of all samples lie in one line, and what a tap multiplies a pixel of dy with
 //! lies in that line a fixed distance on: dw\[o, c, ky, kx\] = Σ_p dy\[o, p\] · x\[c, p + ky · pitch + kx\], which is vector code
 //! without an edge.

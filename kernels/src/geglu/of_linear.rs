@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use crate::activation::gelu;
@@ -28,18 +28,19 @@ const COLUMNS: usize = 192;
 /// # Errors
 /// As theirs.
 pub fn linear_geglu(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    let (is_f32, is_on_cpu) = (x.dtype() == candle_core::DType::F32, x.device().is_cpu());
-    let learns = [Some(x), Some(weight), bias].into_iter().flatten().any(Tensor::track_op);
+    let is_f32_on_cpu = x.dtype() == DType::F32 && x.device().is_cpu();
     let (shape, (rows, ..)) = sizes(x.layout(), weight.layout(), bias.map(Tensor::layout))?;
-    // A gradient is computed from what lies between, and of few rows it stays in a cache by itself.
-    if learns || !is_on_cpu || !is_f32 || are_few(rows) || Isa::get()?.multiplies_bf16() {
-        return super::geglu(&crate::linear(x, weight, bias)?);
-    }
-    begin("linear_geglu", x, shape.dims())?;
-    let (x, weight) = (x.contiguous()?, weight.contiguous()?);
+    let learns = [Some(x), Some(weight), bias].into_iter().flatten().any(Tensor::track_op);
     match bias {
-        Some(bias) => x.apply_op3_no_bwd(&weight, &bias.contiguous()?, &LinearGeglu),
-        None => x.apply_op2_no_bwd(&weight, &LinearGeglu),
+        // A gradient is computed from what lies between, and of few rows it stays in a cache by itself.
+        Some(bias)
+            if is_f32_on_cpu && !learns && !are_few(rows) && !Isa::get()?.multiplies_bf16() =>
+        {
+            begin("linear_geglu", x, shape.dims())?;
+            let (x, weight) = (x.contiguous()?, weight.contiguous()?);
+            x.apply_op3_no_bwd(&weight, &bias.contiguous()?, &LinearGeglu)
+        }
+        bias => super::geglu(&crate::linear(x, weight, bias)?),
     }
 }
 
@@ -49,59 +50,12 @@ fn sizes(
     weight: &Layout,
     bias: Option<&Layout>,
 ) -> Result<(Shape, (usize, usize, usize))> {
-    let (output, input) = weight.shape().dims2()?;
-    if output == 0 || output % 2 != 0 {
-        bail!("geglu splits {output} features into halves")
-    }
-    let mut shape = x.dims().to_vec();
-    let rows = shape.iter().rev().skip(1).product();
-    match shape.last_mut() {
-        Some(last) if *last == input => *last = output / 2,
-        _ => bail!("linear: the input {shape:?} does not end in the weight's {input} features"),
-    }
-    if let Some(bias) = bias
-        && bias.dims() != [output]
-    {
-        bail!("linear: the bias {:?} is not one for each of {output} features", bias.shape())
-    }
-    Ok((Shape::from(shape), (rows, input, output / 2)))
+    let (shape, (rows, input, _)) = crate::linear::sizes(x, weight, bias)?;
+    let (shape, n) = super::halved(&Layout::contiguous(shape))?;
+    Ok((shape, (rows, input, n)))
 }
 
 struct LinearGeglu;
-
-impl LinearGeglu {
-    fn forward(
-        &self,
-        (x, x_layout): (&CpuStorage, &Layout),
-        (weight, weight_layout): (&CpuStorage, &Layout),
-        bias: Option<(&CpuStorage, &Layout)>,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (shape, (rows, input, n)) =
-            sizes(x_layout, weight_layout, bias.map(|(_, layout)| layout))?;
-        let bias = bias.map(|(bias, layout)| f32_slice(bias, layout, "linear")).transpose()?;
-        let x = f32_slice(x, x_layout, "linear")?;
-        let values = weight_values(weight, weight_layout, "linear")?;
-        let _span = Span::new("linear, geglu", 4 * rows * input * n);
-        let weight = Transposed { values, k: input };
-        Ok((CpuStorage::F32(on_cpu(Isa::get()?, x, &weight, bias, (rows, n))), shape))
-    }
-}
-
-impl CustomOp2 for LinearGeglu {
-    fn name(&self) -> &'static str {
-        "linear_geglu"
-    }
-
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        self.forward((x, x_layout), (weight, weight_layout), None)
-    }
-}
 
 impl CustomOp3 for LinearGeglu {
     fn name(&self) -> &'static str {
@@ -117,7 +71,13 @@ impl CustomOp3 for LinearGeglu {
         bias: &CpuStorage,
         bias_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        self.forward((x, x_layout), (weight, weight_layout), Some((bias, bias_layout)))
+        let (shape, (rows, input, n)) = sizes(x_layout, weight_layout, Some(bias_layout))?;
+        let x = f32_slice(x, x_layout, self.name())?;
+        let values = weight_values(weight, weight_layout, self.name())?;
+        let bias = f32_slice(bias, bias_layout, self.name())?;
+        let _span = Span::new("linear, geglu", 4 * rows * input * n);
+        let weight = Transposed { values, k: input };
+        Ok((CpuStorage::F32(on_cpu(Isa::get()?, x, &weight, bias, (rows, n))), shape))
     }
 }
 
@@ -126,13 +86,12 @@ fn on_cpu(
     isa: Isa,
     x: &[f32],
     w: &Transposed,
-    bias: Option<&[f32]>,
+    bias: &[f32],
     (rows, n): (usize, usize),
 ) -> Vec<f32> {
     let k = w.k;
     assert!(x.len() == rows * k && w.values.len() == 2 * n * k);
-    assert!(bias.is_none_or(|bias| bias.len() == 2 * n));
-    let start = bias.map_or(Start::Zero, Start::Columns);
+    assert!(bias.len() == 2 * n);
     let mut y = memory::reserve(rows * n);
     let to = Shared(y.as_mut_ptr());
     let parts = |of: usize, step: usize| {
@@ -162,7 +121,7 @@ fn on_cpu(
                 b: w,
                 c: to.as_mut_ptr(),
                 c_stride: columns.len(),
-                start,
+                start: Start::Columns(bias),
                 scratch: panels,
             };
             // SAFETY: the rows of A are there, by the assert, and the half is this thread's.
@@ -227,16 +186,17 @@ mod tests {
             let bias = Tensor::randn(0f32, 1., 2 * n, &Device::Cpu)?;
             let values = |x: &Tensor| x.flatten_all()?.to_vec1::<f32>();
             let (xs, ws, biases) = (values(&x)?, values(&w)?, values(&bias)?);
-            for bias in [None, Some(&bias)] {
-                let want = values(&crate::geglu(&crate::linear(&x, &w, bias)?)?)?;
-                let most = want.iter().fold(1f32, |most, value| most.max(value.abs()));
-                for isa in Isa::available() {
-                    let w = Transposed { values: WeightValues::F32(&ws), k };
-                    let found = on_cpu(isa, &xs, &w, bias.map(|_| &*biases), (rows, n));
-                    assert_eq!(found.len(), want.len());
-                    for (found, want) in found.iter().zip(&want) {
-                        assert!((found - want).abs() < 2e-6 * most, "{found}, {want}, {isa:?}");
-                    }
+            let want = values(&crate::geglu(&crate::linear(&x, &w, Some(&bias))?)?)?;
+            let most = want.iter().fold(1f32, |most, value| most.max(value.abs()));
+            let mut found = vec![values(&linear_geglu(&x, &w, Some(&bias))?)?];
+            for isa in Isa::available() {
+                let w = Transposed { values: WeightValues::F32(&ws), k };
+                found.push(on_cpu(isa, &xs, &w, &biases, (rows, n)));
+            }
+            for found in found {
+                assert_eq!(found.len(), want.len());
+                for (found, want) in found.iter().zip(&want) {
+                    assert!((found - want).abs() < 2e-6 * most, "{found}, {want}");
                 }
             }
         }

@@ -92,7 +92,7 @@ impl Linear {
 }
 
 /// The output's shape, and (rows, input, output).
-fn sizes(
+pub(crate) fn sizes(
     x: &Layout,
     weight: &Layout,
     bias: Option<&Layout>,

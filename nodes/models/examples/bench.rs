@@ -4,7 +4,7 @@
 //! cargo run --release -p kosmograph-models --example bench -- unet --latent 64 --batch 2 --repeat 3
 //! ```
 //!
-//! A first call, not counted, warms up. GFLOPS are the operations of the definition (a multiplication and an
+//! Two calls, not counted, come first: one warms up, of the other `--profile` tells. GFLOPS are the operations of the definition (a multiplication and an
 //! addition are two) in a second, whatever the kernels save of them.
 
 #[path = "../benches/full_size/mod.rs"]
