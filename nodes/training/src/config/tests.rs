@@ -39,6 +39,23 @@ fn a_state_of_before_a_key_was_there_is_of_the_same_configuration() {
 }
 
 #[test]
+fn a_share_outside_of_what_it_can_be_is_refused_and_what_would_be_right_is_told() {
+    for (more, want) in [
+        (r#", "rate": {"hold": 1.0}"#, "rate.hold is 1; 0 to less than 1 would be right"),
+        (r#", "rate": {"hold": -0.1}"#, "rate.hold is -0.1; 0 to less"),
+        (
+            r#", "optimiser": {"method": "muon", "momentum": 1.5}"#,
+            "optimiser.momentum is 1.5; 0 to less than 1 would be right",
+        ),
+    ] {
+        let told = read(more).unwrap_err().to_string();
+        assert!(told.contains(want), "{told}");
+    }
+    let held = read(r#", "optimiser": {"method": "muon"}, "rate": {"hold": 0.7}"#).unwrap();
+    assert_eq!((held.rate.hold, held.optimiser.momentum), (0.7, 0.95));
+}
+
+#[test]
 fn what_only_some_tasks_have_is_refused_elsewhere() {
     let base = r#""model": "m", "pictures": "p", "output": "o""#;
     let told = |more: &str| {
