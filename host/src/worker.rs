@@ -415,7 +415,7 @@ fn run_work(work: &Work, loader: &Loader, cancel: &AtomicBool) -> bool {
     let call = Beside { wire, name, cancel, passes_on: kind != WorkKind::Convert };
     let start = Instant::now();
     wire.event(&Event::NodeStarted(Cow::Borrowed(name)));
-    let mut able = 0;
+    let (mut able, mut declined) = (0, None);
     for provider in &work.libraries {
         let answer = loader.call(provider, &call, |library| {
             library.call_extension(kind.extension(), &call, &asked).transpose()
@@ -429,7 +429,14 @@ fn run_work(work: &Work, loader: &Loader, cancel: &AtomicBool) -> bool {
             }
             Ok(Some(answer)) => {
                 able += 1;
-                let Some(made) = answer.get("made").and_then(Value::as_str) else { continue };
+                let Some(made) = answer.get("made").and_then(Value::as_str) else {
+                    declined = answer
+                        .get("declined")
+                        .and_then(Value::as_str)
+                        .map(str::to_owned)
+                        .or(declined);
+                    continue;
+                };
                 // The library's own account; what is no JSON says nothing.
                 let made: Json = serde_json::from_str(made).unwrap_or_default();
                 let output = made["output"].as_str().or(given("output").map(String::as_str));
@@ -443,8 +450,9 @@ fn run_work(work: &Work, loader: &Loader, cancel: &AtomicBool) -> bool {
         }
     }
     let does = kind.does();
-    let message = match (able, given("input")) {
-        (1.., Some(input)) => {
+    let message = match (able, given("input"), declined) {
+        (_, _, Some(sentence)) => sentence,
+        (1.., Some(input), _) => {
             format!("{input} is of no kind that is converted: a torch checkpoint is")
         }
         _ => {

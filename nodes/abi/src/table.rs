@@ -640,7 +640,7 @@ pub const EXTENSIONS: &[Interface] = &[
         types: &[],
         required: &[],
         input: &[part("config", Text), part("folder", Text)],
-        output: &[part("made", Text)],
+        output: &[optional("made", Text), optional("declined", Text)],
     },
     Interface {
         id: "evaluate/1",

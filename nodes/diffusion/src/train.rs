@@ -11,8 +11,17 @@ use node::*;
 pub struct Trainings;
 
 impl Train for Trainings {
-    fn train(cx: &Context<'_>, config: &str, folder: &Path) -> Result<serde_json::Value> {
+    fn train(cx: &Context<'_>, config: &str, folder: &Path) -> Result<Trained> {
         let stages = stages::read(config, folder).map_err(Error::new)?;
+        if let [Stage { config, .. }] = stages.as_slice()
+            && config.wants_eyes()
+        {
+            return Ok(Trained::Declined(
+                "\"data.captioner\" and \"data.segmenter\" are networks of the node library vision, which was not found: \
+                 `cargo build --release --workspace` builds it (docs/vision.md)"
+                    .to_owned(),
+            ));
+        }
         let mut made = json!({});
         for Stage { name, config } in &stages {
             if !name.is_empty() && config.output.symlink_metadata().is_ok() {
@@ -31,7 +40,7 @@ impl Train for Trainings {
                 Ok(output) => json!({"output": output, "updates": config.steps}),
             };
         }
-        Ok(made)
+        Ok(Trained::Made(made))
     }
 }
 
@@ -78,6 +87,10 @@ impl Watch for Told<'_> {
 
     fn made(&mut self, path: &Path) {
         self.cx.output(&json!({"files": [path]}));
+    }
+
+    fn seen(&mut self, pictures: usize, of: usize) {
+        self.stopped |= self.cx.progress(pictures, of).is_err();
     }
 
     fn stopped(&self) -> bool {

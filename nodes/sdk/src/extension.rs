@@ -33,11 +33,20 @@ pub trait Convert {
 /// "train/1": trains what the library's nodes compute with.
 pub trait Train {
     /// Trains as the JSON text `config` says, whose relative paths begin at `folder`. Reports progress, and what each
-    /// update came to, as node.h says. Returns what node.h says of "train/1".
+    /// update came to, as node.h says.
     ///
     /// # Errors
     /// One sentence; or [`crate::Error::Cancelled`], with the state written down to go on from.
-    fn train(cx: &Context<'_>, config: &str, folder: &Path) -> Result<Json>;
+    fn train(cx: &Context<'_>, config: &str, folder: &Path) -> Result<Trained>;
+}
+
+/// What came of a training that a library was given.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Trained {
+    /// What node.h says of "train/1".
+    Made(Json),
+    /// Nothing: another library is to do what the configuration asks for. The sentence tells a person what, if none does.
+    Declined(String),
 }
 
 /// "evaluate/1": measures pictures against others.
@@ -98,8 +107,10 @@ impl<T: Train> Extension<T> for Training {
 
     fn call(cx: &Context<'_>, input: &Arguments) -> Result<Value> {
         let (config, folder) = (input.text("config")?, input.text("folder")?);
-        let made = T::train(cx, &config, Path::new(&folder))?;
-        Ok(Value::map([("made", Value::string(made.to_string()))]))
+        Ok(Value::map([match T::train(cx, &config, Path::new(&folder))? {
+            Trained::Made(made) => ("made", Value::string(made.to_string())),
+            Trained::Declined(sentence) => ("declined", Value::string(sentence)),
+        }]))
     }
 }
 

@@ -61,7 +61,7 @@ mod value;
 pub use context::{Context, Preview};
 pub use error::{Error, Result};
 pub use extension::{
-    Check, Convert, Entry as ExtensionEntry, Evaluate, ExtensionFn, Remark, Train,
+    Check, Convert, Entry as ExtensionEntry, Evaluate, ExtensionFn, Remark, Train, Trained,
     find as find_extension,
 };
 pub use input::{Class, Factor, Input, InputSpec, Inputs, List, Numbered, Reader, Single};

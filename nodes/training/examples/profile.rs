@@ -34,6 +34,8 @@ impl Watch for Told {
 
     fn made(&mut self, _: &Path) {}
 
+    fn seen(&mut self, _: usize, _: usize) {}
+
     fn stopped(&self) -> bool {
         false
     }

@@ -351,7 +351,7 @@ impl Config {
         others.into_iter().flatten().for_each(from);
         let parts = config.export.iter_mut().flat_map(|export| &mut export.parts);
         parts.for_each(|part| from(&mut part.from));
-        config.data.iter_mut().flat_map(|data| &mut data.masks).for_each(from);
+        config.data.iter_mut().flat_map(DataConfig::paths).for_each(from);
         config.shards.iter_mut().flat_map(|shards| &mut shards.files).for_each(from);
         if let Some(samples) = &mut config.samples {
             samples.pictures.iter_mut().flatten().for_each(from);
@@ -441,6 +441,23 @@ impl Config {
             );
         }
         Ok(())
+    }
+
+    /// # Errors
+    /// There is something where the output is to be.
+    pub(crate) fn output_is_free(&self) -> Result<()> {
+        match self.output.symlink_metadata() {
+            Ok(_) => {
+                let output = self.output.display();
+                Err(Error::Config(format!("{output} is there already; nothing is written over")))
+            }
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// Whether somebody who looks at pictures is needed: [`crate::curate`] takes one, [`crate::train`] has none.
+    pub fn wants_eyes(&self) -> bool {
+        self.data.as_ref().is_some_and(DataConfig::wants_eyes)
     }
 
     fn check_kosmos(&self) -> Result<()> {

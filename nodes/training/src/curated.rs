@@ -1,21 +1,27 @@
 //! Prompts with pictures of captioned pictures, as the paper makes them of Open Images: each subject that a caption names is cut
 //! out and marked, its word is dropped half of the time, and it is shown cropped or on white.
 //!
-//! What a subject covers says a mask, which the nodes of the library `vision` make; without masks it is what is left when the
-//! ground is flooded from the picture's border, which does for one subject on a ground that is about even.
+//! Whoever looks ([`Eyes`]) writes the captions that are missing and says what each subject covers. Without it that is in masks
+//! from elsewhere, or it is what is left when the ground is flooded from the picture's border, which does for one subject on a
+//! ground that is about even.
 
-use std::collections::VecDeque;
+mod ground;
+mod nouns;
+mod subjects;
+
 use std::path::{Path, PathBuf};
 
-use image::{GrayImage, RgbImage};
+use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 use crate::data;
-use crate::documents::{MARK, find_word};
+use crate::documents::MARK;
 use crate::draws::Draws;
 use crate::error::{Error, Result};
 use crate::run::Watch;
+use ground::cut_out;
+use subjects::{Subject, subjects};
 
 /// `data`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -26,6 +32,12 @@ pub struct DataConfig {
     /// A folder with a folder of each picture's name, and in that the masks of its subjects: `dog.png`, white where the
     /// dog is.
     pub masks: Option<PathBuf>,
+    /// BLIP, which writes the captions that are missing.
+    pub captioner: Option<PathBuf>,
+    /// CLIPSeg, which says what a subject covers. Without `subjects` it is asked for the nouns of the caption.
+    pub segmenter: Option<PathBuf>,
+    /// From which of the segmenter's probabilities on a pixel belongs to a subject.
+    pub threshold: f64,
     /// How many documents are made of a picture.
     pub variants: usize,
     /// The share of the documents that say nothing of their subjects but the marks.
@@ -39,6 +51,9 @@ impl Default for DataConfig {
         DataConfig {
             subjects: Vec::new(),
             masks: None,
+            captioner: None,
+            segmenter: None,
+            threshold: 0.4,
             variants: 1,
             words_dropped: 0.5,
             on_white: 0.5,
@@ -46,7 +61,31 @@ impl Default for DataConfig {
     }
 }
 
+/// Who looks at pictures: the networks that [`DataConfig::captioner`] and [`DataConfig::segmenter`] name.
+pub trait Eyes {
+    /// What a picture shows, in a sentence.
+    ///
+    /// # Errors
+    /// What the network reports.
+    fn caption(&mut self, picture: &RgbImage) -> Result<String>;
+
+    /// How probable it is that each pixel belongs to what each of `phrases` says, 0 … 1: row by row, as large as the picture.
+    ///
+    /// # Errors
+    /// What the network reports.
+    fn probabilities(&mut self, picture: &RgbImage, phrases: &[&str]) -> Result<Vec<Vec<f32>>>;
+}
+
 impl DataConfig {
+    pub(crate) fn wants_eyes(&self) -> bool {
+        self.captioner.is_some() || self.segmenter.is_some()
+    }
+
+    /// What begins at the configuration's folder.
+    pub(crate) fn paths(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+        [&mut self.masks, &mut self.captioner, &mut self.segmenter].into_iter().flatten()
+    }
+
     /// # Errors
     /// A value is outside of what it can be, or nothing says what subjects are.
     pub(crate) fn check(&self) -> Result<()> {
@@ -62,36 +101,47 @@ impl DataConfig {
                 return refuse(format!("\"data.{name}\" is {share}; 0 to 1 would be right"));
             }
         }
-        if self.masks.is_none() && self.subjects.iter().all(|word| word.trim().is_empty()) {
-            let sentence = "nothing says what the subjects are: \"data.subjects\", words of the captions, or \"data.masks\" would be \
-                            right";
+        if !(0.0..1.0).contains(&self.threshold) {
+            let sentence = format!(
+                "\"data.threshold\" is {}; 0 to less than 1 would be right",
+                self.threshold
+            );
+            return refuse(sentence);
+        }
+        if self.masks.is_some() && self.segmenter.is_some() {
+            let sentence = "\"data.masks\" and \"data.segmenter\" both say what subjects cover; one of them would be right";
+            return refuse(sentence.to_owned());
+        }
+        let is_said = self.masks.is_some() || self.segmenter.is_some();
+        if !is_said && self.subjects.iter().all(|word| word.trim().is_empty()) {
+            let sentence = "nothing says what the subjects are: \"data.subjects\", words of the captions, \"data.segmenter\" or \"data.masks\" \
+                            would be right";
             return refuse(sentence.to_owned());
         }
         Ok(())
     }
 }
 
-/// How unlike its neighbour a pixel of the ground can be, in the most different of its channels, of 255.
-const STEP: u8 = 12;
-/// The least and the most of a picture that a subject can cover.
-const SHARES: [f64; 2] = [0.005, 0.95];
 /// What a folder of documents says of how it was made.
 const SAID: &str = "data.json";
-
-/// A subject: where its word is in the caption, and what it covers.
-struct Subject {
-    word: (usize, usize),
-    mask: GrayImage,
-}
 
 /// Writes the folder of documents that `config` says. It has its name when it is whole; what an interruption left is gone on
 /// with.
 ///
 /// # Errors
-/// No picture gives a document, what is there of an earlier call is of another configuration, a file cannot be read or
-/// written, or somebody asked to stop.
-pub(crate) fn write(config: &Config, watch: &mut dyn Watch) -> Result<PathBuf> {
+/// The folder is there already, somebody who looks is wanted and nobody does, no picture gives a document, what is there of an
+/// earlier call is of another configuration, a file cannot be read or written, or somebody asked to stop.
+pub fn curate(
+    config: &Config,
+    mut eyes: Option<&mut dyn Eyes>,
+    watch: &mut dyn Watch,
+) -> Result<PathBuf> {
+    config.output_is_free()?;
     let asked = config.data.clone().unwrap_or_default();
+    if asked.wants_eyes() && eyes.is_none() {
+        let sentence = "\"data.captioner\" and \"data.segmenter\" go with `kosmograph data`, in a configuration of its own";
+        return Err(Error::Config(sentence.to_owned()));
+    }
     let name = config.output.file_name().unwrap_or_default().to_string_lossy();
     let unfinished = config.output.with_file_name(format!("{name}.unfinished"));
     begin(&unfinished, config)?;
@@ -109,10 +159,15 @@ pub(crate) fn write(config: &Config, watch: &mut dyn Watch) -> Result<PathBuf> {
             );
             return Err(Error::Cancelled);
         }
-        let found = of_picture(path, config, &asked, &unfinished, number, &mut notes)?;
+        let eyes: Option<&mut dyn Eyes> = match &mut eyes {
+            Some(eyes) => Some(&mut **eyes),
+            None => None,
+        };
+        let found = of_picture(path, config, &asked, eyes, &unfinished, number, &mut notes)?;
         made += found;
         used += usize::from(found > 0);
         notes.drain(..).for_each(|note: String| watch.note(&note, true));
+        watch.seen(number + 1, paths.len());
     }
     if made == 0 {
         let _ = std::fs::remove_dir_all(&unfinished);
@@ -152,6 +207,7 @@ fn of_picture(
     path: &Path,
     config: &Config,
     asked: &DataConfig,
+    mut eyes: Option<&mut dyn Eyes>,
     folder: &Path,
     number: usize,
     notes: &mut Vec<String>,
@@ -167,15 +223,22 @@ fn of_picture(
     };
     let mut of_caption = Vec::new();
     let caption = data::read_caption(path, &mut of_caption).or_else(|| config.caption.clone());
-    let Some(caption) = caption.filter(|caption| !caption.is_empty()) else {
-        let sentence = "it has no caption: a .txt of its name beside it would be right (the node BLIPCaption writes one)";
+    let caption = caption.filter(|caption| !caption.is_empty());
+    if caption.is_none() && asked.captioner.is_none() {
+        let sentence = "it has no caption: a .txt of its name beside it would be right, or \"data.captioner\", which writes one";
         return leave_out(sentence.to_owned());
-    };
+    }
     let picture = match data::open(path) {
         Ok(picture) => picture,
         Err(reason) => return leave_out(reason),
     };
-    let subjects = match subjects(&stem, &caption, &picture, asked) {
+    let caption = match (caption, eyes.as_deref_mut()) {
+        (Some(caption), _) => caption,
+        (None, Some(eyes)) => eyes.caption(&picture)?,
+        (None, None) => return leave_out("nobody writes its caption".to_owned()),
+    };
+    let eyes = eyes.filter(|_| asked.segmenter.is_some());
+    let subjects = match subjects(&stem, &caption, &picture, asked, eyes)? {
         Ok(subjects) => subjects,
         Err(reason) => return leave_out(reason),
     };
@@ -208,155 +271,11 @@ fn unsaved(path: &Path, error: image::ImageError) -> Error {
     Error::Write { path: path.to_owned(), source: std::io::Error::other(error) }
 }
 
-/// The subjects of a picture in the order of the caption, or why there are none.
-fn subjects(
-    stem: &str,
-    caption: &str,
-    picture: &RgbImage,
-    asked: &DataConfig,
-) -> Result<Vec<Subject>, String> {
-    let mut found: Vec<Subject> = Vec::new();
-    let mut put = |word: (usize, usize), mask: GrayImage, what: &str| {
-        let covered = mask.pixels().filter(|pixel| pixel.0[0] > 127).count();
-        let share = covered as f64 / mask.len().max(1) as f64;
-        if !(SHARES[0]..=SHARES[1]).contains(&share) {
-            let [least, most] = SHARES.map(|share| 100.0 * share);
-            return Err(format!(
-                "{what} covers {:.1} % of it, where {least} to {most} would be right",
-                100.0 * share
-            ));
-        }
-        let overlaps = found.iter().any(|other| word.0 < other.word.1 && other.word.0 < word.1);
-        if !overlaps {
-            found.push(Subject { word, mask });
-        }
-        Ok(())
-    };
-    match &asked.masks {
-        Some(folder) => {
-            let folder = folder.join(stem);
-            let masks = data::pictures(&folder)
-                .map_err(|_| format!("there is no folder {} with its masks", folder.display()))?;
-            for path in masks {
-                let word = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-                let Some(place) = find_word(caption, &word, true) else { continue };
-                let mask =
-                    data::open(&path).map_err(|reason| format!("{}: {reason}", path.display()))?;
-                if mask.dimensions() != picture.dimensions() {
-                    return Err(format!(
-                        "{} has {} × {} pixels, where its own {} × {} would be right",
-                        path.display(),
-                        mask.width(),
-                        mask.height(),
-                        picture.width(),
-                        picture.height()
-                    ));
-                }
-                put(place, image::imageops::grayscale(&mask), &path.display().to_string())?;
-            }
-            if found.is_empty() {
-                return Err(format!("its caption names none of the masks in {}", folder.display()));
-            }
-        }
-        None => {
-            let mut places =
-                asked.subjects.iter().filter_map(|word| find_word(caption, word, true));
-            let Some(place) = places.next() else {
-                return Err("its caption names none of \"data.subjects\"".to_owned());
-            };
-            let is_other = |other: (usize, usize)| other != place;
-            let again = asked
-                .subjects
-                .iter()
-                .any(|word| find_word(&caption[place.1..], word, true).is_some());
-            if again || places.any(is_other) {
-                return Err("its caption names more than one subject, and without \"data.masks\" nothing says which is which".to_owned());
-            }
-            put(place, standing_out(picture), "what stands out from its border")?;
-        }
-    }
-    found.sort_by_key(|subject| subject.word);
-    Ok(found)
-}
-
-/// What the ground does not reach: it is flooded from the border over pixels that are like their neighbours, and of what is
-/// left the largest piece is taken, with its holes.
-fn standing_out(picture: &RgbImage) -> GrayImage {
-    let (width, height) = picture.dimensions();
-    let pixel = |(x, y): (u32, u32)| picture.get_pixel(x, y).0;
-    let alike = |a: [u8; 3], b: [u8; 3]| a.into_iter().zip(b).all(|(a, b)| a.abs_diff(b) <= STEP);
-    let mut ground = GrayImage::new(width, height);
-    let border = (0..width)
-        .flat_map(|x| [(x, 0), (x, height - 1)])
-        .chain((0..height).flat_map(|y| [(0, y), (width - 1, y)]));
-    let mut queue: VecDeque<(u32, u32)> = border.collect();
-    queue.iter().for_each(|(x, y)| ground.get_pixel_mut(*x, *y).0 = [255]);
-    while let Some(at) = queue.pop_front() {
-        for next in neighbours(at, (width, height)) {
-            if ground.get_pixel(next.0, next.1).0 == [0] && alike(pixel(at), pixel(next)) {
-                ground.get_pixel_mut(next.0, next.1).0 = [255];
-                queue.push_back(next);
-            }
-        }
-    }
-    // The pieces that are left, each under its number; the largest is the subject.
-    let mut pieces = vec![0u32; ground.len()];
-    let place = |(x, y): (u32, u32)| y as usize * width as usize + x as usize;
-    let (mut largest, mut best, mut count) = (0, 0, 0);
-    for start in (0..height).flat_map(|y| (0..width).map(move |x| (x, y))) {
-        if ground.get_pixel(start.0, start.1).0 != [0] || pieces[place(start)] != 0 {
-            continue;
-        }
-        count += 1;
-        pieces[place(start)] = count;
-        let (mut queue, mut size) = (VecDeque::from([start]), 0usize);
-        while let Some(at) = queue.pop_front() {
-            size += 1;
-            for next in neighbours(at, (width, height)) {
-                if ground.get_pixel(next.0, next.1).0 == [0] && pieces[place(next)] == 0 {
-                    pieces[place(next)] = count;
-                    queue.push_back(next);
-                }
-            }
-        }
-        if size > largest {
-            (largest, best) = (size, count);
-        }
-    }
-    GrayImage::from_fn(width, height, |x, y| {
-        image::Luma([if best > 0 && pieces[place((x, y))] == best { 255 } else { 0 }])
-    })
-}
-
-/// The pixels beside, above and below one.
-fn neighbours((x, y): (u32, u32), (width, height): (u32, u32)) -> impl Iterator<Item = (u32, u32)> {
-    let beside = [
-        (x.checked_sub(1), Some(y)),
-        (Some(x + 1).filter(|x| *x < width), Some(y)),
-        (Some(x), y.checked_sub(1)),
-        (Some(x), Some(y + 1).filter(|y| *y < height)),
-    ];
-    beside.into_iter().filter_map(|(x, y)| x.zip(y))
-}
-
-/// The box around a mask, as the picture has it or with white where the mask is not.
-fn cut_out(picture: &RgbImage, mask: &GrayImage, on_white: bool) -> RgbImage {
-    let covered = || mask.enumerate_pixels().filter(|(.., pixel)| pixel.0[0] > 127);
-    let left = covered().map(|(x, ..)| x).min().unwrap_or_default();
-    let right = covered().map(|(x, ..)| x).max().unwrap_or_default();
-    let top = covered().map(|(_, y, _)| y).min().unwrap_or_default();
-    let bottom = covered().map(|(_, y, _)| y).max().unwrap_or_default();
-    RgbImage::from_fn(right - left + 1, bottom - top + 1, |x, y| {
-        let (x, y) = (x + left, y + top);
-        match on_white && mask.get_pixel(x, y).0[0] <= 127 {
-            true => image::Rgb([255; 3]),
-            false => *picture.get_pixel(x, y),
-        }
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use image::GrayImage;
+
+    use super::ground::standing_out;
     use super::*;
 
     /// A red square with a hole on a ground that grows lighter, and a speck.
@@ -402,7 +321,7 @@ mod tests {
             subjects: vec!["square".to_owned(), "dog".to_owned()],
             ..DataConfig::default()
         };
-        let of = |caption: &str| subjects("a", caption, &picture(), &asked);
+        let of = |caption: &str| subjects("a", caption, &picture(), &asked, None).unwrap();
         let found = of("a red Square on blue").unwrap();
         assert_eq!(found.iter().map(|subject| subject.word).collect::<Vec<_>>(), [(6, 12)]);
         for (caption, want) in [
@@ -414,7 +333,7 @@ mod tests {
             assert!(told.contains(want), "{told}");
         }
         let even = RgbImage::from_pixel(8, 8, image::Rgb([9; 3]));
-        let told = subjects("a", "a dog", &even, &asked).err().unwrap();
+        let told = subjects("a", "a dog", &even, &asked, None).unwrap().err().unwrap();
         assert!(told.contains("covers 0.0 %"), "{told}");
     }
 }

@@ -35,6 +35,7 @@ mod texts;
 use candle_core::{Device, Tensor};
 
 pub use config::Config;
+pub use curated::{Eyes, curate};
 pub use error::{Error, Result};
 pub use optimiser::{Method, Optimiser, OptimiserConfig};
 pub use parameters::{Gradients, Parameters};

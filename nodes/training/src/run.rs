@@ -46,6 +46,9 @@ pub trait Watch {
     /// A file was made on the way.
     fn made(&mut self, path: &Path);
 
+    /// How many of the pictures that something is made of were looked at.
+    fn seen(&mut self, pictures: usize, of: usize);
+
     /// Whether somebody asked to stop.
     fn stopped(&self) -> bool;
 }
@@ -56,14 +59,10 @@ pub trait Watch {
 /// The configuration does not fit the model or the pictures, the output is there already, the loss is no number any
 /// more, a file cannot be read or written, or somebody asked to stop; what was reached by then is on the disk.
 pub fn train(config: &Config, watch: &mut dyn Watch) -> Result<PathBuf> {
-    if config.output.symlink_metadata().is_ok() {
-        let sentence =
-            format!("{} is there already; nothing is written over", config.output.display());
-        return Err(Error::Config(sentence));
-    }
+    config.output_is_free()?;
     match config.task {
         Task::Export => return export::write(config, watch),
-        Task::Data => return curated::write(config, watch),
+        Task::Data => return curated::curate(config, None, watch),
         _ => (),
     }
     let mut training = Training::prepare(config, watch)?;

@@ -1,6 +1,6 @@
 //! BLIPLoader and BLIPCaption: what a picture shows, in words.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kosmograph_models::{Resident, Weights};
@@ -40,9 +40,55 @@ impl Socket for BlipModel {
     }
 }
 
-struct Captioner {
+/// The network and its words.
+pub struct Captioner {
     network: Resident<Blip>,
     words: Arc<Words>,
+}
+
+impl Captioner {
+    /// Of the folder that weights and vocabulary lie in, or of the file in it; its header is looked at now, and the rest when it
+    /// is needed.
+    ///
+    /// # Errors
+    /// It is of another network, or there is no vocabulary.
+    pub fn open(path: &Path, cx: &Context) -> Result<Captioner> {
+        let weights = Weights::open(path, &device(&cx.device())?)?;
+        let network = Resident::open(of_captions(&weights)?, &TOLERATED, Blip::load)?;
+        let folder = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
+        Ok(Captioner { network, words: Arc::new(Words::open(folder)?) })
+    }
+
+    /// What a picture shows, in a sentence that begins with `prefix` and has at most `longest` tokens.
+    ///
+    /// # Errors
+    /// The network's.
+    pub fn caption(
+        &self,
+        cx: &Context,
+        picture: &Levels,
+        prefix: &str,
+        longest: usize,
+    ) -> Result<String> {
+        let begun = self.words.begun(prefix)?;
+        self.sentence(cx, picture, &begun, longest, |_, _| cx.cancelled())
+    }
+
+    fn sentence(
+        &self,
+        cx: &Context,
+        picture: &Levels,
+        begun: &[u32],
+        longest: usize,
+        done: impl Fn(usize, usize) -> Result<()>,
+    ) -> Result<String> {
+        let network = self.network.get()?;
+        let pixels = pixels(network.size(), picture)?.to_device(&device(&cx.device())?)?;
+        let said = network.sentence(&pixels, begun, self.words.end(), longest, |said, of| {
+            done(said, of).map_err(|_| kosmograph_models::Error::Cancelled)
+        });
+        Ok(self.words.text(&said.map_err(stopped)?)?)
+    }
 }
 
 const CAPTION: &str = "caption/1";
@@ -67,13 +113,10 @@ impl Interface<Captioner> for Caption {
         }
         let batch = image.dims().0;
         let texts = each(cx, &image, |picture, number| {
-            let pixels = pixels(network.size(), &picture)?.to_device(&device(&cx.device())?)?;
-            let said =
-                network.sentence(&pixels, &begun, object.words.end(), longest, |done, of| {
-                    let told = cx.progress(number * of + done, batch * of);
-                    told.map_err(|_| kosmograph_models::Error::Cancelled)
-                });
-            Ok(Value::string(object.words.text(&said.map_err(stopped)?)?))
+            let said = object.sentence(cx, &picture, &begun, longest, |done, of| {
+                cx.progress(number * of + done, batch * of)
+            });
+            said.map(Value::string)
         })?;
         Ok(Value::map([("texts", Value::list(texts))]))
     }
@@ -124,16 +167,8 @@ impl Node for BlipLoader {
     outputs![BLIP_MODEL: BlipModel];
 
     fn run(self, cx: &Context) -> Result<BlipModel> {
-        let open = || -> Result<Captioner> {
-            let weights = Weights::open(&self.blip_name, &device(&cx.device())?)?;
-            let network = Resident::open(of_captions(&weights)?, &TOLERATED, Blip::load)?;
-            let folder = match self.blip_name.is_dir() {
-                true => self.blip_name.as_path(),
-                false => self.blip_name.parent().unwrap_or(&self.blip_name),
-            };
-            Ok(Captioner { network, words: Arc::new(Words::open(folder)?) })
-        };
-        let captioner = open().map_err(|error| error.of_input("blip_name"))?;
+        let captioner =
+            Captioner::open(&self.blip_name, cx).map_err(|error| error.of_input("blip_name"))?;
         Ok(BlipModel(Object::new(captioner)))
     }
 }

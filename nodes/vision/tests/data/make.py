@@ -207,10 +207,37 @@ def blip():
     return names, made
 
 
+def clipseg(refined):
+    text = dict(vocab_size=49408, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=1)
+    # Twelve layers, as the published ones have: the decoder looks behind the third, sixth and ninth.
+    vision = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=12, num_attention_heads=1, image_size=48, patch_size=16)
+    config = transformers.CLIPSegConfig(
+        text_config=text, vision_config=vision, projection_dim=32, reduce_dim=16, decoder_num_attention_heads=4,
+        decoder_intermediate_size=48, use_complex_transposed_convolution=refined)
+    model, names = fill(transformers.CLIPSegForImageSegmentation(config))
+    # "a dog", "the red hat on the left", between CLIP's begin and end.
+    texts = [[49406, 320, 1929, 49407], [49406, 518, 736, 3801, 525, 518, 1823, 49407]]
+    rows = torch.tensor([row + [49407] * (8 - len(row)) for row in texts])
+    picture = pixels(1, 3, 80, 80)
+    made = {"scores": model(input_ids=rows, pixel_values=picture.expand(2, -1, -1, -1)).logits}
+    if not refined:
+        return names, made
+    # From a picture to the probabilities: squeezed by Pillow's bilinear, and the scores enlarged.
+    square = np.asarray(Image.fromarray(picture_of(90, 120)).resize((352, 352), Image.Resampling.BILINEAR), dtype=np.float32) / np.float32(255)
+    square = (square - np.float32([0.485, 0.456, 0.406])) / np.float32([0.229, 0.224, 0.225])
+    square = torch.from_numpy(square).permute(2, 0, 1)[None]
+    made["pixels"] = square[0, :, ::29, ::31]
+    scores = model(input_ids=torch.tensor(texts[:1]), pixel_values=square).logits
+    large = torch.nn.functional.interpolate(scores.reshape(1, 1, 352, 352), (90, 120), mode="bilinear", align_corners=False)
+    made["probabilities"] = torch.sigmoid(large)[0, 0]
+    return names, made
+
+
 @torch.no_grad()
 def main():
     names, made = {}, {}
-    for case, make in {"dinov2": lambda: dinov2(False), "dinov2_giant": lambda: dinov2(True), "depth": depth, "sam": sam, "blip": blip}.items():
+    for case, make in {"dinov2": lambda: dinov2(False), "dinov2_giant": lambda: dinov2(True), "depth": depth, "sam": sam, "blip": blip,
+                       "clipseg": lambda: clipseg(False), "clipseg_refined": lambda: clipseg(True)}.items():
         names[case], tensors = make()
         for name, tensor in tensors.items():
             print(case, name, tuple(tensor.shape), float(tensor.to(torch.float32).abs().max()))

@@ -9,11 +9,12 @@ use crate::formula::{Shapes, shapes, weights, write, write_with};
 use crate::nodes::{image, path, run, vocabulary};
 
 /// The loader of each network, its input and its case.
-const LOADERS: [(&str, &str, &str); 4] = [
+const LOADERS: [(&str, &str, &str); 5] = [
     ("DepthAnythingV2Preprocessor", "ckpt_name", "depth"),
     ("SAMLoader", "model_name", "sam"),
     ("DINOv2Loader", "model_name", "dinov2"),
     ("BLIPLoader", "blip_name", "blip"),
+    ("CLIPSegLoader", "model_name", "clipseg_refined"),
 ];
 
 fn refused(class: &str, input: &str, file: &Path) -> String {
@@ -27,7 +28,7 @@ fn refused(class: &str, input: &str, file: &Path) -> String {
     error
 }
 
-fn check(damage: impl Fn(&mut Shapes, &Path, &Path), sentences: [&str; 4]) {
+fn check(damage: impl Fn(&mut Shapes, &Path, &Path), sentences: [&str; 5]) {
     for ((class, input, case), sentence) in LOADERS.into_iter().zip(sentences) {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("model.safetensors");
@@ -56,6 +57,7 @@ fn a_file_of_another_network_is_named() {
             "are those of another network; Segment Anything",
             "are those of another network; DINOv2",
             "are those of another network; a BLIP of captions",
+            "are those of another network; CLIPSeg",
         ],
     );
     // Each of ours is none of the others.
@@ -76,9 +78,9 @@ fn a_file_that_ends_early_is_none() {
         let bytes = fs::read(file).unwrap();
         fs::write(file, &bytes[..bytes.len() - 1000]).unwrap();
     };
-    check(cut, ["is not a whole safetensors file"; 4]);
+    check(cut, ["is not a whole safetensors file"; 5]);
     let empty = |_: &mut Shapes, file: &Path, _: &Path| fs::write(file, "").unwrap();
-    check(empty, ["model.safetensors"; 4]);
+    check(empty, ["model.safetensors"; 5]);
 }
 
 #[test]
@@ -92,22 +94,23 @@ fn headers_that_lie_are_refused_before_memory_is_taken() {
         }
         write(file, shapes);
     };
-    check(wide, ["its configuration asks for"; 4]);
+    check(wide, ["its configuration asks for"; 5]);
     let missing = |shapes: &mut Shapes, file: &Path, _: &Path| {
         shapes.retain(|name, _| {
             !name.ends_with("layers.0.projection.bias")
                 && !name.contains("lin2.bias")
                 && !name.ends_with("1.mlp.fc2.bias")
+                && !name.ends_with("film_add.bias")
                 && !name.ends_with("1.output.dense.bias")
         });
         write(file, shapes);
     };
-    check(missing, ["has no tensor"; 4]);
+    check(missing, ["has no tensor"; 5]);
     let more = |shapes: &mut Shapes, file: &Path, _: &Path| {
         shapes.insert("more.weight".into(), vec![3]);
         write(file, shapes);
     };
-    check(more, ["holds 1 tensors that this model does not have, among them `more.weight`"; 4]);
+    check(more, ["holds 1 tensors that this model does not have, among them `more.weight`"; 5]);
     let damaged = |shapes: &mut Shapes, file: &Path, _: &Path| {
         write_with(file, shapes, |name, shape| {
             let mut values = weights(name, shape);
@@ -134,7 +137,7 @@ fn shapes_that_no_network_has_are_told() {
         }
     };
     type Damage = Box<dyn Fn(&mut Shapes, &Path)>;
-    let cases: [(usize, Damage, &str); 6] = [
+    let cases: [(usize, Damage, &str); 8] = [
         (0, Box::new(odd("backbone.embeddings.position_embeddings", 1, 27)), "27 positions"),
         (
             1,
@@ -155,6 +158,16 @@ fn shapes_that_no_network_has_are_told() {
         (
             3,
             Box::new(odd("text_decoder.bert.embeddings.word_embeddings.weight", 1, 60)),
+            "attention of width 60",
+        ),
+        (
+            4,
+            Box::new(odd("clip.vision_model.embeddings.position_embedding.weight", 0, 11)),
+            "11 positions",
+        ),
+        (
+            4,
+            Box::new(odd("clip.text_model.embeddings.token_embedding.weight", 1, 60)),
             "attention of width 60",
         ),
     ];

@@ -8,6 +8,7 @@ mod nodes;
 use candle_core::Device;
 use kosmograph_models::Weights;
 use kosmograph_vision::blip::{self, Blip};
+use kosmograph_vision::clipseg::{self, ClipSeg};
 use kosmograph_vision::depth_anything::{self, DepthAnything};
 use kosmograph_vision::dinov2::{self, DinoV2};
 use kosmograph_vision::sam::{self, Prompt, Sam};
@@ -116,4 +117,23 @@ fn blip_says_what_transformers_says() {
     assert!(matches!(stopped, Err(kosmograph_models::Error::Cancelled)));
     let error = network.sentence(&pixels, &[40], 3, 12, |_, _| Ok(())).unwrap_err();
     assert!(error.to_string().contains("token 40 is none of the 40"), "{error}");
+}
+
+#[test]
+fn clipseg_is_transformers() {
+    for case in ["clipseg", "clipseg_refined"] {
+        let (weights, _folder) = open(case);
+        let network = ClipSeg::load(&weights).unwrap();
+        weights.finish(&clipseg::TOLERATED).unwrap();
+        assert_eq!(network.size(), 352);
+        let seen = network.look(&pixels((1, 3, 80, 80))).unwrap();
+        let texts: [&[u32]; 2] =
+            [&[49406, 320, 1929, 49407], &[49406, 518, 736, 3801, 525, 518, 1823, 49407]];
+        let words: Vec<_> = texts.iter().map(|ids| network.words(ids).unwrap()).collect();
+        let together = candle_core::Tensor::cat(&words, 0).unwrap();
+        assert_close(&format!("{case}.scores"), &flat(&network.scores(&seen, &together).unwrap()));
+        let error = network.look(&pixels((1, 3, 80, 72))).err().unwrap().to_string();
+        assert!(error.contains("72 × 80 pixels cannot be cut into patches of 16"), "{error}");
+        assert!(network.words(&[320; 78]).is_err());
+    }
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use kosmograph_vision as _;
 use kosmograph_vision::pictures::Levels;
-use kosmograph_vision::{captions, depth, masks};
+use kosmograph_vision::{captions, depth, masks, masks_by_words};
 use node::testing::{Host, this_library};
 use node::{Context, Tensor, Value};
 
@@ -52,6 +52,8 @@ fn pixels_are_those_of_the_published_processors() {
         assert_close(&format!("depth.pixels_{name}"), &sampled(&pixels, 37, 41));
     }
     assert_close("sam.pixels", &sampled(&masks::pixels(128, &levels(90, 120)).unwrap(), 9, 7));
+    let square = masks_by_words::pixels(352, &levels(90, 120)).unwrap();
+    assert_close("clipseg_refined.pixels", &sampled(&square, 29, 31));
     assert_close("blip.pixels", &sampled(&captions::pixels(32, &levels(90, 120)).unwrap(), 1, 1));
 }
 
@@ -173,4 +175,32 @@ fn a_caption_begins_as_it_is_told_to() {
     assert!(error.contains("begins with 6 tokens and may have 4"), "{error}");
     // The same of the file alone, which lies beside its words.
     run("BLIPLoader", &[("blip_name", path(&file))]).unwrap();
+}
+
+#[test]
+fn a_mask_by_words_is_the_probabilities_cut_off() {
+    let (_file, folder) = file("clipseg_refined");
+    let host = Host::new();
+    let model = [("model_name", path(folder.path()))];
+    let model = host.run(&this_library!(), "CLIPSegLoader", &model).unwrap();
+    let mask = |text: &str, threshold: f64| {
+        let inputs = [
+            ("clipseg_model", model[0].clone()),
+            ("image", image(90, 120)),
+            ("text", Value::string(text)),
+            ("threshold", threshold.into()),
+        ];
+        let found = host.run(&this_library!(), "CLIPSegMask", &inputs);
+        found.map(|found| values(&found[0])).map_err(|error| error.to_string())
+    };
+    let soft = mask(" a dog ", 0.0).unwrap();
+    assert_close("clipseg_refined.probabilities", &soft);
+    let hard: Vec<f32> = soft.iter().map(|p| f32::from(u8::from(*p >= 0.5))).collect();
+    assert_eq!(mask("a dog", 0.5).unwrap(), hard);
+    assert!(hard.contains(&0.0) && hard.contains(&1.0));
+    assert_ne!(mask("the red hat on the left", 0.0).unwrap(), soft);
+    let error = mask(" ", 0.5).unwrap_err();
+    assert!(error.contains("text: it says nothing"), "{error}");
+    let error = mask(&"dog ".repeat(100), 0.5).unwrap_err();
+    assert!(error.contains("too long for this CLIP, which takes 77"), "{error}");
 }
