@@ -230,9 +230,10 @@ pub struct Places {
     /// What nodes compute on: cpu, cuda or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub device: Device,
-    /// What the processor's products of matrices take: f32, or bf16 for factors rounded to 8 bits, where it has AMX or
-    /// AVX512_BF16: other pictures, and faster (docs/precision.md) [default: f32]
-    #[arg(long, value_name = "f32|bf16")]
+    /// What the processor's products of matrices take: f32; bf16 for factors rounded to 8 bits, where it has AMX or
+    /// AVX512_BF16; or int8 for those of linear layers as whole numbers, where it has AVX512_VNNI: other pictures, and faster
+    /// (docs/precision.md) [default: f32]
+    #[arg(long, value_name = "f32|bf16|int8")]
     pub precision: Option<Precision>,
 }
 
@@ -240,8 +241,10 @@ impl Places {
     /// The device, and how it computes where that is not f32.
     pub fn device_in_words(&self) -> String {
         match self.precision {
-            Some(Precision::Bf16) => format!("{} with products in bf16", self.device.0),
-            _ => self.device.0.clone(),
+            Some(rounded @ (Precision::Bf16 | Precision::Int8)) => {
+                format!("{} with products in {}", self.device.0, rounded.name())
+            }
+            Some(Precision::F32) | None => self.device.0.clone(),
         }
     }
 }
@@ -404,6 +407,8 @@ impl FromStr for Device {
 pub enum Precision {
     F32,
     Bf16,
+    /// Of linear layers alone.
+    Int8,
 }
 
 impl Precision {
@@ -413,6 +418,7 @@ impl Precision {
         match self {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
         }
     }
 }
@@ -427,7 +433,11 @@ impl FromStr for Precision {
             "bf16" => Err("this processor has no products of bf16 (AMX or AVX512_BF16); without \
                            --precision all is computed in f32"
                 .into()),
-            _ => Err("a precision is f32 or bf16".into()),
+            "int8" if has_int8() => Ok(Self::Int8),
+            "int8" => Err("this processor has no products of int8 (AVX512_VNNI); without \
+                           --precision all is computed in f32"
+                .into()),
+            _ => Err("a precision is f32, bf16 or int8".into()),
         }
     }
 }
@@ -440,6 +450,13 @@ fn has_bf16() -> bool {
     false
 }
 
+fn has_int8() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vnni");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -448,7 +465,8 @@ mod tests {
     fn precisions() {
         assert_eq!("f32".parse(), Ok(Precision::F32));
         assert_eq!("bf16".parse::<Precision>().is_ok(), has_bf16());
-        assert!("int8".parse::<Precision>().is_err_and(|error| error.contains("f32 or bf16")));
+        assert_eq!("int8".parse::<Precision>().is_ok(), has_int8());
+        assert!("int4".parse::<Precision>().is_err_and(|error| error.contains("bf16 or int8")));
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! A kernel is written once, for any [`Vector`], and compiled for each instruction set; [`Isa::run`]
 //! picks the widest that the processor has. `KOSMOGRAPH_ISA` (avx512, avx2, neon, portable or portable16)
 //! forces one, so that every path can be tested on one machine. Where `KOSMOGRAPH_PRECISION` is bf16, products of matrices take
-//! their factors rounded to bf16, with the instructions that some processors have for that (amx, avx512bf16).
+//! their factors rounded to bf16, with the instructions that some processors have for that (amx, avx512bf16); where it is int8,
+//! linear layers take them rounded to whole numbers of 8 bits (avx512vnni).
 
 #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
 mod neon;
@@ -34,6 +35,9 @@ pub enum Isa {
     Avx512Bf16,
     /// The same with AMX, whose registers are 16 × 32 values of bf16.
     Amx,
+    /// AVX-512 with AVX512_VNNI: linear layers take factors that are rounded to whole numbers of 8 bits. Only where that is asked
+    /// for.
+    Avx512Vnni,
 }
 
 impl Isa {
@@ -56,26 +60,52 @@ impl Isa {
             "" => None,
             name => Some(Isa::named(name)?),
         };
-        match (precision, named) {
-            ("" | "f32", None) => Ok(Isa::available()[0]),
-            ("f32", Some(Isa::Amx | Isa::Avx512Bf16)) => Err(format!(
-                "KOSMOGRAPH_ISA is {isa}, whose products are of bf16, where f32 is asked for"
+        let Some((sets, instructions)) = Isa::of_precision(precision) else {
+            return Err(format!(
+                "KOSMOGRAPH_PRECISION is {precision:?}; f32, bf16 or int8 would be right"
+            ));
+        };
+        match named {
+            Some(isa) if precision.is_empty() || isa.precision() == precision => Ok(isa),
+            Some(other) => Err(format!(
+                "KOSMOGRAPH_ISA is {isa}, whose products are of {}, and KOSMOGRAPH_PRECISION is {precision}",
+                other.precision()
             )),
-            ("" | "f32", Some(isa)) => Ok(isa),
-            ("bf16", None) => Isa::with_bf16().first().copied().ok_or_else(|| {
-                "KOSMOGRAPH_PRECISION is bf16, for which this processor has no products of matrices (AMX or \
-                 AVX512_BF16); without it all is computed in f32"
-                    .to_owned()
+            None => sets.first().copied().ok_or_else(|| {
+                format!(
+                    "KOSMOGRAPH_PRECISION is {precision}, for which this processor has no products of matrices \
+                     ({instructions}); without it all is computed in f32"
+                )
             }),
-            ("bf16", Some(named @ (Isa::Amx | Isa::Avx512Bf16))) => Ok(named),
-            ("bf16", Some(_)) => Err(format!(
-                "KOSMOGRAPH_PRECISION is bf16, and KOSMOGRAPH_ISA is {isa}, which has no products of bf16; amx or \
-                 avx512bf16 have"
-            )),
-            _ => Err(format!(
-                "KOSMOGRAPH_PRECISION is {precision:?}; f32 or bf16 would be right"
-            )),
         }
+    }
+
+    /// The sets for what `KOSMOGRAPH_PRECISION` asks for, the fastest first, and what a processor needs for them.
+    fn of_precision(precision: &str) -> Option<(Vec<Isa>, &'static str)> {
+        Some(match precision {
+            "" | "f32" => (Isa::available(), ""),
+            "bf16" => (Isa::with_bf16(), "AMX or AVX512_BF16"),
+            "int8" => (Isa::with_int8(), "AVX512_VNNI"),
+            _ => return None,
+        })
+    }
+
+    /// What factors of products are rounded to, where they are.
+    pub(crate) fn precision(self) -> &'static str {
+        match self {
+            Isa::Amx | Isa::Avx512Bf16 => "bf16",
+            Isa::Avx512Vnni => "int8",
+            _ => "f32",
+        }
+    }
+
+    /// Those whose linear layers take whole numbers of 8 bits, of what this processor has.
+    pub fn with_int8() -> Vec<Isa> {
+        #[cfg(target_arch = "x86_64")]
+        if crate::int8::is_available() {
+            return vec![Isa::Avx512Vnni];
+        }
+        Vec::new()
     }
 
     /// Those with products of bf16 that this processor has and the system lets a program use, the fastest first.
@@ -96,12 +126,9 @@ impl Isa {
         }
     }
 
-    /// Whether the factors of products are bf16.
-    pub(crate) fn multiplies_bf16(self) -> bool {
-        #[cfg(target_arch = "x86_64")]
-        return self.bf16().is_some();
-        #[cfg(not(target_arch = "x86_64"))]
-        return false;
+    /// Whether the factors of a linear layer stay f32.
+    pub(crate) fn multiplies_f32(self) -> bool {
+        self.precision() == "f32"
     }
 
     /// Those that this processor has and that compute all in f32, the widest first.
@@ -125,7 +152,7 @@ impl Isa {
     /// Columns of a register tile, and so of a packed panel.
     pub(crate) fn tile_width(self) -> usize {
         match self {
-            Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx | Isa::Portable16 => 48,
+            Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx | Isa::Avx512Vnni | Isa::Portable16 => 48,
             Isa::Avx2 => 16,
             Isa::Neon | Isa::Portable => 8,
         }
@@ -140,16 +167,17 @@ impl Isa {
             "portable16" => Isa::Portable16,
             "avx512bf16" => Isa::Avx512Bf16,
             "amx" => Isa::Amx,
+            "avx512vnni" => Isa::Avx512Vnni,
             _ => {
                 return Err(format!(
-                    "KOSMOGRAPH_ISA is {name:?}; avx512, avx2, neon, portable, portable16, avx512bf16 or amx would be right"
+                    "KOSMOGRAPH_ISA is {name:?}; avx512, avx2, neon, portable, portable16, avx512bf16, amx or avx512vnni would be right"
                 ));
             }
         };
-        if Isa::available().contains(&isa) || Isa::with_bf16().contains(&isa) {
-            Ok(isa)
-        } else {
-            Err(format!("KOSMOGRAPH_ISA is {name}, which this processor does not have"))
+        let all = [Isa::available(), Isa::with_bf16(), Isa::with_int8()].concat();
+        match all.contains(&isa) {
+            true => Ok(isa),
+            false => Err(format!("KOSMOGRAPH_ISA is {name}, which this processor does not have")),
         }
     }
 
@@ -160,7 +188,9 @@ impl Isa {
         match self {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: these values are only made where the processor has AVX-512.
-            Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => unsafe { x86::avx512(kernel) },
+            Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx | Isa::Avx512Vnni => unsafe {
+                x86::avx512(kernel)
+            },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Isa::Avx2 => unsafe { x86::avx2(kernel) },
@@ -419,11 +449,23 @@ mod tests {
             Some(fastest) => assert_eq!(Isa::chosen("", "bf16"), Ok(*fastest)),
             None => assert!(Isa::chosen("", "bf16").is_err_and(|error| error.contains("AMX"))),
         }
-        assert!(Isa::chosen("portable", "bf16").is_err_and(|error| error.contains("portable")));
-        assert!(Isa::chosen("", "int8").is_err_and(|error| error.contains("f32 or bf16")));
-        for isa in Isa::with_bf16() {
-            let name = if isa == Isa::Amx { "amx" } else { "avx512bf16" };
+        match Isa::with_int8().first() {
+            Some(fastest) => assert_eq!(Isa::chosen("", "int8"), Ok(*fastest)),
+            None => assert!(Isa::chosen("", "int8").is_err_and(|error| error.contains("VNNI"))),
+        }
+        for precision in ["bf16", "int8"] {
+            let error = Isa::chosen("portable", precision).expect_err("it has none");
+            assert!(error.contains("portable, whose products are of f32"), "{error}");
+        }
+        assert!(Isa::chosen("", "int4").is_err_and(|error| error.contains("f32, bf16 or int8")));
+        for isa in [Isa::with_bf16(), Isa::with_int8()].concat() {
+            let name = match isa {
+                Isa::Amx => "amx",
+                Isa::Avx512Bf16 => "avx512bf16",
+                _ => "avx512vnni",
+            };
             assert_eq!(Isa::chosen(name, ""), Ok(isa));
+            assert_eq!(Isa::chosen(name, isa.precision()), Ok(isa));
             assert!(Isa::chosen(name, "f32").is_err());
         }
     }

@@ -1,4 +1,4 @@
-//! `--precision bf16`: other numbers and the same picture, where the processor can; a sentence where it cannot.
+//! `--precision bf16` and `int8`: other numbers and the same picture, where the processor can; a sentence where it cannot.
 
 use std::path::Path;
 
@@ -16,38 +16,44 @@ fn only_picture(out: &Path) -> image::RgbImage {
     image::open(entry.path()).expect("a picture").to_rgb8()
 }
 
-fn has_bf16() -> bool {
+/// Whether the processor has what a precision needs.
+fn has(precision: &str) -> bool {
     #[cfg(target_arch = "x86_64")]
-    return is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512bf16");
+    return is_x86_feature_detected!("avx512bw")
+        && match precision {
+            "bf16" => is_x86_feature_detected!("avx512bf16"),
+            _ => is_x86_feature_detected!("avx512vnni"),
+        };
     #[cfg(not(target_arch = "x86_64"))]
     false
 }
 
 #[test]
-fn bf16_draws_the_same_picture_or_says_why_it_cannot() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let (plain, rounded) = (folder.path().join("f32"), folder.path().join("bf16"));
-    if !has_bf16() {
-        run("bf16", &rounded)
-            .expect_code(2)
-            .stderr_contains("this processor has no products of bf16");
-        return;
+fn rounded_factors_draw_the_same_picture_or_it_is_said_why_they_cannot() {
+    for (precision, most) in [("bf16", 2.0), ("int8", 3.0)] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (plain, rounded) = (folder.path().join("f32"), folder.path().join("rounded"));
+        if !has(precision) {
+            let sentence = format!("this processor has no products of {precision}");
+            run(precision, &rounded).expect_code(2).stderr_contains(&sentence);
+            continue;
+        }
+        run("f32", &plain).expect_success();
+        run(precision, &rounded).expect_success();
+        let (plain, rounded) = (only_picture(&plain), only_picture(&rounded));
+        assert_eq!(plain.dimensions(), rounded.dimensions());
+        let pairs = plain.as_raw().iter().zip(rounded.as_raw());
+        let sum: f64 = pairs.map(|(&a, &b)| f64::from(a.abs_diff(b))).sum();
+        let apart = sum / plain.as_raw().len() as f64;
+        println!("{precision}: {apart:.2} of 255 apart");
+        assert!(apart > 0.0 && apart < most, "{precision}: {apart} of 255");
     }
-    run("f32", &plain).expect_success();
-    run("bf16", &rounded).expect_success();
-    let (plain, rounded) = (only_picture(&plain), only_picture(&rounded));
-    assert_eq!(plain.dimensions(), rounded.dimensions());
-    let pairs = plain.as_raw().iter().zip(rounded.as_raw());
-    let sum: f64 = pairs.map(|(&a, &b)| f64::from(a.abs_diff(b))).sum();
-    let apart = sum / plain.as_raw().len() as f64;
-    println!("{apart:.2} of 255 apart");
-    assert!(apart > 0.0 && apart < 2.0, "{apart} of 255");
 }
 
 #[test]
 fn what_cannot_be_is_refused() {
     let folder = tempfile::tempdir().expect("a folder");
-    run("int8", folder.path()).expect_code(2).stderr_contains("a precision is f32 or bf16");
+    run("int4", folder.path()).expect_code(2).stderr_contains("a precision is f32, bf16 or int8");
     run("f32", folder.path())
         .args(["--device", "cuda"])
         .expect_code(2)
@@ -61,13 +67,13 @@ fn what_cannot_be_is_refused() {
         .arg(folder.path())
         .env("KOSMOGRAPH_PRECISION", "f8")
         .expect_code(3)
-        .stderr_contains("f32 or bf16 would be right");
+        .stderr_contains("f32, bf16 or int8 would be right");
 }
 
 /// A lock knows how its picture was computed.
 #[test]
 fn a_lock_names_the_precision() {
-    if !has_bf16() {
+    if !has("bf16") {
         println!("this processor has no products of bf16: no lock can name them");
         return;
     }

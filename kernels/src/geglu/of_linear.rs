@@ -34,7 +34,7 @@ pub fn linear_geglu(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Resul
     match bias {
         // A gradient is computed from what lies between, and of few rows it stays in a cache by itself.
         Some(bias)
-            if is_f32_on_cpu && !learns && !are_few(rows) && !Isa::get()?.multiplies_bf16() =>
+            if is_f32_on_cpu && !learns && !are_few(rows) && Isa::get()?.multiplies_f32() =>
         {
             begin("linear_geglu", x, shape.dims())?;
             let (x, weight) = (x.contiguous()?, weight.contiguous()?);

@@ -16,11 +16,18 @@ pub const BOUND: f64 = 2e-5;
 
 /// The same where whoever runs this asks for `KOSMOGRAPH_PRECISION=bf16`: every factor of a matrix product is rounded by up to
 /// 2⁻⁹ of itself there, in layer after layer. A bound of that option, and of nothing else.
-pub const BOUND_OF_BF16: f64 = 5e-2;
+const BOUND_OF_BF16: f64 = 5e-2;
 
-/// Whether products of matrices take factors rounded to bf16.
-pub fn is_bf16() -> bool {
-    std::env::var("KOSMOGRAPH_PRECISION").is_ok_and(|precision| precision == "bf16")
+/// And where it is `int8`: a factor of a linear layer of more than 128 rows is off by up to 2⁻⁸ of the largest in its row.
+const BOUND_OF_INT8: f64 = 5e-2;
+
+/// The bound where whoever runs this asks for factors of products that are rounded.
+pub fn bound_of_rounded() -> Option<f64> {
+    match std::env::var("KOSMOGRAPH_PRECISION").as_deref() {
+        Ok("bf16") => Some(BOUND_OF_BF16),
+        Ok("int8") => Some(BOUND_OF_INT8),
+        _ => None,
+    }
 }
 
 /// One comparison.
@@ -199,9 +206,9 @@ impl Case {
         );
         let difference = (found.to_dtype(DType::F64)? - expected.to_dtype(DType::F64)?)?;
         let error = largest_magnitude(&difference)?;
-        let bound = match is_bf16() {
-            true => bound.max(BOUND_OF_BF16 * largest_magnitude(expected)?),
-            false => bound,
+        let bound = match bound_of_rounded() {
+            Some(rounded) => bound.max(rounded * largest_magnitude(expected)?),
+            None => bound,
         };
         self.comparisons.push(Comparison { name: name.to_owned(), error, bound });
         // A NaN is neither within nor beyond.

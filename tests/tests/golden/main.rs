@@ -5,8 +5,8 @@
 //! and the list below must be the same: a folder that no test knows is a failure, as is a test whose folder is
 //! missing, a file of a case that nothing read, and an expected tensor that nothing compared. What is known and
 //! not covered stands in `NOT_COVERED` with its reason and is shown as ignored. The bound of
-//! `tests/golden/README.md` is never loosened; with `KOSMOGRAPH_PRECISION=bf16` what is computed is something else, and has a bound of
-//! its own.
+//! `tests/golden/README.md` is never loosened; with `KOSMOGRAPH_PRECISION=bf16` or `int8` what is computed is something else, and has a
+//! bound of its own.
 //!
 //! The arguments are those of any test: a part of a case's name, `--list`, `--exact`.
 
@@ -35,7 +35,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Context, Result, anyhow, ensure};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
-use case::{Case, Ending, is_bf16, read_tensors};
+use case::{Case, Ending, bound_of_rounded, read_tensors};
 
 /// A part of a case: each compares some of its tensors.
 type Part = fn(&mut Case) -> Result<()>;
@@ -110,7 +110,7 @@ const NOT_COVERED: &[(&str, &str)] = &[
 ];
 
 /// Cases of updates: `--precision` is about what is drawn, and a first update of Adam is the sign of a gradient, however small.
-/// Shown as ignored where whoever runs this asks for bf16.
+/// Shown as ignored where whoever runs this asks for bf16 or int8.
 const UPDATES: &[&str] = &["train_align", "train_dreambooth", "train_instruct", "train_lora"];
 
 /// Cases of this repository's own, which another set need not have.
@@ -159,7 +159,7 @@ fn trials(lines: &Lines) -> Result<Vec<Trial>> {
     ensure!(!found.is_empty(), "{} holds no cases", root.display());
     let mut trials = Vec::new();
     for name in &found {
-        if is_bf16() && UPDATES.contains(&name.as_str()) {
+        if bound_of_rounded().is_some() && UPDATES.contains(&name.as_str()) {
             let why = "`kosmograph train` computes in f32, whatever is asked for";
             trials.push(Trial::ignorable_test(name, move || Ok(Completion::ignored_with(why))));
         } else if let Some((_, parts)) = CASES.iter().find(|(case, _)| case == name) {

@@ -12,7 +12,7 @@ use kosmograph_models::stable_diffusion::unet::UNet;
 use kosmograph_models::stable_diffusion::vae::Vae;
 use serde_json::Value;
 
-use crate::case::{BOUND_OF_BF16, Case, is_bf16, read_json};
+use crate::case::{Case, bound_of_rounded, read_json};
 use crate::diffusers;
 use crate::diffusion::{folder, load_controlnet, load_unet, load_vae};
 use crate::training_kosmos::check_through_unet;
@@ -472,7 +472,7 @@ fn check_png(case: &mut Case, name: &str, bytes: &Tensor) -> Result<()> {
 fn check_bytes(case: &mut Case, name: &str, found: &Tensor, expected: &Tensor) -> Result<()> {
     let distance = (found.to_dtype(DType::F64)? - expected.to_dtype(DType::F64)?)?.abs()?;
     let beyond = (distance - 0.5)?.relu()?;
-    let bound = if is_bf16() { BOUND_OF_BF16 } else { RGB_BOUND };
+    let bound = bound_of_rounded().unwrap_or(RGB_BOUND);
     case.compare(name, &beyond, &beyond.zeros_like()?, 255.0 * bound)
 }
 
