@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, IndexOp, Tensor};
-use image::{Rgb, RgbImage};
 use kosmograph_models::Weights;
 use kosmograph_models::kosmos::Kosmos;
 use kosmograph_models::kosmos::vit::Vit;
