@@ -192,6 +192,8 @@ impl Watch for Stop {
 
     fn made(&mut self, _: &Path) {}
 
+    fn seen(&mut self, _: usize, _: usize) {}
+
     fn stopped(&self) -> bool {
         false
     }
