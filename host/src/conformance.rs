@@ -12,6 +12,7 @@ mod call;
 mod child;
 mod library;
 mod object;
+mod promise;
 mod report;
 mod synthesis;
 

@@ -4,6 +4,7 @@
 //! diffusers' and transformers' names whatever it calls them ([`ldm`] translates the original code's),
 //! with the configuration that a folder has in `config.json` and a file in its shapes ([`infer`]).
 
+mod configs;
 mod family;
 mod gligen;
 mod infer;
@@ -17,14 +18,10 @@ mod text;
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
-use saphyr_parser::{Event, Parser};
-use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::clip::vision::ClipVisionConfig;
 use crate::error::{Error, Result};
-use crate::files::diffusers_config::check_sizes;
-use crate::files::python_json;
 use crate::files::weights::Weights;
 use crate::samplers::{LatentSpace, Prediction, SchedulerConfig};
 use crate::stable_diffusion::controlnet::ControlNetConfig;
@@ -33,6 +30,7 @@ use crate::stable_diffusion::t2i_adapter::{self, T2iAdapterConfig};
 use crate::stable_diffusion::taesd::{Half, TaesdConfig, TaesdWeights, diffusers_name};
 use crate::stable_diffusion::unet::{SD1_SCALE, SDXL_SCALE, UNetConfig};
 use crate::stable_diffusion::vae::VaeConfig;
+use configs::{deserialized, json_of, part_of_class, stated};
 use family::{Found, Naming};
 pub use gligen::open_gligen;
 pub(crate) use ldm::Rows;
@@ -526,29 +524,6 @@ const EDM_SIGMA_MIN: &str = "edm_vpred.sigma_min";
 /// Tensors whose names say how a network was trained.
 const MARKS: [&str; 6] = ["v_pred", "ztsnr", EDM_SIGMA_MAX, EDM_SIGMA_MIN, "edm_mean", "edm_std"];
 
-/// What the original code's configuration says of `key`, where it is there and does. What else it says, the
-/// networks' shapes, is read off the weights.
-fn stated(yaml: &Path, key: &str) -> Result<Option<String>> {
-    if !yaml.is_file() {
-        return Ok(None);
-    }
-    let text = std::fs::read_to_string(yaml)
-        .map_err(|source| Error::Io { path: yaml.to_owned(), source })?;
-    let mut is_value = false;
-    for event in Parser::new_from_str(&text) {
-        let (event, _) = event.map_err(|error| Error::Config {
-            file: yaml.display().to_string(),
-            problem: format!("line {}: {}", error.marker().line(), error.info()),
-        })?;
-        match event {
-            Event::Scalar(value, ..) if is_value => return Ok(Some(value.into_owned())),
-            Event::Scalar(found, ..) => is_value = found == key,
-            _ => is_value = false,
-        }
-    }
-    Ok(None)
-}
-
 /// The model within a training checkpoint of torch, which keeps it under `state_dict`.
 fn without_wrapping(weights: Weights) -> Weights {
     if !weights.has("state_dict") {
@@ -574,31 +549,6 @@ fn picture_half(weights: &Weights) -> Weights {
     weights.renamed(names.map(|name| (name.clone(), name)).collect::<Vec<_>>())
 }
 
-/// The part of a pipeline that diffusers' or transformers' class of this name is, for those that are not
-/// one another.
-fn part_of_class(class: &str) -> Option<&'static str> {
-    match class {
-        "UNet2DConditionModel" => Some("unet"),
-        "AutoencoderKL" => Some("vae"),
-        "CLIPTextModel" | "CLIPTextModelWithProjection" => Some("text_encoder"),
-        "CLIPVisionModel" | "CLIPVisionModelWithProjection" => Some("image_encoder"),
-        "ControlNetModel" => Some("controlnet"),
-        _ => None,
-    }
-}
-
-fn not_for_us(path: &Path, what: String) -> Error {
-    Error::NotThisKind { path: path.to_owned(), what }
-}
-
-/// A file of JSON, and its name for errors.
-fn json_of(path: &Path) -> Result<(Value, String)> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| Error::Io { path: path.to_owned(), source })?;
-    let file = path.display().to_string();
-    Ok((python_json::parse(&text, &file)?, file))
-}
-
 /// The numbers of CLIP's configurations that sizes and loops are made of.
 const CLIP_SIZES: [&str; 9] = [
     "vocab_size",
@@ -612,8 +562,6 @@ const CLIP_SIZES: [&str; 9] = [
     "projection_dim",
 ];
 
-fn deserialized<C: DeserializeOwned>(config: Value, file: &str) -> Result<C> {
-    check_sizes(&config, &CLIP_SIZES, file)?;
-    C::deserialize(config)
-        .map_err(|error| Error::Config { file: file.to_owned(), problem: error.to_string() })
+fn not_for_us(path: &Path, what: String) -> Error {
+    Error::NotThisKind { path: path.to_owned(), what }
 }
