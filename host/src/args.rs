@@ -233,7 +233,7 @@ pub struct Places {
     /// What the processor's products of matrices take: f32; bf16 for factors rounded to 8 bits, where it has AMX or
     /// AVX512_BF16; or int8 for those of linear layers as whole numbers, where it has AVX512_VNNI: other pictures, and faster
     /// (docs/precision.md) [default: f32]
-    #[arg(long, value_name = "f32|bf16|int8")]
+    #[arg(long, value_name = "f32|bf16|int8", env = Precision::VARIABLE, hide_env_values = true)]
     pub precision: Option<Precision>,
 }
 

@@ -62,15 +62,17 @@ impl Isa {
             "" => None,
             name => Some(Isa::named(name)?),
         };
+        let precision = if precision.is_empty() { "f32" } else { precision };
         let Some((sets, instructions)) = Isa::of_precision(precision) else {
             return Err(format!(
                 "KOSMOGRAPH_PRECISION is {precision:?}; f32, bf16 or int8 would be right"
             ));
         };
         match named {
-            Some(isa) if precision.is_empty() || isa.precision() == precision => Ok(isa),
+            Some(isa) if isa.precision() == precision => Ok(isa),
             Some(other) => Err(format!(
-                "KOSMOGRAPH_ISA is {isa}, whose products are of {}, and KOSMOGRAPH_PRECISION is {precision}",
+                "KOSMOGRAPH_ISA is {isa}, whose products are of {}, where {precision} is asked for (KOSMOGRAPH_PRECISION, \
+                 --precision); without KOSMOGRAPH_ISA an instruction set is chosen that has them",
                 other.precision()
             )),
             None => sets.first().copied().ok_or_else(|| {
@@ -85,7 +87,7 @@ impl Isa {
     /// The sets for what `KOSMOGRAPH_PRECISION` asks for, the fastest first, and what a processor needs for them.
     fn of_precision(precision: &str) -> Option<(Vec<Isa>, &'static str)> {
         Some(match precision {
-            "" | "f32" => (Isa::available(), ""),
+            "f32" => (Isa::available(), ""),
             "bf16" => (Isa::with_bf16(), "AMX or AVX512_BF16"),
             "int8" => (Isa::with_int8(), "AVX512_VNNI"),
             _ => return None,

@@ -147,6 +147,74 @@ fn covered(picture: &RgbImage, mask: &RgbImage) -> RgbImage {
 }
 
 #[test]
+fn nothing_of_somebody_else_is_touched_and_nothing_is_left_out_untold() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let folder = folder.path();
+    let pictures = folder.join("pictures");
+    std::fs::create_dir_all(pictures.join("folder.png"))?;
+    for (name, caption) in [("a.png", "a square"), ("a.bmp", ""), ("b.png", "a square<i>")] {
+        square([220, 30, 30]).save(pictures.join(name))?;
+        if !caption.is_empty() {
+            std::fs::write(pictures.join(name).with_extension("txt"), caption)?;
+        }
+    }
+    std::fs::write(pictures.join("folder.txt"), "a square")?;
+    let path = folder.join("data.json");
+    let data = |output: &str, data: Value| -> Result<Run> {
+        write(&path, &json!({"pictures": "pictures", "output": output, "data": data}))?;
+        Ok(Run::new("data").with_plugins().arg(&path))
+    };
+    let square = json!({"subjects": ["square"]});
+    data("one", square.clone())?
+        .expect_success()
+        .stderr_contains("a.png is left out: ")
+        .stderr_contains("a.bmp has its name")
+        .stderr_contains("has a mark of a picture in it already")
+        .stderr_contains("folder.png is left out: it is no file")
+        .stderr_contains("1 documents of 1 pictures (of 4)");
+
+    // A folder of the name that the unfinished one would have, and a link.
+    let own = folder.join("two.unfinished");
+    std::fs::create_dir(&own)?;
+    std::fs::write(own.join("precious"), "work")?;
+    for subject in ["square", "zebra"] {
+        data("two", json!({"subjects": [subject]}))?
+            .expect_code(3)
+            .stderr_contains("two.unfinished is there, and this command did not make it");
+        ensure!(std::fs::read_to_string(own.join("precious"))? == "work");
+    }
+    std::os::unix::fs::symlink(&own, folder.join("three.unfinished"))?;
+    data("three", square.clone())?.expect_code(3).stderr_contains("did not make it");
+    ensure!(!folder.join("two").exists() && !folder.join("three").exists());
+    // An empty one is as good as none; and none is left where nothing was made.
+    std::fs::create_dir(folder.join("four.unfinished"))?;
+    data("four", square.clone())?.expect_success();
+    data("five", json!({"subjects": ["zebra"]}))?.expect_code(3);
+    ensure!(!folder.join("five.unfinished").exists());
+
+    // What a document had that an interruption left is gone.
+    std::fs::rename(folder.join("four"), folder.join("six.unfinished"))?;
+    let half = folder.join("six.unfinished");
+    std::fs::remove_file(half.join("a-0.txt"))?;
+    std::fs::write(half.join("a-0/2.png"), "an older one")?;
+    data("six", square.clone())?.expect_success();
+    ensure!(folder.join("six/a-0").read_dir()?.count() == 1, "a cut-out of nothing");
+
+    for (wrong, sentence) in [
+        (json!({"subjects": [""]}), "\"data.subjects\" has \"\""),
+        (json!({"subjects": ["square "]}), "words without white space around them"),
+        (json!({"subjects": "square"}), "\"data.subjects\": invalid type: string"),
+        (json!({"subjects": ["square"], "threshold": "0.4"}), "\"data.threshold\": invalid type"),
+    ] {
+        data("seven", wrong)?.expect_code(3).stderr_contains(sentence);
+    }
+    data("..", square)?.expect_code(3).stderr_contains("is there already");
+    write(&path, &json!({"stages": []}))?;
+    Run::new("data").with_plugins().arg(&path).expect_code(2).stderr_contains("has \"stages\"");
+    Ok(())
+}
+
+#[test]
 fn networks_caption_pictures_and_cut_out_what_they_name() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let folder = folder.path();
@@ -219,6 +287,15 @@ fn networks_caption_pictures_and_cut_out_what_they_name() -> Result<()> {
         .stderr_contains("1 documents of 1 pictures (of 2)");
     let two = std::fs::read_to_string(folder.join("two/said-0.txt"))?;
     ensure!(two == "a man in a red hat<i>, and no more\n", "{two}");
+
+    // A word that is longer than CLIP takes is no noun, and a subject of which its beginning is looked for.
+    let long = "x".repeat(3000);
+    std::fs::write(folder.join("pictures/said.txt"), format!("a {long} and a hat"))?;
+    data("four", json!({"captioner": "blip/blip"}))?.expect_success();
+    let four = std::fs::read_to_string(folder.join("four/said-0.txt"))?;
+    ensure!(four == format!("a {long} and a hat<i>\n"), "{four}");
+    data("five", json!({"subjects": [long]}))?.expect_success();
+    std::fs::write(folder.join("pictures/said.txt"), "a man in a red hat, and no more")?;
 
     // Nothing that is probable enough, and what cannot be.
     data("three", json!({"threshold": 0.99}))?

@@ -66,8 +66,8 @@ fn what_cannot_be_is_refused() {
         .arg("--out")
         .arg(folder.path())
         .env("KOSMOGRAPH_PRECISION", "f8")
-        .expect_code(3)
-        .stderr_contains("f32, bf16 or int8 would be right");
+        .expect_code(2)
+        .stderr_contains("a precision is f32, bf16 or int8");
 }
 
 /// A lock knows how its picture was computed.
@@ -89,6 +89,14 @@ fn a_lock_names_the_precision() {
     let out = folder.path().join("out");
     command("run")
         .args(["--locked", "--precision", "bf16"])
+        .arg("--out")
+        .arg(&out)
+        .expect_code(2)
+        .stderr_contains("the device is cpu with products in bf16; it was cpu");
+    // The environment says it as well as the option.
+    command("run")
+        .arg("--locked")
+        .env("KOSMOGRAPH_PRECISION", "bf16")
         .arg("--out")
         .arg(&out)
         .expect_code(2)

@@ -49,7 +49,13 @@ pub fn train(
     let config = match (task, serde_json::from_str::<serde_json::Value>(&config)) {
         (Some(task), Ok(mut json)) if json.is_object() => {
             let said = json["task"].as_str().unwrap_or(task).to_owned();
-            if said != task || json.get("stages").is_some() {
+            if json.get("stages").is_some() {
+                return refuse(&format!(
+                    "{shown} has \"stages\", which `kosmograph train` does one after the other; one configuration of the task \
+                     {task} would be right"
+                ));
+            }
+            if said != task {
                 return refuse(&format!(
                     "{shown} is no configuration of the task {task}; `kosmograph train` does others"
                 ));

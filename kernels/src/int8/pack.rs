@@ -80,7 +80,8 @@ impl Features {
                     };
                     // SAFETY: `linear` asserts that the processor has the instructions.
                     let (scale, sum) = unsafe { round(feature, 0, flat) };
-                    (scales[i], offsets[i]) = (scale, OFFSET * sum);
+                    // Of a feature that is no number the sum says nothing.
+                    (scales[i], offsets[i]) = (scale, OFFSET.wrapping_mul(sum));
                 }
                 // SAFETY: as above.
                 unsafe { interleave(flat, panel) };

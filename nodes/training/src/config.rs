@@ -340,8 +340,13 @@ impl Config {
         if json["task"] == "align" || json["task"] == "instruct" {
             fill(&mut json, &authors_defaults());
         }
-        let mut config: Config = serde_json::from_value(json)
-            .map_err(|error| Error::Config(format!("the configuration: {error}")))?;
+        let mut config: Config = serde_path_to_error::deserialize(json).map_err(|error| {
+            let (path, what) = (error.path().to_string(), error.inner());
+            match path == "." {
+                true => Error::Config(format!("the configuration: {what}")),
+                false => Error::Config(format!("\"{path}\": {what}")),
+            }
+        })?;
         let from = |path: &mut PathBuf| *path = folder.join(&*path);
         from(&mut config.model);
         from(&mut config.pictures);

@@ -8,7 +8,9 @@
 mod ground;
 mod nouns;
 mod subjects;
+mod unfinished;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use image::RgbImage;
@@ -22,6 +24,7 @@ use crate::error::{Error, Result};
 use crate::run::Watch;
 use ground::cut_out;
 use subjects::{Subject, subjects};
+use unfinished::Unfinished;
 
 /// `data`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -103,7 +106,7 @@ impl DataConfig {
         }
         if !(0.0..1.0).contains(&self.threshold) {
             let sentence = format!(
-                "\"data.threshold\" is {}; 0 to less than 1 would be right",
+                "\"data.threshold\" is {:?}; 0 to less than 1 would be right",
                 self.threshold
             );
             return refuse(sentence);
@@ -112,8 +115,15 @@ impl DataConfig {
             let sentence = "\"data.masks\" and \"data.segmenter\" both say what subjects cover; one of them would be right";
             return refuse(sentence.to_owned());
         }
+        if let Some(blank) =
+            self.subjects.iter().find(|word| word.trim() != word.as_str() || word.is_empty())
+        {
+            return refuse(format!(
+                "\"data.subjects\" has {blank:?}; words without white space around them would be right"
+            ));
+        }
         let is_said = self.masks.is_some() || self.segmenter.is_some();
-        if !is_said && self.subjects.iter().all(|word| word.trim().is_empty()) {
+        if !is_said && self.subjects.is_empty() {
             let sentence = "nothing says what the subjects are: \"data.subjects\", words of the captions, \"data.segmenter\" or \"data.masks\" \
                             would be right";
             return refuse(sentence.to_owned());
@@ -121,9 +131,6 @@ impl DataConfig {
         Ok(())
     }
 }
-
-/// What a folder of documents says of how it was made.
-const SAID: &str = "data.json";
 
 /// Writes the folder of documents that `config` says. It has its name when it is whole; what an interruption left is gone on
 /// with.
@@ -142,129 +149,162 @@ pub fn curate(
         let sentence = "\"data.captioner\" and \"data.segmenter\" go with `kosmograph data`, in a configuration of its own";
         return Err(Error::Config(sentence.to_owned()));
     }
-    let name = config.output.file_name().unwrap_or_default().to_string_lossy();
-    let unfinished = config.output.with_file_name(format!("{name}.unfinished"));
-    begin(&unfinished, config)?;
+    let unfinished = Unfinished::begin(config)?;
     let paths = data::pictures(&config.pictures)?;
     let (mut notes, mut made, mut used) = (Vec::new(), 0, 0);
+    let mut stems = HashMap::new();
     for (number, path) in paths.iter().enumerate() {
-        if watch.stopped() {
-            watch.note(
-                &format!(
-                    "stopped after {number} of {} pictures; the same command goes on from {}",
-                    paths.len(),
-                    unfinished.display()
-                ),
-                false,
-            );
-            return Err(Error::Cancelled);
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let first = *stems.entry(stem.clone()).or_insert(path);
+        if first != path {
+            let (path, first) = (path.display(), first.display());
+            watch.note(&format!("{path} is left out: {first} has its name"), true);
+            continue;
         }
         let eyes: Option<&mut dyn Eyes> = match &mut eyes {
             Some(eyes) => Some(&mut **eyes),
             None => None,
         };
-        let found = of_picture(path, config, &asked, eyes, &unfinished, number, &mut notes)?;
+        let from = From { path, stem: &stem, number, config, asked: &asked };
+        let found = match watch.stopped() {
+            true => Err(Error::Cancelled),
+            false => from.write(eyes, unfinished.path(), &mut notes),
+        };
+        notes.drain(..).for_each(|note: String| watch.note(&note, true));
+        let found = found.inspect_err(|error| {
+            let why = if matches!(error, Error::Cancelled) { "stopped" } else { "ended" };
+            let (all, folder) = (paths.len(), unfinished.path().display());
+            let sentence = format!(
+                "{why} after {number} of {all} pictures; the same command goes on from {folder}"
+            );
+            watch.note(&sentence, false);
+        })?;
         made += found;
         used += usize::from(found > 0);
-        notes.drain(..).for_each(|note: String| watch.note(&note, true));
         watch.seen(number + 1, paths.len());
     }
     if made == 0 {
-        let _ = std::fs::remove_dir_all(&unfinished);
+        unfinished.remove_empty();
         return Err(Error::Data(format!(
             "{} holds no picture that a document can be made of",
             config.pictures.display()
         )));
     }
-    let failed = |source| Error::Write { path: config.output.clone(), source };
-    std::fs::rename(&unfinished, &config.output).map_err(failed)?;
+    unfinished.finish(config)?;
     watch.note(&format!("{made} documents of {used} pictures (of {})", paths.len()), false);
     Ok(config.output.clone())
 }
 
-/// Makes the folder for what is not whole yet, or finds it as this configuration left it.
-fn begin(unfinished: &Path, config: &Config) -> Result<()> {
-    let said = unfinished.join(SAID);
-    let mut text = serde_json::json!({
-        "pictures": config.pictures, "caption": config.caption, "seed": config.seed, "data": config.data,
-    })
-    .to_string();
-    text.push('\n');
-    match std::fs::read_to_string(&said) {
-        Ok(before) if before == text => Ok(()),
-        Ok(_) => Err(Error::Config(format!(
-            "{} is of another configuration; removing it, or another output, would be right",
-            unfinished.display()
-        ))),
-        Err(_) => std::fs::create_dir_all(unfinished)
-            .and_then(|()| std::fs::write(&said, text))
-            .map_err(|source| Error::Write { path: said.clone(), source }),
-    }
+/// What documents are made of.
+struct Seen {
+    picture: RgbImage,
+    caption: String,
+    subjects: Vec<Subject>,
 }
 
-/// Writes the documents of one picture that are not there yet; how many it has. What is wrong with it is told in `notes`.
-fn of_picture(
-    path: &Path,
-    config: &Config,
-    asked: &DataConfig,
-    mut eyes: Option<&mut dyn Eyes>,
-    folder: &Path,
+/// A picture that documents are made of.
+struct From<'a> {
+    path: &'a Path,
+    stem: &'a str,
+    /// Its place among all pictures: what chance hangs on.
     number: usize,
-    notes: &mut Vec<String>,
-) -> Result<usize> {
-    let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let names: Vec<String> = (0..asked.variants).map(|k| format!("{stem}-{k}")).collect();
-    if names.iter().all(|name| folder.join(format!("{name}.txt")).is_file()) {
-        return Ok(names.len());
-    }
-    let mut leave_out = |reason: String| {
-        notes.push(format!("{} is left out: {reason}", path.display()));
-        Ok(0)
-    };
-    let mut of_caption = Vec::new();
-    let caption = data::read_caption(path, &mut of_caption).or_else(|| config.caption.clone());
-    let caption = caption.filter(|caption| !caption.is_empty());
-    if caption.is_none() && asked.captioner.is_none() {
-        let sentence = "it has no caption: a .txt of its name beside it would be right, or \"data.captioner\", which writes one";
-        return leave_out(sentence.to_owned());
-    }
-    let picture = match data::open(path) {
-        Ok(picture) => picture,
-        Err(reason) => return leave_out(reason),
-    };
-    let caption = match (caption, eyes.as_deref_mut()) {
-        (Some(caption), _) => caption,
-        (None, Some(eyes)) => eyes.caption(&picture)?,
-        (None, None) => return leave_out("nobody writes its caption".to_owned()),
-    };
-    let eyes = eyes.filter(|_| asked.segmenter.is_some());
-    let subjects = match subjects(&stem, &caption, &picture, asked, eyes)? {
-        Ok(subjects) => subjects,
-        Err(reason) => return leave_out(reason),
-    };
-    for (variant, name) in names.iter().enumerate() {
-        let mut draws = Draws::new(config.seed, (number * asked.variants + variant) as u64);
-        let drops = draws.share() < asked.words_dropped;
-        let (mut prompt, mut at) = (String::new(), 0);
-        let inside = folder.join(name);
-        for (k, Subject { word: (start, end), mask }) in subjects.iter().enumerate() {
-            prompt.push_str(&caption[at..if drops { *start } else { *end }]);
-            prompt.push_str(MARK);
-            at = *end;
-            let shown = cut_out(&picture, mask, draws.share() < asked.on_white);
-            let to = inside.join(format!("{}.png", k + 1));
-            let saved = std::fs::create_dir_all(&inside).map_err(image::ImageError::IoError);
-            saved.and_then(|()| shown.save(&to)).map_err(|error| unsaved(&to, error))?;
+    config: &'a Config,
+    asked: &'a DataConfig,
+}
+
+impl From<'_> {
+    /// Writes the documents that are not there yet; how many there are. What is wrong with the picture is told in `notes`.
+    fn write(
+        &self,
+        eyes: Option<&mut dyn Eyes>,
+        folder: &Path,
+        notes: &mut Vec<String>,
+    ) -> Result<usize> {
+        let asked = self.asked;
+        let names: Vec<String> =
+            (0..asked.variants).map(|k| format!("{}-{k}", self.stem)).collect();
+        if names.iter().all(|name| folder.join(format!("{name}.txt")).is_file()) {
+            return Ok(names.len());
         }
-        prompt.push_str(&caption[at..]);
-        let to = folder.join(format!("{name}.png"));
-        picture.save(&to).map_err(|error| unsaved(&to, error))?;
-        // Last: a document with its words is whole.
-        let to = folder.join(format!("{name}.txt"));
-        let written = std::fs::write(&to, format!("{}\n", prompt.trim()));
-        written.map_err(|source| Error::Write { path: to, source })?;
+        let seen = self.see(eyes, notes).map_err(|error| match error {
+            Error::Cancelled => error,
+            error => Error::Data(format!("{}: {error}", self.path.display())),
+        })?;
+        let Seen { picture, caption, subjects } = match seen {
+            Ok(seen) => seen,
+            Err(reason) => {
+                notes.push(format!("{} is left out: {reason}", self.path.display()));
+                return Ok(0);
+            }
+        };
+        for (variant, name) in names.iter().enumerate() {
+            let number = (self.number * asked.variants + variant) as u64;
+            let mut draws = Draws::new(self.config.seed, number);
+            let drops = draws.share() < asked.words_dropped;
+            let (mut prompt, mut at) = (String::new(), 0);
+            let inside = folder.join(name);
+            // What an interruption left may be of a caption that had more subjects.
+            let emptied = match inside.is_dir() {
+                true => std::fs::remove_dir_all(&inside),
+                false => Ok(()),
+            };
+            let made = emptied.and_then(|()| std::fs::create_dir_all(&inside));
+            made.map_err(|source| Error::Write { path: inside.clone(), source })?;
+            for (k, Subject { word: (start, end), mask }) in subjects.iter().enumerate() {
+                prompt.push_str(&caption[at..if drops { *start } else { *end }]);
+                prompt.push_str(MARK);
+                at = *end;
+                let shown = cut_out(&picture, mask, draws.share() < asked.on_white);
+                let to = inside.join(format!("{}.png", k + 1));
+                shown.save(&to).map_err(|error| unsaved(&to, error))?;
+            }
+            prompt.push_str(&caption[at..]);
+            let to = folder.join(format!("{name}.png"));
+            picture.save(&to).map_err(|error| unsaved(&to, error))?;
+            // Last: a document with its words is whole.
+            let to = folder.join(format!("{name}.txt"));
+            let written = std::fs::write(&to, format!("{}\n", prompt.trim()));
+            written.map_err(|source| Error::Write { path: to, source })?;
+        }
+        Ok(names.len())
     }
-    Ok(names.len())
+
+    /// The picture, its caption and its subjects; or why it is left out.
+    fn see(
+        &self,
+        mut eyes: Option<&mut dyn Eyes>,
+        notes: &mut Vec<String>,
+    ) -> Result<Result<Seen, String>> {
+        let asked = self.asked;
+        let is_text = |caption: &String| !caption.is_empty();
+        let told = notes.len();
+        let caption = data::read_caption(self.path, notes).filter(is_text);
+        if notes.len() > told {
+            return Ok(Err("its caption cannot be read".to_owned()));
+        }
+        let caption = caption.or_else(|| self.config.caption.clone().filter(is_text));
+        if caption.is_none() && asked.captioner.is_none() {
+            let sentence = "it has no caption: words in a .txt of its name beside it would be right, or \"data.captioner\", which writes one";
+            return Ok(Err(sentence.to_owned()));
+        }
+        let picture = match data::open(self.path) {
+            Ok(picture) => picture,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        let caption = match (caption, eyes.as_deref_mut()) {
+            (Some(caption), _) => caption,
+            (None, Some(eyes)) => eyes.caption(&picture)?,
+            (None, None) => return Ok(Err("nobody writes its caption".to_owned())),
+        };
+        if caption.contains(MARK) {
+            let sentence =
+                format!("its caption, {caption:?}, has a mark of a picture in it already");
+            return Ok(Err(sentence));
+        }
+        let eyes = eyes.filter(|_| asked.segmenter.is_some());
+        let subjects = subjects(self.stem, &caption, &picture, asked, eyes)?;
+        Ok(subjects.map(|subjects| Seen { picture, caption, subjects }))
+    }
 }
 
 fn unsaved(path: &Path, error: image::ImageError) -> Error {

@@ -1,6 +1,7 @@
 //! Pictures with their captions, as latents.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
@@ -150,6 +151,15 @@ pub(crate) fn pictures(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
+/// The pictures of a document's marks, in the order of their numbers.
+pub(crate) fn numbered(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut paths = pictures(folder)?;
+    let number = |path: &PathBuf| path.file_stem()?.to_str()?.parse::<u64>().ok();
+    // As many as before, those without a number by their names behind them.
+    paths.sort_by_key(|path| number(path).unwrap_or(u64::MAX));
+    Ok(paths)
+}
+
 /// The picture in `hints` that has the name of `picture`, whatever its end.
 fn hint_of(picture: &Path, hints: &Path) -> std::result::Result<image::RgbImage, String> {
     let name = hints.join(picture.file_name().unwrap_or_default());
@@ -178,6 +188,9 @@ pub fn planes(pixels: &[u8], (width, height): (usize, usize), mirrored: bool) ->
 }
 
 pub(crate) fn open(path: &Path) -> std::result::Result<image::RgbImage, String> {
+    if path.exists() && !path.is_file() {
+        return Err("it is no file".to_owned());
+    }
     let reader = ImageReader::open(path).map_err(|error| error.to_string())?;
     let reader = reader.with_guessed_format().map_err(|error| error.to_string())?;
     let mut decoder = reader.into_decoder().map_err(|error| error.to_string())?;
@@ -230,7 +243,7 @@ fn ask_for(decoder: &impl ImageDecoder, name: &str) -> std::result::Result<(), S
 }
 
 /// The most of a caption file that is read: CLIP takes 75 tokens.
-const LONGEST_CAPTION: usize = 1 << 16;
+const LONGEST_CAPTION: u64 = 1 << 16;
 
 pub(crate) fn read_caption(picture: &Path, notes: &mut Vec<String>) -> Option<String> {
     caption_beside(picture, &["txt", "caption"], notes)
@@ -239,10 +252,13 @@ pub(crate) fn read_caption(picture: &Path, notes: &mut Vec<String>) -> Option<St
 /// The text in the file of the picture's name with the first of `ends` that is there, without white space around it.
 pub fn caption_beside(picture: &Path, ends: &[&str], notes: &mut Vec<String>) -> Option<String> {
     let path = ends.iter().map(|end| picture.with_extension(end)).find(|path| path.is_file())?;
-    let mut text = match std::fs::read(&path) {
-        Ok(bytes) => {
-            String::from_utf8_lossy(&bytes[..bytes.len().min(LONGEST_CAPTION)]).into_owned()
-        }
+    let read = || {
+        let mut bytes = Vec::new();
+        std::fs::File::open(&path)?.take(LONGEST_CAPTION).read_to_end(&mut bytes)?;
+        Ok::<_, std::io::Error>(bytes)
+    };
+    let mut text = match read() {
+        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
         Err(error) => {
             notes.push(format!("{} cannot be read: {error}", path.display()));
             return None;
@@ -349,5 +365,16 @@ mod tests {
         seen.dedup();
         assert_eq!(seen, [0, 1, 2, 3, 4]);
         assert!(batches.iter().all(|batch| sizes[batch[0]] == sizes[batch[1]]));
+    }
+
+    #[test]
+    fn pictures_of_marks_are_in_the_order_of_their_numbers() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["10", "9", "1", "11", "b", "2", "a"] {
+            std::fs::write(folder.path().join(format!("{name}.png")), "").unwrap();
+        }
+        let found = numbered(folder.path()).unwrap();
+        let names: Vec<_> = found.iter().map(|path| path.file_stem().unwrap()).collect();
+        assert_eq!(names, ["1", "2", "9", "10", "11", "a", "b"]);
     }
 }

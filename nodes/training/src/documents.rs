@@ -319,7 +319,7 @@ impl Corpus {
                 continue;
             };
             let beside = path.with_extension("");
-            let sources = if beside.is_dir() { data::pictures(&beside)? } else { Vec::new() };
+            let sources = if beside.is_dir() { data::numbered(&beside)? } else { Vec::new() };
             let marks = prompt.matches(MARK).count();
             if !align && marks != sources.len() {
                 notes.push(format!(

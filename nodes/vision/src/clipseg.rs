@@ -151,6 +151,12 @@ impl Enlarge {
             return Ok(Enlarge::Once { weight, bias: weights.get("bias", 1)? });
         }
         let (half, quarter) = (dim / 2, patch / 4);
+        if !patch.is_multiple_of(4) || quarter * quarter != patch {
+            return Err(Error::Input(format!(
+                "{} is no CLIPSeg of this kind: two enlargements by a quarter of {patch} pixels make no patch; 16 would be right",
+                weights.origin()
+            )));
+        }
         Ok(Enlarge::Refined {
             weights: [
                 weights.get("0.weight", (dim, dim, 3, 3))?,
@@ -265,6 +271,14 @@ impl ClipSeg {
     /// The side of the picture that it takes, in pixels.
     pub fn size(&self) -> usize {
         PATCHES * self.vision.patch_embedding.dims()[3]
+    }
+
+    /// The most tokens of a text, with its begin and its end.
+    ///
+    /// # Errors
+    /// Only what the tensor library reports.
+    pub fn longest(&self) -> Result<usize> {
+        self.text.max_length()
     }
 
     /// CLIP's tokens of what is looked for, between its begin and its end, to the words [1, P] that the decoder is told.

@@ -56,10 +56,20 @@ impl Seeker {
         Ok(Seeker { network, tokenizer: Arc::new(tokenizer) })
     }
 
-    /// How probable it is that each pixel belongs to what each of `phrases` says, 0 … 1, row by row.
+    /// CLIP's tokens of a text, and how many it takes.
     ///
     /// # Errors
-    /// A phrase has more tokens than CLIP takes; there is no memory.
+    /// The file is damaged.
+    fn tokens(&self, text: &str) -> Result<(Vec<u32>, usize)> {
+        let tokens = self.tokenizer.encode(text).map_err(kosmograph_models::Error::from)?;
+        Ok((tokens, self.network.get()?.longest()?))
+    }
+
+    /// How probable it is that each pixel belongs to what each of `phrases` says, 0 … 1, row by row. Of a phrase that is too
+    /// long for CLIP its beginning counts.
+    ///
+    /// # Errors
+    /// There is no memory.
     pub fn probabilities(
         &self,
         cx: &Context,
@@ -73,7 +83,11 @@ impl Seeker {
         let mut found = Vec::with_capacity(phrases.len());
         for phrase in phrases {
             cx.cancelled()?;
-            let tokens = self.tokenizer.encode(phrase).map_err(kosmograph_models::Error::from)?;
+            let (mut tokens, longest) = self.tokens(phrase)?;
+            if tokens.len() > longest {
+                tokens.truncate(longest.saturating_sub(1));
+                tokens.push(self.tokenizer.end_id());
+            }
             let scores = network.scores(&looked, &network.words(&tokens)?)?;
             let (_, rows, columns) = scores.dims3()?;
             let scores = scores.flatten_all()?.to_vec1::<f32>()?;
@@ -109,6 +123,16 @@ impl Interface<Seeker> for Seek {
     fn call(object: &Seeker, cx: &Context, input: &Arguments) -> Result<Value> {
         let image = <Image as Socket>::from_value(input.get("image"))?;
         let text = input.text("text")?;
+        let (tokens, longest) = object.tokens(&text)?;
+        if tokens.len() > longest {
+            return Err(Error::at(
+                "text",
+                format!(
+                    "the text has {} tokens, and CLIP takes {longest}; fewer words would be right",
+                    tokens.len()
+                ),
+            ));
+        }
         let (batch, height, width, _) = image.dims();
         memory::ask("the masks", &[batch, height, width], 2 * size_of::<f32>())?;
         let found = each(cx, &image, |picture, number| {

@@ -92,6 +92,7 @@ pub fn sizes<const N: usize>(weights: &Weights, name: &str) -> Result<[usize; N]
     let Some(found) = weights.shape(name) else { return Err(missing(weights, name)) };
     match <[usize; N]>::try_from(found.as_slice()) {
         Ok(sizes) if !sizes.contains(&0) => Ok(sizes),
+        Ok(_) => Err(Error::Input(format!("`{name}` in {} is empty", weights.origin()))),
         _ => Err(Error::Axes {
             file: weights.origin().to_owned(),
             name: name.to_owned(),

@@ -1,5 +1,7 @@
 //! Which subjects a caption names, and what each covers of its picture.
 
+use std::cmp::Reverse;
+
 use image::{GrayImage, RgbImage};
 
 use super::ground::standing_out;
@@ -34,8 +36,8 @@ pub(super) fn subjects(
         None => alone(caption, picture, asked),
     };
     if let Ok(found) = &mut found {
-        found.sort_by_key(|subject| subject.word);
-        // Of two words that overlap the first.
+        found.sort_by_key(|subject| (subject.word.0, Reverse(subject.word.1)));
+        // Of two words that overlap the first, and of two that begin together the longer.
         let mut end = 0;
         found.retain(|subject| {
             let is_free = subject.word.0 >= end;
@@ -44,6 +46,20 @@ pub(super) fn subjects(
         });
     }
     Ok(found)
+}
+
+/// Where `word` stands in the caption as a word of its own, whole letters.
+fn word_of(caption: &str, word: &str) -> Option<(usize, usize)> {
+    let mut from = 0;
+    while !word.trim().is_empty() {
+        let (start, end) = find_word(&caption[from..], word, true)?;
+        let (start, end) = (from + start, from + end);
+        if !caption[end..].chars().next().is_some_and(nouns::goes_on) {
+            return Some((start, end));
+        }
+        from = end;
+    }
+    None
 }
 
 /// What the mask `what` covers, if that can be a subject.
@@ -73,7 +89,7 @@ fn seen(
     let words: Vec<(usize, (usize, usize))> = match asked.subjects.is_empty() {
         true => nouns::of(caption).into_iter().map(|noun| (noun.phrase, noun.word)).collect(),
         false => {
-            let places = asked.subjects.iter().filter_map(|word| find_word(caption, word, true));
+            let places = asked.subjects.iter().filter_map(|word| word_of(caption, word));
             places.map(|word| (word.0, word)).collect()
         }
     };
@@ -84,7 +100,7 @@ fn seen(
     let phrases: Vec<&str> = words.iter().map(|(from, (_, end))| &caption[*from..*end]).collect();
     let mut found = Vec::new();
     for (probabilities, (_, word)) in eyes.probabilities(picture, &phrases)?.iter().zip(words) {
-        let levels = probabilities.iter().map(|p| match f64::from(*p) > asked.threshold {
+        let levels = probabilities.iter().map(|p| match f64::from(*p) >= asked.threshold {
             true => 255,
             false => 0,
         });
@@ -114,7 +130,10 @@ fn masked(
     let mut found = Vec::new();
     for path in masks {
         let word = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let Some(word) = find_word(caption, &word, true) else { continue };
+        if !asked.subjects.is_empty() && !asked.subjects.contains(&word) {
+            continue;
+        }
+        let Some(word) = word_of(caption, &word) else { continue };
         let mask = data::open(&path).map_err(|reason| format!("{}: {reason}", path.display()))?;
         if mask.dimensions() != picture.dimensions() {
             return Err(format!(
@@ -138,13 +157,13 @@ fn masked(
 
 /// The only subject of the caption: what stands out from the picture's border.
 fn alone(caption: &str, picture: &RgbImage, asked: &DataConfig) -> Result<Vec<Subject>, String> {
-    let mut places = asked.subjects.iter().filter_map(|word| find_word(caption, word, true));
+    let mut places = asked.subjects.iter().filter_map(|word| word_of(caption, word));
     let Some(place) = places.next() else {
         return Err("its caption names none of \"data.subjects\"".to_owned());
     };
     let is_other = |other: (usize, usize)| other != place;
     let rest = &caption[place.1..];
-    let again = asked.subjects.iter().any(|word| find_word(rest, word, true).is_some());
+    let again = asked.subjects.iter().any(|word| word_of(rest, word).is_some());
     if again || places.any(is_other) {
         return Err("its caption names more than one subject, and without \"data.segmenter\" or \"data.masks\" nothing says which is which".to_owned());
     }

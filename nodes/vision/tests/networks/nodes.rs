@@ -202,5 +202,5 @@ fn a_mask_by_words_is_the_probabilities_cut_off() {
     let error = mask(" ", 0.5).unwrap_err();
     assert!(error.contains("text: it says nothing"), "{error}");
     let error = mask(&"dog ".repeat(100), 0.5).unwrap_err();
-    assert!(error.contains("too long for this CLIP, which takes 77"), "{error}");
+    assert!(error.contains("the text has 102 tokens, and CLIP takes 77"), "{error}");
 }
