@@ -164,7 +164,8 @@ fn the_bundle_is_made_from_nothing_by_one_file() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let folder = folder.path();
     let tiny = repository().join("models/tiny");
-    for part in ["sd", "kosmos", "evaluate/classifier.safetensors", "train/stages.json"] {
+    let parts = ["sd", "kosmos", "unet", "train/stages.json"];
+    for part in parts {
         copy(&tiny.join(part), &folder.join(part))?;
     }
     world(&folder.join("train/world"))?;
@@ -205,6 +206,16 @@ fn the_bundle_is_made_from_nothing_by_one_file() -> Result<()> {
     ensure!(layers[0] > 40 && layers[..3].iter().all(|count| *count == layers[0]), "{layers:?}");
     let moss = Weights::open(&bundle.join("embeddings/moss.safetensors"), &device)?;
     ensure!(moss.shape("emb_params") == Some(vec![2, 128]), "{:?}", moss.names());
+    // What previews are drawn with is that of the bundle's own latents.
+    for unet in ["sd/unet", "unet/dreambooth"] {
+        let config = std::fs::read_to_string(bundle.join(unet).join("config.json"))?;
+        let config: Value = serde_json::from_str(&config)?;
+        let of = |name: &str| config[name].as_array().map(Vec::len);
+        ensure!((of("latent_rgb"), of("latent_rgb_bias")) == (Some(4), Some(3)), "{config}");
+        let shipped = std::fs::read_to_string(tiny.join(unet).join("config.json"))?;
+        let shipped: Value = serde_json::from_str(&shipped)?;
+        ensure!(config["latent_rgb"] != shipped["latent_rgb"], "colours of another VAE");
+    }
     let file = std::fs::read(bundle.join("sd/unet/diffusion_pytorch_model.safetensors"))?;
     let kinds = safetensors::SafeTensors::deserialize(&file)?;
     ensure!(kinds.tensors().iter().all(|(_, t)| t.dtype() == safetensors::Dtype::F16), "not f16");
@@ -233,6 +244,10 @@ fn a_bundle_that_is_too_large_or_leads_elsewhere_is_refused() -> Result<()> {
         (json!({"parts": part("../embeddings")}), "is no place in the bundle"),
         (json!({"parts": [{"from": "nowhere", "to": "a"}]}), "nowhere"),
         (json!({"partz": []}), "the nearest is \"parts\""),
+        (
+            json!({"parts": part("embeddings"), "latent_rgb": {"vae": "nowhere", "pictures": "nowhere", "unets": []}}),
+            "nowhere",
+        ),
     ];
     for (export, sentence) in cases {
         write(&path, &json!({"task": "export", "output": "bundle", "export": export}))?;

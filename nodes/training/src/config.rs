@@ -354,8 +354,7 @@ impl Config {
         let others =
             [&mut config.kosmos, &mut config.vae, &mut config.text_encoder, &mut config.vision];
         others.into_iter().flatten().for_each(from);
-        let parts = config.export.iter_mut().flat_map(|export| &mut export.parts);
-        parts.for_each(|part| from(&mut part.from));
+        config.export.iter_mut().flat_map(ExportConfig::paths).for_each(from);
         config.data.iter_mut().flat_map(DataConfig::paths).for_each(from);
         config.shards.iter_mut().flat_map(|shards| &mut shards.files).for_each(from);
         if let Some(samples) = &mut config.samples {

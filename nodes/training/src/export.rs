@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::files;
+use crate::latent_rgb::{self, LatentRgb};
 use crate::run::Watch;
 
 /// `export`.
@@ -21,6 +22,31 @@ pub struct ExportConfig {
     pub megabytes: f64,
     /// How the names of tensors begin that are needed for training alone, and left out.
     pub without: Vec<String>,
+    /// Whose latents the U-Nets of the bundle work in: what previews are drawn with is fitted and written beside them.
+    pub latent_rgb: Option<LatentRgbConfig>,
+}
+
+/// `export.latent_rgb`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LatentRgbConfig {
+    /// The folder of the VAE.
+    pub vae: PathBuf,
+    /// A folder of pictures; [`FITTED`] of them are looked at.
+    pub pictures: PathBuf,
+    /// The folders of U-Nets in the bundle, each with a config.json.
+    pub unets: Vec<PathBuf>,
+}
+
+/// How many pictures latents are fitted to.
+const FITTED: usize = 64;
+
+impl ExportConfig {
+    /// What begins at the configuration's folder.
+    pub(crate) fn paths(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+        let rgb = self.latent_rgb.iter_mut().flat_map(|rgb| [&mut rgb.vae, &mut rgb.pictures]);
+        self.parts.iter_mut().map(|part| &mut part.from).chain(rgb)
+    }
 }
 
 /// A file or folder that is trained, and where it is in the bundle.
@@ -46,17 +72,14 @@ pub(crate) fn write(config: &Config, watch: &mut dyn Watch) -> Result<PathBuf> {
     let mut bytes = 0;
     files::whole_folder(&config.output, |folder| {
         for Part { from, to } in &export.parts {
-            let inside = to.components().all(|c| matches!(c, std::path::Component::Normal(_)));
-            if !inside || to.as_os_str().is_empty() {
-                return Err(Error::Config(format!(
-                    "\"export\": {} is no place in the bundle; a path as \"sd/vae\" would be right",
-                    to.display()
-                )));
-            }
+            check_place(to)?;
             let before = bytes;
             bytes += copy(from, &folder.join(to), &export.without, DEEPEST)?;
             let megabytes = (bytes - before) as f64 / 1e6;
             watch.note(&format!("{}: {megabytes:.2} MB", to.display()), false);
+        }
+        if let Some(rgb) = &export.latent_rgb {
+            colour(rgb, folder, watch)?;
         }
         let megabytes = bytes as f64 / 1e6;
         if export.megabytes > 0.0 && megabytes > export.megabytes {
@@ -69,6 +92,39 @@ pub(crate) fn write(config: &Config, watch: &mut dyn Watch) -> Result<PathBuf> {
     })?;
     watch.note(&format!("{:.2} MB in all", bytes as f64 / 1e6), false);
     Ok(config.output.clone())
+}
+
+/// # Errors
+/// `to` leads out of the bundle.
+fn check_place(to: &Path) -> Result<()> {
+    let inside = to.components().all(|c| matches!(c, std::path::Component::Normal(_)));
+    match inside && !to.as_os_str().is_empty() {
+        true => Ok(()),
+        false => Err(Error::Config(format!(
+            "\"export\": {} is no place in the bundle; a path as \"sd/vae\" would be right",
+            to.display()
+        ))),
+    }
+}
+
+/// Writes the colours of latents into the configurations of the bundle's U-Nets.
+fn colour(asked: &LatentRgbConfig, folder: &Path, watch: &mut dyn Watch) -> Result<()> {
+    let LatentRgb { factors, bias, error } = latent_rgb::fit(&asked.vae, &asked.pictures, FITTED)?;
+    for unet in &asked.unets {
+        check_place(unet)?;
+        let path = folder.join(unet).join("config.json");
+        let text = std::fs::read_to_string(&path)
+            .map_err(|source| Error::Read { path: path.clone(), source })?;
+        let config: Result<serde_json::Map<_, _>, _> = serde_json::from_str(&text);
+        let mut config =
+            config.map_err(|error| Error::Data(format!("{}: {error}", path.display())))?;
+        config.insert("latent_rgb".to_owned(), serde_json::json!(factors));
+        config.insert("latent_rgb_bias".to_owned(), serde_json::json!(bias));
+        std::fs::write(&path, format!("{:#}\n", serde_json::Value::Object(config)))
+            .map_err(|source| Error::Write { path: path.clone(), source })?;
+    }
+    watch.note(&format!("previews are drawn with an error of {error:.3} (of -1 to 1)"), false);
+    Ok(())
 }
 
 /// Copies a file or a folder, weights as f16; how many bytes it has then.

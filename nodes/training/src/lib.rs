@@ -19,6 +19,7 @@ pub mod files;
 mod keys;
 pub mod kosmos;
 mod kosmos_g;
+pub mod latent_rgb;
 pub mod lora;
 mod muon;
 pub mod noise;
