@@ -164,7 +164,7 @@ fn the_bundle_is_made_from_nothing_by_one_file() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let folder = folder.path();
     let tiny = repository().join("models/tiny");
-    let parts = ["sd", "kosmos", "unet", "train/stages.json"];
+    let parts = ["sd", "kosmos", "train/stages.json"];
     for part in parts {
         copy(&tiny.join(part), &folder.join(part))?;
     }
@@ -214,6 +214,8 @@ fn the_bundle_is_made_from_nothing_by_one_file() -> Result<()> {
         ensure!((of("latent_rgb"), of("latent_rgb_bias")) == (Some(4), Some(3)), "{config}");
         let shipped = std::fs::read_to_string(tiny.join(unet).join("config.json"))?;
         let shipped: Value = serde_json::from_str(&shipped)?;
+        let widths = if unet == "sd/unet" { json!([64, 96]) } else { json!([24, 40]) };
+        ensure!(config["block_out_channels"] == widths, "{unet}: {config}");
         ensure!(config["latent_rgb"] != shipped["latent_rgb"], "colours of another VAE");
     }
     let file = std::fs::read(bundle.join("sd/unet/diffusion_pytorch_model.safetensors"))?;

@@ -1,15 +1,13 @@
 """Writes what was measured, and what the weights cost, into ../MODEL_CARD.md: no figure there is typed by hand.
 
-usage: card.py FIGURES...   files that evaluate.py --json wrote; the costs are ../train/log.json"""
+usage: card.py FIGURES... [--log LOG...]   files that evaluate.py --json wrote; what `kosmograph train ../train/stages.json` said"""
+import argparse
 import json
 import os
-import sys
+import re
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-CARD, LOG = os.path.join(HERE, "..", "MODEL_CARD.md"), os.path.join(HERE, "..", "train", "log.json")
-STAGES = {"vae": "VAE", "clip": "ViT and text encoder, contrastively", "mllm": "language model, captions", "align": "stage 1: alignment to CLIP's space, with the reconstruction half",
-          "text_to_picture": "U-Net", "tune": "stage 2: score distillation through the frozen U-Net", "classifier": "the judge", "controlnet": "ControlNet on outlines, U-Net frozen",
-          "lora-pencil": "LoRA, pencil", "lora-neon": "LoRA, neon", "lora-pixel": "LoRA, pixel", "dreambooth": "DreamBooth U-Net", "inversion": "textual inversion"}
+CARD, STAGES = os.path.join(HERE, "..", "MODEL_CARD.md"), os.path.join(HERE, "..", "train", "stages.json")
 
 
 def measured(files):
@@ -26,12 +24,20 @@ def measured(files):
             yield f"| {part} | {record['count']} | {', '.join(said)} |"
 
 
-def cost():
-    log = json.load(open(LOG))
-    for name, title in STAGES.items():
-        if name in log:
-            s = log[name]
-            yield f"| {title} | {s['minutes']:.0f} | {s['samples']} | {s['last']['loss']} |"
+def cost(logs):
+    """A row for each stage that a log saw end, in the order of the stages."""
+    ended, stage = {}, None
+    for log in logs:
+        for line in open(log, errors="replace"):
+            begun, last = re.match(r"stage ([\w-]+)$", line), re.match(r"update (\d+) of (\d+): loss ([\d.]+)", line)
+            if begun:
+                stage = begun[1]
+            elif last and last[1] == last[2]:
+                ended[stage] = int(last[1]), last[3]
+    for s in json.load(open(STAGES))["stages"]:
+        if s["name"] in ended:
+            updates, loss = ended[s["name"]]
+            yield f"| {s['name']} | {updates} | {updates * s['batch']} | {loss} |"
 
 
 def replaced(text, header, rows):
@@ -45,11 +51,14 @@ def replaced(text, header, rows):
 
 
 def main():
-    if len(sys.argv) < 2:
-        raise SystemExit(__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("figures", nargs="+", metavar="FIGURES")
+    parser.add_argument("--log", nargs="+", default=[], metavar="LOG")
+    arguments = parser.parse_args()
     text = open(CARD).read()
-    text = replaced(text, "| part | pictures | figures |", measured(sys.argv[1:]))
-    text = replaced(text, "| stage | minutes | samples | loss at the end |", cost())
+    text = replaced(text, "| part | pictures | figures |", measured(arguments.figures))
+    if arguments.log:
+        text = replaced(text, "| stage | updates | samples | loss at the end |", cost(arguments.log))
     open(CARD, "w").write(text)
 
 

@@ -95,6 +95,8 @@ pub struct Config {
     pub kosmos: Option<PathBuf>,
     /// Whether what learns begins with random numbers, and `model` or `kosmos` only says what it is like.
     pub anew: bool,
+    /// Channels of each level of a U-Net that begins anew, in the place of those that `model` has.
+    pub widths: Vec<usize>,
     /// Shards to learn from instead of `pictures`, for Kosmos-G's own training.
     pub shards: Vec<ShardsConfig>,
     /// The share of values that the language model loses between its layers.
@@ -240,6 +242,7 @@ impl Default for Config {
             inversion: InversionConfig::default(),
             kosmos: None,
             anew: false,
+            widths: Vec::new(),
             shards: Vec::new(),
             dropout: 0.0,
             attention_dropout: 0.0,
@@ -423,6 +426,16 @@ impl Config {
                 "\"prior\" goes with the tasks dreambooth and lora, and without buckets".to_owned(),
             );
         }
+        let has_noise = !matches!(
+            self.task,
+            Task::Align | Task::Mllm | Task::Vae | Task::Clip | Task::Export | Task::Data
+        );
+        if self.min_snr.is_some() && !has_noise {
+            return refuse(
+                "\"min_snr\" goes with tasks that learn from noise, which this one does not"
+                    .to_owned(),
+            );
+        }
         self.check_kosmos()?;
         self.check_clip()?;
         self.check_autoencoder()?;
@@ -505,6 +518,13 @@ impl Config {
         if self.anew && !begins {
             return refuse(
                 "\"anew\" goes with the tasks text-to-picture, dreambooth, vae, mllm and clip"
+                    .to_owned(),
+            );
+        }
+        let may_be_narrow = self.anew && self.task.is_whole_unet();
+        if !self.widths.is_empty() && !may_be_narrow {
+            return refuse(
+                "\"widths\" go with the tasks text-to-picture and dreambooth, and \"anew\""
                     .to_owned(),
             );
         }

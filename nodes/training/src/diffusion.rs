@@ -11,7 +11,7 @@ use kosmograph_models::samplers::randn::Generator;
 use kosmograph_models::stable_diffusion::checkpoint::{Checkpoint, TextEncoder};
 use kosmograph_models::stable_diffusion::recompute::{Tape, record};
 use kosmograph_models::stable_diffusion::steering::Steering;
-use kosmograph_models::stable_diffusion::unet::{Condition, Residuals, UNet};
+use kosmograph_models::stable_diffusion::unet::{Condition, Residuals, UNet, UNetConfig};
 use kosmograph_models::stable_diffusion::vae::{Vae, VaeConfig};
 use kosmograph_models::text::clip_tokens::ClipTokenizer;
 
@@ -92,7 +92,17 @@ impl<'a> Diffusion<'a> {
     pub(crate) fn prepare(config: &'a Config, watch: &mut dyn Watch) -> Result<Diffusion<'a>> {
         let device = Device::Cpu;
         let checkpoint = Checkpoint::open(&config.model, &device)?;
-        let (unet_config, scheduler, unet_weights) = checkpoint.unet()?;
+        let (mut unet_config, scheduler, unet_weights) = checkpoint.unet()?;
+        if !config.widths.is_empty() {
+            let (described, file) = described(config)?.ok_or_else(|| {
+                Error::Config(format!(
+                    "\"widths\" are those of a U-Net like {}, which has no config.json that says what it is like otherwise; a \
+                     folder in diffusers' layout would be right",
+                    config.model.display()
+                ))
+            })?;
+            unet_config = UNetConfig::from_json(&described, &file)?;
+        }
         let schedule = Schedule::new(&scheduler)?;
         let vector = unet_config.encoder.vector;
         let is_xl = vector.is_some();
@@ -307,15 +317,7 @@ impl Learner for Diffusion<'_> {
                 self.write_folder(described, &metadata)
             }
             Task::Dreambooth | Task::TextToPicture => {
-                let beside =
-                    ["unet/config.json", "config.json"].map(|name| config.model.join(name));
-                let described = beside.iter().find(|path| path.is_file());
-                let described = described.map(|path| {
-                    std::fs::read_to_string(path)
-                        .map_err(|source| Error::Read { path: path.clone(), source })
-                });
-                let described = described.transpose()?;
-                let described = described.map(|text| of_this_unet(text, config.anew));
+                let described = described(config)?.map(|(described, _)| described);
                 self.write_folder(described.as_deref(), &metadata)
             }
             // Other learners'.
@@ -425,17 +427,25 @@ pub(crate) fn text_encoders_of(
     })
 }
 
-/// What a U-Net's config.json says, of one that began anew without what previews are drawn by: that was of other latents.
-fn of_this_unet(described: String, anew: bool) -> String {
-    match serde_json::from_str::<serde_json::Value>(&described) {
-        Ok(mut json) if anew && json.is_object() => {
-            for key in ["latent_rgb", "latent_rgb_bias"] {
-                json.as_object_mut().and_then(|json| json.remove(key));
-            }
-            format!("{json:#}\n")
-        }
-        _ => described,
+/// What the config.json of the U-Net that learns says, and whose it is; none where `model` has none. One that begins anew has
+/// the widths that it is to have, and nothing that previews are drawn by: that was of other latents.
+fn described(config: &Config) -> Result<Option<(String, String)>> {
+    let beside = ["unet/config.json", "config.json"].map(|name| config.model.join(name));
+    let Some(path) = beside.iter().find(|path| path.is_file()) else { return Ok(None) };
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| Error::Read { path: path.clone(), source })?;
+    let file = path.display().to_string();
+    if !config.anew {
+        return Ok(Some((text, file)));
     }
+    let json: Result<serde_json::Map<_, _>, _> = serde_json::from_str(&text);
+    let mut json = json.map_err(|error| Error::Data(format!("{file}: {error}")))?;
+    json.shift_remove("latent_rgb");
+    json.shift_remove("latent_rgb_bias");
+    if !config.widths.is_empty() {
+        json.insert("block_out_channels".to_owned(), config.widths.clone().into());
+    }
+    Ok(Some((format!("{:#}\n", serde_json::Value::Object(json)), file)))
 }
 
 /// The layers of the text encoder, whose modules kohya's files call `text_model_…` also where the weights go without.

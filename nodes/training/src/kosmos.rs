@@ -10,7 +10,7 @@ use kosmograph_models::stable_diffusion::unet::UNet;
 use kosmograph_models::text::kosmos_tokens::PAD;
 
 use crate::error::{Error, Result};
-use crate::noise::{add_noise, mse_of_rows, target};
+use crate::noise::{add_noise, min_snr_weights, mse_of_rows, target};
 
 /// Below this draw a row of `instruct` learns from the null condition.
 pub const NULL_CONDITION_BELOW: f32 = 0.1;
@@ -58,7 +58,8 @@ pub fn drop_conditions(condition: &Tensor, null: &Tensor, draws: &[f32]) -> Resu
     Ok(Tensor::stack(&rows.collect::<candle_core::Result<Vec<_>>>()?, 0)?)
 }
 
-/// The loss of `instruct`: the mean square error of each row, summed over the batch.
+/// The loss of `instruct`: the mean square error of each row, summed over the batch; with γ each
+/// weighted by min-SNR-γ, which the authors do not do.
 ///
 /// # Errors
 /// The shapes do not fit the U-Net.
@@ -69,9 +70,15 @@ pub fn instruct_loss(
     noise: &Tensor,
     timesteps: &[usize],
     condition: &Tensor,
+    min_snr: Option<f64>,
 ) -> Result<Tensor> {
     let noisy = add_noise(schedule, latents, noise, timesteps)?;
     let prediction = unet.forward(&noisy, &crate::timesteps(timesteps)?, condition, None)?;
     let target = target(schedule, latents, noise, timesteps)?;
-    Ok(mse_of_rows(&prediction, &target)?.sum_all()?)
+    let mut losses = mse_of_rows(&prediction, &target)?;
+    if let Some(gamma) = min_snr {
+        let weights = min_snr_weights(schedule, timesteps, gamma);
+        losses = (losses * Tensor::new(weights, condition.device())?)?;
+    }
+    Ok(losses.sum_all()?)
 }

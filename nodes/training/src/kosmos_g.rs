@@ -401,7 +401,9 @@ impl Kosmos<'_> {
                 let noise = random(&mut generator, latents.dims())?;
                 let steps = schedule.train_steps();
                 let t: Vec<usize> = documents.iter().map(|_| draws.below(steps)).collect();
-                let loss = kosmos::instruct_loss(unet, schedule, &latents, &noise, &t, &condition)?;
+                let gamma = self.config.min_snr;
+                let loss =
+                    kosmos::instruct_loss(unet, schedule, &latents, &noise, &t, &condition, gamma)?;
                 Ok((loss, documents.len()))
             }
         }

@@ -186,7 +186,7 @@ pub fn train_instruct(case: &mut Case) -> Result<()> {
             let null = model.align(&model.encode_tokens(&null_tokens, None)?, &null_tokens)?;
             let condition = kosmos::drop_conditions(&condition, &null, &draws)?;
             told = Some(condition.detach());
-            kosmos::instruct_loss(&unet, &schedule, &latents, &noise, &t, &condition)
+            kosmos::instruct_loss(&unet, &schedule, &latents, &noise, &t, &condition, None)
         })?;
         steps.losses.push(loss as f32);
         gradients.freeze_row(table, pad, dim);
@@ -216,7 +216,7 @@ fn check_condition(
     let condition = Var::from_tensor(&condition.detach())?;
     let (noise, t) = draw(case, 0)?;
     let latents = case.input("latents")?;
-    let loss = kosmos::instruct_loss(unet, schedule, &latents, &noise, &t, &condition)?;
+    let loss = kosmos::instruct_loss(unet, schedule, &latents, &noise, &t, &condition, None)?;
     let store = loss.backward()?;
     check_through_unet(case, "grad_condition_BQC", &store, &condition)
 }

@@ -87,6 +87,9 @@ fn what_only_some_tasks_have_is_refused_elsewhere() {
             r#""task": "mllm", "kosmos": "k", "vision": "v""#,
             "\"vision\" goes with the task mllm and \"anew\"",
         ),
+        (r#""task": "vae", "min_snr": 5"#, "\"min_snr\" goes with tasks that learn from noise"),
+        (r#""task": "dreambooth", "widths": [8]"#, "\"widths\" go with the tasks"),
+        (r#""task": "vae", "anew": true, "widths": [8]"#, "\"widths\" go with the tasks"),
         (r#""task": "export""#, "\"export\" and the task export go together"),
         (r#""task": "data""#, "\"data\" and the task data go together"),
         (
