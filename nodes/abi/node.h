@@ -695,11 +695,11 @@ typedef struct kg_library {
    *   "train/1"   trains a model of the library's kind; what `kosmograph train` calls.
    *     in   config TEXT, a JSON object, the library's own configuration
    *          folder TEXT, the absolute path of the folder where its relative paths begin
-   *     out  made? TEXT, a JSON object: "output" (the path of what was made), "updates" (how many there were).
-   *              Absent when another library is to do what the configuration asks for; declined? TEXT is the
-   *              sentence that a person reads if none does. On the way it reports progress, an update each step, and to `output` of the context what an update
-   *              came to: {"training": {"update", "updates", "loss", "seconds", "seconds_left", ...}}, or
-   *              {"files": [paths]} of what was made besides. When it is to stop it writes its state down first, and
+   *     out  made? TEXT, a JSON object: "output" (the path of what was made), "updates" (how many there were);
+   *              absent when another library is to do what the configuration asks for
+   *          declined? TEXT, the sentence that a person reads then if no library does it. On the way it reports
+   *              progress, an update each step, and to `output` of the context what an update came to:
+   *              {"training": {"update", "updates", "loss", "seconds", "seconds_left", ...}}, or {"files": [paths]} of what was made besides. When it is to stop it writes its state down first, and
    *              the same call goes on from there.
    *   "evaluate/1" measures pictures; what `kosmograph evaluate` calls.
    *     in   request TEXT, a JSON object with absolute paths: "drawn" and "real" (folders), "measures" (the path of a
