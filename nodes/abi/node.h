@@ -699,8 +699,9 @@ typedef struct kg_library {
    *              absent when another library is to do what the configuration asks for
    *          declined? TEXT, the sentence that a person reads then if no library does it. On the way it reports
    *              progress, an update each step, and to `output` of the context what an update came to:
-   *              {"training": {"update", "updates", "loss", "seconds", "seconds_left", ...}}, or {"files": [paths]} of what was made besides. When it is to stop it writes its state down first, and
-   *              the same call goes on from there.
+   *              {"training": {"update", "updates", "loss", "seconds", "seconds_left", ...}}, or {"files": [paths]}
+   *              of what was made besides. When it is to stop it writes its state down first, and the same call
+   *              goes on from there.
    *   "evaluate/1" measures pictures; what `kosmograph evaluate` calls.
    *     in   request TEXT, a JSON object with absolute paths: "drawn" and "real" (folders), "measures" (the path of a
    *              network by the name of each measure), "inputs"? (a JSON file, the real picture of each subject
