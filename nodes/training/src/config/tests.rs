@@ -117,7 +117,7 @@ fn what_is_wrong_is_told() {
         (r#", "optimiser": {"learning_rate": -1}"#, "optimiser.learning_rate is -1"),
         (r#", "optimiser": 3"#, "an object would be right"),
         (r#", "caption_dropout": 3"#, "0 to 1 would be right"),
-        (r#", "steps": "many""#, "the configuration: invalid type"),
+        (r#", "steps": "many""#, "\"steps\": invalid type: string"),
     ];
     for (more, want) in cases {
         let told = told(more);

@@ -147,7 +147,7 @@ mod tests {
         for (caption, nouns) in [
             ("a woman sitting on the beach with her dog", vec!["|woman", "|beach", "|dog"]),
             ("A brown dog and a small white cat.", vec!["brown |dog", "small white |cat"]),
-            ("two horses standing in a parking lot", vec!["|horses", "parking |lot"]),
+            ("two horses standing in a parking garage", vec!["|horses", "parking |garage"]),
             ("a group of people riding bicycles", vec!["|people", "|bicycles"]),
             ("a close-up of a wedding ring", vec!["wedding |ring"]),
             ("a photo of a man dressed in a suit, a hat and a hat", vec!["|man", "|suit", "|hat"]),

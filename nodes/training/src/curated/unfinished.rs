@@ -124,7 +124,7 @@ mod tests {
         // Without it nobody knows whose the rest is.
         let told = Unfinished::begin(&config).err().unwrap().to_string();
         assert!(told.contains("did not make it"), "{told}");
-        let other = Config::read(&text.replace("out", "."), folder.path()).unwrap();
+        let other = Config::read(&text.replace("\"out\"", "\"..\""), folder.path()).unwrap();
         assert!(Unfinished::begin(&other).is_err());
     }
 }
