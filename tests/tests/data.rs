@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 /// Networks with weights by a formula.
 #[path = "../../nodes/vision/tests/networks/formula.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, reason = "its own tests need all of it")]
 mod formula;
 
 fn write(path: &Path, json: &Value) -> Result<()> {

@@ -165,10 +165,10 @@ pub fn curate(
             Some(eyes) => Some(&mut **eyes),
             None => None,
         };
-        let from = From { path, stem: &stem, number, config, asked: &asked };
+        let source = Source { path, stem: &stem, number, config, asked: &asked };
         let found = match watch.stopped() {
             true => Err(Error::Cancelled),
-            false => from.write(eyes, unfinished.path(), &mut notes),
+            false => source.write(eyes, unfinished.path(), &mut notes),
         };
         notes.drain(..).for_each(|note: String| watch.note(&note, true));
         let found = found.inspect_err(|error| {
@@ -203,7 +203,7 @@ struct Seen {
 }
 
 /// A picture that documents are made of.
-struct From<'a> {
+struct Source<'a> {
     path: &'a Path,
     stem: &'a str,
     /// Its place among all pictures: what chance hangs on.
@@ -212,7 +212,7 @@ struct From<'a> {
     asked: &'a DataConfig,
 }
 
-impl From<'_> {
+impl Source<'_> {
     /// Writes the documents that are not there yet; how many there are. What is wrong with the picture is told in `notes`.
     fn write(
         &self,

@@ -6,9 +6,8 @@ use kosmograph_kernels::{conv2d, quick_gelu};
 use kosmograph_models::clip::text::{Activation, ClipText, ClipTextConfig};
 use kosmograph_models::layers::{LayerNorm, Linear, MultiheadAttention};
 use kosmograph_models::{Error, Result, Weights};
-use kosmograph_pixels::Shape;
-use kosmograph_pixels::torch::{Mode, interpolate};
 
+use crate::positions::resized;
 use crate::weights::{count, heads, not_this, sizes};
 
 const LAYER_NORM_EPS: f64 = 1e-5;
@@ -69,8 +68,6 @@ struct Vision {
     patch_embedding: Tensor,
     /// [1 + S², C].
     positions: Tensor,
-    /// S.
-    side: usize,
     pre_layernorm: LayerNorm,
     layers: Vec<Layer>,
 }
@@ -94,7 +91,6 @@ impl Vision {
             class_embedding: embeddings.get("class_embedding", dim)?,
             patch_embedding: embeddings.get("patch_embedding.weight", (dim, 3, patch, patch))?,
             positions: embeddings.get("position_embedding.weight", (positions, dim))?,
-            side,
             // The name is misspelled in every file.
             pre_layernorm: LayerNorm::load(&weights.sub("pre_layrnorm"), dim, LAYER_NORM_EPS)?,
             layers: (0..=TAKEN[2]).map(layer).collect::<Result<_>>()?,
@@ -109,7 +105,7 @@ impl Vision {
         let patches = patches.flatten_from(2)?.transpose(1, 2)?;
         let class = self.class_embedding.broadcast_as((batch, 1, dim))?;
         let x = Tensor::cat(&[&class, &patches], 1)?;
-        let x = x.broadcast_add(&self.positions_for(height / patch, width / patch)?)?;
+        let x = x.broadcast_add(&resized(&self.positions, (height / patch, width / patch))?)?;
         let mut x = self.pre_layernorm.forward(&x)?;
         let mut taken = Vec::with_capacity(TAKEN.len());
         for (i, layer) in self.layers.iter().enumerate() {
@@ -119,20 +115,6 @@ impl Vision {
             }
         }
         Ok(taken)
-    }
-
-    /// The positions of `rows` × `columns` patches, interpolated by a cubic.
-    fn positions_for(&self, rows: usize, columns: usize) -> Result<Tensor> {
-        if (rows, columns) == (self.side, self.side) {
-            return Ok(self.positions.clone());
-        }
-        let (side, (_, dim)) = (self.side, self.positions.dims2()?);
-        let squares = self.positions.narrow(0, 1, side * side)?.flatten_all()?;
-        let shape = Shape { batch: 1, height: side, width: side, channels: dim };
-        let values =
-            interpolate(&squares.to_vec1::<f32>()?, shape, (rows, columns), Mode::Bicubic)?;
-        let resized = Tensor::from_vec(values, (rows * columns, dim), self.positions.device())?;
-        Ok(Tensor::cat(&[&self.positions.narrow(0, 0, 1)?, &resized], 0)?)
     }
 }
 

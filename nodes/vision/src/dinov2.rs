@@ -1,14 +1,14 @@
 //! DINOv2 (Oquab et al., arXiv 2304.07193): a vision transformer whose tokens tell what a picture shows, and Depth Anything's
-//! backbone. Names are those of transformers' files; those of the authors' (`dinov2_vits14_pretrain.pth`) lead to them.
+//! backbone. (The authors' code adds a tenth of a patch to the new size of positions, to be safe from rounding; transformers does
+//! not, nor does this.) Names are those of transformers' files; those of the authors' (`dinov2_vits14_pretrain.pth`) lead to them.
 
 use candle_core::{D, Tensor};
 use kosmograph_kernels::{attention, conv2d, gelu_erf, silu};
 use kosmograph_models::files::weights::Part;
 use kosmograph_models::layers::{LayerNorm, Linear};
 use kosmograph_models::{Error, Result, Weights};
-use kosmograph_pixels::Shape;
-use kosmograph_pixels::torch::{Mode, interpolate};
 
+use crate::positions::resized;
 use crate::weights::{count, heads, not_this, sizes};
 
 const LAYER_NORM_EPS: f64 = 1e-6;
@@ -106,8 +106,6 @@ pub struct DinoV2 {
     patch_bias: Tensor,
     /// [1 + S², dim]: of the class token, then of S × S patches.
     positions: Tensor,
-    /// S.
-    side: usize,
     blocks: Vec<Block>,
     norm: LayerNorm,
 }
@@ -138,7 +136,6 @@ impl DinoV2 {
             patch_weight: projection.get("weight", (dim, 3, patch, patch))?,
             patch_bias: projection.get("bias", dim)?,
             positions: embeddings.get("position_embeddings", (1, positions, dim))?.squeeze(0)?,
-            side,
             blocks: (0..depth).map(block).collect::<Result<_>>()?,
             norm: LayerNorm::load(&weights.sub("layernorm"), dim, LAYER_NORM_EPS)?,
         })
@@ -180,7 +177,7 @@ impl DinoV2 {
         let patches = patches.flatten_from(2)?.transpose(1, 2)?;
         let class = self.class_token.broadcast_as((batch, 1, self.dim()))?;
         let x = Tensor::cat(&[&class, &patches], 1)?;
-        let mut x = x.broadcast_add(&self.positions_for(height / patch, width / patch)?)?;
+        let mut x = x.broadcast_add(&resized(&self.positions, (height / patch, width / patch))?)?;
         let mut tokens = Vec::with_capacity(taken.len());
         for (i, block) in self.blocks.iter().enumerate() {
             x = block.forward(&x)?;
@@ -190,21 +187,6 @@ impl DinoV2 {
             done(i + 1, self.blocks.len())?;
         }
         Ok(tokens)
-    }
-
-    /// The positions of `rows` × `columns` patches, interpolated by a cubic as transformers does, from one size to the other. (The authors'
-    /// code adds a tenth of a patch to the new size, to be safe from rounding.)
-    fn positions_for(&self, rows: usize, columns: usize) -> Result<Tensor> {
-        if (rows, columns) == (self.side, self.side) {
-            return Ok(self.positions.clone());
-        }
-        let (dim, side) = (self.dim(), self.side);
-        let squares = self.positions.narrow(0, 1, side * side)?.flatten_all()?;
-        let shape = Shape { batch: 1, height: side, width: side, channels: dim };
-        let values =
-            interpolate(&squares.to_vec1::<f32>()?, shape, (rows, columns), Mode::Bicubic)?;
-        let resized = Tensor::from_vec(values, (rows * columns, dim), self.positions.device())?;
-        Ok(Tensor::cat(&[&self.positions.narrow(0, 0, 1)?, &resized], 0)?)
     }
 
     /// Normalised pixels to the class token behind the last norm, [B, C].

@@ -24,6 +24,7 @@ mod mask_decoder;
 pub mod masks;
 pub mod masks_by_words;
 pub mod pictures;
+mod positions;
 pub mod sam;
 mod weights;
 
