@@ -10,7 +10,7 @@ use libc::{
 
 use crate::{MOST_KEPT, PLACES};
 
-const PAGE: usize = 4096;
+pub(crate) const PAGE: usize = 4096;
 
 /// Zeros that are written to a kept block; more come from the system.
 const MOST_ZEROS: usize = 32 << 20;
@@ -165,6 +165,16 @@ fn fresh(size: usize) -> *mut u8 {
     block
 }
 
+/// Counts `bytes` that are in use and not kept here, parts of files: what may be kept is a part of all that is in use.
+pub(crate) fn count_in(bytes: usize) {
+    kept().make_room(bytes);
+}
+
+/// `bytes` that were counted in are no longer in use.
+pub(crate) fn count_out(bytes: usize) {
+    kept().used -= bytes;
+}
+
 /// Frees a block, and keeps it for the next of its size where that is allowed.
 ///
 /// # Safety
@@ -281,7 +291,7 @@ fn unmap(block: Block) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::sync::{Mutex, PoisonError};
 
     use proptest::prelude::*;
@@ -291,7 +301,7 @@ mod tests {
     const MEGABYTE: usize = 1 << 20;
 
     /// The blocks are the process's, so one test at a time.
-    fn alone<T>(test: impl FnOnce() -> T) -> T {
+    pub(crate) fn alone<T>(test: impl FnOnce() -> T) -> T {
         static ONE: Mutex<()> = Mutex::new(());
         let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
         release();
@@ -299,7 +309,7 @@ mod tests {
     }
 
     /// Bytes in use, kept, and the most that were in use.
-    fn figures() -> (usize, usize, usize) {
+    pub(crate) fn figures() -> (usize, usize, usize) {
         let kept = kept();
         (kept.used, kept.bytes, kept.most_used)
     }

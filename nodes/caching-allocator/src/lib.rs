@@ -11,11 +11,17 @@
 //! the C library keeps 64 MB at the end of a heap. A training, which frees all that a pass has made and makes it anew in
 //! the next, lifts both limits ([`keep_all`]), and its peak by an eighth or by [`MOST_KEPT`]. [`release`] gives all back; a node
 //! library does so at the end of each node.
+//!
+//! A vector may also be a part of a file ([`vec_of_file`]): weights are then used where the system has them already, instead of
+//! in a copy whose every page it must first fill with zeros.
 
 #[cfg(target_os = "linux")]
 mod blocks;
+#[cfg(target_os = "linux")]
+mod files;
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::fs::File;
 
 /// Blocks below this are the system allocator's.
 const LARGE: usize = 1 << 20;
@@ -57,13 +63,39 @@ impl Drop for KeepAll {
     }
 }
 
+/// `count` values that lie in `file` from the byte `offset` on, as a vector whose pages are the file's: they are read when they
+/// are first looked at, are shared with all who map the file, and can be dropped and read again by the system. A page that is
+/// written to becomes the vector's own, and the file stays as it is.
+///
+/// `None`, and a copy is to be made, where the values take less than a megabyte, where they do not lie as `T` must be aligned, or
+/// where the system has no such mappings.
+///
+/// # Safety
+/// Any bits are a `T`. The values lie within the file, and as long as the vector lives the file neither gets shorter nor
+/// other bytes.
+pub unsafe fn vec_of_file<T: Copy>(file: &File, offset: u64, count: usize) -> Option<Vec<T>> {
+    #[cfg(target_os = "linux")]
+    {
+        let layout = Layout::array::<T>(count).ok().filter(|layout| is_large(*layout))?;
+        let block = files::map(file, offset, layout)?;
+        // SAFETY: the block has that layout and comes from this crate's allocator, which is the program's. Its bytes are values.
+        Some(unsafe { Vec::from_raw_parts(block.as_ptr().cast(), count, count) })
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = (file, offset, count);
+        None
+    }
+}
+
 /// Whether the block is one of ours: by its layout alone, so that who frees it knows as well.
 fn is_large(layout: Layout) -> bool {
     cfg!(target_os = "linux") && layout.size() >= LARGE && layout.align() <= 4096
 }
 
 // SAFETY: what is not large goes to the system's allocator whole. A large block is a mapping of its own, as long as
-// its size rounded up to pages, so aligned to a page, and given to nobody else before it is freed.
+// its size rounded up to pages, so aligned to a page, and given to nobody else before it is freed; or it is within a mapping of
+// a file, aligned as it was asked to be, which `files` knows by its address.
 unsafe impl GlobalAlloc for CachingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         #[cfg(target_os = "linux")]
@@ -86,8 +118,10 @@ unsafe impl GlobalAlloc for CachingAllocator {
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         #[cfg(target_os = "linux")]
         if is_large(layout) {
-            // SAFETY: by its layout it came from `blocks`, with this size, and the caller no longer uses it.
-            unsafe { blocks::keep(block, layout.size()) };
+            if !files::unmap(block, layout.size()) {
+                // SAFETY: by its layout it came from `blocks`, with this size, and the caller no longer uses it.
+                unsafe { blocks::keep(block, layout.size()) };
+            }
             return;
         }
         // SAFETY: the caller's.
@@ -102,7 +136,9 @@ unsafe impl GlobalAlloc for CachingAllocator {
             (false, false) => unsafe { System.realloc(block, layout, size) },
             #[cfg(target_os = "linux")]
             // SAFETY: as in `dealloc`; the mapping moves with what is in it.
-            (true, true) => unsafe { blocks::resize(block, layout.size(), size) },
+            (true, true) if !files::has(block) => unsafe {
+                blocks::resize(block, layout.size(), size)
+            },
             // SAFETY: both blocks have the smaller size, and are two.
             _ => unsafe {
                 let moved = self.alloc(new);

@@ -6,12 +6,12 @@
 //! plain values only; the values themselves are passed over but for a few.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use candle_core::DType;
+use candle_core::{DType, Result as CandleResult, Tensor};
 
+use super::mapped::Mapped;
 use super::packed::Format;
 use super::weights::Numbers;
 use crate::error::{Error, Result};
@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 #[derive(Debug)]
 pub struct GgufFile {
     path: PathBuf,
-    map: memmap2::Mmap,
+    map: Mapped,
     header: Header,
 }
 
@@ -53,10 +53,7 @@ impl GgufFile {
     /// The file cannot be read, or its header contradicts itself or the file's length.
     pub fn open(path: &Path) -> Result<GgufFile> {
         let io = |source| Error::Io { path: path.to_owned(), source };
-        let file = File::open(path).map_err(io)?;
-        // SAFETY: the map is read only, and the file must not change while it is in use (said above). Bytes
-        // are only ever read as numbers, for which any bits are valid.
-        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io)?;
+        let map = Mapped::open(path).map_err(io)?;
         let header =
             read(&map).map_err(|problem| Error::NotGguf { path: path.to_owned(), problem })?;
         Ok(GgufFile { path: path.to_owned(), map, header })
@@ -85,28 +82,15 @@ impl GgufFile {
         self.header.tensors.get(name)
     }
 
-    /// The bytes of a tensor.
-    pub(crate) fn data(&self, name: &str) -> Option<&[u8]> {
-        self.map.get(self.info(name)?.bytes.clone())
+    /// A tensor of plain numbers, of the type that they have there.
+    pub(crate) fn tensor(&self, name: &str, dtype: DType) -> CandleResult<Option<Tensor>> {
+        let tensor = |info: &TensorInfo| self.map.tensor(info.bytes.clone(), dtype, &info.shape);
+        self.info(name).map(tensor).transpose()
     }
 
-    /// Gives back the pages of memory that the tensor `name` was read from: who copied it has it once.
-    pub(crate) fn give_back(&self, name: &str) {
-        let Some(info) = self.info(name) else { return };
-        #[cfg(unix)]
-        {
-            // SAFETY: the map is shared and read only, so pages that are given back come again with the
-            // same bytes when they are looked at. Who cannot give them back has them still.
-            let _ = unsafe {
-                self.map.unchecked_advise_range(
-                    memmap2::UncheckedAdvice::DontNeed,
-                    info.bytes.start,
-                    info.bytes.len(),
-                )
-            };
-        }
-        #[cfg(not(unix))]
-        let _ = info;
+    /// The bytes of a tensor, as a vector of their own.
+    pub(crate) fn bytes(&self, name: &str) -> Option<Vec<u8>> {
+        Some(self.map.bytes(self.info(name)?.bytes.clone()))
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! - [`weights`]: tensors by name, of safetensors or torch files, checked as they are handed out.
 //! - [`gguf`]: llama.cpp's container.
+//! - `mapped`: a file's bytes, and tensors where they lie.
 //! - `packed`: numbers in fewer bits than are computed with, and what they stand for.
 //! - [`pickle`]: torch's own files, read without executing anything.
 //! - [`resident`]: a network whose weights are read when it is first used, and let go when memory is wanted.
@@ -10,6 +11,7 @@
 
 pub(crate) mod diffusers_config;
 pub mod gguf;
+mod mapped;
 pub(crate) mod packed;
 pub mod pickle;
 pub mod python_json;

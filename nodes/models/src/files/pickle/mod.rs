@@ -22,10 +22,12 @@ mod tests;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use candle_core::{DType, Device, Result as CandleResult, Tensor};
+
+use super::mapped::Mapped;
 use crate::error::{Error, Result};
 use archive::Archive;
 pub use error::PickleError;
@@ -37,7 +39,7 @@ use machine::Budget;
 #[derive(Debug)]
 pub struct TorchFile {
     path: PathBuf,
-    map: memmap2::Mmap,
+    map: Mapped,
     tensors: BTreeMap<String, TensorInfo>,
     plain: BTreeMap<String, Plain>,
 }
@@ -51,10 +53,7 @@ impl TorchFile {
     /// [`PickleError`].
     pub fn open(path: &Path) -> Result<TorchFile> {
         let io = |source| Error::Io { path: path.to_owned(), source };
-        let file = File::open(path).map_err(io)?;
-        // SAFETY: the map is read only, and the file must not change while it is in use (said
-        // above). Bytes are only ever read as numbers, for which any bits are valid.
-        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io)?;
+        let map = Mapped::open(path).map_err(io)?;
         let Contents { tensors, plain } = contents_of(&map)
             .map_err(|source| Error::NotTorch { path: path.to_owned(), source: source.into() })?;
         Ok(TorchFile { path: path.to_owned(), map, tensors, plain })
@@ -100,24 +99,24 @@ impl TorchFile {
         }
     }
 
+    /// The tensor `name`, of the type that it has there.
+    pub(crate) fn tensor(&self, name: &str, dtype: DType) -> CandleResult<Option<Tensor>> {
+        let Some(info) = self.tensors.get(name) else { return Ok(None) };
+        if info.is_contiguous() {
+            return self.map.tensor(info.bytes.clone(), dtype, &info.shape).map(Some);
+        }
+        let Some(bytes) = self.data(name) else { return Ok(None) };
+        let tensor = Tensor::from_raw_buffer(&bytes, dtype, &info.shape, &Device::Cpu)?;
+        self.give_back(name);
+        Ok(Some(tensor))
+    }
+
     /// Gives back the pages of memory that the tensor `name` was read from, so that who copied it has
     /// it once; they come again when they are looked at.
     pub fn give_back(&self, name: &str) {
-        let Some(info) = self.tensors.get(name) else { return };
-        #[cfg(unix)]
-        {
-            // SAFETY: the map is shared and read only, so pages that are given back come again with
-            // the same bytes. Who cannot give them back has them still.
-            let _ = unsafe {
-                self.map.unchecked_advise_range(
-                    memmap2::UncheckedAdvice::DontNeed,
-                    info.bytes.start,
-                    info.bytes.len(),
-                )
-            };
+        if let Some(info) = self.tensors.get(name) {
+            self.map.give_back(info.bytes.clone());
         }
-        #[cfg(not(unix))]
-        let _ = info;
     }
 }
 

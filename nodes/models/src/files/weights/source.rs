@@ -3,14 +3,16 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::Read;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use candle_core::{DType, Device, Result as CandleResult, Tensor};
+use candle_core::{DType, Result as CandleResult, Tensor};
 use safetensors::tensor::{Dtype, Metadata, SafeTensorError, SafeTensors, TensorInfo};
 
 use crate::error::{Error, Result};
 use crate::files::gguf::GgufFile;
+use crate::files::mapped::Mapped;
 use crate::files::packed::{Format, Packed, Scale};
 use crate::files::pickle::TorchFile;
 
@@ -116,7 +118,7 @@ impl Part {
 
 pub(super) struct MappedFile {
     path: PathBuf,
-    map: memmap2::Mmap,
+    map: Mapped,
     metadata: Metadata,
     /// Where the tensors' bytes begin.
     data_start: usize,
@@ -267,9 +269,8 @@ impl Source {
         }
     }
 
-    /// A copy of a tensor's numbers in the type `dtype`, which is the one it is stored in. The pages
-    /// of a mapped file that it was read from are given back, so that a model in memory is there once
-    /// and not a second time as its file.
+    /// A tensor's numbers in the type `dtype`, which is the one it is stored in: where they lie in a mapped file, or a copy,
+    /// and then the pages that it was read from are given back. A model is in memory once, and not a second time as its file.
     pub(super) fn tensor(&self, name: &str, dtype: DType) -> CandleResult<Option<Tensor>> {
         match self {
             Source::Files { files, file_of, .. } => {
@@ -278,22 +279,8 @@ impl Source {
                 };
                 file.metadata.info(name).map(|info| file.tensor(info, dtype)).transpose()
             }
-            Source::Torch(file) => {
-                let (Some(info), Some(bytes)) = (file.info(name), file.data(name)) else {
-                    return Ok(None);
-                };
-                let tensor = Tensor::from_raw_buffer(&bytes, dtype, &info.shape, &Device::Cpu)?;
-                file.give_back(name);
-                Ok(Some(tensor))
-            }
-            Source::Gguf(file) => {
-                let (Some(info), Some(bytes)) = (file.info(name), file.data(name)) else {
-                    return Ok(None);
-                };
-                let tensor = Tensor::from_raw_buffer(bytes, dtype, &info.shape, &Device::Cpu)?;
-                file.give_back(name);
-                Ok(Some(tensor))
-            }
+            Source::Torch(file) => file.tensor(name, dtype),
+            Source::Gguf(file) => file.tensor(name, dtype),
             Source::Tensors(tensors) => tensors.get(name).map(Weight::tensor).transpose(),
             Source::Recording(_) => Ok(None),
             Source::Renamed { source, names } => match names.get(name) {
@@ -315,13 +302,13 @@ impl Source {
         }
     }
 
-    /// A copy of a tensor that is kept in `format`, as it is.
+    /// A tensor that is kept in `format`, as it is.
     ///
     /// # Errors
     /// Its scale is damaged.
     pub(super) fn packed(&self, name: &str, format: Format) -> Result<Option<Weight>> {
-        let copy = |shape: &[usize], bytes: &[u8], scale| {
-            Weight::packed(Arc::new(Packed::new(format, shape.to_vec(), bytes.to_vec(), scale)))
+        let of = |shape: &[usize], bytes: Vec<u8>, scale| {
+            Weight::packed(Arc::new(Packed::new(format, shape.to_vec(), bytes, scale)))
         };
         match self {
             Source::Files { files, file_of, .. } => {
@@ -330,25 +317,21 @@ impl Source {
                 };
                 let Some(info) = file.metadata.info(name) else { return Ok(None) };
                 let scale = self.scale(name, &info.shape)?;
-                let weight = copy(&info.shape, file.bytes(info), scale);
-                file.give_back(info);
-                Ok(Some(weight))
+                Ok(Some(of(&info.shape, file.map.bytes(file.range(info)), scale)))
             }
             Source::Torch(file) => {
                 let (Some(info), Some(bytes)) = (file.info(name), file.data(name)) else {
                     return Ok(None);
                 };
-                let weight = copy(&info.shape, &bytes, Scale::One);
+                let weight = of(&info.shape, bytes.into_owned(), Scale::One);
                 file.give_back(name);
                 Ok(Some(weight))
             }
             Source::Gguf(file) => {
-                let (Some(info), Some(bytes)) = (file.info(name), file.data(name)) else {
+                let (Some(info), Some(bytes)) = (file.info(name), file.bytes(name)) else {
                     return Ok(None);
                 };
-                let weight = copy(&info.shape, bytes, Scale::One);
-                file.give_back(name);
-                Ok(Some(weight))
+                Ok(Some(of(&info.shape, bytes, Scale::One)))
             }
             Source::Tensors(tensors) => Ok(tensors.get(name).cloned()),
             Source::Recording(_) => Ok(None),
@@ -446,10 +429,7 @@ fn numbers_of(dtype: Dtype) -> Result<Numbers, String> {
 impl MappedFile {
     fn open(path: &Path) -> Result<MappedFile> {
         let io = |source| Error::Io { path: path.to_owned(), source };
-        let file = File::open(path).map_err(io)?;
-        // SAFETY: the map is read only, and `Weights::open` says that the file must not change
-        // while it is in use. Bytes are only ever read as numbers, for which any bits are valid.
-        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io)?;
+        let map = Mapped::open(path).map_err(io)?;
         let broken = |problem| Error::NotSafetensors { path: path.to_owned(), problem };
         let (header, metadata) =
             SafeTensors::read_metadata(&map).map_err(|error| broken(explain(&error, map.len())))?;
@@ -467,37 +447,14 @@ impl MappedFile {
         Ok(MappedFile { path: path.to_owned(), map, metadata, data_start, unread })
     }
 
-    /// A tensor's bytes.
-    fn bytes(&self, info: &TensorInfo) -> &[u8] {
-        // `open` has checked the offsets against the file's length.
+    /// Where a tensor's bytes lie. `open` has checked the offsets against the file's length.
+    fn range(&self, info: &TensorInfo) -> Range<usize> {
         let (start, end) = info.data_offsets;
-        &self.map[self.data_start + start..self.data_start + end]
+        self.data_start + start..self.data_start + end
     }
 
-    /// A copy of a tensor. The pages it was read from are given back, so that a model in memory is
-    /// there once and not a second time as its file.
     fn tensor(&self, info: &TensorInfo, dtype: DType) -> CandleResult<Tensor> {
-        let tensor = Tensor::from_raw_buffer(self.bytes(info), dtype, &info.shape, &Device::Cpu)?;
-        self.give_back(info);
-        Ok(tensor)
-    }
-
-    fn give_back(&self, info: &TensorInfo) {
-        #[cfg(unix)]
-        {
-            let (start, end) = info.data_offsets;
-            // SAFETY: the map is shared and read only, so pages that are given back come again with the
-            // same bytes when they are looked at. Who cannot give them back has them still.
-            let _ = unsafe {
-                self.map.unchecked_advise_range(
-                    memmap2::UncheckedAdvice::DontNeed,
-                    self.data_start + start,
-                    end - start,
-                )
-            };
-        }
-        #[cfg(not(unix))]
-        let _ = info;
+        self.map.tensor(self.range(info), dtype, &info.shape)
     }
 }
 
