@@ -2,7 +2,8 @@
 //! markdown table: operations, bytes, the floor that the processor sets, and what is reached.
 //!
 //! ```sh
-//! cargo run --release -p kosmograph-kernels --example roofline
+//! cargo run --release -p kosmograph-kernels --example roofline            # or only rows that have a word:
+//! cargo run --release -p kosmograph-kernels --example roofline attention
 //! ```
 //!
 //! The floor is the larger of operations / (the fastest product of 2048³ measured now, ours or candle's) and bytes /
@@ -34,6 +35,8 @@ fn random(shape: &[usize]) -> Result<Tensor> {
 }
 
 struct Machine {
+    /// What a row's work must have in it.
+    word: String,
     /// Operations a second.
     arithmetic: f64,
     /// Bytes a second, read and written.
@@ -56,8 +59,11 @@ impl Machine {
             black_box(&to);
             Ok(())
         })?;
-        let machine =
-            Machine { arithmetic: ours.max(candle), memory: (2 * 4 * VALUES) as f64 / copying };
+        let machine = Machine {
+            word: std::env::args().nth(1).unwrap_or_default(),
+            arithmetic: ours.max(candle),
+            memory: (2 * 4 * VALUES) as f64 / copying,
+        };
         println!(
             "Product of 2048³: {:.0} GFLOPS (ours {:.0}, candle's {:.0}); copying {:.1} GB/s; {} threads; {:?}.\n",
             machine.arithmetic / 1e9,
@@ -80,6 +86,9 @@ impl Machine {
         inputs: &[&Tensor],
         run: impl Fn() -> Result<Tensor>,
     ) -> Result<()> {
+        if !work.contains(&self.word) {
+            return Ok(());
+        }
         let size = |tensor: &Tensor| tensor.elem_count() * tensor.dtype().size_in_bytes();
         let bytes = inputs.iter().map(|tensor| size(tensor)).sum::<usize>() + size(&run()?);
         let (operations, bytes) = (operations as f64, bytes as f64);
@@ -158,7 +167,7 @@ fn main() -> Result<()> {
         machine.linear(rows, input, output)?;
     }
     for (queries, keys, width) in
-        [(4096, 4096, 40), (4096, 77, 40), (1024, 1024, 80), (256, 256, 160)]
+        [(4096, 4096, 40), (4096, 77, 40), (4096, 4096, 64), (1024, 1024, 80), (256, 256, 160)]
     {
         machine.attention(8, queries, keys, width)?;
     }

@@ -6,10 +6,11 @@ use std::f32::consts::LOG2_E;
 
 use rayon::prelude::*;
 
-use super::cpu::{Heads, LANES, Mask, Sizes, soften};
+use super::cpu::{Heads, LANES, Mask, Sizes};
 use crate::bf16::{
     BLOCK, Begin, DEPTH, SIDE, Set, Tile, Unit, WithUnit, pack_pairs, pack_rows, turn, written_by,
 };
+use crate::exponential::exp2;
 use crate::gemm::Shared;
 use crate::memory;
 use crate::simd::Vector;
@@ -263,6 +264,93 @@ impl WithUnit for Block<'_> {
                 unsafe { *y.at(at + i) = value * scale };
             }
         }
+    }
+}
+
+/// Makes a block of a row's scores to powers of 2 below the largest so far, and adds those to the row's vector of sums. Where the
+/// block has a larger one, what was summed before it is scaled down; returned is the factor, for the values' sums.
+///
+/// # Safety
+/// [`Vector`]'s; the scores are whole vectors.
+#[inline(always)]
+unsafe fn soften<V: Vector>(
+    scores: &mut [f32],
+    largest: &mut f32,
+    sums: &mut [f32; LANES],
+    is_first: bool,
+) -> Option<f32> {
+    // SAFETY: there are sums for the widest vector; for the rest the caller's.
+    unsafe {
+        let max = max::<V>(scores, *largest);
+        // Where everything was masked so far there is nothing to scale, and 0 is as good a maximum.
+        let finite = if max == f32::NEG_INFINITY { 0.0 } else { max };
+        let mut sum = exponentials::<V>(scores, finite);
+        let mut factor = None;
+        if !is_first {
+            let mut so_far = V::load(sums.as_ptr());
+            if max != *largest {
+                let down = (*largest - finite).exp2();
+                so_far = so_far.mul(V::splat(down));
+                factor = Some(down);
+            }
+            sum = sum.add(so_far);
+        }
+        sum.store(sums.as_mut_ptr());
+        *largest = max;
+        factor
+    }
+}
+
+/// The largest of x, whole vectors, and of `so_far`; what is no number is left out.
+///
+/// # Safety
+/// [`Vector`]'s.
+#[inline(always)]
+unsafe fn max<V: Vector>(x: &[f32], so_far: f32) -> f32 {
+    // SAFETY: each chunk is a vector; for the rest the caller's.
+    unsafe {
+        // Three at a time: one after the other, each would wait for the last.
+        let mut largest = [V::splat(so_far); 3];
+        let mut threes = x.chunks_exact(3 * V::LANES);
+        for x in &mut threes {
+            for (i, largest) in largest.iter_mut().enumerate() {
+                *largest = V::load(x.as_ptr().add(i * V::LANES)).max(*largest);
+            }
+        }
+        let [a, b, mut c] = largest;
+        for x in threes.remainder().chunks_exact(V::LANES) {
+            c = V::load(x.as_ptr()).max(c);
+        }
+        a.max(b).max(c).largest()
+    }
+}
+
+/// Makes x, whole vectors, to 2^(x − max) and returns a vector of sums of it.
+///
+/// # Safety
+/// [`Vector`]'s.
+#[inline(always)]
+unsafe fn exponentials<V: Vector>(x: &mut [f32], max: f32) -> V {
+    // SAFETY: each chunk is a vector; for the rest the caller's.
+    unsafe {
+        let max = V::splat(max);
+        let mut sums = [V::splat(0.0); 2];
+        let mut pairs = x.chunks_exact_mut(2 * V::LANES);
+        for x in &mut pairs {
+            for (i, sum) in sums.iter_mut().enumerate() {
+                let x = x.as_mut_ptr().add(i * V::LANES);
+                let e = exp2(V::load(x).sub(max));
+                e.store(x);
+                *sum = sum.add(e);
+            }
+        }
+        let [a, mut b] = sums;
+        for x in pairs.into_remainder().chunks_exact_mut(V::LANES) {
+            let e = exp2(V::load(x.as_ptr()).sub(max));
+            e.store(x.as_mut_ptr());
+            b = b.add(e);
+        }
+        a.add(b)
     }
 }
 

@@ -1,10 +1,11 @@
 use std::f32::consts::LOG2_E;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
 use crate::exponential::exp2;
 use crate::gemm::tile::tile;
-use crate::gemm::{Columns, Plain, Shared, Start, Transposed};
+use crate::gemm::{Columns, Shared, Start, Transposed};
 use crate::memory;
 use crate::simd::{Isa, Kernel, Vector};
 use crate::storage::WeightValues;
@@ -49,17 +50,37 @@ impl Mask<'_> {
     /// Adds the values from `at` on, times log₂e, to the scores of one query.
     #[inline(always)]
     pub(super) fn add(&self, at: [usize; 4], scores: &mut [f32]) {
-        let start: usize = at.iter().zip(self.strides).map(|(i, stride)| i * stride).sum();
+        let start = self.place(at);
         for (j, score) in scores.iter_mut().enumerate() {
-            *score += LOG2_E * self.values[self.start + start + j * self.strides[3]];
+            *score += LOG2_E * self.values[start + j * self.strides[3]];
         }
+    }
+
+    /// The same to rows of keys, of which each has the scores of `queries`, counted from `at` on.
+    #[inline(always)]
+    fn add_turned<'a>(
+        &self,
+        at: [usize; 4],
+        queries: Range<usize>,
+        rows: impl Iterator<Item = &'a mut [f32]>,
+    ) {
+        let start = self.place(at) + queries.start * self.strides[2];
+        for (key, scores) in rows.enumerate() {
+            let start = start + key * self.strides[3];
+            for (query, score) in scores.iter_mut().take(queries.len()).enumerate() {
+                *score += LOG2_E * self.values[start + query * self.strides[2]];
+            }
+        }
+    }
+
+    fn place(&self, at: [usize; 4]) -> usize {
+        self.start + at.iter().zip(self.strides).map(|(i, stride)| i * stride).sum::<usize>()
     }
 }
 
-/// Queries of a task: whole register tiles on every instruction set.
+/// Queries of a task: whole panels on every instruction set.
 const QUERIES: usize = 48;
-/// Keys whose scores a task has at once, whole panels on every instruction set: 54 KiB, which a second-level cache holds beside
-/// the keys.
+/// Keys whose scores a task has at once: at most 54 KiB, which a second-level cache holds beside the keys and their values.
 const KEYS: usize = 288;
 
 /// Returns [B, Lq, H, Dv], and with `keeps_sums` for each query [B, H, Lq] the logarithm to base 2 of what its exponentials
@@ -82,10 +103,9 @@ pub(super) fn attention(
     if values == 0 || s.keys == 0 || s.head_dim == 0 {
         return (vec![0f32; values], log_sums);
     }
-    let width = isa.tile_width();
-    // Panels of one head: of kᵀ [D, keys], as many columns as there are keys, and of v [keys, Dv].
-    let k_size = s.keys.next_multiple_of(width) * s.head_dim;
-    let v_size = s.value_dim.next_multiple_of(width) * s.keys;
+    // Of one head: k [keys, D], and v for each block of keys as [Dv, KEYS].
+    let k_size = s.keys * s.head_dim;
+    let v_size = s.keys.next_multiple_of(KEYS) * s.value_dim;
     let pack = |packed: &mut [f32]| {
         packed.par_chunks_mut(k_size + v_size).enumerate().for_each(|(head, packed)| {
             let (batch, head) = (head / s.heads, head % s.heads);
@@ -94,26 +114,27 @@ pub(super) fn attention(
             isa.run(Pack { k, v, scale, s, packed_k, packed_v });
         });
     };
-    // SAFETY: a head's part is whole panels, and `Columns::pack` writes all of a panel.
+    // SAFETY: a head's part is its keys and whole blocks of values, and `Pack` writes all of them.
     let packed = unsafe { memory::written_by(s.batch * s.heads * (k_size + v_size), pack) };
     let mut y = memory::reserve(values);
     let to = Shared(y.as_mut_ptr());
     let log_sums_to = log_sums.as_mut().map(|sums| Shared(sums.as_mut_ptr()));
     let blocks = s.queries.div_ceil(QUERIES);
-    (0..s.batch * s.heads * blocks).into_par_iter().for_each_init(Vec::new, |scores, task| {
+    (0..s.batch * s.heads * blocks).into_par_iter().for_each_init(Vec::new, |scratch, task| {
         let (head, first) = (task / blocks, task % blocks * QUERIES);
         let (packed_k, packed_v) =
             packed[head * (k_size + v_size)..][..k_size + v_size].split_at(k_size);
         let (batch, head) = (head / s.heads, head % s.heads);
         let (y, log_sums) = (to, log_sums_to);
-        isa.run(Block { q, packed_k, packed_v, mask, s, batch, head, first, y, log_sums, scores });
+        isa.run(Block { q, packed_k, packed_v, mask, s, batch, head, first, y, log_sums, scratch });
     });
     // SAFETY: the blocks are all queries of all heads, and each wrote its rows.
     unsafe { y.set_len(values) };
     (y, log_sums)
 }
 
-/// The panels of one head. The scale goes to the keys, and so does log₂e: powers of 2 are cheaper than those of e.
+/// One head's keys beside each other, and its values turned. The scale goes to the keys, and so does log₂e: powers of 2 are cheaper
+/// than those of e. A gradient computes the same scores, to the bit, from keys that are scaled so.
 struct Pack<'a> {
     k: (&'a [f32], usize),
     v: (&'a [f32], usize),
@@ -129,24 +150,25 @@ impl Kernel for Pack<'_> {
     #[inline(always)]
     fn run<V: Vector>(self) {
         let Pack { k, v, scale, s, packed_k, packed_v } = self;
-        let width = V::WIDTH;
-        let columns = Transposed { values: WeightValues::F32(k.0), k: k.1 };
-        for (i, panel) in packed_k.chunks_exact_mut(width * s.head_dim).enumerate() {
-            let keys = i * width..s.keys.min((i + 1) * width);
-            columns.pack::<V>(0..s.head_dim, keys, width, panel);
-            panel.iter_mut().for_each(|value| *value *= scale * LOG2_E);
+        for (row, packed) in packed_k.chunks_exact_mut(s.head_dim).enumerate() {
+            let k = &k.0[row * k.1..][..s.head_dim];
+            packed.iter_mut().zip(k).for_each(|(to, value)| *to = value * (scale * LOG2_E));
         }
-        let columns = Plain { values: v.0, stride: v.1 };
-        for (i, panel) in packed_v.chunks_exact_mut(width * s.keys).enumerate() {
-            let values = i * width..s.value_dim.min((i + 1) * width);
-            columns.pack::<V>(0..s.keys, values, width, panel);
+        let columns = Transposed { values: WeightValues::F32(v.0), k: v.1 };
+        for (i, block) in packed_v.chunks_exact_mut(KEYS * s.value_dim).enumerate() {
+            let keys = i * KEYS..s.keys.min((i + 1) * KEYS);
+            columns.pack::<V>(0..s.value_dim, keys, KEYS, block);
         }
     }
 }
 
 /// Some queries of one head, over all keys (Dao et al., FlashAttention, arXiv 2205.14135, algorithm 1): a
-/// block of keys at a time, with the largest score of each row so far. Where a block has a larger one, what is
+/// block of keys at a time, with the largest score of each query so far. Where a block has a larger one, what is
 /// summed already is scaled down to it. The division by Σ e^… comes last.
+///
+/// All is turned: a column is a query, S ᵀ = K Qᵀ and Yᵀ = Vᵀ Pᵀ. So scores lie as the second product's panel wants them, a head's
+/// width is rows of a tile, of which none are too many (40 is five times 8, and two and a half vectors), and a softmax goes down
+/// the vectors and never across one.
 struct Block<'a> {
     q: Heads<'a>,
     packed_k: &'a [f32],
@@ -160,7 +182,7 @@ struct Block<'a> {
     y: Shared,
     /// [B, H, Lq]
     log_sums: Option<Shared>,
-    scores: &'a mut Vec<f32>,
+    scratch: &'a mut Vec<f32>,
 }
 
 impl Kernel for Block<'_> {
@@ -168,89 +190,126 @@ impl Kernel for Block<'_> {
 
     #[inline(always)]
     fn run<V: Vector>(self) {
-        let Block { q, packed_k, packed_v, mask, s, batch, head, first, y, log_sums, scores } =
-            self;
+        let Block { q, packed_k, packed_v, mask, s, batch, head, first, .. } = self;
+        const { assert!(QUERIES.is_multiple_of(V::WIDTH)) };
         let width = V::WIDTH;
         let queries = QUERIES.min(s.queries - first);
+        let y_width = s.value_dim.next_multiple_of(V::LANES);
+        let scratch = memory::aligned(
+            self.scratch,
+            QUERIES * s.head_dim + KEYS * width + 2 * QUERIES * y_width,
+        );
+        // [panels, D, WIDTH], [keys, WIDTH], [panels, Dv, WIDTH] and [WIDTH, Dv], where Dv is whole vectors.
+        let (q_panels, scratch) = scratch.split_at_mut(QUERIES * s.head_dim);
+        let (scores, scratch) = scratch.split_at_mut(KEYS * width);
+        let (y_panels, turned) = scratch.split_at_mut(QUERIES * y_width);
         let (q, q_stride) = q.rows(batch, head, first);
-        assert!(q.len() >= (queries - 1) * q_stride + s.head_dim);
-        // Rows of the output are those of all heads side by side.
-        let y_stride = s.heads * s.value_dim;
-        let y = y.at((batch * s.queries + first) * y_stride + head * s.value_dim);
-        let y_row = |row: usize| {
-            // SAFETY: the block's rows of this head, which no other task has; the first block of keys has
-            // written them.
-            unsafe { std::slice::from_raw_parts_mut(y.wrapping_add(row * y_stride), s.value_dim) }
-        };
-        let scores = memory::aligned(scores, QUERIES * KEYS);
+        let rows_of_q = Transposed { values: WeightValues::F32(q), k: q_stride };
+        for (i, panel) in q_panels.chunks_exact_mut(width * s.head_dim).enumerate() {
+            let (from, to) = (i * width, queries.min((i + 1) * width));
+            if from < to {
+                rows_of_q.pack::<V>(0..s.head_dim, from..to, width, panel);
+            }
+        }
         let mut largest = [f32::NEG_INFINITY; QUERIES];
-        // Of each query, a vector of sums, which are added together at the end.
-        let mut sums = [[0f32; LANES]; QUERIES];
+        let mut sums = [0f32; QUERIES];
         for key in (0..s.keys).step_by(KEYS) {
             let keys = KEYS.min(s.keys - key);
-            // Whole vectors: past the keys the panels hold zeros.
-            let whole = keys.next_multiple_of(V::LANES);
-            for row in (0..queries).step_by(V::TILE_ROWS) {
-                let rows = V::TILE_ROWS.min(queries - row);
-                for column in (0..keys).step_by(width) {
-                    let panel = &packed_k[(key + column) * s.head_dim..][..width * s.head_dim];
-                    let columns = width.min(whole - column);
-                    // SAFETY: the rows of q by the assert; the scores have QUERIES · KEYS values; the processor
+            let k = &packed_k[key * s.head_dim..][..keys * s.head_dim];
+            let v = &packed_v[key * s.value_dim..][..KEYS * s.value_dim];
+            for query in (0..queries).step_by(width) {
+                let columns = width.min(queries - query).next_multiple_of(V::LANES);
+                let q = &q_panels[query * s.head_dim..][..width * s.head_dim];
+                for row in (0..keys).step_by(V::TILE_ROWS) {
+                    let rows = V::TILE_ROWS.min(keys - row);
+                    // SAFETY: the rows of k are there and the panel of q is whole; there are KEYS rows of scores; the processor
                     // has V, or this would not run.
                     unsafe {
                         tile::<V>(
                             (rows, columns, s.head_dim),
-                            q.as_ptr().add(row * q_stride),
-                            q_stride,
-                            panel.as_ptr(),
-                            scores.as_mut_ptr().add(row * KEYS + column),
-                            KEYS,
+                            k.as_ptr().add(row * s.head_dim),
+                            s.head_dim,
+                            q.as_ptr(),
+                            scores.as_mut_ptr().add(row * width),
+                            width,
                             Start::Zero,
                         );
                     }
                 }
-            }
-            for (row, scores) in scores.chunks_exact_mut(KEYS).take(queries).enumerate() {
-                let scores = &mut scores[..whole];
                 if let Some(mask) = &mask {
-                    mask.add([batch, head, first + row, key], &mut scores[..keys]);
+                    let columns = query..queries.min(query + width);
+                    let rows = scores.chunks_exact_mut(width).take(keys);
+                    mask.add_turned([batch, head, first, key], columns, rows);
                 }
-                scores[keys..].fill(f32::NEG_INFINITY);
-                // SAFETY: whole vectors of scores; the processor has V, or this would not run.
-                let down =
-                    unsafe { soften::<V>(scores, &mut largest[row], &mut sums[row], key == 0) };
-                if let Some(down) = down {
-                    y_row(row).iter_mut().for_each(|y| *y *= down);
+                let y = &mut y_panels[query * y_width..][..width * y_width];
+                for column in (0..columns).step_by(V::LANES) {
+                    let at = query + column;
+                    // SAFETY: so many rows of scores, WIDTH apart, and vectors of the arrays; the processor has V.
+                    let down = unsafe {
+                        soften::<V>(
+                            scores.as_mut_ptr().add(column),
+                            (keys, width),
+                            &mut largest[at..][..V::LANES],
+                            &mut sums[at..][..V::LANES],
+                        )
+                    };
+                    if key > 0 {
+                        // SAFETY: as above, of y's rows.
+                        unsafe {
+                            scale_down(y.as_mut_ptr().add(column), (s.value_dim, width), down)
+                        };
+                    }
                 }
-            }
-            let start = if key == 0 { Start::Zero } else { Start::Itself };
-            for (i, panel) in packed_v.chunks_exact(width * s.keys).enumerate() {
-                let columns = width.min(s.value_dim - i * width);
-                let panel = &panel[key * width..][..keys * width];
-                for row in (0..queries).step_by(V::TILE_ROWS) {
-                    let rows = V::TILE_ROWS.min(queries - row);
-                    // SAFETY: as above; y's rows have value_dim values, of which these are columns.
+                let start = if key == 0 { Start::Zero } else { Start::Itself };
+                for row in (0..s.value_dim).step_by(V::TILE_ROWS) {
+                    let rows = V::TILE_ROWS.min(s.value_dim - row);
+                    // SAFETY: the rows of v are there, KEYS apart, and scores are a whole panel of as many rows as there are
+                    // keys; y has Dv rows; the processor has V.
                     unsafe {
                         tile::<V>(
                             (rows, columns, keys),
-                            scores.as_ptr().add(row * KEYS),
+                            v.as_ptr().add(row * KEYS),
                             KEYS,
-                            panel.as_ptr(),
-                            y.wrapping_add(row * y_stride + i * width),
-                            y_stride,
+                            scores.as_ptr(),
+                            y.as_mut_ptr().add(row * width),
+                            width,
                             start,
                         );
                     }
                 }
             }
         }
-        let sums = sums.map(|sums| sums[..V::LANES].iter().sum::<f32>());
-        for (row, sum) in sums.iter().enumerate().take(queries) {
-            // A row in which everything is masked attends to nothing.
-            let scale = if *sum == 0.0 { 0.0 } else { 1.0 / sum };
-            y_row(row).iter_mut().for_each(|y| *y *= scale);
+        // A query to which all is masked attends to nothing.
+        let scales = sums.map(|sum| if sum == 0.0 { 0.0 } else { 1.0 / sum });
+        // Rows of the output are those of all heads side by side.
+        let stride = s.heads * s.value_dim;
+        let to = self.y.at((batch * s.queries + first) * stride + head * s.value_dim);
+        for query in (0..queries).step_by(width) {
+            let y = &mut y_panels[query * y_width..][..width * y_width];
+            let count = width.min(queries - query);
+            for column in (0..count).step_by(V::LANES) {
+                // SAFETY: as above; rows from Dv on are there, too, with anything in them. `turned` has a row for each query.
+                unsafe {
+                    let scale = V::load(scales[query + column..][..V::LANES].as_ptr());
+                    scale_down(y.as_mut_ptr().add(column), (s.value_dim, width), scale);
+                    for row in (0..y_width).step_by(V::LANES) {
+                        let from = y.as_ptr().add(row * width + column);
+                        V::transpose(
+                            from,
+                            width,
+                            turned.as_mut_ptr().add(column * y_width + row),
+                            y_width,
+                        );
+                    }
+                }
+            }
+            for (row, turned) in turned.chunks_exact(y_width).take(count).enumerate() {
+                let to = to.wrapping_add((query + row) * stride);
+                // SAFETY: a row of this head and block, which no other task has.
+                unsafe { std::ptr::copy_nonoverlapping(turned.as_ptr(), to, s.value_dim) };
+            }
         }
-        if let Some(log_sums) = log_sums {
+        if let Some(log_sums) = self.log_sums {
             let to = log_sums.at((batch * s.heads + head) * s.queries + first);
             for (row, (sum, largest)) in sums.iter().zip(largest).enumerate().take(queries) {
                 let log_sum = if *sum == 0.0 { f32::INFINITY } else { largest + sum.log2() };
@@ -261,92 +320,76 @@ impl Kernel for Block<'_> {
     }
 }
 
-/// Independent lanes of a reduction, so that it is vector code.
-pub(super) const LANES: usize = 16;
-
-/// Makes a block of a row's scores to powers of 2 below the largest so far, and adds those to the row's vector of sums. Where the
-/// block has a larger one, what was summed before it is scaled down; returned is the factor, for the values' sums.
+/// Makes a vector's columns of scores, (rows, and how far they are apart), to powers of 2 below the largest of each so far, and adds those to
+/// the columns' sums. Where the block has a larger one, the sum is scaled down first, by what is returned.
 ///
 /// # Safety
-/// [`Vector`]'s; the scores are whole vectors.
+/// [`Vector`]'s, for each row and for the two slices.
 #[inline(always)]
-pub(super) unsafe fn soften<V: Vector>(
-    scores: &mut [f32],
-    largest: &mut f32,
-    sums: &mut [f32; LANES],
-    is_first: bool,
-) -> Option<f32> {
-    // SAFETY: there are sums for the widest vector; for the rest the caller's.
+unsafe fn soften<V: Vector>(
+    scores: *mut f32,
+    (rows, stride): (usize, usize),
+    largest: &mut [f32],
+    sums: &mut [f32],
+) -> V {
+    // SAFETY: the caller's.
     unsafe {
-        let max = max::<V>(scores, *largest);
-        // Where everything was masked so far there is nothing to scale, and 0 is as good a maximum.
-        let finite = if max == f32::NEG_INFINITY { 0.0 } else { max };
-        let mut sum = exponentials::<V>(scores, finite);
-        let mut factor = None;
-        if !is_first {
-            let mut so_far = V::load(sums.as_ptr());
-            if max != *largest {
-                let down = (*largest - finite).exp2();
-                so_far = so_far.mul(V::splat(down));
-                factor = Some(down);
-            }
-            sum = sum.add(so_far);
-        }
-        sum.store(sums.as_mut_ptr());
-        *largest = max;
-        factor
-    }
-}
-
-/// The largest of x, whole vectors, and of `so_far`; what is no number is left out.
-///
-/// # Safety
-/// [`Vector`]'s.
-#[inline(always)]
-unsafe fn max<V: Vector>(x: &[f32], so_far: f32) -> f32 {
-    // SAFETY: each chunk is a vector; for the rest the caller's.
-    unsafe {
-        // Three at a time: one after the other, each would wait for the last.
-        let mut largest = [V::splat(so_far); 3];
-        let mut threes = x.chunks_exact(3 * V::LANES);
-        for x in &mut threes {
-            for (i, largest) in largest.iter_mut().enumerate() {
-                *largest = V::load(x.as_ptr().add(i * V::LANES)).max(*largest);
+        let before = V::load(largest.as_ptr());
+        // Some at a time: one after the other, each would wait for the last.
+        let mut max = [before; ROWS_AT_ONCE];
+        let whole = rows / ROWS_AT_ONCE * ROWS_AT_ONCE;
+        for row in (0..whole).step_by(ROWS_AT_ONCE) {
+            for (i, max) in max.iter_mut().enumerate() {
+                // What is no number is left out.
+                *max = V::load(scores.add((row + i) * stride)).max(*max);
             }
         }
-        let [a, b, mut c] = largest;
-        for x in threes.remainder().chunks_exact(V::LANES) {
-            c = V::load(x.as_ptr()).max(c);
+        for row in whole..rows {
+            max[0] = V::load(scores.add(row * stride)).max(max[0]);
         }
-        a.max(b).max(c).largest()
-    }
-}
-
-/// Makes x, whole vectors, to 2^(x − max) and returns a vector of sums of it.
-///
-/// # Safety
-/// [`Vector`]'s.
-#[inline(always)]
-unsafe fn exponentials<V: Vector>(x: &mut [f32], max: f32) -> V {
-    // SAFETY: each chunk is a vector; for the rest the caller's.
-    unsafe {
-        let max = V::splat(max);
-        let mut sums = [V::splat(0.0); 2];
-        let mut pairs = x.chunks_exact_mut(2 * V::LANES);
-        for x in &mut pairs {
-            for (i, sum) in sums.iter_mut().enumerate() {
-                let x = x.as_mut_ptr().add(i * V::LANES);
-                let e = exp2(V::load(x).sub(max));
-                e.store(x);
+        let max = max[0].max(max[1]).max(max[2].max(max[3]));
+        max.store(largest.as_mut_ptr());
+        // Where all was masked so far, any number is as good a maximum.
+        let finite = max.max(V::splat(f32::MIN));
+        let mut sum = [V::splat(0.0); ROWS_AT_ONCE];
+        for row in (0..whole).step_by(ROWS_AT_ONCE) {
+            for (i, sum) in sum.iter_mut().enumerate() {
+                let at = scores.add((row + i) * stride);
+                let e = exp2(V::load(at).sub(finite));
+                e.store(at);
                 *sum = sum.add(e);
             }
         }
-        let [a, mut b] = sums;
-        for x in pairs.into_remainder().chunks_exact_mut(V::LANES) {
-            let e = exp2(V::load(x.as_ptr()).sub(max));
-            e.store(x.as_mut_ptr());
-            b = b.add(e);
+        for row in whole..rows {
+            let at = scores.add(row * stride);
+            let e = exp2(V::load(at).sub(finite));
+            e.store(at);
+            sum[0] = sum[0].add(e);
         }
-        a.add(b)
+        let sum = sum[0].add(sum[1]).add(sum[2].add(sum[3]));
+        let down = exp2(before.sub(finite));
+        V::load(sums.as_ptr()).mul_add(down, sum).store(sums.as_mut_ptr());
+        down
     }
 }
+
+/// Rows of scores that are looked at together.
+const ROWS_AT_ONCE: usize = 4;
+
+/// Multiplies a vector's columns, (rows, and how far they are apart), by `scale`.
+///
+/// # Safety
+/// [`Vector`]'s, for each row.
+#[inline(always)]
+unsafe fn scale_down<V: Vector>(values: *mut f32, (rows, stride): (usize, usize), scale: V) {
+    for row in 0..rows {
+        // SAFETY: the caller's.
+        unsafe {
+            let at = values.add(row * stride);
+            V::load(at).mul(scale).store(at);
+        }
+    }
+}
+
+/// Independent lanes of a reduction, so that it is vector code.
+pub(super) const LANES: usize = 16;

@@ -9,6 +9,7 @@ mod cpu;
 mod cuda;
 #[cfg(any(feature = "cuda", test))]
 mod cudnn;
+mod doubled;
 mod of_weight;
 mod runs;
 mod winograd;
@@ -16,6 +17,8 @@ mod winograd;
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
+
+pub use doubled::conv2d_of_doubled;
 
 use crate::begin::begin;
 use crate::profile::Span;
@@ -121,7 +124,7 @@ impl Conv2d {
         let y = match side {
             Some(side) => {
                 let kernels = winograd::Kernels { values: weight, are_turned: false };
-                winograd::conv2d(isa, x, kernels, bias, sizes, side)
+                winograd::conv2d(isa, x.into(), kernels, bias, sizes, side)
             }
             None => cpu::conv2d(isa, x, weight, bias, sizes),
         };
@@ -309,7 +312,7 @@ mod tests {
             let weight = WeightValues::F32(&weight);
             for isa in Isa::available() {
                 let kernels = winograd::Kernels { values: weight, are_turned: false };
-                let found = winograd::conv2d(isa, &x, kernels, Some(&bias), sizes, side);
+                let found = winograd::conv2d(isa, x[..].into(), kernels, Some(&bias), sizes, side);
                 let plain = cpu::conv2d(isa, &x, weight, Some(&bias), sizes);
                 let worst = |found: &[f32]| {
                     let errors = found.iter().zip(&want).enumerate().map(|(i, (found, want))| {

@@ -70,6 +70,8 @@ pub use library::{
 };
 pub use object::{Arguments, Entry as InterfaceEntry, Export, Interface, Object};
 pub use own_context::OwnContext;
+#[doc(hidden)]
+pub use sockets::object_of_type;
 pub use sockets::{
     Clip, ClipVision, ClipVisionOutput, Conditioning, Control, ControlNet, Features, Gligen,
     Guider, HiddenStates, Image, ImageEncoder, ImageTokens, Kosmos, Latent, LatentOperation,

@@ -20,8 +20,8 @@ pub trait Socket: Sized {
     fn into_value(self) -> Value;
 }
 
-fn wrong_kind<T: Socket>(value: &Value, what: &str) -> Error {
-    Error::new(format!("{} ({what}) is wanted, but {} was given", T::TYPE, value.kind_name()))
+fn wrong_kind(wanted: &str, value: &Value, what: &str) -> Error {
+    Error::new(format!("{wanted} ({what}) is wanted, but {} was given", value.kind_name()))
 }
 
 macro_rules! tensor_socket {
@@ -35,7 +35,7 @@ macro_rules! tensor_socket {
 
             fn from_value(value: Value) -> Result<Self> {
                 let what = concat!("an f32 tensor ", $axes);
-                let tensor = value.as_tensor().ok_or_else(|| wrong_kind::<Self>(&value, what))?;
+                let tensor = value.as_tensor().ok_or_else(|| wrong_kind(Self::TYPE, &value, what))?;
                 check_tensor($type, $axes, &tensor)?;
                 Ok(Self(tensor))
             }
@@ -98,96 +98,113 @@ impl Image {
     }
 }
 
+/// A socket for objects of one type, other libraries' own too:
+///
+/// ```
+/// # use kosmograph_sdk as node;
+/// node::object_socket! {
+///     /// A SAM_MODEL: offers "segment/1".
+///     pub SamModel, "SAM_MODEL"
+/// }
+/// ```
+#[macro_export]
 macro_rules! object_socket {
-    ($(#[$doc:meta])* $name:ident, $type:literal) => {
+    ($(#[$doc:meta])* $visible:vis $name:ident, $type:literal) => {
         $(#[$doc])*
         #[derive(Clone)]
-        pub struct $name(pub Object);
+        $visible struct $name(pub $crate::Object);
 
-        impl Socket for $name {
+        impl $crate::Socket for $name {
             const TYPE: &'static str = $type;
 
-            fn from_value(value: Value) -> Result<Self> {
-                let object =
-                    value.as_object().ok_or_else(|| wrong_kind::<Self>(&value, "an object"))?;
-                if object.type_name() != $type {
-                    return Err(Error::new(format!(
-                        "{} is wanted, but a {} was given", $type, object.type_name()
-                    )));
-                }
-                Ok(Self(object))
+            fn from_value(value: $crate::Value) -> $crate::Result<Self> {
+                $crate::object_of_type(&value, $type).map(Self)
             }
 
-            fn into_value(self) -> Value {
+            fn into_value(self) -> $crate::Value {
                 self.0.into_value()
             }
         }
     };
 }
+
+/// The object that `value` is, where it is of that type.
+///
+/// # Errors
+/// It is no object, or one of another type.
+#[doc(hidden)]
+pub fn object_of_type(value: &Value, wanted: &str) -> Result<Object> {
+    let object = value.as_object().ok_or_else(|| wrong_kind(wanted, value, "an object"))?;
+    match object.type_name() {
+        found if found == wanted => Ok(object),
+        found => Err(Error::new(format!("{wanted} is wanted, but a {found} was given"))),
+    }
+}
+
 object_socket! {
     /// A denoiser: offers "denoiser/1" and "describe/1".
-    Model, "MODEL"
+    pub Model, "MODEL"
 }
 object_socket! {
     /// A text encoder: offers "text_encoder/1".
-    Clip, "CLIP"
+    pub Clip, "CLIP"
 }
 object_socket! {
     /// CLIP's picture half: offers "clip_vision/1".
-    ClipVision, "CLIP_VISION"
+    pub ClipVision, "CLIP_VISION"
 }
 object_socket! {
     /// An autoencoder: offers "vae_decode/1" and "vae_encode/1".
-    Vae, "VAE"
+    pub Vae, "VAE"
 }
 object_socket! {
     /// A ControlNet: offers "control/1".
-    ControlNet, "CONTROL_NET"
+    pub ControlNet, "CONTROL_NET"
 }
 object_socket! {
     /// Makes pictures larger: offers "upscale/1" and "describe/1".
-    UpscaleModel, "UPSCALE_MODEL"
+    pub UpscaleModel, "UPSCALE_MODEL"
 }
 object_socket! {
     /// What pictures are measured with: offers "features/1".
-    Features, "FEATURES"
+    pub Features, "FEATURES"
 }
 object_socket! {
     /// Kosmos-G: offers "image_encoder/1", "interleave/1" and "align/1".
-    Kosmos, "KOSMOS"
+    pub Kosmos, "KOSMOS"
 }
 object_socket! {
     /// Something else that makes image tokens: offers "image_encoder/1".
-    ImageEncoder, "IMAGE_ENCODER"
+    pub ImageEncoder, "IMAGE_ENCODER"
 }
 
 object_socket! {
     /// Boxes with texts to patches of a U-Net: offers "grounding/1".
-    Gligen, "GLIGEN"
+    pub Gligen, "GLIGEN"
 }
 object_socket! {
     /// A picture's style to tokens: offers "style_model/1".
-    StyleModel, "STYLE_MODEL"
+    pub StyleModel, "STYLE_MODEL"
 }
 object_socket! {
     /// Pictures of a person in the place of a word: offers "photo_maker/1".
-    PhotoMaker, "PHOTOMAKER"
+    pub PhotoMaker, "PHOTOMAKER"
 }
 object_socket! {
     /// What is done to latents: offers "latent_operation/1".
-    LatentOperation, "LATENT_OPERATION"
+    pub LatentOperation, "LATENT_OPERATION"
 }
 object_socket! {
     /// The way from noise to a latent: offers "sampler/1".
-    Sampler, "SAMPLER"
+    pub Sampler, "SAMPLER"
 }
 object_socket! {
     /// What says x₀ to a sampler: offers "guider/1" and "describe/1".
-    Guider, "GUIDER"
+    pub Guider, "GUIDER"
 }
 object_socket! {
     /// The noise of a picture: offers "noise/1".
-    Noise, "NOISE"
+    pub Noise, "NOISE"
 }
 
 macro_rules! map_socket {
@@ -201,7 +218,7 @@ macro_rules! map_socket {
 
             fn from_value(value: Value) -> Result<Self> {
                 if value.get($key).is_none() {
-                    return Err(wrong_kind::<Self>(&value, $what));
+                    return Err(wrong_kind(Self::TYPE, &value, $what));
                 }
                 Ok(Self(value))
             }
@@ -259,7 +276,7 @@ impl Socket for LossMap {
     fn from_value(value: Value) -> Result<Self> {
         let losses = value.get("loss").and_then(|losses| losses.as_list());
         let losses = losses.map(|losses| losses.iter().map(Value::as_f64).collect::<Option<_>>());
-        let wrong = || wrong_kind::<Self>(&value, "a map with the list of numbers \"loss\"");
+        let wrong = || wrong_kind(Self::TYPE, &value, "a map with the list of numbers \"loss\"");
         losses.flatten().map(Self).ok_or_else(wrong)
     }
 
@@ -460,7 +477,7 @@ impl Socket for Conditioning {
     fn from_value(value: Value) -> Result<Self> {
         let entries = value.as_list().unwrap_or_default();
         if entries.is_empty() || entries.iter().any(|entry| entry.get("context").is_none()) {
-            return Err(wrong_kind::<Self>(&value, "a list of maps, each with a \"context\""));
+            return Err(wrong_kind(Self::TYPE, &value, "a list of maps, each with a \"context\""));
         }
         Ok(Self(value))
     }

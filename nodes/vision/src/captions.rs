@@ -18,26 +18,9 @@ use node::plain::Text;
 const CLIP: ([f32; 3], [f32; 3]) =
     ([0.481_454_66, 0.457_827_5, 0.408_210_73], [0.268_629_54, 0.261_302_6, 0.275_777_1]);
 
-/// A BLIP_MODEL: offers "caption/1", from "image" [B, H, W, C], "prefix" and "max_length" to "texts", one for each picture.
-#[derive(Clone)]
-pub struct BlipModel(Object);
-
-impl Socket for BlipModel {
-    const TYPE: &'static str = "BLIP_MODEL";
-
-    fn from_value(value: Value) -> Result<Self> {
-        match value.as_object().filter(|object| object.type_name() == Self::TYPE) {
-            Some(object) => Ok(Self(object)),
-            None => Err(Error::new(format!(
-                "BLIP_MODEL (an object) is wanted, but {} was given",
-                value.kind_name()
-            ))),
-        }
-    }
-
-    fn into_value(self) -> Value {
-        self.0.into_value()
-    }
+node::object_socket! {
+    /// A BLIP_MODEL: offers "caption/1", from "image" [B, H, W, C], "prefix" and "max_length" to "texts", one for each picture.
+    pub BlipModel, "BLIP_MODEL"
 }
 
 /// The network and its words.

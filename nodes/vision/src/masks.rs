@@ -15,27 +15,10 @@ use node_candle::device;
 use crate::pictures::{IMAGENET, Levels, each, planes};
 use crate::sam::{Prompt, Sam, TOLERATED, by_authors_names};
 
-/// A SAM_MODEL: offers "segment/1", from "image" [B, H, W, C], "points" [N, 3] (x, y in pixels, 1 for what belongs to the mask and 0 for what
-/// does not), "box" [4] (left, top, right, bottom) and "which" to "mask" [B, H, W].
-#[derive(Clone)]
-pub struct SamModel(Object);
-
-impl Socket for SamModel {
-    const TYPE: &'static str = "SAM_MODEL";
-
-    fn from_value(value: Value) -> Result<Self> {
-        match value.as_object().filter(|object| object.type_name() == Self::TYPE) {
-            Some(object) => Ok(Self(object)),
-            None => Err(Error::new(format!(
-                "SAM_MODEL (an object) is wanted, but {} was given",
-                value.kind_name()
-            ))),
-        }
-    }
-
-    fn into_value(self) -> Value {
-        self.0.into_value()
-    }
+node::object_socket! {
+    /// A SAM_MODEL: offers "segment/1", from "image" [B, H, W, C], "points" [N, 3] (x, y in pixels, 1 for what belongs to the mask and 0 for what
+    /// does not), "box" [4] (left, top, right, bottom) and "which" to "mask" [B, H, W].
+    pub SamModel, "SAM_MODEL"
 }
 
 /// A picture that was encoded.

@@ -15,26 +15,9 @@ use node_candle::device;
 use crate::clipseg::{ClipSeg, TOLERATED};
 use crate::pictures::{IMAGENET, Levels, each, planes};
 
-/// A CLIPSEG_MODEL: offers "seek/1", from "image" [B, H, W, C] and "text" to "probabilities" [B, H, W], 0 … 1.
-#[derive(Clone)]
-pub struct ClipSegModel(Object);
-
-impl Socket for ClipSegModel {
-    const TYPE: &'static str = "CLIPSEG_MODEL";
-
-    fn from_value(value: Value) -> Result<Self> {
-        match value.as_object().filter(|object| object.type_name() == Self::TYPE) {
-            Some(object) => Ok(Self(object)),
-            None => Err(Error::new(format!(
-                "CLIPSEG_MODEL (an object) is wanted, but {} was given",
-                value.kind_name()
-            ))),
-        }
-    }
-
-    fn into_value(self) -> Value {
-        self.0.into_value()
-    }
+node::object_socket! {
+    /// A CLIPSEG_MODEL: offers "seek/1", from "image" [B, H, W, C] and "text" to "probabilities" [B, H, W], 0 … 1.
+    pub ClipSegModel, "CLIPSEG_MODEL"
 }
 
 /// The network and CLIP's words.

@@ -111,10 +111,53 @@ pub(super) struct Kernels<'a> {
     pub(super) are_turned: bool,
 }
 
+/// What is convolved, as it lies in memory.
+#[derive(Clone, Copy)]
+pub(super) struct Picture<'a> {
+    /// [B, C, H, W], or [B, C, H/2, W/2].
+    pub(super) values: &'a [f32],
+    /// Whether each pixel stands for four, in a picture twice as high and as wide.
+    pub(super) is_doubled: bool,
+}
+
+impl<'a> From<&'a [f32]> for Picture<'a> {
+    fn from(values: &'a [f32]) -> Self {
+        Picture { values, is_doubled: false }
+    }
+}
+
+impl<'a> Picture<'a> {
+    /// A channel's pixels as they lie, and the length of their rows.
+    #[inline(always)]
+    fn plane(self, s: Sizes, sample: usize, channel: usize) -> (&'a [f32], usize) {
+        let by = if self.is_doubled { 2 } else { 1 };
+        let (height, width) = (s.height / by, s.width / by);
+        (&self.values[(sample * s.channels + channel) * height * width..][..height * width], width)
+    }
+
+    /// Row `row`, which may lie without, with a zero before it and zeros after it, from column `first` on.
+    #[inline(always)]
+    fn line(
+        self,
+        (plane, width): (&[f32], usize),
+        row: usize,
+        s: Sizes,
+        first: usize,
+        line: &mut [f32],
+    ) {
+        let at = if self.is_doubled { row / 2 } else { row };
+        let row = if row < s.height { &plane[at * width..][..width] } else { &[] };
+        match self.is_doubled {
+            true => padded_doubled(row, first, line),
+            false => padded(row, first, line),
+        }
+    }
+}
+
 /// y [B, O, H, W] = w ⋆ x + bias for x [B, C, H, W], w [O, C, 3, 3], padding 1.
 pub(super) fn conv2d(
     isa: Isa,
-    x: &[f32],
+    x: Picture,
     w: Kernels,
     bias: Option<&[f32]>,
     s: Sizes,
@@ -126,8 +169,10 @@ pub(super) fn conv2d(
     }
 }
 
-fn by<S: Scheme>(isa: Isa, x: &[f32], w: Kernels, bias: Option<&[f32]>, s: Sizes) -> Vec<f32> {
-    assert!(x.len() == s.batch * s.channels * s.height * s.width);
+fn by<S: Scheme>(isa: Isa, x: Picture, w: Kernels, bias: Option<&[f32]>, s: Sizes) -> Vec<f32> {
+    let pixels = if x.is_doubled { 4 * x.values.len() } else { x.values.len() };
+    assert!(pixels == s.batch * s.channels * s.height * s.width);
+    assert!(!x.is_doubled || s.height.is_multiple_of(2) && s.width.is_multiple_of(2));
     assert!(w.values.len() == s.out_channels * s.channels * 9);
     assert!(bias.is_none_or(|bias| bias.len() == s.out_channels));
     let tiles = Tiles::of::<S>(s);
@@ -210,7 +255,7 @@ const LINE: usize = 16;
 
 /// Bᵀ d B of one channel's tiles of a group.
 struct TransformInput<'a, S> {
-    x: &'a [f32],
+    x: Picture<'a>,
     s: Sizes,
     tiles: Tiles,
     group: std::ops::Range<usize>,
@@ -238,12 +283,11 @@ impl<S: Scheme> Kernel for TransformInput<'_, S> {
             let vectors = part.len().div_ceil(V::LANES);
             // d [row, column of the tile, tile]: what the same place of neighbouring tiles holds lies side by side.
             for Run { sample, row: tile_row, column, at, length } in tiles.runs(part) {
-                let plane = &x[(sample * s.channels + channel) * s.height * s.width..]
-                    [..s.height * s.width];
+                let plane = x.plane(s, sample, channel);
                 for (r, line) in lines.chunks_exact_mut(line_size).enumerate() {
                     let row = (S::OUTPUTS * tile_row + r).wrapping_sub(1);
-                    let row = if row < s.height { &plane[row * s.width..][..s.width] } else { &[] };
-                    padded(row, S::OUTPUTS * column, &mut line[..S::OUTPUTS * length + 2]);
+                    let line = &mut line[..S::OUTPUTS * length + 2];
+                    x.line(plane, row, s, S::OUTPUTS * column, line);
                 }
                 apart::<S, V>(lines, line_size, length, &mut d[at..], d_size);
             }
@@ -314,6 +358,21 @@ fn padded(row: &[f32], first: usize, line: &mut [f32]) {
     let row = &row[(first + before.len()).saturating_sub(1).min(row.len())..];
     let (inside, after) = line.split_at_mut(row.len().min(line.len()));
     inside.copy_from_slice(&row[..inside.len()]);
+    after.fill(0.0);
+}
+
+/// The same of a row whose values each stand twice, from an even column on.
+#[inline(always)]
+fn padded_doubled(row: &[f32], first: usize, line: &mut [f32]) {
+    let half = first / 2;
+    let before = half.checked_sub(1).and_then(|at| row.get(at));
+    let row = &row[half.min(row.len())..];
+    let [place, line @ ..] = line else { return };
+    *place = before.copied().unwrap_or(0.0);
+    let (inside, after) = line.split_at_mut(line.len().min(2 * row.len()));
+    let (pairs, rest) = inside.as_chunks_mut::<2>();
+    pairs.iter_mut().zip(row).for_each(|(pair, value)| *pair = [*value; 2]);
+    rest.fill(row.get(pairs.len()).copied().unwrap_or(0.0));
     after.fill(0.0);
 }
 

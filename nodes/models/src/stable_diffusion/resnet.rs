@@ -69,6 +69,15 @@ impl Conv2d {
             Some(low_rank) => kernels::add(&y, &low_rank.conv2d(x, self.stride, self.padding)?),
         }
     }
+
+    /// [B, input, H, W] → [B, output, 2 H, 2 W], of `x` made twice as large, nearest pixels; the layer is a 3 × 3 that keeps the size.
+    pub(crate) fn forward_doubled(&self, x: &Tensor) -> CandleResult<Tensor> {
+        if self.low_rank.is_none() && (self.stride, self.padding) == (1, 1) {
+            return kernels::conv2d_of_doubled(x, &self.weight.tensor()?, Some(&self.bias));
+        }
+        let (_, _, height, width) = x.dims4()?;
+        self.forward(&kernels::upsample_nearest2d(x, 2 * height, 2 * width)?)
+    }
 }
 
 /// Group normalisation of [B, C, ...].
@@ -179,7 +188,11 @@ impl Upsample2D {
 
     /// [B, C, H, W] → [B, C, height, width].
     pub(crate) fn forward(&self, x: &Tensor, height: usize, width: usize) -> CandleResult<Tensor> {
-        self.conv.forward(&kernels::upsample_nearest2d(x, height, width)?)
+        let (_, _, h, w) = x.dims4()?;
+        match (height, width) == (2 * h, 2 * w) {
+            true => self.conv.forward_doubled(x),
+            false => self.conv.forward(&kernels::upsample_nearest2d(x, height, width)?),
+        }
     }
 }
 

@@ -265,9 +265,7 @@ impl Decoder {
                 x = block.forward(&x)?;
             }
             if let Some(convolution) = doubling {
-                let (_, _, height, width) = x.dims4()?;
-                let larger = kernels::upsample_nearest2d(&x, 2 * height, 2 * width)?;
-                x = convolution.forward(&larger)?;
+                x = kernels::conv2d_of_doubled(&x, &convolution.weight, None)?;
             }
         }
         self.conv_out.forward(&x)?.to_dtype(DType::F32)?.affine(2.0, -1.0)

@@ -4,7 +4,6 @@
 //! channels first for small factors: Wang et al., "Real-ESRGAN", arXiv 2107.10833, §4.1. Tensors have Real-ESRGAN's names.
 
 use candle_core::{DType, Result as CandleResult, Tensor};
-use kosmograph_kernels as kernels;
 
 use super::pixels::{leaky_relu, pad_to_multiple, unshuffle};
 use crate::error::Result;
@@ -128,9 +127,7 @@ impl RrdbNet {
         }
         let mut x = (first + self.conv_body.forward(&x)?)?;
         for conv_up in &self.conv_up {
-            let (_, _, height, width) = x.dims4()?;
-            let larger = kernels::upsample_nearest2d(&x, 2 * height, 2 * width)?;
-            x = leaky_relu(&conv_up.forward(&larger)?)?;
+            x = leaky_relu(&conv_up.forward_doubled(&x)?)?;
         }
         let x = self.conv_last.forward(&leaky_relu(&self.conv_hr.forward(&x)?)?)?;
         // What was mirrored beyond the picture's edges is cut off again.

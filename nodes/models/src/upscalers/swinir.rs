@@ -263,10 +263,7 @@ impl Enlarge {
             Enlarge::Nearest { before: first, doublings, hr, last } => {
                 let mut x = before(first)?;
                 for double in doublings {
-                    let (_, _, height, width) = x.dims4()?;
-                    let doubled =
-                        kernels::upsample_nearest2d(&x.contiguous()?, 2 * height, 2 * width)?;
-                    x = leaky_relu(&double.forward(&doubled)?)?;
+                    x = leaky_relu(&double.forward_doubled(&x)?)?;
                 }
                 last.forward(&leaky_relu(&hr.forward(&x)?)?)
             }
