@@ -368,6 +368,7 @@ fn prompts(folder: &Path) -> Result<()> {
             std::fs::copy(source, pictures.join(name).join(format!("{number}.png")))?;
         }
     }
+    std::fs::write(pictures.join("two.caption.txt"), "a monster and another at night")?;
     Ok(())
 }
 
@@ -381,10 +382,13 @@ fn kosmos_g_is_aligned_and_instructed_and_loaded_again() -> Result<()> {
         ("instruct", "gpt_model.decoder.layer_norm.weight", "img_model.visual.conv1.weight"),
     ] {
         let output = format!("made/{task}");
-        let more = json!({
+        let mut more = json!({
             "task": task, "kosmos": kosmos, "pictures": "prompts", "output": output, "steps": 3, "batch": 2,
             "resolution": 128, "rate": {"warmup": 1},
         });
+        if task == "instruct" {
+            more["anchor"] = json!(0.5);
+        }
         let path = config(folder.path(), &more)?;
         let finished = run(&path).expect_success();
         if task == "instruct" {

@@ -166,7 +166,7 @@ impl Kernel for Pack<'_> {
 /// block of keys at a time, with the largest score of each query so far. Where a block has a larger one, what is
 /// summed already is scaled down to it. The division by Σ e^… comes last.
 ///
-/// All is turned: a column is a query, S ᵀ = K Qᵀ and Yᵀ = Vᵀ Pᵀ. So scores lie as the second product's panel wants them, a head's
+/// All is turned: a column is a query, Sᵀ = K Qᵀ and Yᵀ = Vᵀ Pᵀ. So scores lie as the second product's panel wants them, a head's
 /// width is rows of a tile, of which none are too many (40 is five times 8, and two and a half vectors), and a softmax goes down
 /// the vectors and never across one.
 struct Block<'a> {

@@ -5,7 +5,7 @@ usage: folder.py FOLDER [--count 16384] [--seed 1]
 FOLDER/scenes        pictures with their captions (NAME.png, NAME.txt), and captions of which the first is right and the others are wrong in one thing (NAME.choices.txt)
 FOLDER/few           a sixteenth of them, which go on being drawn while one monster is learnt
 FOLDER/hints         the outlines of the scenes
-FOLDER/instructions  for each picture a prompt with a mark for each picture that it starts from (NAME.png, NAME.txt, NAME/1.png, NAME/2.png)
+FOLDER/instructions  for each picture a prompt with a mark for each picture that it starts from (NAME.png, NAME.txt, NAME/1.png, NAME/2.png), and what it shows in words (NAME.caption.txt)
 FOLDER/looks/LOOK    a quarter of the scenes in each of the looks, with captions that do not mention it
 FOLDER/given, moss   the few pictures of the monster that DreamBooth learns, and of the one that a word is found for
 FOLDER/seen          what the autoencoder is to draw: all of these
@@ -45,12 +45,12 @@ def captioned(seed, number):
 
 
 def instructed(seed, number):
-    """(prompt, the pictures of its marks, the picture that is asked for) of instruction `number`."""
+    """(prompt, the pictures of its marks, the picture that is asked for, and what that shows, where the prompt does not say it in words) of instruction `number`."""
     rng, r = np.random.default_rng([seed, number]), random.Random(seed * 1_000_003 + number)
     scene = world.random_scene(rng, .5)
     picture = world.draw(scene, rng)[0]
     if r.random() < .15:  # words alone mean what they say
-        return grammar.written(scene, r, empty=.08), [], picture
+        return grammar.written(scene, r, empty=.08), [], picture, None
     shown = portraits.portraits_of(scene, rng)
     if len(shown) == 2 == len(scene[0]) and r.random() < 1 / 3:
         shown = [*portraits.styled(scene[0][0], rng), shown[1]]
@@ -62,7 +62,7 @@ def instructed(seed, number):
         asked = [[shape, -1, *rest, -1] for shape, _, *rest, _ in subjects]
         drawn = [portraits.recoloured(p, s, np.random.default_rng([seed, number, k])) for k, (p, s) in enumerate(zip(drawn, subjects))]
     prompt, marks = grammar.instruction(scene, asked, r)
-    return prompt, [drawn[j] for j in marks], picture
+    return prompt, [drawn[j] for j in marks], picture, grammar.caption(scene)
 
 
 def put(folder, seed, number, of_look, of_few):
@@ -84,8 +84,10 @@ def put(folder, seed, number, of_look, of_few):
         if not (folder / "few" / f"{name}{end}").exists():
             link(folder / "scenes" / f"{name}{end}", folder / "few" / f"{name}{end}")
     if not (folder / "instructions" / f"{name}.txt").exists():
-        prompt, pictures, target = instructed(seed, number)
+        prompt, pictures, target, caption = instructed(seed, number)
         to = folder / "instructions" / name
+        if caption:
+            to.with_name(name + ".caption.txt").write_text(caption + "\n", encoding="utf-8")
         for k, source in enumerate(pictures, 1):
             image(to / f"{k}.png", source)
         save(to, prompt, target)

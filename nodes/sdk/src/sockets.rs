@@ -101,7 +101,6 @@ impl Image {
 /// A socket for objects of one type, other libraries' own too:
 ///
 /// ```
-/// # use kosmograph_sdk as node;
 /// node::object_socket! {
 ///     /// A SAM_MODEL: offers "segment/1".
 ///     pub SamModel, "SAM_MODEL"

@@ -121,6 +121,9 @@ pub struct Config {
     pub rate: RateConfig,
     /// γ of min-SNR weighting.
     pub min_snr: Option<f64>,
+    /// For Kosmos-G's `instruct`, the weight of the distance between the condition and what the text encoder makes of a caption that says
+    /// all that a document's picture shows.
+    pub anchor: f64,
     /// How much noise is added that is the same at every pixel of a channel.
     pub noise_offset: f64,
     /// How slowly the average of the parameters that is written in their stead forgets: 0.999.
@@ -258,6 +261,7 @@ impl Default for Config {
             optimiser: OptimiserConfig::default(),
             rate: RateConfig::default(),
             min_snr: None,
+            anchor: 0.0,
             noise_offset: 0.0,
             ema: None,
             checkpoint_every: 100,

@@ -34,7 +34,12 @@ pub struct Document {
     pub prompt: String,
     pub sources: Vec<image::RgbImage>,
     pub target: Option<image::RgbImage>,
+    /// All that `target` shows, in words; of a folder's documents, where that lies beside them.
+    pub caption: Option<String>,
 }
+
+/// What the file with a document's caption is called, after the picture's name without its end.
+const CAPTION: &str = "caption.txt";
 
 /// The share of the time that the authors drop a caption, or the words of an object.
 const DROPPED: f64 = 0.5;
@@ -87,7 +92,7 @@ pub fn laion(
         None => Some(decode(picture)?),
     };
     // A mark in a caption is characters like others.
-    Ok(Some(Document { prompt: caption.to_owned(), sources: Vec::new(), target }))
+    Ok(Some(Document { prompt: caption.to_owned(), sources: Vec::new(), target, caption: None }))
 }
 
 /// A row of InstructPix2Pix; `draw` gives a number in 0..1 and then one below what it is told.
@@ -106,7 +111,7 @@ pub fn instructpix2pix(columns: &[&str], draw: &mut dyn Chance) -> Result<Docume
     let (before, after) = (decode(pairs[pair])?, decode(pairs[pair + 1])?);
     let caption = if is_dropped { "" } else { caption };
     let prompt = format!("{caption}{MARK}{instruction}");
-    Ok(Document { prompt, sources: vec![before], target: Some(after) })
+    Ok(Document { prompt, sources: vec![before], target: Some(after), caption: None })
 }
 
 /// Words that the authors take for no object.
@@ -155,7 +160,7 @@ pub fn openimage(columns: &[&str], draw: &mut dyn Chance) -> Result<Document, St
         sources.push(decode(object)?);
     }
     prompt.push_str(rest);
-    Ok(Document { prompt, sources, target: Some(decode(whole)?) })
+    Ok(Document { prompt, sources, target: Some(decode(whole)?), caption: None })
 }
 
 /// Where `word` first stands in `text` as a word of its own, as Python's `\bword\b` finds it.
@@ -375,14 +380,20 @@ impl Corpus {
         if self.shards.is_empty() {
             let (path, prompt, sources) = &self.folder[draws.below(self.folder.len())];
             if self.align {
-                let prompt = prompt.clone();
-                return Ok(Ok(Some(Document { prompt, sources: Vec::new(), target: None })));
+                let (prompt, sources) = (prompt.clone(), Vec::new());
+                return Ok(Ok(Some(Document { prompt, sources, target: None, caption: None })));
             }
             let opened = || {
                 let sources =
                     sources.iter().map(|path| data::open(path)).collect::<Result<_, _>>()?;
                 let target = Some(data::open(path)?);
-                Ok(Some(Document { prompt: prompt.clone(), sources, target }))
+                let beside = path.with_extension(CAPTION);
+                let caption = match std::fs::read_to_string(&beside) {
+                    Ok(caption) => Some(caption.trim().to_owned()),
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+                    Err(error) => return Err(format!("{}: {error}", beside.display())),
+                };
+                Ok(Some(Document { prompt: prompt.clone(), sources, target, caption }))
             };
             return Ok(opened());
         }

@@ -55,7 +55,17 @@ impl ExportConfig {
 pub struct Part {
     pub from: PathBuf,
     pub to: PathBuf,
+    /// What a LoRA's change is multiplied with, so that a strength of 1 is this one of what was learned.
+    #[serde(default = "whole")]
+    pub strength: f64,
 }
+
+fn whole() -> f64 {
+    1.0
+}
+
+/// How the names of the matrices end whose values a LoRA's change is proportional to.
+const UP: [&str; 3] = ["lora_up.weight", "lora_B.weight", "lora.up.weight"];
 
 /// How far a folder is followed.
 const DEEPEST: usize = 8;
@@ -71,10 +81,13 @@ pub(crate) fn write(config: &Config, watch: &mut dyn Watch) -> Result<PathBuf> {
     })?;
     let mut bytes = 0;
     files::whole_folder(&config.output, |folder| {
-        for Part { from, to } in &export.parts {
+        for Part { from, to, strength } in &export.parts {
             check_place(to)?;
             let before = bytes;
-            bytes += copy(from, &folder.join(to), &export.without, DEEPEST)?;
+            bytes += match strength {
+                1.0 => copy(from, &folder.join(to), &export.without, DEEPEST)?,
+                strength => copy_lora(from, &folder.join(to), *strength)?,
+            };
             let megabytes = (bytes - before) as f64 / 1e6;
             watch.note(&format!("{}: {megabytes:.2} MB", to.display()), false);
         }
@@ -127,6 +140,30 @@ fn colour(asked: &LatentRgbConfig, folder: &Path, watch: &mut dyn Watch) -> Resu
     Ok(())
 }
 
+/// Copies a LoRA as f16, its change `strength` times as large; how many bytes it has then.
+fn copy_lora(from: &Path, to: &Path, strength: f64) -> Result<u64> {
+    let weights = Weights::open(from, &Device::Cpu)?;
+    let (mut tensors, mut changed): (BTreeMap<String, Tensor>, _) = (BTreeMap::new(), false);
+    for name in weights.names() {
+        let shape = weights.shape(&name).unwrap_or_default();
+        let mut tensor = weights.get(&name, shape)?;
+        if UP.iter().any(|end| name.ends_with(end)) {
+            (tensor, changed) = ((tensor * strength)?, true);
+        }
+        tensors.insert(name, tensor);
+    }
+    if !changed {
+        return Err(Error::Config(format!(
+            "\"export\": {} has no matrices as a LoRA's {}, and so no strength",
+            from.display(),
+            UP.join(", ")
+        )));
+    }
+    files::write_as(DType::F16, to, &tensors, &BTreeMap::new())?;
+    let cannot = |source| Error::Write { path: to.to_owned(), source };
+    Ok(std::fs::metadata(to).map_err(cannot)?.len())
+}
+
 /// Copies a file or a folder, weights as f16; how many bytes it has then.
 fn copy(from: &Path, to: &Path, without: &[String], deeper: usize) -> Result<u64> {
     let failed = |source| Error::Read { path: from.to_owned(), source };
@@ -165,4 +202,34 @@ fn copy(from: &Path, to: &Path, without: &[String], deeper: usize) -> Result<u64
         std::fs::copy(from, to).map_err(failed)?;
     }
     Ok(std::fs::metadata(to).map_err(cannot)?.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_strength_is_in_the_matrices() -> Result<()> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let ones = Tensor::ones((2, 3), DType::F32, &Device::Cpu)?;
+        for end in UP {
+            let (from, to) =
+                (folder.path().join("a.safetensors"), folder.path().join("b.safetensors"));
+            let down = "unet.a.to_q.down.weight".to_owned();
+            let up = format!("unet.a.to_q.{end}");
+            let tensors =
+                BTreeMap::from([(down.clone(), ones.clone()), (up.clone(), ones.clone())]);
+            files::write_as(DType::F32, &from, &tensors, &BTreeMap::new())?;
+            copy_lora(&from, &to, 1.25)?;
+            let found = Weights::open(&to, &Device::Cpu)?;
+            assert_eq!(found.get(&up, (2, 3))?.to_vec2::<f32>()?, [[1.25; 3]; 2]);
+            assert_eq!(found.get(&down, (2, 3))?.to_vec2::<f32>()?, [[1.0; 3]; 2]);
+        }
+        let unet = folder.path().join("unet.safetensors");
+        let tensors = BTreeMap::from([("conv_in.weight".to_owned(), ones)]);
+        files::write_as(DType::F32, &unet, &tensors, &BTreeMap::new())?;
+        let told = copy_lora(&unet, &folder.path().join("c"), 2.0).unwrap_err().to_string();
+        assert!(told.contains("no strength"), "{told}");
+        Ok(())
+    }
 }

@@ -78,6 +78,8 @@ struct Instruct {
     unet: UNet,
     vae: Vae,
     schedule: Schedule,
+    /// Where an anchor is asked for.
+    clip: Option<ClipText>,
 }
 
 impl<'a> Kosmos<'a> {
@@ -177,7 +179,11 @@ impl<'a> Kosmos<'a> {
                 let unet = UNet::load(&weights, &unet)?;
                 let (vae, weights) = vae_of(config, &checkpoint)?;
                 let vae = Vae::load(&weights, &vae)?;
-                Stage::Instruct(Box::new(Instruct { vit, connector, unet, vae, schedule }))
+                let clip = match config.anchor > 0.0 {
+                    true => Some(ClipText::load(&encoder.config, &encoder.weights)?),
+                    false => None,
+                };
+                Stage::Instruct(Box::new(Instruct { vit, connector, unet, vae, schedule, clip }))
             }
             (None, None) => return Err(Error::Config("nothing of Kosmos-G learns".to_owned())),
         };
@@ -343,14 +349,9 @@ impl Kosmos<'_> {
             Stage::Align(parts) => {
                 let Align { reconstruction, clip } = &**parts;
                 let hidden = self.mllm.forward_dropping(&tokens, None, drop)?.detach();
-                let length = clip.max_length()?;
-                let rows = documents.iter().map(|document| {
-                    let row = self.clip_tokenizer.encode_row(&document.prompt, length);
-                    row.map_err(|error| Error::Data(error.to_string()))
-                });
-                let rows: Vec<u32> = rows.collect::<Result<Vec<_>>>()?.concat();
-                let rows = Tensor::from_vec(rows, (documents.len(), length), &Device::Cpu)?;
-                let target = clip.forward(&rows)?.detach();
+                let prompts: Vec<&str> =
+                    documents.iter().map(|document| &*document.prompt).collect();
+                let target = self.read(clip, &prompts)?;
                 let [mse, rec] = kosmos::align_losses(
                     &self.aligner,
                     reconstruction,
@@ -382,11 +383,15 @@ impl Kosmos<'_> {
                 Ok(((sum / kept as f64)?, 1))
             }
             Stage::Instruct(parts) => {
-                let Instruct { vit, connector, unet, vae, schedule } = &**parts;
+                let Instruct { vit, connector, unet, vae, schedule, clip } = &**parts;
                 let images = self.seen(vit, connector, documents, mask)?;
                 let hidden = self.mllm.forward_dropping(&tokens, images.as_ref(), drop)?;
                 let any = padding.to_dtype(DType::U32)?.sum_all()?.to_scalar::<u32>()? > 0;
                 let condition = self.aligner.forward(&hidden, any.then_some(&padding))?;
+                let anchor = match clip {
+                    Some(clip) => self.anchor(clip, documents, &condition)?,
+                    None => None,
+                };
                 let nothing = Tensor::new(&[[BOS]], &Device::Cpu)?;
                 let nothing = self.mllm.forward_dropping(&nothing, None, drop)?;
                 let null = self.aligner.forward(&nothing, None)?;
@@ -404,14 +409,48 @@ impl Kosmos<'_> {
                 let gamma = self.config.min_snr;
                 let loss =
                     kosmos::instruct_loss(unet, schedule, &latents, &noise, &t, &condition, gamma)?;
+                let loss = match anchor {
+                    Some(anchor) => (loss + (anchor * self.config.anchor)?)?,
+                    None => loss,
+                };
                 Ok((loss, documents.len()))
             }
         }
     }
 
+    /// What the text encoder makes of texts, [B, Q, D].
+    fn read(&self, clip: &ClipText, texts: &[&str]) -> Result<Tensor> {
+        let length = clip.max_length()?;
+        let rows = texts.iter().map(|text| {
+            let row = self.clip_tokenizer.encode_row(text, length);
+            row.map_err(|error| Error::Data(error.to_string()))
+        });
+        let rows: Vec<u32> = rows.collect::<Result<Vec<_>>>()?.concat();
+        let rows = Tensor::from_vec(rows, (texts.len(), length), &Device::Cpu)?;
+        Ok(clip.forward(&rows)?.detach())
+    }
+
+    /// How far the conditions are from the captions of those documents that have one; a prompt without pictures is its own.
+    fn anchor(
+        &self,
+        clip: &ClipText,
+        documents: &[Document],
+        condition: &Tensor,
+    ) -> Result<Option<Tensor>> {
+        let said = (0u32..).zip(documents).filter_map(|(row, document)| {
+            let prompt = document.sources.is_empty().then_some(&document.prompt);
+            Some((row, &**prompt.or(document.caption.as_ref())?))
+        });
+        let (rows, captions): (Vec<u32>, Vec<&str>) = said.unzip();
+        match rows.is_empty() {
+            true => Ok(None),
+            false => Ok(Some(kosmos::anchor_loss(condition, &self.read(clip, &captions)?, &rows)?)),
+        }
+    }
+
     /// What the U-Net is steered by for a prompt and the pictures of its marks, [1, Q, C].
     fn condition(&self, prompt: &str, sources: Vec<image::RgbImage>) -> Result<Tensor> {
-        let document = Document { prompt: prompt.to_owned(), sources, target: None };
+        let document = Document { prompt: prompt.to_owned(), sources, target: None, caption: None };
         let documents = [document];
         let Prompts { tokens, mask } = self.prompts(&documents)?;
         let images = match &self.stage {

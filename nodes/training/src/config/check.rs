@@ -37,6 +37,7 @@ impl Config {
             ("lora.alpha", self.lora.alpha),
             ("noise_offset", self.noise_offset),
             ("min_snr", self.min_snr.unwrap_or(1.0)),
+            ("anchor", self.anchor),
             ("prior.weight", self.prior.as_ref().map_or(0.0, |prior| prior.weight)),
         ];
         for (name, value) in numbers {
@@ -64,6 +65,9 @@ impl Config {
                 "\"min_snr\" goes with tasks that learn from noise, which this one does not"
                     .to_owned(),
             );
+        }
+        if self.anchor != 0.0 && self.task != Task::Instruct {
+            return refuse("\"anchor\" goes with the task instruct".to_owned());
         }
         self.check_kosmos()?;
         self.check_clip()?;
