@@ -1,4 +1,4 @@
-//! An allocator that keeps the large blocks of one operator for the next.
+//! An allocator that keeps the large blocks of one operator for the next, and whose vectors may be parts of files.
 //!
 //! A layer of SDXL's U-Net makes tens of megabytes and lets go of as many. The C library's allocator gives blocks above
 //! 32 MB back at once and has them again, and each time the system writes zeros to every page before the first use: memory's
