@@ -392,7 +392,7 @@ fn kosmos_g_is_aligned_and_instructed_and_loaded_again() -> Result<()> {
         let path = config(folder.path(), &more)?;
         let finished = run(&path).expect_success();
         if task == "instruct" {
-            finished.stderr_contains("wrong.png is left out");
+            finished.stderr_contains("wrong.png is left out").stderr_contains("1 of 3 documents");
         } else {
             finished.stderr_contains("no reconstruction half");
         }

@@ -344,6 +344,14 @@ impl Corpus {
         Ok((Corpus { shards: Vec::new(), folder: found, align }, notes))
     }
 
+    /// How many of a folder's documents with pictures have no caption that says all that theirs shows.
+    pub fn without_captions(&self) -> usize {
+        let lacks = |(path, _, sources): &&(PathBuf, String, Vec<PathBuf>)| {
+            !sources.is_empty() && !path.with_extension(CAPTION).exists()
+        };
+        self.folder.iter().filter(lacks).count()
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.folder.len() + self.shards.iter().map(|shards| shards.rows.len()).sum::<usize>()

@@ -95,6 +95,14 @@ impl<'a> Kosmos<'a> {
             false => (Corpus::of_shards(&config.shards, is_align)?, Vec::new()),
         };
         notes.iter().for_each(|note| watch.note(note, true));
+        let lacking = if config.anchor > 0.0 { corpus.without_captions() } else { 0 };
+        if lacking > 0 {
+            let sentence = format!(
+                "{lacking} of {} documents have pictures and no caption beside them (NAME.caption.txt): \"anchor\" does not hold them",
+                corpus.len()
+            );
+            watch.note(&sentence, true);
+        }
 
         let weights = match config.anew {
             true => {

@@ -69,6 +69,12 @@ impl Config {
         if self.anchor != 0.0 && self.task != Task::Instruct {
             return refuse("\"anchor\" goes with the task instruct".to_owned());
         }
+        if self.anchor != 0.0 && !self.shards.is_empty() {
+            return refuse(
+                "\"anchor\" goes with \"pictures\" that have captions beside them, and not with shards"
+                    .to_owned(),
+            );
+        }
         self.check_kosmos()?;
         self.check_clip()?;
         self.check_autoencoder()?;

@@ -89,6 +89,10 @@ fn what_only_some_tasks_have_is_refused_elsewhere() {
         ),
         (r#""task": "lora", "anchor": 1"#, "\"anchor\" goes with the task instruct"),
         (r#""task": "instruct", "kosmos": "k", "anchor": -1"#, "\"anchor\" is -1; 0 or more"),
+        (
+            r#""task": "instruct", "kosmos": "k", "anchor": 1, "shards": [{"kind": "laion", "files": ["a"]}]"#,
+            "\"anchor\" goes with \"pictures\"",
+        ),
         (r#""task": "vae", "min_snr": 5"#, "\"min_snr\" goes with tasks that learn from noise"),
         (r#""task": "dreambooth", "widths": [8]"#, "\"widths\" go with the tasks"),
         (r#""task": "vae", "anew": true, "widths": [8]"#, "\"widths\" go with the tasks"),
