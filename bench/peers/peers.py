@@ -72,6 +72,12 @@ def figures(command, threads, isa, precision="f32"):
     return json.loads(answer.stdout.splitlines()[-1])
 
 
+def product_rate(python, threads, isa):
+    """GFLOPS of PyTorch's product at its best."""
+    product = figures([python, ROOT / "bench" / "peers" / "torch_part.py", "product", SIDE, 1, threads, 30], threads, isa)
+    return 2e-9 * SIDE ** 3 / min(product["seconds"])
+
+
 def commands(python, converted, part, latent, batch, threads, repeat, precision):
     """Who is timed, and the command of each."""
     here = ROOT / "bench" / "peers"
@@ -117,8 +123,7 @@ def main():
         case = {who: command for who, command in case.items() if who not in arguments.without}
         seconds, peak, rates, gflop = {who: [] for who in case}, {}, [], None
         for _ in range(arguments.turns):
-            product = figures([python, ROOT / "bench" / "peers" / "torch_part.py", "product", SIDE, 1, arguments.threads, 30], arguments.threads, isa)
-            rates.append(2e-9 * SIDE ** 3 / min(product["seconds"]))
+            rates.append(product_rate(python, arguments.threads, isa))
             for who, command in case.items():
                 answer = figures(command, arguments.threads, isa, arguments.precision)
                 seconds[who] += answer["seconds"]

@@ -155,6 +155,7 @@ fn world(world: &Path) -> Result<()> {
         let inside = world.join("instructions").join(format!("{number:06}"));
         copy(&example(number), &inside.join("1.png"))?;
         std::fs::write(inside.with_extension("txt"), "<i> on the beach")?;
+        std::fs::write(inside.with_extension("caption.txt"), "a red monster on the beach")?;
     }
     Ok(())
 }

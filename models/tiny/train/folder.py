@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Draws the little world as folders that `kosmograph train stages.json` reads.
-usage: folder.py FOLDER [--count 16384] [--seed 1]
+usage: folder.py FOLDER [--count 16384] [--documents 16384] [--seed 1]
 
 FOLDER/scenes        pictures with their captions (NAME.png, NAME.txt), and captions of which the first is right and the others are wrong in one thing (NAME.choices.txt)
 FOLDER/few           a sixteenth of them, which go on being drawn while one monster is learnt
@@ -66,7 +66,7 @@ def instructed(seed, number):
 
 
 def put(folder, seed, number, of_look, of_few):
-    """Writes all that is of this number, the caption's last: one that is there is whole."""
+    """Writes what is of this scene, the caption last: one that is there is whole."""
     name = f"{number:06}"
     if not (folder / "scenes" / f"{name}.txt").exists():
         caption, picture, choices = captioned(seed, number)
@@ -83,14 +83,20 @@ def put(folder, seed, number, of_look, of_few):
     for end in (".png", ".txt") if of_few else []:
         if not (folder / "few" / f"{name}{end}").exists():
             link(folder / "scenes" / f"{name}{end}", folder / "few" / f"{name}{end}")
-    if not (folder / "instructions" / f"{name}.txt").exists():
-        prompt, pictures, target, caption = instructed(seed, number)
-        to = folder / "instructions" / name
-        if caption:
-            to.with_name(name + ".caption.txt").write_text(caption + "\n", encoding="utf-8")
-        for k, source in enumerate(pictures, 1):
-            image(to / f"{k}.png", source)
-        save(to, prompt, target)
+
+
+def put_document(folder, seed, number):
+    """Writes what is of this instruction, the prompt last."""
+    to = folder / "instructions" / f"{number:06}"
+    if to.with_suffix(".txt").exists():
+        return
+    prompt, pictures, target, caption = instructed(seed, number)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    if caption:
+        to.with_suffix(".caption.txt").write_text(caption + "\n", encoding="utf-8")
+    for k, source in enumerate(pictures, 1):
+        image(to / f"{k}.png", source)
+    save(to, prompt, target)
 
 
 def image(path, picture):
@@ -118,6 +124,7 @@ def main():
     arguments = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     arguments.add_argument("folder", type=Path)
     arguments.add_argument("--count", type=int, default=16384)
+    arguments.add_argument("--documents", type=int, help="instructions, as many as scenes where it is not said")
     arguments.add_argument("--seed", type=int, default=1)
     arguments.add_argument("--processes", type=int, default=os.cpu_count())
     asked = arguments.parse_args()
@@ -133,6 +140,7 @@ def main():
     of_look, of_few = max(asked.count // 4, 1), max(asked.count // 16, 1)
     with Pool(asked.processes, cv2.setNumThreads, (1,)) as pool:
         pool.starmap(put, ((folder, asked.seed, number, number < of_look, number < of_few) for number in range(asked.count)), 16)
+        pool.starmap(put_document, ((folder, asked.seed, number) for number in range(asked.documents or asked.count)), 16)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ use kosmograph_pixels::pillow::{self, Filter, Picture};
 
 use crate::draws::Draws;
 use crate::error::{Error, Result};
+use crate::run::Watch;
 
 /// The ends of names that are taken for pictures.
 const PICTURES: [&str; 7] = ["png", "jpg", "jpeg", "webp", "bmp", "gif", "tiff"];
@@ -69,7 +70,7 @@ pub struct Pictures {
 }
 
 /// Reads the pictures of `folder` in the order of their names, and their hints of `hints` where there is such a folder. A
-/// picture that cannot be read, or whose hint cannot, is left out and told.
+/// picture that cannot be read, or whose hint cannot, is left out and told. `watch` sees how far it is.
 ///
 /// # Errors
 /// There is no such folder, or no picture in it that can be read; the autoencoder's.
@@ -80,6 +81,7 @@ pub fn read(
     flip: bool,
     hints: Option<&Path>,
     vae: &Vae,
+    watch: &mut dyn Watch,
 ) -> Result<Pictures> {
     let paths = pictures(folder)?;
     if paths.is_empty() {
@@ -87,9 +89,12 @@ pub fn read(
         let sentence = format!("{} holds no pictures ({ends})", folder.display());
         return Err(Error::Data(sentence));
     }
+    let all = paths.len();
+    watch.note(&format!("{all} pictures of {} become latents", folder.display()), false);
     let (mut examples, mut notes, mut captionless) = (Vec::new(), Vec::new(), 0);
-    for path in paths {
+    for (number, path) in paths.into_iter().enumerate() {
         interrupt::check().map_err(|_| Error::Cancelled)?;
+        watch.seen(number, all);
         let picture = match open(&path) {
             Ok(picture) => picture,
             Err(reason) => {

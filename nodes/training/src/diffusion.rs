@@ -478,7 +478,7 @@ fn read(
     // Pictures of the class have none.
     let hints = config.control.as_ref().filter(|_| folder == config.pictures.as_path());
     let hints = hints.map(|control| control.hints.as_path());
-    let read = data::read(folder, given.as_deref(), cut, config.flip, hints, vae)?;
+    let read = data::read(folder, given.as_deref(), cut, config.flip, hints, vae, watch)?;
     read.notes.iter().for_each(|note| watch.note(note, true));
     let mut examples = read.examples;
     for example in &mut examples {

@@ -2,18 +2,19 @@
 //! [`crate::kosmos`].
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::{DType, Device, Result as CandleResult, Tensor};
+use kosmograph_models::Weights;
 use kosmograph_models::clip::text::ClipText;
+use kosmograph_models::kosmos::Kosmos as Folder;
 use kosmograph_models::kosmos::aligner::{Aligner, Reconstruction};
 use kosmograph_models::kosmos::connector::Connector;
 use kosmograph_models::kosmos::magneto::{Dropout, Dropping};
 use kosmograph_models::kosmos::mllm::{ImageTokens, Mllm};
 use kosmograph_models::kosmos::preprocess::{PictureTransform, resize_and_crop};
 use kosmograph_models::kosmos::vit::Vit;
-use kosmograph_models::kosmos::{Kosmos as Folder, KosmosConfig};
 use kosmograph_models::samplers::Schedule;
 use kosmograph_models::samplers::randn::Generator;
 use kosmograph_models::stable_diffusion::checkpoint::{Checkpoint, TextEncoder};
@@ -21,7 +22,6 @@ use kosmograph_models::stable_diffusion::unet::UNet;
 use kosmograph_models::stable_diffusion::vae::Vae;
 use kosmograph_models::text::clip_tokens::ClipTokenizer;
 use kosmograph_models::text::kosmos_tokens::{BOS, EOS, KosmosTokenizer, PAD, PICTURE_MARK};
-use kosmograph_models::{Weight, Weights};
 use kosmograph_pixels::pillow::{Filter, Picture};
 
 use crate::clip::vision_of;
@@ -33,7 +33,11 @@ use crate::error::{Error, Result};
 use crate::noise::cross_entropy;
 use crate::parameters::{Gradients, Parameters};
 use crate::run::{Learner, Watch};
-use crate::{anew, ask_for_all, data, files, kosmos, lora, samples};
+use crate::{anew, ask_for_all, data, files, kosmos, samples};
+
+mod parts;
+
+use parts::{Parts, reconstruction, take_over};
 
 /// The table of the language model, whose row of padding never learns.
 const TABLE: &str = "gpt_model.decoder.embed_tokens.weight";
@@ -214,84 +218,6 @@ impl<'a> Kosmos<'a> {
             frozen,
         })
     }
-}
-
-/// The networks of a folder that a stage computes with.
-struct Parts {
-    mllm: Mllm,
-    aligner: Aligner,
-    /// For `align`, where it is in the weights.
-    reconstruction: Option<Reconstruction>,
-    /// For `instruct`.
-    vision: Option<(Vit, Connector)>,
-}
-
-impl Parts {
-    fn load(
-        config: &KosmosConfig,
-        is_align: bool,
-        weights: &Weights,
-    ) -> kosmograph_models::Result<Parts> {
-        let (width, vit) = (config.mllm.embed_dim, &config.vision.vit);
-        let aligner = weights.sub("aligner");
-        let reconstruction = match is_align && Reconstruction::is_in(&aligner) {
-            true => Some(Reconstruction::load(&config.aligner, width, &aligner)?),
-            false => None,
-        };
-        let vision = match is_align {
-            true => None,
-            false => {
-                let connector = weights.sub("img_connector");
-                Some((
-                    Vit::load(vit, &weights.sub("img_model.visual"))?,
-                    Connector::load(&config.connector, vit.width, width, &connector)?,
-                ))
-            }
-        };
-        let mllm = Mllm::load(&config.mllm, &weights.sub("gpt_model.decoder"))?;
-        let aligner = Aligner::load(&config.aligner, width, &aligner)?;
-        Ok(Parts { mllm, aligner, reconstruction, vision })
-    }
-}
-
-/// Puts `found`, of the file at `path`, into the places of what is called the same.
-fn take_over(
-    tensors: &mut HashMap<String, Weight>,
-    found: HashMap<String, Weight>,
-    path: &Path,
-) -> Result<()> {
-    for (name, weight) in found {
-        match tensors.get_mut(&name) {
-            Some(there) if there.dims() == weight.dims() => *there = weight,
-            _ => {
-                return Err(Error::Config(format!(
-                    "{}: the vision transformer is of another shape than the configuration's (`{name}`)",
-                    path.display()
-                )));
-            }
-        }
-    }
-    Ok(())
-}
-
-/// A reconstruction half that knows nothing: norms of one, biases of zero, the rest as torch's layers begin.
-fn reconstruction(
-    config: &KosmosConfig,
-    generator: &mut Generator,
-) -> Result<HashMap<String, Weight>> {
-    let recording = Weights::recording();
-    Reconstruction::load(&config.aligner, config.mllm.embed_dim, &recording.sub("aligner"))?;
-    let mut tensors = HashMap::new();
-    for (name, shape) in recording.recorded() {
-        let is_norm = name.contains("norm") || name.contains("inner_attn_ln");
-        let tensor = match (name.ends_with(".bias"), is_norm) {
-            (true, _) => Tensor::zeros(shape.as_slice(), DType::F32, &Device::Cpu)?,
-            (_, true) => Tensor::ones(shape.as_slice(), DType::F32, &Device::Cpu)?,
-            _ => lora::evenly(generator, &shape, shape.last().copied().unwrap_or(1))?,
-        };
-        tensors.insert(name, tensor.into());
-    }
-    Ok(tensors)
 }
 
 /// Prompts of one length: ids [B, T], and where image tokens stand.
