@@ -63,7 +63,7 @@ pub fn write(path: &Path, parts: &[Part]) {
     }
     // What leaves no trace in the shapes, and is not as in Stable Diffusion.
     let said = json!({"unet": {"norm_num_groups": 8, "attention_head_dim": 4},
-        "vae": {"norm_num_groups": 4, "scaling_factor": 0.8842713154237448},
+        "vae": vae_config(),
         "text_encoder": {"num_attention_heads": 4}});
     let header = [("kosmograph.config".to_owned(), said.to_string())].into();
     safetensors::serialize_to_file(&tensors, Some(header), path).expect("a file");
@@ -94,9 +94,17 @@ pub fn unet_tensors() -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
     read(&file).into_iter().map(wide).collect()
 }
 
+/// What is not as in Stable Diffusion in the bundled autoencoder, and leaves no trace in its shapes.
+fn vae_config() -> serde_json::Value {
+    let path = repository().join("models/tiny/sd/vae/config.json");
+    let text = std::fs::read_to_string(path).expect("the bundled autoencoder's configuration");
+    let config: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    json!({"norm_num_groups": 4, "scaling_factor": config["scaling_factor"]})
+}
+
 /// A VAE alone, by diffusers' names.
 pub fn write_vae(path: &Path) {
-    write_vae_saying(path, &json!({"norm_num_groups": 4, "scaling_factor": 0.8842713154237448}));
+    write_vae_saying(path, &vae_config());
 }
 
 /// A VAE alone, of whose options its file says `options` and no more.

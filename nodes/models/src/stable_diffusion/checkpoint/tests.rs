@@ -389,8 +389,12 @@ fn the_factor_of_latents_is_the_autoencoders_beside_or_the_familys() -> Result<(
         let checkpoint = Checkpoint::open(&tiny.join(name), &Device::Cpu)?;
         Ok(checkpoint.latent_scale(&checkpoint.unet()?.0))
     };
-    assert_eq!(folder("sd")?, Some(0.8842713154237448));
-    assert_eq!(folder("sd/unet")?, Some(0.8842713154237448));
+    let vae = fs::read_to_string(tiny.join("sd/vae/config.json")).expect("a configuration");
+    let vae: Value = serde_json::from_str(&vae).expect("JSON");
+    let of_vae = vae["scaling_factor"].as_f64();
+    assert!(of_vae.is_some_and(|scale| scale != 0.18215), "{of_vae:?}");
+    assert_eq!(folder("sd")?, of_vae);
+    assert_eq!(folder("sd/unet")?, of_vae);
     assert_eq!(folder("unet/dreambooth")?, None);
     Ok(())
 }
