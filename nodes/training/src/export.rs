@@ -20,9 +20,8 @@ pub struct ExportConfig {
     pub parts: Vec<Part>,
     /// The most that all may be together, in millions of bytes; 0 for any.
     pub megabytes: f64,
-    /// To how many significant bits numbers are rounded, of the [`SIGNIFICANT`] that f16 has: the others are zeros, which an archive
-    /// or a repository does not store.
-    pub significant_bits: u32,
+    /// How finely the numbers of matrices and kernels are written, see [`rounded`]; without it as finely as f16 can.
+    pub steps_per_rms: Option<f64>,
     /// How the names of tensors begin that are needed for training alone, and left out.
     pub without: Vec<String>,
     /// Whose latents the U-Nets of the bundle work in: what previews are drawn with is fitted and written beside them.
@@ -34,15 +33,15 @@ impl Default for ExportConfig {
         ExportConfig {
             parts: Vec::new(),
             megabytes: 0.0,
-            significant_bits: SIGNIFICANT,
+            steps_per_rms: None,
             without: Vec::new(),
             latent_rgb: None,
         }
     }
 }
 
-/// The significant bits of f16, the first of which is not stored.
-const SIGNIFICANT: u32 = 11;
+/// The steps of [`rounded`] that say something: a row of fewer is lost, and f16 itself has no more for a row's larger numbers.
+const STEPS: std::ops::RangeInclusive<f64> = 1.0..=1024.0;
 
 /// `export.latent_rgb`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -76,6 +75,9 @@ pub struct Part {
     /// What a LoRA's change is multiplied with, so that a strength of 1 is this one of what was learned.
     #[serde(default = "whole")]
     pub strength: f64,
+    /// As in [`ExportConfig`], for this part alone.
+    #[serde(default)]
+    pub steps_per_rms: Option<f64>,
 }
 
 fn whole() -> f64 {
@@ -91,26 +93,29 @@ const DEEPEST: usize = 8;
 /// Writes the folder that `config.export` says, which appears when it is whole.
 ///
 /// # Errors
-/// A part is not there or leads out of the bundle, a number does not fit into f16, there are no such significant bits, or all
-/// is larger than it may be; nothing is left then.
+/// A part is not there or leads out of the bundle, a number does not fit into f16, steps are none that can be, or all is larger
+/// than it may be; nothing is left then.
 pub(crate) fn write(config: &Config, watch: &mut dyn Watch) -> Result<PathBuf> {
     let export = config.export.as_ref().ok_or_else(|| {
         Error::Config("the task export has no \"export\" that says what goes where".to_owned())
     })?;
-    let bits = export.significant_bits;
-    if !(2..=SIGNIFICANT).contains(&bits) {
+    let asked = export.parts.iter().map(|part| part.steps_per_rms).chain([export.steps_per_rms]);
+    if let Some(steps) = asked.flatten().find(|steps| !STEPS.contains(steps)) {
         return Err(Error::Config(format!(
-            "\"export.significant_bits\" is {bits}; f16 has {SIGNIFICANT}, and 2 to {SIGNIFICANT} would be right"
+            "\"steps_per_rms\" of \"export\" is {steps}; {} to {} would be right",
+            STEPS.start(),
+            STEPS.end()
         )));
     }
     let mut bytes = 0;
     files::whole_folder(&config.output, |folder| {
-        for Part { from, to, strength } in &export.parts {
+        for Part { from, to, strength, steps_per_rms } in &export.parts {
             check_place(to)?;
             let before = bytes;
+            let steps = steps_per_rms.or(export.steps_per_rms);
             bytes += match strength {
-                1.0 => copy(from, &folder.join(to), export, DEEPEST)?,
-                strength => copy_lora(from, &folder.join(to), *strength, bits)?,
+                1.0 => copy(from, &folder.join(to), &export.without, steps, DEEPEST)?,
+                strength => copy_lora(from, &folder.join(to), *strength, steps)?,
             };
             let megabytes = (bytes - before) as f64 / 1e6;
             watch.note(&format!("{}: {megabytes:.2} MB", to.display()), false);
@@ -164,21 +169,28 @@ fn colour(asked: &LatentRgbConfig, folder: &Path, watch: &mut dyn Watch) -> Resu
     Ok(())
 }
 
-/// f32 numbers with no more than so many significant bits, the nearest, and of two the even one.
-fn rounded(tensor: &Tensor, bits: u32) -> Result<Tensor> {
-    let lost = f32::MANTISSA_DIGITS - bits;
-    let round = |value: &f32| {
-        let value = value.to_bits();
-        let half = (1 << (lost - 1)) - 1 + (value >> lost & 1);
-        f32::from_bits(value.saturating_add(half) >> lost << lost)
-    };
-    let values = tensor.flatten_all()?.to_vec1::<f32>()?;
-    let values: Vec<f32> = values.iter().map(round).collect();
+/// A matrix or kernel whose every row, what one output is made with, has numbers that are multiples of one step: the largest power
+/// of two that goes `steps` times into the row's root mean square. What has one dimension (biases, norms) stays as it is.
+///
+/// This is uniform quantisation in f16's clothes. Every program reads the file as before, while its numbers are few different
+/// ones, with zeros at the end, that an archive or a repository stores in less. The error, at most half a step, is the same for a
+/// row's small numbers as for its large ones, where fewer significant bits would spend what they cost on the small.
+fn rounded(tensor: &Tensor, steps: Option<f64>) -> Result<Tensor> {
+    let (Some(steps), 2..) = (steps, tensor.rank()) else { return Ok(tensor.clone()) };
+    let mut values = tensor.flatten_all()?.to_vec1::<f32>()?;
+    let row = values.len() / tensor.dim(0)?.max(1);
+    for row in values.chunks_mut(row.max(1)) {
+        let squares: f64 = row.iter().map(|value| f64::from(*value).powi(2)).sum();
+        let step = ((squares / row.len() as f64).sqrt() / steps).log2().floor().exp2() as f32;
+        if step.is_normal() {
+            row.iter_mut().for_each(|value| *value = (*value / step).round_ties_even() * step);
+        }
+    }
     Ok(Tensor::from_vec(values, tensor.shape(), tensor.device())?)
 }
 
-/// Copies a LoRA as f16 of so many significant bits, its change `strength` times as large; how many bytes it has then.
-fn copy_lora(from: &Path, to: &Path, strength: f64, bits: u32) -> Result<u64> {
+/// Copies a LoRA as f16, [`rounded`], its change `strength` times as large; how many bytes it has then.
+fn copy_lora(from: &Path, to: &Path, strength: f64, steps: Option<f64>) -> Result<u64> {
     let weights = Weights::open(from, &Device::Cpu)?;
     let (mut tensors, mut changed): (BTreeMap<String, Tensor>, _) = (BTreeMap::new(), false);
     for name in weights.names() {
@@ -187,7 +199,7 @@ fn copy_lora(from: &Path, to: &Path, strength: f64, bits: u32) -> Result<u64> {
         if UP.iter().any(|end| name.ends_with(end)) {
             (tensor, changed) = ((tensor * strength)?, true);
         }
-        tensors.insert(name, rounded(&tensor, bits)?);
+        tensors.insert(name, rounded(&tensor, steps)?);
     }
     if !changed {
         return Err(Error::Config(format!(
@@ -201,8 +213,14 @@ fn copy_lora(from: &Path, to: &Path, strength: f64, bits: u32) -> Result<u64> {
     Ok(std::fs::metadata(to).map_err(cannot)?.len())
 }
 
-/// Copies a file or a folder, weights as f16; how many bytes it has then.
-fn copy(from: &Path, to: &Path, export: &ExportConfig, deeper: usize) -> Result<u64> {
+/// Copies a file or a folder, weights as f16, [`rounded`], without what begins as `without` says; how many bytes it has then.
+fn copy(
+    from: &Path,
+    to: &Path,
+    without: &[String],
+    steps: Option<f64>,
+    deeper: usize,
+) -> Result<u64> {
     let failed = |source| Error::Read { path: from.to_owned(), source };
     if from.is_dir() {
         if deeper == 0 {
@@ -216,7 +234,7 @@ fn copy(from: &Path, to: &Path, export: &ExportConfig, deeper: usize) -> Result<
         names.sort();
         let mut bytes = 0;
         for name in names {
-            bytes += copy(&from.join(&name), &to.join(&name), export, deeper - 1)?;
+            bytes += copy(&from.join(&name), &to.join(&name), without, steps, deeper - 1)?;
         }
         return Ok(bytes);
     }
@@ -225,12 +243,11 @@ fn copy(from: &Path, to: &Path, export: &ExportConfig, deeper: usize) -> Result<
         let weights = Weights::open(from, &Device::Cpu)?;
         let mut tensors: BTreeMap<String, Tensor> = BTreeMap::new();
         for name in weights.names() {
-            if export.without.iter().any(|start| name.starts_with(start)) {
+            if without.iter().any(|start| name.starts_with(start)) {
                 continue;
             }
             let shape = weights.shape(&name).unwrap_or_default();
-            let tensor = rounded(&weights.get(&name, shape)?, export.significant_bits)?;
-            tensors.insert(name, tensor);
+            tensors.insert(name.clone(), rounded(&weights.get(&name, shape)?, steps)?);
         }
         files::write_as(DType::F16, to, &tensors, &BTreeMap::new())?;
     } else {
@@ -246,18 +263,38 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_have_no_more_significant_bits_than_asked_for() -> Result<()> {
-        let step = 1.0 / 128.0;
-        let values =
-            [1.0, -1.0, 0.0, 1.0 + step, 1.0 + step / 2.0, 1.0 + step * 1.5, -1.999, 3e-6f32];
-        let found = rounded(&Tensor::new(&values, &Device::Cpu)?, 8)?.to_vec1::<f32>()?;
-        assert_eq!(found[..7], [1.0, -1.0, 0.0, 1.0 + step, 1.0, 1.0 + step * 2.0, -2.0]);
-        assert!((found[7] / 3e-6 - 1.0).abs() <= step / 2.0, "{}", found[7]);
-        assert_eq!(
-            rounded(&Tensor::new(&values, &Device::Cpu)?, SIGNIFICANT)?.to_vec1::<f32>()?[3],
-            1.0 + step
-        );
+    fn a_rows_numbers_are_multiples_of_a_step_that_its_root_mean_square_says() -> Result<()> {
+        // Root mean squares of 0.5 and 8: with 4 steps and with what is next to them, the steps are 1 / 8 and 2.
+        let rows = [[0.5f32, -0.51, 0.48, 0.51], [8.0, -7.0, 9.1, -7.7]];
+        let matrix = Tensor::new(&rows, &Device::Cpu)?;
+        let found = rounded(&matrix, Some(3.9))?.to_vec2::<f32>()?;
+        assert_eq!(found, [[0.5, -0.5, 0.5, 0.5], [8.0, -8.0, 10.0, -8.0]]);
+        let kernel = matrix.reshape((2, 1, 2, 2))?;
+        assert_eq!(rounded(&kernel, Some(3.9))?.flatten_all()?.to_vec1::<f32>()?, found.concat());
+        assert_eq!(rounded(&matrix, None)?.to_vec2::<f32>()?, rows);
+        let bias = Tensor::new(&rows[0], &Device::Cpu)?;
+        assert_eq!(rounded(&bias, Some(1.0))?.to_vec1::<f32>()?, rows[0]);
+        for nothing in [Tensor::zeros((2, 3), DType::F32, &Device::Cpu)?, matrix.narrow(0, 0, 0)?] {
+            let same = rounded(&nothing, Some(6.0))?;
+            assert_eq!(same.to_vec2::<f32>()?, nothing.to_vec2::<f32>()?);
+        }
         Ok(())
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_number_is_further_than_half_a_step_from_what_it_was(
+            row in proptest::collection::vec(-1e4f32..1e4, 1..40),
+            steps in STEPS,
+        ) {
+            let matrix = Tensor::new(row.as_slice(), &Device::Cpu).unwrap().unsqueeze(0).unwrap();
+            let found = rounded(&matrix, Some(steps)).unwrap().flatten_all().unwrap();
+            let squares: f32 = row.iter().map(|value| value * value).sum();
+            let step = (squares / row.len() as f32).sqrt() / steps as f32 * 1.001;
+            for (was, is) in row.iter().zip(found.to_vec1::<f32>().unwrap()) {
+                proptest::prop_assert!((was - is).abs() <= step / 2.0, "{was} became {is}, step {step}");
+            }
+        }
     }
 
     #[test]
@@ -272,7 +309,7 @@ mod tests {
             let tensors =
                 BTreeMap::from([(down.clone(), ones.clone()), (up.clone(), ones.clone())]);
             files::write_as(DType::F32, &from, &tensors, &BTreeMap::new())?;
-            copy_lora(&from, &to, 1.25, SIGNIFICANT)?;
+            copy_lora(&from, &to, 1.25, None)?;
             let found = Weights::open(&to, &Device::Cpu)?;
             assert_eq!(found.get(&up, (2, 3))?.to_vec2::<f32>()?, [[1.25; 3]; 2]);
             assert_eq!(found.get(&down, (2, 3))?.to_vec2::<f32>()?, [[1.0; 3]; 2]);
@@ -280,8 +317,7 @@ mod tests {
         let unet = folder.path().join("unet.safetensors");
         let tensors = BTreeMap::from([("conv_in.weight".to_owned(), ones)]);
         files::write_as(DType::F32, &unet, &tensors, &BTreeMap::new())?;
-        let told =
-            copy_lora(&unet, &folder.path().join("c"), 2.0, SIGNIFICANT).unwrap_err().to_string();
+        let told = copy_lora(&unet, &folder.path().join("c"), 2.0, None).unwrap_err().to_string();
         assert!(told.contains("no strength"), "{told}");
         Ok(())
     }
