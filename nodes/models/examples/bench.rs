@@ -32,6 +32,9 @@ struct Arguments {
     /// Rows of the batch; guidance takes two
     #[arg(long, default_value_t = 2)]
     batch: usize,
+    /// The batch's latents alike, as guidance asks for them: the same ones under several texts
+    #[arg(long)]
+    guided: bool,
     /// Tokens of the prompt, pictures included (mllm)
     #[arg(long, default_value_t = 160)]
     tokens: usize,
@@ -95,7 +98,11 @@ fn main() -> Result<()> {
     };
     let (side, batch) = (arguments.latent, arguments.batch);
     let device = &arguments.device;
-    let latents = random(&[batch, 4, side, side], 1.0).to_device(device)?;
+    let latents = match arguments.guided {
+        true => random(&[1, 4, side, side], 1.0).repeat((batch, 1, 1, 1))?,
+        false => random(&[batch, 4, side, side], 1.0),
+    }
+    .to_device(device)?;
     let run: Box<dyn Fn() -> Result<Tensor>> = match arguments.part {
         Part::Unet => {
             let config = full_size::unet();

@@ -27,6 +27,7 @@ pub mod photo_maker;
 pub mod recompute;
 mod residuals;
 pub(crate) mod resnet;
+mod shared_rows;
 pub mod steering;
 pub mod style_model;
 pub mod t2i_adapter;

@@ -10,6 +10,7 @@ use crate::error::Result;
 use crate::files::weights::{LowRank, Weight, Weights};
 use crate::layers::{LayerNorm, Linear};
 use crate::stable_diffusion::resnet::GroupNorm;
+use crate::stable_diffusion::shared_rows::repeated;
 use crate::stable_diffusion::steering::{Attends, Context, KeysValues, rows_of};
 use crate::stable_diffusion::text_keys::TextKeys;
 
@@ -100,7 +101,8 @@ impl Attention {
         self.to_out.forward(&self.attended(&q, &self.to_k.forward(x)?, &self.to_v.forward(x)?)?)
     }
 
-    /// `x` [B, L, C], whose tokens lie in a picture as `size`, to the context; this is the layer `path` → [B, L, C].
+    /// `x` [B, L, C], or fewer rows that repeat, whose tokens lie in a picture as `size`, to the context; this is the layer `path`
+    /// → [B, L, C].
     fn to_context(
         &self,
         x: &Tensor,
@@ -108,8 +110,8 @@ impl Attention {
         path: &str,
         size: (usize, usize),
     ) -> CandleResult<Tensor> {
-        let (rows, text) = (x.dim(0)?, context.text);
-        let q = self.to_q.forward(x)?;
+        let (rows, text) = (context.text.dim(0)?, context.text);
+        let q = repeated(&self.to_q.forward(x)?, rows)?;
         let project = || Ok((self.to_k.forward(text)?, self.to_v.forward(text)?));
         let (k, v) = self.text_keys.of(text, project)?;
         let mut y = self.attended(&q, &k, &v)?;
@@ -179,6 +181,7 @@ impl BasicTransformerBlock {
         })
     }
 
+    /// `x` [B, L, C], or fewer rows that repeat until they read the context → [B, L, C].
     fn forward(
         &self,
         x: &Tensor,
@@ -191,6 +194,7 @@ impl BasicTransformerBlock {
             None => x,
         };
         let normed = self.norm2.forward(&x)?;
+        let x = repeated(&x, context.text.dim(0)?)?;
         let x = kernels::add(&x, &self.to_context(&normed, context, size)?)?;
         let hidden = self.ff_in.forward_geglu(&self.norm3.forward(&x)?)?;
         kernels::add(&x, &self.ff_out.forward(&hidden)?)
@@ -275,7 +279,7 @@ impl Transformer2D {
         self
     }
 
-    /// `x` [B, C, H, W], the context [B, T, D] → [B, C, H, W].
+    /// `x` [B, C, H, W], or fewer rows that repeat until they read the context [B, T, D] → [B, C, H, W].
     pub(crate) fn forward(&self, x: &Tensor, context: &Context<'_>) -> CandleResult<Tensor> {
         let (_, _, height, width) = x.dims4()?;
         let tokens = kernels::pixels_to_tokens(&self.norm.forward(x)?)?;
@@ -284,7 +288,8 @@ impl Transformer2D {
             hidden_states = block.forward(&hidden_states, context, (height, width))?;
         }
         let tokens = self.proj_out.forward(&hidden_states)?;
-        kernels::add(x, &kernels::tokens_to_pixels(&tokens, height, width)?)
+        let x = repeated(x, tokens.dim(0)?)?;
+        kernels::add(&x, &kernels::tokens_to_pixels(&tokens, height, width)?)
     }
 }
 

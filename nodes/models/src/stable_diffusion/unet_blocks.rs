@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::files::weights::Weights;
 use crate::stable_diffusion::recompute::{Place, Tape};
 use crate::stable_diffusion::resnet::{Conv2d, ResnetBlock2D, Upsample2D};
+use crate::stable_diffusion::shared_rows::{period, repeated};
 use crate::stable_diffusion::steering::{Context, Edge, Steering};
 use crate::stable_diffusion::transformer2d::Transformer2D;
 use crate::stable_diffusion::unet_config::{EncoderConfig, LevelConfig, MiddleConfig};
@@ -185,10 +186,23 @@ impl Encoder {
         let context = &Context { text: condition.context, extra_tokens, hooks };
         let temb = kernels::silu(&temb)?;
 
-        let mut hidden_states = self.conv_in.forward(x)?;
+        // Rows that are the same are computed once, up to the first transformer, where they read their texts.
+        let rows = x.dim(0)?;
+        let shared = match steering.hooks.is_none()
+            && steering.features.is_empty()
+            && steering.tape.is_none()
+        {
+            true => match &hint {
+                Some(Hint { embedding, .. }) => period(&[x, &temb, embedding])?,
+                None => period(&[x, &temb])?,
+            },
+            false => rows,
+        };
+        let shared_temb = temb.narrow(0, 0, shared)?;
+        let mut hidden_states = self.conv_in.forward(&x.narrow(0, 0, shared)?)?;
         probe("conv_in", &hidden_states);
         if let Some(Hint { embedding, .. }) = hint {
-            hidden_states = (hidden_states + embedding)?;
+            hidden_states = (hidden_states + embedding.narrow(0, 0, shared)?)?;
         }
         let mut skips = vec![hidden_states.clone()];
         for (i, block) in self.down_blocks.iter().enumerate() {
@@ -203,7 +217,8 @@ impl Encoder {
                 }
                 let path = format!("{name}.resnets.{j}");
                 hidden_states = steering.at_block(Edge::Input, &path, hidden_states)?;
-                hidden_states = resnet.forward(&hidden_states, Some(&temb))?;
+                let temb = if hidden_states.dim(0)? == rows { &temb } else { &shared_temb };
+                hidden_states = resnet.forward(&hidden_states, Some(temb))?;
                 probe(&format!("down{i}_resnet{j}"), &hidden_states);
                 if let Some(attention) = block.attentions.get(j) {
                     hidden_states = attention.forward(&hidden_states, context)?;
@@ -239,6 +254,10 @@ impl Encoder {
                 hidden_states = steering.at_block(Edge::Below, &path, hidden_states)?;
             }
             probe(&format!("down{i}"), &hidden_states);
+        }
+        let hidden_states = repeated(&hidden_states, rows)?;
+        for skip in &mut skips {
+            *skip = repeated(skip, rows)?;
         }
         let mid = match (&self.mid_block, steering.tape) {
             (Some(_), Some(tape)) => {
