@@ -1,4 +1,7 @@
-//! Blocks as mappings of their own, and those that are kept.
+//! Blocks, and those that are kept: parts of mappings, of which the next that fits is the best.
+//!
+//! A freed block is joined to its kept neighbours, and who asks for less than a block has gets its beginning and leaves the rest. So an
+//! activation of one size is made where several of others were, and a network that has run once needs no new page.
 
 use std::ptr::null_mut;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,9 +18,8 @@ pub(crate) const PAGE: usize = 4096;
 /// Zeros that are written to a kept block; more come from the system.
 const MOST_ZEROS: usize = 32 << 20;
 
-/// What is kept may lift the peak by this part of it. At the peak itself every kept block that does not fit goes, the oldest first,
-/// which are those that the next pass asks for last: without room to spare it finds few of its sizes, and the system spends
-/// a tenth of a U-Net's call on zeros (kernels/README.md).
+/// What is kept may lift the peak by this part of it. At the peak itself what is kept and does not fit goes, the oldest first, which is
+/// what the next pass asks for last: without room to spare the system would write zeros to it again (kernels/README.md).
 const SLACK: usize = 32;
 
 /// The same where all is kept, or [`MOST_KEPT`].
@@ -26,8 +28,8 @@ const SLACK_OF_ALL: usize = 8;
 /// Free bytes at a heap's end that the C library keeps.
 const KEPT_SMALL: usize = 64 << 20;
 
-/// The largest size that shares a length with others.
-const MOST_SHARED: usize = 64 << 20;
+/// The large pages of x86-64, and of most of ARM.
+const LARGE_PAGE: usize = 2 << 20;
 
 static KEPT: Mutex<Kept> = Mutex::new(Kept {
     blocks: [Block { start: 0, length: 0 }; PLACES],
@@ -39,15 +41,22 @@ static KEPT: Mutex<Kept> = Mutex::new(Kept {
     has_begun: false,
 });
 
+/// Whole pages, of one mapping or of several side by side.
 #[derive(Clone, Copy)]
 struct Block {
     start: usize,
     length: usize,
 }
 
+impl Block {
+    fn end(self) -> usize {
+        self.start + self.length
+    }
+}
+
 /// No allocation may be made while this is locked.
 struct Kept {
-    /// The first `count`, the one that was freed first before the others.
+    /// The first `count`, no two side by side, the one that was freed or grew first before the others.
     blocks: [Block; PLACES],
     count: usize,
     /// Of the blocks that are kept.
@@ -70,6 +79,45 @@ impl Kept {
         block
     }
 
+    /// Keeps a block as the newest, and as one with its neighbours.
+    fn put(&mut self, block: Block) {
+        let mut block = block;
+        for _ in 0..2 {
+            let beside = |other: &Block| other.end() == block.start || block.end() == other.start;
+            if let Some(at) = self.blocks[..self.count].iter().position(beside) {
+                let other = self.remove(at);
+                let start = block.start.min(other.start);
+                block = Block { start, length: block.length + other.length };
+            }
+        }
+        if self.count == PLACES {
+            unmap(self.remove(0));
+        }
+        self.blocks[self.count] = block;
+        self.count += 1;
+        self.bytes += block.length;
+    }
+
+    /// The beginning of the smallest kept block that is long enough, of those the newest: the caches know it best.
+    fn take(&mut self, length: usize) -> Option<Block> {
+        let fits = |(at, block): (usize, &Block)| {
+            (block.length >= length).then_some((block.length, usize::MAX - at))
+        };
+        let (_, from_last) = self.blocks[..self.count].iter().enumerate().filter_map(fits).min()?;
+        let at = usize::MAX - from_last;
+        let start = self.blocks[at].start;
+        match self.blocks[at].length - length {
+            0 => {
+                self.remove(at);
+            }
+            rest => {
+                self.blocks[at] = Block { start: start + length, length: rest };
+                self.bytes -= length;
+            }
+        }
+        Some(Block { start, length })
+    }
+
     /// Bytes that may be kept.
     fn most(&self) -> usize {
         if self.unlimited > 0 { usize::MAX } else { MOST_KEPT }
@@ -84,8 +132,22 @@ impl Kept {
             0 => self.most_used + self.most_used / SLACK,
             _ => self.most_used + (self.most_used / SLACK_OF_ALL).max(MOST_KEPT),
         };
-        while self.count > 0 && (self.used + self.bytes > together || self.bytes > most) {
-            unmap(self.remove(0));
+        while self.count > 0 {
+            let over = (self.used + self.bytes).saturating_sub(together);
+            let over = over.max(self.bytes.saturating_sub(most));
+            if over == 0 {
+                return;
+            }
+            // Of the oldest as much as has to go, in whole large pages.
+            let oldest = self.blocks[0];
+            let end = oldest.end().saturating_sub(over) / LARGE_PAGE * LARGE_PAGE;
+            if end <= oldest.start {
+                unmap(self.remove(0));
+                continue;
+            }
+            self.blocks[0].length = end - oldest.start;
+            self.bytes -= oldest.end() - end;
+            unmap(Block { start: end, length: oldest.end() - end });
         }
     }
 }
@@ -95,16 +157,9 @@ fn kept() -> MutexGuard<'static, Kept> {
     KEPT.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The length of the mapping for a block of `size` bytes. Sizes within an eighth of each other share one up to
-/// [`MOST_SHARED`]: batches of texts are a token longer or shorter, and what one leaves should serve the next. Pages that are
-/// not touched take no memory.
+/// The length of a block of `size` bytes, which is at most isize::MAX.
 fn pages(size: usize) -> usize {
-    let step = match size <= MOST_SHARED {
-        true => (size.next_power_of_two() / 16).max(PAGE),
-        false => PAGE,
-    };
-    // A size is at most isize::MAX.
-    size.next_multiple_of(step)
+    size.next_multiple_of(PAGE)
 }
 
 /// A block of `size` bytes with anything in it; null where there is none.
@@ -128,12 +183,10 @@ pub(crate) fn zeros(size: usize) -> *mut u8 {
     }
 }
 
-/// One of the blocks that are kept.
+/// A block of what is kept.
 fn again(length: usize) -> Option<*mut u8> {
     let mut kept = kept();
-    // The one that was freed last: the caches know it best.
-    let at = kept.blocks[..kept.count].iter().rposition(|block| block.length == length)?;
-    let block = kept.remove(at);
+    let block = kept.take(length)?;
     kept.make_room(length);
     Some(block.start as *mut u8)
 }
@@ -175,7 +228,7 @@ pub(crate) fn count_out(bytes: usize) {
     kept().used -= bytes;
 }
 
-/// Frees a block, and keeps it for the next of its size where that is allowed.
+/// Frees a block, and keeps it for the next where that is allowed.
 ///
 /// # Safety
 /// The block came from here with this size, and nobody uses it any more.
@@ -183,18 +236,7 @@ pub(crate) unsafe fn keep(block: *mut u8, size: usize) {
     let block = Block { start: block as usize, length: pages(size) };
     let mut kept = kept();
     kept.used -= block.length;
-    if block.length > kept.most() {
-        drop(kept);
-        return unmap(block);
-    }
-    if kept.count == PLACES {
-        let oldest = kept.remove(0);
-        unmap(oldest);
-    }
-    let at = kept.count;
-    kept.blocks[at] = block;
-    kept.count += 1;
-    kept.bytes += block.length;
+    kept.put(block);
     kept.make_room(0);
 }
 
@@ -202,20 +244,35 @@ pub(crate) unsafe fn keep(block: *mut u8, size: usize) {
 ///
 /// # Safety
 /// As [`keep`]; the block that is returned takes its place.
-pub(crate) unsafe fn resize(block: *mut u8, old: usize, new: usize) -> *mut u8 {
-    let (old, new) = (pages(old), pages(new));
-    if old == new {
+pub(crate) unsafe fn resize(block: *mut u8, old_size: usize, new_size: usize) -> *mut u8 {
+    let (old, new) = (pages(old_size), pages(new_size));
+    if new <= old {
+        if new < old {
+            let mut kept = kept();
+            kept.used -= old - new;
+            kept.put(Block { start: block as usize + new, length: old - new });
+            kept.make_room(0);
+        }
         return block;
     }
-    // SAFETY: a mapping of that length, of which nobody else knows.
+    // SAFETY: whole pages, of which nobody else knows.
     let moved = unsafe { mremap(block.cast(), old, new, MREMAP_MAYMOVE) };
-    if moved == MAP_FAILED {
-        return null_mut();
+    if moved != MAP_FAILED {
+        let mut kept = kept();
+        kept.used -= old;
+        kept.make_room(new);
+        return moved.cast();
     }
-    let mut kept = kept();
-    kept.used -= old;
-    kept.make_room(new);
-    moved.cast()
+    // A block may lie across two mappings, which the system does not move as one.
+    let copy = take(new_size);
+    if !copy.is_null() {
+        // SAFETY: two blocks, each at least as long as that; the old one is the caller's, who gives it up.
+        unsafe {
+            std::ptr::copy_nonoverlapping(block, copy, old_size);
+            keep(block, old_size);
+        }
+    }
+    copy
 }
 
 /// Gives all that is kept back to the system; what was in use most is forgotten as well.
@@ -270,23 +327,33 @@ fn trim() {
     }
 }
 
+/// A new mapping that begins at a large page: with small ones much of a kernel's time goes into their faults. What is no whole
+/// large page at its end has small ones, and so has a system without large ones.
 fn map(length: usize) -> *mut u8 {
+    let Some(with_room) = length.checked_add(LARGE_PAGE - PAGE) else { return null_mut() };
     // SAFETY: a new mapping touches nothing that is there.
     let start = unsafe {
-        mmap(null_mut(), length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+        mmap(null_mut(), with_room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
     };
     if start == MAP_FAILED {
         return null_mut();
     }
-    // With small pages much of a kernel's time goes into their faults. The parts that are no whole large page have
-    // small ones, and so has a system without large pages.
+    let first = start as usize;
+    let begin = first.next_multiple_of(LARGE_PAGE);
+    let (end, last) = (begin + length, first + with_room);
+    if begin > first {
+        unmap(Block { start: first, length: begin - first });
+    }
+    if last > end {
+        unmap(Block { start: end, length: last - end });
+    }
     // SAFETY: the advice changes how our own mapping is paged and not what is in it.
-    unsafe { madvise(start, length, MADV_HUGEPAGE) };
-    start.cast()
+    unsafe { madvise(begin as *mut c_void, length, MADV_HUGEPAGE) };
+    begin as *mut u8
 }
 
 fn unmap(block: Block) {
-    // SAFETY: a mapping of that length which nobody uses.
+    // SAFETY: whole pages of our mappings, which nobody uses.
     unsafe { munmap(block.start as *mut c_void, block.length) };
 }
 
@@ -315,25 +382,41 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_freed_block_is_the_next_of_its_size() {
+    fn a_freed_block_is_the_next_that_fits() {
         alone(|| {
             let first = vec![1u8; 3 * MEGABYTE];
             let at = first.as_ptr();
             drop(first);
             assert_eq!(figures().1, 3 * MEGABYTE);
-            let other: Vec<u8> = Vec::with_capacity(3 * MEGABYTE + PAGE);
-            assert_ne!(other.as_ptr(), at);
-            drop(other);
-            let second: Vec<u8> = Vec::with_capacity(3 * MEGABYTE);
-            drop(second);
-            let ones = vec![1u8; 3 * MEGABYTE];
-            let at = ones.as_ptr();
-            drop(ones);
             let zeros = vec![0u8; 3 * MEGABYTE];
             assert!(zeros.as_ptr() == at && zeros.iter().all(|byte| *byte == 0));
             drop(zeros);
+            // Parts of it, which become one again.
+            let part = vec![2u8; 2 * MEGABYTE];
+            let rest = vec![3u8; MEGABYTE];
+            assert_eq!((part.as_ptr(), rest.as_ptr()), (at, at.wrapping_add(2 * MEGABYTE)));
+            assert!(part.iter().all(|byte| *byte == 2) && rest.iter().all(|byte| *byte == 3));
+            drop(part);
+            assert_eq!(kept().count, 1);
+            drop(rest);
+            assert_eq!(kept().count, 1);
+            assert_eq!(figures().1, 3 * MEGABYTE);
+            assert_eq!(vec![4u8; 3 * MEGABYTE].as_ptr(), at);
             release();
             assert_eq!(figures().1, 0);
+        });
+    }
+
+    #[test]
+    fn a_block_across_two_mappings_grows() {
+        alone(|| {
+            // Whole large pages that are asked for one after the other lie side by side.
+            let blocks: Vec<Vec<u8>> = (0..8).map(|_| vec![1u8; 4 * MEGABYTE]).collect();
+            drop(blocks);
+            let mut joined = vec![5u8; 9 * MEGABYTE];
+            joined.resize(40 * MEGABYTE, 6);
+            assert!(joined[..9 * MEGABYTE].iter().all(|byte| *byte == 5));
+            assert!(joined[9 * MEGABYTE..].iter().all(|byte| *byte == 6));
         });
     }
 
@@ -344,10 +427,15 @@ pub(crate) mod tests {
             let blocks: Vec<Vec<u8>> = (0..4).map(|_| Vec::with_capacity(8 * MEGABYTE)).collect();
             drop(blocks);
             assert_eq!(figures(), (before, 32 * MEGABYTE, before + 32 * MEGABYTE));
-            // Another size: the oldest two go, since 10 more would be too many.
+            // Another size is made of them.
             let other: Vec<u8> = Vec::with_capacity(10 * MEGABYTE);
-            assert_eq!(figures(), (before + 10 * MEGABYTE, 16 * MEGABYTE, before + 32 * MEGABYTE));
-            drop(other);
+            assert_eq!(figures(), (before + 10 * MEGABYTE, 22 * MEGABYTE, before + 32 * MEGABYTE));
+            // One that is not there is new, and what would be too many goes.
+            let large: Vec<u8> = Vec::with_capacity(24 * MEGABYTE);
+            let (used, kept, most) = figures();
+            assert_eq!(used, before + 34 * MEGABYTE);
+            assert!(kept <= most / SLACK, "{kept}");
+            drop((other, large));
         });
     }
 
@@ -363,9 +451,18 @@ pub(crate) mod tests {
             assert!(figures().1 <= MOST_KEPT);
             let _all = crate::keep_all();
             let small: Vec<Vec<u8>> =
-                (0..2 * PLACES).map(|_| Vec::with_capacity(MEGABYTE)).collect();
-            drop(small);
+                (0..3 * PLACES).map(|_| Vec::with_capacity(MEGABYTE)).collect();
+            // Every second one, so that no two are side by side.
+            let (every_second, others): (Vec<_>, Vec<_>) = {
+                let mut small = small;
+                small.sort_by_key(|block| block.as_ptr());
+                let (a, b): (Vec<_>, Vec<_>) =
+                    small.into_iter().enumerate().partition(|(i, _)| i % 2 == 0);
+                (a, b)
+            };
+            drop(every_second);
             assert_eq!(kept().count, PLACES);
+            drop(others);
         });
     }
 

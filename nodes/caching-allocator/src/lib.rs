@@ -3,8 +3,8 @@
 //! A layer of SDXL's U-Net makes tens of megabytes and lets go of as many. The C library's allocator gives blocks above
 //! 32 MB back at once and has them again, and each time the system writes zeros to every page before the first use: memory's
 //! whole rate for values that nobody reads (kernels/README.md has what that costs). PyTorch keeps freed blocks on a GPU for
-//! the same reason. Here a freed block of a megabyte or more is kept, and given to the next who asks for its size,
-//! which in a network is the next layer.
+//! the same reason. Here a freed block of a megabyte or more is kept, joined to the free ones beside it, and given, whole or in part, to
+//! the next who asks for no more than it has, which in a network is the next layer.
 //!
 //! What is kept lifts the peak by a thirty-second part at most: blocks in use and blocks that are kept are together no more than
 //! that and what was in use at once before, nor are there more than [`MOST_KEPT`] bytes or [`PLACES`] blocks; of smaller blocks
@@ -93,8 +93,8 @@ fn is_large(layout: Layout) -> bool {
     cfg!(target_os = "linux") && layout.size() >= LARGE && layout.align() <= 4096
 }
 
-// SAFETY: what is not large goes to the system's allocator whole. A large block is a mapping of its own, as long as
-// its size rounded up to pages, so aligned to a page, and given to nobody else before it is freed; or it is within a mapping of
+// SAFETY: what is not large goes to the system's allocator whole. A large block is whole pages, as many as its
+// size takes, so aligned to a page, and given to nobody else before it is freed; or it is within a mapping of
 // a file, aligned as it was asked to be, which `files` knows by its address.
 unsafe impl GlobalAlloc for CachingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
