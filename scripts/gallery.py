@@ -32,7 +32,7 @@ SHOWN = {
     "subject_style": "The subject with the LoRA, which knows nothing of Kosmos-G.",
     "subject_variants": "The subject through the checkpoint's own U-Net and with each of the three LoRAs.",
     "subject_control": "The subject along the outline that a ControlNet sees.",
-    "subject_dreambooth": "The subject through the U-Net that learned another monster: it is narrow, and round comes out square.",
+    "subject_dreambooth": "The subject through the U-Net that learned another monster: it is narrow, and less sure of other shapes than of its own.",
     "subject_swap": "The same subject, words and seed through both U-Nets.",
     "subject_everything": "The subject, the ControlNet, a LoRA for the look, and DreamBooth's (which is not asked for its own monster) at once.",
     "encoders": "One U-Net, three prompts: Kosmos-G's, CLIP's, and half of each. Each is guided away from the other's empty prompt.",
