@@ -401,7 +401,9 @@ pub(crate) mod tests {
             drop(rest);
             assert_eq!(kept().count, 1);
             assert_eq!(figures().1, 3 * MEGABYTE);
-            assert_eq!(vec![4u8; 3 * MEGABYTE].as_ptr(), at);
+            let whole = vec![4u8; 3 * MEGABYTE];
+            assert_eq!(whole.as_ptr(), at);
+            drop(whole);
             release();
             assert_eq!(figures().1, 0);
         });
