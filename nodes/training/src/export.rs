@@ -14,7 +14,7 @@ use crate::latent_rgb::{self, LatentRgb};
 use crate::run::Watch;
 
 /// `export`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ExportConfig {
     pub parts: Vec<Part>,
@@ -26,18 +26,6 @@ pub struct ExportConfig {
     pub without: Vec<String>,
     /// Whose latents the U-Nets of the bundle work in: what previews are drawn with is fitted and written beside them.
     pub latent_rgb: Option<LatentRgbConfig>,
-}
-
-impl Default for ExportConfig {
-    fn default() -> ExportConfig {
-        ExportConfig {
-            parts: Vec::new(),
-            megabytes: 0.0,
-            steps_per_rms: None,
-            without: Vec::new(),
-            latent_rgb: None,
-        }
-    }
 }
 
 /// The steps of [`rounded`] that say something: a row of fewer is lost, and f16 itself has no more for a row's larger numbers.
@@ -99,13 +87,9 @@ pub(crate) fn write(config: &Config, watch: &mut dyn Watch) -> Result<PathBuf> {
     let export = config.export.as_ref().ok_or_else(|| {
         Error::Config("the task export has no \"export\" that says what goes where".to_owned())
     })?;
-    let asked = export.parts.iter().map(|part| part.steps_per_rms).chain([export.steps_per_rms]);
-    if let Some(steps) = asked.flatten().find(|steps| !STEPS.contains(steps)) {
-        return Err(Error::Config(format!(
-            "\"steps_per_rms\" of \"export\" is {steps}; {} to {} would be right",
-            STEPS.start(),
-            STEPS.end()
-        )));
+    check_steps(export.steps_per_rms, "\"export\"")?;
+    for part in &export.parts {
+        check_steps(part.steps_per_rms, &format!("\"export\", part {}", part.to.display()))?;
     }
     let mut bytes = 0;
     files::whole_folder(&config.output, |folder| {
@@ -134,6 +118,19 @@ pub(crate) fn write(config: &Config, watch: &mut dyn Watch) -> Result<PathBuf> {
     })?;
     watch.note(&format!("{:.2} MB in all", bytes as f64 / 1e6), false);
     Ok(config.output.clone())
+}
+
+/// # Errors
+/// The steps that `of` asks for are none of [`STEPS`].
+fn check_steps(steps: Option<f64>, of: &str) -> Result<()> {
+    match steps.filter(|steps| !STEPS.contains(steps)) {
+        None => Ok(()),
+        Some(steps) => Err(Error::Config(format!(
+            "{of}: \"steps_per_rms\" is {steps}; {} to {} would be right",
+            STEPS.start(),
+            STEPS.end()
+        ))),
+    }
 }
 
 /// # Errors
@@ -247,7 +244,8 @@ fn copy(
                 continue;
             }
             let shape = weights.shape(&name).unwrap_or_default();
-            tensors.insert(name.clone(), rounded(&weights.get(&name, shape)?, steps)?);
+            let tensor = rounded(&weights.get(&name, shape)?, steps)?;
+            tensors.insert(name, tensor);
         }
         files::write_as(DType::F16, to, &tensors, &BTreeMap::new())?;
     } else {
@@ -279,6 +277,15 @@ mod tests {
             assert_eq!(same.to_vec2::<f32>()?, nothing.to_vec2::<f32>()?);
         }
         Ok(())
+    }
+
+    #[test]
+    fn steps_that_say_nothing_are_refused() {
+        for steps in [0.5, -1.0, 1025.0, f64::NAN, f64::INFINITY] {
+            let told = check_steps(Some(steps), "\"export\", part sd/vae").unwrap_err().to_string();
+            assert!(told.contains("part sd/vae") && told.contains("1 to 1024"), "{told}");
+        }
+        assert!(check_steps(None, "").is_ok() && check_steps(Some(6.0), "").is_ok());
     }
 
     proptest::proptest! {

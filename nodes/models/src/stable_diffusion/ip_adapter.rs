@@ -12,7 +12,7 @@ use kosmograph_kernels as kernels;
 use crate::error::{Error, Result};
 use crate::files::weights::Weights;
 use crate::layers::{LayerNorm, Linear};
-use crate::stable_diffusion::steering::rows_of;
+use crate::stable_diffusion::shared_rows::repeated;
 
 const EPS: f64 = 1e-5;
 
@@ -270,7 +270,7 @@ impl ImageProjection {
             }
             ImageProjection::Resampler { latents, proj_in, layers, proj_out, norm_out } => {
                 let x = proj_in.forward(image)?;
-                let mut latents = rows_of(latents, x.dim(0)?)?;
+                let mut latents = repeated(latents, x.dim(0)?)?;
                 for (attention, feed_forward) in layers {
                     latents = (attention.forward(&x, &latents)? + &latents)?;
                     latents = (feed_forward.forward(&latents)? + &latents)?;

@@ -136,14 +136,6 @@ impl<'a> From<&'a Tensor> for Context<'a> {
     }
 }
 
-/// A tensor of one row or of `rows`, in `rows` rows.
-pub(crate) fn rows_of(tensor: &Tensor, rows: usize) -> CandleResult<Tensor> {
-    match tensor.dim(0)? {
-        1 if rows > 1 => tensor.repeat((rows, 1, 1)),
-        _ => Ok(tensor.clone()),
-    }
-}
-
 impl Steering<'_> {
     /// Do the features and tokens fit a U-Net of `levels` that reads `rows` rows of contexts `width` wide?
     ///

@@ -11,7 +11,7 @@ use crate::files::weights::{LowRank, Weight, Weights};
 use crate::layers::{LayerNorm, Linear};
 use crate::stable_diffusion::resnet::GroupNorm;
 use crate::stable_diffusion::shared_rows::repeated;
-use crate::stable_diffusion::steering::{Attends, Context, KeysValues, rows_of};
+use crate::stable_diffusion::steering::{Attends, Context, KeysValues};
 use crate::stable_diffusion::text_keys::TextKeys;
 
 /// ε of the GroupNorm before the projection; not the ResNet blocks' 1e-5.
@@ -118,13 +118,13 @@ impl Attention {
         for extra in context.extra_tokens {
             let (keys, values) = match &extra.keys_values {
                 KeysValues::Tokens(tokens) => {
-                    let tokens = rows_of(tokens, rows)?.to_dtype(x.dtype())?;
+                    let tokens = repeated(tokens, rows)?.to_dtype(x.dtype())?;
                     (self.to_k.forward(&tokens)?, self.to_v.forward(&tokens)?)
                 }
                 KeysValues::Projected(layers) => match layers.get(path) {
                     Some((keys, values)) => (
-                        rows_of(keys, rows)?.to_dtype(x.dtype())?,
-                        rows_of(values, rows)?.to_dtype(x.dtype())?,
+                        repeated(keys, rows)?.to_dtype(x.dtype())?,
+                        repeated(values, rows)?.to_dtype(x.dtype())?,
                     ),
                     None => continue,
                 },
