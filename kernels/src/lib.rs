@@ -13,6 +13,7 @@ pub mod attention;
 mod begin;
 #[cfg(target_arch = "x86_64")]
 mod bf16;
+pub mod bounds;
 mod cache;
 mod channel_sums;
 pub mod conv2d;

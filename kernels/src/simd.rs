@@ -1,7 +1,7 @@
 //! Vectors of f32 and the instruction sets that have them, chosen when the program runs.
 //!
 //! A kernel is written once, for any [`Vector`], and compiled for each instruction set; [`Isa::run`]
-//! picks the widest that the processor has. `KOSMOGRAPH_ISA` (avx512, avx2, neon, portable or portable16)
+//! picks the widest that the processor has. `KOSMOGRAPH_ISA` (avx512, avx2, neon or portable)
 //! forces one, so that every path can be tested on one machine. Where `KOSMOGRAPH_PRECISION` is bf16, products of matrices take
 //! their factors rounded to bf16, with the instructions that some processors have for that (amx, avx512bf16); where it is int8,
 //! linear layers take them rounded to whole numbers of 8 bits (avx512vnni).
@@ -30,7 +30,9 @@ pub enum Isa {
     /// What the compiler makes of arrays of 4 values for the processor family's common denominator.
     Portable,
     /// Arrays of 16 values, in the tiles that AVX-512 has: slow, and there to test their sizes on a
-    /// processor without it. Never chosen unless it is asked for.
+    /// processor without it. Never chosen unless it is asked for, and compiled only for this crate's tests and with the feature of
+    /// its name: it would be a quarter of what there is to compile.
+    #[cfg(any(test, feature = "portable16"))]
     Portable16,
     /// AVX-512 with AVX512_BF16: products of matrices take factors that are rounded to bf16, and sum in f32. Only where that is
     /// asked for.
@@ -137,7 +139,9 @@ impl Isa {
 
     /// Those that this processor has and that compute all in f32, the widest first.
     pub fn available() -> Vec<Isa> {
-        let mut available = vec![Isa::Portable, Isa::Portable16];
+        let mut available = vec![Isa::Portable];
+        #[cfg(any(test, feature = "portable16"))]
+        available.push(Isa::Portable16);
         #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
         available.insert(0, Isa::Neon);
         #[cfg(target_arch = "x86_64")]
@@ -156,7 +160,9 @@ impl Isa {
     /// Columns of a register tile, and so of a packed panel.
     pub(crate) fn tile_width(self) -> usize {
         match self {
-            Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx | Isa::Avx512Vnni | Isa::Portable16 => 48,
+            Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx | Isa::Avx512Vnni => 48,
+            #[cfg(any(test, feature = "portable16"))]
+            Isa::Portable16 => 48,
             Isa::Avx2 => 16,
             Isa::Neon | Isa::Portable => 8,
         }
@@ -168,13 +174,14 @@ impl Isa {
             "avx2" => Isa::Avx2,
             "neon" => Isa::Neon,
             "portable" => Isa::Portable,
+            #[cfg(any(test, feature = "portable16"))]
             "portable16" => Isa::Portable16,
             "avx512bf16" => Isa::Avx512Bf16,
             "amx" => Isa::Amx,
             "avx512vnni" => Isa::Avx512Vnni,
             _ => {
                 return Err(format!(
-                    "KOSMOGRAPH_ISA is {name:?}; avx512, avx2, neon, portable, portable16, avx512bf16, amx or avx512vnni would be right"
+                    "KOSMOGRAPH_ISA is {name:?}; avx512, avx2, neon, portable, avx512bf16, amx or avx512vnni would be right"
                 ));
             }
         };
@@ -201,6 +208,7 @@ impl Isa {
             #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
             // SAFETY: as above.
             Isa::Neon => unsafe { neon::neon(kernel) },
+            #[cfg(any(test, feature = "portable16"))]
             Isa::Portable16 => kernel.run::<Lanes<16, 8, 3>>(),
             _ => kernel.run::<Lanes<4, 4, 2>>(),
         }

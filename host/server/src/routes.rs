@@ -182,7 +182,11 @@ async fn blocking<T: Send + 'static>(
     app: Arc<App>,
     work: impl FnOnce(&App) -> Result<T, Fault> + Send + 'static,
 ) -> Result<T, Fault> {
-    match tokio::task::spawn_blocking(move || work(&app)).await {
+    let (give, mut answer) = tokio::sync::oneshot::channel();
+    // Boxed: the runtime's side of it is compiled once, and not for each request.
+    let work: Box<dyn FnOnce() + Send> = Box::new(move || drop(give.send(work(&app))));
+    let done = tokio::task::spawn_blocking(work).await.map_err(|error| error.to_string());
+    match done.and_then(|()| answer.try_recv().map_err(|error| error.to_string())) {
         Ok(result) => result,
         Err(error) => {
             tracing::error!("a request failed: {error}");

@@ -2,6 +2,7 @@
 //! pass keeps its inputs, its result and a number for each query, and no matrix of queries by keys. With P the softmax and
 //! O = P V: dV = Pᵀ dO, dP = dO Vᵀ, dS = P ∘ (dP − Σ dO ∘ O), dQ = scale · dS K, dK = scale · dSᵀ Q.
 
+use crate::bounds::at_least;
 use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Storage, Tensor, bail};
 
 use super::cpu::{Mask, Sizes};
@@ -76,9 +77,9 @@ fn by_algebra(
             scores = (scores + head(mask)?.to_dtype(q.dtype())?)?;
         }
         // Where everything is hidden the largest is −∞, and 0 is as good.
-        let largest = scores.max_keepdim(D::Minus1)?.maximum(f64::from(f32::MIN))?;
+        let largest = at_least(&scores.max_keepdim(D::Minus1)?, f64::from(f32::MIN))?;
         let e = scores.broadcast_sub(&largest)?.exp()?;
-        let sums = e.sum_keepdim(D::Minus1)?.maximum(f64::from(f32::MIN_POSITIVE))?;
+        let sums = at_least(&e.sum_keepdim(D::Minus1)?, f64::from(f32::MIN_POSITIVE))?;
         let p = e.broadcast_div(&sums)?;
         let dp = upstream.matmul(&v.t()?)?;
         let mean = (&p * &dp)?.sum_keepdim(D::Minus1)?;

@@ -1,6 +1,7 @@
 //! The UPSCALE_MODEL object.
 
 use candle_core::{Device, Tensor as Candle};
+use kosmograph_models::bounds::between;
 use kosmograph_models::upscalers::{Tiling, Upscaler, UpscalerConfig};
 use kosmograph_models::{Resident, Weights};
 use node::interface::{self, marker};
@@ -59,7 +60,7 @@ impl interface::Upscale for Enlarger {
             }
             None => upscaler.upscale(&image),
         };
-        let larger = larger.map_err(stopped)?.clamp(0f32, 1f32)?;
+        let larger = between(&larger.map_err(stopped)?, 0.0, 1.0)?;
         export(&Candle::permute(&larger, (0, 2, 3, 1))?.contiguous()?)
     }
 }

@@ -1,6 +1,7 @@
 //! The VAE object: pictures [B, H, W, 3] in 0..1 and latents as the U-Net wants them, scaled.
 
 use candle_core::{DType, Device, Tensor as Candle};
+use kosmograph_models::bounds::between;
 use kosmograph_models::stable_diffusion::vae::{Vae as Autoencoder, VaeConfig};
 use kosmograph_models::stable_diffusion::vae_feathered::Feathering;
 use kosmograph_models::{Resident, Weights};
@@ -174,7 +175,7 @@ pub fn ask(batch: usize, height: usize, width: usize) -> Result<()> {
 
 /// An autoencoder's picture [B, 3, H, W] in -1..1 as the boundary has it, [B, H, W, 3] in 0..1.
 pub fn picture(decoded: &Candle) -> Result<Candle> {
-    let image = decoded.affine(0.5, 0.5)?.clamp(0f32, 1f32)?;
+    let image = between(&decoded.affine(0.5, 0.5)?, 0.0, 1.0)?;
     Ok(image.permute((0, 2, 3, 1))?.contiguous()?)
 }
 

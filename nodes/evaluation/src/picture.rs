@@ -3,7 +3,8 @@
 
 use std::path::Path;
 
-use image::{DynamicImage, ImageDecoder, ImageReader};
+use image::{ImageDecoder, Limits};
+use kosmograph_picture_files as picture_files;
 use kosmograph_pixels::pillow::Picture;
 
 /// A picture in 8 bits.
@@ -27,9 +28,9 @@ impl Rgb {
 /// # Errors
 /// Why it cannot be read, for a person.
 pub fn open(path: &Path) -> Result<Rgb, String> {
-    let reader = ImageReader::open(path).map_err(|error| error.to_string())?;
-    let reader = reader.with_guessed_format().map_err(|error| error.to_string())?;
-    let decoder = reader.into_decoder().map_err(|error| error.to_string())?;
+    let source = picture_files::file(path).map_err(|error| error.to_string())?;
+    let decoder =
+        picture_files::still(source, Limits::default()).map_err(|error| error.to_string())?;
     let (width, height) = decoder.dimensions();
     if width == 0 || height == 0 {
         return Err("it has no pixels".to_owned());
@@ -37,6 +38,6 @@ pub fn open(path: &Path) -> Result<Rgb, String> {
     let shape = [height as usize, width as usize, 4];
     kosmograph_memory::ask(format_args!("the pixels of {}", path.display()), &shape, 2)
         .map_err(|error| error.to_string())?;
-    let picture = DynamicImage::from_decoder(decoder).map_err(|error| error.to_string())?;
+    let picture = picture_files::pixels(decoder).map_err(|error| error.to_string())?;
     Ok(Rgb(picture.into_rgb8()))
 }

@@ -3,18 +3,12 @@
 //! Files come from strangers. Sizes are checked before pixels are allocated, and what is damaged is an error, not a picture with a grey
 //! lower half.
 
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Cursor, Seek};
+use std::io::{self, Cursor, Read};
 use std::path::{Path, PathBuf};
 
-use image::codecs::gif::GifDecoder;
-use image::codecs::png::PngDecoder;
-use image::codecs::webp::WebPDecoder;
 use image::metadata::Orientation;
-use image::{
-    AnimationDecoder, DynamicImage, Frames, ImageDecoder, ImageError, ImageFormat, ImageReader,
-    Limits,
-};
+use image::{DynamicImage, Frames, ImageDecoder, ImageError, ImageFormat, Limits};
+use kosmograph_picture_files::{self as picture_files, Opened, Source, Still};
 
 use node::interrupt::{self, Interrupted};
 use node::memory::{Shortage, ask, ask_bytes};
@@ -101,63 +95,45 @@ pub fn decode(path: &Path) -> Result<Decoded, DecodeError> {
     if metadata.len() > MAX_FILE {
         return Err(DecodeError::FileTooLarge { path: path.to_owned(), bytes: metadata.len() });
     }
-    let file = BufReader::new(File::open(path).map_err(io_error)?);
-    decode_from(file, metadata.len(), path)
+    decode_from(picture_files::file(path).map_err(io_error)?, metadata.len(), path)
 }
 
 /// As [`decode`], of a file of so many `bytes` that is read already, or is being; `path` is what errors call it.
-pub fn decode_from<R: BufRead + Seek>(
-    file: R,
-    bytes: u64,
-    path: &Path,
-) -> Result<Decoded, DecodeError> {
+pub fn decode_from(file: Source<'_>, bytes: u64, path: &Path) -> Result<Decoded, DecodeError> {
     let io_error = |cause| DecodeError::Io { path: path.to_owned(), cause };
     let damaged = |cause| DecodeError::Damaged { path: path.to_owned(), cause };
-    let reader = ImageReader::new(file).with_guessed_format().map_err(io_error)?;
-    let format =
-        reader.format().ok_or_else(|| DecodeError::NotAPicture { path: path.to_owned() })?;
-    let mut file = reader.into_inner();
-
-    match format {
-        ImageFormat::Png => {
-            // The colour profile is unpacked when the decoder is made, up to these limits.
-            let mut metadata = Limits::no_limits();
-            metadata.max_alloc = Some(MAX_METADATA);
-            let mut decoder = PngDecoder::with_limits(file, metadata).map_err(damaged)?;
-            let orientation = prepare(&mut decoder, path)?;
-            if decoder.is_apng().map_err(damaged)? {
-                let frames = decoder.apng().map_err(damaged)?.into_frames();
-                animation(frames, orientation, path)
-            } else {
-                still(decoder, orientation, path)
-            }
+    let (format, mut file) = picture_files::format(file).map_err(io_error)?;
+    let format = match format {
+        None => return Err(DecodeError::NotAPicture { path: path.to_owned() }),
+        Some(
+            format @ (ImageFormat::Png
+            | ImageFormat::Gif
+            | ImageFormat::WebP
+            | ImageFormat::Jpeg
+            | ImageFormat::Bmp
+            | ImageFormat::Tiff),
+        ) => format,
+        Some(format) => return Err(DecodeError::Format { path: path.to_owned(), format }),
+    };
+    if format == ImageFormat::Jpeg {
+        ask_bytes("the file", bytes.into(), "")
+            .map_err(|shortage| DecodeError::Memory { path: path.to_owned(), shortage })?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(io_error)?;
+        if !has_end(&bytes) {
+            return Err(DecodeError::Truncated { path: path.to_owned() });
         }
-        ImageFormat::Gif => {
-            let mut decoder = GifDecoder::new(file).map_err(damaged)?;
-            let orientation = prepare(&mut decoder, path)?;
-            animation(decoder.into_frames(), orientation, path)
+        file = picture_files::of(Cursor::new(bytes));
+    }
+    match picture_files::opened(file, format, limits(), MAX_METADATA).map_err(damaged)? {
+        Opened::Still(mut decoder) => {
+            let orientation = prepare(&mut *decoder, path)?;
+            still(decoder, orientation, path)
         }
-        ImageFormat::WebP => {
-            let mut decoder = WebPDecoder::new(file).map_err(damaged)?;
-            let orientation = prepare(&mut decoder, path)?;
-            if decoder.has_animation() {
-                animation(decoder.into_frames(), orientation, path)
-            } else {
-                still(decoder, orientation, path)
-            }
+        Opened::Animation(mut decoder) => {
+            let orientation = prepare(&mut *decoder, path)?;
+            animation(decoder.frames().map_err(damaged)?, orientation, path)
         }
-        ImageFormat::Jpeg => {
-            ask_bytes("the file", bytes.into(), "")
-                .map_err(|shortage| DecodeError::Memory { path: path.to_owned(), shortage })?;
-            let mut bytes = Vec::new();
-            file.read_to_end(&mut bytes).map_err(io_error)?;
-            if !has_end(&bytes) {
-                return Err(DecodeError::Truncated { path: path.to_owned() });
-            }
-            first_picture(Cursor::new(bytes), format, path)
-        }
-        ImageFormat::Bmp | ImageFormat::Tiff => first_picture(file, format, path),
-        format => Err(DecodeError::Format { path: path.to_owned(), format }),
     }
 }
 
@@ -168,7 +144,7 @@ fn limits() -> Limits {
 }
 
 /// Checks the size that the header tells and sets the limits; returns how the picture is to be turned.
-fn prepare(decoder: &mut impl ImageDecoder, path: &Path) -> Result<Orientation, DecodeError> {
+fn prepare(decoder: &mut dyn ImageDecoder, path: &Path) -> Result<Orientation, DecodeError> {
     let (width, height) = decoder.dimensions();
     check_size(1, width, height, path)?;
     let damaged = |cause| DecodeError::Damaged { path: path.to_owned(), cause };
@@ -189,26 +165,13 @@ fn check_size(frames: u64, width: u32, height: u32, path: &Path) -> Result<(), D
     Ok(())
 }
 
-fn first_picture(
-    reader: impl BufRead + Seek,
-    format: ImageFormat,
-    path: &Path,
-) -> Result<Decoded, DecodeError> {
-    let damaged = |cause| DecodeError::Damaged { path: path.to_owned(), cause };
-    let mut reader = ImageReader::with_format(reader, format);
-    reader.limits(limits());
-    let mut decoder = reader.into_decoder().map_err(damaged)?;
-    let orientation = prepare(&mut decoder, path)?;
-    still(decoder, orientation, path)
-}
-
 fn still(
-    decoder: impl ImageDecoder,
+    decoder: Still<'_>,
     orientation: Orientation,
     path: &Path,
 ) -> Result<Decoded, DecodeError> {
     let damaged = |cause| DecodeError::Damaged { path: path.to_owned(), cause };
-    let mut picture = DynamicImage::from_decoder(decoder).map_err(damaged)?;
+    let mut picture = picture_files::pixels(decoder).map_err(damaged)?;
     picture.apply_orientation(orientation);
     let has_alpha = picture.color().has_alpha();
     let (width, height) = (picture.width(), picture.height());

@@ -5,7 +5,7 @@
 use std::io::{self, Write};
 
 use image::ExtendedColorType;
-use image::codecs::webp::WebPEncoder;
+use kosmograph_picture_files as picture_files;
 use node::interrupt;
 
 /// The longest side that the format has, in pixels.
@@ -46,10 +46,8 @@ pub fn write(
     chunk(&mut body, b"ANIM", &[0; 6]);
     for levels in frames {
         interrupt::check().map_err(io::Error::other)?;
-        let mut packed = Vec::new();
-        WebPEncoder::new_lossless(&mut packed)
-            .encode(&levels, width as u32, height as u32, colour)
-            .map_err(io::Error::other)?;
+        let size = (width as u32, height as u32);
+        let packed = picture_files::webp(&levels, size, colour).map_err(io::Error::other)?;
         let mut frame = Vec::new();
         // At the left upper corner, in units of two pixels.
         frame.extend([0; 6]);

@@ -3,6 +3,7 @@
 //! Field names are the checkpoints' names.
 
 use candle_core::{D, DType, Device, Result as CandleResult, Tensor};
+use kosmograph_kernels::bounds::at_least;
 
 use crate::error::{Error, Result};
 use crate::files::weights::{LowRank, Weight, Weights};
@@ -257,7 +258,7 @@ pub fn padding_mask(padding: &Tensor) -> CandleResult<Tensor> {
 /// x / max(‖x‖₂, 1e-12) over the last dimension.
 pub fn l2_normalize(x: &Tensor) -> CandleResult<Tensor> {
     let norm = x.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?;
-    x.broadcast_div(&norm.maximum(1e-12)?)
+    x.broadcast_div(&at_least(&norm, 1e-12)?)
 }
 
 /// Rows of an embedding table [V, C] for `ids` [B, T], in f32 whatever the table is kept in: [B, T, C].

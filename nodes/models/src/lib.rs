@@ -34,5 +34,7 @@ pub mod text;
 pub mod upscalers;
 
 pub use error::{Error, Result};
+// For node libraries, which call no operator of a model themselves.
 pub use files::weights::{Fp8, Weight};
 pub use files::{Resident, Weights};
+pub use kosmograph_kernels::bounds;

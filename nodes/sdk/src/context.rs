@@ -199,13 +199,14 @@ impl<'a> Context<'a> {
     }
 }
 
-/// Runs the inside of an entry point: errors are reported to the host, a panic is an error.
+/// Runs the inside of an entry point: errors are reported to the host, a panic is an error. Compiled once and not for each
+/// entry point.
 ///
 /// # Safety
 /// `context` is NULL or obeys node.h for the duration of the call.
 pub(crate) unsafe fn guard(
     context: *const abi::Context,
-    body: impl FnOnce(&Context<'_>) -> Result<()>,
+    body: &dyn Fn(&Context<'_>) -> Result<()>,
 ) -> abi::Status {
     install_panic_hook();
     // SAFETY: the caller's promise.

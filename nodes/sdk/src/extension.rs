@@ -212,7 +212,7 @@ unsafe extern "C" fn call<E: Extension<T>, T>(
 ) -> abi::Status {
     let row = table::EXTENSIONS.iter().find(|row| row.id == E::ID);
     // SAFETY: node.h: context, input and output are valid for the call.
-    unsafe { answer(row, context, input, output, |cx, input| E::call(cx, input)) }
+    unsafe { answer(row, context, input, output, &E::call) }
 }
 
 /// "panic/1", which every library offers: panics where a node would, so that the conformance test sees it
@@ -224,5 +224,5 @@ unsafe extern "C" fn panic_inside(
     _output: *mut *mut abi::Map,
 ) -> abi::Status {
     // SAFETY: node.h: the context is valid for the call.
-    unsafe { guard(context, |_| panic!("as the conformance test asked")) }
+    unsafe { guard(context, &|_| panic!("as the conformance test asked")) }
 }

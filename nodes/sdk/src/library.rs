@@ -8,7 +8,7 @@ use serde_json::{Map, Value as Json, json};
 
 use crate::context::guard;
 use crate::extension::{self, Entry as ExtensionEntry, ExtensionFn};
-use crate::input::{Factor, InputSpec, Inputs, List, Reader};
+use crate::input::{Class, Factor, InputSpec, Inputs, List, Reader};
 use crate::object::{borrow_values, write_values};
 use crate::{Context, Error, Result, Socket, Value};
 
@@ -153,9 +153,12 @@ tuple_outputs!(A 0, B 1, C 2, D 3, E 4, F 5, G 6);
 
 /// A node with its type forgotten, as the library's table holds it.
 pub struct Entry {
-    json: fn(&[InputSpec]) -> Json,
+    class: Class,
+    output_names: &'static [&'static str],
+    output_types: &'static [&'static str],
+    are_lists: &'static [bool],
+    replaces: &'static [Replaces],
     specs: fn() -> Vec<InputSpec>,
-    n_outputs: usize,
     run: RunNode,
 }
 
@@ -169,49 +172,53 @@ impl Entry {
             assert!(names == types, "a node's outputs are declared by outputs![]");
         }
         Self {
-            json: node_json::<N>,
+            class: N::CLASS,
+            output_names: N::OUTPUT_NAMES,
+            output_types: <N::Output as Outputs>::TYPES,
+            are_lists: <N::Output as Outputs>::ARE_LISTS,
+            replaces: N::REPLACES,
             specs: N::specs,
-            n_outputs: N::OUTPUT_NAMES.len(),
             run: |cx, specs, values| {
                 let inputs = N::read(&mut Reader::new(specs, values))?;
                 Ok(inputs.run(cx)?.into_values())
             },
         }
     }
-}
 
-fn node_json<N: Node>(specs: &[InputSpec]) -> Json {
-    let outputs = N::OUTPUT_NAMES.iter().zip(<N::Output as Outputs>::TYPES);
-    let outputs = outputs.zip(<N::Output as Outputs>::ARE_LISTS);
-    let outputs: Vec<Json> = outputs
-        .map(|((name, kind), is_list)| match is_list {
-            true => json!({"name": name, "type": kind, "is_list": true}),
-            false => json!({"name": name, "type": kind}),
-        })
-        .collect();
-    let class = N::CLASS;
-    let mut json = json!({
-        "class": class.name,
-        "doc": class.doc,
-        "category": class.category,
-        "inputs": specs.iter().map(InputSpec::json).collect::<Vec<_>>(),
-        "outputs": outputs,
-        "pure": class.pure,
-        "output_node": class.output_node,
-    });
-    if class.input_is_list {
-        json["input_is_list"] = true.into();
+    /// What the descriptor says of the node. Of values and not of a type: a library of two hundred nodes would have it
+    /// two hundred times.
+    fn json(&self, specs: &[InputSpec]) -> Json {
+        let Self { class, output_names, output_types, are_lists, replaces, .. } = self;
+        let outputs = output_names.iter().zip(*output_types).zip(*are_lists);
+        let outputs: Vec<Json> = outputs
+            .map(|((name, kind), is_list)| match is_list {
+                true => json!({"name": name, "type": kind, "is_list": true}),
+                false => json!({"name": name, "type": kind}),
+            })
+            .collect();
+        let mut json = json!({
+            "class": class.name,
+            "doc": class.doc,
+            "category": class.category,
+            "inputs": specs.iter().map(InputSpec::json).collect::<Vec<_>>(),
+            "outputs": outputs,
+            "pure": class.pure,
+            "output_node": class.output_node,
+        });
+        if class.input_is_list {
+            json["input_is_list"] = true.into();
+        }
+        if let Some(writes) = class.writes {
+            json["writes"] = writes.into();
+        }
+        if !class.memory.is_empty() {
+            json["memory"] = class.memory.iter().map(Factor::json).collect();
+        }
+        if !replaces.is_empty() {
+            json["replaces"] = replaces.iter().map(Replaces::json).collect();
+        }
+        json
     }
-    if let Some(writes) = class.writes {
-        json["writes"] = writes.into();
-    }
-    if !class.memory.is_empty() {
-        json["memory"] = class.memory.iter().map(Factor::json).collect();
-    }
-    if !N::REPLACES.is_empty() {
-        json["replaces"] = N::REPLACES.iter().map(Replaces::json).collect();
-    }
-    json
 }
 
 /// What [`library!`](crate::library) makes: the nodes of this library and their descriptor.
@@ -250,7 +257,7 @@ impl Family {
         let family = cell.get_or_init(|| {
             let specs: Vec<Vec<InputSpec>> = nodes.iter().map(|node| (node.specs)()).collect();
             let described: Vec<Json> =
-                nodes.iter().zip(&specs).map(|(node, specs)| (node.json)(specs)).collect();
+                nodes.iter().zip(&specs).map(|(node, specs)| node.json(specs)).collect();
             let mut json = json!({"name": name, "version": version, "nodes": described});
             if extension::checks(extensions) {
                 json["checks"] = true.into();
@@ -292,12 +299,12 @@ impl Family {
                     "there is no node {node}: the library has {count}"
                 )));
             };
-            if n_inputs != specs.len() || n_outputs != entry.n_outputs {
+            if n_inputs != specs.len() || n_outputs != entry.output_names.len() {
                 return Err(Error::new(format!(
                     "the node has {} inputs and {} outputs, but was called with {n_inputs} and \
                      {n_outputs}",
                     specs.len(),
-                    entry.n_outputs
+                    entry.output_names.len()
                 )));
             }
             family.prepared.call_once(|| {
@@ -318,7 +325,7 @@ impl Family {
             }
         };
         // SAFETY: node.h: the context is valid for the call.
-        let status = unsafe { guard(context, body) };
+        let status = unsafe { guard(context, &body) };
         family.into_iter().flat_map(|family| family.around.finish).for_each(|finish| finish());
         status
     }

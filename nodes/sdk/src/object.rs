@@ -73,11 +73,11 @@ unsafe extern "C" fn call<T: Export, I: Interface<T>>(
         I::call(object, cx, input)
     };
     // SAFETY: node.h: context, input and output are valid for the call.
-    unsafe { answer(table::interface(I::ID), context, input, output, body) }
+    unsafe { answer(table::interface(I::ID), context, input, output, &body) }
 }
 
 /// One call of a kg_interface of this library: what goes in is looked at and held against the `row` of the
-/// table before `body` sees it; the map that `body` gives goes out.
+/// table before `body` sees it; the map that `body` gives goes out. Compiled once and not for each interface.
 ///
 /// # Safety
 /// Context, input and output are what node.h says of a kg_interface's call.
@@ -86,7 +86,7 @@ pub(crate) unsafe fn answer(
     context: *const abi::Context,
     input: *const abi::Map,
     output: *mut *mut abi::Map,
-    body: impl FnOnce(&Context<'_>, &Arguments) -> Result<Value>,
+    body: &dyn Fn(&Context<'_>, &Arguments) -> Result<Value>,
 ) -> abi::Status {
     let body = |cx: &Context<'_>| {
         let id = row.map_or("this interface", |row| row.id);
@@ -113,7 +113,7 @@ pub(crate) unsafe fn answer(
         Ok(())
     };
     // SAFETY: node.h: the context is valid for the call.
-    unsafe { guard(context, body) }
+    unsafe { guard(context, &body) }
 }
 
 /// What goes into an interface: values by name.

@@ -1,6 +1,7 @@
 //! The losses of CLIP's training (Radford et al., arXiv 2103.00020): pictures find their captions, and captions their pictures.
 
 use candle_core::{DType, Device, Result, Tensor};
+use kosmograph_kernels::bounds::smaller;
 
 use crate::noise::cross_entropy;
 
@@ -13,7 +14,7 @@ pub const SCALE: [f64; 2] = [2.659_260_036_932_778, 4.605_170_185_988_092];
 /// Only what the tensor library reports.
 pub fn scale(logit_scale: &Tensor) -> Result<Tensor> {
     let most = Tensor::new(SCALE[1] as f32, &Device::Cpu)?;
-    logit_scale.minimum(&most)?.exp()
+    smaller(logit_scale, &most)?.exp()
 }
 
 /// Half the cross entropy of each picture's caption among all captions, and half that of each caption's picture; a scalar.

@@ -13,7 +13,8 @@ mod unfinished;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use image::RgbImage;
+use image::{ExtendedColorType, RgbImage};
+use kosmograph_picture_files as picture_files;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
@@ -256,11 +257,11 @@ impl Source<'_> {
                 at = *end;
                 let shown = cut_out(&picture, mask, draws.share() < asked.on_white);
                 let to = inside.join(format!("{}.png", k + 1));
-                shown.save(&to).map_err(|error| unsaved(&to, error))?;
+                save(&shown, &to)?;
             }
             prompt.push_str(&caption[at..]);
             let to = folder.join(format!("{name}.png"));
-            picture.save(&to).map_err(|error| unsaved(&to, error))?;
+            save(&picture, &to)?;
             // Last: a document with its words is whole.
             let to = folder.join(format!("{name}.txt"));
             let written = std::fs::write(&to, format!("{}\n", prompt.trim()));
@@ -307,8 +308,11 @@ impl Source<'_> {
     }
 }
 
-fn unsaved(path: &Path, error: image::ImageError) -> Error {
-    Error::Write { path: path.to_owned(), source: std::io::Error::other(error) }
+fn save(picture: &RgbImage, path: &Path) -> Result<()> {
+    let saved = picture_files::save(path, picture, picture.dimensions(), ExtendedColorType::Rgb8);
+    let failed =
+        |error| Error::Write { path: path.to_owned(), source: std::io::Error::other(error) };
+    saved.map_err(failed)
 }
 
 #[cfg(test)]

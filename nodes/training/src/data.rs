@@ -5,9 +5,10 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
-use image::{DynamicImage, ImageDecoder, ImageReader};
+use image::{DynamicImage, ImageDecoder, Limits};
 use kosmograph_interrupt as interrupt;
 use kosmograph_models::stable_diffusion::vae::Vae;
+use kosmograph_picture_files::{self as picture_files, Still};
 use kosmograph_pixels::pillow::{self, Filter, Picture};
 
 use crate::draws::Draws;
@@ -196,12 +197,9 @@ pub(crate) fn open(path: &Path) -> std::result::Result<image::RgbImage, String> 
     if path.exists() && !path.is_file() {
         return Err("it is no file".to_owned());
     }
-    let reader = ImageReader::open(path).map_err(|error| error.to_string())?;
-    let reader = reader.with_guessed_format().map_err(|error| error.to_string())?;
-    let mut decoder = reader.into_decoder().map_err(|error| error.to_string())?;
-    ask_for(&decoder, &path.display().to_string())?;
+    let mut decoder = decoder_of(path)?;
     let orientation = decoder.orientation().map_err(|error| error.to_string())?;
-    let mut picture = DynamicImage::from_decoder(decoder).map_err(|error| error.to_string())?;
+    let mut picture = picture_files::pixels(decoder).map_err(|error| error.to_string())?;
     picture.apply_orientation(orientation);
     // On white, where it is transparent.
     let mut rgba = picture.into_rgba8();
@@ -215,11 +213,11 @@ pub(crate) fn open(path: &Path) -> std::result::Result<image::RgbImage, String> 
 
 /// A picture of a shard, as the authors of Kosmos-G open it: without what is transparent, and not turned.
 pub(crate) fn open_bytes(bytes: &[u8]) -> std::result::Result<image::RgbImage, String> {
-    let reader = ImageReader::new(std::io::Cursor::new(bytes)).with_guessed_format();
-    let reader = reader.map_err(|error| error.to_string())?;
-    let decoder = reader.into_decoder().map_err(|error| error.to_string())?;
-    ask_for(&decoder, "a picture")?;
-    let picture = DynamicImage::from_decoder(decoder).map_err(|error| error.to_string())?;
+    let source = picture_files::of(std::io::Cursor::new(bytes));
+    let decoder =
+        picture_files::still(source, Limits::default()).map_err(|error| error.to_string())?;
+    ask_for(&*decoder, "a picture")?;
+    let picture = picture_files::pixels(decoder).map_err(|error| error.to_string())?;
     Ok(picture.into_rgb8())
 }
 
@@ -228,16 +226,22 @@ pub(crate) fn open_bytes(bytes: &[u8]) -> std::result::Result<image::RgbImage, S
 /// # Errors
 /// A sentence: why it cannot be read.
 pub fn read_rgb(path: &Path) -> std::result::Result<image::RgbImage, String> {
-    let reader = ImageReader::open(path).map_err(|error| error.to_string())?;
-    let reader = reader.with_guessed_format().map_err(|error| error.to_string())?;
-    let decoder = reader.into_decoder().map_err(|error| error.to_string())?;
-    ask_for(&decoder, &path.display().to_string())?;
-    let picture = DynamicImage::from_decoder(decoder).map_err(|error| error.to_string())?;
+    let decoder = decoder_of(path)?;
+    let picture = picture_files::pixels(decoder).map_err(|error| error.to_string())?;
     Ok(picture.into_rgb8())
 }
 
+/// A file whose header is read, and for whose pixels there is memory.
+fn decoder_of(path: &Path) -> std::result::Result<Still<'static>, String> {
+    let source = picture_files::file(path).map_err(|error| error.to_string())?;
+    let decoder =
+        picture_files::still(source, Limits::default()).map_err(|error| error.to_string())?;
+    ask_for(&*decoder, &path.display().to_string())?;
+    Ok(decoder)
+}
+
 /// Whether there are pixels, and the memory for them.
-fn ask_for(decoder: &impl ImageDecoder, name: &str) -> std::result::Result<(), String> {
+fn ask_for(decoder: &dyn ImageDecoder, name: &str) -> std::result::Result<(), String> {
     let (width, height) = decoder.dimensions();
     if width == 0 || height == 0 {
         return Err("it has no pixels".to_owned());

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
+use kosmograph_kernels::bounds::between;
 use kosmograph_models::Weights;
 use kosmograph_models::clip::text::ClipText;
 use kosmograph_models::samplers::Schedule;
@@ -577,11 +578,11 @@ pub(crate) fn random(generator: &mut Generator, shape: &[usize]) -> Result<Tenso
 /// [1, 3, H, W] in −1..1 as a PNG.
 pub(crate) fn save(picture: &Tensor, path: &Path) -> Result<()> {
     let (_, _, height, width) = picture.dims4()?;
-    let pixels = ((picture.clamp(-1f32, 1f32)? + 1.0)? * 127.5)?.squeeze(0)?.permute((1, 2, 0))?;
+    let pixels = ((between(picture, -1.0, 1.0)? + 1.0)? * 127.5)?.squeeze(0)?.permute((1, 2, 0))?;
     let pixels = pixels.flatten_all()?.to_vec1::<f32>()?;
     let pixels: Vec<u8> = pixels.into_iter().map(|value| value.round() as u8).collect();
     let failed = |source| Error::Write { path: path.to_owned(), source };
-    let (width, height) = (width as u32, height as u32);
-    image::save_buffer(path, &pixels, width, height, image::ExtendedColorType::Rgb8)
+    let size = (width as u32, height as u32);
+    kosmograph_picture_files::save(path, &pixels, size, image::ExtendedColorType::Rgb8)
         .map_err(|error| failed(std::io::Error::other(error)))
 }

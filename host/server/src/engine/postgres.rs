@@ -27,6 +27,7 @@ use serde_json::{Map, Value as Json};
 use session::{Connector, Session};
 use std::collections::HashMap;
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Runtime;
@@ -91,29 +92,36 @@ impl Shared {
         &self,
         question: impl AsyncFnOnce(&mut Session) -> std::result::Result<T, Error>,
     ) -> Result<T> {
-        self.runtime.block_on(async {
-            let answer = tokio::time::timeout(PATIENCE, async {
-                let mut session = match self.idle() {
-                    Some(session) => session,
-                    None => self.connector.connect(None).await?.0,
-                };
-                let answer = question(&mut session).await?;
-                let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-                if idle.len() < KEPT {
-                    idle.push(session);
-                }
-                // A session over which something failed is not kept: what it is in the middle of is unknown.
-                Ok(answer)
-            });
-            match answer.await {
-                Ok(answer) => answer.map_err(|error| wrong(&error)),
-                Err(_) => {
-                    let seconds = PATIENCE.as_secs();
-                    let sentence = format!("PostgreSQL did not answer within {seconds} s");
-                    Err(StoreError::Engine(sentence))
-                }
+        let mut answer = None;
+        self.wait(Box::pin(async {
+            let mut session = match self.idle() {
+                Some(session) => session,
+                None => self.connector.connect(None).await?.0,
+            };
+            // A session over which something failed is not kept: what it is in the middle of is unknown.
+            answer = Some(question(&mut session).await?);
+            let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+            if idle.len() < KEPT {
+                idle.push(session);
             }
-        })
+            Ok(())
+        }))?;
+        answer.ok_or_else(|| StoreError::Engine("PostgreSQL gave no answer".to_owned()))
+    }
+
+    /// Waits for an answer, and not for ever. Boxed: the runtime's side of it is compiled once, and not for each question.
+    fn wait(
+        &self,
+        asked: Pin<Box<dyn Future<Output = std::result::Result<(), Error>> + '_>>,
+    ) -> Result<()> {
+        match self.runtime.block_on(async { tokio::time::timeout(PATIENCE, asked).await }) {
+            Ok(answer) => answer.map_err(|error| wrong(&error)),
+            Err(_) => {
+                let seconds = PATIENCE.as_secs();
+                let sentence = format!("PostgreSQL did not answer within {seconds} s");
+                Err(StoreError::Engine(sentence))
+            }
+        }
     }
 }
 

@@ -2,10 +2,9 @@
 //! into one.
 
 use crate::fault::Fault;
-use image::codecs::jpeg::JpegEncoder;
-use image::codecs::webp::WebPEncoder;
-use image::{ColorType, DynamicImage, ImageEncoder, ImageReader, Limits, RgbaImage};
-use std::io::{BufRead, BufReader, Cursor, Seek};
+use image::{DynamicImage, ExtendedColorType, Limits, RgbaImage};
+use kosmograph_picture_files::{self as picture_files, Source};
+use std::io::Cursor;
 use std::path::Path;
 
 /// The largest side of a picture that is decoded, and the most memory that takes.
@@ -50,17 +49,16 @@ pub struct Made {
 ///
 /// # Errors
 /// It is none, or too large.
-fn decode(source: impl BufRead + Seek) -> Result<DynamicImage, Fault> {
+fn decode(source: Source<'_>) -> Result<DynamicImage, Fault> {
     let none = |error: &dyn std::fmt::Display| {
         Fault::bad(format!("this is no picture that can be read: {error}"))
     };
-    let mut reader = ImageReader::new(source).with_guessed_format().map_err(|e| none(&e))?;
     let mut limits = Limits::default();
     limits.max_image_width = Some(LARGEST);
     limits.max_image_height = Some(LARGEST);
     limits.max_alloc = Some(MOST_BYTES);
-    reader.limits(limits);
-    reader.decode().map_err(|error| none(&error))
+    let picture = picture_files::still(source, limits).and_then(picture_files::pixels);
+    picture.map_err(|error| none(&error))
 }
 
 /// The file at `path` as it is asked for.
@@ -68,8 +66,8 @@ fn decode(source: impl BufRead + Seek) -> Result<DynamicImage, Fault> {
 /// # Errors
 /// It is no picture.
 pub fn shown(path: &Path, channel: Channel, preview: Option<Preview>) -> Result<Made, Fault> {
-    let file = std::fs::File::open(path).map_err(|error| Fault::not_found(error.to_string()))?;
-    let picture = decode(BufReader::new(file))?;
+    let file = picture_files::file(path).map_err(|error| Fault::not_found(error.to_string()))?;
+    let picture = decode(file)?;
     let picture = match channel {
         Channel::All => picture,
         Channel::Colours => DynamicImage::ImageRgb8(picture.to_rgb8()),
@@ -79,38 +77,22 @@ pub fn shown(path: &Path, channel: Channel, preview: Option<Preview>) -> Result<
             DynamicImage::ImageRgba8(alpha)
         }
     };
-    let mut bytes = Vec::new();
-    let failed =
-        |error: image::ImageError| Fault::bad(format!("the picture cannot be encoded: {error}"));
-    let media_type = match preview {
-        None => {
-            picture
-                .write_to(&mut Cursor::new(&mut bytes), image::ImageFormat::Png)
-                .map_err(failed)?;
-            "image/png"
-        }
+    let (made, media_type) = match preview {
+        None => (picture_files::png(&picture), "image/png"),
         Some(Preview::Jpeg(quality)) => {
-            let encoder = JpegEncoder::new_with_quality(&mut bytes, quality);
-            picture.to_rgb8().write_with_encoder(encoder).map_err(failed)?;
-            "image/jpeg"
+            (picture_files::jpeg(&picture.to_rgb8(), quality), "image/jpeg")
         }
         Some(Preview::Webp) => {
-            let encoder = WebPEncoder::new_lossless(&mut bytes);
-            let (width, height) = (picture.width(), picture.height());
-            let written = match picture.color().has_alpha() {
-                true => {
-                    let pixels = picture.to_rgba8();
-                    encoder.write_image(&pixels, width, height, ColorType::Rgba8.into())
-                }
-                false => {
-                    let pixels = picture.to_rgb8();
-                    encoder.write_image(&pixels, width, height, ColorType::Rgb8.into())
-                }
+            let size = (picture.width(), picture.height());
+            let made = match picture.color().has_alpha() {
+                true => picture_files::webp(&picture.to_rgba8(), size, ExtendedColorType::Rgba8),
+                false => picture_files::webp(&picture.to_rgb8(), size, ExtendedColorType::Rgb8),
             };
-            written.map_err(failed)?;
-            "image/webp"
+            (made, "image/webp")
         }
     };
+    let failed = |error| Fault::bad(format!("the picture cannot be encoded: {error}"));
+    let bytes = made.map_err(failed)?;
     Ok(Made { bytes, media_type })
 }
 
@@ -119,8 +101,8 @@ pub fn shown(path: &Path, channel: Channel, preview: Option<Preview>) -> Result<
 /// # Errors
 /// One of them is no picture, or they differ in size.
 pub fn masked(original: &[u8], mask: &[u8]) -> Result<Vec<u8>, Fault> {
-    let mut picture = decode(Cursor::new(original))?.to_rgba8();
-    let alpha = decode(Cursor::new(mask))?.to_rgba8();
+    let mut picture = decode(picture_files::of(Cursor::new(original)))?.to_rgba8();
+    let alpha = decode(picture_files::of(Cursor::new(mask)))?.to_rgba8();
     if picture.dimensions() != alpha.dimensions() {
         let ((width, height), (mask_width, mask_height)) =
             (picture.dimensions(), alpha.dimensions());

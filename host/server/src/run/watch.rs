@@ -440,10 +440,7 @@ fn jpeg(preview: &kosmograph::preview::Preview) -> Result<Vec<u8>, image::ImageE
     let picture = image::RgbImage::from_raw(width, height, preview.rgb.clone());
     let picture = image::DynamicImage::ImageRgb8(picture.unwrap_or_default());
     let picture = picture.resize(SIDE, SIDE, image::imageops::FilterType::Triangle);
-    let mut bytes = Vec::new();
-    let encoder = image::codecs::jpeg::JpegEncoder::new_with_quality(&mut bytes, QUALITY);
-    picture.write_with_encoder(encoder)?;
-    Ok(bytes)
+    kosmograph_picture_files::jpeg(&picture.into_rgb8(), QUALITY)
 }
 
 /// The data of `execution_error`.

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use candle_core::{Device, Tensor as Candle};
+use kosmograph_models::bounds::at_least;
 use kosmograph_models::stable_diffusion::ip_adapter::{IpAdapter, IpAdapterConfig};
 use kosmograph_models::{Resident, Weights};
 use node::interface::{self, marker};
@@ -202,7 +203,7 @@ impl Embeds {
             }
             "average" => all.mean_keepdim(0)?,
             "norm average" => {
-                let norm = all.sqr()?.sum_keepdim(0)?.sqrt()?.maximum(1e-12)?;
+                let norm = at_least(&all.sqr()?.sum_keepdim(0)?.sqrt()?, 1e-12)?;
                 all.broadcast_div(&norm)?.mean_keepdim(0)?
             }
             "max" => all.max_keepdim(0)?,

@@ -4,6 +4,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{Result as CandleResult, Tensor as Candle};
+use kosmograph_models::bounds::{at_least, at_most};
 use node::interface::{self, GuidanceCall, Patch, marker};
 use node::*;
 use node_candle::{device, export, import};
@@ -54,10 +55,10 @@ fn projected(guidance: &Candle, cond: &Candle, eta: f64, longest: f64) -> Candle
     let length = |x: &Candle| x.sqr()?.flatten_from(1)?.sum_keepdim(1)?.sqrt()?.reshape(shape);
     let mut guidance = guidance.clone();
     if longest > 0.0 {
-        let scale = (length(&guidance)?.maximum(1e-12)?.recip()? * longest)?.minimum(1.0)?;
+        let scale = at_most(&(at_least(&length(&guidance)?, 1e-12)?.recip()? * longest)?, 1.0)?;
         guidance = guidance.broadcast_mul(&scale)?;
     }
-    let direction = cond.broadcast_div(&length(cond)?.maximum(1e-12)?)?;
+    let direction = cond.broadcast_div(&at_least(&length(cond)?, 1e-12)?)?;
     let along = (&guidance * &direction)?.flatten_from(1)?.sum_keepdim(1)?.reshape(shape)?;
     let parallel = direction.broadcast_mul(&along)?;
     guidance + (parallel * (eta - 1.0))?

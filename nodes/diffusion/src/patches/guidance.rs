@@ -3,6 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{Device, Result as CandleResult, Tensor as Candle};
+use kosmograph_models::bounds::at_least;
 use node::interface::{self, AttentionCall, GuidanceCall, Patch, marker};
 use node::*;
 use node_candle::{device, export, import};
@@ -235,7 +236,7 @@ fn directed(denoised: &Candle, cond: &Candle, uncond: &Candle, cfg: f64) -> Cand
     let merged = root(&((&leap + denoised)? * 0.5)?)?;
     let product = (&away * &merged)?.sum_keepdim(1)?;
     let length = |x: &Candle| x.sqr()?.sum_keepdim(1)?.sqrt();
-    let lengths = (length(&away)? * length(&merged)?)?.maximum(1e-8)?;
+    let lengths = at_least(&(length(&away)? * length(&merged)?)?, 1e-8)?;
     let likeness = f64::from((product / lengths)?.mean_all()?.to_scalar::<f32>()?);
     let share = 2.0 * (likeness + 1.0);
     ((denoised * share)? + (leap * (4.0 - share))?)? * 0.25

@@ -13,6 +13,7 @@ use super::preview_image::random_letters;
 use super::save_image::{Destination, save_pictures};
 use super::{image, mask, masks};
 use crate::decode::decode_from;
+use kosmograph_picture_files as picture_files;
 
 /// With padding or without, as pages send it.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
@@ -34,7 +35,11 @@ fn written(text: &str, input: &'static str) -> Result<(Image, Mask)> {
         .decode(text)
         .map_err(|error| Error::at(input, format!("is no picture in base64: {error}")))?;
     let length = bytes.len() as u64;
-    let decoded = decode_from(Cursor::new(bytes), length, Path::new("the picture in base64"));
+    let decoded = decode_from(
+        picture_files::of(Cursor::new(bytes)),
+        length,
+        Path::new("the picture in base64"),
+    );
     let decoded = decoded.map_err(|error| Error::at(input, error))?;
     let (shape, alpha) = (decoded.shape, decoded.mask);
     let count = shape.batch * shape.height * shape.width;

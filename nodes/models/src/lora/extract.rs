@@ -5,6 +5,7 @@
 //! the decomposition of a small symmetric matrix by Jacobi's rotations.
 
 use candle_core::{DType, Device, Result as CandleResult, Tensor};
+use kosmograph_kernels::bounds::between;
 
 use crate::error::Result;
 use crate::samplers::randn::Generator;
@@ -39,8 +40,8 @@ pub fn extract(change: &Tensor, rank: usize) -> Result<Option<(Tensor, Tensor)>>
     let values = Tensor::from_vec(values, (1, rank), &Device::Cpu)?;
     let up = left.broadcast_mul(&values)?;
     let (up, right) = signed(&up, &right)?;
-    let limit = quantile(&[&up, &right])?;
-    let (up, down) = (up.clamp(-limit, limit)?, right.clamp(-limit, limit)?);
+    let limit = f64::from(quantile(&[&up, &right])?);
+    let (up, down) = (between(&up, -limit, limit)?, between(&right, -limit, limit)?);
     Ok(Some(match &dims[2..] {
         [] => (up, down),
         kernel => {

@@ -3,6 +3,7 @@
 //! steps by their error. k-diffusion's; `dpm_fast` is without noise.
 
 use candle_core::Tensor;
+use kosmograph_kernels::bounds::{at_least, larger};
 
 use super::{Denoiser, Error, NoiseSampler, Observe, Result, Step, combine, down_and_up, noised};
 
@@ -189,8 +190,8 @@ fn ends(sigmas: &[f64]) -> Option<(f64, f64)> {
 
 /// The root of the mean square of the difference, in units of what is tolerated at each value.
 fn distance(lower: &Tensor, higher: &Tensor, before: &Tensor, tolerance: Tolerance) -> Result<f64> {
-    let size = (lower.abs()?.maximum(&before.abs()?)? * tolerance.relative)?;
-    let tolerated = size.maximum(tolerance.absolute)?;
+    let size = (larger(&lower.abs()?, &before.abs()?)? * tolerance.relative)?;
+    let tolerated = at_least(&size, tolerance.absolute)?;
     let mean = ((lower - higher)? / tolerated)?.sqr()?.mean_all()?;
     Ok(mean.to_dtype(candle_core::DType::F64)?.to_scalar::<f64>()?.sqrt())
 }

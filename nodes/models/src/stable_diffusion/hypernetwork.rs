@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::{Device, Result as CandleResult, Tensor};
+use kosmograph_kernels::bounds::{between, larger};
 
 use crate::error::{Error, Result};
 use crate::files::pickle::{Plain, TorchFile};
@@ -49,9 +50,9 @@ impl Activation {
             Activation::Linear => Ok(x),
             Activation::Relu => x.relu(),
             // torch's slope of what is below 0.
-            Activation::LeakyRelu => x.maximum(&(&x * 0.01)?),
+            Activation::LeakyRelu => larger(&x, &(&x * 0.01)?),
             Activation::Elu => x.elu(1.0),
-            Activation::HardSwish => &x * ((&x + 3.0)?.clamp(0f32, 6f32)? / 6.0)?,
+            Activation::HardSwish => &x * (between(&(&x + 3.0)?, 0.0, 6.0)? / 6.0)?,
             Activation::Tanh => x.tanh(),
             Activation::Sigmoid => sigmoid(&x),
             Activation::Softsign => &x / (x.abs()? + 1.0)?,

@@ -5,6 +5,7 @@
 
 use candle_core::{DType, Result as CandleResult, Tensor};
 use kosmograph_kernels as kernels;
+use kosmograph_kernels::bounds::between;
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
@@ -142,7 +143,7 @@ impl Posterior {
         let channels = moments.dim(1)? / 2;
         Ok(Posterior {
             mean: moments.narrow(1, 0, channels)?.contiguous()?,
-            logvar: moments.narrow(1, channels, channels)?.clamp(-30f32, 20f32)?,
+            logvar: between(&moments.narrow(1, channels, channels)?, -30.0, 20.0)?,
         })
     }
 

@@ -3,6 +3,7 @@
 
 use candle_core::{DType, Result as CandleResult, Tensor};
 use kosmograph_kernels as kernels;
+use kosmograph_kernels::bounds::at_most;
 
 use super::pixels::shuffle;
 use crate::error::Result;
@@ -44,7 +45,7 @@ impl Layer {
     /// The convolution, then max(x, 0) + slope · min(x, 0).
     fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
         let x = self.convolution.forward(x)?;
-        let below = x.minimum(0f32)?.broadcast_mul(&self.slope.to_dtype(x.dtype())?)?;
+        let below = at_most(&x, 0.0)?.broadcast_mul(&self.slope.to_dtype(x.dtype())?)?;
         x.relu()? + below
     }
 }

@@ -1,6 +1,7 @@
 //! Pixels to channels and back, and what is alike in the upscalers' activations.
 
 use candle_core::{Result as CandleResult, Tensor};
+use kosmograph_kernels::bounds::larger;
 
 /// [B, C·r², H, W] → [B, C, r·H, r·W] (Shi et al., "Real-Time Single Image and Video Super-Resolution Using an Efficient
 /// Sub-Pixel Convolutional Neural Network", arXiv 1609.05158): channel c·r² + i·r + j is row i, column j of each square.
@@ -39,7 +40,7 @@ pub(super) fn pad_to_multiple(x: &Tensor, r: usize) -> CandleResult<Tensor> {
 
 /// max(x, 0.2·x), ESRGAN's activation.
 pub(super) fn leaky_relu(x: &Tensor) -> CandleResult<Tensor> {
-    x.maximum(&(x * 0.2)?)
+    larger(x, &(x * 0.2)?)
 }
 
 #[cfg(test)]

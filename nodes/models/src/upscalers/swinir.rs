@@ -5,6 +5,7 @@
 
 use candle_core::{DType, Device, Result as CandleResult, Tensor};
 use kosmograph_kernels as kernels;
+use kosmograph_kernels::bounds::larger;
 
 use super::pixels::{leaky_relu, pad_to_multiple, shuffle};
 use crate::error::{Error, Result};
@@ -249,7 +250,7 @@ impl Enlarge {
         // torch's own slope, not ESRGAN's.
         let before = |conv: &Conv2d| {
             let x = conv.forward(features)?;
-            x.maximum(&(&x * 0.01)?)
+            larger(&x, &(&x * 0.01)?)
         };
         match self {
             Enlarge::Shuffle { before: first, steps, last } => {
