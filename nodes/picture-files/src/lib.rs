@@ -179,3 +179,68 @@ pub fn save(
 ) -> ImageResult<()> {
     image::save_buffer(path, pixels, width, height, colour)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn read(bytes: &[u8]) -> ImageResult<DynamicImage> {
+        still(of(Cursor::new(bytes)), Limits::default()).and_then(pixels)
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let mut picture = RgbImage::new(5, 3);
+        picture.pixels_mut().enumerate().for_each(|(i, pixel)| pixel.0 = [i as u8 * 16, 7, 200]);
+        let whole = DynamicImage::ImageRgb8(picture.clone());
+        assert_eq!(read(&png(&whole).unwrap()).unwrap(), whole);
+        let packed = webp(&picture, picture.dimensions(), ExtendedColorType::Rgb8).unwrap();
+        assert_eq!(read(&packed).unwrap(), whole);
+        let lossy = read(&jpeg(&picture, 95).unwrap()).unwrap();
+        assert_eq!((lossy.width(), lossy.height()), (5, 3));
+    }
+
+    #[test]
+    fn levels_that_a_png_cannot_hold_become_those_that_it_can() {
+        let float =
+            DynamicImage::ImageRgb32F(image::Rgb32FImage::from_pixel(2, 2, image::Rgb([0.5; 3])));
+        let read = read(&png(&float).unwrap()).unwrap().into_rgb8();
+        assert!(read.pixels().all(|pixel| pixel.0 == [128; 3]), "{read:?}");
+    }
+
+    #[test]
+    fn a_gif_is_an_animation_and_a_plain_webp_is_none() {
+        let picture = image::RgbaImage::new(4, 4);
+        let mut gif = Vec::new();
+        let mut encoder = image::codecs::gif::GifEncoder::new(&mut gif);
+        for _ in 0..2 {
+            encoder.encode_frame(image::Frame::new(picture.clone())).unwrap();
+        }
+        drop(encoder);
+        let webp = webp(&picture, picture.dimensions(), ExtendedColorType::Rgba8).unwrap();
+        let open = |bytes: Vec<u8>| {
+            let (format, source) = format(of(Cursor::new(bytes))).unwrap();
+            opened(source, format.unwrap(), Limits::default(), 1 << 20).unwrap()
+        };
+        match open(gif) {
+            Opened::Animation(found) => assert_eq!(found.frames().unwrap().count(), 2),
+            Opened::Still(_) => panic!("the GIF is one picture"),
+        }
+        assert!(matches!(open(webp), Opened::Still(_)));
+    }
+
+    proptest! {
+        /// Whatever a stranger sends is a picture or an error.
+        #[test]
+        fn damaged_bytes_are_an_error(at in 0usize..200, to: u8, cut in 0usize..200) {
+            let picture = DynamicImage::ImageRgb8(RgbImage::new(9, 9));
+            let mut bytes = png(&picture).unwrap();
+            let length = bytes.len();
+            bytes[at % length] = to;
+            bytes.truncate(length - cut % length);
+            let _ = read(&bytes);
+        }
+    }
+}
