@@ -134,12 +134,22 @@ pub fn pixels(decoder: Still<'_>) -> ImageResult<DynamicImage> {
     DynamicImage::from_decoder(decoder)
 }
 
+/// Levels that are fractions become 16 bits.
+///
 /// # Errors
 /// The picture has no pixels, or more than the format has.
 pub fn png(picture: &DynamicImage) -> ImageResult<Vec<u8>> {
-    // Levels that a PNG cannot hold become those that it can.
     let mut bytes = Cursor::new(Vec::new());
-    picture.write_to(&mut bytes, ImageFormat::Png)?;
+    match picture {
+        // A PNG has whole numbers.
+        DynamicImage::ImageRgb32F(_) => {
+            picture.to_rgb16().write_to(&mut bytes, ImageFormat::Png)?
+        }
+        DynamicImage::ImageRgba32F(_) => {
+            picture.to_rgba16().write_to(&mut bytes, ImageFormat::Png)?
+        }
+        picture => picture.write_to(&mut bytes, ImageFormat::Png)?,
+    }
     Ok(bytes.into_inner())
 }
 
@@ -203,11 +213,11 @@ mod tests {
     }
 
     #[test]
-    fn levels_that_a_png_cannot_hold_become_those_that_it_can() {
+    fn a_png_of_fractions_has_sixteen_bits() {
         let float =
             DynamicImage::ImageRgb32F(image::Rgb32FImage::from_pixel(2, 2, image::Rgb([0.5; 3])));
-        let read = read(&png(&float).unwrap()).unwrap().into_rgb8();
-        assert!(read.pixels().all(|pixel| pixel.0 == [128; 3]), "{read:?}");
+        let read = read(&png(&float).unwrap()).unwrap().into_rgb16();
+        assert!(read.pixels().all(|pixel| pixel.0 == [32768; 3]), "{read:?}");
     }
 
     #[test]
