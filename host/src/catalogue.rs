@@ -36,6 +36,9 @@ pub struct NodeDescriptor {
     /// It takes every input as a list and runs once for all of them.
     #[serde(default)]
     pub input_is_list: bool,
+    /// It is run by `check`, since it reads no more than headers.
+    #[serde(default)]
+    pub checked: bool,
     /// It takes what is linked to it under any name besides; of packs in Python alone.
     #[serde(default)]
     pub any_inputs: bool,

@@ -1,7 +1,13 @@
-//! What libraries say of a plan before anything runs: "check/1" of node.h.
+//! What libraries say of a plan before anything runs: "check/1" of node.h, and what nodes that read no more than headers
+//! fail with.
 
-use crate::plan::{Literal, Plan, Source};
+use std::path::Path;
+
+use crate::execute;
+use crate::plan::{LeftOut, Literal, Plan, Source, Step};
+use crate::plugin::NodeFailure;
 use crate::problem::{Kind, Problem};
+use crate::value::Value;
 use serde::Deserialize;
 use serde_json::{Map, Value as Json, json};
 
@@ -63,6 +69,84 @@ pub fn heard(answer: &str, plan: &Plan) -> Vec<Problem> {
         Some(Problem::new(kind, message).at(step.name.clone()).input(&input))
     };
     remarks.into_iter().filter_map(problem).collect()
+}
+
+/// Runs, by `run`, what says of itself that it reads no more than headers, as far as that is linked to nothing else. What it
+/// fails with, in the order of the plan; nothing more once `run` was cancelled.
+pub fn tried(
+    plan: &Plan,
+    mut run: impl FnMut(&Step, &[Value]) -> Result<Vec<Value>, NodeFailure>,
+) -> Vec<Problem> {
+    let mut made: Vec<Option<Vec<Value>>> = Vec::new();
+    let mut problems = Vec::new();
+    for step in plan.steps() {
+        if let Some(same) = step.same_as {
+            made.push(made.get(same).cloned().flatten());
+            continue;
+        }
+        let inputs = is_tried(step).then(|| inputs(step, &made)).flatten();
+        made.push(match inputs.map(|inputs| run(step, &inputs)) {
+            Some(Ok(values)) => Some(values),
+            Some(Err(NodeFailure::Failed { input, sentence })) => {
+                problems.push(failure(step, input, sentence));
+                None
+            }
+            Some(Err(NodeFailure::Cancelled)) => break,
+            None => None,
+        });
+    }
+    problems
+}
+
+/// Whether `step` says that it reads no more than headers, and runs once.
+pub fn is_tried(step: &Step) -> bool {
+    step.descriptor.checked && !step.descriptor.input_is_list && !step.runs_for_each
+}
+
+/// What `step` is given, where all of that is there.
+fn inputs(step: &Step, made: &[Option<Vec<Value>>]) -> Option<Vec<Value>> {
+    let of = |source: &Source| match source {
+        Source::Absent => Some(Value::none()),
+        Source::Literal(literal) => Some(execute::value(literal)),
+        Source::Link { step, slot } => made.get(*step)?.as_ref()?.get(*slot).cloned(),
+    };
+    step.inputs.iter().map(of).collect()
+}
+
+/// What came of a step: an error, but of an empty file, which stands for one that is still to come.
+fn failure(step: &Step, input: Option<String>, sentence: String) -> Problem {
+    let is_empty = |path: &str| {
+        Path::new(path).metadata().is_ok_and(|about| about.is_file() && about.len() == 0)
+    };
+    let of_nothing = step.inputs.iter().any(
+        |source| matches!(source, Source::Literal(Literal::Path { path, .. }) if is_empty(path)),
+    );
+    let mut problem = Problem::failure(step.name.clone(), input, sentence);
+    if of_nothing {
+        problem.kind = Kind::Unfit;
+    }
+    problem
+}
+
+/// The outputs of `plan` that cannot be made where `problems` are of its steps.
+pub fn left_out(plan: &Plan, problems: &[Problem]) -> Vec<LeftOut> {
+    let steps = plan.steps();
+    let mut causes: Vec<Option<String>> = Vec::new();
+    for step in steps {
+        let is_own = |problem: &&Problem| problem.node.as_deref() == Some(&step.name);
+        let own = problems.iter().find(is_own).map(|_| step.name.id.clone());
+        let links = step.inputs.iter().filter_map(|source| match source {
+            Source::Link { step, .. } => Some(*step),
+            _ => None,
+        });
+        let mut before = links.chain(step.same_as);
+        let of_earlier = before.find_map(|from| causes.get(from).cloned().flatten());
+        causes.push(own.or(of_earlier));
+    }
+    let left_out = plan.outputs().filter_map(|at| {
+        Some(LeftOut { name: steps[at].name.clone(), because_of: causes[at].clone()? })
+    });
+    left_out.collect()
 }
 
 #[cfg(test)]

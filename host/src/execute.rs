@@ -540,7 +540,8 @@ fn links(step: &Step) -> impl Iterator<Item = (usize, usize)> {
     })
 }
 
-fn value(literal: &Literal) -> Value {
+/// A number, text or path of the workflow as a node is given it.
+pub(crate) fn value(literal: &Literal) -> Value {
     match literal {
         Literal::Boolean(value) => Value::boolean(*value),
         Literal::Integer(value) => Value::integer(*value),

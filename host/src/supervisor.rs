@@ -13,6 +13,7 @@ pub(crate) use child::pass_on;
 use crate::args::Precision;
 use crate::ask::{self, Answer, Answers, Memo, OfStep};
 use crate::catalogue::Catalogue;
+use crate::checks;
 use crate::events::{Event, Listener};
 use crate::execute::{Keep, Outcome, Properties};
 use crate::handed::Memory;
@@ -256,18 +257,20 @@ impl Supervisor {
         false
     }
 
-    /// What the libraries that check say of `plan`, as warnings, and what they refuse as mismatches; one that crashes or hangs over it is one.
+    /// What the nodes of `plan` that read no more than headers fail with, and what the libraries that check say of it: as warnings,
+    /// and what they refuse as mismatches. A library that crashes or hangs over it is a warning.
     pub fn check(&mut self, plan: &Plan, catalogue: &Catalogue) -> Vec<Problem> {
         let entries = catalogue.libraries().iter().enumerate();
         let takes_part = |number: usize| plan.steps().iter().any(|step| step.library == number);
-        let libraries: Vec<Provider> = entries
+        let asked: Vec<usize> = entries
             .filter(|(number, entry)| entry.checks && takes_part(*number))
-            .map(|(_, entry)| Provider::from(entry))
+            .map(|(number, _)| number)
             .collect();
-        if libraries.is_empty() {
+        if asked.is_empty() && !plan.steps().iter().any(checks::is_tried) {
             return Vec::new();
         }
-        let command = Command::Check(Box::new(Check { libraries, plan: plan.into() }));
+        let libraries = catalogue.libraries().iter().map(Provider::from).collect();
+        let command = Command::Check(Box::new(Check { libraries, asked, plan: plan.into() }));
         let mut loading = None;
         let mut warnings = Vec::new();
         let late = Arc::new(AtomicBool::new(false));
@@ -284,7 +287,8 @@ impl Supervisor {
                     Some(node) => steps.any(|step| step.name == **node),
                     None => true,
                 };
-                if believed && matches!(problem.kind, Kind::Unfit | Kind::ReturnTypeMismatch) {
+                let kinds = [Kind::Unfit, Kind::ReturnTypeMismatch, Kind::NodeFailed];
+                if believed && kinds.contains(&problem.kind) {
                     warnings.push(problem.into_owned());
                 }
             }

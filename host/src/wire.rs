@@ -110,8 +110,10 @@ impl WorkKind {
 /// A plan that libraries are asked about before it runs.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Check {
-    /// Those that are asked.
+    /// A step's library is a position in this list.
     pub libraries: Vec<Provider>,
+    /// Those of them that are asked, as positions.
+    pub asked: Vec<usize>,
     pub plan: BarePlan,
 }
 

@@ -463,14 +463,25 @@ fn run_work(work: &Work, loader: &Loader, cancel: &AtomicBool) -> bool {
     false
 }
 
-/// Asks libraries about a plan; what they say are warnings.
+/// Runs what reads no more than headers, and asks libraries about a plan; what comes of it travels as warnings.
 fn run_check(check: wire::Check, loader: &Loader, cancel: &AtomicBool) -> bool {
     let wire = loader.wire;
     let Ok(plan) = Plan::try_from(check.plan) else { return false };
+    *loader.providers.borrow_mut() = check.libraries.clone();
+    let tried = checks::tried(&plan, |step, inputs| {
+        let quiet = Quiet { cancel };
+        loader.run(step.library, step.node, &quiet, inputs)
+    });
+    if cancel.load(Ordering::Relaxed) {
+        return true;
+    }
+    for problem in tried {
+        wire.event(&Event::Warning(Cow::Owned(problem)));
+    }
     let asked = input([("plan", Value::string(checks::told(&plan).to_string()))]);
     let name = &NodeName { id: "check".into(), title: None, class: "check".into() };
     let call = Beside { wire, name, cancel, passes_on: false };
-    for provider in &check.libraries {
+    for provider in check.asked.iter().filter_map(|&number| check.libraries.get(number)) {
         let answer = loader.call(provider, &call, |library| {
             library.call_extension("check/1", &call, &asked).transpose()
         });
@@ -512,6 +523,26 @@ fn run_ask(questions: &[Question], loader: &Loader, cancel: &AtomicBool) -> bool
         loader.wire.send(&Notice::Answer { answer });
     }
     false
+}
+
+/// The host of a node that `check` runs: what it says on the way is told when it runs.
+struct Quiet<'a> {
+    cancel: &'a AtomicBool,
+}
+
+impl Call for Quiet<'_> {
+    fn log(&self, _: LogLevel, _: &str) {}
+
+    fn progress(&self, _: u64, _: u64) -> bool {
+        self.cancel.load(Ordering::Relaxed)
+    }
+
+    /// Headers are read on the CPU, wherever the numbers go later.
+    fn property(&self, name: &str) -> Option<String> {
+        (name == "device").then(|| "cpu".to_owned())
+    }
+
+    fn output(&self, _: Json) {}
 }
 
 /// The host of what a library does beside nodes.

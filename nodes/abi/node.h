@@ -774,6 +774,10 @@ KG_EXPORT const kg_library *kosmograph_library_v1(void);
  *   "output_node" (false) that it is run for what it does outside the graph; "writes" ("output" or
  *   "temp") that it writes files into the folder of the property output_directory or
  *   temp_directory, so that the host can say that it cannot be written before anything runs.
+ *   "checked" (false) that running it takes no longer than reading a file's header, or a picture or a small
+ *                   file whole, as a loader does that reads weights when they are first used:
+ *                   `kosmograph check` runs it, where all that it is linked to is such a node too, and
+ *                   what it fails with is told before anything else is computed.
  *   "input_is_list" (false) of a node: each input that is there arrives as a KG_LIST, of one value where
  *                   the workflow gives one, and the node runs once for all of them.
  *   "memory"        a list of numbers and names of INT or FLOAT inputs, [0.25, "width", "height",

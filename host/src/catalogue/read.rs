@@ -38,6 +38,8 @@ struct RawNode {
     #[serde(default)]
     input_is_list: bool,
     #[serde(default)]
+    checked: bool,
+    #[serde(default)]
     any_inputs: bool,
     #[serde(default)]
     asks: Asks,
@@ -186,6 +188,7 @@ fn parse_node(value: &Value) -> Result<NodeDescriptor, Fault> {
         pure: raw.pure,
         output_node: raw.output_node,
         input_is_list: raw.input_is_list,
+        checked: raw.checked,
         any_inputs: raw.any_inputs,
         asks: raw.asks,
         writes: raw.writes,

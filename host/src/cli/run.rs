@@ -6,6 +6,7 @@ use crate::args;
 use crate::ask::{Answers, Memo};
 use crate::catalogue::Catalogue;
 use crate::changes::Seeds;
+use crate::checks;
 use crate::events::{Event, Listener};
 use crate::execute::{Budget, Executor, Keep, Outcome, Setting};
 use crate::folders::Identify;
@@ -269,7 +270,7 @@ pub fn check(workflow: &args::Workflow, listener: &dyn Listener, screen: &MultiP
         Ok((plan, _)) => {
             let mut exit = if plan.problems().is_empty() { Exit::Done } else { Exit::Failed };
             let mut problems = plan.problems().to_vec();
-            let left_out = plan.left_out().to_vec();
+            let mut left_out = plan.left_out().to_vec();
             let mut warnings = plan.warnings().to_vec();
             match &mut supervisor {
                 Ok(supervisor) => {
@@ -278,7 +279,10 @@ pub fn check(workflow: &args::Workflow, listener: &dyn Listener, screen: &MultiP
                         said.into_iter().partition(|problem| problem.kind == Kind::Unfit);
                     warnings.extend(odd);
                     if !refused.is_empty() {
-                        exit = Exit::Refused;
+                        // What fails when it runs fails there, and what cannot go together is refused here.
+                        let fails = |problem: &Problem| problem.kind == Kind::NodeFailed;
+                        exit = if refused.iter().all(fails) { Exit::Failed } else { Exit::Refused };
+                        left_out.extend(checks::left_out(&plan, &refused));
                     }
                     problems.extend(refused);
                 }

@@ -33,9 +33,8 @@ impl Check for Fits {
             };
             for file in files {
                 let message = match read_embedding(Path::new(file), width) {
-                    Ok(Embedding::Fits(_)) => continue,
-                    Ok(Embedding::Unfit(sentence)) => format!("{sentence}; it is left out"),
-                    Err(error) => error.to_string(),
+                    Embedding::Fits(_) => continue,
+                    Embedding::Unfit(sentence) => format!("{sentence}; it is left out"),
                 };
                 let input = "text".to_owned();
                 remarks.push(Remark { step: number, input, message, is_refused: false });

@@ -29,7 +29,7 @@ const SKIP: [&str; 3] =
 /// Loads a Stable Diffusion 1 checkpoint of which somebody knew the configuration. What it is, it says itself, so the
 /// configuration is held against that; of what it adds, the layer of the text encoder is taken. CheckpointLoaderSimple needs none.
 #[derive(Inputs)]
-#[node(category = "advanced/loaders")]
+#[node(category = "advanced/loaders", checked)]
 pub struct CheckpointLoader {
     /// The configuration, by its file's name in ComfyUI; no file is read.
     #[widget(choices = CONFIGS, default = "v1-inference.yaml")]

@@ -71,7 +71,7 @@ impl Encoder {
         let mut unfit: Vec<(String, String)> = Vec::new();
         let find = |name: &str| {
             let Some(path) = cx.file("embeddings", name) else { return Ok(None) };
-            match read_embedding(&path, self.config.hidden_size)? {
+            match read_embedding(&path, self.config.hidden_size) {
                 Embedding::Fits(vectors) => Ok(Some(vectors)),
                 Embedding::Unfit(sentence) => {
                     if unfit.iter().all(|(known, _)| known != name) {

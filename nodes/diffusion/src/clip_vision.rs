@@ -80,7 +80,7 @@ impl interface::Memory for ClipVisionModel {
 
 /// Loads CLIP's picture half: a file, or a folder with config.json and the weights.
 #[derive(Inputs)]
-#[node(category = "loaders")]
+#[node(category = "loaders", checked)]
 pub struct CLIPVisionLoader {
     /// The file or folder.
     #[file(folder = "clip_vision", entry = "any")]

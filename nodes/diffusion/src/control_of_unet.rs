@@ -84,7 +84,7 @@ fn of_model(cx: &Context, changes: &Changes, model: &Object) -> Result<Object> {
 
 /// Loads a ControlNet that is saved as its difference to a model, together with the model; or any other one.
 #[derive(Inputs)]
-#[node(category = "loaders")]
+#[node(category = "loaders", checked)]
 pub struct DiffControlNetLoader {
     /// The model that it is the difference to.
     model: Model,

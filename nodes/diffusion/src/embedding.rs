@@ -17,11 +17,12 @@ pub enum Embedding {
 /// vectors have `width` numbers.
 ///
 /// The paper's code and A1111 keep them under "string_to_param", trainers for SDXL under "clip_l" and "clip_g" for
-/// its two encoders, the rest in one tensor of any name.
-///
-/// # Errors
-/// The file cannot be read, or is damaged.
-pub fn read_embedding(path: &Path, width: usize) -> Result<Embedding> {
+/// its two encoders, the rest in one tensor of any name. A file that cannot be read, or is damaged, does not fit.
+pub fn read_embedding(path: &Path, width: usize) -> Embedding {
+    read(path, width).unwrap_or_else(|error| Embedding::Unfit(error.to_string()))
+}
+
+fn read(path: &Path, width: usize) -> Result<Embedding> {
     let weights = Weights::open(path, &Device::Cpu)?;
     let unfit = |what: String| {
         let sentence = format!("{} is no embedding for this CLIP: {what}", path.display());
@@ -63,10 +64,31 @@ mod tests {
     #[test]
     fn a_file_of_torch_is_read() -> Result<()> {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/embedding.pt");
-        let Embedding::Fits(vectors) = read_embedding(&file, 4)? else { panic!("it fits") };
+        let Embedding::Fits(vectors) = read_embedding(&file, 4) else { panic!("it fits") };
         assert_eq!(vectors.to_vec2::<f32>()?, [[0.0, 0.25, 0.5, 0.75], [1.0, 1.25, 1.5, 1.75]]);
-        let Embedding::Unfit(other) = read_embedding(&file, 768)? else { panic!("it is narrow") };
+        let Embedding::Unfit(other) = read_embedding(&file, 768) else { panic!("it is narrow") };
         assert!(other.contains("4 numbers, those of the encoder 768"), "{other}");
+        Ok(())
+    }
+
+    /// As ComfyUI has it: a prompt is drawn without an embedding that nobody can read.
+    #[test]
+    fn what_cannot_be_read_does_not_fit() -> std::io::Result<()> {
+        let folder = tempfile::tempdir()?;
+        let whole =
+            std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/embedding.pt"))?;
+        for (name, bytes) in [
+            ("empty.pt", &[][..]),
+            ("half.pt", &whole[..whole.len() / 2]),
+            ("text.safetensors", b"no"),
+        ] {
+            let file = folder.path().join(name);
+            std::fs::write(&file, bytes)?;
+            let Embedding::Unfit(said) = read_embedding(&file, 4) else {
+                panic!("{name} was read")
+            };
+            assert!(said.contains(name), "{said}");
+        }
         Ok(())
     }
 }

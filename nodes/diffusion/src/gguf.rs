@@ -9,7 +9,7 @@ use crate::loaders::{clip, open, two_clips, unet};
 
 /// Loads a U-Net from a GGUF file. Its weights stay quantised in memory, and are widened one layer at a time.
 #[derive(Inputs)]
-#[node(category = "advanced/loaders")]
+#[node(category = "advanced/loaders", checked)]
 pub struct UnetLoaderGGUF {
     /// The file.
     #[file(folder = "diffusion_models", entry = "file")]
@@ -27,7 +27,7 @@ impl Node for UnetLoaderGGUF {
 
 /// Loads CLIP's text encoder from a GGUF file, or any other.
 #[derive(Inputs)]
-#[node(category = "advanced/loaders")]
+#[node(category = "advanced/loaders", checked)]
 pub struct CLIPLoaderGGUF {
     /// The file.
     #[file(folder = "text_encoders", entry = "file")]
@@ -50,7 +50,7 @@ impl Node for CLIPLoaderGGUF {
 
 /// Loads SDXL's two text encoders from two files, of GGUF or any other kind, in either order.
 #[derive(Inputs)]
-#[node(category = "advanced/loaders")]
+#[node(category = "advanced/loaders", checked)]
 pub struct DualCLIPLoaderGGUF {
     /// The file of one.
     #[file(folder = "text_encoders", entry = "file")]

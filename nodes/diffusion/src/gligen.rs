@@ -130,7 +130,7 @@ impl interface::PatchTokens for Boxes {
 
 /// Loads GLIGEN, which lets boxes in the picture have texts of their own.
 #[derive(Inputs)]
-#[node(category = "loaders")]
+#[node(category = "loaders", checked)]
 pub struct GLIGENLoader {
     /// The file or folder, of GLIGEN for text boxes and Stable Diffusion 1.
     #[file(folder = "gligen", entry = "any")]

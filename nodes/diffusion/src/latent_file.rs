@@ -71,7 +71,7 @@ impl Node for SaveLatent {
 
 /// Loads latents that were saved as a file.
 #[derive(Inputs)]
-#[node(category = "_for_testing")]
+#[node(category = "_for_testing", checked)]
 pub struct LoadLatent {
     /// The file, in the folder for input.
     #[file(folder = "input", entry = "file")]

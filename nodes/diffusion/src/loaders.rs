@@ -23,7 +23,7 @@ use crate::vae::VaeModel;
 /// Loads a whole Stable Diffusion checkpoint: one file, or a folder in the diffusers layout (unet,
 /// text_encoder, tokenizer, vae, scheduler).
 #[derive(Inputs)]
-#[node(category = "loaders")]
+#[node(category = "loaders", checked)]
 pub struct CheckpointLoaderSimple {
     /// The file or folder.
     #[file(folder = "checkpoints", entry = "any")]
@@ -40,7 +40,7 @@ impl Node for CheckpointLoaderSimple {
 
 /// Loads a whole Stable Diffusion checkpoint from a folder in the diffusers layout.
 #[derive(Inputs)]
-#[node(category = "advanced/loaders/deprecated")]
+#[node(category = "advanced/loaders/deprecated", checked)]
 pub struct DiffusersLoader {
     /// The folder, which holds model_index.json.
     #[file(folder = "diffusers", entry = "directory")]
@@ -78,7 +78,7 @@ const WEIGHT_DTYPES: &[&str] = &["default", "fp8_e4m3fn", "fp8_e4m3fn_fast", "fp
 
 /// Loads a U-Net alone: a DreamBooth or other variant to swap in.
 #[derive(Inputs)]
-#[node(category = "advanced/loaders")]
+#[node(category = "advanced/loaders", checked)]
 pub struct UNETLoader {
     /// The file, or the folder with config.json and the weights.
     #[file(folder = "diffusion_models", entry = "any")]
@@ -106,7 +106,7 @@ impl Node for UNETLoader {
 /// Loads an autoencoder alone, a tiny one (TAESD) among them: taesd and taesdxl are there when their encoder and
 /// decoder lie in vae_approx.
 #[derive(Inputs)]
-#[node(category = "loaders")]
+#[node(category = "loaders", checked)]
 pub struct VAELoader {
     /// The file, or the folder with config.json and the weights.
     #[file(folder = "vae", entry = "any")]
@@ -125,7 +125,7 @@ impl Node for VAELoader {
 /// Loads CLIP's text encoder alone. A folder's tokenizer is the folder "tokenizer" in it or beside it; else
 /// it is CLIP's own.
 #[derive(Inputs)]
-#[node(category = "advanced/loaders")]
+#[node(category = "advanced/loaders", checked)]
 pub struct CLIPLoader {
     /// The file, or the folder with config.json and the weights.
     #[file(folder = "text_encoders", entry = "any")]
@@ -152,7 +152,7 @@ impl Node for CLIPLoader {
 
 /// Loads SDXL's two text encoders from two files, in either order.
 #[derive(Inputs)]
-#[node(category = "advanced/loaders")]
+#[node(category = "advanced/loaders", checked)]
 pub struct DualCLIPLoader {
     /// The file of one, or the folder with config.json and the weights.
     #[file(folder = "text_encoders", entry = "any")]
@@ -209,7 +209,7 @@ fn check_device(cx: &Context, device: Option<&str>) -> Result<()> {
 
 /// Loads a ControlNet, or a T2I-Adapter.
 #[derive(Inputs)]
-#[node(category = "loaders")]
+#[node(category = "loaders", checked)]
 pub struct ControlNetLoader {
     /// The file, or the folder with config.json and the weights.
     #[file(folder = "controlnet", entry = "any")]
@@ -243,7 +243,7 @@ pub(crate) fn control_net(checkpoint: &Checkpoint) -> Result<ControlNet> {
 
 /// As ControlNetLoader, by the name of the Advanced-ControlNet pack, whose keyframes are not here.
 #[derive(Inputs)]
-#[node(category = "Adv-ControlNet")]
+#[node(category = "Adv-ControlNet", checked)]
 pub struct ControlNetLoaderAdvanced {
     /// The file, or the folder with config.json and the weights.
     #[file(folder = "controlnet", entry = "any")]

@@ -12,7 +12,7 @@ use node_candle::{export, import};
 /// Puts a LoRA on a model and its text encoder. The model itself stays as it is; a strength of 0 leaves
 /// it without the LoRA, a negative one takes away what the LoRA would add.
 #[derive(Inputs)]
-#[node(category = "loaders")]
+#[node(category = "loaders", checked)]
 pub struct LoraLoader {
     /// The U-Net that is changed.
     pub model: Model,
@@ -46,7 +46,7 @@ impl Node for LoraLoader {
 
 /// Puts a LoRA on a model alone, whatever the LoRA has for a text encoder.
 #[derive(Inputs)]
-#[node(category = "loaders")]
+#[node(category = "loaders", checked)]
 pub struct LoraLoaderModelOnly {
     /// The U-Net that is changed.
     model: Model,

@@ -180,7 +180,7 @@ impl Node for CrApplyControlNet {
 
 /// Loads a network that makes pictures larger, as UpscaleModelLoader, and tells the file's name.
 #[derive(Inputs)]
-#[node(class = "Upscale Model Loader", category = "loaders")]
+#[node(class = "Upscale Model Loader", category = "loaders", checked)]
 pub struct WasUpscaleModelLoader {
     /// The file, of safetensors or of torch.
     #[file(folder = "upscale_models", entry = "file")]

@@ -65,7 +65,7 @@ impl interface::Memory for PersonEncoder {
 
 /// Loads PhotoMaker's encoder, of its first version.
 #[derive(Inputs)]
-#[node(category = "_for_testing/photomaker")]
+#[node(category = "_for_testing/photomaker", checked)]
 pub struct PhotoMakerLoader {
     /// The file.
     #[file(folder = "photomaker", entry = "any")]

@@ -45,7 +45,7 @@ impl interface::Memory for StyleAdapter {
 
 /// Loads a style model, T2I-Adapter's for Stable Diffusion 1.
 #[derive(Inputs)]
-#[node(category = "loaders")]
+#[node(category = "loaders", checked)]
 pub struct StyleModelLoader {
     /// The file.
     #[file(folder = "style_models", entry = "any")]

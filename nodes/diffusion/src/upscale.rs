@@ -13,7 +13,7 @@ const TILES: (usize, usize) = (512, 32);
 
 /// Loads a network that makes pictures larger: ESRGAN (any of its namings), Real-ESRGAN, its compact networks.
 #[derive(Inputs)]
-#[node(category = "loaders")]
+#[node(category = "loaders", checked)]
 pub struct UpscaleModelLoader {
     /// The file, of safetensors or of torch.
     #[file(folder = "upscale_models", entry = "file")]

@@ -12,7 +12,7 @@ use node_candle::{device, export, import};
 /// Loads Kosmos-G from a folder: config.json, model.safetensors, sentencepiece.bpe.model, dict.txt.
 /// `kosmograph convert` makes one of the authors' checkpoint.
 #[derive(Inputs)]
-#[node(category = "loaders")]
+#[node(category = "loaders", checked)]
 pub struct KosmosLoader {
     /// The folder.
     #[file(folder = "kosmos", entry = "directory")]

@@ -3,8 +3,8 @@
 //! The derive only writes down what the fields say; all reading and checking is in the SDK's `input`.
 //!
 //! On the struct, `#[node(…)]`: `class = "KSampler"` (the struct's name otherwise), `category =
-//! "sampling"`, `output_node`, `impure`, `input_is_list` (its fields are
-//! `List`s and options of them), `writes = "output"` (or `"temp"`, the host's folder that the node
+//! "sampling"`, `output_node`, `impure`, `checked` (it reads no more than headers, and
+//! `kosmograph check` runs it), `input_is_list` (its fields are `List`s and options of them), `writes = "output"` (or `"temp"`, the host's folder that the node
 //! writes files to), `memory = [0.25, width, height]` (the bytes that the outputs take at least, a product
 //! of numbers and fields; node.h says what the host does with both). On a field:
 //! - `#[widget(…)]`: `default`, `min`, `max`, `step`, `choices` (a list of strings), `multiline`, `seed`,
@@ -74,6 +74,7 @@ fn class(input: &DeriveInput, fields: &[&Field]) -> syn::Result<Tokens> {
     let mut category = String::new();
     let mut memory = Vec::new();
     let (mut output_node, mut pure, mut input_is_list) = (false, true, false);
+    let mut checked = false;
     let mut writes = quote!(::core::option::Option::None);
     for attribute in input.attrs.iter().filter(|attribute| attribute.path().is_ident("node")) {
         attribute.parse_nested_meta(|meta| {
@@ -83,6 +84,7 @@ fn class(input: &DeriveInput, fields: &[&Field]) -> syn::Result<Tokens> {
                 "output_node" => output_node = true,
                 "impure" => pure = false,
                 "input_is_list" => input_is_list = true,
+                "checked" => checked = true,
                 "writes" => {
                     let folder = meta.value()?.parse::<LitStr>()?;
                     writes = quote!(::core::option::Option::Some(#folder));
@@ -95,7 +97,7 @@ fn class(input: &DeriveInput, fields: &[&Field]) -> syn::Result<Tokens> {
                 }
                 _ => {
                     let wanted =
-                        "class, category, output_node, impure, input_is_list, writes or memory is wanted";
+                        "class, category, output_node, impure, checked, input_is_list, writes or memory is wanted";
                     return Err(meta.error(wanted));
                 }
             }
@@ -111,6 +113,7 @@ fn class(input: &DeriveInput, fields: &[&Field]) -> syn::Result<Tokens> {
             output_node: #output_node,
             pure: #pure,
             input_is_list: #input_is_list,
+            checked: #checked,
             writes: #writes,
             memory: &[#(#memory),*],
         }

@@ -29,6 +29,8 @@ pub struct Class {
     pub pure: bool,
     /// It runs once for whole lists: each of its fields is a [`List`], or an option of one.
     pub input_is_list: bool,
+    /// It reads no more than headers, so that `kosmograph check` runs it.
+    pub checked: bool,
     /// The host's folder that the node writes files to, "output" or "temp".
     pub writes: Option<&'static str>,
     /// The product of these is how many bytes the outputs take at least; none where that is not known.

@@ -208,6 +208,9 @@ impl Entry {
         if class.input_is_list {
             json["input_is_list"] = true.into();
         }
+        if class.checked {
+            json["checked"] = true.into();
+        }
         if let Some(writes) = class.writes {
             json["writes"] = writes.into();
         }

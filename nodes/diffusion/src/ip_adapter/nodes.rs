@@ -12,7 +12,7 @@ use crate::clip_vision::open_clip_vision;
 
 /// Loads an IP-Adapter: base, plus, plus-face or full, for Stable Diffusion 1.5 or SDXL.
 #[derive(Inputs)]
-#[node(category = "ipadapter/loaders")]
+#[node(category = "ipadapter/loaders", checked)]
 pub struct IPAdapterModelLoader {
     /// The file, of safetensors or of torch.
     #[file(folder = "ipadapter", entry = "file")]

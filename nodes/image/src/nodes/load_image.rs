@@ -10,7 +10,7 @@ use crate::decode::decode;
 /// Loads a picture (PNG, JPEG, WebP, BMP, GIF or TIFF) as RGB, turned as its EXIF data says; an animation gives a batch of its frames.
 /// The mask is 1 where the picture is transparent, and 64 x 64 zeros where it has no transparency.
 #[derive(Inputs)]
-#[node(category = "image")]
+#[node(category = "image", checked)]
 pub struct LoadImage {
     /// The picture's file, looked for in the input folder.
     #[file(folder = "input", entry = "file")]
@@ -33,7 +33,7 @@ impl Node for LoadImage {
 
 /// Loads a picture that was saved: as LoadImage, but from the output folder.
 #[derive(Inputs)]
-#[node(category = "image")]
+#[node(category = "image", checked)]
 pub struct LoadImageOutput {
     /// The picture's file, looked for in the output folder. A name may end in " [output]".
     #[file(folder = "output", entry = "file")]

@@ -65,7 +65,7 @@ impl Node for ImageToMask {
 
 /// Loads one channel of a picture as a mask; alpha is inverted: 1 where the picture is transparent.
 #[derive(Inputs)]
-#[node(category = "mask")]
+#[node(category = "mask", checked)]
 pub struct LoadImageMask {
     /// The picture's file, looked for in the input folder.
     #[file(folder = "input", entry = "file")]
