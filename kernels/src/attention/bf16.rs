@@ -114,12 +114,7 @@ impl WithUnit for Pack<'_> {
             for (step, tile) in tiles.iter_mut().enumerate() {
                 let rows = DEPTH.min(s.keys - step * DEPTH);
                 let from = v.0.as_ptr().wrapping_add(step * DEPTH * v.1 + column);
-                unsafe {
-                    match columns {
-                        SIDE => U::Order::columns(from, v.1, rows, SIDE, tile),
-                        _ => U::Order::columns(from, v.1, rows, columns, tile),
-                    }
-                }
+                unsafe { U::Order::columns(from, v.1, rows, columns, tile) };
             }
         }
     }

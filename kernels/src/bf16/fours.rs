@@ -101,8 +101,15 @@ impl Order for Fours {
         for four in 0..DEPTH / FOUR {
             for first in (0..SIDE).step_by(2 * FOUR) {
                 // Of eight columns the values of a row, which go to every fourth place.
+                let is_whole = columns == SIDE && rows >= (four + 1) * FOUR;
                 let row = |i: usize| {
                     let row = four * FOUR + i;
+                    if is_whole {
+                        unsafe {
+                            let at = from.add(row * stride + first);
+                            return rounded(vld1q_f32(at), vld1q_f32(at.add(FOUR)));
+                        }
+                    }
                     let left = |first| if row < rows { up_to_four(columns, first) } else { 0 };
                     let at = from.wrapping_add(row * stride + first);
                     let part = |at, count| unsafe { float32x4_t::load_part(at, count) };
