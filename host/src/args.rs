@@ -230,9 +230,9 @@ pub struct Places {
     /// What nodes compute on: cpu, cuda or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub device: Device,
-    /// What the processor's products of matrices take: f32; bf16 for factors rounded to 8 bits, where it has AMX or
-    /// AVX512_BF16; or int8 for those of linear layers as whole numbers, where it has AVX512_VNNI: other pictures, and faster
-    /// (docs/precision.md) [default: f32]
+    /// What the processor's products of matrices take: f32; bf16 for factors rounded to 8 bits, where it has AMX,
+    /// AVX512_BF16 or, of 64-bit ARM, FEAT_BF16; or int8 for those of linear layers as whole numbers, where it has AVX512_VNNI:
+    /// other pictures, and faster (docs/precision.md) [default: f32]
     #[arg(long, value_name = "f32|bf16|int8", env = Precision::VARIABLE, hide_env_values = true)]
     pub precision: Option<Precision>,
 }
@@ -430,8 +430,8 @@ impl FromStr for Precision {
         match text {
             "f32" => Ok(Self::F32),
             "bf16" if has_bf16() => Ok(Self::Bf16),
-            "bf16" => Err("this processor has no products of bf16 (AMX or AVX512_BF16); without \
-                           --precision all is computed in f32"
+            "bf16" => Err("this processor has no products of bf16 (AMX, AVX512_BF16 or, of \
+                           64-bit ARM, FEAT_BF16); without --precision all is computed in f32"
                 .into()),
             "int8" if has_int8() => Ok(Self::Int8),
             "int8" => Err("this processor has no products of int8 (AVX512_VNNI); without \
@@ -446,7 +446,9 @@ impl FromStr for Precision {
 fn has_bf16() -> bool {
     #[cfg(target_arch = "x86_64")]
     return is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512bf16");
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    return std::arch::is_aarch64_feature_detected!("bf16");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     false
 }
 

@@ -16,6 +16,7 @@ const KERNELS: &[(&str, &str, usize)] = &[
     ("linear", "linear, 96 × 320 → 320", 96 * 320 * 320),
     ("linear-f16", "linear, 96 × 320 → 320, weight in f16", 96 * 320 * 320),
     ("winograd", "conv2d 3 × 3 by Winograd, 64 → 64 at 32 × 32", 64 * 64 * 9 * 32 * 32),
+    ("winograd-320", "conv2d 3 × 3 by Winograd, 320 → 320 at 32 × 32", 320 * 320 * 9 * 32 * 32),
     ("attention", "attention, 2 heads of 40, 256 × 256", 2 * 2 * 256 * 256 * 40),
     ("group_norm_silu", "group_norm with SiLU, 320 × 16²", 320 * 256),
     ("geglu", "geglu, 64 × 2560 → 1280", 64 * 1280),
@@ -53,6 +54,9 @@ fn main() -> Result<()> {
             vec![values(&[96, 320])?, weight, values(&[320])?]
         }
         "winograd" => vec![values(&[1, 64, 32, 32])?, values(&[64, 64, 3, 3])?, values(&[64])?],
+        "winograd-320" => {
+            vec![values(&[1, 320, 32, 32])?, values(&[320, 320, 3, 3])?, values(&[320])?]
+        }
         "attention" => {
             (0..3).map(|_| values(&[1, 256, 2, 40])?.transpose(1, 2)).collect::<Result<_>>()?
         }
@@ -62,7 +66,9 @@ fn main() -> Result<()> {
     };
     for _ in 0..calls {
         let result = match name {
-            "winograd" => kernels::conv2d(&tensors[0], &tensors[1], Some(&tensors[2]), 1, 1)?,
+            "winograd" | "winograd-320" => {
+                kernels::conv2d(&tensors[0], &tensors[1], Some(&tensors[2]), 1, 1)?
+            }
             "attention" => kernels::attention(&tensors[0], &tensors[1], &tensors[2], None, 0.1)?,
             "group_norm_silu" => {
                 kernels::group_norm_silu(&tensors[0], &tensors[1], &tensors[2], 32, 1e-5)?

@@ -11,7 +11,6 @@ pub mod activation;
 pub mod add;
 pub mod attention;
 mod begin;
-#[cfg(target_arch = "x86_64")]
 mod bf16;
 pub mod bounds;
 mod cache;

@@ -3,7 +3,7 @@
 //! A kernel is written once, for any [`Vector`], and compiled for each instruction set; [`Isa::run`]
 //! picks the widest that the processor has. `KOSMOGRAPH_ISA` (avx512, avx2, neon or portable)
 //! forces one, so that every path can be tested on one machine. Where `KOSMOGRAPH_PRECISION` is bf16, products of matrices take
-//! their factors rounded to bf16, with the instructions that some processors have for that (amx, avx512bf16); where it is int8,
+//! their factors rounded to bf16, with the instructions that some processors have for that (amx, avx512bf16, neonbf16); where it is int8,
 //! linear layers take them rounded to whole numbers of 8 bits (avx512vnni).
 
 #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
@@ -39,6 +39,8 @@ pub enum Isa {
     Avx512Bf16,
     /// The same with AMX, whose registers are 16 × 32 values of bf16.
     Amx,
+    /// NEON with FEAT_BF16, whose BFMMLA multiplies matrices of 2 × 4 values. Only where that is asked for.
+    NeonBf16,
     /// AVX-512 with AVX512_VNNI: linear layers take factors that are rounded to whole numbers of 8 bits. Only where that is asked
     /// for.
     Avx512Vnni,
@@ -90,7 +92,7 @@ impl Isa {
     fn of_precision(precision: &str) -> Option<(Vec<Isa>, &'static str)> {
         Some(match precision {
             "f32" => (Isa::available(), ""),
-            "bf16" => (Isa::with_bf16(), "AMX or AVX512_BF16"),
+            "bf16" => (Isa::with_bf16(), "AMX, AVX512_BF16 or, of 64-bit ARM, FEAT_BF16"),
             "int8" => (Isa::with_int8(), "AVX512_VNNI"),
             _ => return None,
         })
@@ -99,7 +101,7 @@ impl Isa {
     /// What factors of products are rounded to, where they are.
     pub(crate) fn precision(self) -> &'static str {
         match self {
-            Isa::Amx | Isa::Avx512Bf16 => "bf16",
+            Isa::Amx | Isa::Avx512Bf16 | Isa::NeonBf16 => "bf16",
             Isa::Avx512Vnni => "int8",
             _ => "f32",
         }
@@ -116,20 +118,12 @@ impl Isa {
 
     /// Those with products of bf16 that this processor has and the system lets a program use, the fastest first.
     pub fn with_bf16() -> Vec<Isa> {
-        #[cfg(target_arch = "x86_64")]
-        return crate::bf16::Set::available().into_iter().map(crate::bf16::Set::isa).collect();
-        #[cfg(not(target_arch = "x86_64"))]
-        Vec::new()
+        crate::bf16::Set::available().into_iter().map(crate::bf16::Set::isa).collect()
     }
 
     /// What multiplies bf16, where this set does.
-    #[cfg(target_arch = "x86_64")]
     pub(crate) fn bf16(self) -> Option<crate::bf16::Set> {
-        match self {
-            Isa::Amx => Some(crate::bf16::Set::Amx),
-            Isa::Avx512Bf16 => Some(crate::bf16::Set::Avx512),
-            _ => None,
-        }
+        crate::bf16::Set::of(self)
     }
 
     /// Whether the factors of a linear layer stay f32.
@@ -164,7 +158,7 @@ impl Isa {
             #[cfg(any(test, feature = "portable16"))]
             Isa::Portable16 => 48,
             Isa::Avx2 => 16,
-            Isa::Neon | Isa::Portable => 8,
+            Isa::Neon | Isa::NeonBf16 | Isa::Portable => 8,
         }
     }
 
@@ -178,10 +172,11 @@ impl Isa {
             "portable16" => Isa::Portable16,
             "avx512bf16" => Isa::Avx512Bf16,
             "amx" => Isa::Amx,
+            "neonbf16" => Isa::NeonBf16,
             "avx512vnni" => Isa::Avx512Vnni,
             _ => {
                 return Err(format!(
-                    "KOSMOGRAPH_ISA is {name:?}; avx512, avx2, neon, portable, avx512bf16, amx or avx512vnni would be right"
+                    "KOSMOGRAPH_ISA is {name:?}; avx512, avx2, neon, portable, avx512bf16, amx, neonbf16 or avx512vnni would be right"
                 ));
             }
         };
@@ -207,7 +202,7 @@ impl Isa {
             Isa::Avx2 => unsafe { x86::avx2(kernel) },
             #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
             // SAFETY: as above.
-            Isa::Neon => unsafe { neon::neon(kernel) },
+            Isa::Neon | Isa::NeonBf16 => unsafe { neon::neon(kernel) },
             #[cfg(any(test, feature = "portable16"))]
             Isa::Portable16 => kernel.run::<Lanes<16, 8, 3>>(),
             _ => kernel.run::<Lanes<4, 4, 2>>(),

@@ -24,7 +24,9 @@ fn has(precision: &str) -> bool {
             "bf16" => is_x86_feature_detected!("avx512bf16"),
             _ => is_x86_feature_detected!("avx512vnni"),
         };
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    return precision == "bf16" && std::arch::is_aarch64_feature_detected!("bf16");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     false
 }
 

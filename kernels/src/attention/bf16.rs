@@ -1,15 +1,12 @@
 //! Attention with queries, keys, values and softmax rounded to bf16 where they are multiplied; the softmax itself, and all
 //! sums, are f32. Blocks as in [`super::cpu`].
 
-use std::arch::x86_64::*;
 use std::f32::consts::LOG2_E;
 
 use rayon::prelude::*;
 
 use super::cpu::{Heads, LANES, Mask, Sizes};
-use crate::bf16::{
-    BLOCK, Begin, DEPTH, SIDE, Set, Tile, Unit, WithUnit, pack_pairs, pack_rows, turn, written_by,
-};
+use crate::bf16::{BLOCK, Begin, DEPTH, Order, SIDE, Set, Steps, Tile, Unit, WithUnit, written_by};
 use crate::exponential::exp2;
 use crate::gemm::Shared;
 use crate::memory;
@@ -105,30 +102,19 @@ impl WithUnit for Pack<'_> {
             // SAFETY, here and below: the processor has the instructions, or this would not run; the rows are there.
             unsafe {
                 let from = k.0.as_ptr().wrapping_add(first * k.1);
-                pack_rows(from, k.1, count, s.head_dim, &mut rows);
+                U::Order::rows(from, k.1, count, s.head_dim, &mut rows);
                 for (rows, tile) in rows.iter().zip(tiles) {
-                    turn(rows, tile);
+                    U::Order::turn(rows, tile);
                 }
             }
         }
-        let mut panel = [0f32; DEPTH * SIDE];
         for (strip, tiles) in of_v.chunks_exact_mut(of.v_depth).enumerate() {
             let column = (strip * SIDE).min(s.value_dim);
             let columns = SIDE.min(s.value_dim - column);
             for (step, tile) in tiles.iter_mut().enumerate() {
                 let rows = DEPTH.min(s.keys - step * DEPTH);
                 let from = v.0.as_ptr().wrapping_add(step * DEPTH * v.1 + column);
-                unsafe {
-                    if columns == SIDE {
-                        pack_pairs(from, v.1, rows, tile);
-                        continue;
-                    }
-                    for row in 0..rows {
-                        let values = __m512::load_part(from.wrapping_add(row * v.1), columns);
-                        values.store(panel[row * SIDE..][..SIDE].as_mut_ptr());
-                    }
-                    pack_pairs(panel.as_ptr(), SIDE, rows, tile);
-                }
+                unsafe { U::Order::columns(from, v.1, rows, columns, tile) };
             }
         }
     }
@@ -194,7 +180,7 @@ impl WithUnit for Block<'_> {
             for (strip, tiles) in of_q.chunks_exact_mut(of.k_depth).enumerate() {
                 let row = (strip * SIDE).min(queries);
                 let from = scores.as_ptr().add(row * s.head_dim);
-                pack_rows(from, s.head_dim, SIDE.min(queries - row), s.head_dim, tiles);
+                U::Order::rows(from, s.head_dim, SIDE.min(queries - row), s.head_dim, tiles);
             }
         }
         let a = [of_q.as_ptr(), of_q[of.k_depth..].as_ptr()];
@@ -202,7 +188,6 @@ impl WithUnit for Block<'_> {
         let mut largest = [f32::NEG_INFINITY; BLOCK];
         let mut sums = [[0f32; LANES]; BLOCK];
         let whole_block = (BLOCK, BLOCK);
-        let step = size_of::<Tile>();
         let mut unit = unsafe { U::open() };
         for key in (0..s.keys).step_by(KEYS) {
             let keys = KEYS.min(s.keys - key);
@@ -213,7 +198,7 @@ impl WithUnit for Block<'_> {
                 unsafe {
                     let c = scores.as_mut_ptr().add(column);
                     unit.begin(Begin::Zero, c, KEYS, whole_block);
-                    unit.add(a, step, b, of.k_depth);
+                    unit.add(a, Steps::OF_TILES, b, of.k_depth);
                     unit.end(Begin::Zero, c, KEYS, whole_block);
                 }
             }
@@ -223,9 +208,9 @@ impl WithUnit for Block<'_> {
                     mask.add([batch, head, first + row, key], &mut scores[..keys]);
                 }
                 scores[keys..].fill(f32::NEG_INFINITY);
-                let down = unsafe {
-                    soften::<__m512>(scores, &mut largest[row], &mut sums[row], key == 0)
-                };
+                let (largest, sums) = (&mut largest[row], &mut sums[row]);
+                let down =
+                    unsafe { soften::<<U::Order as Order>::V>(scores, largest, sums, key == 0) };
                 if let Some(down) = down {
                     let y = &mut sums_of_y[row * y_width..][..y_width];
                     y.iter_mut().for_each(|y| *y *= down);
@@ -235,7 +220,7 @@ impl WithUnit for Block<'_> {
             unsafe {
                 for (strip, tiles) in weights.chunks_exact_mut(KEYS / DEPTH).enumerate() {
                     let from = scores.as_ptr().add(strip * SIDE * KEYS);
-                    pack_rows(from, KEYS, SIDE, whole, tiles);
+                    U::Order::rows(from, KEYS, SIDE, whole, tiles);
                 }
             }
             let a = [weights.as_ptr(), weights[KEYS / DEPTH..].as_ptr()];
@@ -247,7 +232,7 @@ impl WithUnit for Block<'_> {
                 unsafe {
                     let c = sums_of_y.as_mut_ptr().add(column);
                     unit.begin(begin, c, y_width, whole_block);
-                    unit.add(a, step, b, depth);
+                    unit.add(a, Steps::OF_TILES, b, depth);
                     unit.end(begin, c, y_width, whole_block);
                 }
             }

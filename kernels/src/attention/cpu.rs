@@ -94,7 +94,6 @@ pub(super) fn attention(
     keeps_sums: bool,
 ) -> (Vec<f32>, Option<Vec<f32>>) {
     // Who keeps the sums computes the scores anew in f32.
-    #[cfg(target_arch = "x86_64")]
     if let (Some(set), false) = (isa.bf16(), keeps_sums) {
         return (super::bf16::attention(set, [q, k, v], mask, scale, s), None);
     }

@@ -5,7 +5,6 @@
 //! head of a 64 × 64 latent) is never whole in memory.
 
 mod backward;
-#[cfg(target_arch = "x86_64")]
 mod bf16;
 mod cpu;
 mod cpu_backward;

@@ -1,23 +1,36 @@
 //! Matrix products of factors that are rounded to bf16, for who asks for them (`KOSMOGRAPH_PRECISION=bf16`): AMX, whose
-//! tiles are matrices, or the pair products of AVX512_BF16. Sums are f32.
+//! tiles are matrices, the pair products of AVX512_BF16, or the products of small matrices of 64-bit ARM. Sums are f32.
 //!
-//! Both read the same tiles ([`Tile`]), so that packing, products, convolutions and attention are written once, over a
-//! [`Unit`].
+//! All read tiles of one size ([`Tile`]), in which the values have the unit's [`Order`], so that products, convolutions and
+//! attention are written once, over a [`Unit`].
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+mod fours;
+#[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+mod neon;
+mod order;
 mod pack;
+#[cfg(target_arch = "x86_64")]
+mod pairs;
+#[cfg(any(target_arch = "x86_64", all(target_arch = "aarch64", target_feature = "neon")))]
+mod sums;
 mod unit;
 
 use std::ops::Range;
 
 use rayon::prelude::*;
 
+pub(crate) use order::Order;
 use pack::pack_columns;
-pub(crate) use pack::{pack_pairs, pack_rows, pairs, turn};
-pub(crate) use unit::{Begin, Set, Unit, WithUnit};
+pub(crate) use unit::{Begin, Set, Steps, Unit, WithUnit};
 
 use crate::gemm::{Columns, Shared, Start, blocks_of};
 
-/// 16 rows of 32 values of A; or of B 16 columns of 32 values, of which row p has the pairs (2p, 2p + 1) of each column.
+/// 16 rows of 32 values of A; or of B 16 columns of 32 values. Where each of them lies in it is for the [`Order`] to say.
 #[repr(C, align(64))]
 #[derive(Clone, Copy)]
 pub(crate) struct Tile(pub(crate) [u16; SIDE * DEPTH]);
@@ -120,7 +133,7 @@ impl<B: Columns> WithUnit for Product<'_, B> {
                     for (i, tiles) in scratch.chunks_exact_mut(steps.max(1)).enumerate() {
                         let at = column + i * SIDE;
                         let of_k = first * DEPTH..k.min((first + steps) * DEPTH);
-                        pack_columns(b, of_k, at..end.min(at + SIDE), tiles);
+                        pack_columns::<U::Order>(b, of_k, at..end.min(at + SIDE), tiles);
                     }
                 }
                 for row in rows.clone().step_by(BLOCK) {
@@ -147,7 +160,7 @@ impl<B: Columns> WithUnit for Product<'_, B> {
                             if steps > 0 {
                                 let a = strips_of_a.map(|at| a[at..at + steps].as_ptr());
                                 let b = strips_of_b.map(|at| scratch[at..at + steps].as_ptr());
-                                unit.add(a, size_of::<Tile>(), b, steps);
+                                unit.add(a, Steps::OF_TILES, b, steps);
                             }
                             unit.end(begin, c, n, size);
                         }

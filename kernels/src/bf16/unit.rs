@@ -1,17 +1,22 @@
-//! What multiplies tiles: AMX, or AVX-512's products of pairs.
+//! What multiplies tiles, and which of them this processor has.
 
-use std::arch::asm;
-use std::arch::x86_64::*;
-use std::sync::OnceLock;
-
-use super::{BLOCK, DEPTH, SIDE, Tile};
-use crate::simd::{Isa, Vector};
+#[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+use super::neon;
+use super::order::Order;
+use super::{SIDE, Tile};
+#[cfg(target_arch = "x86_64")]
+use super::{amx, avx512};
+use crate::simd::Isa;
 
 /// A way to multiply bf16 that this processor has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Set {
+    #[cfg(target_arch = "x86_64")]
     Amx,
+    #[cfg(target_arch = "x86_64")]
     Avx512,
+    #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+    Neon,
 }
 
 /// What is compiled for each unit.
@@ -24,69 +29,75 @@ pub(crate) trait WithUnit {
 impl Set {
     /// Those that this processor has and the system lets this program use, the fastest first.
     pub(crate) fn available() -> Vec<Set> {
+        #[allow(unused_mut, reason = "other processors have none")]
         let mut sets = Vec::new();
-        if is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512bf16")
-        {
-            if has_amx() {
+        #[cfg(target_arch = "x86_64")]
+        if avx512::is_there() {
+            if amx::is_there() {
                 sets.push(Set::Amx);
             }
             sets.push(Set::Avx512);
+        }
+        #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+        if neon::is_there() {
+            sets.push(Set::Neon);
         }
         sets
     }
 
     pub(crate) fn isa(self) -> Isa {
         match self {
+            #[cfg(target_arch = "x86_64")]
             Set::Amx => Isa::Amx,
+            #[cfg(target_arch = "x86_64")]
             Set::Avx512 => Isa::Avx512Bf16,
+            #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+            Set::Neon => Isa::NeonBf16,
+        }
+    }
+
+    /// The one that an instruction set has, which was asked for what the processor has.
+    pub(crate) fn of(isa: Isa) -> Option<Set> {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => Some(Set::Amx),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 => Some(Set::Avx512),
+            #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+            Isa::NeonBf16 => Some(Set::Neon),
+            _ => None,
+        }
+    }
+
+    /// Whether it multiplies so much faster than f32's instructions that Winograd's tiles in f32, which need a quarter or four ninths
+    /// of the products, save no time: BFMMLA has sixteen where f32's has four, AVX512_BF16 up to twice as many.
+    pub(crate) fn outruns_winograd(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Set::Amx => true,
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx512 => false,
+            #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+            Set::Neon => true,
         }
     }
 
     /// Runs what is compiled for this unit. `run` of the kernel, and what it calls, must be `#[inline(always)]`.
     #[inline]
+    #[allow(unused_variables, reason = "other processors have none")]
     pub(crate) fn run<K: WithUnit>(self, kernel: K) -> K::Output {
         match self {
+            #[cfg(target_arch = "x86_64")]
             // SAFETY: a `Set` is only made where the processor has it: by `available`, or by an `Isa` that asked it.
-            Set::Amx => unsafe { with::<Amx, K>(kernel) },
+            Set::Amx => unsafe { avx512::with::<amx::Amx, K>(kernel) },
+            #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Set::Avx512 => unsafe { with::<Avx512, K>(kernel) },
+            Set::Avx512 => unsafe { avx512::with::<avx512::Avx512, K>(kernel) },
+            #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+            // SAFETY: as above.
+            Set::Neon => unsafe { neon::with(kernel) },
         }
     }
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16,avx2,fma,f16c")]
-unsafe fn with<U: Unit, K: WithUnit>(kernel: K) -> K::Output {
-    kernel.run::<U>()
-}
-
-/// Whether the processor has AMX's tiles and their products of bf16, and the system saves them between threads.
-fn has_amx() -> bool {
-    static HAS: OnceLock<bool> = OnceLock::new();
-    *HAS.get_or_init(|| {
-        const BF16: u32 = 1 << 22;
-        const TILES: u32 = 1 << 24;
-        #[allow(unused_unsafe, reason = "safe in newer compilers")]
-        // SAFETY: every processor of this family has the instruction; leaf 7 is there where AVX-512 is.
-        let leaf = unsafe { __cpuid_count(7, 0) };
-        leaf.edx & (BF16 | TILES) == BF16 | TILES && is_permitted()
-    })
-}
-
-/// Linux keeps 8 KiB more for each thread of a program that uses tiles, and wants to be asked first.
-#[cfg(target_os = "linux")]
-fn is_permitted() -> bool {
-    const ARCH_REQ_XCOMP_PERM: i64 = 0x1023;
-    const TILE_DATA: i64 = 18;
-    // SAFETY: asks for a permission, and touches no memory.
-    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA) == 0 }
-}
-
-/// Other systems let every program use them, if they know them; that was not tried.
-#[cfg(not(target_os = "linux"))]
-fn is_permitted() -> bool {
-    false
 }
 
 /// What a block of C holds before the product is added.
@@ -102,6 +113,32 @@ pub(crate) enum Begin<'a> {
     Matrix(&'a [f32], usize),
 }
 
+/// How far the values of A are apart in memory, in bytes; a tile's rows are [`Order::ROW`].
+#[derive(Clone, Copy)]
+pub(crate) struct Steps {
+    /// From one tile to the next.
+    pub(crate) tile: usize,
+    /// From four values of a row to the next four, where these are not one after the other.
+    #[cfg_attr(
+        not(all(target_arch = "aarch64", target_feature = "neon")),
+        expect(dead_code, reason = "values of a row lie one after the other")
+    )]
+    pub(crate) fours: usize,
+}
+
+impl Steps {
+    /// Of whole tiles that follow each other.
+    pub(crate) const OF_TILES: Steps = Steps { tile: size_of::<Tile>(), fours: FOURS };
+
+    /// Of a plane of so many tiles, in which the next tile begins with the next row.
+    pub(crate) fn of_plane<O: Order>(tiles: usize) -> Steps {
+        Steps { tile: O::ROW, fours: tiles * FOURS }
+    }
+}
+
+/// Bytes of four values of each of a tile's rows.
+pub(super) const FOURS: usize = SIDE * 4 * size_of::<u16>();
+
 /// Sums of a block of 32 × 32.
 ///
 /// # Safety
@@ -109,294 +146,16 @@ pub(crate) enum Begin<'a> {
 /// uses AMX meanwhile. `c` leads to `size` values, its rows `stride` apart, which can be written; they are there where it
 /// begins with itself.
 pub(crate) trait Unit: Sized {
+    /// In which the tiles are.
+    type Order: Order;
+
     unsafe fn open() -> Self;
     /// The sums are what `from` says, where that can be read as whole blocks; if not, `end` adds it.
     unsafe fn begin(&mut self, from: Begin, c: *const f32, stride: usize, size: (usize, usize));
-    /// Adds the products of `count` tiles of two strips of rows, `a_step` bytes apart (a tile's rows are 64 bytes
-    /// apart, whatever that is), and of two strips of columns.
-    unsafe fn add(&mut self, a: [*const Tile; 2], a_step: usize, b: [*const Tile; 2], count: usize);
+    /// Adds the products of `count` tiles of two strips of rows, which are as far apart as `steps` says, and of two strips of
+    /// columns.
+    unsafe fn add(&mut self, a: [*const Tile; 2], steps: Steps, b: [*const Tile; 2], count: usize);
     /// Writes C.
     unsafe fn end(&mut self, from: Begin, c: *mut f32, stride: usize, size: (usize, usize));
     unsafe fn close(self);
-}
-
-/// A block in memory: where what is computed is not a whole block.
-#[repr(C, align(64))]
-struct Sums([f32; BLOCK * BLOCK]);
-
-impl Sums {
-    /// Writes what the sums and the beginning come to.
-    ///
-    /// # Safety
-    /// As [`Unit::end`].
-    #[inline(always)]
-    unsafe fn write(
-        &self,
-        from: Begin,
-        c: *mut f32,
-        stride: usize,
-        (rows, columns): (usize, usize),
-    ) {
-        for row in 0..rows {
-            for first in (0..columns).step_by(16) {
-                let count = (columns - first).min(16);
-                // SAFETY: `count` values of this row; a block's rows are whole.
-                unsafe {
-                    let to = c.add(row * stride + first);
-                    let begin = match from {
-                        Begin::Zero => __m512::splat(0.0),
-                        Begin::Itself => __m512::load_part(to, count),
-                        Begin::Rows(values) => __m512::splat(values[row]),
-                        Begin::Columns(values) => {
-                            __m512::load_part(values[first..first + count].as_ptr(), count)
-                        }
-                        Begin::Matrix(values, stride) => {
-                            let at = row * stride + first;
-                            __m512::load_part(values[at..at + count].as_ptr(), count)
-                        }
-                    };
-                    let sum = __m512::load(self.0.as_ptr().add(row * BLOCK + first)).add(begin);
-                    sum.store_part(to, count);
-                }
-            }
-        }
-    }
-}
-
-/// AMX: the sums are the tiles 0 to 3, of the rows 0 – 15 and 16 – 31.
-pub(crate) struct Amx {
-    sums: Sums,
-    /// Whether the tiles began with zeros, although C does not.
-    is_to_add: bool,
-}
-
-/// Eight tiles of 16 rows of 64 bytes.
-#[repr(C, align(64))]
-struct Shapes([u8; 64]);
-
-static SHAPES: Shapes = {
-    let mut bytes = [0; 64];
-    bytes[0] = 1;
-    let mut tile = 0;
-    while tile < 8 {
-        bytes[16 + 2 * tile] = 64;
-        bytes[48 + tile] = SIDE as u8;
-        tile += 1;
-    }
-    Shapes(bytes)
-};
-
-impl Amx {
-    /// # Safety
-    /// As [`Unit`]; `from` leads to four tiles of f32, rows `stride` bytes apart.
-    #[inline(always)]
-    unsafe fn load(from: *const f32, stride: usize) {
-        let below = from.wrapping_byte_add(SIDE * stride);
-        // SAFETY: the caller's; only tiles change.
-        unsafe {
-            asm!(
-                "tileloadd tmm0, [{a} + {s}]",
-                "tileloadd tmm1, [{a} + {s} + 64]",
-                "tileloadd tmm2, [{b} + {s}]",
-                "tileloadd tmm3, [{b} + {s} + 64]",
-                a = in(reg) from, b = in(reg) below, s = in(reg) stride,
-                options(nostack, preserves_flags, readonly)
-            );
-        }
-    }
-
-    /// # Safety
-    /// As [`Amx::load`]; they can be written.
-    #[inline(always)]
-    unsafe fn store(to: *mut f32, stride: usize) {
-        let below = to.wrapping_byte_add(SIDE * stride);
-        // SAFETY: the caller's.
-        unsafe {
-            asm!(
-                "tilestored [{a} + {s}], tmm0",
-                "tilestored [{a} + {s} + 64], tmm1",
-                "tilestored [{b} + {s}], tmm2",
-                "tilestored [{b} + {s} + 64], tmm3",
-                a = in(reg) to, b = in(reg) below, s = in(reg) stride,
-                options(nostack, preserves_flags)
-            );
-        }
-    }
-}
-
-impl Unit for Amx {
-    #[inline(always)]
-    unsafe fn open() -> Self {
-        // SAFETY: the caller's; the shapes are those of palette 1.
-        unsafe {
-            asm!("ldtilecfg [{}]", in(reg) &raw const SHAPES, options(nostack, preserves_flags, readonly))
-        };
-        Amx { sums: Sums([0.0; BLOCK * BLOCK]), is_to_add: false }
-    }
-
-    #[inline(always)]
-    unsafe fn begin(&mut self, from: Begin, c: *const f32, stride: usize, size: (usize, usize)) {
-        let is_whole = size == (BLOCK, BLOCK);
-        let direct = match from {
-            Begin::Itself if is_whole => Some((c, stride)),
-            // The same row sixteen times.
-            Begin::Columns(values) if is_whole => Some((values.as_ptr(), 0)),
-            Begin::Matrix(values, stride) if is_whole => Some((values.as_ptr(), stride)),
-            _ => None,
-        };
-        self.is_to_add = direct.is_none() && !matches!(from, Begin::Zero);
-        // SAFETY: the caller's: whole blocks are read.
-        unsafe {
-            match direct {
-                Some((from, stride)) => Self::load(from, stride * size_of::<f32>()),
-                None => asm!(
-                    "tilezero tmm0",
-                    "tilezero tmm1",
-                    "tilezero tmm2",
-                    "tilezero tmm3",
-                    options(nostack, preserves_flags, nomem)
-                ),
-            }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn add(
-        &mut self,
-        a: [*const Tile; 2],
-        a_step: usize,
-        b: [*const Tile; 2],
-        count: usize,
-    ) {
-        // SAFETY: the caller's tiles; `count` is at least 1. Only tiles and the registers named change.
-        unsafe {
-            asm!(
-                "2:",
-                "tileloadd tmm4, [{a0} + {row}]",
-                "tileloadd tmm6, [{b0} + {row}]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tileloadd tmm7, [{b1} + {row}]",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "tileloadd tmm5, [{a1} + {row}]",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                "add {a0}, {a_step}",
-                "add {a1}, {a_step}",
-                "add {b0}, 1024",
-                "add {b1}, 1024",
-                "dec {count}",
-                "jnz 2b",
-                a0 = inout(reg) a[0] => _, a1 = inout(reg) a[1] => _,
-                b0 = inout(reg) b[0] => _, b1 = inout(reg) b[1] => _,
-                count = inout(reg) count => _,
-                row = in(reg) 2 * DEPTH, a_step = in(reg) a_step,
-                options(nostack, readonly)
-            );
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn end(&mut self, from: Begin, c: *mut f32, stride: usize, size: (usize, usize)) {
-        // SAFETY: the caller's: a whole block can be written, or goes to the sums first.
-        unsafe {
-            if size == (BLOCK, BLOCK) && !self.is_to_add {
-                return Self::store(c, stride * size_of::<f32>());
-            }
-            Self::store(self.sums.0.as_mut_ptr(), BLOCK * size_of::<f32>());
-            let from = if self.is_to_add { from } else { Begin::Zero };
-            self.sums.write(from, c, stride, size);
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn close(self) {
-        // SAFETY: the tiles are as they were before `open`: of no use.
-        unsafe { asm!("tilerelease", options(nostack, preserves_flags, nomem)) }
-    }
-}
-
-/// AVX-512's products of pairs: the sums lie in memory between two calls.
-pub(crate) struct Avx512 {
-    sums: Sums,
-}
-
-/// A tile's row of pairs.
-///
-/// # Safety
-/// The tile is there; the processor has AVX-512.
-#[inline(always)]
-unsafe fn pairs(tile: *const i32, row: usize) -> __m512bh {
-    // SAFETY: the caller's; both are 512 bits.
-    unsafe { std::mem::transmute(_mm512_load_si512(tile.add(row * SIDE).cast())) }
-}
-
-/// Rows whose sums are registers, with two vectors of columns: 16 of 32.
-const ROWS: usize = 8;
-
-impl Unit for Avx512 {
-    #[inline(always)]
-    unsafe fn open() -> Self {
-        Avx512 { sums: Sums([0.0; BLOCK * BLOCK]) }
-    }
-
-    #[inline(always)]
-    unsafe fn begin(&mut self, _: Begin, _: *const f32, _: usize, _: (usize, usize)) {
-        self.sums.0.fill(0.0);
-    }
-
-    #[inline(always)]
-    unsafe fn add(
-        &mut self,
-        a: [*const Tile; 2],
-        a_step: usize,
-        b: [*const Tile; 2],
-        count: usize,
-    ) {
-        for first in (0..BLOCK).step_by(ROWS) {
-            // SAFETY: the caller's tiles, each 16 rows of 16 pairs.
-            unsafe {
-                let to = self.sums.0.as_mut_ptr().add(first * BLOCK);
-                let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
-                for (row, sums) in sums.iter_mut().enumerate() {
-                    for (i, sum) in sums.iter_mut().enumerate() {
-                        *sum = _mm512_load_ps(to.add(row * BLOCK + 16 * i));
-                    }
-                }
-                let mut a = a[first / SIDE].cast::<i32>().add(first % SIDE * SIDE);
-                let [mut b0, mut b1] = b.map(|tile| tile.cast::<i32>());
-                for _ in 0..count {
-                    for pair in 0..SIDE {
-                        let of_b = [pairs(b0, pair), pairs(b1, pair)];
-                        for (row, sums) in sums.iter_mut().enumerate() {
-                            let a = _mm512_set1_epi32(*a.add(row * SIDE + pair));
-                            for (sum, b) in sums.iter_mut().zip(of_b) {
-                                *sum = _mm512_dpbf16_ps(
-                                    *sum,
-                                    std::mem::transmute::<__m512i, __m512bh>(a),
-                                    b,
-                                );
-                            }
-                        }
-                    }
-                    a = a.byte_add(a_step);
-                    b0 = b0.byte_add(size_of::<Tile>());
-                    b1 = b1.byte_add(size_of::<Tile>());
-                }
-                for (row, sums) in sums.iter().enumerate() {
-                    for (i, sum) in sums.iter().enumerate() {
-                        _mm512_store_ps(to.add(row * BLOCK + 16 * i), *sum);
-                    }
-                }
-            }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn end(&mut self, from: Begin, c: *mut f32, stride: usize, size: (usize, usize)) {
-        // SAFETY: the caller's.
-        unsafe { self.sums.write(from, c, stride, size) }
-    }
-
-    #[inline(always)]
-    unsafe fn close(self) {}
 }

@@ -2,7 +2,6 @@
 //! tile as they lie in memory, so that a kernel of 3 × 3 is nine products of shifted tiles and no patch is ever made
 //! (Georganas et al., Anatomy of High-Performance Deep Learning Convolutions on SIMD Architectures, 2018, for tiles).
 
-use std::arch::x86_64::*;
 use std::ops::Range;
 
 use rayon::prelude::*;
@@ -10,20 +9,19 @@ use rayon::prelude::*;
 use super::cpu::{Patches, Sizes};
 use super::winograd;
 use crate::bf16::{
-    BLOCK, Begin, DEPTH, SIDE, Set, Tile, Unit, WithUnit, pairs, product_to, turn, written_by,
+    BLOCK, Begin, DEPTH, Order, SIDE, Set, Steps, Tile, Unit, WithUnit, product_to, written_by,
 };
 use crate::gemm::{Shared, Start};
 use crate::memory;
-use crate::simd::{Isa, Vector};
+use crate::simd::Vector;
 use crate::storage::WeightValues;
 
 /// Blocks of pixels of a task: their part of the picture stays in a second-level cache.
 const BLOCKS: usize = 16;
 
-/// Whether Winograd's tiles in f32 take less time: AVX512_BF16 multiplies up to twice as fast as f32's instructions, and tiles need
-/// a quarter or four ninths of the products.
+/// Whether Winograd's tiles in f32 take less time.
 pub(super) fn is_slower(set: Set, side: Option<winograd::Side>) -> bool {
-    set == Set::Avx512 && side.is_some()
+    side.is_some() && !set.outruns_winograd()
 }
 
 /// y = w ⋆ x + bias, as [`super::cpu::conv2d`].
@@ -71,7 +69,7 @@ unsafe fn by_patches(
         WeightValues::F32(values) => values,
         half => {
             wide.resize(half.len(), 0.0);
-            half.widen_into(Isa::Avx512, 0, &mut wide);
+            half.widen_into(set.isa(), 0, &mut wide);
             &wide
         }
     };
@@ -180,43 +178,22 @@ impl WithUnit for Picture<'_> {
         let padded = Padded::new(s);
         let size = s.height * s.width;
         let channels = x.len() / size.max(1);
-        // SAFETY, of all below: the processor has the instructions, or this would not run; places lie within the plane, by
-        // their bounds.
+        // SAFETY, of all below: the processor has the unit, or this would not run; places lie within the plane, by their bounds.
         unsafe {
             std::ptr::write_bytes(tiles.as_mut_ptr(), 0, tiles.len());
         }
-        let plane: *mut f32 = tiles.as_mut_ptr().cast();
-        let mut rows = Tile([0; SIDE * DEPTH]);
-        let mut turned = Tile([0; SIDE * DEPTH]);
+        let places = tiles.len() * SIDE;
+        let mut pixels = Tile([0; SIDE * DEPTH]);
         for y in 0..s.height {
             for first in (0..s.width).step_by(SIDE) {
                 let count = SIDE.min(s.width - first);
                 let at = (y + s.padding) * padded.width + s.padding + first;
-                assert!((at + count) * SIDE <= tiles.len() * SIDE * SIDE);
-                let to: *mut __m512i = (&raw mut rows).cast();
-                for pair in 0..SIDE {
-                    // SAFETY: `count` pixels of a channel's row; a tile has 16 rows.
-                    unsafe {
-                        let row = |channel: usize| match channel < channels {
-                            true => {
-                                let from = x.as_ptr().add(channel * size + y * s.width + first);
-                                __m512::load_part(from, count)
-                            }
-                            false => _mm512_setzero_ps(),
-                        };
-                        let (even, odd) = (row(2 * pair), row(2 * pair + 1));
-                        _mm512_store_si512(to.add(pair), pairs(even, odd));
-                    }
-                }
-                // SAFETY: 16 places from `at` on, or these of a tile of their own; a place is 16 values of 32 bits.
+                assert!(at + count <= places);
+                // SAFETY: `count` pixels of a row of each channel, and as many places from `at` on.
                 unsafe {
-                    if count == SIDE {
-                        turn(&rows, plane.add(at * SIDE).cast());
-                    } else {
-                        turn(&rows, &mut turned);
-                        let from: *const f32 = turned.0.as_ptr().cast();
-                        std::ptr::copy_nonoverlapping(from, plane.add(at * SIDE), count * SIDE);
-                    }
+                    let from = x.as_ptr().wrapping_add(y * s.width + first);
+                    U::Order::columns(from, size, channels, count, &mut pixels);
+                    U::Order::columns_to_rows(&pixels, tiles.as_mut_ptr(), places, at, count);
                 }
             }
         }
@@ -247,37 +224,21 @@ impl WithUnit for Weights<'_> {
             let count = DEPTH.min(s.channels - step * DEPTH) * taps;
             wide[count..].fill(0.0);
             for (row, out) in outs.clone().enumerate() {
-                w.widen::<__m512>((out * s.channels + step * DEPTH) * taps, &mut wide[..count]);
+                w.widen::<<U::Order as Order>::V>(
+                    (out * s.channels + step * DEPTH) * taps,
+                    &mut wide[..count],
+                );
                 for (tap, rows) in rows.iter_mut().enumerate() {
-                    // SAFETY: the processor has the instructions, or this would not run; the places are below
-                    // 32 · taps; a tile has 16 rows.
-                    unsafe {
-                        let even = every(wide.as_ptr().add(tap), 2 * taps);
-                        let odd = every(wide.as_ptr().add(taps + tap), 2 * taps);
-                        let to: *mut __m512i = (&raw mut *rows).cast();
-                        _mm512_store_si512(to.add(row), pairs(even, odd));
-                    }
+                    // SAFETY: the processor has the unit, or this would not run; the places are below 32 · taps; a tile has 16
+                    // rows.
+                    unsafe { U::Order::row_of_every(wide.as_ptr().add(tap), taps, row, rows) };
                 }
             }
             for (rows, tile) in rows.iter().zip(tiles) {
                 // SAFETY: as above.
-                unsafe { turn(rows, tile) };
+                unsafe { U::Order::turn(rows, tile) };
             }
         }
-    }
-}
-
-/// 16 values, `step` apart.
-///
-/// # Safety
-/// They are there; the processor has AVX-512.
-#[inline(always)]
-unsafe fn every(from: *const f32, step: usize) -> __m512 {
-    // SAFETY: the caller's.
-    unsafe {
-        let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-        let places = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(step as i32));
-        _mm512_i32gather_ps::<4>(places, from)
     }
 }
 
@@ -298,6 +259,21 @@ struct Block<'a> {
 #[repr(C, align(64))]
 struct Values([f32; BLOCK * BLOCK]);
 
+/// # Safety
+/// [`Vector`]'s.
+#[inline(always)]
+unsafe fn turn_block<V: Vector>(from: &Values, to: &mut Values) {
+    for i in (0..BLOCK).step_by(V::LANES) {
+        for j in (0..BLOCK).step_by(V::LANES) {
+            // SAFETY: LANES divides a block's rows and columns; for the rest the caller's.
+            unsafe {
+                let from = from.0.as_ptr().add(i * BLOCK + j);
+                V::transpose(from, BLOCK, to.0.as_mut_ptr().add(j * BLOCK + i), BLOCK);
+            }
+        }
+    }
+}
+
 /// Runs of a block's outputs: a row of one pixel each, at most.
 const RUNS: usize = BLOCK;
 
@@ -310,6 +286,7 @@ impl WithUnit for Block<'_> {
         let padded = Padded::new(s);
         let (taps, plane) = (s.kernel_h * s.kernel_w, padded.tiles());
         let depth = picture.len() / plane;
+        let steps = Steps::of_plane::<U::Order>(plane);
         let size = (BLOCK, outs.len());
         let strips = outs.start / SIDE;
         let strips = [strips, strips + usize::from(outs.len() > SIDE)];
@@ -323,21 +300,17 @@ impl WithUnit for Block<'_> {
             unsafe {
                 unit.begin(begin, sums.0.as_ptr(), BLOCK, size);
                 for step in 0..depth {
-                    let plane = picture.as_ptr().add(step * plane).cast::<[u16; DEPTH]>();
+                    let plane = picture.as_ptr().add(step * plane);
                     for ky in 0..s.kernel_h {
-                        let a = plane.add(first + ky * padded.width);
+                        let a = plane.byte_add((first + ky * padded.width) * U::Order::ROW);
                         let tap = step * taps + ky * s.kernel_w;
                         let b = strips.map(|strip| weights[strip * depth * taps + tap..].as_ptr());
-                        let a = [a.cast(), a.add(SIDE).cast()];
-                        unit.add(a, size_of::<[u16; DEPTH]>(), b, s.kernel_w);
+                        let a = [a, a.byte_add(SIDE * U::Order::ROW)];
+                        unit.add(a, steps, b, s.kernel_w);
                     }
                 }
                 unit.end(begin, sums.0.as_mut_ptr(), BLOCK, size);
-                for (i, j) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
-                    let from = sums.0.as_ptr().add(i * SIDE * BLOCK + j * SIDE);
-                    let to = turned.0.as_mut_ptr().add(j * SIDE * BLOCK + i * SIDE);
-                    __m512::transpose(from, BLOCK, to, BLOCK);
-                }
+                turn_block::<<U::Order as Order>::V>(&sums, &mut turned);
             }
             // Where in the block, where in the plane of outputs, and how many.
             let mut runs = [(0, 0, 0); RUNS];

@@ -42,11 +42,9 @@ pub fn conv2d_of_doubled(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> 
 /// The tiles by which the large picture is convolved in f32.
 fn side(isa: Isa, sizes: cpu::Sizes) -> Option<winograd::Side> {
     let side = winograd::Side::that_pays(sizes);
-    #[cfg(target_arch = "x86_64")]
     if isa.bf16().is_some_and(|set| !super::bf16::is_slower(set, side)) {
         return None;
     }
-    let _ = isa;
     side
 }
 

@@ -13,7 +13,6 @@ pub(crate) struct Transposed<'a> {
 }
 
 impl Columns for Transposed<'_> {
-    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     fn rows_of_columns(&self) -> Option<(WeightValues<'_>, usize)> {
         Some((self.values, self.k))

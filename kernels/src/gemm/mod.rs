@@ -15,11 +15,9 @@ use rayon::prelude::*;
 
 pub(crate) use columns::{Plain, Rows, Transposed};
 
-#[cfg(target_arch = "x86_64")]
 use crate::bf16;
 use crate::memory;
 use crate::simd::{Isa, Kernel, Vector};
-#[cfg(target_arch = "x86_64")]
 use crate::storage::WeightValues;
 use tile::tile;
 
@@ -37,7 +35,6 @@ pub(crate) trait Columns: Sync {
     fn pack<V: Vector>(&self, k: Range<usize>, n: Range<usize>, width: usize, panel: &mut [f32]);
 
     /// Where the columns lie in memory one after the other: all of them from the first value on, and how far two are apart.
-    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     fn rows_of_columns(&self) -> Option<(WeightValues<'_>, usize)> {
         None
@@ -189,7 +186,6 @@ unsafe fn product_to(
     to: Shared,
 ) {
     assert!(a.len() == m * k);
-    #[cfg(target_arch = "x86_64")]
     if let Some(set) = isa.bf16() {
         // SAFETY: the caller's.
         return unsafe { bf16::product_to(set, (m, k, n), a, b, start, to) };

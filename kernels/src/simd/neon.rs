@@ -64,6 +64,36 @@ impl Vector for float32x4_t {
     }
 
     #[inline(always)]
+    unsafe fn load_part(from: *const f32, count: usize) -> Self {
+        unsafe {
+            let two = || vcombine_f32(vld1_f32(from), vdup_n_f32(0.0));
+            match count {
+                0 => vdupq_n_f32(0.0),
+                1 => vld1q_lane_f32::<0>(from, vdupq_n_f32(0.0)),
+                2 => two(),
+                3 => vld1q_lane_f32::<2>(from.add(2), two()),
+                _ => vld1q_f32(from),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_part(self, to: *mut f32, count: usize) {
+        unsafe {
+            match count {
+                0 => (),
+                1 => vst1q_lane_f32::<0>(to, self),
+                2 => vst1_f32(to, vget_low_f32(self)),
+                3 => {
+                    vst1_f32(to, vget_low_f32(self));
+                    vst1q_lane_f32::<2>(to.add(2), self);
+                }
+                _ => vst1q_f32(to, self),
+            }
+        }
+    }
+
+    #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
         unsafe { vdupq_n_f32(value) }
     }

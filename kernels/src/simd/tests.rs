@@ -34,6 +34,7 @@ fn a_precision_is_had_or_refused() {
         let name = match isa {
             Isa::Amx => "amx",
             Isa::Avx512Bf16 => "avx512bf16",
+            Isa::NeonBf16 => "neonbf16",
             _ => "avx512vnni",
         };
         assert!(Isa::chosen(name, "").is_err());
