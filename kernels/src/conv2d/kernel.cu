@@ -1,5 +1,8 @@
 // Convolution as the product of the weights [O, K] with the patches [K, pixels of all samples], K = C·kH·kW.
 // The patches are gathered tile by tile into shared memory and never whole (an implicit GEMM).
+//
+// Where the tiles are fewer than a GPU's multiprocessors, K is split: blocks of another z sum other elements of it, in f32 and to
+// memory of their own, and a second launch adds the parts, always in the same order.
 #include "../cuda/device.cuh"
 
 struct Sizes {
@@ -34,10 +37,31 @@ __device__ inline long long output_index(const Sizes& s, long long pixel, int ch
     return (pixel / plane * s.out_channels + channel) * plane + pixel % plane;
 }
 
+// The elements of K that a block sums: `length` of them, whole steps, or what is left.
+struct Part {
+    int start, end;
+    float* sums;  // where its sums go, as the result lies; null where they are whole and become the result
+};
+
+__device__ inline Part part_of(const Sizes& s, float* sums, int length) {
+    int depth = s.channels * s.kernel_h * s.kernel_w, start = blockIdx.z * length, left = depth - start;
+    long long values = (long long)s.batch * s.out_channels * s.out_height * s.out_width;
+    return {start, start + (left < length ? left : length), sums ? sums + blockIdx.z * values : nullptr};
+}
+
+template <class T>
+__device__ inline void put(const Sizes& s, const Part& part, T* y, long long pixel, int channel, float sum, float added) {
+    long long i = output_index(s, pixel, channel);
+    if (part.sums)
+        part.sums[i] = sum;
+    else
+        y[i] = device::narrow<T>(sum + added);
+}
+
 // On the tensor cores: a block of 8 warps, 2 x 4, makes a tile of TILE output channels and TILE pixels; K goes by in
 // steps of 32. While one step is multiplied, the next is read from memory into registers.
 template <class T, int TILE, int KERNEL>
-__device__ void on_tensor_cores(const T* x, const T* weight, const float* bias, T* y, Sizes s, int whole_rows) {
+__device__ void on_tensor_cores(const T* x, const T* weight, const float* bias, T* y, Sizes s, int whole_rows, Part part) {
     constexpr int STEP = 32, THREADS = 256, M = TILE / 32, N = TILE / 32;  // m16 and n8 tiles of a warp
     constexpr int W_ROW = STEP + 8, P_ROW = TILE + 8;  // eight more, so that the rows begin in different banks
     constexpr int EACH = TILE * STEP / THREADS;
@@ -74,11 +98,11 @@ __device__ void on_tensor_cores(const T* x, const T* weight, const float* bias, 
 
     float sum[M][N][4] = {};
     int top = warp / 4 * (TILE / 2), left = warp % 4 * (TILE / 4);
-    read(0);
+    read(part.start);
     keep(0);
     __syncthreads();
-    for (int start = 0, buffer = 0; start < depth; start += STEP, buffer ^= 1) {
-        if (start + STEP < depth) read(start + STEP);
+    for (int start = part.start, buffer = 0; start < part.end; start += STEP, buffer ^= 1) {
+        if (start + STEP < part.end) read(start + STEP);
         for (int k = 0; k < STEP; k += 16) {
             uint32_t a[M][4], b[N / 2][4];
             for (int m = 0; m < M; m++) device::load_matrices(a[m], &weights[buffer][top + m * 16 + lane % 16][k + lane / 16 * 8]);
@@ -90,7 +114,7 @@ __device__ void on_tensor_cores(const T* x, const T* weight, const float* bias, 
                     device::mma(sum[m][n], a[m], right, T());
                 }
         }
-        if (start + STEP < depth) keep(buffer ^ 1);
+        if (start + STEP < part.end) keep(buffer ^ 1);
         __syncthreads();
     }
 
@@ -102,14 +126,14 @@ __device__ void on_tensor_cores(const T* x, const T* weight, const float* bias, 
             for (int n = 0; n < N; n++) {
                 long long number = first_pixel + left + n * 8 + lane % 4 * 2 + i % 2;
                 if (number < (long long)s.batch * s.out_height * s.out_width)
-                    y[output_index(s, number, channel)] = device::narrow<T>(sum[m][n][i] + added);
+                    put(s, part, y, number, channel, sum[m][n][i], added);
             }
         }
 }
 
 // In f32: a block of 256 threads makes a tile of 64 output channels and 64 pixels, each thread 4 x 4.
 template <int KERNEL>
-__device__ void in_f32(const float* x, const float* weight, const float* bias, float* y, Sizes s) {
+__device__ void in_f32(const float* x, const float* weight, const float* bias, float* y, Sizes s, Part part) {
     constexpr int TILE = 64, STEP = 16;
     __shared__ float weights[STEP][TILE + 1], patches[STEP][TILE];
     int first_channel = blockIdx.y * TILE, depth = s.channels * s.kernel_h * s.kernel_w;
@@ -117,7 +141,7 @@ __device__ void in_f32(const float* x, const float* weight, const float* bias, f
     Pixel pixel = pixel_of(s, first_pixel + threadIdx.x % TILE);
     int row = threadIdx.x / 16, column = threadIdx.x % 16;
     float sum[4][4] = {};
-    for (int start = 0; start < depth; start += STEP) {
+    for (int start = part.start; start < part.end; start += STEP) {
         for (int i = 0; i < 4; i++) {
             int k = start + threadIdx.x % STEP, c = threadIdx.x / STEP + i * 16, channel = first_channel + c;
             weights[threadIdx.x % STEP][c] = channel < s.out_channels && k < depth ? weight[(long long)channel * depth + k] : 0.0f;
@@ -138,8 +162,18 @@ __device__ void in_f32(const float* x, const float* weight, const float* bias, f
         float added = bias ? bias[channel] : 0.0f;
         for (int j = 0; j < 4; j++) {
             long long number = first_pixel + column + 16 * j;
-            if (number < (long long)s.batch * s.out_height * s.out_width) y[output_index(s, number, channel)] = sum[i][j] + added;
+            if (number < (long long)s.batch * s.out_height * s.out_width) put(s, part, y, number, channel, sum[i][j], added);
         }
+    }
+}
+
+// The result of a split over K: the parts' sums, the first part's first, and the bias.
+template <class T>
+__device__ void join(const float* sums, const float* bias, T* y, int parts, long long values, long long plane, int channels) {
+    for (long long i = device::first_index(); i < values; i += device::index_step()) {
+        float sum = sums[i];
+        for (int part = 1; part < parts; part++) sum += sums[part * values + i];
+        y[i] = device::narrow<T>(sum + (bias ? bias[i / plane % channels] : 0.0f));
     }
 }
 
@@ -150,8 +184,10 @@ __device__ void in_f32(const float* x, const float* weight, const float* bias, f
 
 #define ENTRY(name, type, T, TILE, KERNEL)                                                                                   \
     extern "C" __global__ void __launch_bounds__(256) conv2d_##name##_##type(const T* x, const T* weight, const float* bias, \
-                                                                             T* y, int whole_rows, SIZES) {                 \
-        on_tensor_cores<T, TILE, KERNEL>(x, weight, bias, y, GIVEN, whole_rows);                                             \
+                                                                             T* y, float* sums, int length, int whole_rows,  \
+                                                                             SIZES) {                                       \
+        Sizes s = GIVEN;                                                                                                    \
+        on_tensor_cores<T, TILE, KERNEL>(x, weight, bias, y, s, whole_rows, part_of(s, sums, length));                      \
     }
 #define ENTRIES(type, T)              \
     ENTRY(3x3_tile128, type, T, 128, 3) \
@@ -164,9 +200,17 @@ FOR_EACH_HALF_TYPE(ENTRIES)
 
 #define F32_ENTRY(name, KERNEL)                                                                                                    \
     extern "C" __global__ void __launch_bounds__(256) conv2d_##name##_tile64_f32(const float* x, const float* weight, const float* bias, \
-                                                                                 float* y, int, SIZES) {                          \
-        in_f32<KERNEL>(x, weight, bias, y, GIVEN);                                                                                 \
+                                                                                 float* y, float* sums, int length, int, SIZES) { \
+        Sizes s = GIVEN;                                                                                                           \
+        in_f32<KERNEL>(x, weight, bias, y, s, part_of(s, sums, length));                                                           \
     }
 F32_ENTRY(3x3, 3)
 F32_ENTRY(1x1, 1)
 F32_ENTRY(any, 0)
+
+#define JOIN_ENTRY(type, T)                                                                                                         \
+    extern "C" __global__ void conv2d_join_##type(const float* sums, const float* bias, T* y, int parts, long long values, \
+                                                  long long plane, int channels) {                                                 \
+        join(sums, bias, y, parts, values, plane, channels);                                                                       \
+    }
+FOR_EACH_TYPE(JOIN_ENTRY)
