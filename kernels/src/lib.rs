@@ -42,7 +42,7 @@ pub mod upsample_nearest2d;
 pub use activation::{gelu_erf, quick_gelu, silu};
 pub use add::{add, add_to_channels};
 pub use attention::{attention, attention_of_projections};
-pub use conv2d::{conv2d, conv2d_of_doubled};
+pub use conv2d::{conv2d, conv2d_add_to_channels, conv2d_of_doubled};
 pub use geglu::{geglu, linear_geglu};
 pub use group_norm::{group_norm, group_norm_silu};
 pub use join_channels::join_channels;

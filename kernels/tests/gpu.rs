@@ -142,6 +142,12 @@ fn convolutions() -> Result<()> {
             comparison.compare(&name, &inputs, 2, 2e-5, |t| {
                 kernels::conv2d(&t[0], &t[1], Some(&t[2]), stride, padding)
             })?;
+            let [x, weight, bias] = inputs;
+            let inputs = [x, weight, random(&[batch, output])?, bias];
+            let name = name.replace("conv2d", "conv2d_add_to_channels");
+            comparison.compare(&name, &inputs, 3, 2e-5, |t| {
+                kernels::conv2d_add_to_channels(&t[0], &t[1], Some(&t[3]), &t[2], stride, padding)
+            })?;
         }
         Ok(())
     })

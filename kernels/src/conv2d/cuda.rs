@@ -8,7 +8,7 @@ use super::cpu::Sizes;
 /// multiprocessor of a large GPU.
 const TILES: [usize; 2] = [128, 64];
 const MULTIPROCESSORS: usize = 132;
-/// Blocks of the smaller tile that a multiprocessor has registers and shared memory for at once.
+/// Blocks on a multiprocessor: while one waits for memory another multiplies.
 const BLOCKS_AT_ONCE: usize = 2;
 /// Elements of K that a block multiplies at once, or a multiple of that.
 const STEP: usize = 32;
@@ -24,8 +24,8 @@ struct Share {
 }
 
 impl Share {
-    /// Where there are blocks for every multiprocessor, K stays whole. Else it has as many parts as the GPU has room for at
-    /// once, so that no block waits for another, each of [`LEAST_STEPS`] at least.
+    /// Where there are blocks for every multiprocessor, K stays whole. Else it has as many parts as make at most
+    /// [`BLOCKS_AT_ONCE`] for each, so that none waits for another's end, of [`LEAST_STEPS`] at least.
     fn of(number_type: Type, s: Sizes) -> Share {
         let count = |tile| blocks(s, tile).iter().product::<usize>();
         let enough = |tile: &usize| count(*tile) >= MULTIPROCESSORS;
@@ -49,17 +49,25 @@ fn blocks(s: Sizes, tile: usize) -> [usize; 2] {
     [pixels.div_ceil(tile), s.out_channels.div_ceil(tile)]
 }
 
-/// x [B, C, H, W], weight [O, C, kH, kW] of x's type, bias f32 [O] → [B, O, oH, oW].
-///
-/// `aligned`: the weight begins at a multiple of 16 bytes.
+/// What there is besides the input, and how the weight lies.
+#[derive(Clone, Copy)]
+pub(super) struct Given {
+    pub(super) bias: bool,
+    pub(super) of_samples: bool,
+    /// The weight begins at a multiple of 16 bytes.
+    pub(super) aligned: bool,
+}
+
+/// x [B, C, H, W], weight [O, C, kH, kW] of x's type, bias f32 [O] and what is added to each sample's channels [B, O] of x's
+/// type, where they are given → [B, O, oH, oW].
 ///
 /// # Errors
 /// A size is larger than CUDA counts to.
-pub(super) fn plan(number_type: Type, s: Sizes, bias: bool, aligned: bool) -> Result<Plan> {
-    plan_of(Share::of(number_type, s), number_type, s, bias, aligned)
+pub(super) fn plan(number_type: Type, s: Sizes, given: Given) -> Result<Plan> {
+    plan_of(Share::of(number_type, s), number_type, s, given)
 }
 
-fn plan_of(share: Share, number_type: Type, s: Sizes, bias: bool, aligned: bool) -> Result<Plan> {
+fn plan_of(share: Share, number_type: Type, s: Sizes, given: Given) -> Result<Plan> {
     let kernel = match (s.kernel_h, s.kernel_w) {
         (3, 3) => "3x3",
         (1, 1) => "1x1",
@@ -71,12 +79,17 @@ fn plan_of(share: Share, number_type: Type, s: Sizes, bias: bool, aligned: bool)
     // Whole steps may fill fewer parts; each block has something to sum, or there is no split.
     let parts = depth.div_ceil(length.max(1)).max(1);
     let values = s.batch * s.out_channels * s.out_height * s.out_width;
-    let whole_rows = aligned && depth.is_multiple_of(8);
-    let bias = if bias { Arg::Input(2) } else { Arg::Null };
+    let whole_rows = given.aligned && depth.is_multiple_of(8);
+    let bias = if given.bias { Arg::Input(2) } else { Arg::Null };
+    let of_samples = match given.of_samples {
+        true => Arg::Input(2 + usize::from(given.bias)),
+        false => Arg::Null,
+    };
     let mut arguments = vec![
         Arg::Input(0),
         Arg::Input(1),
         bias,
+        of_samples,
         Arg::Output,
         if parts > 1 { Arg::Scratch } else { Arg::Null },
         int(length)?,
@@ -114,6 +127,7 @@ fn plan_of(share: Share, number_type: Type, s: Sizes, bias: bool, aligned: bool)
     let arguments = vec![
         Arg::Scratch,
         bias,
+        of_samples,
         Arg::Output,
         int(parts)?,
         long(values),
@@ -160,6 +174,7 @@ pub(super) mod tests {
         x: Vec<f32>,
         weight: Vec<f32>,
         bias: Vec<f32>,
+        of_samples: Vec<f32>,
     }
 
     impl Case {
@@ -171,23 +186,46 @@ pub(super) mod tests {
                 x: on_cpu::rounded(number_type, &x),
                 weight: on_cpu::rounded(number_type, &on_cpu::random(s.out_channels * depth, 2)),
                 bias: on_cpu::random(s.out_channels, 3),
+                of_samples: on_cpu::rounded(
+                    number_type,
+                    &on_cpu::random(s.batch * s.out_channels, 4),
+                ),
             }
         }
 
-        fn want(&self, bias: bool) -> Vec<f32> {
+        fn want(&self, given: Given) -> Vec<f32> {
             let weight = WeightValues::F32(&self.weight);
-            let bias = bias.then_some(&self.bias[..]);
-            cpu::conv2d(Isa::Portable, &self.x, weight, bias, self.s)
+            let added = cpu::Added {
+                bias: given.bias.then_some(&self.bias[..]),
+                of_samples: given.of_samples.then_some(&self.of_samples[..]),
+            };
+            cpu::conv2d(Isa::Portable, &self.x, weight, added, self.s)
         }
 
-        fn run(&self, text: &str, number_type: Type, plan: &Plan, seed: u32) -> Found {
+        fn run(
+            &self,
+            text: &str,
+            plan: &Plan,
+            given: Given,
+            (number_type, seed): (Type, u32),
+        ) -> Found {
             let Sizes { batch, out_channels, out_height, out_width, .. } = self.s;
             let output = (number_type, batch * out_channels * out_height * out_width);
             let x = Input::Of(number_type, &self.x);
-            let inputs = [x, Input::Of(number_type, &self.weight), Input::F32(&self.bias)];
+            let mut inputs = vec![x, Input::Of(number_type, &self.weight)];
+            inputs.extend(given.bias.then_some(Input::F32(&self.bias)));
+            inputs.extend(given.of_samples.then_some(Input::Of(number_type, &self.of_samples)));
             on_cpu::run_source(text, plan, &inputs, output, seed, None)
         }
     }
+
+    const ALL: Given = Given { bias: true, of_samples: true, aligned: true };
+    /// Each by itself, and neither.
+    const OTHERS: [Given; 3] = [
+        Given { of_samples: false, aligned: false, ..ALL },
+        Given { bias: false, ..ALL },
+        Given { bias: false, of_samples: false, ..ALL },
+    ];
 
     #[test]
     fn agrees_with_the_cpu_s() {
@@ -204,11 +242,12 @@ pub(super) mod tests {
             ] {
                 let case = Case::new(number_type, s);
                 for share in shares(number_type, &[1]) {
-                    for (seed, bias, aligned) in [(1, true, true), (2, false, false)] {
-                        let plan = plan_of(share, number_type, s, bias, aligned).expect("small");
-                        let found = case.run(&text, number_type, &plan, seed).expect("runs");
+                    for (seed, given) in [(1, ALL), (2, OTHERS[0]), (3, OTHERS[1])] {
+                        let plan = plan_of(share, number_type, s, given).expect("small");
+                        let found = case.run(&text, &plan, given, (number_type, seed));
+                        let (found, want) = (found.expect("runs"), case.want(given));
                         let what = format!("conv2d {s:?} {share:?}");
-                        on_cpu::assert_close(number_type, &found, &case.want(bias), 2e-6, &what);
+                        on_cpu::assert_close(number_type, &found, &want, 2e-6, &what);
                     }
                 }
             }
@@ -235,13 +274,14 @@ pub(super) mod tests {
             ] {
                 let case = Case::new(number_type, s);
                 for (i, share) in shares(number_type, &[2, 3, 100]).into_iter().enumerate() {
-                    let bias = i % 2 == 0;
-                    let plan = plan_of(share, number_type, s, bias, !bias).expect("small");
+                    let given = [ALL, OTHERS[0], OTHERS[1], OTHERS[2]][i % 4];
+                    let plan = plan_of(share, number_type, s, given).expect("small");
                     let parts = plan.launches[0].grid[2];
                     assert!(plan.launches.len() == 2 && parts > 1 && parts <= share.parts);
-                    let run = |seed| case.run(&text, number_type, &plan, seed).expect("runs");
+                    let run =
+                        |seed| case.run(&text, &plan, given, (number_type, seed)).expect("runs");
                     let (found, what) = (run(1), format!("conv2d {s:?} {share:?}"));
-                    on_cpu::assert_close(number_type, &found, &case.want(bias), 2e-6, &what);
+                    on_cpu::assert_close(number_type, &found, &case.want(given), 2e-6, &what);
                     let is_same = share.parts != 3 || found == run(2);
                     assert!(is_same, "{what}: the order of blocks shows");
                 }
@@ -254,16 +294,16 @@ pub(super) mod tests {
     fn a_missing_barrier_is_seen() {
         for number_type in [Type::F16, Type::F32] {
             let case = Case::new(number_type, sizes(1, (24, 20), (6, 6), (3, 1, 1)));
-            let want = case.want(true);
+            let want = case.want(ALL);
             let texts = on_cpu::without_a_barrier("conv2d", number_type);
             // Two of block_sum, two of each path.
             assert_eq!(texts.len(), 6);
             let of_path = if number_type == Type::F16 { &texts[2..4] } else { &texts[4..] };
             for (text, parts) in of_path.iter().flat_map(|text| [(text, 1), (text, 3)]) {
                 let share = Share { tile: 64, parts };
-                let plan = plan_of(share, number_type, case.s, true, true).expect("small");
+                let plan = plan_of(share, number_type, case.s, ALL).expect("small");
                 let wrong = (0..8).any(|seed| {
-                    on_cpu::is_wrong(&case.run(text, number_type, &plan, seed), &want, 0.1)
+                    on_cpu::is_wrong(&case.run(text, &plan, ALL, (number_type, seed)), &want, 0.1)
                 });
                 assert!(wrong, "a kernel without one of its barriers passed, K in {parts}");
             }
@@ -293,7 +333,7 @@ pub(super) mod tests {
         ] {
             let s = sizes(batch, channels, (side, side), (kernel, 1, kernel / 2));
             assert_eq!(Share::of(Type::F16, s), Share { tile, parts }, "{s:?}");
-            let plan = plan(Type::F16, s, true, true).expect("small");
+            let plan = plan(Type::F16, s, ALL).expect("small");
             let function = format!("conv2d_{kernel}x{kernel}_tile{tile}_f16");
             assert_eq!((&plan.launches[0].function, plan.launches[0].grid[2]), (&function, parts));
             let values = batch * channels.1 * side * side;
