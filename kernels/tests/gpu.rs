@@ -238,6 +238,14 @@ fn element_wise() -> Result<()> {
         comparison.compare("gelu_erf", &x, 1, 1e-6, |t| kernels::gelu_erf(&t[0]))?;
         comparison.compare("quick_gelu", &x, 1, 1e-6, |t| kernels::quick_gelu(&t[0]))?;
         comparison.compare("geglu", &x, 1, 1e-6, |t| kernels::geglu(&t[0]))?;
+        let x = (0..5).map(|_| random(&[1, 4, 64, 64])).collect::<Result<Vec<_>>>()?;
+        comparison.compare("linear_combination", &x, 5, 1e-6, |t| {
+            let factors = [0.5, 1.5, -0.25, 2.0, -1.0];
+            kernels::linear_combination(&factors.into_iter().zip(t).collect::<Vec<_>>())
+        })?;
+        comparison.compare("linear_combination_from", &x[..2], 2, 1e-6, |t| {
+            kernels::linear_combination_from(&t[0], &[(7.5, &t[1])])
+        })?;
         let x = [random(&[2, 320, 33, 32])?];
         comparison.compare("upsample_nearest2d", &x, 1, 0., |t| {
             kernels::upsample_nearest2d(&t[0], 65, 64)
