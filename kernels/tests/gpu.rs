@@ -119,7 +119,11 @@ fn convolutions() -> Result<()> {
         for (batch, input, output, size, kernel, stride) in [
             (2, 4, 320, 64, 3, 1),
             (2, 320, 320, 64, 3, 1),
+            // Parts of K: 3, 6, 6 and 13.
+            (1, 1280, 1280, 16, 3, 1),
             (2, 1280, 1280, 8, 3, 1),
+            (2, 2560, 1280, 8, 1, 1),
+            (2, 1280, 1280, 4, 3, 1),
             (2, 320, 320, 64, 3, 2),
             (2, 640, 320, 33, 1, 1),
             (1, 128, 3, 127, 3, 1),
@@ -137,6 +141,12 @@ fn convolutions() -> Result<()> {
             // The CPU's 3 x 3 is Winograd's, which is off by 1e-5 by itself.
             comparison.compare(&name, &inputs, 2, 2e-5, |t| {
                 kernels::conv2d(&t[0], &t[1], Some(&t[2]), stride, padding)
+            })?;
+            let [x, weight, bias] = inputs;
+            let inputs = [x, weight, random(&[batch, output])?, bias];
+            let name = name.replace("conv2d", "conv2d_add_to_channels");
+            comparison.compare(&name, &inputs, 3, 2e-5, |t| {
+                kernels::conv2d_add_to_channels(&t[0], &t[1], Some(&t[3]), &t[2], stride, padding)
             })?;
         }
         Ok(())
@@ -228,6 +238,14 @@ fn element_wise() -> Result<()> {
         comparison.compare("gelu_erf", &x, 1, 1e-6, |t| kernels::gelu_erf(&t[0]))?;
         comparison.compare("quick_gelu", &x, 1, 1e-6, |t| kernels::quick_gelu(&t[0]))?;
         comparison.compare("geglu", &x, 1, 1e-6, |t| kernels::geglu(&t[0]))?;
+        let x = (0..5).map(|_| random(&[1, 4, 64, 64])).collect::<Result<Vec<_>>>()?;
+        comparison.compare("linear_combination", &x, 5, 1e-6, |t| {
+            let factors = [0.5, 1.5, -0.25, 2.0, -1.0];
+            kernels::linear_combination(&factors.into_iter().zip(t).collect::<Vec<_>>())
+        })?;
+        comparison.compare("linear_combination_from", &x[..2], 2, 1e-6, |t| {
+            kernels::linear_combination_from(&t[0], &[(7.5, &t[1])])
+        })?;
         let x = [random(&[2, 320, 33, 32])?];
         comparison.compare("upsample_nearest2d", &x, 1, 0., |t| {
             kernels::upsample_nearest2d(&t[0], 65, 64)

@@ -3,7 +3,7 @@ use rayon::prelude::*;
 use crate::memory;
 
 /// Values of a task: enough to be worth a thread, and few enough for all of them to have some.
-const VALUES: usize = 1 << 14;
+pub(crate) const VALUES: usize = 1 << 14;
 
 pub(super) fn add(x: &[f32], y: &[f32]) -> Vec<f32> {
     assert!(x.len() == y.len());

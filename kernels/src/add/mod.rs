@@ -10,6 +10,8 @@ use crate::profile::Span;
 use crate::storage::{are_f32_on_cpu, f32_slice};
 use crate::tape::{Reads, apply2};
 
+pub(crate) use cpu::{VALUES, in_tasks};
+
 /// x + y of one shape. What is not f32, or not on the CPU, the tensor library adds.
 ///
 /// # Errors

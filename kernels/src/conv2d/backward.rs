@@ -5,7 +5,7 @@
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::cpu::Sizes;
+use super::cpu::{Added, Sizes};
 use super::of_weight::OfWeight;
 use super::{Conv2d, winograd};
 use crate::begin::begin;
@@ -96,7 +96,7 @@ impl CustomOp2 for Winograd {
         let values = weight_values(weight, weight_layout, self.name())?;
         let _span = Span::new("conv2d 3x3, its input's gradient", s.operations());
         let kernels = winograd::Kernels { values, are_turned: true };
-        let dx = winograd::conv2d(Isa::get()?, upstream.into(), kernels, None, s, side);
+        let dx = winograd::conv2d(Isa::get()?, upstream.into(), kernels, Added::default(), s, side);
         Ok((CpuStorage::F32(dx), Shape::from((s.batch, s.out_channels, s.out_height, s.out_width))))
     }
 }

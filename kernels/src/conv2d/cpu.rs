@@ -40,25 +40,50 @@ impl Sizes {
     }
 }
 
+/// What is added to what the weights make of the input.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Added<'a> {
+    /// [O]
+    pub(super) bias: Option<&'a [f32]>,
+    /// [B, O], a number for each channel of each sample, after the bias.
+    pub(super) of_samples: Option<&'a [f32]>,
+}
+
+impl<'a> From<Option<&'a [f32]>> for Added<'a> {
+    fn from(bias: Option<&'a [f32]>) -> Self {
+        Added { bias, of_samples: None }
+    }
+}
+
+impl Added<'_> {
+    pub(super) fn fits(self, s: Sizes) -> bool {
+        self.bias.is_none_or(|bias| bias.len() == s.out_channels)
+            && self.of_samples.is_none_or(|values| values.len() == s.batch * s.out_channels)
+    }
+
+    /// What is added after the bias; where there is nothing, the zero with which every sum is the other number to the bit.
+    #[inline(always)]
+    pub(super) fn of_sample(self, s: Sizes, sample: usize, channel: usize) -> f32 {
+        match self.of_samples {
+            Some(values) => values[sample * s.out_channels + channel],
+            None => -0.0,
+        }
+    }
+}
+
 /// Columns of a task: some panels, and few enough that its part of the output stays in a cache.
 const COLUMNS: usize = 192;
 /// The most rows of a task: the patches are made anew for each.
 const ROWS: usize = 384;
 
-/// y = w ⋆ x + bias, as the product of the weights [O, K] with the patches [K, pixels of all samples],
+/// y = w ⋆ x and what is added, as the product of the weights [O, K] with the patches [K, pixels of all samples],
 /// K = C·kH·kW. The patches are made panel by panel, where the product takes them from, and never whole.
-pub(super) fn conv2d(
-    isa: Isa,
-    x: &[f32],
-    w: WeightValues,
-    bias: Option<&[f32]>,
-    s: Sizes,
-) -> Vec<f32> {
+pub(super) fn conv2d(isa: Isa, x: &[f32], w: WeightValues, added: Added, s: Sizes) -> Vec<f32> {
     let plane = s.out_height * s.out_width;
     let pixels = s.batch * plane;
     let k = s.channels * s.kernel_h * s.kernel_w;
     assert!(x.len() == s.batch * s.channels * s.height * s.width && w.len() == s.out_channels * k);
-    assert!(bias.is_none_or(|bias| bias.len() == s.out_channels));
+    assert!(added.fits(s));
     let mut y = memory::reserve(pixels * s.out_channels);
     let to = Shared(y.as_mut_ptr());
     let patches = Patches { x, s };
@@ -101,21 +126,32 @@ pub(super) fn conv2d(
             b: &patches,
             c,
             c_stride,
-            start: bias.map_or(Start::Zero, |bias| Start::Rows(&bias[rows.clone()])),
+            start: added.bias.map_or(Start::Zero, |bias| Start::Rows(&bias[rows.clone()])),
             scratch: panels,
         };
         // SAFETY: the weights are rows of k values; the block has a value for each row and column, or these pixels of the output's
         // channels, which was reserved, are this task's alone.
         unsafe { product.compute(isa) };
         if in_place {
+            for row in rows.filter(|_| added.of_samples.is_some()) {
+                let first = (sample * s.out_channels + row) * plane + column;
+                // SAFETY: what the product has just written of this channel, which is this task's alone.
+                let values = unsafe { std::slice::from_raw_parts_mut(to.at(first), columns.len()) };
+                let value = added.of_sample(s, sample, row);
+                values.iter_mut().for_each(|sum| *sum += value);
+            }
             return;
         }
-        for (row, values) in rows.zip(block.chunks_exact(columns.len())) {
+        for (row, values) in rows.zip(block.chunks_exact_mut(columns.len())) {
             let mut at = columns.start;
             while at < columns.end {
                 let (sample, pixel) = (at / plane, at % plane);
                 let length = (plane - pixel).min(columns.end - at);
-                let values = &values[at - columns.start..][..length];
+                let values = &mut values[at - columns.start..][..length];
+                if added.of_samples.is_some() {
+                    let value = added.of_sample(s, sample, row);
+                    values.iter_mut().for_each(|sum| *sum += value);
+                }
                 // SAFETY: these pixels of this channel, within the output that was reserved, and no other
                 // task's.
                 unsafe {

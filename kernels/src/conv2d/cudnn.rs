@@ -423,7 +423,7 @@ mod tests {
             for bias in [None, Some(&bias[..])] {
                 let isa = crate::simd::Isa::get().expect("an instruction set");
                 let values = crate::storage::WeightValues::F32(&w);
-                let want = super::super::cpu::conv2d(isa, &x, values, bias, s);
+                let want = super::super::cpu::conv2d(isa, &x, values, bias.into(), s);
                 let mut y = vec![f32::NAN; want.len()];
                 let mut room = vec![];
                 let addresses = Addresses {

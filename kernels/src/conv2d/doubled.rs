@@ -3,7 +3,7 @@
 
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor};
 
-use super::{Conv2d, cpu, winograd};
+use super::{Conv2d, cpu, is_in_bf16, winograd};
 use crate::begin::begin;
 use crate::profile::Span;
 use crate::simd::Isa;
@@ -25,8 +25,10 @@ pub fn conv2d_of_doubled(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> 
     let learns = given.iter().flatten().any(|tensor| tensor.track_op());
     if !learns && are_f32_on_cpu(&[x, bias.unwrap_or(x)]) && weight.device().is_cpu() {
         let large = Layout::contiguous((batch, channels, height, width));
+        let isa = Isa::get()?;
         let sizes = CONV2D.sizes(&large, weight.layout(), bias.map(Tensor::layout))?;
-        if let Some(side) = side(Isa::get()?, sizes) {
+        let side = winograd::Side::that_pays(sizes);
+        if let Some(side) = side.filter(|_| !is_in_bf16(isa, side)) {
             begin("conv2d", x, &[batch, sizes.out_channels, height, width])?;
             let bias = match bias {
                 Some(bias) => bias.contiguous()?,
@@ -37,15 +39,6 @@ pub fn conv2d_of_doubled(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> 
         }
     }
     super::conv2d(&upsample_nearest2d(x, height, width)?, weight, bias, 1, 1)
-}
-
-/// The tiles by which the large picture is convolved in f32.
-fn side(isa: Isa, sizes: cpu::Sizes) -> Option<winograd::Side> {
-    let side = winograd::Side::that_pays(sizes);
-    if isa.bf16().is_some_and(|set| !super::bf16::is_slower(set, side)) {
-        return None;
-    }
-    side
 }
 
 /// Of the large picture.
@@ -72,7 +65,7 @@ impl CustomOp3 for OfDoubled {
         let values = weight_values(weight, weight_layout, self.name())?;
         let picture = winograd::Picture { values: x, is_doubled: true };
         let kernels = winograd::Kernels { values, are_turned: false };
-        let y = winograd::conv2d(Isa::get()?, picture, kernels, Some(bias), sizes, side);
+        let y = winograd::conv2d(Isa::get()?, picture, kernels, Some(bias).into(), sizes, side);
         let shape = (sizes.batch, sizes.out_channels, sizes.out_height, sizes.out_width);
         Ok((CpuStorage::F32(y), Shape::from(shape)))
     }
@@ -130,7 +123,7 @@ mod tests {
                 let by = |picture| {
                     let values = crate::storage::WeightValues::F32(&weight);
                     let kernels = winograd::Kernels { values, are_turned: false };
-                    winograd::conv2d(isa, picture, kernels, None, sizes, side)
+                    winograd::conv2d(isa, picture, kernels, cpu::Added::default(), sizes, side)
                 };
                 let found = by(winograd::Picture { values: &x, is_doubled: true });
                 assert!(found == by(large[..].into()), "{isa:?}, {height} × {width}");

@@ -1,5 +1,8 @@
 // Convolution as the product of the weights [O, K] with the patches [K, pixels of all samples], K = C·kH·kW.
 // The patches are gathered tile by tile into shared memory and never whole (an implicit GEMM).
+//
+// Where the tiles are fewer than a GPU's multiprocessors, K is split: blocks of another z sum other elements of it, in f32 and to
+// memory of their own, and a second launch adds the parts, always in the same order.
 #include "../cuda/device.cuh"
 
 struct Sizes {
@@ -29,15 +32,49 @@ __device__ inline T patch(const Sizes& s, const T* x, const Pixel& pixel, int k,
     return there ? x[pixel.sample + ((long long)channel * s.height + row) * s.width + column] : device::narrow<T>(0.0f);
 }
 
-__device__ inline long long output_index(const Sizes& s, long long pixel, int channel) {
-    long long plane = (long long)s.out_height * s.out_width;
-    return (pixel / plane * s.out_channels + channel) * plane + pixel % plane;
+// The elements of K that a block sums: `length` of them, whole steps, or what is left.
+struct Part {
+    int start, end;
+};
+
+__device__ inline Part part_of(const Sizes& s, int length) {
+    int depth = s.channels * s.kernel_h * s.kernel_w, start = blockIdx.z * length, left = depth - start;
+    return {start, start + (left < length ? left : length)};
 }
+
+// What is added to the sums: a number for each output channel, and one for each channel of each sample; either may be null.
+template <class T>
+struct Added {
+    const float* bias;
+    const T* of_samples;
+
+    // row: the sample's number times the channels, and the channel's.
+    __device__ float to(float sum, int channel, long long row) const {
+        sum += bias ? bias[channel] : 0.0f;
+        return of_samples ? sum + device::widen(of_samples[row]) : sum;
+    }
+};
+
+// Where a block's sums go: to the result, or, where it has summed a part of K, as the result lies to that part's memory.
+template <class T>
+struct Target {
+    T* y;
+    float* sums;
+
+    __device__ void put(const Sizes& s, const Added<T>& added, long long pixel, int channel, float sum) const {
+        long long plane = (long long)s.out_height * s.out_width, row = pixel / plane * s.out_channels + channel;
+        long long i = row * plane + pixel % plane;
+        if (sums)
+            sums[blockIdx.z * (s.batch * s.out_channels * plane) + i] = sum;
+        else
+            y[i] = device::narrow<T>(added.to(sum, channel, row));
+    }
+};
 
 // On the tensor cores: a block of 8 warps, 2 x 4, makes a tile of TILE output channels and TILE pixels; K goes by in
 // steps of 32. While one step is multiplied, the next is read from memory into registers.
 template <class T, int TILE, int KERNEL>
-__device__ void on_tensor_cores(const T* x, const T* weight, const float* bias, T* y, Sizes s, int whole_rows) {
+__device__ void on_tensor_cores(const T* x, const T* weight, Added<T> added, Target<T> to, Sizes s, int whole_rows, Part part) {
     constexpr int STEP = 32, THREADS = 256, M = TILE / 32, N = TILE / 32;  // m16 and n8 tiles of a warp
     constexpr int W_ROW = STEP + 8, P_ROW = TILE + 8;  // eight more, so that the rows begin in different banks
     constexpr int EACH = TILE * STEP / THREADS;
@@ -74,11 +111,11 @@ __device__ void on_tensor_cores(const T* x, const T* weight, const float* bias, 
 
     float sum[M][N][4] = {};
     int top = warp / 4 * (TILE / 2), left = warp % 4 * (TILE / 4);
-    read(0);
+    read(part.start);
     keep(0);
     __syncthreads();
-    for (int start = 0, buffer = 0; start < depth; start += STEP, buffer ^= 1) {
-        if (start + STEP < depth) read(start + STEP);
+    for (int start = part.start, buffer = 0; start < part.end; start += STEP, buffer ^= 1) {
+        if (start + STEP < part.end) read(start + STEP);
         for (int k = 0; k < STEP; k += 16) {
             uint32_t a[M][4], b[N / 2][4];
             for (int m = 0; m < M; m++) device::load_matrices(a[m], &weights[buffer][top + m * 16 + lane % 16][k + lane / 16 * 8]);
@@ -90,26 +127,28 @@ __device__ void on_tensor_cores(const T* x, const T* weight, const float* bias, 
                     device::mma(sum[m][n], a[m], right, T());
                 }
         }
-        if (start + STEP < depth) keep(buffer ^ 1);
+        if (start + STEP < part.end) keep(buffer ^ 1);
         __syncthreads();
     }
 
+#pragma unroll  // or the sums would not be in registers
     for (int m = 0; m < M; m++)
+#pragma unroll
         for (int i = 0; i < 4; i++) {
             int channel = first_channel + top + m * 16 + lane / 4 + i / 2 * 8;
             if (channel >= s.out_channels) continue;
-            float added = bias ? bias[channel] : 0.0f;
+#pragma unroll
             for (int n = 0; n < N; n++) {
                 long long number = first_pixel + left + n * 8 + lane % 4 * 2 + i % 2;
                 if (number < (long long)s.batch * s.out_height * s.out_width)
-                    y[output_index(s, number, channel)] = device::narrow<T>(sum[m][n][i] + added);
+                    to.put(s, added, number, channel, sum[m][n][i]);
             }
         }
 }
 
 // In f32: a block of 256 threads makes a tile of 64 output channels and 64 pixels, each thread 4 x 4.
 template <int KERNEL>
-__device__ void in_f32(const float* x, const float* weight, const float* bias, float* y, Sizes s) {
+__device__ void in_f32(const float* x, const float* weight, Added<float> added, Target<float> to, Sizes s, Part part) {
     constexpr int TILE = 64, STEP = 16;
     __shared__ float weights[STEP][TILE + 1], patches[STEP][TILE];
     int first_channel = blockIdx.y * TILE, depth = s.channels * s.kernel_h * s.kernel_w;
@@ -117,14 +156,14 @@ __device__ void in_f32(const float* x, const float* weight, const float* bias, f
     Pixel pixel = pixel_of(s, first_pixel + threadIdx.x % TILE);
     int row = threadIdx.x / 16, column = threadIdx.x % 16;
     float sum[4][4] = {};
-    for (int start = 0; start < depth; start += STEP) {
+    for (int start = part.start; start < part.end; start += STEP) {
         for (int i = 0; i < 4; i++) {
             int k = start + threadIdx.x % STEP, c = threadIdx.x / STEP + i * 16, channel = first_channel + c;
-            weights[threadIdx.x % STEP][c] = channel < s.out_channels && k < depth ? weight[(long long)channel * depth + k] : 0.0f;
+            weights[threadIdx.x % STEP][c] = channel < s.out_channels && k < part.end ? weight[(long long)channel * depth + k] : 0.0f;
         }
         for (int i = 0; i < 4; i++) {
             int k = threadIdx.x / TILE + i * 4;
-            patches[k][threadIdx.x % TILE] = patch<float, KERNEL>(s, x, pixel, start + k, depth);
+            patches[k][threadIdx.x % TILE] = patch<float, KERNEL>(s, x, pixel, start + k, part.end);
         }
         __syncthreads();
         for (int k = 0; k < STEP; k++)
@@ -135,11 +174,21 @@ __device__ void in_f32(const float* x, const float* weight, const float* bias, f
     for (int i = 0; i < 4; i++) {
         int channel = first_channel + row + 16 * i;
         if (channel >= s.out_channels) continue;
-        float added = bias ? bias[channel] : 0.0f;
         for (int j = 0; j < 4; j++) {
             long long number = first_pixel + column + 16 * j;
-            if (number < (long long)s.batch * s.out_height * s.out_width) y[output_index(s, number, channel)] = sum[i][j] + added;
+            if (number < (long long)s.batch * s.out_height * s.out_width) to.put(s, added, number, channel, sum[i][j]);
         }
+    }
+}
+
+// The result of a split over K: the parts' sums, the first part's first, and what is added.
+template <class T>
+__device__ void join(const float* sums, Added<T> added, T* y, int parts, long long values, long long plane, int channels) {
+    for (long long i = device::first_index(); i < values; i += device::index_step()) {
+        float sum = sums[i];
+        for (int part = 1; part < parts; part++) sum += sums[part * values + i];
+        long long row = i / plane;
+        y[i] = device::narrow<T>(added.to(sum, (int)(row % channels), row));
     }
 }
 
@@ -148,10 +197,12 @@ __device__ void in_f32(const float* x, const float* weight, const float* bias, f
         int out_height, int out_width
 #define GIVEN {batch, channels, height, width, out_channels, kernel_h, kernel_w, stride, padding, out_height, out_width}
 
-#define ENTRY(name, type, T, TILE, KERNEL)                                                                                   \
-    extern "C" __global__ void __launch_bounds__(256) conv2d_##name##_##type(const T* x, const T* weight, const float* bias, \
-                                                                             T* y, int whole_rows, SIZES) {                 \
-        on_tensor_cores<T, TILE, KERNEL>(x, weight, bias, y, GIVEN, whole_rows);                                             \
+// Registers are left for two blocks on a multiprocessor.
+#define ENTRY(name, type, T, TILE, KERNEL)                                                                                       \
+    extern "C" __global__ void __launch_bounds__(256, 2) conv2d_##name##_##type(                                                    \
+        const T* x, const T* weight, const float* bias, const T* of_samples, T* y, float* sums, int length, int whole_rows, SIZES) { \
+        Sizes s = GIVEN;                                                                                                        \
+        on_tensor_cores<T, TILE, KERNEL>(x, weight, {bias, of_samples}, {y, sums}, s, whole_rows, part_of(s, length));            \
     }
 #define ENTRIES(type, T)              \
     ENTRY(3x3_tile128, type, T, 128, 3) \
@@ -163,10 +214,18 @@ __device__ void in_f32(const float* x, const float* weight, const float* bias, f
 FOR_EACH_HALF_TYPE(ENTRIES)
 
 #define F32_ENTRY(name, KERNEL)                                                                                                    \
-    extern "C" __global__ void __launch_bounds__(256) conv2d_##name##_tile64_f32(const float* x, const float* weight, const float* bias, \
-                                                                                 float* y, int, SIZES) {                          \
-        in_f32<KERNEL>(x, weight, bias, y, GIVEN);                                                                                 \
+    extern "C" __global__ void __launch_bounds__(256) conv2d_##name##_tile64_f32(                                                  \
+        const float* x, const float* weight, const float* bias, const float* of_samples, float* y, float* sums, int length, int, SIZES) { \
+        Sizes s = GIVEN;                                                                                                           \
+        in_f32<KERNEL>(x, weight, {bias, of_samples}, {y, sums}, s, part_of(s, length));                                             \
     }
 F32_ENTRY(3x3, 3)
 F32_ENTRY(1x1, 1)
 F32_ENTRY(any, 0)
+
+#define JOIN_ENTRY(type, T)                                                                                                   \
+    extern "C" __global__ void conv2d_join_##type(const float* sums, const float* bias, const T* of_samples, T* y, int parts, \
+                                                  long long values, long long plane, int channels) {                          \
+        join<T>(sums, {bias, of_samples}, y, parts, values, plane, channels);                                                 \
+    }
+FOR_EACH_TYPE(JOIN_ENTRY)

@@ -1,6 +1,7 @@
 //! Two-dimensional convolution (cross-correlation, as every framework has it):
 //! y\[o\] = Σ_c w\[o, c\] ⋆ x\[c\] + b\[o\], zero padding, no groups, no dilation.
 
+mod added;
 mod backward;
 mod bf16;
 mod cpu;
@@ -17,6 +18,7 @@ mod winograd;
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
+pub use added::conv2d_add_to_channels;
 pub use doubled::conv2d_of_doubled;
 
 use crate::begin::begin;
@@ -51,6 +53,11 @@ pub fn conv2d(
         }
         None => apply2([x, &weight], op, Reads { inputs: [reads_x, true], result: false }),
     })
+}
+
+/// Whether factors are rounded to bf16 and multiplied by other instructions, where tiles of f32 would be `side`.
+fn is_in_bf16(isa: Isa, side: Option<winograd::Side>) -> bool {
+    isa.bf16().is_some_and(|set| !bf16::is_slower(set, side))
 }
 
 #[derive(Clone, Copy)]
@@ -103,10 +110,9 @@ impl Conv2d {
         &self,
         x: (&CpuStorage, &Layout),
         weight: (&CpuStorage, &Layout),
-        bias: Option<(&CpuStorage, &Layout)>,
+        added: cpu::Added,
     ) -> Result<(CpuStorage, Shape)> {
-        let sizes = self.sizes(x.1, weight.1, bias.map(|(_, layout)| layout))?;
-        let bias = bias.map(|(bias, layout)| f32_slice(bias, layout, "conv2d")).transpose()?;
+        let sizes = self.sizes(x.1, weight.1, None)?;
         let x = f32_slice(x.0, x.1, "conv2d")?;
         let weight = weight_values(weight.0, weight.1, "conv2d")?;
         let shape = (sizes.batch, sizes.out_channels, sizes.out_height, sizes.out_width);
@@ -114,7 +120,7 @@ impl Conv2d {
         let side = winograd::Side::that_pays(sizes);
         if let Some(set) = isa.bf16().filter(|set| !bf16::is_slower(*set, side)) {
             let _span = Span::new(sizes.name(), sizes.operations());
-            let y = bf16::conv2d(set, x, weight, bias, sizes);
+            let y = bf16::conv2d(set, x, weight, added.bias, sizes);
             return Ok((CpuStorage::F32(y), Shape::from(shape)));
         }
         let name = side.map_or_else(|| sizes.name(), winograd::Side::name);
@@ -122,9 +128,9 @@ impl Conv2d {
         let y = match side {
             Some(side) => {
                 let kernels = winograd::Kernels { values: weight, are_turned: false };
-                winograd::conv2d(isa, x.into(), kernels, bias, sizes, side)
+                winograd::conv2d(isa, x.into(), kernels, added, sizes, side)
             }
-            None => cpu::conv2d(isa, x, weight, bias, sizes),
+            None => cpu::conv2d(isa, x, weight, added, sizes),
         };
         Ok((CpuStorage::F32(y), Shape::from(shape)))
     }
@@ -135,6 +141,7 @@ impl Conv2d {
         x: (&CudaStorage, &Layout),
         weight: (&CudaStorage, &Layout),
         bias: Option<(&CudaStorage, &Layout)>,
+        of_samples: Option<(&CudaStorage, &Layout)>,
     ) -> Result<(CudaStorage, Shape)> {
         use crate::cuda::{Type, device};
         let number_type = device::number_type(x.0, "conv2d")?;
@@ -143,17 +150,28 @@ impl Conv2d {
         let shape = Shape::from(shape);
         let _span = Span::new(sizes.name(), sizes.operations());
         let weight = device::Input::weight(weight.0, weight.1, number_type, "conv2d")?;
-        if let Some(cudnn) = cudnn::Cudnn::get()? {
+        // cuDNN adds a bias alone: who has more to add asks it first.
+        if of_samples.is_none()
+            && let Some(cudnn) = cudnn::Cudnn::get()?
+        {
             let mut inputs = vec![device::Input::new(x.0, x.1, "conv2d")?, weight];
             if let Some((bias, layout)) = bias {
                 inputs.push(device::Input::weight(bias, layout, number_type, "conv2d")?);
             }
             return Ok((cudnn::on_gpu(cudnn, number_type, sizes, &inputs)?, shape));
         }
-        let plan = cuda::plan(number_type, sizes, bias.is_some(), weight.is_aligned())?;
+        let given = cuda::Given {
+            bias: bias.is_some(),
+            of_samples: of_samples.is_some(),
+            aligned: weight.is_aligned(),
+        };
+        let plan = cuda::plan(number_type, sizes, given)?;
         let mut inputs = vec![device::Input::new(x.0, x.1, "conv2d")?, weight];
         if let Some((bias, layout)) = bias {
             inputs.push(device::Input::weight(bias, layout, Type::F32, "conv2d")?);
+        }
+        if let Some((values, layout)) = of_samples {
+            inputs.push(device::Input::weight(values, layout, number_type, "conv2d")?);
         }
         Ok((device::run(&plan, &inputs, (number_type, shape.elem_count()))?, shape))
     }
@@ -171,7 +189,7 @@ impl CustomOp2 for Conv2d {
         weight: &CpuStorage,
         weight_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        self.forward((x, x_layout), (weight, weight_layout), None)
+        self.forward((x, x_layout), (weight, weight_layout), cpu::Added::default())
     }
 
     #[cfg(feature = "cuda")]
@@ -182,7 +200,7 @@ impl CustomOp2 for Conv2d {
         weight: &CudaStorage,
         weight_layout: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
-        self.on_gpu((x, x_layout), (weight, weight_layout), None)
+        self.on_gpu((x, x_layout), (weight, weight_layout), None, None)
     }
 
     fn bwd(
@@ -211,7 +229,9 @@ impl CustomOp3 for Conv2d {
         bias: &CpuStorage,
         bias_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        self.forward((x, x_layout), (weight, weight_layout), Some((bias, bias_layout)))
+        self.sizes(x_layout, weight_layout, Some(bias_layout))?;
+        let bias = f32_slice(bias, bias_layout, "conv2d")?;
+        self.forward((x, x_layout), (weight, weight_layout), Some(bias).into())
     }
 
     #[cfg(feature = "cuda")]
@@ -224,7 +244,7 @@ impl CustomOp3 for Conv2d {
         bias: &CudaStorage,
         bias_layout: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
-        self.on_gpu((x, x_layout), (weight, weight_layout), Some((bias, bias_layout)))
+        self.on_gpu((x, x_layout), (weight, weight_layout), Some((bias, bias_layout)), None)
     }
 
     fn bwd(
@@ -310,8 +330,9 @@ mod tests {
             let weight = WeightValues::F32(&weight);
             for isa in Isa::available() {
                 let kernels = winograd::Kernels { values: weight, are_turned: false };
-                let found = winograd::conv2d(isa, x[..].into(), kernels, Some(&bias), sizes, side);
-                let plain = cpu::conv2d(isa, &x, weight, Some(&bias), sizes);
+                let added = Some(&bias[..]).into();
+                let found = winograd::conv2d(isa, x[..].into(), kernels, added, sizes, side);
+                let plain = cpu::conv2d(isa, &x, weight, added, sizes);
                 let worst = |found: &[f32]| {
                     let errors = found.iter().zip(&want).enumerate().map(|(i, (found, want))| {
                         let bias = f64::from(bias[i / (h * w) % out_channels]);

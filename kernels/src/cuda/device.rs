@@ -25,8 +25,8 @@ fn ptx(kernel: &str) -> &'static str {
         };
     }
     kernels! {
-        "activation" "attention" "conv2d" "geglu" "group_norm" "layer_norm" "linear" "low_rank_update"
-        "upsample_nearest2d"
+        "activation" "attention" "conv2d" "geglu" "group_norm" "layer_norm" "linear" "linear_combination"
+        "low_rank_update" "upsample_nearest2d"
     }
 }
 

@@ -73,6 +73,17 @@ pub(crate) struct Launch {
     pub(crate) arguments: Vec<Arg>,
 }
 
+impl Launch {
+    /// One thread for each of `values` values, or several values a thread where there are very many.
+    pub(crate) fn element_wise(function: String, values: usize, arguments: Vec<Arg>) -> Launch {
+        const THREADS: usize = 256;
+        // Enough to fill any GPU; more would only be more to start.
+        const BLOCKS: usize = 1 << 16;
+        let grid = [values.div_ceil(THREADS).min(BLOCKS), 1, 1];
+        Launch { function, grid, threads: THREADS, arguments }
+    }
+}
+
 /// What a twin launches, in order.
 #[derive(Clone, PartialEq, Debug)]
 pub(crate) struct Plan {
@@ -103,18 +114,14 @@ impl Plan {
         Ok(Plan { kernel, scratch, launches })
     }
 
-    /// One thread for each of `values` values, or several values a thread where there are very many.
+    /// [`Launch::element_wise`] alone.
     pub(crate) fn element_wise(
         kernel: &'static str,
         function: String,
         values: usize,
         arguments: Vec<Arg>,
     ) -> Plan {
-        const THREADS: usize = 256;
-        // Enough to fill any GPU; more would only be more to start.
-        const BLOCKS: usize = 1 << 16;
-        let grid = [values.div_ceil(THREADS).min(BLOCKS), 1, 1];
-        let launches = vec![Launch { function, grid, threads: THREADS, arguments }];
+        let launches = vec![Launch::element_wise(function, values, arguments)];
         Plan { kernel, scratch: 0, launches }
     }
 }

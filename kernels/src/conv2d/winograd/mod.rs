@@ -20,7 +20,7 @@ use rayon::prelude::*;
 
 use self::scheme::{MOST_INPUTS, MOST_OUTPUTS, Of2, Of4, Scheme};
 use self::weights::transform_weights;
-use super::cpu::Sizes;
+use super::cpu::{Added, Sizes};
 use super::runs::{Run, Runs};
 use crate::gemm::tile::tile;
 use crate::gemm::{K_BLOCK, ROW_STEP, Shared, Start};
@@ -154,27 +154,27 @@ impl<'a> Picture<'a> {
     }
 }
 
-/// y [B, O, H, W] = w ⋆ x + bias for x [B, C, H, W], w [O, C, 3, 3], padding 1.
+/// y [B, O, H, W] = w ⋆ x and what is added for x [B, C, H, W], w [O, C, 3, 3], padding 1.
 pub(super) fn conv2d(
     isa: Isa,
     x: Picture,
     w: Kernels,
-    bias: Option<&[f32]>,
+    added: Added,
     s: Sizes,
     side: Side,
 ) -> Vec<f32> {
     match side {
-        Side::Two => by::<Of2>(isa, x, w, bias, s),
-        Side::Four => by::<Of4>(isa, x, w, bias, s),
+        Side::Two => by::<Of2>(isa, x, w, added, s),
+        Side::Four => by::<Of4>(isa, x, w, added, s),
     }
 }
 
-fn by<S: Scheme>(isa: Isa, x: Picture, w: Kernels, bias: Option<&[f32]>, s: Sizes) -> Vec<f32> {
+fn by<S: Scheme>(isa: Isa, x: Picture, w: Kernels, added: Added, s: Sizes) -> Vec<f32> {
     let pixels = if x.is_doubled { 4 * x.values.len() } else { x.values.len() };
     assert!(pixels == s.batch * s.channels * s.height * s.width);
     assert!(!x.is_doubled || s.height.is_multiple_of(2) && s.width.is_multiple_of(2));
     assert!(w.values.len() == s.out_channels * s.channels * 9);
-    assert!(bias.is_none_or(|bias| bias.len() == s.out_channels));
+    assert!(added.fits(s));
     let tiles = Tiles::of::<S>(s);
     let values = s.batch * s.out_channels * s.out_height * s.out_width;
     let mut y = memory::reserve(values);
@@ -214,7 +214,7 @@ fn by<S: Scheme>(isa: Isa, x: Picture, w: Kernels, bias: Option<&[f32]>, s: Size
             isa.run(Multiply::<S> {
                 v,
                 w,
-                bias,
+                added,
                 s,
                 tiles,
                 group,
@@ -390,7 +390,7 @@ struct Scratch {
 struct Multiply<'a, S> {
     v: Panels,
     w: Kernels<'a>,
-    bias: Option<&'a [f32]>,
+    added: Added<'a>,
     s: Sizes,
     tiles: Tiles,
     group: std::ops::Range<usize>,
@@ -405,7 +405,7 @@ impl<S: Scheme> Kernel for Multiply<'_, S> {
 
     #[inline(always)]
     fn run<V: Vector>(self) {
-        let Multiply { v, w, bias, s, tiles, group, channels, y, scratch, .. } = self;
+        let Multiply { v, w, added, s, tiles, group, channels, y, scratch, .. } = self;
         let Scratch { wide, u, m } = scratch;
         let outputs = channels.len();
         // Where all tiles are multiplied at once, the weights are transformed as far as a second-level cache holds them; else
@@ -458,13 +458,12 @@ impl<S: Scheme> Kernel for Multiply<'_, S> {
                 }
             }
             for (row, channel) in channels.clone().enumerate() {
-                let bias = bias.map_or(0.0, |bias| bias[channel]);
                 let tile_group = group.start + first..group.start + end;
                 let m = &m[row * columns..];
                 transform_output::<S, V>(
                     m,
                     (m_size, columns),
-                    bias,
+                    added,
                     s,
                     tiles,
                     tile_group,
@@ -476,14 +475,14 @@ impl<S: Scheme> Kernel for Multiply<'_, S> {
     }
 }
 
-/// Aᵀ m A + bias of the tiles `group` of one output channel: point ξ of tile t at `m[ξ · stride + t]`, of which
+/// Aᵀ m A and what is added, of the tiles `group` of one output channel: point ξ of tile t at `m[ξ · stride + t]`, of which
 /// `columns` are there.
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "one step of one function, apart to be read alone")]
 fn transform_output<S: Scheme, V: Vector>(
     m: &[f32],
     (stride, columns): (usize, usize),
-    bias: f32,
+    added: Added,
     s: Sizes,
     tiles: Tiles,
     group: std::ops::Range<usize>,
@@ -492,6 +491,7 @@ fn transform_output<S: Scheme, V: Vector>(
 ) {
     assert!(m.len() >= (S::POINTS - 1) * stride + columns && columns.is_multiple_of(V::LANES));
     assert!(columns <= TILES_AT_ONCE && group.len() <= columns);
+    let bias = added.bias.map_or(0.0, |bias| bias[channel]);
     let mut out = [0f32; MOST_OUTPUTS * MOST_OUTPUTS * TILES_AT_ONCE];
     for tile in (0..columns).step_by(V::LANES) {
         // SAFETY: tile + LANES ≤ columns, so the asserts make room for each point's vector, in `m` and in
@@ -516,6 +516,7 @@ fn transform_output<S: Scheme, V: Vector>(
     }
     for Run { sample, row: tile_row, column, at, length } in tiles.runs(group) {
         let plane = (sample * s.out_channels + channel) * s.out_height * s.out_width;
+        let more = added.of_sample(s, sample, channel);
         for r in 0..S::OUTPUTS.min(s.out_height - S::OUTPUTS * tile_row) {
             let row = plane + (S::OUTPUTS * tile_row + r) * s.out_width + S::OUTPUTS * column;
             let whole = (S::OUTPUTS * length).min(s.out_width - S::OUTPUTS * column);
@@ -533,7 +534,7 @@ fn transform_output<S: Scheme, V: Vector>(
                     for (value, from) in
                         row[c.min(whole)..].iter_mut().step_by(S::OUTPUTS).zip(from(c))
                     {
-                        value.write(*from);
+                        value.write(*from + more);
                     }
                 }
                 continue;
@@ -541,10 +542,11 @@ fn transform_output<S: Scheme, V: Vector>(
             let (fours, rest) = row.as_chunks_mut::<4>();
             let columns = from(0).iter().zip(from(1)).zip(from(2)).zip(from(3));
             for (four, (((a, b), c), d)) in fours.iter_mut().zip(columns) {
-                *four = [*a, *b, *c, *d].map(std::mem::MaybeUninit::new);
+                *four =
+                    [*a + more, *b + more, *c + more, *d + more].map(std::mem::MaybeUninit::new);
             }
             for (c, value) in rest.iter_mut().enumerate() {
-                value.write(from(c)[length - 1]);
+                value.write(from(c)[length - 1] + more);
             }
         }
     }

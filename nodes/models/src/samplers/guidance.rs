@@ -1,13 +1,14 @@
 //! Classifier-free guidance (Ho & Salimans, arXiv 2207.12598).
 
 use candle_core::{DType, Result, Tensor};
+use kosmograph_kernels::linear_combination_from;
 
 /// uncond + `guidance_scale` · (cond − uncond): 1 is no guidance, more follows the condition more.
 ///
 /// # Errors
 /// The predictions have different shapes.
 pub fn guide(uncond: &Tensor, cond: &Tensor, guidance_scale: f64) -> Result<Tensor> {
-    uncond + ((cond - uncond)? * guidance_scale)?
+    linear_combination_from(uncond, &[(guidance_scale, cond)])
 }
 
 /// empty + cfg · (cond - `negative` · p), where both directions are those from `empty` and p is the part of the negative's

@@ -1,9 +1,9 @@
 //! The noise schedule a model was trained on.
 
 use candle_core::{Result, Tensor, bail};
+use kosmograph_kernels::linear_combination;
 
 use super::scheduler_config::{Prediction, SchedulerConfig};
-use super::steps::sum;
 
 /// ᾱ shifted and scaled in their roots, so that the last step is pure noise and the first stays what it is. The last
 /// one is not quite 0, which no σ would belong to: it is ComfyUI's.
@@ -221,7 +221,7 @@ impl Schedule {
         let (data, scaled) = (SIGMA_DATA * SIGMA_DATA, (told * SCALING).powi(2));
         let skip = data / (scaled + data);
         let out = (scaled / (scaled + data)).sqrt();
-        sum(&[(out, x0), (skip, x)])
+        linear_combination(&[(out, x0), (skip, x)])
     }
 
     /// The integer timestep whose σ is nearest, in logarithms (ComfyUI's discrete model sampling).
@@ -254,7 +254,9 @@ impl Schedule {
     /// The timestep is not one of training, or the shapes differ.
     pub fn add_noise(&self, x0: &Tensor, noise: &Tensor, timestep: usize) -> Result<Tensor> {
         match self.alphas_cumprod.get(timestep) {
-            Some(&alpha) => sum(&[(alpha.sqrt(), x0), ((1.0 - alpha).sqrt(), noise)]),
+            Some(&alpha) => {
+                linear_combination(&[(alpha.sqrt(), x0), ((1.0 - alpha).sqrt(), noise)])
+            }
             None => bail!("timestep {timestep} is not below the training's {}", self.train_steps()),
         }
     }
@@ -274,9 +276,9 @@ impl Schedule {
     pub fn epsilon(&self, x: &Tensor, output: &Tensor, alpha: f64, sigma: f64) -> Result<Tensor> {
         match self.prediction {
             Prediction::Epsilon => Ok(output.clone()),
-            Prediction::VPrediction => sum(&[(alpha, output), (sigma, x)]),
-            Prediction::Sample => sum(&[(1.0 / sigma, x), (-alpha / sigma, output)]),
-            Prediction::Edm => sum(&[(sigma, x), (-alpha, output)]),
+            Prediction::VPrediction => linear_combination(&[(alpha, output), (sigma, x)]),
+            Prediction::Sample => linear_combination(&[(1.0 / sigma, x), (-alpha / sigma, output)]),
+            Prediction::Edm => linear_combination(&[(sigma, x), (-alpha, output)]),
         }
     }
 
@@ -286,10 +288,12 @@ impl Schedule {
     /// The shapes differ.
     pub fn x0(&self, x: &Tensor, output: &Tensor, alpha: f64, sigma: f64) -> Result<Tensor> {
         match self.prediction {
-            Prediction::Epsilon => sum(&[(1.0 / alpha, x), (-sigma / alpha, output)]),
-            Prediction::VPrediction => sum(&[(alpha, x), (-sigma, output)]),
+            Prediction::Epsilon => {
+                linear_combination(&[(1.0 / alpha, x), (-sigma / alpha, output)])
+            }
+            Prediction::VPrediction => linear_combination(&[(alpha, x), (-sigma, output)]),
             Prediction::Sample => Ok(output.clone()),
-            Prediction::Edm => sum(&[(alpha, x), (sigma, output)]),
+            Prediction::Edm => linear_combination(&[(alpha, x), (sigma, output)]),
         }
     }
 

@@ -1,20 +1,13 @@
 //! The steps that samplers are made of, in VE: x = x₀ + σ ε.
 
 use candle_core::Tensor;
+use kosmograph_kernels::linear_combination;
 
 use super::{NoiseSampler, Result};
 
 /// Σ aᵢ xᵢ over tensors of one shape; at least one.
 pub(super) fn combine(terms: &[(f64, &Tensor)]) -> Result<Tensor> {
-    Ok(sum(terms)?)
-}
-
-/// [`combine`] where candle's errors are what is wanted.
-pub(super) fn sum(terms: &[(f64, &Tensor)]) -> candle_core::Result<Tensor> {
-    let Some(((a, x), rest)) = terms.split_first() else {
-        candle_core::bail!("a sum of no tensors has no shape");
-    };
-    rest.iter().try_fold((*x * *a)?, |sum, (a, x)| sum + (*x * *a)?)
+    Ok(linear_combination(terms)?)
 }
 
 /// x + (σ' - σ) (x - x₀)/σ with x and x₀ gathered: Euler's step from σ to `next` where x₀ is known, and the

@@ -70,6 +70,21 @@ impl Conv2d {
         }
     }
 
+    /// [`Self::forward`], and `added` [B, output], each number to all values of its channel.
+    pub(crate) fn forward_and_add(&self, x: &Tensor, added: &Tensor) -> CandleResult<Tensor> {
+        if self.low_rank.is_some() {
+            return kernels::add_to_channels(&self.forward(x)?, added);
+        }
+        kernels::conv2d_add_to_channels(
+            x,
+            &self.weight.tensor()?,
+            Some(&self.bias),
+            added,
+            self.stride,
+            self.padding,
+        )
+    }
+
     /// [B, input, H, W] → [B, output, 2 H, 2 W], of `x` made twice as large, nearest pixels; the layer is a 3 × 3 that keeps the size.
     pub(crate) fn forward_doubled(&self, x: &Tensor) -> CandleResult<Tensor> {
         if self.low_rank.is_none() && (self.stride, self.padding) == (1, 1) {
@@ -164,10 +179,13 @@ impl ResnetBlock2D {
 
     /// `x` [B, input, H, W], `temb` [B, time_embedding] after its SiLU → [B, output, H, W].
     pub(crate) fn forward(&self, x: &Tensor, temb: Option<&Tensor>) -> CandleResult<Tensor> {
-        let mut h = self.conv1.forward(&self.norm1.forward_silu(x)?)?;
-        if let (Some(time_emb_proj), Some(temb)) = (&self.time_emb_proj, temb) {
-            h = kernels::add_to_channels(&h, &time_emb_proj.forward(temb)?)?;
-        }
+        let h = self.norm1.forward_silu(x)?;
+        let h = match (&self.time_emb_proj, temb) {
+            (Some(time_emb_proj), Some(temb)) => {
+                self.conv1.forward_and_add(&h, &time_emb_proj.forward(temb)?)?
+            }
+            _ => self.conv1.forward(&h)?,
+        };
         let h = self.conv2.forward(&self.norm2.forward_silu(&h)?)?;
         match &self.conv_shortcut {
             Some(conv_shortcut) => kernels::add(&conv_shortcut.forward(x)?, &h),
