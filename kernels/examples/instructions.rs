@@ -15,6 +15,8 @@ use kosmograph_kernels as kernels;
 const KERNELS: &[(&str, &str, usize)] = &[
     ("linear", "linear, 96 × 320 → 320", 96 * 320 * 320),
     ("linear-f16", "linear, 96 × 320 → 320, weight in f16", 96 * 320 * 320),
+    ("linear-many", "linear, 256 × 320 → 320", 256 * 320 * 320),
+    ("linear-int8", "the same in int8 on NEON", 256 * 320 * 320),
     ("winograd", "conv2d 3 × 3 by Winograd, 64 → 64 at 32 × 32", 64 * 64 * 9 * 32 * 32),
     ("attention", "attention, 2 heads of 40, 256 × 256", 2 * 2 * 256 * 256 * 40),
     ("group_norm_silu", "group_norm with SiLU, 320 × 16²", 320 * 256),
@@ -48,6 +50,9 @@ fn main() -> Result<()> {
     };
     let tensors: Vec<Tensor> = match name {
         "linear" => vec![values(&[96, 320])?, values(&[320, 320])?, values(&[320])?],
+        "linear-many" | "linear-int8" => {
+            vec![values(&[256, 320])?, values(&[320, 320])?, values(&[320])?]
+        }
         "linear-f16" => {
             let weight = values(&[320, 320])?.to_dtype(candle_core::DType::F16)?;
             vec![values(&[96, 320])?, weight, values(&[320])?]

@@ -3,10 +3,18 @@
 //! quantisation, Dettmers et al., arXiv 2208.07339, without its outliers). Both scales are found at every call, from the values
 //! that are there; sums are whole numbers and exact.
 //!
-//! The instruction is AVX512_VNNI's, which multiplies numbers without a sign by numbers with one: 128 is added to each q, and 128
-//! times the sum of a feature's q' taken from the result.
+//! What multiplies them is a [`Set`] of instructions; over it, rounding, packing and the tiles are written once, and to the bit
+//! the result is the same with each. Where the instruction wants one factor without a sign, 128 is added to each q, and 128 times
+//! the sum of a feature's q' taken from the result.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+mod neon;
 mod pack;
+mod set;
 mod tile;
 
 use rayon::prelude::*;
@@ -15,47 +23,43 @@ use crate::gemm::{Shared, blocks_of};
 use crate::memory;
 use crate::storage::WeightValues;
 use pack::{Features, Rows};
-use tile::{Block, ROWS};
+pub(crate) use set::Set;
+use tile::Block;
 
-/// Features of a panel: two vectors of sums.
-const WIDTH: usize = 32;
-/// Values that one instruction multiplies for each sum.
-const GROUP: usize = 4;
-/// Added to each q of x.
-const OFFSET: i32 = 128;
+/// Bytes of a group, the numbers whose products an instruction adds to one sum.
+const GROUP_BYTES: usize = 4;
+/// Values of a row are filled up to a multiple of this, a whole number of vectors and of groups for every set.
+const CHUNK: usize = 64;
 /// The most values of a row whose sums are sure to fit into 32 bits.
 const LONGEST: usize = 1 << 16;
-
-/// Whether this processor multiplies so.
-pub(crate) fn is_available() -> bool {
-    is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512bw")
-        && is_x86_feature_detected!("avx512vnni")
-}
+/// The features from which on rounding the rows is worth it.
+const FEWEST: usize = 32;
 
 /// Whether a layer of this size is computed so: of few rows rounding the weights takes longer than multiplying them saves.
 pub(crate) fn pays((rows, input, output): (usize, usize, usize)) -> bool {
-    rows > 128 && (GROUP * 16..=LONGEST).contains(&input) && output >= WIDTH
+    rows > 128 && (CHUNK..=LONGEST).contains(&input) && output >= FEWEST
 }
 
 /// y [rows, out] = x [rows, in] · wᵀ + bias, w [out, in]. A row of x with a value that is no number, or none that is finite, is
 /// no number either.
 pub(crate) fn linear(
+    set: Set,
     x: &[f32],
     w: WeightValues,
     bias: Option<&[f32]>,
     (rows, input, output): (usize, usize, usize),
 ) -> Vec<f32> {
-    assert!(is_available() && x.len() == rows * input && w.len() == input * output);
+    assert!(x.len() == rows * input && w.len() == input * output);
     assert!(input <= LONGEST && bias.is_none_or(|bias| bias.len() == output));
-    let x = Rows::of(x, (rows, input));
-    let w = Features::of(w, (output, input));
-    let tasks = blocks_of((rows, output), (ROWS, WIDTH));
+    let x = Rows::of(set, x, (rows, input));
+    let w = Features::of(set, w, (output, input));
+    let sizes = set.sizes();
+    let tasks = blocks_of((rows, output), (sizes.rows, sizes.width));
     let write = |y: &mut [f32]| {
         let to = Shared(y.as_mut_ptr());
         tasks.into_par_iter().for_each(|(rows, features)| {
-            // SAFETY: the processor has the instructions, as asserted; each value of y is in one block, and written there.
-            unsafe { Block { x: &x, w: &w, bias, rows, features, to, output }.run() }
+            // Each value of y is in one block, and written there.
+            set.run(Block { x: &x, w: &w, bias, rows, features, to, output });
         });
     };
     // SAFETY: the blocks are all of y.
@@ -67,6 +71,7 @@ mod tests {
     use half::f16;
 
     use super::*;
+    use crate::simd::Isa;
 
     /// Numbers without a pattern, a few of them larger than the rest.
     fn values(count: usize, seed: u32) -> Vec<f32> {
@@ -98,7 +103,7 @@ mod tests {
             let (q, scale) = rounded(row);
             let of_feature = |(feature, (other, by)): (usize, &(Vec<i64>, f32))| {
                 let sum: i64 = q.iter().zip(other).map(|(a, b)| a * b).sum();
-                sum as f32 * (scale * by) + bias.map_or(0.0, |bias| bias[feature])
+                (sum as f32).mul_add(scale * by, bias.map_or(0.0, |bias| bias[feature]))
             };
             w.iter().enumerate().map(of_feature).collect::<Vec<_>>()
         };
@@ -106,16 +111,36 @@ mod tests {
         x.chunks(input).flat_map(of_row).collect()
     }
 
+    /// What each set that this processor has finds, which is the same.
+    fn of_all_sets(
+        x: &[f32],
+        w: WeightValues,
+        bias: Option<&[f32]>,
+        sizes: (usize, usize, usize),
+    ) -> Vec<f32> {
+        let mut sets = Set::tried().into_iter();
+        let Some(first) = sets.next() else {
+            panic!("there is nothing to try: this processor has neither AVX2 nor a dot product")
+        };
+        let found = linear(first, x, w, bias, sizes);
+        for set in sets {
+            let other = linear(set, x, w, bias, sizes);
+            for (at, (a, b)) in found.iter().zip(&other).enumerate() {
+                let same = a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
+                assert!(same, "{sizes:?}, {at}: {a} by {first:?}, {b} by {set:?}");
+            }
+        }
+        found
+    }
+
     #[test]
     fn is_the_product_of_the_rounded_factors() {
-        if !is_available() {
-            println!("this processor has no AVX512_VNNI: nothing was tried");
-            return;
-        }
+        println!("{:?}", Set::tried());
         for sizes @ (rows, input, output) in [
             (1, 64, 32),
             (12, 64, 64),
             (13, 67, 33),
+            (7, 191, 7),
             (200, 320, 320),
             (129, 1281, 100),
             (30, 4096, 40),
@@ -125,60 +150,113 @@ mod tests {
             // A row of zeros has no scale.
             x[..input].fill(0.0);
             for bias in [None, Some(&bias[..])] {
-                let found = linear(&x, WeightValues::F32(&w), bias, sizes);
-                let want = definition(&x, &w, bias, sizes);
-                for (at, (found, want)) in found.iter().zip(&want).enumerate() {
-                    let apart = (found - want).abs();
-                    assert!(
-                        apart <= 1e-5 * want.abs().max(1.0),
-                        "{sizes:?}, {at}: {found}, {want}"
-                    );
-                }
+                let found = of_all_sets(&x, WeightValues::F32(&w), bias, sizes);
+                assert_eq!(found, definition(&x, &w, bias, sizes), "{sizes:?}");
             }
             let half: Vec<f16> = w.iter().map(|w| f16::from_f32(*w)).collect();
             let wide: Vec<f32> = half.iter().map(|w| w.to_f32()).collect();
-            let of_half = linear(&x, WeightValues::F16(&half), None, sizes);
-            assert_eq!(of_half, linear(&x, WeightValues::F32(&wide), None, sizes));
+            let of_half = of_all_sets(&x, WeightValues::F16(&half), None, sizes);
+            assert_eq!(of_half, of_all_sets(&x, WeightValues::F32(&wide), None, sizes));
         }
+    }
+
+    /// Halves of the largest number's step lie between two whole numbers: it is the even one.
+    #[test]
+    fn halves_are_rounded_to_even() {
+        let mut x = vec![0f32; 64];
+        x[0] = 127.0;
+        for (at, value) in [0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 126.5, -126.5].into_iter().enumerate() {
+            x[1 + at] = value;
+        }
+        let mut w = vec![0f32; 9 * 64];
+        for i in 0..9 {
+            w[64 * i + i] = 127.0;
+        }
+        let found = of_all_sets(&x, WeightValues::F32(&w), None, (1, 64, 9));
+        assert_eq!(found, [127.0, 0.0, 2.0, 2.0, 0.0, -2.0, -2.0, 126.0, -126.0].map(|y| 127.0 * y));
     }
 
     #[test]
     fn what_is_no_number_stays_none_and_spoils_no_other_row() {
-        if !is_available() {
-            println!("this processor has no AVX512_VNNI: nothing was tried");
-            return;
-        }
         let sizes @ (rows, input, output) = (16, 64, 32);
         let (x, w) = (values(rows * input, 1), values(input * output, 2));
-        let whole = linear(&x, WeightValues::F32(&w), None, sizes);
+        let whole = of_all_sets(&x, WeightValues::F32(&w), None, sizes);
         for odd in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut x = x.clone();
             x[3 * input + 5] = odd;
-            let found = linear(&x, WeightValues::F32(&w), None, sizes);
+            let found = of_all_sets(&x, WeightValues::F32(&w), None, sizes);
             for (at, (found, whole)) in found.iter().zip(&whole).enumerate() {
                 match at / output {
                     3 => assert!(found.is_nan(), "{odd}: {found}"),
                     _ => assert_eq!(found, whole),
                 }
             }
+            // And so with a feature.
+            let mut w = w.clone();
+            w[3 * input + 5] = odd;
+            let found = of_all_sets(&x, WeightValues::F32(&w), None, sizes);
+            assert!((0..rows).all(|row| found[row * output + 3].is_nan()));
         }
     }
 
     /// The largest sum that there can be.
     #[test]
     fn the_longest_row_does_not_overflow() {
-        if !is_available() {
-            println!("this processor has no AVX512_VNNI: nothing was tried");
-            return;
-        }
         let sizes = (1, LONGEST, 32);
         for sign in [1.0, -1.0] {
             let (x, w) = (vec![1f32; LONGEST], vec![sign; 32 * LONGEST]);
-            let found = linear(&x, WeightValues::F32(&w), None, sizes);
+            let found = of_all_sets(&x, WeightValues::F32(&w), None, sizes);
             assert!(
                 found.iter().all(|value| (value - sign * LONGEST as f32).abs() < 1.0),
                 "{found:?}"
             );
+        }
+    }
+
+    /// Products of f32 and of whole numbers in turn, for who looks at their speed:
+    /// `cargo test --release -p kosmograph-kernels int8 -- --ignored --nocapture --test-threads 1`
+    #[test]
+    #[ignore = "tells times"]
+    fn speed() {
+        use crate::gemm::{self, Start, Transposed};
+        use std::time::Instant;
+
+        let f32_sets: Vec<_> = Isa::available();
+        let f32_sets = f32_sets.into_iter().filter(|isa| matches!(isa, Isa::Avx512 | Isa::Avx2 | Isa::Neon));
+        let f32_sets: Vec<_> = f32_sets.collect();
+        for sizes @ (rows, input, output) in
+            [(8192, 320, 320), (8192, 320, 2560), (2048, 640, 5120), (512, 1280, 10240), (512, 1280, 1280)]
+        {
+            let (x, w) = (values(rows * input, 1), values(input * output, 2));
+            let bias = values(output, 3);
+            let w: Vec<f16> = w.into_iter().map(f16::from_f32).collect();
+            let w = WeightValues::F16(&w);
+            let mut seconds: Vec<(String, Vec<f64>)> = Vec::new();
+            for _ in 0..15 {
+                let mut time = |name: String, work: &dyn Fn() -> Vec<f32>| {
+                    let begin = Instant::now();
+                    std::hint::black_box(work());
+                    let took = begin.elapsed().as_secs_f64();
+                    match seconds.iter_mut().find(|(other, _)| *other == name) {
+                        Some((_, all)) => all.push(took),
+                        None => seconds.push((name, vec![took])),
+                    }
+                };
+                for isa in &f32_sets {
+                    time(format!("{isa:?}"), &|| {
+                        let b = Transposed { values: w, k: input };
+                        gemm::product(*isa, (rows, input, output), &x, &b, Start::Columns(&bias))
+                    });
+                }
+                for set in Set::tried() {
+                    time(format!("int8 {set:?}"), &|| linear(set, &x, w, Some(&bias), sizes));
+                }
+            }
+            for (name, mut all) in seconds {
+                all.sort_by(f64::total_cmp);
+                let of = |seconds: f64| 2e-9 * (rows * input * output) as f64 / seconds;
+                println!("{rows} × {input} → {output}, {name}: median {:.0}, best {:.0} GFLOPS", of(all[all.len() / 2]), of(all[0]));
+            }
         }
     }
 }
