@@ -71,7 +71,6 @@ mod tests {
     use half::f16;
 
     use super::*;
-    use crate::simd::Isa;
 
     /// Numbers without a pattern, a few of them larger than the rest.
     fn values(count: usize, seed: u32) -> Vec<f32> {
@@ -165,7 +164,8 @@ mod tests {
     fn halves_are_rounded_to_even() {
         let mut x = vec![0f32; 64];
         x[0] = 127.0;
-        for (at, value) in [0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 126.5, -126.5].into_iter().enumerate() {
+        for (at, value) in [0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 126.5, -126.5].into_iter().enumerate()
+        {
             x[1 + at] = value;
         }
         let mut w = vec![0f32; 9 * 64];
@@ -173,7 +173,10 @@ mod tests {
             w[64 * i + i] = 127.0;
         }
         let found = of_all_sets(&x, WeightValues::F32(&w), None, (1, 64, 9));
-        assert_eq!(found, [127.0, 0.0, 2.0, 2.0, 0.0, -2.0, -2.0, 126.0, -126.0].map(|y| 127.0 * y));
+        assert_eq!(
+            found,
+            [127.0, 0.0, 2.0, 2.0, 0.0, -2.0, -2.0, 126.0, -126.0].map(|y| 127.0 * y)
+        );
     }
 
     #[test]
@@ -213,50 +216,79 @@ mod tests {
         }
     }
 
-    /// Products of f32 and of whole numbers in turn, for who looks at their speed:
-    /// `cargo test --release -p kosmograph-kernels int8 -- --ignored --nocapture --test-threads 1`
+    /// Products of f32 and of whole numbers in turn, and the rounding alone, on one thread, by the time that it had of a core, so
+    /// that other work disturbs less:
+    /// `cargo test --release -p kosmograph-kernels --lib int8::tests::speed -- --ignored --nocapture`
+    #[cfg(target_arch = "x86_64")]
     #[test]
-    #[ignore = "tells times"]
+    #[ignore = "tells times and no more"]
     fn speed() {
         use crate::gemm::{self, Start, Transposed};
-        use std::time::Instant;
+        use crate::simd::Isa;
 
-        let f32_sets: Vec<_> = Isa::available();
-        let f32_sets = f32_sets.into_iter().filter(|isa| matches!(isa, Isa::Avx512 | Isa::Avx2 | Isa::Neon));
-        let f32_sets: Vec<_> = f32_sets.collect();
-        for sizes @ (rows, input, output) in
-            [(8192, 320, 320), (8192, 320, 2560), (2048, 640, 5120), (512, 1280, 10240), (512, 1280, 1280)]
-        {
+        fn of_a_core() -> f64 {
+            let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+            // SAFETY: it writes there and nowhere else.
+            unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
+            time.tv_sec as f64 + 1e-9 * time.tv_nsec as f64
+        }
+
+        /// Median GFLOPS of `operations` in each of some works, named.
+        fn in_turn(operations: f64, works: &[(String, Box<dyn Fn() + Sync + '_>)]) {
+            let mut seconds = vec![Vec::new(); works.len()];
+            for _ in 0..11 {
+                for ((_, work), seconds) in works.iter().zip(&mut seconds) {
+                    let begin = of_a_core();
+                    work();
+                    seconds.push(of_a_core() - begin);
+                }
+            }
+            for ((name, _), seconds) in works.iter().zip(&mut seconds) {
+                seconds.sort_by(f64::total_cmp);
+                let median = seconds[seconds.len() / 2];
+                println!(
+                    "  {name}: {:.1} ms, {:.0} GFLOPS",
+                    1e3 * median,
+                    1e-9 * operations / median
+                );
+            }
+        }
+
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread");
+        for sizes @ (rows, input, output) in [
+            (8192, 320, 320),
+            (8192, 320, 2560),
+            (2048, 640, 5120),
+            (512, 1280, 10240),
+            (512, 1280, 1280),
+            (154, 768, 320),
+        ] {
+            println!("{rows} × {input} → {output}");
             let (x, w) = (values(rows * input, 1), values(input * output, 2));
-            let bias = values(output, 3);
             let w: Vec<f16> = w.into_iter().map(f16::from_f32).collect();
-            let w = WeightValues::F16(&w);
-            let mut seconds: Vec<(String, Vec<f64>)> = Vec::new();
-            for _ in 0..15 {
-                let mut time = |name: String, work: &dyn Fn() -> Vec<f32>| {
-                    let begin = Instant::now();
-                    std::hint::black_box(work());
-                    let took = begin.elapsed().as_secs_f64();
-                    match seconds.iter_mut().find(|(other, _)| *other == name) {
-                        Some((_, all)) => all.push(took),
-                        None => seconds.push((name, vec![took])),
-                    }
+            let (x, w) = (&x[..], WeightValues::F16(&w));
+            let mut works: Vec<(String, Box<dyn Fn() + Sync + '_>)> = Vec::new();
+            for isa in
+                [Isa::Avx512, Isa::Avx2].into_iter().filter(|isa| Isa::available().contains(isa))
+            {
+                let work = move || {
+                    let b = Transposed { values: w, k: input };
+                    std::hint::black_box(gemm::product(isa, sizes, x, &b, Start::Zero));
                 };
-                for isa in &f32_sets {
-                    time(format!("{isa:?}"), &|| {
-                        let b = Transposed { values: w, k: input };
-                        gemm::product(*isa, (rows, input, output), &x, &b, Start::Columns(&bias))
-                    });
-                }
-                for set in Set::tried() {
-                    time(format!("int8 {set:?}"), &|| linear(set, &x, w, Some(&bias), sizes));
-                }
+                works.push((format!("{isa:?}"), Box::new(work)));
             }
-            for (name, mut all) in seconds {
-                all.sort_by(f64::total_cmp);
-                let of = |seconds: f64| 2e-9 * (rows * input * output) as f64 / seconds;
-                println!("{rows} × {input} → {output}, {name}: median {:.0}, best {:.0} GFLOPS", of(all[all.len() / 2]), of(all[0]));
+            for set in Set::tried() {
+                let work = move || {
+                    std::hint::black_box(linear(set, x, w, None, sizes));
+                };
+                works.push((format!("int8, {set:?}"), Box::new(work)));
+                let rounding = move || {
+                    std::hint::black_box(Rows::of(set, x, (rows, input)));
+                    std::hint::black_box(Features::of(set, w, (output, input)));
+                };
+                works.push((format!("int8, {set:?}, rounding alone"), Box::new(rounding)));
             }
+            pool.install(|| in_turn(2.0 * (rows * input * output) as f64, &works));
         }
     }
 }

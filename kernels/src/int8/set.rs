@@ -67,12 +67,14 @@ impl Set {
     /// Those and the one that is there for tests.
     #[cfg(test)]
     pub(super) fn tried() -> Vec<Set> {
-        let mut sets = Set::available();
+        let sets = Set::available().into_iter();
         #[cfg(target_arch = "x86_64")]
-        if sets.contains(&Set::Avx512Vnni) && is_x86_feature_detected!("avx512vl") {
-            sets.push(Set::Avx512VnniOf8);
-        }
-        sets
+        let sets = {
+            let has =
+                Set::available().contains(&Set::Avx512Vnni) && is_x86_feature_detected!("avx512vl");
+            sets.chain(has.then_some(Set::Avx512VnniOf8))
+        };
+        sets.collect()
     }
 
     pub(crate) fn isa(self) -> Isa {
@@ -148,7 +150,7 @@ pub(super) trait Sums: Copy {
     const BYTES: usize;
     /// Added to each number of a row, where the instruction wants it without a sign.
     const OFFSET: i32;
-    /// Groups of a row that are read at once, a power of 2 up to 16.
+    /// Groups of a row that are read at once: 1, 2 or 4.
     const STEP: usize = 1;
 
     unsafe fn zero() -> Self;

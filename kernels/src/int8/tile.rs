@@ -41,6 +41,20 @@ impl WithSums for Block<'_> {
     }
 }
 
+/// The same for each row of a tile, whose number is a constant: an array that a loop goes through is kept in memory, and the sums
+/// would be written to the stack at every step.
+macro_rules! each_row {
+    ($S:ident, $row:ident, $body:block) => {
+        each_row!($S, $row, $body, 0 1 2 3 4 5 6 7 8 9 10 11)
+    };
+    ($S:ident, $row:ident, $body:block, $($number:literal)*) => {
+        $(if $number < $S::ROWS {
+            let $row = $number;
+            $body
+        })*
+    };
+}
+
 impl Block<'_> {
     /// At most a tile's rows of a panel.
     ///
@@ -49,51 +63,89 @@ impl Block<'_> {
     #[inline(always)]
     unsafe fn tile<S: Sums>(&self, rows: Range<usize>, feature: usize) {
         let Block { x, w, bias, to, output, .. } = self;
-        let vector = S::Floats::LANES * GROUP_BYTES;
+        let lanes = S::Floats::LANES;
+        let vector = lanes * GROUP_BYTES;
         let numbers = &x.numbers[rows.start * x.stride..(rows.start + S::ROWS) * x.stride];
         let panel = &w.panels[feature / width::<S>() * w.panel..][..w.panel];
         let groups = w.panel / (2 * vector);
         assert!(groups * GROUP_BYTES <= x.stride && groups.is_multiple_of(S::STEP));
-        // SAFETY: the caller's.
-        let mut sums = unsafe { [[S::zero(); 2]; MOST_ROWS] };
-        for first in (0..groups).step_by(S::STEP) {
-            for group in 0..S::STEP {
-                // SAFETY: a group of each feature of the panel, and of each row: there are as many rows as whole tiles have.
-                unsafe {
-                    let at = panel.as_ptr().add((first + group) * 2 * vector);
-                    let of_w = [S::load(at), S::load(at.add(vector))];
-                    for (row, sums) in sums[..S::ROWS].iter_mut().enumerate() {
-                        let at = numbers.as_ptr().add(row * x.stride + first * GROUP_BYTES);
-                        let of_x = S::of_row(at);
-                        for (sum, of_w) in sums.iter_mut().zip(of_w) {
-                            *sum = sum.add_products(of_x, group, of_w);
-                        }
-                    }
-                }
+        let scales = &x.scales[rows.start..rows.start + S::ROWS];
+        let features = feature..feature + width::<S>();
+        let (offset, by) = (&w.offsets[features.clone()], &w.scales[features]);
+        let columns = (output - feature).min(width::<S>());
+        let bias = bias.map(|bias| &bias[feature..feature + columns]);
+        // Of the two vectors of features those that there are.
+        let counts = [columns.min(lanes), columns.saturating_sub(lanes)];
+        // SAFETY: the caller's; a group of each feature of the panel, and of each row, of which there are as many as whole tiles
+        // have; scales and offsets for as many; the bias and y have `counts` values there.
+        unsafe {
+            let mut sums = [[S::zero(); 2]; MOST_ROWS];
+            for first in (0..groups).step_by(S::STEP) {
+                let numbers = numbers.as_ptr().add(first * GROUP_BYTES);
+                let panel = panel.as_ptr().add(first * 2 * vector);
+                step::<S, 0>(&mut sums, numbers, x.stride, panel);
+                step::<S, 1>(&mut sums, numbers, x.stride, panel);
+                step::<S, 2>(&mut sums, numbers, x.stride, panel);
+                step::<S, 3>(&mut sums, numbers, x.stride, panel);
             }
-        }
-        for half in 0..2 {
-            let lanes = S::Floats::LANES;
-            let first = feature + half * lanes;
-            let count = output.saturating_sub(first).min(lanes);
-            // SAFETY: scales and offsets are as many as whole panels have; the bias and y have `count` values there.
-            unsafe {
-                let offset = S::load(w.offsets[first..first + lanes].as_ptr().cast());
-                let by = S::Floats::load(w.scales[first..first + lanes].as_ptr());
-                let begin = match bias {
-                    Some(bias) => S::Floats::load_part(bias.as_ptr().wrapping_add(first), count),
-                    None => S::Floats::splat(0.0),
+            let offset = [0, lanes].map(|at| S::load(offset.as_ptr().add(at).cast()));
+            let by = [0, lanes].map(|at| S::Floats::load(by.as_ptr().add(at)));
+            let begin = match bias {
+                None => [S::Floats::splat(0.0); 2],
+                Some(bias) if columns == 2 * lanes => {
+                    [0, lanes].map(|at| S::Floats::load(bias.as_ptr().add(at)))
+                }
+                Some(bias) => [
+                    S::Floats::load_part(bias.as_ptr(), counts[0]),
+                    S::Floats::load_part(bias.as_ptr().add(counts[0]), counts[1]),
+                ],
+            };
+            let y = to.at(rows.start * output + feature);
+            each_row!(S, row, {
+                let scale = S::Floats::splat(scales[row]);
+                let of_half = |half: usize| {
+                    let sum = sums[row][half].sub(offset[half]).to_f32();
+                    sum.mul_add(by[half].mul(scale), begin[half])
                 };
-                for (row, sums) in rows.clone().zip(&sums) {
-                    let scale = by.mul(S::Floats::splat(x.scales[row]));
-                    let y = sums[half].sub(offset).to_f32().mul_add(scale, begin);
-                    let to = to.at(row * output + first);
-                    match count == lanes {
-                        true => y.store(to),
-                        false => y.store_part(to, count),
-                    }
+                let (low, high, y) = (of_half(0), of_half(1), y.wrapping_add(row * output));
+                if row >= rows.len() {
+                    return;
                 }
-            }
+                if columns == 2 * lanes {
+                    low.store(y);
+                    high.store(y.add(lanes));
+                } else {
+                    low.store_part(y, counts[0]);
+                    high.store_part(y.add(counts[0]), counts[1]);
+                }
+            });
         }
+    }
+}
+
+/// Adds the products of group `GROUP` of a step, where it has as many.
+///
+/// # Safety
+/// Within [`Set::run`](super::Set::run); the pointers lead to the step's groups of a tile's rows and of a panel.
+#[inline(always)]
+unsafe fn step<S: Sums, const GROUP: usize>(
+    sums: &mut [[S; 2]; MOST_ROWS],
+    numbers: *const u8,
+    stride: usize,
+    panel: *const u8,
+) {
+    if GROUP >= S::STEP {
+        return;
+    }
+    // SAFETY: the caller's.
+    unsafe {
+        let vector = S::Floats::LANES * GROUP_BYTES;
+        let panel = panel.add(GROUP * 2 * vector);
+        let w = [S::load(panel), S::load(panel.add(vector))];
+        each_row!(S, row, {
+            let x = S::of_row(numbers.add(row * stride));
+            sums[row][0] = sums[row][0].add_products(x, GROUP, w[0]);
+            sums[row][1] = sums[row][1].add_products(x, GROUP, w[1]);
+        });
     }
 }
