@@ -233,8 +233,10 @@ mod tests {
             time.tv_sec as f64 + 1e-9 * time.tv_nsec as f64
         }
 
-        /// Median GFLOPS of `operations` in each of some works, named.
-        fn in_turn(operations: f64, works: &[(String, Box<dyn Fn() + Sync + '_>)]) {
+        type Work<'a> = (String, Box<dyn Fn() + Sync + 'a>);
+
+        /// Median time of each, and the GFLOPS if that were `operations`.
+        fn in_turn(operations: f64, works: &[Work]) {
             let mut seconds = vec![Vec::new(); works.len()];
             for _ in 0..11 {
                 for ((_, work), seconds) in works.iter().zip(&mut seconds) {
@@ -267,7 +269,7 @@ mod tests {
             let (x, w) = (values(rows * input, 1), values(input * output, 2));
             let w: Vec<f16> = w.into_iter().map(f16::from_f32).collect();
             let (x, w) = (&x[..], WeightValues::F16(&w));
-            let mut works: Vec<(String, Box<dyn Fn() + Sync + '_>)> = Vec::new();
+            let mut works: Vec<Work> = Vec::new();
             for isa in
                 [Isa::Avx512, Isa::Avx2].into_iter().filter(|isa| Isa::available().contains(isa))
             {

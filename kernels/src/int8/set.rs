@@ -118,7 +118,13 @@ impl Set {
 
             #[inline(always)]
             fn run<S: Sums>(self) -> Sizes {
-                const { assert!(S::ROWS <= MOST_ROWS && super::GROUP_BYTES.is_multiple_of(S::BYTES)) };
+                const {
+                    assert!(
+                        S::ROWS <= MOST_ROWS
+                            && S::STEP <= 4
+                            && super::GROUP_BYTES.is_multiple_of(S::BYTES)
+                    )
+                };
                 Sizes { rows: S::ROWS, width: width::<S>(), bytes: S::BYTES }
             }
         }
