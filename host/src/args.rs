@@ -231,8 +231,8 @@ pub struct Places {
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub device: Device,
     /// What the processor's products of matrices take: f32; bf16 for factors rounded to 8 bits, where it has AMX,
-    /// AVX512_BF16 or, of 64-bit ARM, FEAT_BF16; or int8 for those of linear layers as whole numbers, where it has AVX512_VNNI:
-    /// other pictures, and faster (docs/precision.md) [default: f32]
+    /// AVX512_BF16 or, of 64-bit ARM, FEAT_BF16; or int8 for those of linear layers as whole numbers, where it has AVX2 or
+    /// ARM's dot product: other pictures, and faster (docs/precision.md) [default: f32]
     #[arg(long, value_name = "f32|bf16|int8", env = Precision::VARIABLE, hide_env_values = true)]
     pub precision: Option<Precision>,
 }
@@ -434,8 +434,8 @@ impl FromStr for Precision {
                            64-bit ARM, FEAT_BF16); without --precision all is computed in f32"
                 .into()),
             "int8" if has_int8() => Ok(Self::Int8),
-            "int8" => Err("this processor has no products of int8 (AVX512_VNNI); without \
-                           --precision all is computed in f32"
+            "int8" => Err("this processor has no products of int8 (AVX2 or ARM's dot product); \
+                           without --precision all is computed in f32"
                 .into()),
             _ => Err("a precision is f32, bf16 or int8".into()),
         }
@@ -454,8 +454,12 @@ fn has_bf16() -> bool {
 
 fn has_int8() -> bool {
     #[cfg(target_arch = "x86_64")]
-    return is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vnni");
-    #[cfg(not(target_arch = "x86_64"))]
+    return is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("fma")
+        && is_x86_feature_detected!("f16c");
+    #[cfg(target_arch = "aarch64")]
+    return std::arch::is_aarch64_feature_detected!("dotprod");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     false
 }
 

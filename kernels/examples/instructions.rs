@@ -15,8 +15,9 @@ use kosmograph_kernels as kernels;
 const KERNELS: &[(&str, &str, usize)] = &[
     ("linear", "linear, 96 × 320 → 320", 96 * 320 * 320),
     ("linear-f16", "linear, 96 × 320 → 320, weight in f16", 96 * 320 * 320),
+    ("linear-many", "linear, 256 × 320 → 320", 256 * 320 * 320),
     ("winograd", "conv2d 3 × 3 by Winograd, 64 → 64 at 32 × 32", 64 * 64 * 9 * 32 * 32),
-    ("winograd-320", "conv2d 3 × 3 by Winograd, 320 → 320 at 32 × 32", 320 * 320 * 9 * 32 * 32),
+    ("winograd-320", "conv2d 3 × 3 by Winograd, 320 → 320 at 16 × 16", 320 * 320 * 9 * 16 * 16),
     ("attention", "attention, 2 heads of 40, 256 × 256", 2 * 2 * 256 * 256 * 40),
     ("group_norm_silu", "group_norm with SiLU, 320 × 16²", 320 * 256),
     ("geglu", "geglu, 64 × 2560 → 1280", 64 * 1280),
@@ -49,13 +50,16 @@ fn main() -> Result<()> {
     };
     let tensors: Vec<Tensor> = match name {
         "linear" => vec![values(&[96, 320])?, values(&[320, 320])?, values(&[320])?],
+        "linear-many" => {
+            vec![values(&[256, 320])?, values(&[320, 320])?, values(&[320])?]
+        }
         "linear-f16" => {
             let weight = values(&[320, 320])?.to_dtype(candle_core::DType::F16)?;
             vec![values(&[96, 320])?, weight, values(&[320])?]
         }
         "winograd" => vec![values(&[1, 64, 32, 32])?, values(&[64, 64, 3, 3])?, values(&[64])?],
         "winograd-320" => {
-            vec![values(&[1, 320, 32, 32])?, values(&[320, 320, 3, 3])?, values(&[320])?]
+            vec![values(&[1, 320, 16, 16])?, values(&[320, 320, 3, 3])?, values(&[320])?]
         }
         "attention" => {
             (0..3).map(|_| values(&[1, 256, 2, 40])?.transpose(1, 2)).collect::<Result<_>>()?

@@ -22,7 +22,6 @@ mod exponential;
 pub mod geglu;
 mod gemm;
 pub mod group_norm;
-#[cfg(target_arch = "x86_64")]
 mod int8;
 pub mod join_channels;
 pub mod layer_norm;

@@ -4,7 +4,7 @@
 //! picks the widest that the processor has. `KOSMOGRAPH_ISA` (avx512, avx2, neon or portable)
 //! forces one, so that every path can be tested on one machine. Where `KOSMOGRAPH_PRECISION` is bf16, products of matrices take
 //! their factors rounded to bf16, with the instructions that some processors have for that (amx, avx512bf16, neonbf16); where it is int8,
-//! linear layers take them rounded to whole numbers of 8 bits (avx512vnni).
+//! linear layers take them rounded to whole numbers of 8 bits (avx512vnni, avxvnni, avx2int8, neondotprod).
 
 #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
 mod neon;
@@ -17,6 +17,8 @@ use std::sync::OnceLock;
 
 use candle_core::{Error, Result};
 use half::{bf16, f16};
+
+use crate::int8;
 
 /// An instruction set that this processor has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +46,12 @@ pub enum Isa {
     /// AVX-512 with AVX512_VNNI: linear layers take factors that are rounded to whole numbers of 8 bits. Only where that is asked
     /// for.
     Avx512Vnni,
+    /// The same on AVX2 with AVX-VNNI.
+    AvxVnni,
+    /// The same on AVX2 alone, whose products of 16 bits they are.
+    Avx2Int8,
+    /// The same on NEON with the dot product.
+    NeonDotProd,
 }
 
 impl Isa {
@@ -93,7 +101,7 @@ impl Isa {
         Some(match precision {
             "f32" => (Isa::available(), ""),
             "bf16" => (Isa::with_bf16(), "AMX, AVX512_BF16 or, of 64-bit ARM, FEAT_BF16"),
-            "int8" => (Isa::with_int8(), "AVX512_VNNI"),
+            "int8" => (Isa::with_int8(), "AVX2 or ARM's dot product"),
             _ => return None,
         })
     }
@@ -102,18 +110,19 @@ impl Isa {
     pub(crate) fn precision(self) -> &'static str {
         match self {
             Isa::Amx | Isa::Avx512Bf16 | Isa::NeonBf16 => "bf16",
-            Isa::Avx512Vnni => "int8",
+            Isa::Avx512Vnni | Isa::AvxVnni | Isa::Avx2Int8 | Isa::NeonDotProd => "int8",
             _ => "f32",
         }
     }
 
-    /// Those whose linear layers take whole numbers of 8 bits, of what this processor has.
+    /// Those whose linear layers take whole numbers of 8 bits, of what this processor has, the fastest first.
     pub fn with_int8() -> Vec<Isa> {
-        #[cfg(target_arch = "x86_64")]
-        if crate::int8::is_available() {
-            return vec![Isa::Avx512Vnni];
-        }
-        Vec::new()
+        int8::Set::available().into_iter().map(int8::Set::isa).collect()
+    }
+
+    /// What multiplies whole numbers of 8 bits, where this set does.
+    pub(crate) fn int8(self) -> Option<int8::Set> {
+        int8::Set::available().into_iter().find(|set| set.isa() == self)
     }
 
     /// Those with products of bf16 that this processor has and the system lets a program use, the fastest first.
@@ -157,8 +166,8 @@ impl Isa {
             Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx | Isa::Avx512Vnni => 48,
             #[cfg(any(test, feature = "portable16"))]
             Isa::Portable16 => 48,
-            Isa::Avx2 => 16,
-            Isa::Neon | Isa::NeonBf16 | Isa::Portable => 8,
+            Isa::Avx2 | Isa::AvxVnni | Isa::Avx2Int8 => 16,
+            Isa::Neon | Isa::NeonBf16 | Isa::NeonDotProd | Isa::Portable => 8,
         }
     }
 
@@ -174,9 +183,13 @@ impl Isa {
             "amx" => Isa::Amx,
             "neonbf16" => Isa::NeonBf16,
             "avx512vnni" => Isa::Avx512Vnni,
+            "avxvnni" => Isa::AvxVnni,
+            "avx2int8" => Isa::Avx2Int8,
+            "neondotprod" => Isa::NeonDotProd,
             _ => {
                 return Err(format!(
-                    "KOSMOGRAPH_ISA is {name:?}; avx512, avx2, neon, portable, avx512bf16, amx, neonbf16 or avx512vnni would be right"
+                    "KOSMOGRAPH_ISA is {name:?}; avx512, avx2, neon, portable, avx512bf16, amx, neonbf16, avx512vnni, avxvnni, avx2int8 or \
+                     neondotprod would be right"
                 ));
             }
         };
@@ -199,10 +212,10 @@ impl Isa {
             },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Isa::Avx2 => unsafe { x86::avx2(kernel) },
+            Isa::Avx2 | Isa::AvxVnni | Isa::Avx2Int8 => unsafe { x86::avx2(kernel) },
             #[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
             // SAFETY: as above.
-            Isa::Neon | Isa::NeonBf16 => unsafe { neon::neon(kernel) },
+            Isa::Neon | Isa::NeonBf16 | Isa::NeonDotProd => unsafe { neon::neon(kernel) },
             #[cfg(any(test, feature = "portable16"))]
             Isa::Portable16 => kernel.run::<Lanes<16, 8, 3>>(),
             _ => kernel.run::<Lanes<4, 4, 2>>(),

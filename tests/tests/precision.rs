@@ -19,13 +19,19 @@ fn only_picture(out: &Path) -> image::RgbImage {
 /// Whether the processor has what a precision needs.
 fn has(precision: &str) -> bool {
     #[cfg(target_arch = "x86_64")]
-    return is_x86_feature_detected!("avx512bw")
-        && match precision {
-            "bf16" => is_x86_feature_detected!("avx512bf16"),
-            _ => is_x86_feature_detected!("avx512vnni"),
-        };
+    return match precision {
+        "bf16" => is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512bf16"),
+        _ => {
+            is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c")
+        }
+    };
     #[cfg(target_arch = "aarch64")]
-    return precision == "bf16" && std::arch::is_aarch64_feature_detected!("bf16");
+    return match precision {
+        "bf16" => std::arch::is_aarch64_feature_detected!("bf16"),
+        _ => std::arch::is_aarch64_feature_detected!("dotprod"),
+    };
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     false
 }

@@ -3,10 +3,18 @@
 //! quantisation, Dettmers et al., arXiv 2208.07339, without its outliers). Both scales are found at every call, from the values
 //! that are there; sums are whole numbers and exact.
 //!
-//! The instruction is AVX512_VNNI's, which multiplies numbers without a sign by numbers with one: 128 is added to each q, and 128
-//! times the sum of a feature's q' taken from the result.
+//! What multiplies them is a [`Set`] of instructions; over it, rounding, packing and the tiles are written once, and to the bit
+//! the result is the same with each. Where the instruction wants one factor without a sign, 128 is added to each q, and 128 times
+//! the sum of a feature's q' taken from the result.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(all(target_arch = "aarch64", target_feature = "neon"))]
+mod neon;
 mod pack;
+mod set;
 mod tile;
 
 use rayon::prelude::*;
@@ -15,47 +23,43 @@ use crate::gemm::{Shared, blocks_of};
 use crate::memory;
 use crate::storage::WeightValues;
 use pack::{Features, Rows};
-use tile::{Block, ROWS};
+pub(crate) use set::Set;
+use tile::Block;
 
-/// Features of a panel: two vectors of sums.
-const WIDTH: usize = 32;
-/// Values that one instruction multiplies for each sum.
-const GROUP: usize = 4;
-/// Added to each q of x.
-const OFFSET: i32 = 128;
+/// Bytes of a group, the numbers whose products an instruction adds to one sum.
+const GROUP_BYTES: usize = 4;
+/// Values of a row are filled up to a multiple of this, a whole number of vectors and of groups for every set.
+const CHUNK: usize = 64;
 /// The most values of a row whose sums are sure to fit into 32 bits.
 const LONGEST: usize = 1 << 16;
-
-/// Whether this processor multiplies so.
-pub(crate) fn is_available() -> bool {
-    is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512bw")
-        && is_x86_feature_detected!("avx512vnni")
-}
+/// The features from which on rounding the rows is worth it.
+const FEWEST: usize = 32;
 
 /// Whether a layer of this size is computed so: of few rows rounding the weights takes longer than multiplying them saves.
 pub(crate) fn pays((rows, input, output): (usize, usize, usize)) -> bool {
-    rows > 128 && (GROUP * 16..=LONGEST).contains(&input) && output >= WIDTH
+    rows > 128 && (CHUNK..=LONGEST).contains(&input) && output >= FEWEST
 }
 
 /// y [rows, out] = x [rows, in] · wᵀ + bias, w [out, in]. A row of x with a value that is no number, or none that is finite, is
 /// no number either.
 pub(crate) fn linear(
+    set: Set,
     x: &[f32],
     w: WeightValues,
     bias: Option<&[f32]>,
     (rows, input, output): (usize, usize, usize),
 ) -> Vec<f32> {
-    assert!(is_available() && x.len() == rows * input && w.len() == input * output);
+    assert!(x.len() == rows * input && w.len() == input * output);
     assert!(input <= LONGEST && bias.is_none_or(|bias| bias.len() == output));
-    let x = Rows::of(x, (rows, input));
-    let w = Features::of(w, (output, input));
-    let tasks = blocks_of((rows, output), (ROWS, WIDTH));
+    let x = Rows::of(set, x, (rows, input));
+    let w = Features::of(set, w, (output, input));
+    let sizes = set.sizes();
+    let tasks = blocks_of((rows, output), (sizes.rows, sizes.width));
     let write = |y: &mut [f32]| {
         let to = Shared(y.as_mut_ptr());
         tasks.into_par_iter().for_each(|(rows, features)| {
-            // SAFETY: the processor has the instructions, as asserted; each value of y is in one block, and written there.
-            unsafe { Block { x: &x, w: &w, bias, rows, features, to, output }.run() }
+            // Each value of y is in one block, and written there.
+            set.run(Block { x: &x, w: &w, bias, rows, features, to, output });
         });
     };
     // SAFETY: the blocks are all of y.
@@ -98,7 +102,7 @@ mod tests {
             let (q, scale) = rounded(row);
             let of_feature = |(feature, (other, by)): (usize, &(Vec<i64>, f32))| {
                 let sum: i64 = q.iter().zip(other).map(|(a, b)| a * b).sum();
-                sum as f32 * (scale * by) + bias.map_or(0.0, |bias| bias[feature])
+                (sum as f32).mul_add(scale * by, bias.map_or(0.0, |bias| bias[feature]))
             };
             w.iter().enumerate().map(of_feature).collect::<Vec<_>>()
         };
@@ -106,16 +110,36 @@ mod tests {
         x.chunks(input).flat_map(of_row).collect()
     }
 
+    /// What each set that this processor has finds, which is the same.
+    fn of_all_sets(
+        x: &[f32],
+        w: WeightValues,
+        bias: Option<&[f32]>,
+        sizes: (usize, usize, usize),
+    ) -> Vec<f32> {
+        let mut sets = Set::tried().into_iter();
+        let Some(first) = sets.next() else {
+            panic!("there is nothing to try: this processor has neither AVX2 nor a dot product")
+        };
+        let found = linear(first, x, w, bias, sizes);
+        for set in sets {
+            let other = linear(set, x, w, bias, sizes);
+            for (at, (a, b)) in found.iter().zip(&other).enumerate() {
+                let same = a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
+                assert!(same, "{sizes:?}, {at}: {a} by {first:?}, {b} by {set:?}");
+            }
+        }
+        found
+    }
+
     #[test]
     fn is_the_product_of_the_rounded_factors() {
-        if !is_available() {
-            println!("this processor has no AVX512_VNNI: nothing was tried");
-            return;
-        }
+        println!("{:?}", Set::tried());
         for sizes @ (rows, input, output) in [
             (1, 64, 32),
             (12, 64, 64),
             (13, 67, 33),
+            (7, 191, 7),
             (200, 320, 320),
             (129, 1281, 100),
             (30, 4096, 40),
@@ -125,60 +149,148 @@ mod tests {
             // A row of zeros has no scale.
             x[..input].fill(0.0);
             for bias in [None, Some(&bias[..])] {
-                let found = linear(&x, WeightValues::F32(&w), bias, sizes);
-                let want = definition(&x, &w, bias, sizes);
-                for (at, (found, want)) in found.iter().zip(&want).enumerate() {
-                    let apart = (found - want).abs();
-                    assert!(
-                        apart <= 1e-5 * want.abs().max(1.0),
-                        "{sizes:?}, {at}: {found}, {want}"
-                    );
-                }
+                let found = of_all_sets(&x, WeightValues::F32(&w), bias, sizes);
+                assert_eq!(found, definition(&x, &w, bias, sizes), "{sizes:?}");
             }
             let half: Vec<f16> = w.iter().map(|w| f16::from_f32(*w)).collect();
             let wide: Vec<f32> = half.iter().map(|w| w.to_f32()).collect();
-            let of_half = linear(&x, WeightValues::F16(&half), None, sizes);
-            assert_eq!(of_half, linear(&x, WeightValues::F32(&wide), None, sizes));
+            let of_half = of_all_sets(&x, WeightValues::F16(&half), None, sizes);
+            assert_eq!(of_half, of_all_sets(&x, WeightValues::F32(&wide), None, sizes));
         }
+    }
+
+    /// Halves of the largest number's step lie between two whole numbers: it is the even one.
+    #[test]
+    fn halves_are_rounded_to_even() {
+        let mut x = vec![0f32; 64];
+        x[0] = 127.0;
+        for (at, value) in [0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 126.5, -126.5].into_iter().enumerate()
+        {
+            x[1 + at] = value;
+        }
+        let mut w = vec![0f32; 9 * 64];
+        for i in 0..9 {
+            w[64 * i + i] = 127.0;
+        }
+        let found = of_all_sets(&x, WeightValues::F32(&w), None, (1, 64, 9));
+        assert_eq!(
+            found,
+            [127.0, 0.0, 2.0, 2.0, 0.0, -2.0, -2.0, 126.0, -126.0].map(|y| 127.0 * y)
+        );
     }
 
     #[test]
     fn what_is_no_number_stays_none_and_spoils_no_other_row() {
-        if !is_available() {
-            println!("this processor has no AVX512_VNNI: nothing was tried");
-            return;
-        }
         let sizes @ (rows, input, output) = (16, 64, 32);
         let (x, w) = (values(rows * input, 1), values(input * output, 2));
-        let whole = linear(&x, WeightValues::F32(&w), None, sizes);
+        let whole = of_all_sets(&x, WeightValues::F32(&w), None, sizes);
         for odd in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut x = x.clone();
             x[3 * input + 5] = odd;
-            let found = linear(&x, WeightValues::F32(&w), None, sizes);
+            let found = of_all_sets(&x, WeightValues::F32(&w), None, sizes);
             for (at, (found, whole)) in found.iter().zip(&whole).enumerate() {
                 match at / output {
                     3 => assert!(found.is_nan(), "{odd}: {found}"),
                     _ => assert_eq!(found, whole),
                 }
             }
+            // And so with a feature.
+            let mut w = w.clone();
+            w[3 * input + 5] = odd;
+            let found = of_all_sets(&x, WeightValues::F32(&w), None, sizes);
+            assert!((0..rows).all(|row| found[row * output + 3].is_nan()));
         }
     }
 
     /// The largest sum that there can be.
     #[test]
     fn the_longest_row_does_not_overflow() {
-        if !is_available() {
-            println!("this processor has no AVX512_VNNI: nothing was tried");
-            return;
-        }
         let sizes = (1, LONGEST, 32);
         for sign in [1.0, -1.0] {
             let (x, w) = (vec![1f32; LONGEST], vec![sign; 32 * LONGEST]);
-            let found = linear(&x, WeightValues::F32(&w), None, sizes);
+            let found = of_all_sets(&x, WeightValues::F32(&w), None, sizes);
             assert!(
                 found.iter().all(|value| (value - sign * LONGEST as f32).abs() < 1.0),
                 "{found:?}"
             );
+        }
+    }
+
+    /// Products of f32 and of whole numbers in turn, and the rounding alone, on one thread, by the time that it had of a core, so
+    /// that other work disturbs less:
+    /// `cargo test --release -p kosmograph-kernels --lib int8::tests::speed -- --ignored --nocapture`
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    #[ignore = "tells times and no more"]
+    fn speed() {
+        use crate::gemm::{self, Start, Transposed};
+        use crate::simd::Isa;
+
+        fn of_a_core() -> f64 {
+            let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+            // SAFETY: it writes there and nowhere else.
+            unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
+            time.tv_sec as f64 + 1e-9 * time.tv_nsec as f64
+        }
+
+        type Work<'a> = (String, Box<dyn Fn() + Sync + 'a>);
+
+        /// Median time of each, and the GFLOPS if that were `operations`.
+        fn in_turn(operations: f64, works: &[Work]) {
+            let mut seconds = vec![Vec::new(); works.len()];
+            for _ in 0..11 {
+                for ((_, work), seconds) in works.iter().zip(&mut seconds) {
+                    let begin = of_a_core();
+                    work();
+                    seconds.push(of_a_core() - begin);
+                }
+            }
+            for ((name, _), seconds) in works.iter().zip(&mut seconds) {
+                seconds.sort_by(f64::total_cmp);
+                let median = seconds[seconds.len() / 2];
+                println!(
+                    "  {name}: {:.1} ms, {:.0} GFLOPS",
+                    1e3 * median,
+                    1e-9 * operations / median
+                );
+            }
+        }
+
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread");
+        for sizes @ (rows, input, output) in [
+            (8192, 320, 320),
+            (8192, 320, 2560),
+            (2048, 640, 5120),
+            (512, 1280, 10240),
+            (512, 1280, 1280),
+            (154, 768, 320),
+        ] {
+            println!("{rows} × {input} → {output}");
+            let (x, w) = (values(rows * input, 1), values(input * output, 2));
+            let w: Vec<f16> = w.into_iter().map(f16::from_f32).collect();
+            let (x, w) = (&x[..], WeightValues::F16(&w));
+            let mut works: Vec<Work> = Vec::new();
+            for isa in
+                [Isa::Avx512, Isa::Avx2].into_iter().filter(|isa| Isa::available().contains(isa))
+            {
+                let work = move || {
+                    let b = Transposed { values: w, k: input };
+                    std::hint::black_box(gemm::product(isa, sizes, x, &b, Start::Zero));
+                };
+                works.push((format!("{isa:?}"), Box::new(work)));
+            }
+            for set in Set::tried() {
+                let work = move || {
+                    std::hint::black_box(linear(set, x, w, None, sizes));
+                };
+                works.push((format!("int8, {set:?}"), Box::new(work)));
+                let rounding = move || {
+                    std::hint::black_box(Rows::of(set, x, (rows, input)));
+                    std::hint::black_box(Features::of(set, w, (output, input)));
+                };
+                works.push((format!("int8, {set:?}, rounding alone"), Box::new(rounding)));
+            }
+            pool.install(|| in_turn(2.0 * (rows * input * output) as f64, &works));
         }
     }
 }

@@ -1,6 +1,5 @@
 use super::few_rows;
 use crate::gemm::{self, Start, Transposed};
-#[cfg(target_arch = "x86_64")]
 use crate::int8;
 use crate::simd::Isa;
 use crate::storage::WeightValues;
@@ -14,9 +13,10 @@ pub(super) fn linear(
     (rows, input, output): (usize, usize, usize),
 ) -> Vec<f32> {
     assert!(w.len() == output * input);
-    #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Avx512Vnni && int8::pays((rows, input, output)) {
-        return int8::linear(x, w, bias, (rows, input, output));
+    if let Some(set) = isa.int8()
+        && int8::pays((rows, input, output))
+    {
+        return int8::linear(set, x, w, bias, (rows, input, output));
     }
     if few_rows::pays(rows) && isa.precision() != "bf16" {
         return few_rows::linear(isa, x, w, bias, (rows, input, output));
