@@ -81,7 +81,14 @@ pub fn convert(text: &str) -> Result<Converted, String> {
         size.split_once('x').ok_or(format!("has the Size \"{size}\"; 512x768 was expected"))?;
     let (width, height) = (whole("Size", width)?, whole("Size", height)?);
     let (sampler, scheduler) = sampler(&template, wanted("Sampler")?, setting("Schedule type"))?;
-    let model = wanted("Model")?;
+    // Without one its node names no file, which is told with those there are, unless --set names one.
+    let model = setting("Model").filter(|model| !model.is_empty());
+    let model = model.map_or(String::new(), with_ending);
+    if model.is_empty() {
+        notes.push(
+            "its text names no Model; --set Checkpoint.ckpt_name=NAME says which it is".into(),
+        );
+    }
 
     let (prompt, mut loras) = loras(&prompt, &mut notes);
     let (negative, more) = self::loras(&negative, &mut notes);
@@ -103,7 +110,7 @@ pub fn convert(text: &str) -> Result<Converted, String> {
     let (prompt, negative) = (text(&prompt, &mut notes), text(&negative, &mut notes));
 
     let mut filled: BTreeMap<&str, Value> = BTreeMap::from([
-        ("model", json!(with_ending(model))),
+        ("model", json!(model)),
         ("prompt", json!(prompt)),
         ("negative", json!(negative)),
         ("width", json!(width)),
@@ -400,6 +407,10 @@ mod tests {
             (&json!("m.ckpt"), &json!(""))
         );
         assert!(convert(text).unwrap().notes[0].contains("Hires"));
+        let nameless = text.replace("Model: m.ckpt, ", "");
+        let (graph, notes) = (self::graph(&nameless), convert(&nameless).unwrap().notes);
+        assert_eq!(graph["1"]["inputs"]["ckpt_name"], "");
+        assert!(notes[0].contains("names no Model; --set Checkpoint.ckpt_name=NAME"), "{notes:?}");
         let scheduled = text.replacen('x', "[a:b:10] <hypernet:h:1> a < b", 1);
         let notes = convert(&scheduled).unwrap().notes;
         assert!(notes.iter().any(|note| note.contains("<hypernet:h:1>")), "{notes:?}");

@@ -104,7 +104,8 @@ pub struct Run {
     /// While a sampler runs, write what each step has made so far into this folder, as NODE_STEP.png
     #[arg(long, value_name = "DIR")]
     pub previews: Option<PathBuf>,
-    /// Put the pictures of a sweep beside each other, with their values, into this PNG file
+    /// Put the pictures of a sweep beside each other, with their values, into this PNG file: those of one output, which
+    /// the swept values reach
     #[arg(long, value_name = "FILE", requires = "sweep")]
     pub sheet: Option<PathBuf>,
     /// Run only if everything is as WORKFLOW.lock says, which kosmograph lock wrote: name what is otherwise
@@ -197,7 +198,8 @@ pub struct Workflow {
     /// Refuse the whole workflow when one of its outputs has a problem: others are left out otherwise
     #[arg(long)]
     pub strict: bool,
-    /// Set every seed; N..M runs once for each from N to M - 1, N..=M to M
+    /// Set every seed, and the number at the other end of a link to one; N..M runs once for each from N to M - 1,
+    /// N..=M to M. A seed that a node computes stays, with a warning
     #[arg(long, value_name = "N|N..M")]
     pub seed: Option<Seeds>,
     #[command(flatten)]
@@ -233,7 +235,7 @@ pub struct Places {
     /// What the processor's products of matrices take: f32; bf16 for factors rounded to 8 bits, where it has AMX,
     /// AVX512_BF16 or, of 64-bit ARM, FEAT_BF16; or int8 for those of linear layers as whole numbers, where it has AVX2 or
     /// ARM's dot product: other pictures, and faster (docs/precision.md) [default: f32]
-    #[arg(long, value_name = "f32|bf16|int8", env = Precision::VARIABLE, hide_env_values = true)]
+    #[arg(long, value_name = "f32|bf16|int8", env = Precision::variable(), hide_env_values = true)]
     pub precision: Option<Precision>,
 }
 
@@ -413,6 +415,12 @@ pub enum Precision {
 
 impl Precision {
     pub const VARIABLE: &str = "KOSMOGRAPH_PRECISION";
+
+    /// The variable, unless it is there and empty, which says as little as none.
+    fn variable() -> Option<&'static str> {
+        let is_empty = std::env::var_os(Self::VARIABLE).is_some_and(|value| value.is_empty());
+        (!is_empty).then_some(Self::VARIABLE)
+    }
 
     pub fn name(self) -> &'static str {
         match self {

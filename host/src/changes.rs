@@ -1,10 +1,13 @@
 //! What the command line changes in a workflow before it is planned: `--set` and `--seed`.
 
+mod seeds;
+
+pub use seeds::{SeedPlaces, Seeds, set_seed};
+
 use crate::catalogue::{Catalogue, InputDescriptor, InputKind};
 use crate::graph::{Graph, Input, Origin};
 use crate::problem::nearest;
 use serde_json::Value;
-use std::str::FromStr;
 use thiserror::Error;
 
 /// Why a change cannot be made.
@@ -26,8 +29,13 @@ pub enum ChangeError {
     Socket { given: String, input: String, wanted: String },
     #[error("{given}: \"{value}\" is not {wanted}")]
     Value { given: String, value: String, wanted: &'static str },
-    #[error("--seed: no node of the workflow has a seed that could be set")]
-    NoSeed,
+    #[error("--seed: no node of the workflow has a seed that could be set{stay}")]
+    NoSeed {
+        /// Of seeds that are there, where they come from.
+        stay: String,
+    },
+    #[error("{one} and {other} give node {node}'s \"{input}\" a value, both; say one of them")]
+    Twice { one: String, other: String, node: String, input: String },
 }
 
 fn meant(nearest: &Option<String>) -> String {
@@ -141,17 +149,44 @@ impl Place {
     }
 }
 
-/// Applies one `--set NODE.INPUT=VALUE`, where VALUE is read as the input's declared type: see [`Place`].
+/// Applies one `--set NODE.INPUT=VALUE`, where VALUE is read as the input's declared type: see [`Place`]. Returns what was set.
 ///
 /// # Errors
 /// [`ChangeError`].
-pub fn set(graph: &mut Graph, catalogue: &Catalogue, given: &str) -> Result<(), ChangeError> {
+pub fn set(graph: &mut Graph, catalogue: &Catalogue, given: &str) -> Result<Place, ChangeError> {
     let option = format!("--set {given}");
     let form = || ChangeError::Form { given: option.clone() };
     let (place, value) = given.split_once('=').ok_or_else(form)?;
     let place = Place::find(graph, catalogue, place, &option)?;
     let value = place.read(graph, catalogue, value, &option)?;
     place.put(graph, value);
+    Ok(place)
+}
+
+/// Refuses two options that give one input values: `set` and `swept` are what `--set` and `--sweep` name, each with the option as it
+/// was given; `seed` is that of `--seed`, and `graph` the workflow to which `set` was applied.
+///
+/// # Errors
+/// [`ChangeError::Twice`].
+pub fn no_contradiction(
+    graph: &Graph,
+    catalogue: &Catalogue,
+    set: &[(Place, String)],
+    swept: &[(Place, String)],
+    seed: Option<Seeds>,
+) -> Result<(), ChangeError> {
+    let seeds = seed.map(|seeds| (SeedPlaces::of(graph, catalogue).set, format!("--seed {seeds}")));
+    let seeds =
+        seeds.iter().flat_map(|(places, said)| places.iter().map(move |place| (place, said)));
+    let seeds: Vec<(&Place, &String)> = seeds.collect();
+    for (at, (place, one)) in set.iter().chain(swept).enumerate() {
+        let of_swept = swept.iter().filter(|_| at < set.len()).map(|(place, said)| (place, said));
+        let other = of_swept.chain(seeds.iter().copied()).find(|(other, _)| *other == place);
+        if let Some((_, other)) = other {
+            let (node, input) = (graph.nodes()[place.position].id.clone(), place.input.clone());
+            return Err(ChangeError::Twice { one: one.clone(), other: other.clone(), node, input });
+        }
+    }
     Ok(())
 }
 
@@ -209,6 +244,17 @@ fn numbered(graph: &Graph, name: &str, given: &str) -> Result<Option<usize>, Cha
     }
 }
 
+/// The whole number that `text` is: 3, and 3.0 as programs write it.
+pub(crate) fn whole(text: &str) -> Option<i128> {
+    let text = text.trim();
+    text.parse().ok().or_else(|| {
+        // Beyond these a fraction's neighbours are farther apart than whole numbers.
+        const EXACT: f64 = (1u64 << 53) as f64;
+        let number: f64 = text.parse().ok()?;
+        (number.fract() == 0.0 && number.abs() <= EXACT).then_some(number as i128)
+    })
+}
+
 fn typed(input: &InputDescriptor, text: &str, given: &str) -> Result<Value, ChangeError> {
     let wrong =
         |wanted| ChangeError::Value { given: given.to_owned(), value: text.to_owned(), wanted };
@@ -224,10 +270,10 @@ fn typed(input: &InputDescriptor, text: &str, given: &str) -> Result<Value, Chan
             });
         }
         InputKind::Int { .. } => {
-            let text = text.trim();
-            let signed = text.parse::<i64>().map(Value::from);
+            let number = whole(text).ok_or_else(|| wrong("a whole number"))?;
+            let signed = i64::try_from(number).map(Value::from);
             signed
-                .or_else(|_| text.parse::<u64>().map(Value::from))
+                .or_else(|_| u64::try_from(number).map(Value::from))
                 .map_err(|_| wrong("a whole number"))?
         }
         InputKind::Float { .. } => {
@@ -246,82 +292,41 @@ fn typed(input: &InputDescriptor, text: &str, given: &str) -> Result<Value, Chan
     })
 }
 
-/// The seeds of `--seed`: one, or as Rust writes a range: `3..6` is 3, 4, 5; `3..=6` has 6, too.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Seeds {
-    first: u64,
-    last: u64,
-}
-
-impl Seeds {
-    pub fn iter(self) -> impl Iterator<Item = u64> {
-        self.first..=self.last
-    }
-
-    pub fn first(self) -> u64 {
-        self.first
-    }
-
-    pub fn last(self) -> u64 {
-        self.last
-    }
-
-    /// How many there are.
-    pub fn count(self) -> u128 {
-        u128::from(self.last - self.first) + 1
-    }
-}
-
-impl FromStr for Seeds {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let number = |text: &str| {
-            let seed = text.trim().parse::<u64>();
-            seed.map_err(|_| format!("\"{text}\" is not a seed, a whole number from 0 to 2^64 - 1"))
-        };
-        let Some((first, last)) = text.split_once("..") else {
-            let seed = number(text)?;
-            return Ok(Self { first: seed, last: seed });
-        };
-        let first = number(first)?;
-        let last = match last.strip_prefix('=') {
-            Some(last) => Some(number(last)?),
-            None => number(last)?.checked_sub(1),
-        };
-        match last {
-            Some(last) if last >= first => Ok(Self { first, last }),
-            _ => Err(format!("{text} is an empty range: its end is not above its beginning")),
-        }
-    }
-}
-
-/// Sets every seed that is not fed by a link: inputs of the role "seed", written or left out.
-///
-/// # Errors
-/// [`ChangeError::NoSeed`].
-pub fn set_seed(graph: &mut Graph, catalogue: &Catalogue, seed: u64) -> Result<(), ChangeError> {
-    let mut any = false;
-    for position in 0..graph.nodes().len() {
-        let Some(class) = catalogue.get(&graph.nodes()[position].class) else { continue };
-        for input in class.descriptor.inputs.iter().filter(|input| input.kind.is_seed()) {
-            let node = graph.inputs_mut(position);
-            if !matches!(node.input(&input.name), Some(Input::Link { .. })) {
-                let value = Value::from(seed);
-                node.set(&input.name, Input::Literal { value, origin: Origin::CommandLine });
-                any = true;
-            }
-        }
-    }
-    if any { Ok(()) } else { Err(ChangeError::NoSeed) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
     use serde_json::json;
     use std::path::Path;
+
+    #[test]
+    fn two_options_for_one_input_are_refused() {
+        let (mut graph, catalogue) = (graph(), catalogue());
+        let place = |text: &str| Place::find(&graph, &catalogue, text, "").unwrap();
+        let given = |text: &str, option: &str| (place(text), format!("{option} {text}=1"));
+        let (steps, seed) = (given("3.steps", "--set"), given("3.seed", "--set"));
+        let (swept, other) = (given("3.steps", "--sweep"), given("3.cfg", "--sweep"));
+        let range = || "9..11".parse().ok();
+        let check = |set: &[_], swept: &[_], seeds| {
+            no_contradiction(&graph, &catalogue, set, swept, seeds)
+                .map_err(|error| error.to_string())
+        };
+        assert_eq!(
+            check(&[steps.clone()], &[other.clone(), swept.clone()], None),
+            Err("--set 3.steps=1 and --sweep 3.steps=1 give node 3's \"steps\" a value, both; say one of them".into())
+        );
+        let error = check(&[seed.clone()], &[], range()).unwrap_err();
+        assert!(
+            error.starts_with("--set 3.seed=1 and --seed 9..=10 give node 3's \"seed\""),
+            "{error}"
+        );
+        let swept_seed = given("3.seed", "--sweep");
+        assert!(
+            check(&[], &[swept_seed], range()).unwrap_err().contains("--sweep 3.seed=1 and --seed")
+        );
+        assert_eq!(check(&[steps.clone(), steps, seed], &[other], None), Ok(()));
+        assert!(set(&mut graph, &catalogue, "3.steps=2").is_ok());
+    }
 
     fn catalogue() -> Catalogue {
         let library = json!({"name": "l", "version": "1", "nodes": [{"class": "K", "inputs": [
@@ -353,6 +358,7 @@ mod tests {
     #[test]
     fn values_are_read_by_their_type() {
         assert_eq!(value("3.steps=12", 0, "steps"), Ok(json!(12)));
+        assert_eq!(value("3.steps= -3.0", 0, "steps"), Ok(json!(-3)));
         assert_eq!(value("Sampler v1.5.cfg=2.5", 0, "cfg"), Ok(json!(2.5)));
         assert_eq!(value("3.seed=18446744073709551615", 0, "seed"), Ok(json!(u64::MAX)));
         assert_eq!(value("3.text=a=b.c", 0, "text"), Ok(json!("a=b.c")));
@@ -390,6 +396,8 @@ mod tests {
             ("Twce#2.steps=3", "did you mean \"Twice#2\"?"),
             ("Q#1.steps=3", "no node has the id, title or class \"Q#1\""),
             ("3.steps=2.5", "\"2.5\" is not a whole number"),
+            ("3.steps=1e300", "\"1e300\" is not a whole number"),
+            ("3.steps=99999999999999999999", "is not a whole number"),
             ("3.cfg=inf", "is not a finite number"),
             ("3.on=maybe", "is not true or false"),
             ("3.model=x", "takes MODEL from another node"),
@@ -397,25 +405,6 @@ mod tests {
             let error = value(given, 0, "").unwrap_err();
             assert!(error.contains(part), "{error:?} has no {part:?}");
         }
-    }
-
-    #[test]
-    fn seeds() {
-        let seeds =
-            |text: &str| text.parse::<Seeds>().map(|seeds| seeds.iter().collect::<Vec<_>>());
-        assert_eq!(seeds("7"), Ok(vec![7]));
-        assert_eq!(seeds("3..6"), Ok(vec![3, 4, 5]));
-        assert_eq!(seeds("3..=6"), Ok(vec![3, 4, 5, 6]));
-        assert_eq!("0..=18446744073709551615".parse::<Seeds>().unwrap().last(), u64::MAX);
-        assert!(seeds("3..3").unwrap_err().contains("empty range"));
-        assert!(seeds("0..0").is_err() && seeds("-1").is_err() && seeds("..").is_err());
-        let mut graph = graph();
-        set_seed(&mut graph, &catalogue(), 9).unwrap();
-        let at = |position: usize| graph.nodes()[position].input("seed").cloned();
-        let nine = Input::Literal { value: json!(9), origin: Origin::CommandLine };
-        assert_eq!(at(0), Some(nine));
-        assert!(matches!(at(3), Some(Input::Link { .. })));
-        assert_eq!(set_seed(&mut Graph::default(), &catalogue(), 9), Err(ChangeError::NoSeed));
     }
 
     proptest! {

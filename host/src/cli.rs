@@ -19,7 +19,7 @@ use crate::supervisor::Setup;
 use crate::{libraries, process};
 use indicatif::MultiProgress;
 use nix::sys::signal::Signal;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::sync::Arc;
 use tracing_subscriber::EnvFilter;
 
@@ -125,6 +125,11 @@ fn log_to(screen: MultiProgress) {
     let writer = LogWriter(screen);
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter.unwrap_or_else(|_| EnvFilter::new("warn")))
+        // Colours are for a terminal, and for whoever has not asked for none (no-color.org).
+        .with_ansi(
+            std::io::stderr().is_terminal()
+                && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()),
+        )
         .with_writer(move || writer.clone());
     // It fails where another one was set, which then does the work.
     let _ = subscriber.try_init();

@@ -20,6 +20,7 @@ mod saved;
 mod texts;
 mod widgets;
 
+pub use saved::is_left_out;
 pub use texts::{Now, Texts};
 pub use widgets::is_the_pages;
 

@@ -115,6 +115,8 @@ pub struct Folders {
     /// What input, output and temp are copies of, where they are.
     pub elsewhere: Option<Arc<dyn Elsewhere>>,
     pub identify: Identify,
+    /// Whether nothing will be written: then it does not matter whether it could be.
+    pub only_read: bool,
 }
 
 /// What the command line says about folders.
@@ -136,6 +138,8 @@ pub enum PathError {
     Empty,
     #[error("\"{name}\" leads out of the folders a workflow may read; put the file in {place}")]
     Escapes { name: String, place: String },
+    #[error("there is no {wanted} {path}", wanted = wanted.wanted().trim_start_matches("a "))]
+    NotThere { path: String, wanted: Entry },
     #[error("\"{name}\" is {found}; {wanted} is wanted", wanted = wanted.wanted())]
     WrongEntry { name: String, found: &'static str, wanted: Entry },
     #[error("there is no \"{name}\" in {searched}{unreached}")]
@@ -242,7 +246,8 @@ impl Folders {
         }
         let output = absolute(given.output.unwrap_or(Path::new("output")));
         let (temp, identify) = (absolute(Path::new("temp")), Identify::default());
-        Ok(Self { models: roots, extra, input, output, temp, elsewhere: None, identify })
+        let (elsewhere, only_read) = (None, false);
+        Ok(Self { models: roots, extra, input, output, temp, elsewhere, identify, only_read })
     }
 
     /// The absolute path of what is called `name` in the folders of kind `folder`.
@@ -276,7 +281,14 @@ impl Folders {
         // Workflows written on Windows have backslashes in their names.
         let relative = PathBuf::from(plain.replace('\\', "/"));
         let inside = |part: Component| matches!(part, Component::Normal(_) | Component::CurDir);
-        let escapes = || PathError::Escapes { name: name.to_owned(), place: searched.clone() };
+        let escapes = || match origin {
+            // The person's own path may lead anywhere, and this one leads to nothing.
+            Origin::CommandLine if !plain.contains('\0') => PathError::NotThere {
+                path: absolute(Path::new(name)).display().to_string(),
+                wanted: entry,
+            },
+            _ => PathError::Escapes { name: name.to_owned(), place: searched.clone() },
+        };
         if plain.contains('\0') || !relative.components().all(inside) {
             return Err(escapes());
         }
@@ -524,7 +536,7 @@ fn with_extension(base: &Path, stem: &str) -> Option<PathBuf> {
 }
 
 /// Fails only for an empty path or without a current directory, where the path itself is as good.
-fn absolute(path: &Path) -> PathBuf {
+pub(crate) fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 

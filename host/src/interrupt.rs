@@ -2,7 +2,7 @@
 //! seconds whatever it is doing.
 //!
 //! The first signal sets a flag that everything long looks at. What does not look in time is left as it
-//! is: the program says its last word and ends, and its worker with it. A second signal does so at once.
+//! is: the program says its last word and ends, and its worker with it. A second signal does so at once, whatever is still being written.
 
 use crate::events::{Event, Listener};
 use std::io::Write;
@@ -19,6 +19,7 @@ pub const CODE: i32 = 130;
 
 static CANCEL: AtomicBool = AtomicBool::new(false);
 static GRACEFUL: AtomicBool = AtomicBool::new(false);
+static FINISHING: AtomicBool = AtomicBool::new(false);
 static SAID: AtomicBool = AtomicBool::new(false);
 static TELLS: OnceLock<Told> = OnceLock::new();
 
@@ -53,6 +54,14 @@ pub fn say() {
     }
 }
 
+/// Does the last thing that is worth doing after the first signal; the program waits for it, unless there is a second one.
+pub fn finish<T>(last: impl FnOnce() -> T) -> T {
+    FINISHING.store(true, Ordering::SeqCst);
+    let result = last();
+    FINISHING.store(false, Ordering::SeqCst);
+    result
+}
+
 fn on_signal() {
     if !GRACEFUL.load(Ordering::SeqCst) {
         exit(CODE);
@@ -64,6 +73,9 @@ fn on_signal() {
     let _ = std::io::stderr().write_all(message);
     let wait = || {
         std::thread::sleep(AT_THE_LATEST);
+        while FINISHING.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
         end_now()
     };
     // Without a thread there is the second Ctrl-C.

@@ -6,8 +6,8 @@
 use crate::args;
 use crate::ask::{Answers, Ask, Changes, nobody};
 use crate::catalogue::Catalogue;
-use crate::changes::{Seeds, set, set_seed};
-use crate::editor::{Converted, Now, Texts, convert};
+use crate::changes::{Place, Seeds, no_contradiction, set, set_seed};
+use crate::editor::{Converted, Now, Texts, convert, is_left_out};
 use crate::events::{Event, Level, Listener};
 use crate::execute::{Later, Properties};
 use crate::folders::{Folders, Given};
@@ -109,6 +109,10 @@ impl Job {
         let name = name(workflow);
         // What is no workflow is told before the machine is looked through.
         let opened = opened(&file, &name)?;
+        if opened.has_no_nodes() {
+            let sentence = format!("{name}: the workflow has no nodes");
+            return Err(Problem::new(Kind::Workflow, sentence));
+        }
         let given = Given {
             models: &workflow.places.models,
             extra_model_paths: &workflow.places.extra_model_paths,
@@ -120,16 +124,23 @@ impl Job {
         let with = Surroundings::find(folders, &workflow.places)?;
         let mut this = Self::opened(file, opened, &name, with)?;
         let catalogue = &this.libraries.catalogue;
+        let mut given: Vec<(Place, String)> = Vec::new();
         for change in &workflow.set {
-            set(&mut this.graph, catalogue, change)
+            let place = set(&mut this.graph, catalogue, change)
                 .map_err(|error| arguments(error.to_string()))?;
-        }
-        if let Some(seeds) = workflow.seed {
-            set_seed(&mut this.graph, catalogue, seeds.first())
-                .map_err(|error| arguments(error.to_string()))?;
+            given.push((place, format!("--set {change}")));
         }
         this.sweep = Sweep::read(&this.graph, catalogue, &workflow.sweep, workflow.seed)
             .map_err(|error| arguments(error.to_string()))?;
+        let axes = this.sweep.axes.iter();
+        let swept: Vec<_> = axes.map(|axis| (axis.place.clone(), axis.given.clone())).collect();
+        no_contradiction(&this.graph, catalogue, &given, &swept, workflow.seed)
+            .map_err(|error| arguments(error.to_string()))?;
+        if let Some(seeds) = workflow.seed {
+            // What it does not reach, each plan tells.
+            set_seed(&mut this.graph, catalogue, seeds.first())
+                .map_err(|error| arguments(error.to_string()))?;
+        }
         (this.strict, this.seeds) = (workflow.strict, workflow.seed);
         Ok(this)
     }
@@ -237,11 +248,11 @@ impl Job {
         ask: &mut Ask,
     ) -> Result<(Plan, Graph), Refusal> {
         let catalogue = &self.libraries.catalogue;
+        let mut warnings = self.wrong.warnings.clone();
         if let Some(seed) = seed {
             // It found a seed to set when the first one was.
-            let _ = set_seed(&mut graph, catalogue, seed);
+            warnings.extend(set_seed(&mut graph, catalogue, seed).unwrap_or_default());
         }
-        let mut warnings = self.wrong.warnings.clone();
         warnings.extend(self.texts.apply(&mut graph, catalogue, seed, &self.now));
         let known = self.wrong.problems.clone();
         let plan = |known, changes: &Changes| {
@@ -316,12 +327,23 @@ impl Job {
     }
 }
 
+/// The graph and the definitions of subgraphs in it, those within others too.
+fn graphs_in(graph: &Value) -> Vec<&Value> {
+    let mut all = vec![graph];
+    let mut next = 0;
+    while let Some(graph) = all.get(next) {
+        let inside = graph["definitions"]["subgraphs"].as_array().into_iter().flatten();
+        all.extend(inside);
+        next += 1;
+    }
+    all
+}
+
 /// The output nodes of the editor's graph that it does not run, those of its subgraphs too.
 fn muted_outputs(editor: &Value, catalogue: &Catalogue) -> Vec<String> {
-    let subgraphs = editor["definitions"]["subgraphs"].as_array().into_iter().flatten();
-    let graphs = std::iter::once(editor).chain(subgraphs);
-    let nodes = graphs.flat_map(|graph| graph["nodes"].as_array().into_iter().flatten());
-    let is_muted = |node: &&Value| node["mode"].as_u64().is_some_and(|mode| mode != 0);
+    let nodes = graphs_in(editor);
+    let nodes = nodes.iter().flat_map(|graph| graph["nodes"].as_array().into_iter().flatten());
+    let is_muted = |node: &&Value| is_left_out(node);
     let name = |node: &Value| {
         let class = node["type"].as_str()?;
         catalogue.get(class).filter(|class| class.descriptor.output_node)?;

@@ -36,6 +36,7 @@ pub mod sandbox;
 pub mod supervisor;
 pub mod sweep;
 pub mod value;
+pub mod whole_file;
 pub mod wire;
 pub mod worker;
 pub mod workflow_file;

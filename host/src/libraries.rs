@@ -109,12 +109,19 @@ impl Libraries {
             let asks: Vec<_> = packs
                 .0
                 .iter()
-                .map(|pack| scope.spawn(move || describe_pack(pack, store, asked)))
+                .map(|pack| {
+                    let ask = move || describe_pack(pack, store, asked);
+                    std::thread::Builder::new().name("describe".to_owned()).spawn_scoped(scope, ask)
+                })
                 .collect();
-            asks.into_iter().map(std::thread::ScopedJoinHandle::join).collect()
+            let asks = packs.0.iter().zip(asks).map(|(pack, thread)| match thread {
+                Ok(thread) => thread.join().unwrap_or_else(|_| Err("asking panicked".to_owned())),
+                // No thread can be had: one after the other, then.
+                Err(_) => describe_pack(pack, store, asked),
+            });
+            asks.collect()
         });
         for (pack, answer) in packs.0.iter().zip(answers) {
-            let answer = answer.unwrap_or_else(|_| Err("asking panicked".to_owned()));
             let added = answer.and_then(|descriptor| {
                 self.catalogue.add_pack(pack, &descriptor).map_err(|error| error.to_string())
             });

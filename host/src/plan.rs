@@ -18,6 +18,7 @@ mod source;
 pub use key::{Key, KeyMap, KeySet};
 pub use literal::Literal;
 pub use mention::Mention;
+pub(crate) use output::why_not_written;
 
 use crate::ask::Changes;
 use crate::catalogue::{Catalogue, Class, InputDescriptor, NodeDescriptor};

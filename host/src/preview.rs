@@ -4,14 +4,15 @@
 //! their sum is a small picture, one pixel for each of the latent's. A library that has a better one sends
 //! that.
 
-use crate::events::{Event, Listener};
+use crate::events::{Event, Level, Listener};
 use crate::promise::Promise;
 use crate::value::Value;
+use crate::whole_file;
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::fs;
-use std::io::BufWriter;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The longest side of a preview, in pixels; of a larger picture every n-th is taken.
 const LONGEST: usize = 512;
@@ -123,8 +124,16 @@ impl Preview {
 
 /// `--previews DIR`: passes events on, and writes each preview into the folder as `NODE_STEP.png`.
 pub struct Previews<'a> {
-    pub to: &'a dyn Listener,
-    pub folder: PathBuf,
+    to: &'a dyn Listener,
+    folder: PathBuf,
+    /// Whether it was told that one cannot be written: the next ones will not be either.
+    told: AtomicBool,
+}
+
+impl<'a> Previews<'a> {
+    pub fn new(to: &'a dyn Listener, folder: PathBuf) -> Self {
+        Self { to, folder, told: AtomicBool::new(false) }
+    }
 }
 
 impl Listener for Previews<'_> {
@@ -156,14 +165,22 @@ impl Listener for Previews<'_> {
                 self.to.event(&Event::Preview { node: Cow::Borrowed(node), step, steps, file });
             }
             // A preview is no reason to stop.
-            Err(error) => tracing::warn!("{}: {error}", file.display()),
+            Err(error) => {
+                if !self.told.swap(true, Ordering::Relaxed) {
+                    let message = format!(
+                        "the preview {} cannot be written: {error}; of others that cannot be nothing is said",
+                        file.display()
+                    );
+                    self.to.event(&Event::log(Level::Warning, message));
+                }
+            }
         }
     }
 }
 
 fn write(folder: &Path, file: &Path, preview: &Preview) -> Result<(), png::EncodingError> {
     fs::create_dir_all(folder)?;
-    preview.write_png(BufWriter::new(fs::File::create(file)?))
+    whole_file::write(file, |to| preview.write_png(to))
 }
 
 #[cfg(test)]
@@ -189,6 +206,28 @@ mod tests {
         let line = serde_json::to_string(&preview).unwrap();
         assert_eq!(serde_json::from_str::<Preview>(&line).unwrap(), preview);
         assert!(Preview::paint(&input(vec![])).unwrap_err().contains("neither"));
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_written_is_told_once() {
+        #[derive(Default)]
+        struct Heard(std::sync::Mutex<Vec<String>>);
+        impl Listener for Heard {
+            fn event(&self, event: &Event) {
+                self.0.lock().unwrap().push(serde_json::to_string(event).unwrap());
+            }
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        fs::write(&file, "in the way").unwrap();
+        let heard = Heard::default();
+        let previews = Previews::new(&heard, file.join("below"));
+        let preview = Preview { step: 1, steps: 2, width: 1, height: 1, rgb: vec![0; 3] };
+        previews.preview("3", &preview);
+        previews.preview("3", &preview);
+        let heard = heard.0.into_inner().unwrap();
+        assert_eq!(heard.len(), 1, "{heard:?}");
+        assert!(heard[0].contains("3_00001.png cannot be written: "), "{heard:?}");
     }
 
     #[test]

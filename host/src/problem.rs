@@ -3,6 +3,7 @@
 //! first: whoever repairs a workflow wants the whole list.
 
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::fmt;
 
 /// The kinds, by the names ComfyUI's validation uses where it has one.
@@ -65,7 +66,7 @@ impl fmt::Display for NodeName {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(f, "node {}", self.id)?;
         match &self.title {
-            Some(title) if *title != self.class => write!(f, " \"{title}\"")?,
+            Some(title) if *title != self.class => write!(f, " \"{}\"", printable(title))?,
             _ => (),
         }
         if !self.class.is_empty() {
@@ -73,6 +74,18 @@ impl fmt::Display for NodeName {
         }
         Ok(())
     }
+}
+
+/// `text`, which anybody may have written, as a line of a terminal: control characters, which move a cursor or
+/// colour what follows, are written out.
+pub fn printable(text: &str) -> Cow<'_, str> {
+    if !text.contains(char::is_control) {
+        return text.into();
+    }
+    let shown = |c: char| -> String {
+        if c.is_control() { c.escape_default().collect() } else { c.into() }
+    };
+    text.chars().map(shown).collect::<String>().into()
 }
 
 /// One thing that is wrong, or, among the warnings, one that is odd.
@@ -139,6 +152,11 @@ impl fmt::Display for Problem {
 /// As [`nearest`], of names of files: one that is called the same in another folder comes first, and
 /// extensions, which most have in common, make nothing alike.
 pub fn nearest_file<'a>(wrong: &str, names: &'a [String]) -> Option<&'a str> {
+    // White space at the ends, and what looks like ComfyUI's `file.png [output]`, is not of a name.
+    let bare = wrong.trim();
+    let noted = bare.strip_suffix(']').and_then(|name| name.rsplit_once('['));
+    let wrong = noted.map(|(name, _)| name.trim_end()).filter(|name| !name.is_empty());
+    let wrong = wrong.unwrap_or(bare);
     let name = |path: &str| path.rsplit(['/', '\\']).next().unwrap_or(path).to_lowercase();
     if let Some(same) = names.iter().find(|path| name(path) == name(wrong)) {
         return Some(same);
@@ -152,8 +170,12 @@ pub fn nearest_file<'a>(wrong: &str, names: &'a [String]) -> Option<&'a str> {
     }
     let stems: Vec<&str> = names.iter().map(|name| stem(name)).collect();
     let found = nearest(stem(wrong), stems.iter().copied())?;
-    let at = stems.iter().position(|stem| *stem == found)?;
-    Some(&names[at])
+    // Of several that differ in their extensions alone, the one whose own is likest.
+    let alike = names.iter().zip(&stems).filter(|(_, stem)| **stem == found).map(|(name, _)| name);
+    let mut alike = alike.map(|name| (strsim::normalized_damerau_levenshtein(wrong, name), name));
+    let first = alike.next()?;
+    let best = alike.fold(first, |best, next| if next.0 > best.0 { next } else { best });
+    Some(best.1)
 }
 
 /// The name nearest to `wrong`, if one is near enough to have been meant: case and the signs
@@ -205,6 +227,20 @@ mod tests {
         assert_eq!(nearest_file("v1-5-prunned.ckpt", &names), Some("v1-5-pruned.safetensors"));
         assert_eq!(nearest_file("SD15\\Dreamy.ckpt", &names), Some("sub/dreamy.ckpt"));
         assert_eq!(nearest_file("v1.5", &["v1.4".to_owned()]), Some("v1.4"));
+        let pictures = ["rgb.bmp", "rgb.jpg", "rgb.png", "x [1].png"].map(str::to_owned);
+        for wrong in
+            ["rgb.png ", " rgb.png", "rgb.png [foo]", "rgb.png[output]", "rgb.pngg", "rgg.png"]
+        {
+            assert_eq!(nearest_file(wrong, &pictures), Some("rgb.png"), "{wrong}");
+        }
+        assert_eq!(nearest_file("[foo]", &pictures), None);
+    }
+
+    #[test]
+    fn a_title_moves_no_cursor() {
+        let title = Some("a\u{1b}[2J\nb ä".to_owned());
+        let node = NodeName { id: "3".into(), title, class: "K".into() };
+        assert_eq!(node.to_string(), "node 3 \"a\\u{1b}[2J\\nb ä\" (K)");
     }
 
     #[test]

@@ -9,9 +9,10 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::sys::stat::Mode;
 use nix::unistd::{dup2_stdin, dup2_stdout};
 use std::ffi::OsStr;
+use std::fmt::Write as _;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus};
 
@@ -65,6 +66,49 @@ pub fn end_with_parent() {
 pub fn end_at_once(code: i32) -> ! {
     // SAFETY: _exit does not return and touches no memory of ours.
     unsafe { libc::_exit(code) }
+}
+
+/// The exit code of a process that found a fault of its own when no memory was left under its limit.
+pub const NO_MEMORY: i32 = 97;
+/// The exit code of a process that cannot begin, as it is given no thread.
+pub const NO_THREAD: i32 = 98;
+
+/// Has this process end at once where it panics and no memory is left: the usual report takes memory, and where it gets none it waits for
+/// itself for ever. Elsewhere panics are what they are.
+pub fn end_where_no_memory_is_left() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if is_memory_left() {
+            return usual(info);
+        }
+        let _ = writeln!(Unbuffered, "{info}");
+        end_at_once(NO_MEMORY)
+    }));
+}
+
+/// Whether as much can be had as a report of a panic may take, names of functions and lines included.
+fn is_memory_left() -> bool {
+    let layout = std::alloc::Layout::new::<[u8; 32 << 20]>();
+    // SAFETY: the layout has a size, and what was allocated is given back with the same one, unused.
+    unsafe {
+        // What nobody looks at need not be allocated.
+        let there = std::hint::black_box(std::alloc::alloc(layout));
+        if !there.is_null() {
+            std::alloc::dealloc(there, layout);
+        }
+        !there.is_null()
+    }
+}
+
+/// Standard error without anything in between, so that nothing is allocated or waited for.
+struct Unbuffered;
+
+impl std::fmt::Write for Unbuffered {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        // SAFETY: borrowed for this call only; the process has this descriptor or the call fails.
+        let to = unsafe { BorrowedFd::borrow_raw(libc::STDERR_FILENO) };
+        nix::unistd::write(to, text.as_bytes()).map(drop).map_err(|_| std::fmt::Error)
+    }
 }
 
 /// Signals that are no reason to end this process: Ctrl-C in a worker, which its parent hears too and

@@ -5,8 +5,9 @@
 //! the files are still written, and the trouble is told at the end.
 
 use crate::events::{Event, Level, Listener};
-use crate::problem::NodeName;
+use crate::problem::{NodeName, printable};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -68,9 +69,15 @@ impl Terminal {
     }
 
     fn say(&self, line: &str) {
+        let line = shown(line);
         self.screen.suspend(|| {
             let _ = writeln!(std::io::stderr(), "{line}");
         });
+    }
+
+    fn print_paths<'a>(&self, files: impl IntoIterator<Item = &'a str>) {
+        let lines = paths(files, std::io::stdout().is_terminal());
+        self.screen.suspend(|| self.out.print(lines.as_bytes()));
     }
 
     fn say_unless_quiet(&self, line: &str) {
@@ -140,7 +147,7 @@ impl Listener for Terminal {
             }
             Event::Sheet { file } => {
                 if self.show == Show::Everything {
-                    self.screen.suspend(|| self.out.print(format!("{file}\n").as_bytes()));
+                    self.print_paths([&**file]);
                 }
             }
             Event::Preview { .. } | Event::MadeRoom { .. } => (),
@@ -165,8 +172,7 @@ impl Listener for Terminal {
             }
             Event::Output { files, .. } => {
                 if self.show == Show::Everything {
-                    let lines: String = files.iter().map(|file| format!("{file}\n")).collect();
-                    self.screen.suspend(|| self.out.print(lines.as_bytes()));
+                    self.print_paths(files.iter().map(String::as_str));
                 }
             }
             Event::Error(problem) => {
@@ -208,10 +214,35 @@ impl Listener for Terminal {
 }
 
 fn label(name: &NodeName) -> String {
-    match &name.title {
+    let label = match &name.title {
         Some(title) if *title != name.class => format!("{title} ({})", name.class),
         _ => name.class.clone(),
+    };
+    printable(&label).into_owned()
+}
+
+/// As [`printable`], where several lines and columns are what they are.
+fn shown(text: &str) -> Cow<'_, str> {
+    let parts = text.split_inclusive(['\n', '\t']);
+    let escaped = |part: &str| -> String {
+        match part.strip_suffix(['\n', '\t']) {
+            Some(text) => format!("{}{}", printable(text), &part[text.len()..]),
+            None => printable(part).into_owned(),
+        }
+    };
+    match text.contains(|c: char| c.is_control() && !matches!(c, '\n' | '\t')) {
+        true => parts.map(escaped).collect::<String>().into(),
+        false => text.into(),
     }
+}
+
+/// Paths as lines: for a terminal, where a person reads them, as [`printable`]; elsewhere as they are, for who opens them.
+fn paths<'a>(files: impl IntoIterator<Item = &'a str>, to_terminal: bool) -> String {
+    let line = |file: &'a str| match to_terminal {
+        true => format!("{}\n", printable(file)),
+        false => format!("{file}\n"),
+    };
+    files.into_iter().map(line).collect()
 }
 
 fn style(template: &str) -> ProgressStyle {
@@ -256,5 +287,22 @@ impl Write for LogWriter {
 
     fn flush(&mut self) -> std::io::Result<()> {
         std::io::stderr().flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_workflow_says_moves_no_cursor() {
+        let node =
+            NodeName { id: "1".into(), title: Some("\u{1b}[31mred\n".into()), class: "K".into() };
+        assert_eq!(label(&node), "\\u{1b}[31mred\\n (K)");
+        assert_eq!(shown("one\n\ttwo\r\u{7}"), "one\n\ttwo\\r\\u{7}");
+        assert!(matches!(shown("one\ntwo"), Cow::Borrowed(_)));
+        let files = ["/o/a\u{1b}c.png", "/o/ä.png"];
+        assert_eq!(paths(files, true), "/o/a\\u{1b}c.png\n/o/ä.png\n");
+        assert_eq!(paths(files, false), "/o/a\u{1b}c.png\n/o/ä.png\n");
     }
 }

@@ -275,10 +275,15 @@ impl Supervisor {
         let mut warnings = Vec::new();
         let late = Arc::new(AtomicBool::new(false));
         let alarm = late.clone();
-        std::thread::spawn(move || {
+        let alarm = std::thread::Builder::new().name("alarm".into()).spawn(move || {
             std::thread::sleep(CHECKING);
             alarm.store(true, Ordering::Relaxed);
         });
+        if let Err(error) = alarm {
+            // Without it a library that hangs would hang this process, too.
+            let sentence = format!("the plan is not checked, as no thread can be started: {error}");
+            return vec![Problem::new(Kind::Unfit, sentence)];
+        }
         let end = self.command(&command, &late, &mut |report| match report {
             Report::Event(Event::Warning(problem)) => {
                 let mut steps = plan.steps().iter();

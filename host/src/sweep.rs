@@ -1,7 +1,7 @@
 //! `--sweep NODE.INPUT=VALUES`: one run for each combination of values.
 
 use crate::catalogue::{Catalogue, InputKind};
-use crate::changes::{ChangeError, Place, Seeds};
+use crate::changes::{ChangeError, Place, Seeds, whole as whole_number};
 use crate::graph::{Graph, Input};
 use serde_json::Value;
 use std::collections::HashSet;
@@ -59,6 +59,8 @@ pub struct Axis {
     pub title: String,
     /// Not empty.
     pub values: Vec<Value>,
+    /// The option, as a sentence repeats it.
+    pub given: String,
 }
 
 impl Axis {
@@ -94,7 +96,7 @@ impl Axis {
         let values = values.collect::<Result<Vec<Value>, _>>()?;
         let node = &graph.nodes()[place.position()];
         let title = node.title().unwrap_or(&node.class).to_owned();
-        Ok(Self { node: node.id.clone(), title, place, values })
+        Ok(Self { node: node.id.clone(), title, place, values, given })
     }
 
     /// What a person reads of one of the values.
@@ -163,7 +165,6 @@ fn numbers(text: &str, whole: bool, given: &str) -> Result<Option<Vec<String>>, 
     let text = text.trim();
     let wrong = |what| SweepError::Range { given: given.to_owned(), range: text.to_owned(), what };
     let many = |count: u128| SweepError::Many { given: vec![given.to_owned()], count };
-    let integer = |text: &str| text.trim().parse::<i128>().ok();
     let steps = |first: i128, last: i128, step: i128| {
         let count = (last - first) / step;
         if count < 0 || (last - first).signum() * step.signum() < 0 {
@@ -182,7 +183,7 @@ fn numbers(text: &str, whole: bool, given: &str) -> Result<Option<Vec<String>>, 
             Some(end) => (end, 0),
             None => (end, 1),
         };
-        let (Some(first), Some(end)) = (integer(first), integer(end)) else {
+        let (Some(first), Some(end)) = (whole_number(first), whole_number(end)) else {
             return Err(wrong("is none: two whole numbers were expected, as in 1..9"));
         };
         if !fits(&first) || !fits(&end) {
@@ -196,7 +197,8 @@ fn numbers(text: &str, whole: bool, given: &str) -> Result<Option<Vec<String>>, 
     let parts: Vec<&str> = text.split(':').collect();
     let [first, last, step] = parts[..] else { return Ok(None) };
     if whole {
-        let (Some(first), Some(last), Some(step)) = (integer(first), integer(last), integer(step))
+        let (Some(first), Some(last), Some(step)) =
+            (whole_number(first), whole_number(last), whole_number(step))
         else {
             return Err(wrong("is none: three whole numbers were expected, as in 10:30:5"));
         };
@@ -223,10 +225,11 @@ fn numbers(text: &str, whole: bool, given: &str) -> Result<Option<Vec<String>>, 
     if count >= MOST as f64 {
         return Err(many(count as u128 + 1));
     }
-    // Three tenths, and not 0.30000000000000004.
+    // Three tenths, and not 0.30000000000000004: digits far behind those of the step are rounding.
+    let digits = (11.0 - step.abs().log10().floor()).max(12.0) as usize;
     let value = |i: u32| {
         let exact = first + f64::from(i) * step;
-        format!("{exact:.12}").parse::<f64>().unwrap_or(exact).to_string()
+        format!("{exact:.digits$}").parse::<f64>().unwrap_or(exact).to_string()
     };
     Ok(Some((0..=count as u32).map(value).collect()))
 }
@@ -263,7 +266,7 @@ impl Sweep {
         for text in texts {
             let axis = Axis::read(graph, catalogue, text)?;
             if axes.iter().any(|other| other.place == axis.place) {
-                return Err(SweepError::Twice { given: format!("--sweep {text}") });
+                return Err(SweepError::Twice { given: axis.given });
             }
             axes.push(axis);
         }
@@ -318,7 +321,13 @@ fn dearness(graph: &Graph, catalogue: &Catalogue, place: &Place) -> (bool, usize
         let mut inputs = class.descriptor.inputs.iter();
         inputs.any(|input| matches!(input.kind, InputKind::Path { .. }))
     });
-    let mut reached: HashSet<&str> = HashSet::from([node.id.as_str()]);
+    (reads, reached(graph, [place.position()]).len())
+}
+
+/// The ids of the nodes at these positions and of all that depend on them.
+pub fn reached(graph: &Graph, from: impl IntoIterator<Item = usize>) -> HashSet<&str> {
+    let mut reached: HashSet<&str> =
+        from.into_iter().map(|position| graph.nodes()[position].id.as_str()).collect();
     loop {
         let before = reached.len();
         for node in graph.nodes() {
@@ -331,7 +340,7 @@ fn dearness(graph: &Graph, catalogue: &Catalogue, place: &Place) -> (bool, usize
             }
         }
         if reached.len() == before {
-            return (reads, reached.len());
+            return reached;
         }
     }
 }
@@ -386,6 +395,11 @@ mod tests {
         assert_eq!(values("3.cfg=0:1:0.25"), Ok(quarters));
         let tenths: Vec<Value> = [0.1, 0.2, 0.3].map(Value::from).to_vec();
         assert_eq!(values("3.cfg=0.1:0.3:0.1"), Ok(tenths));
+        let tiny: Vec<Value> = [0.0, 1e-13, 2e-13, 3e-13].map(Value::from).to_vec();
+        assert_eq!(values("3.cfg=0:0.0000000000003:0.0000000000001"), Ok(tiny));
+        let around: Vec<Value> = [-0.1, 0.0, 0.1, 0.2].map(Value::from).to_vec();
+        assert_eq!(values("3.cfg=-0.1:0.2:0.1"), Ok(around));
+        assert_eq!(values("3.steps=3.0,4"), Ok(vec![json!(3), json!(4)]));
         assert_eq!(values("3.cfg=2..4"), Ok(vec![json!(2.0), json!(3.0)]));
         assert_eq!(
             values("Prompt.text=a cat\\, black, a dog"),

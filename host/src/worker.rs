@@ -46,6 +46,7 @@ pub fn main(args: &args::Worker) -> ! {
     // Ctrl-C goes to every process of a terminal; the parent hears it too, and says what to do.
     process::ignore_signals(&[Signal::SIGINT]);
     process::bound_memory(args.memory_limit);
+    process::end_where_no_memory_is_left();
     let (input, output) = match (process::take_stdin(), process::take_stdout()) {
         (Ok(input), Ok(output)) => (input, output),
         (Err(error), _) | (_, Err(error)) => {
@@ -59,10 +60,14 @@ pub fn main(args: &args::Worker) -> ! {
         confine(&mut input);
     }
     let (sender, commands) = channel();
-    std::thread::spawn(move || {
+    let reader = std::thread::Builder::new().name("commands".into()).spawn(move || {
         read_commands(input, &sender);
         process::end_at_once(0)
     });
+    if reader.is_err() {
+        // Its stack is memory, too. Who started this process has the sentence.
+        process::end_at_once(process::NO_THREAD);
+    }
     let wire = Wire::new(output);
     let loader = Loader::new(&wire);
     let mut executor = Executor::new(&loader);

@@ -3,9 +3,11 @@
 //! A PNG saved by ComfyUI, or by our own SaveImage, holds the API-format workflow in the text chunk
 //! `prompt` and the editor's graph, where there was one, in `workflow`; so every picture can be
 //! drawn again. A picture of AUTOMATIC1111's has the chunk `parameters`, of which a graph is made
-//! (`a1111`). `prompt` is what was run, seed and all, and is taken where there are both.
+//! (`a1111`). `prompt` is what was run, seed and all, and is taken where there are both, unless it is
+//! damaged.
 
 use crate::a1111::{self, Converted};
+use crate::graph::{self, Graph};
 use std::fs::File;
 use std::io::{BufReader, Cursor, Read};
 use std::path::{Path, PathBuf};
@@ -153,20 +155,73 @@ fn from_png(
         }
     }
     let editor = text_chunk(reader.info(), "workflow", name)?;
-    let (folder, notes) = (None, Vec::new());
-    match (prompt, editor) {
-        (Some(prompt), editor) => Ok(WorkflowFile { prompt, editor, folder, notes }),
-        (None, Some(prompt)) => Ok(WorkflowFile { prompt, editor: None, folder, notes }),
-        (None, None) => match text_chunk(reader.info(), "parameters", name)? {
-            Some(text) => match a1111::convert(&text) {
-                Ok(Converted { prompt, notes }) => {
-                    Ok(WorkflowFile { prompt, editor: None, folder, notes })
-                }
-                Err(reason) => Err(ReadError::Parameters { path: name.to_owned(), reason }),
-            },
-            None => Err(ReadError::NoWorkflow { path: name.to_owned() }),
-        },
+    let parameters = match (&prompt, &editor) {
+        (None, None) => text_chunk(reader.info(), "parameters", name)?,
+        // Only where those are no workflows, and then it may be none either.
+        _ => text_chunk(reader.info(), "parameters", name).unwrap_or_default(),
+    };
+    chosen(prompt, editor, parameters, name)
+}
+
+/// Of what a picture carries, what is run: the first of the three that is a workflow.
+fn chosen(
+    prompt: Option<String>,
+    editor: Option<String>,
+    parameters: Option<String>,
+    name: &str,
+) -> Result<WorkflowFile, ReadError> {
+    let file = |prompt, editor, notes| WorkflowFile { prompt, editor, folder: None, notes };
+    let converted = |text: &str| {
+        a1111::convert(text)
+            .map_err(|reason| ReadError::Parameters { path: name.to_owned(), reason })
+    };
+    let of_prompt = prompt.as_deref().map(why_unusable);
+    let of_editor = editor.as_deref().map(why_unusable);
+    if let (Some(prompt), Some(None)) = (&prompt, &of_prompt) {
+        // A damaged graph of the editor's is nothing to hand on.
+        return Ok(file(prompt.clone(), editor.filter(|_| of_editor == Some(None)), Vec::new()));
     }
+    let note = |chunk: &str, why: &Option<Option<String>>, instead: &str| {
+        why.as_ref().and_then(Option::as_ref).map(|why| {
+            format!(
+                "its text chunk \"{chunk}\" is no workflow ({why}); \"{instead}\" is taken instead"
+            )
+        })
+    };
+    if let (Some(editor), Some(None)) = (&editor, &of_editor) {
+        let notes = note("prompt", &of_prompt, "workflow").into_iter().collect();
+        return Ok(file(editor.clone(), None, notes));
+    }
+    if let Some(Ok(Converted { prompt, notes })) = parameters.as_deref().map(converted) {
+        let said = note("prompt", &of_prompt, "parameters");
+        let said = said.into_iter().chain(note("workflow", &of_editor, "parameters"));
+        return Ok(file(prompt, None, said.chain(notes).collect()));
+    }
+    // What is wrong with the first is told by who reads it.
+    match (prompt, editor, parameters) {
+        (Some(prompt), editor, _) => Ok(file(prompt, editor, Vec::new())),
+        (None, Some(editor), _) => Ok(file(editor, None, Vec::new())),
+        (None, None, Some(text)) => {
+            let Converted { prompt, notes } = converted(&text)?;
+            Ok(file(prompt, None, notes))
+        }
+        (None, None, None) => Err(ReadError::NoWorkflow { path: name.to_owned() }),
+    }
+}
+
+/// Why a text chunk cannot be run as a workflow; none where it can.
+fn why_unusable(text: &str) -> Option<String> {
+    let opened = match graph::open(text) {
+        Ok(opened) => opened,
+        Err(error) => return Some(error.to_string()),
+    };
+    if opened.has_no_nodes() {
+        return Some("the workflow has no nodes".to_owned());
+    }
+    if graph::is_editor_format(&opened.object) {
+        return None;
+    }
+    Graph::from_object(opened.object).err().map(|error| error.to_string())
 }
 
 /// The text of the first tEXt, zTXt or iTXt chunk with this keyword. Compressed ones are unpacked
@@ -244,6 +299,42 @@ mod tests {
         let editor =
             png(|e| e.add_text_chunk("workflow".into(), "{\"nodes\": []}".into()).unwrap());
         assert_eq!(read(&editor).unwrap().prompt, "{\"nodes\": []}");
+    }
+
+    #[test]
+    fn a_chunk_that_is_no_workflow_is_passed_over_with_a_note() {
+        let carrying = |chunks: &[(&str, &str)]| {
+            read(&png(|e| {
+                for (keyword, text) in chunks {
+                    e.add_text_chunk((*keyword).into(), (*text).into()).unwrap();
+                }
+            }))
+        };
+        let editor = r#"{"nodes": [{"id": 1, "type": "A"}], "links": []}"#;
+        let parameters =
+            "x\nSteps: 4, Sampler: Euler, CFG scale: 7, Seed: 1, Size: 64x64, Model: m";
+        let broken = r#"{"1": {"inputs": {}}}"#;
+        for prompt in ["garbage", "", "null", "{}", "[]", "{\"a\": 1}", broken, "{\"nodes\": []}"] {
+            let file = carrying(&[("prompt", prompt), ("workflow", editor)]).unwrap();
+            assert_eq!((file.prompt.as_str(), file.editor), (editor, None), "{prompt}");
+            assert!(
+                file.notes[0].starts_with("its text chunk \"prompt\" is no workflow (")
+                    && file.notes[0].ends_with("\"workflow\" is taken instead"),
+                "{:?}",
+                file.notes
+            );
+            let chunks = [("prompt", prompt), ("workflow", "{"), ("parameters", parameters)];
+            let file = carrying(&chunks).unwrap();
+            assert!(file.prompt.contains("m.safetensors"), "{}", file.prompt);
+            assert!(file.notes[1].contains("\"workflow\" is no workflow"), "{:?}", file.notes);
+            // Where nothing else is there it is told what is wrong with it.
+            let alone = carrying(&[("prompt", prompt), ("workflow", "{")]).unwrap();
+            assert_eq!((alone.prompt.as_str(), alone.notes.len()), (prompt, 0));
+        }
+        let api = r#"{"1": {"class_type": "A"}}"#;
+        let file = carrying(&[("prompt", api), ("workflow", editor)]).unwrap();
+        assert_eq!((file.prompt.as_str(), file.editor.as_deref()), (api, Some(editor)));
+        assert_eq!(carrying(&[("prompt", api), ("workflow", "{")]).unwrap().editor, None);
     }
 
     #[test]

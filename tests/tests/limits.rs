@@ -5,6 +5,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use kosmograph_tests::{Finished, Run, build_c_text};
 use serde_json::{Map, Value, json};
@@ -310,4 +311,17 @@ fn ten_thousand_threads_are_cut_and_told() {
     let finished =
         Job::new(&picture()).run("run").env("RAYON_NUM_THREADS", "10000").expect_success();
     finished.stderr_contains("RAYON_NUM_THREADS asks for 10000 threads");
+}
+
+#[test]
+fn a_limit_that_leaves_no_room_to_begin_is_a_sentence() {
+    let job = Job::new(&picture());
+    for limit in ["1M", "2M", "3M"] {
+        let run = job.run("run").args(["--memory-limit", limit]).limit(Duration::from_secs(60));
+        let finished = run.run();
+        let stderr = finished.stderr();
+        assert!(matches!(finished.code, Some(2 | 3)), "{finished}");
+        assert!(stderr.contains("error: "), "{finished}");
+        assert!(!stderr.contains("panicked"), "{finished}");
+    }
 }

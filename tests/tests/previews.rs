@@ -57,3 +57,17 @@ fn each_step_is_shown_and_the_last_looks_like_the_picture() {
     let pixels = |bytes: &[u8]| image::load_from_memory(bytes).expect("a picture").to_rgb8();
     assert_eq!(pixels(&only_picture(&alone)), pixels(&made));
 }
+
+#[test]
+fn a_folder_that_cannot_be_written_is_told_before_the_run() {
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::write(folder.path().join("file"), "in the way").expect("a file");
+    let (out, previews) = (folder.path().join("out"), folder.path().join("file/previews"));
+    run(&out)
+        .arg("--previews")
+        .arg(&previews)
+        .expect_code(2)
+        .stderr_contains("the folder cannot be written to: ")
+        .stderr_contains("file is not a folder");
+    assert!(!out.exists());
+}

@@ -88,10 +88,22 @@ fn an_embedding_stands_for_words() {
     for prompt in [
         "a embedding:sub/ghost, in the (meadow:1.3)",
         "a (embedding:sub/ghost.safetensors:1.0), in the (meadow:1.3)",
+        "a embedding: sub/ghost, in the (meadow:1.3)",
     ] {
         let (finished, drawn) = draw(prompt, models.path());
         assert!(!finished.stderr().contains("left out"), "{}", finished.stderr());
         assert_eq!(drawn, words, "{prompt}");
+    }
+
+    // A bracket that nothing opened is told by nobody, and a mention of nothing before the run and in it.
+    let (finished, _) = draw("a embedding:sub/ghost) cat", models.path());
+    assert!(!finished.stderr().contains("left out"), "{}", finished.stderr());
+    let (finished, _) = draw("a cat embedding:", models.path());
+    for told in [
+        "names no file; the text is taken without this embedding",
+        "\"embedding:\" has no name behind it",
+    ] {
+        assert!(finished.stderr().contains(told), "{}", finished.stderr());
     }
 
     let (finished, missing) = draw("a embedding:nobody purple ghost", models.path());

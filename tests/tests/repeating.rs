@@ -84,3 +84,39 @@ fn a_picture_of_automatic1111_is_a_workflow_or_a_sentence() {
         .stderr_contains("has no line of settings that begins with \"Steps:\"");
     check(&text.replace("Seed: 5", "Seed: x")).expect_code(2).stderr_contains("has the Seed \"x\"");
 }
+
+#[test]
+fn a_lock_does_not_need_a_folder_for_pictures_and_is_written_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let workflow = json!({
+        "1": {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 0}},
+        "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "a"}}});
+    fs::write(folder.join("w.json"), workflow.to_string()).unwrap();
+    fs::write(folder.join("output"), "in the way").unwrap();
+    run("lock", folder).expect_success();
+    let lock = fs::read(folder.join("w.json.lock")).unwrap();
+    run("run", folder).arg("--locked").expect_code(2).stderr_contains("output is not a folder");
+    // A disk that is full, which a limit on the length of files plays, leaves the old one.
+    let command = run("lock", folder).command();
+    let mut limited = std::process::Command::new("bash");
+    limited.args(["-c", "ulimit -f 0; exec \"$0\" \"$@\""]).arg(command.get_program());
+    let output = limited.args(command.get_args()).current_dir(folder).output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("cannot be written"), "{output:?}");
+    assert_eq!(fs::read(folder.join("w.json.lock")).unwrap(), lock);
+}
+
+#[test]
+fn an_empty_workflow_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    for empty in ["{}", "{\"nodes\": [], \"links\": []}"] {
+        fs::write(folder.path().join("w.json"), empty).unwrap();
+        for command in ["run", "check"] {
+            run(command, folder.path())
+                .env("KOSMOGRAPH_PRECISION", "")
+                .expect_code(2)
+                .stderr_contains("w.json: the workflow has no nodes");
+        }
+    }
+}

@@ -201,3 +201,90 @@ fn what_cannot_be_swept_is_told_and_not_begun() {
     }
     assert!(!folder.path().join("out").exists());
 }
+
+/// A picture that is drawn of a colour, and another that no value reaches: the first of the file is that one's.
+fn two_outputs(folder: &Path) -> Run {
+    let plain = |color: u64| {
+        json!({"class_type": "EmptyImage",
+            "inputs": {"width": 32, "height": 32, "batch_size": 1, "color": color}})
+    };
+    let to =
+        |class: &str, from: &str| json!({"class_type": class, "inputs": {"images": [from, 0]}});
+    let mut workflow = json!({"1": plain(0xff_ff_ff), "2": to("PreviewImage", "1"),
+        "3": to("SaveImage", "1"), "4": plain(255), "5": to("SaveImage", "4")});
+    for (save, prefix) in [("3", "still"), ("5", "swept")] {
+        workflow[save]["inputs"]["filename_prefix"] = json!(prefix);
+    }
+    fs::write(folder.join("two.json"), workflow.to_string()).unwrap();
+    Run::new("run").with_plugins().folder(folder).arg("two.json").args(["--sheet", "sheet.png"])
+}
+
+/// The colours of a sheet that are none of its own, in the order in which they stand in it.
+fn colours(folder: &Path) -> Vec<[u8; 3]> {
+    let sheet = image::open(folder.join("sheet.png")).unwrap().to_rgb8();
+    let mut seen = Vec::new();
+    let coloured = |[r, g, b]: [u8; 3]| r.abs_diff(g) > 60 || g.abs_diff(b) > 60;
+    for pixel in sheet.pixels().filter(|pixel| coloured(pixel.0)) {
+        if !seen.contains(&pixel.0) {
+            seen.push(pixel.0);
+        }
+    }
+    seen
+}
+
+#[test]
+fn a_sheet_has_the_pictures_of_one_output() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = two_outputs(folder.path()).args(["--sweep", "4.color=255,65280,16711680"]);
+    run.arg("--json").expect_success();
+    assert_eq!(colours(folder.path()), [[0, 0, 255], [0, 255, 0], [255, 0, 0]]);
+    // A value that comes again is not drawn again, and has the picture that it had.
+    let finished = two_outputs(folder.path())
+        .args(["--sweep", "4.color=255,255,65280,255", "--json"])
+        .expect_success();
+    let outputs = finished.json_lines();
+    let outputs = outputs.iter().filter(|event| event["event"] == "output" && event["node"] == "5");
+    assert_eq!(outputs.count(), 2);
+    let sheet = image::open(folder.path().join("sheet.png")).unwrap().to_rgb8();
+    let of = |colour: [u8; 3]| sheet.pixels().filter(|pixel| pixel.0 == colour).count();
+    assert_eq!((of([0, 0, 255]), of([0, 255, 0])), (3 * 32 * 32, 32 * 32));
+}
+
+#[test]
+fn an_input_is_given_one_value() {
+    let folder = tempfile::tempdir().unwrap();
+    run(folder.path(), &["3.x=1,2"])
+        .args(["--set", "3.x=7"])
+        .expect_code(2)
+        .stderr_contains("--set 3.x=7 and --sweep 3.x=1,2 give node 3's \"x\" a value, both");
+    assert!(!folder.path().join("out").exists());
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn what_was_made_before_an_interruption_is_in_the_sheet() {
+    use std::io::{BufRead, BufReader};
+    let folder = tempfile::tempdir().unwrap();
+    let mut command =
+        two_outputs(folder.path()).args(["--sweep", "4.color=0..3000", "--json"]).command();
+    let mut child = command
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let ten = lines.by_ref().filter(|line| line.contains("\"event\":\"plan\"")).take(10).count();
+    assert_eq!(ten, 10);
+    let id = child.id().to_string();
+    assert!(std::process::Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+    let rest: Vec<Value> = lines.map(|line| serde_json::from_str(&line).unwrap()).collect();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(rest.iter().any(|event| event["event"] == "sheet"), "{rest:?}");
+    let said = |event: &Value| {
+        event["message"]
+            .as_str()
+            .is_some_and(|message| message.contains("of 3000; the sheet's other places are empty"))
+    };
+    assert!(rest.iter().any(said), "{rest:?}");
+    assert!(image::open(folder.path().join("sheet.png")).is_ok());
+}

@@ -9,8 +9,9 @@ use crate::events::{Event, Listener};
 use crate::job::Job;
 use crate::lock::{Lock, beside};
 use crate::problem::{Kind, Problem};
+use crate::whole_file;
 use std::borrow::Cow;
-use std::fs;
+use std::io::{self, Write};
 use std::path::Path;
 
 /// A lock is of one run.
@@ -31,13 +32,14 @@ fn now(job: &Job, device: &str) -> Result<Lock, Vec<Problem>> {
 }
 
 pub(super) fn lock(args: &args::Lock, listener: &dyn Listener) -> Exit {
-    let job = match Job::read(&args.workflow) {
+    let mut job = match Job::read(&args.workflow) {
         Ok(job) => job,
         Err(problem) => {
             listener.event(&Event::Error(Cow::Owned(problem)));
             return Exit::Refused;
         }
     };
+    job.folders.only_read = true;
     job.tell_libraries(listener);
     if !is_one(&job) {
         return refuse(listener, Kind::Arguments, &ONE);
@@ -54,9 +56,10 @@ pub(super) fn lock(args: &args::Lock, listener: &dyn Listener) -> Exit {
         .clone()
         .or_else(|| (args.workflow.path != Path::new("-")).then(|| beside(&args.workflow.path)));
     let Some(to) = to else { return print(&lock.to_json()) };
-    match fs::write(&to, lock.to_json()) {
+    match whole_file::write(&to, |file| file.write_all(lock.to_json().as_bytes())) {
         Ok(()) => print(&format!("{}\n", to.display())),
         Err(error) => {
+            let error: io::Error = error;
             let sentence = format!("the lock {} cannot be written: {error}", to.display());
             refuse(listener, Kind::Arguments, &sentence)
         }

@@ -9,10 +9,10 @@ use crate::changes::Seeds;
 use crate::checks;
 use crate::events::{Event, Listener};
 use crate::execute::{Budget, Executor, Keep, Outcome, Setting};
-use crate::folders::Identify;
+use crate::folders::{Identify, absolute};
 use crate::interrupt;
 use crate::job::{Job, name};
-use crate::plan::{LeftOut, Plan, Refusal};
+use crate::plan::{LeftOut, Plan, Refusal, why_not_written};
 use crate::plugin::Library;
 use crate::preview::Previews;
 use crate::problem::{Kind, Problem};
@@ -88,7 +88,7 @@ impl Runner<'_> {
 pub fn run(args: &args::Run, listener: &'static dyn Listener, screen: &MultiProgress) -> Exit {
     let cancel = interrupt::gracefully(listener);
     match args.previews.clone() {
-        Some(folder) => run_with(args, &Previews { to: listener, folder }, screen, cancel),
+        Some(folder) => run_with(args, &Previews::new(listener, folder), screen, cancel),
         None => run_with(args, listener, screen, cancel),
     }
 }
@@ -115,6 +115,13 @@ fn run_with(
         return Exit::Refused;
     }
     if let Some(Err(sentence)) = args.sheet.as_deref().map(sheet::check) {
+        return refuse(listener, Kind::Arguments, &sentence);
+    }
+    if let Some(folder) = args.previews.as_deref()
+        && let Some(reason) = why_not_written(&absolute(folder))
+    {
+        let sentence =
+            format!("--previews {}: the folder cannot be written to: {reason}", folder.display());
         return refuse(listener, Kind::Arguments, &sentence);
     }
     let mut worker = match (!args.in_process)

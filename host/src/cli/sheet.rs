@@ -1,15 +1,18 @@
 //! `--sheet`: the pictures of a sweep as one.
 
+use crate::folders::absolute;
+use crate::plan::why_not_written;
 use crate::sweep::Sweep;
+use crate::whole_file;
 use kosmograph_contact_sheet::{Cell, Picture, Sheet};
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Write};
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 /// Whether a sheet can be written to `file`: asked before anything runs, since a sweep may take hours.
 ///
 /// # Errors
-/// A sentence: its name is no PNG's, or its folder is not there.
+/// A sentence: its name is no PNG's, or its folder is not there or cannot be written to.
 pub(super) fn check(file: &Path) -> Result<(), String> {
     let shown = file.display();
     let ending = file.extension().unwrap_or_default();
@@ -23,11 +26,17 @@ pub(super) fn check(file: &Path) -> Result<(), String> {
     if file.is_dir() {
         return Err(format!("--sheet {shown}: is a folder"));
     }
-    match file.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        Some(folder) if !folder.is_dir() => {
-            Err(format!("--sheet {shown}: the folder {} is not there", folder.display()))
+    let whole = absolute(file);
+    let Some(folder) = whole.parent() else { return Ok(()) };
+    if !folder.is_dir() {
+        return Err(format!("--sheet {shown}: the folder {} is not there", folder.display()));
+    }
+    match why_not_written(folder) {
+        Some(reason) => {
+            let folder = folder.display();
+            Err(format!("--sheet {shown}: the folder {folder} cannot be written to: {reason}"))
         }
-        _ => Ok(()),
+        None => Ok(()),
     }
 }
 
@@ -72,14 +81,14 @@ pub(super) fn write(
 }
 
 fn save(sheet: &Picture, file: &Path) -> Result<(), png::EncodingError> {
-    let mut to = BufWriter::new(File::create(file)?);
-    let mut encoder = png::Encoder::new(&mut to, sheet.width as u32, sheet.height as u32);
-    encoder.set_color(png::ColorType::Rgb);
-    encoder.set_depth(png::BitDepth::Eight);
-    let mut writer = encoder.write_header()?;
-    writer.write_image_data(&sheet.pixels)?;
-    writer.finish()?;
-    Ok(to.flush()?)
+    whole_file::write(file, |to| {
+        let mut encoder = png::Encoder::new(to, sheet.width as u32, sheet.height as u32);
+        encoder.set_color(png::ColorType::Rgb);
+        encoder.set_depth(png::BitDepth::Eight);
+        let mut writer = encoder.write_header()?;
+        writer.write_image_data(&sheet.pixels)?;
+        writer.finish()
+    })
 }
 
 /// What stands above the columns and beside the rows. The values that change fastest are the columns, if there is another axis; of one axis alone
@@ -171,6 +180,7 @@ mod tests {
             node: "1".into(),
             title: "K".into(),
             values: (0..per_axis).map(|value| json!(value)).collect(),
+            given: String::new(),
         };
         let axes: Vec<Axis> = (0..axes).map(axis).collect();
         let count = per_axis.pow(axes.len() as u32);
@@ -215,6 +225,24 @@ mod tests {
             levels
         };
         assert_eq!((column(left + 5), column(left + 76 + 60)), (vec![50, 70], vec![60, 44]));
+    }
+
+    #[test]
+    fn a_sheet_that_cannot_be_written_is_known_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("s.png");
+        std::fs::write(&file, "old").unwrap();
+        assert_eq!(check(&file), Ok(()));
+        assert_eq!(check(Path::new("s.png")), Ok(()));
+        assert_eq!(std::fs::read(&file).unwrap(), b"old");
+        assert!(check(&folder.path().join("none/s.png")).unwrap_err().contains("is not there"));
+        assert!(check(&folder.path().join("s.jpg")).unwrap_err().contains("s.png would be right"));
+        #[cfg(target_os = "linux")]
+        assert!(
+            check(Path::new("/proc/s.png"))
+                .unwrap_err()
+                .contains("the folder /proc cannot be written to: ")
+        );
     }
 
     #[test]

@@ -1,21 +1,21 @@
 //! The runs of `--sweep`, one after the other.
 
+mod pictures;
+
 use super::run::{Runner, tell, tell_left_out};
 use super::{Exit, refuse, sheet};
 use crate::ask::Memo;
-use crate::events::{Event, Listener, Swept};
+use crate::events::{Event, Level, Listener, Swept};
 use crate::execute::{Keep, Later};
 use crate::interrupt;
 use crate::job::Job;
-use crate::preview::Preview;
 use crate::problem::{Kind, Problem};
-use crate::promise::Promise;
 use crate::supervisor::Task;
 use crate::sweep::Combination;
+use pictures::{Chosen, Made, Pictures};
 use std::borrow::Cow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 /// What a sweep is run with.
@@ -39,10 +39,10 @@ impl Setting<'_> {
         start: Instant,
     ) -> Exit {
         let Self { job, later, mut memo, budget, cancel, sheet } = self;
-        let pictures = Pictures { to: listener, made: Mutex::default() };
+        let pictures = Pictures::new(listener);
         let (mut executed, mut cached, mut failed, mut left_out) = (0, 0, 0, 0);
         let (mut warned, mut told): (Vec<Problem>, Vec<Problem>) = (Vec::new(), Vec::new());
-        let mut made: Vec<Option<PathBuf>> = Vec::new();
+        let mut made = Made::default();
         for (number, run) in job.sweep.runs.iter().enumerate() {
             // A file may be gone by now, although it was there when all plans were made.
             let (plan, graph) = match job.plan_run(run, &mut |plan, catalogue| {
@@ -76,29 +76,52 @@ impl Setting<'_> {
             executed += outcome.executed;
             cached += outcome.cached;
             failed += outcome.failures.len();
-            made.push(pictures.take());
+            made.add(&plan, pictures.take());
             if outcome.interrupted {
+                // What was made is worth a sheet, too.
+                if let Some(file) = sheet.filter(|_| made.any())
+                    && interrupt::finish(|| write_sheet(job, &made, name, file, listener))
+                {
+                    let (count, all) = (made.runs(), job.sweep.runs.len());
+                    let message = format!(
+                        "the sweep was interrupted in run {count} of {all}; the sheet's other places are empty"
+                    );
+                    listener.event(&Event::log(Level::Warning, message));
+                }
                 interrupt::say();
                 return Exit::Interrupted;
             }
         }
         // What the worker still has to say comes before the last event.
         drop(runner);
-        if let Some(file) = sheet {
-            match sheet::write(&job.sweep, &made, name, file) {
-                Ok(()) => {
-                    let file = file.to_string_lossy();
-                    listener.event(&Event::Sheet { file });
-                }
-                Err(sentence) => {
-                    failed += 1;
-                    refuse(listener, Kind::Arguments, &sentence);
-                }
-            }
+        if let Some(file) = sheet
+            && !write_sheet(job, &made, name, file, listener)
+        {
+            failed += 1;
         }
         let seconds = start.elapsed().as_secs_f64();
         listener.event(&Event::Done { seconds, executed, cached, failed, left_out });
         if failed > 0 || left_out > 0 { Exit::Failed } else { Exit::Done }
+    }
+}
+
+/// Writes the sheet of what was made, and tells of it; whether that went well.
+fn write_sheet(job: &Job, made: &Made, name: &str, file: &Path, listener: &dyn Listener) -> bool {
+    let chosen = made.chosen(job);
+    let name = match &chosen {
+        Some(Chosen { node, is_one_of_several: true, .. }) => format!("{name}, {node}"),
+        _ => name.to_owned(),
+    };
+    let pictures = made.of(chosen.as_ref());
+    match sheet::write(&job.sweep, &pictures, &name, file) {
+        Ok(()) => {
+            listener.event(&Event::Sheet { file: file.to_string_lossy() });
+            true
+        }
+        Err(sentence) => {
+            refuse(listener, Kind::Arguments, &sentence);
+            false
+        }
     }
 }
 
@@ -110,45 +133,4 @@ fn values<'a>(job: &'a Job, run: &Combination) -> Vec<Swept<'a>> {
         value: Cow::Borrowed(&axis.values[*value]),
     });
     swept.collect()
-}
-
-/// Passes everything on, and remembers the first picture that is told.
-struct Pictures<'a> {
-    to: &'a dyn Listener,
-    made: Mutex<Option<PathBuf>>,
-}
-
-impl Pictures<'_> {
-    fn take(&self) -> Option<PathBuf> {
-        self.made.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-}
-
-impl Listener for Pictures<'_> {
-    fn event(&self, event: &Event) {
-        if let Event::Output { files, .. } = event {
-            let is_picture = |file: &&String| file.to_ascii_lowercase().ends_with(".png");
-            let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-            if made.is_none() {
-                *made = files.iter().find(is_picture).map(PathBuf::from);
-            }
-        }
-        self.to.event(event);
-    }
-
-    fn promise(&self, promise: &Promise) {
-        self.to.promise(promise);
-    }
-
-    fn wants_previews(&self) -> bool {
-        self.to.wants_previews()
-    }
-
-    fn preview(&self, node: &str, preview: &Preview) {
-        self.to.preview(node, preview);
-    }
-
-    fn trouble(&self) -> Option<String> {
-        self.to.trouble()
-    }
 }

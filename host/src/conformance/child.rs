@@ -58,14 +58,15 @@ fn watch(mut command: Command, path: &Path, patience: Duration) -> std::io::Resu
     let stderr = child.stderr.take();
     // What Rust's runtime says of an end is said in the report's own sentence.
     let (printed, printing) = channel::<()>();
-    std::thread::spawn(move || {
+    let thread = || std::thread::Builder::new().name("check".into());
+    let passing_on = thread().spawn(move || {
         let Some(stderr) = stderr else { return };
         pass_on(stderr, &|bytes| drop(std::io::stderr().write_all(bytes)), &Mutex::default());
         drop(printed);
     });
     let (sender, events) = channel();
     let stdout = child.stdout.take();
-    let reader = std::thread::spawn(move || {
+    let reader = thread().spawn(move || {
         let Some(stdout) = stdout else { return };
         for line in BufReader::new(stdout).split(b'\n').map_while(Result::ok) {
             let Ok(event) = serde_json::from_slice::<Event>(&line) else { continue };
@@ -74,6 +75,13 @@ fn watch(mut command: Command, path: &Path, patience: Duration) -> std::io::Resu
             }
         }
     });
+    let reader = match passing_on.and(reader) {
+        Ok(reader) => reader,
+        Err(error) => {
+            child.kill().and_then(|()| child.wait())?;
+            return Err(error);
+        }
+    };
     let mut checks = Vec::new();
     let (mut running, mut doing, mut through) = (None, None, false);
     let hangs = loop {

@@ -3,6 +3,7 @@
 //! Read with a light hand: keys that say how things look are passed over, and what is malformed is a
 //! problem of that node alone.
 
+use super::widgets::is_the_pages;
 use crate::graph::json_kind;
 use crate::problem::{Kind, NodeName, Problem};
 use serde_json::{Map, Value};
@@ -65,13 +66,21 @@ impl SavedNode {
         self.laid_out.as_deref().unwrap_or(&self.class)
     }
 
-    /// The first of the values, where there is a list.
+    /// The value of the first widget: of a list the first, of values by name the one that is called `value`, or else the first that is
+    /// not what becomes of it afterwards.
     pub fn first_value(&self) -> Option<&Value> {
         match &self.values {
-            Values::Listed(values) => values.first(),
-            Values::Named(_) => None,
+            Values::Listed(values) => {
+                values.first().or_else(|| self.named.as_ref().and_then(first_by_name))
+            }
+            Values::Named(values) => first_by_name(values),
         }
     }
+}
+
+fn first_by_name(values: &Map<String, Value>) -> Option<&Value> {
+    let mut others = values.iter().filter(|(name, _)| !is_the_pages(name));
+    values.get("value").or_else(|| others.next().map(|(_, value)| value))
 }
 
 /// From output `from_slot` of the node `from` to input `to_slot` of `to`.
@@ -119,9 +128,13 @@ pub(super) struct Remarks {
 impl Saved {
     pub fn read(object: &Map<String, Value>, remarks: &mut Remarks) -> Self {
         let mut definitions = HashMap::new();
-        let subgraphs = object.get("definitions").and_then(|all| all.get("subgraphs"));
-        for subgraph in subgraphs.and_then(Value::as_array).into_iter().flatten() {
+        // One subgraph may bring the definitions of those that are in it.
+        let mut waiting: Vec<&Value> = subgraphs(object).iter().collect();
+        let mut next = 0;
+        while let Some(subgraph) = waiting.get(next).copied() {
+            next += 1;
             let Some(object) = subgraph.as_object() else { continue };
+            waiting.extend(subgraphs(object));
             let Some(id) = object.get("id").and_then(text) else { continue };
             let end = |key: &str, usual: &str| {
                 let id = object.get(key).and_then(|node| node.get("id")).and_then(text);
@@ -135,10 +148,17 @@ impl Saved {
                 input_node: end("inputNode", "-10"),
                 output_node: end("outputNode", "-20"),
             };
-            definitions.insert(id, definition);
+            // An outer one of the same id is the one that is meant outside.
+            definitions.entry(id).or_insert(definition);
         }
         Self { graph: graph(object, remarks), definitions }
     }
+}
+
+/// The definitions of subgraphs that stand in a graph.
+fn subgraphs(object: &Map<String, Value>) -> &[Value] {
+    let subgraphs = object.get("definitions").and_then(|all| all.get("subgraphs"));
+    subgraphs.and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
 fn graph(object: &Map<String, Value>, remarks: &mut Remarks) -> SavedGraph {
@@ -146,7 +166,10 @@ fn graph(object: &Map<String, Value>, remarks: &mut Remarks) -> SavedGraph {
     let mut graph = SavedGraph::default();
     for value in list("nodes") {
         match node(value) {
-            Ok(node) => graph.nodes.push(node),
+            Ok(node) => {
+                remarks.warnings.extend(odd_mode(value, &node));
+                graph.nodes.push(node);
+            }
             Err(problem) => remarks.problems.push(problem),
         }
     }
@@ -207,6 +230,41 @@ fn link(value: &Value) -> Option<(String, SavedLink)> {
     Some((part(0, "id").and_then(text)?, link))
 }
 
+/// What the editor does with a node; none where its number is not known. Programs write it as 4, 4.0 or "4".
+fn mode(node: &Value) -> Option<Mode> {
+    let number = match node.get("mode") {
+        None | Some(Value::Null) => return Some(Mode::Runs),
+        Some(Value::Number(number)) => number.as_f64()?,
+        Some(Value::String(text)) => text.trim().parse().ok()?,
+        Some(_) => return None,
+    };
+    // litegraph's: always, on an event, never, on a trigger; and bypassed. A page without a server's events runs all but two.
+    match number {
+        2.0 => Some(Mode::Muted),
+        4.0 => Some(Mode::Bypassed),
+        0.0 | 1.0 | 3.0 => Some(Mode::Runs),
+        _ => None,
+    }
+}
+
+/// Whether the editor does not run the node whose JSON this is.
+pub fn is_left_out(node: &Value) -> bool {
+    mode(node).is_some_and(|mode| mode != Mode::Runs)
+}
+
+fn odd_mode(value: &Value, node: &SavedNode) -> Option<Problem> {
+    if mode(value).is_some() {
+        return None;
+    }
+    let message = format!(
+        "its mode is {}, which no editor writes (0 runs, 2 is muted, 4 is bypassed): it is run",
+        value["mode"]
+    );
+    let name =
+        NodeName { id: node.id.clone(), title: node.title.clone(), class: node.class.clone() };
+    Some(Problem::new(Kind::InvalidPrompt, message).at(name))
+}
+
 pub(super) fn node(value: &Value) -> Result<SavedNode, Problem> {
     let malformed = |id: &str, class: &str, message: String| {
         let name = NodeName { id: id.to_owned(), title: None, class: class.to_owned() };
@@ -224,11 +282,7 @@ pub(super) fn node(value: &Value) -> Result<SavedNode, Problem> {
     if class.is_empty() {
         return Err(malformed(&id, "", "has no type, the name of its class".to_owned()));
     }
-    let mode = match object.get("mode").and_then(Value::as_u64) {
-        Some(2) => Mode::Muted,
-        Some(4) => Mode::Bypassed,
-        _ => Mode::Runs,
-    };
+    let mode = mode(value).unwrap_or(Mode::Runs);
     let inputs = object.get("inputs").and_then(Value::as_array).into_iter().flatten();
     let values = match object.get("widgets_values") {
         Some(Value::Array(values)) => Values::Listed(values.clone()),

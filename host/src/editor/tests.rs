@@ -7,6 +7,7 @@ use std::path::Path;
 
 mod any;
 mod nested;
+mod odd;
 
 /// The classes that the workflows of these tests use, as ComfyUI declares them.
 fn catalogue() -> Catalogue {

@@ -2,8 +2,8 @@
 //!
 //! The editor writes down what each of a node's widgets holds, without names. The order is that of
 //! the class's inputs that have a widget, the required ones first. Between them stand the values of
-//! widgets that only the page has: after a seed what becomes of it when a picture is done ("fixed",
-//! "randomize"; older files: true or false), and after the required inputs of a class that takes a
+//! widgets that only the page has: after a seed, or another number or choice, what becomes of it when a
+//! picture is done ("fixed", "randomize"; older files: true or false), and after the required inputs of a class that takes a
 //! picture its upload button ("image"). An input that was turned into a socket keeps its place. Files
 //! of older editors lack values at the end, or the whole list: those are the defaults.
 
@@ -119,11 +119,27 @@ fn listed(
             Widget::Input(input) => input.kind.is_seed(),
             _ => false,
         };
-        if (is_seed || matches!(name, "seed" | "noise_seed"))
-            && let [control, after @ ..] = rest
-            && is_control(control, order.get(at + 1))
+        let is_seed = is_seed || matches!(name, "seed" | "noise_seed");
+        let counts = match widget {
+            Widget::Input(input) => {
+                matches!(input.kind, InputKind::Int { .. } | InputKind::Combo { .. })
+            }
+            _ => false,
+        };
+        let left = &order[at + 1..];
+        if let [control, after @ ..] = rest
+            && ((is_seed && is_control(control, left.first()))
+                || (counts && is_control_of(control, rest.len(), left)))
         {
             rest = after;
+            // A list's choices are filtered by a text, which stands behind the word.
+            let is_list = matches!(widget, Widget::Input(input) if matches!(input.kind, InputKind::Combo { .. }));
+            if let [Value::String(_), after @ ..] = rest
+                && is_list
+                && rest.len() > with_values(left)
+            {
+                rest = after;
+            }
         }
     }
     // Buttons leave nothing, "" or their name.
@@ -188,6 +204,30 @@ fn is_control(value: &Value, next: Option<&Widget>) -> bool {
         }
         value => is_control_word(value),
     }
+}
+
+/// Whether `value`, which stands behind a number or a choice and before the widgets `left`, is what becomes of that afterwards: any
+/// number may have been given that in the page. `there` values are left, `value` among them.
+fn is_control_of(value: &Value, there: usize, left: &[Widget]) -> bool {
+    if !is_control_word(value) {
+        return false;
+    }
+    let takes = |input: &InputDescriptor| match &input.kind {
+        InputKind::Combo { choices, .. } => choices.iter().any(|choice| value == choice),
+        InputKind::Text { .. } | InputKind::Path { .. } => true,
+        _ => false,
+    };
+    // Where the next widget may hold the word itself, there has to be a value too many.
+    match left.first() {
+        Some(Widget::Input(input)) if takes(input) => there > with_values(left),
+        Some(Widget::Unknown(_)) => there > with_values(left),
+        _ => true,
+    }
+}
+
+/// How many of the widgets surely have a value in the list.
+fn with_values(widgets: &[Widget]) -> usize {
+    widgets.iter().filter(|widget| !matches!(widget, Widget::Upload)).count()
 }
 
 /// Whether `value` is one of the page's words for what becomes of a seed.

@@ -72,6 +72,20 @@ fn a_workflow_stays_inside_its_folders() {
     let given =
         place.folders.resolve("input", Entry::File, secret.to_str().unwrap(), Origin::CommandLine);
     assert_eq!(given.unwrap(), secret);
+    for (name, wanted) in [
+        ("/nowhere/x.png", Entry::File),
+        ("../../../none.png", Entry::File),
+        ("/no/folder", Entry::Directory),
+    ] {
+        let given = place.folders.resolve("input", wanted, name, Origin::CommandLine);
+        let sentence = given.unwrap_err().to_string();
+        let said =
+            if wanted == Entry::File { "there is no file /" } else { "there is no folder /" };
+        assert!(
+            sentence.starts_with(said) && sentence.ends_with(name.rsplit('/').next().unwrap()),
+            "{sentence}"
+        );
+    }
 }
 
 #[cfg(unix)]

@@ -23,6 +23,16 @@ pub struct Opened {
     pub inside: bool,
 }
 
+impl Opened {
+    /// Whether the workflow, in either format, is an empty one.
+    pub fn has_no_nodes(&self) -> bool {
+        match self.object.get("nodes").filter(|_| is_editor_format(&self.object)) {
+            Some(nodes) => nodes.as_array().is_some_and(Vec::is_empty),
+            None => self.object.is_empty(),
+        }
+    }
+}
+
 /// The workflow that `value` is or holds. An object none of whose parts looks like a node of a workflow is
 /// none; one with a malformed node is given back as it is.
 ///

@@ -158,11 +158,17 @@ fn ask(mut command: Command, path: &Path, patience: Duration) -> Result<Json, St
     let mut child = command.spawn().map_err(cannot)?;
     let (sender, answer) = channel();
     let stdout = child.stdout.take();
-    std::thread::spawn(move || {
+    let reader = std::thread::Builder::new().name("answer".into()).spawn(move || {
         let mut bytes = Vec::new();
         let read = stdout.map(|stdout| stdout.take(LONGEST + 1).read_to_end(&mut bytes));
         let _ = sender.send(matches!(read, Some(Ok(_))).then_some(bytes));
     });
+    if let Err(error) = reader {
+        let _ = child.kill().and_then(|()| child.wait());
+        return Err(format!(
+            "{shown}: what it says of itself cannot be heard, as no thread can be started: {error}"
+        ));
+    }
     let bytes = match answer.recv_timeout(patience) {
         Ok(bytes) => bytes.unwrap_or_default(),
         Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {

@@ -77,15 +77,26 @@ pub(super) fn coerce(
         },
         InputKind::Int { min, max, step, .. } => {
             let number = whole(value).ok_or_else(wrong)?;
+            // A number of many digits is told as it was written.
+            let said = || match value {
+                Value::Number(number) => number.to_string(),
+                _ => number.to_string(),
+            };
             if number < *min && !input.unchecked {
-                return Err(too_small(&number.to_string(), &min.to_string()));
+                return Err(too_small(&said(), &min.to_string()));
             }
             if number > *max && !input.unchecked {
-                return Err(too_big(&number.to_string(), &max.to_string()));
+                return Err(too_big(&said(), &max.to_string()));
             }
             let off = |step: &i128| number % step != 0 && (number - min) % step != 0;
             let odd = step.filter(off).map(|step| {
                 let message = format!("{number} is not in steps of {step}, in which editors count");
+                Problem::new(Kind::ValueOffStep, message)
+            });
+            let is_cut = value.as_f64().is_some_and(|exact| exact.fract() != 0.0);
+            let cut = is_cut.then(|| {
+                let message =
+                    format!("{value} is not a whole number; {number} is taken, as in ComfyUI");
                 Problem::new(Kind::ValueOffStep, message)
             });
             // The catalogue lets no range be wider than one of the two, and of numbers beyond it these are all there are.
@@ -94,7 +105,7 @@ pub(super) fn coerce(
             } else {
                 i64::try_from(number).map(Literal::Integer)
             };
-            Ok((literal.map_err(|_| wrong())?, odd))
+            Ok((literal.map_err(|_| wrong())?, cut.or(odd)))
         }
         InputKind::Float { min, max, .. } => {
             let number = number(value).ok_or_else(wrong)?;
@@ -225,4 +236,38 @@ fn too_small(value: &str, min: &str) -> Problem {
 fn too_big(value: &str, max: &str) -> Problem {
     let message = format!("{value} is more than {max}, the most it takes");
     Problem::new(Kind::ValueBiggerThanMax, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalogue::Catalogue;
+    use serde_json::json;
+    use std::path::Path;
+
+    #[test]
+    fn a_number_that_is_cut_is_told_and_one_of_many_digits_is_told_as_written() {
+        let library = json!({"name": "l", "version": "1", "nodes": [{"class": "K", "inputs": [
+            {"name": "steps", "type": "INT", "min": 1, "max": 10_000},
+            {"name": "seed", "type": "INT", "max": u64::MAX, "role": "seed"}]}]});
+        let mut catalogue = Catalogue::default();
+        catalogue.add(Path::new("l"), &library).unwrap();
+        let descriptor = &catalogue.get("K").unwrap().descriptor;
+        let coerced = |name: &str, value: Value| coerce(descriptor.input(name).unwrap(), &value);
+        let (literal, odd) = coerced("steps", json!(3.7)).unwrap();
+        assert_eq!(literal, Literal::Integer(3));
+        let said = odd.unwrap().to_string();
+        assert_eq!(said, "3.7 is not a whole number; 3 is taken, as in ComfyUI");
+        for whole in [json!(3.0), json!(3), json!("3"), json!(true)] {
+            assert!(coerced("steps", whole.clone()).unwrap().1.is_none(), "{whole}");
+        }
+        assert!(coerced("seed", json!(u64::MAX)).unwrap().1.is_none());
+        let said = |name: &str, value: Value| coerced(name, value).unwrap_err().to_string();
+        assert_eq!(
+            said("seed", json!(1e300)),
+            "1e300 is more than 18446744073709551615, the most it takes"
+        );
+        assert_eq!(said("seed", json!(-1e300)), "-1e300 is less than 0, the least it takes");
+        assert_eq!(said("steps", json!("0")), "0 is less than 1, the least it takes");
+    }
 }

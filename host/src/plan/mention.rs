@@ -24,13 +24,16 @@ const LONGEST: usize = 1024;
 /// What may follow a name that is not part of it.
 const ENDS: &[char] = &[',', ':', ';', '(', ')', '[', ']', '{', '}', '<', '>', '|', '"'];
 
+/// What may stand behind a name at the end of a sentence.
+const SENTENCE_SIGNS: &[char] = &['.', '!', '?'];
+
 /// The word that a file of `folder` is mentioned by: `embedding` for `embeddings`.
 pub(super) fn keyword(folder: &str) -> &str {
     folder.strip_suffix('s').unwrap_or(folder)
 }
 
 /// For each mention in `text`, once, the names that may be meant by it, the longest first:
-/// `embedding:a,b` may mean the file `a,b`, and most likely means `a`.
+/// `embedding:a,b` may mean the file `a,b`, and most likely means `a`. A mention without a name is one of the empty name.
 pub(super) fn names(text: &str, folder: &str) -> Vec<Vec<String>> {
     let keyword = format!("{}:", keyword(folder));
     let mut seen = HashSet::new();
@@ -41,17 +44,27 @@ pub(super) fn names(text: &str, folder: &str) -> Vec<Vec<String>> {
             continue;
         }
         let rest = &text[at + keyword.len()..];
-        let word = rest.split(char::is_whitespace).next().unwrap_or_default();
-        if word.is_empty() || word.starts_with(ENDS) || word.len() > LONGEST {
+        // As in ComfyUI white space before the name is none of it. Where no word follows, nothing is named, which is told.
+        let word = rest.split_whitespace().next().unwrap_or_default();
+        let word = if word.starts_with(&keyword) { "" } else { word };
+        if word.len() > LONGEST {
             continue;
         }
         // A parenthesis that is part of the name is written with a backslash in a prompt.
         let word = word.replace("\\(", "(").replace("\\)", ")");
         let cuts = word.match_indices(ENDS).map(|(cut, _)| &word[..cut]);
+        // Signs behind the word may be the sentence's.
+        let signs = word.match_indices(SENTENCE_SIGNS).map(|(cut, _)| cut);
+        let signs = signs.filter(|cut| word[*cut..].chars().all(|c| SENTENCE_SIGNS.contains(&c)));
+        let cuts = cuts.chain(signs.map(|cut| &word[..cut]));
         let mut names: Vec<&str> =
             cuts.chain([word.as_str()]).filter(|name| !name.is_empty()).collect();
-        names.reverse();
-        if !names.is_empty() && seen.insert(word.clone()) {
+        names.sort_by_key(|name| std::cmp::Reverse(name.len()));
+        names.dedup();
+        if names.is_empty() {
+            names.push("");
+        }
+        if seen.insert(word.clone()) {
             mentions.push(names.into_iter().map(str::to_owned).collect());
         }
     }
@@ -74,7 +87,13 @@ mod tests {
             found("embedding:a, embedding:a,\nembedding:b\\(1\\)"),
             [vec!["a,", "a"], vec!["b(1)", "b(1", "b"]]
         );
-        assert!(found("myembedding:a embedding: b embedding:, lora:x").is_empty());
+        assert!(found("myembedding:a lora:x").is_empty());
+        assert_eq!(found("embedding: b"), [["b"]]);
+        assert_eq!(found("embedding:\n\t b c"), [["b"]]);
+        assert_eq!(found("a embedding:e) b"), [vec!["e)", "e"]]);
+        assert_eq!(found("embedding:e."), [vec!["e.", "e"]]);
+        assert_eq!(found("embedding:, x embedding: "), [[","], [""]]);
+        assert_eq!(found("embedding: embedding:e"), [[""], ["e"]]);
         assert_eq!(names("lora:x", "loras"), [["x"]]);
     }
 }

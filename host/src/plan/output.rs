@@ -46,6 +46,9 @@ impl Check<'_> {
         if folders.is_empty() && problems.is_empty() {
             folders.push(root.clone());
         }
+        if self.folders.only_read {
+            folders.clear();
+        }
         for folder in folders {
             let known = self.writable.get(&folder).cloned();
             let reason = known.unwrap_or_else(|| why_not_written(&folder));
@@ -124,7 +127,7 @@ fn without_patterns(prefix: &str) -> String {
 }
 
 /// Why no file can be made in `folder`, which is made itself when it is not there; none where one can.
-fn why_not_written(folder: &Path) -> Option<String> {
+pub(crate) fn why_not_written(folder: &Path) -> Option<String> {
     if let Some(sentence) = Unreached::on_the_way(folder).sentence() {
         return Some(sentence);
     }

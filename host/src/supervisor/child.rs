@@ -2,7 +2,7 @@
 
 use super::Setup;
 use crate::args::Precision;
-use crate::process;
+use crate::process::{self, NO_MEMORY, NO_THREAD};
 use crate::wire::{Command, Report};
 use crate::worker::PIPE_LOST;
 use nix::sys::signal::{Signal, killpg};
@@ -268,6 +268,15 @@ pub(super) fn ending(status: ExitStatus, last_words: &str) -> String {
     if status.code() == Some(PIPE_LOST) {
         return "closed or broke the descriptors of its process".to_owned();
     }
+    if status.code() == Some(NO_MEMORY) {
+        return "had no memory left under its limit (--memory-limit, ulimit -d) and was ended"
+            .to_owned();
+    }
+    if status.code() == Some(NO_THREAD) {
+        let limits =
+            "the limits on its memory (--memory-limit) or on the number of processes (ulimit -u)";
+        return format!("cannot begin: {limits} leave no room for a thread");
+    }
     let ending = format!("ended its process with {}", process::ending(status));
     // What Rust's runtime says before it aborts.
     let asked = last_words
@@ -308,6 +317,8 @@ mod tests {
         let killed = ending(status("kill -KILL $$"), "");
         assert!(killed.ends_with("because memory ran out"), "{killed}");
         assert!(ending(status(&format!("exit {PIPE_LOST}")), "").contains("descriptors"));
+        assert!(ending(status(&format!("exit {NO_MEMORY}")), "").contains("no memory left under"));
+        assert!(ending(status(&format!("exit {NO_THREAD}")), "").contains("no room for a thread"));
     }
 
     #[test]

@@ -92,9 +92,12 @@ impl Encoder {
             unfit.iter().any(|(known, _)| known == *name || known == bare)
         };
         for name in prompt.missing.iter().filter(|name| !is_unfit(name)) {
-            cx.warn(format!(
-                "there is no embedding \"{name}\" in the folder embeddings; it is left out"
-            ));
+            cx.warn(match name.is_empty() {
+                true => "\"embedding:\" has no name behind it; it is left out".to_owned(),
+                false => format!(
+                    "there is no embedding \"{name}\" in the folder embeddings; it is left out"
+                ),
+            });
         }
         Ok(prompt)
     }

@@ -12,6 +12,8 @@ use crate::error::{Error, Result};
 /// # Errors
 /// The text is not JSON besides.
 pub fn parse(text: &str, file: &str) -> Result<Value> {
+    // Editors of Windows put a byte order mark before what they save.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let nulls = |rest: &str| Some((not_finite(rest)?.len(), "null".into()));
     serde_json::from_str(&outside_strings(text, nulls))
         .map_err(|error| Error::Config { file: file.to_owned(), problem: error.to_string() })
@@ -28,6 +30,7 @@ mod tests {
         let text = r#"{"a": -Infinity, "b": [NaN, Infinity, 1], "NaN \" Infinity": "-Infinity"}"#;
         let expected = json!({"a": null, "b": [null, null, 1], "NaN \" Infinity": "-Infinity"});
         assert_eq!(parse(text, "x").expect("parses"), expected);
+        assert_eq!(parse("\u{feff}{\"a\": NaN}", "x").expect("parses"), json!({"a": null}));
         assert!(parse("{", "some.json").unwrap_err().to_string().contains("some.json"));
     }
 

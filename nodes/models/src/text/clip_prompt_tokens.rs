@@ -102,7 +102,8 @@ impl PromptRows {
         find: &mut impl FnMut(&str) -> Result<Option<Tensor>>,
         stretches: &mut Vec<Vec<(Slot, f64)>>,
     ) -> Result<String> {
-        let bare = name.trim_end_matches(SENTENCE_SIGNS);
+        // A bracket that nothing opened is no weight's and, as a sign, no name's.
+        let bare = name.trim_end_matches(|c| c == ')' || SENTENCE_SIGNS.contains(&c));
         let (mut found, mut rest) = (find(name)?, rest);
         if found.is_none() && bare.len() < name.len() {
             found = if bare.is_empty() { None } else { find(bare)? };
@@ -299,6 +300,8 @@ mod tests {
         let comma = 267;
         assert_eq!(row(&rows, 0), [(320, 1.0), (comma, 1.0), (2368, 1.0), (-1, 1.0)]);
         assert_eq!(rows.missing, ["nobody,", ""]);
+        let closed = read("embedding:e1) cat");
+        assert_eq!((row(&closed, 0)[0], closed.missing.len()), ((-1, 1.0), 0));
         // Not behind a space, so words.
         assert!(row(&read("a,embedding:e1"), 0).iter().all(|(id, _)| *id > 0));
         assert_eq!(row(&read("embedding:e1<lora:x:1>"), 0)[0], (-1, 1.0));
