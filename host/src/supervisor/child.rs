@@ -268,6 +268,13 @@ pub(super) fn ending(status: ExitStatus, last_words: &str) -> String {
     if status.code() == Some(PIPE_LOST) {
         return "closed or broke the descriptors of its process".to_owned();
     }
+    use std::os::unix::process::ExitStatusExt;
+    // A library may send it to itself, but hardly any does.
+    if status.signal() == Some(libc::SIGKILL) {
+        return "was at work when its process ended with SIGKILL: something outside ended it (often the \
+                system, when memory runs out)"
+            .to_owned();
+    }
     let ending = format!("ended its process with {}", process::ending(status));
     // What Rust's runtime says before it aborts.
     let asked = last_words
@@ -280,13 +287,7 @@ pub(super) fn ending(status: ExitStatus, last_words: &str) -> String {
     if last_words.contains("has overflowed its stack") {
         return format!("{ending}: its stack overflowed");
     }
-    use std::os::unix::process::ExitStatusExt;
-    match status.signal() {
-        Some(libc::SIGKILL) => {
-            format!("{ending}; most likely the system ended it because memory ran out")
-        }
-        _ => ending,
-    }
+    ending
 }
 
 #[cfg(test)]
@@ -306,7 +307,8 @@ mod tests {
             "ended its process with SIGABRT (abort): 15999999992 bytes more memory could not be had"
         );
         let killed = ending(status("kill -KILL $$"), "");
-        assert!(killed.ends_with("because memory ran out"), "{killed}");
+        let said = "SIGKILL: something outside ended it (often the system, when memory runs out)";
+        assert!(killed.ends_with(said) && !killed.contains("ended its process"), "{killed}");
         assert!(ending(status(&format!("exit {PIPE_LOST}")), "").contains("descriptors"));
     }
 
