@@ -94,14 +94,9 @@ fn serve(args: Serve) -> Result<(), String> {
         }
     };
     let secret = secret(&state).map_err(|error| format!("{}: {error}", state.display()))?;
-    let access = Access::new(
-        args.token_file.as_deref(),
-        args.cors.as_deref(),
-        &args.host_name,
-        is_loopback,
-        secret,
-    )
-    .map_err(|error| text(&error))?;
+    let access =
+        Access::new(args.token_file.as_deref(), &args.cors, &args.host_name, is_loopback, secret)
+            .map_err(|error| text(&error))?;
     let tls = match (&args.tls_certfile, &args.tls_keyfile) {
         (Some(certificate), Some(key)) => Some(listen::tls(certificate, key)?),
         _ => None,
