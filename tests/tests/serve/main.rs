@@ -6,6 +6,7 @@ mod connections;
 mod contract;
 mod crashes;
 mod malformed;
+mod many_nodes;
 mod refused;
 mod sandbox;
 mod v2;
