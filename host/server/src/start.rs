@@ -348,6 +348,7 @@ pub fn surroundings(
         }
     }
     made(&folders.temp)?;
+    folders.of_clients = true;
     folders.elsewhere = bucket.clone().map(|bucket| bucket as Arc<dyn Elsewhere>);
     let asked = if confined { Asked::Confined } else { Asked::Freely };
     let surroundings = Surroundings::asked(folders, places, asked);

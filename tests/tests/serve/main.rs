@@ -8,6 +8,7 @@ mod crashes;
 mod malformed;
 mod many_nodes;
 mod refused;
+mod requests;
 mod sandbox;
 mod v2;
 mod webhooks;
