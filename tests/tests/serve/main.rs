@@ -7,6 +7,7 @@ mod contract;
 mod crashes;
 mod malformed;
 mod many_nodes;
+mod places;
 mod refused;
 mod requests;
 mod sandbox;
