@@ -85,6 +85,7 @@ impl NodeDescriptor {
             kind: InputKind::Socket,
             unchecked: false,
             lazy: false,
+            extensions: Vec::new(),
         });
         let mut with = self.clone();
         with.inputs.extend(more);
@@ -121,6 +122,9 @@ pub struct InputDescriptor {
     /// It need not be computed unless the class says so when it has the others; of packs in Python alone.
     #[serde(default)]
     pub lazy: bool,
+    /// Of a path, the extensions of the files that are offered; none where they are those of its folder.
+    #[serde(default)]
+    pub extensions: Vec<String>,
 }
 
 impl InputDescriptor {

@@ -117,6 +117,9 @@ pub struct Folders {
     pub identify: Identify,
     /// Whether nothing will be written: then it does not matter whether it could be.
     pub only_read: bool,
+    /// Whether workflows come from a server's clients: they are told nothing of the command line nor of
+    /// files outside of the folders, and write through no link.
+    pub of_clients: bool,
 }
 
 /// What the command line says about folders.
@@ -246,8 +249,18 @@ impl Folders {
         }
         let output = absolute(given.output.unwrap_or(Path::new("output")));
         let (temp, identify) = (absolute(Path::new("temp")), Identify::default());
-        let (elsewhere, only_read) = (None, false);
-        Ok(Self { models: roots, extra, input, output, temp, elsewhere, identify, only_read })
+        let (elsewhere, only_read, of_clients) = (None, false, false);
+        Ok(Self {
+            models: roots,
+            extra,
+            input,
+            output,
+            temp,
+            elsewhere,
+            identify,
+            only_read,
+            of_clients,
+        })
     }
 
     /// The absolute path of what is called `name` in the folders of kind `folder`.
@@ -370,8 +383,15 @@ impl Folders {
     /// another kind is not of this one, nor is a part of a model in a folder. Pictures in folders below
     /// are not offered, as in ComfyUI, though they are found: the folder of pictures may be anybody's home.
     pub fn names(&self, folder: &str, entry: Entry) -> Vec<String> {
+        self.names_of(folder, entry, &[])
+    }
+
+    /// As [`Folders::names`], of files with these extensions, where any are given.
+    pub fn names_of(&self, folder: &str, entry: Entry, extensions: &[String]) -> Vec<String> {
         let pictures = is_of_pictures(folder);
         let (files, deepest) = if pictures { (PICTURE_FILES, 1) } else { (MODEL_FILES, DEEPEST) };
+        let given: Vec<&str> = extensions.iter().map(String::as_str).collect();
+        let files = if given.is_empty() { files } else { &given[..] };
         let own = same_kinds(folder);
         let mut names = Vec::new();
         let mut left = MOST_FILES;
@@ -381,7 +401,7 @@ impl Folders {
             walk.all(&base, &mut names, &mut left);
             if let Some(elsewhere) = self.elsewhere.as_ref().filter(|_| pictures) {
                 let there = elsewhere.names(&base);
-                names.extend(there.into_iter().filter(|name| has_extension(name, PICTURE_FILES)));
+                names.extend(there.into_iter().filter(|name| has_extension(name, files)));
             }
         }
         if entry != Entry::Directory {
@@ -462,6 +482,11 @@ impl Folders {
 /// Whether names are looked for among pictures, and not among models.
 fn is_of_pictures(folder: &str) -> bool {
     matches!(folder, "input" | "output" | "temp")
+}
+
+/// Whether files of these extensions are pictures: what is looked for among pictures without any is one.
+pub fn are_pictures(extensions: &[String]) -> bool {
+    extensions.iter().all(|one| PICTURE_FILES.iter().any(|known| known.eq_ignore_ascii_case(one)))
 }
 
 fn has_extension(name: &str, extensions: &[&str]) -> bool {
@@ -578,6 +603,11 @@ fn check_entry(name: &str, wanted: Entry, metadata: &fs::Metadata) -> Result<(),
         _ => "neither a file nor a folder",
     };
     Err(PathError::WrongEntry { name: name.to_owned(), found, wanted })
+}
+
+/// Whether two names of kinds are of one kind of folder.
+pub fn same_kind(one: &str, other: &str) -> bool {
+    same_kinds(one).contains(&other)
 }
 
 /// A kind of folder by all of its names, the given one first.

@@ -9,7 +9,7 @@ mod json;
 mod placeholder;
 
 pub use body::Opened;
-pub use json::not_finite;
+pub use json::{not_finite, parse as parse_json};
 pub use placeholder::placeholder;
 
 use crate::problem::{Kind, NodeName, Problem};

@@ -1,7 +1,7 @@
 //! ComfyUI's `object_info`: the catalogue as its editor and its clients read it.
 
 use crate::catalogue::{Catalogue, Class, InputDescriptor, InputKind};
-use crate::folders::{Entry, Folders};
+use crate::folders::{Entry, Folders, are_pictures};
 use serde_json::{Map, Value, json};
 
 /// `{class: {"input": {"required": {name: [type, options]}, "optional": …}, "output": […], …}}` for
@@ -88,9 +88,12 @@ fn input_info(input: &InputDescriptor, folders: &Folders) -> Value {
         }
         InputKind::Path { default, folder, entry, none } => {
             put("default", default.clone().map(Value::from));
-            let is_picture = folder == "input" && *entry != Entry::Directory;
+            let extensions = &input.extensions;
+            let is_picture =
+                folder == "input" && *entry != Entry::Directory && are_pictures(extensions);
             put("image_upload", is_picture.then(|| json!(true)));
-            json!(none.iter().cloned().chain(folders.names(folder, *entry)).collect::<Vec<_>>())
+            let names = folders.names_of(folder, *entry, extensions);
+            json!(none.iter().cloned().chain(names).collect::<Vec<_>>())
         }
     };
     put("tooltip", (!input.doc.is_empty()).then(|| json!(input.doc)));
@@ -106,6 +109,7 @@ mod tests {
     fn a_class_as_comfyui_describes_it() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("cat.png"), "").unwrap();
+        std::fs::write(folder.path().join("made.latent"), "").unwrap();
         let input = folder.path().to_owned();
         let folders = Folders {
             models: vec![],
@@ -119,6 +123,8 @@ mod tests {
             "class": "A", "doc": "Does.", "category": "image", "output_node": true,
             "inputs": [
                 {"name": "image", "type": "STRING", "role": "path", "folder": "input", "entry": "file"},
+                {"name": "latent", "type": "STRING", "role": "path", "folder": "input", "entry": "file",
+                    "extensions": ["latent"]},
                 {"name": "seed", "type": "INT", "default": 0, "min": 0, "max": u64::MAX, "role": "seed"},
                 {"name": "how", "type": "COMBO", "choices": ["a", "b"], "default": "b"},
                 {"name": "lora", "type": "STRING", "role": "path", "folder": "loras", "entry": "file",
@@ -134,13 +140,14 @@ mod tests {
                 "input": {
                     "required": {
                         "image": [["cat.png"], {"image_upload": true}],
+                        "latent": [["made.latent"], {}],
                         "seed": ["INT", {"default": 0, "min": 0, "max": u64::MAX,
                             "control_after_generate": true}],
                         "how": [["a", "b"], {"default": "b"}],
                         "lora": [["None"], {"default": "None"}],
                         "text": ["STRING", {"multiline": true, "dynamicPrompts": true}]},
                     "optional": {"mask": ["MASK", {"tooltip": "Where."}]}},
-                "input_order": {"required": ["image", "seed", "how", "lora", "text"], "optional": ["mask"]},
+                "input_order": {"required": ["image", "latent", "seed", "how", "lora", "text"], "optional": ["mask"]},
                 "is_input_list": false,
                 "output": ["IMAGE"], "output_is_list": [false], "output_name": ["image"],
                 "name": "A", "display_name": "A", "description": "Does.",

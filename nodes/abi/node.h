@@ -761,6 +761,8 @@ KG_EXPORT const kg_library *kosmograph_library_v1(void);
  *                   "input", …) and "entry" what it is ("file", "directory", "any"). The node receives
  *                   the absolute path, and the file's identity is part of the cache key. An optional
  *                   one may have "none", a word that stands for no file: then the input is absent.
+ *                   "extensions", ["latent"], are those of the files that are offered, where they are
+ *                   not the ones that the folder has else: pictures of "input", models elsewhere.
  *           "prefix" of a STRING: the value begins the names of the files that the node writes in the
  *                   folder that its "writes" names, PREFIX_00001_.png or the like. It may name folders
  *                   in there and hold %width%, %height%, %year%, %month%, %day%, %hour%, %minute%,

@@ -35,10 +35,43 @@ pub struct Access {
     /// Of the sessions, one for each token.
     sessions: Vec<Hash>,
     secret: [u8; 32],
-    /// `Access-Control-Allow-Origin`.
-    cors: Option<HeaderValue>,
+    cors: Cors,
     /// The names by which the server may be called; empty where any will do.
     hosts: Vec<String>,
+}
+
+/// Whose pages may use the server besides its own.
+#[derive(Debug, PartialEq, Eq)]
+enum Cors {
+    /// Those of these origins, in lower case; usually none.
+    Named(Vec<String>),
+    All,
+}
+
+impl Cors {
+    fn of(given: &[String]) -> Result<Self, AccessError> {
+        if given.iter().any(|origin| origin == "*") {
+            return Ok(Self::All);
+        }
+        let origin = |given: &String| {
+            // As it is copied from an address bar.
+            let origin = given.strip_suffix('/').unwrap_or(given).to_ascii_lowercase();
+            let is_authority = |rest: &str| !rest.is_empty() && !rest.contains(['/', '*', '@']);
+            let is_origin = origin.split_once("://").is_some_and(|(_, rest)| is_authority(rest));
+            let is_header = HeaderValue::from_str(&origin).is_ok();
+            (is_origin && is_header)
+                .then_some(origin)
+                .ok_or_else(|| AccessError::Origin(given.clone()))
+        };
+        Ok(Self::Named(given.iter().map(origin).collect::<Result<_, _>>()?))
+    }
+
+    fn lets_in(&self, origin: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Named(origins) => origins.iter().any(|known| known.eq_ignore_ascii_case(origin)),
+        }
+    }
 }
 
 /// Why it cannot be said who may use the server.
@@ -64,17 +97,13 @@ impl Access {
     /// [`AccessError`].
     pub fn new(
         token_file: Option<&Path>,
-        cors: Option<&str>,
+        cors: &[String],
         hosts: &[String],
         is_loopback: bool,
         secret: [u8; 32],
     ) -> Result<Self, AccessError> {
         let tokens = token_file.map(read_tokens).transpose()?.unwrap_or_default();
-        let cors = cors.map(|origin| {
-            let value = HeaderValue::from_str(origin);
-            let is_origin = origin == "*" || origin.contains("://");
-            value.ok().filter(|_| is_origin).ok_or_else(|| AccessError::Origin(origin.to_owned()))
-        });
+        let cors = Cors::of(cors)?;
         // Whoever needs a token, or listens to the world, may be called by any name. On a loopback address a
         // strange name is a page of a stranger's whose name leads here.
         let checks = is_loopback && tokens.is_empty();
@@ -86,7 +115,7 @@ impl Access {
         };
         let sessions = tokens.iter().map(|token| blake3::keyed_hash(&secret, token.as_bytes()));
         let sessions = sessions.collect();
-        Ok(Self { tokens, sessions, secret, cors: cors.transpose()?, hosts })
+        Ok(Self { tokens, sessions, secret, cors, hosts })
     }
 
     /// Whether a token is asked for.
@@ -137,7 +166,12 @@ impl Access {
                 ));
             }
         }
-        if self.cors.is_some() {
+        if self.cors == Cors::All {
+            return None;
+        }
+        // A picture or a link in a page comes without Origin; the page is then told by its address.
+        let page = text("origin").or_else(|| text("referer").map(origin_of));
+        if page.is_some_and(|page| self.cors.lets_in(page)) {
             return None;
         }
         if text("sec-fetch-site") == Some("cross-site") {
@@ -151,14 +185,26 @@ impl Access {
             false => without_port(&host) == without_port(authority),
         };
         (!same && !host.is_empty()).then(|| {
-            format!("a page of {origin} may not use this server, which is {host}; --cors allows it")
+            format!("a page of {origin} may not use this server, which is {host}; --cors {origin} allows it")
         })
     }
 
-    fn allow(&self, headers: &mut HeaderMap) {
-        let Some(origin) = &self.cors else { return };
+    /// Tells the browser that a page of `origin` may read the answer, where it may.
+    fn allow(&self, origin: Option<HeaderValue>, headers: &mut HeaderMap) {
         let fixed = HeaderValue::from_static;
-        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+        let allowed = match &self.cors {
+            Cors::All => fixed("*"),
+            Cors::Named(origins) if origins.is_empty() => return,
+            Cors::Named(_) => {
+                // No cache is to give one page what another one was told.
+                headers.append(header::VARY, fixed("Origin"));
+                let named = origin
+                    .filter(|origin| origin.to_str().is_ok_and(|text| self.cors.lets_in(text)));
+                let Some(origin) = named else { return };
+                origin
+            }
+        };
+        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, allowed);
         headers.insert(
             header::ACCESS_CONTROL_ALLOW_METHODS,
             fixed("POST, GET, DELETE, PUT, OPTIONS, PATCH"),
@@ -166,6 +212,12 @@ impl Access {
         headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, fixed("Content-Type, Authorization"));
         headers.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, fixed("true"));
     }
+}
+
+/// The scheme and authority of an address.
+fn origin_of(address: &str) -> &str {
+    let begin = address.find("://").map_or(0, |at| at + 3);
+    address[begin..].find('/').map_or(address, |length| &address[..begin + length])
 }
 
 fn without_port(host: &str) -> &str {
@@ -229,11 +281,12 @@ pub fn secret(folder: &Path) -> io::Result<[u8; 32]> {
 /// Lets a request through, or says why not.
 pub async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let access = &app.access;
+    let origin = request.headers().get(header::ORIGIN).cloned();
     let mut response = match check(access, &request) {
         Ok(()) => next.run(request).await,
         Err(response) => *response,
     };
-    access.allow(response.headers_mut());
+    access.allow(origin, response.headers_mut());
     let nosniff = HeaderValue::from_static("nosniff");
     response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, nosniff);
     response
@@ -244,6 +297,12 @@ fn check(access: &Access, request: &Request) -> Result<(), Box<Response>> {
         Box::new(Fault::new(StatusCode::FORBIDDEN, "forbidden", sentence).into_response())
     };
     let path = request.uri().path();
+    // What one reader takes for the name another one need not.
+    if request.headers().get_all(header::HOST).iter().count() > 1 {
+        let sentence = "the request names its host twice; one Host header is allowed";
+        let fault = Fault::new(StatusCode::BAD_REQUEST, "invalid_request", sentence);
+        return Err(Box::new(fault.into_response()));
+    }
     // Whoever watches over the server may call it what he likes.
     if path == "/healthz" || path == "/readyz" {
         return Ok(());
@@ -275,7 +334,7 @@ mod tests {
     use super::*;
 
     fn access(tokens: Option<&Path>, is_loopback: bool) -> Access {
-        Access::new(tokens, None, &["studio.example".into()], is_loopback, [7; 32]).unwrap()
+        Access::new(tokens, &[], &["studio.example".into()], is_loopback, [7; 32]).unwrap()
     }
 
     fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
@@ -304,6 +363,45 @@ mod tests {
     }
 
     #[test]
+    fn a_named_origin_is_let_in_and_no_other() {
+        let named = ["https://Studio.example/".into(), "http://localhost:3000".into()];
+        let access = Access::new(None, &named, &[], true, [7; 32]).unwrap();
+        let host = ("host", "127.0.0.1:8188");
+        let refuses = |pair: (&'static str, &str)| {
+            let site = ("sec-fetch-site", "cross-site");
+            access.refuses(&headers(&[host, pair, site])).is_some()
+        };
+        assert!(!refuses(("origin", "https://studio.example")));
+        assert!(!refuses(("origin", "http://localhost:3000")));
+        assert!(!refuses(("referer", "https://studio.example/page?a=/b")), "a picture in its page");
+        for stranger in [
+            "https://evil.example",
+            "http://studio.example",
+            "https://studio.example.evil.example",
+            "https://studio.example:8443",
+            "http://localhost:3001",
+            "null",
+        ] {
+            assert!(refuses(("origin", stranger)), "{stranger}");
+            assert!(
+                refuses(("referer", &format!("{stranger}/https://studio.example"))),
+                "{stranger}"
+            );
+        }
+        assert!(access.refuses(&headers(&[host])).is_none(), "a program");
+        assert!(access.refuses(&headers(&[host, ("origin", "http://127.0.0.1:8188")])).is_none());
+        let told = |origin: &'static str| {
+            let mut answer = HeaderMap::new();
+            access.allow(Some(HeaderValue::from_static(origin)), &mut answer);
+            assert_eq!(answer[header::VARY], "Origin");
+            answer.contains_key(header::ACCESS_CONTROL_ALLOW_ORIGIN)
+        };
+        assert!(told("https://studio.example") && !told("https://evil.example"));
+        let all = Access::new(None, &["*".into()], &[], true, [7; 32]).unwrap();
+        assert!(all.refuses(&headers(&[host, ("origin", "https://evil.example")])).is_none());
+    }
+
+    #[test]
     fn a_token_opens() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tokens");
@@ -322,7 +420,7 @@ mod tests {
             knows("cookie", &format!("a=b; {pair}")) && !knows("cookie", "kosmograph_session=00")
         );
         assert_eq!(access.session("wrong", false), None);
-        let other = Access::new(Some(&path), None, &[], false, [8; 32]).unwrap();
+        let other = Access::new(Some(&path), &[], &[], false, [8; 32]).unwrap();
         assert!(!other.knows(&headers(&[("cookie", pair)])), "of another server");
     }
 
@@ -332,13 +430,15 @@ mod tests {
         let path = folder.path().join("tokens");
         let told = |text: &str| {
             std::fs::write(&path, text).unwrap();
-            Access::new(Some(&path), None, &[], false, [7; 32]).err().unwrap().to_string()
+            Access::new(Some(&path), &[], &[], false, [7; 32]).err().unwrap().to_string()
         };
         assert!(told("").contains("no token"));
         assert!(told("abcdefghijklmnop\nshort\n").contains("line 2"));
         let missing = folder.path().join("none");
-        assert!(Access::new(Some(&missing), None, &[], false, [7; 32]).is_err());
-        assert!(Access::new(None, Some("x"), &[], true, [7; 32]).is_err());
+        assert!(Access::new(Some(&missing), &[], &[], false, [7; 32]).is_err());
+        for none in ["x", "https://", "https://a/b", "https://*.example", ""] {
+            assert!(Access::new(None, &[none.into()], &[], true, [7; 32]).is_err(), "{none}");
+        }
     }
 
     #[test]

@@ -188,9 +188,10 @@ pub struct Serve {
     /// The certificate's private key (PEM)
     #[arg(long, value_name = "FILE", requires = "tls_certfile")]
     pub tls_keyfile: Option<PathBuf>,
-    /// Let pages of this origin use the server, https://example.com or *
+    /// Let pages of this origin use the server besides its own, https://example.com; may be given several
+    /// times. * or nothing lets in every page of the web
     #[arg(long, value_name = "ORIGIN", num_args = 0..=1, default_missing_value = "*")]
-    pub cors: Option<String>,
+    pub cors: Vec<String>,
     /// A name by which a proxy calls the server, besides those of the machine itself; may be given
     /// several times
     #[arg(long, value_name = "NAME")]

@@ -1,7 +1,9 @@
 //! Who listens: the open sockets, by the name that their clients gave themselves.
 //!
 //! Whoever sends never waits. A client that does not read its messages loses its connection when a
-//! bounded number of them wait for it; it may come again.
+//! bounded number of them, or of bytes, wait for it; it may come again.
+
+mod waiting;
 
 use crate::engine::Bulletin;
 use crate::fleet::Outlet;
@@ -14,10 +16,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use tokio::sync::Notify;
-use tokio::sync::mpsc::{Receiver, Sender, channel};
-
-/// How many messages may wait for one client: some seconds of a fast sampler's progress.
-const WAITING: usize = 2048;
+use waiting::Waiting;
 
 /// How many sockets may be open.
 const MOST: usize = 4096;
@@ -31,7 +30,7 @@ pub struct Flags {
 
 struct Client {
     connection: u64,
-    sender: Sender<Message>,
+    messages: Arc<Waiting>,
     kicked: Arc<Notify>,
     flags: Flags,
     hears_logs: bool,
@@ -40,11 +39,10 @@ struct Client {
 /// One end of an open socket.
 pub struct Connection {
     pub number: u64,
-    pub messages: Receiver<Message>,
+    /// Of a socket whose name another one took nothing more comes here, and it stays.
+    pub messages: Arc<Waiting>,
     /// Told when this connection is to be closed.
     pub kicked: Arc<Notify>,
-    /// Keeps the channel open for a socket whose name another one took: it hears nothing more, and stays.
-    _sender: Sender<Message>,
 }
 
 /// See the module.
@@ -69,17 +67,17 @@ impl Hub {
             return None;
         }
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
-        let (sender, messages) = channel(WAITING);
+        let messages = Arc::new(Waiting::default());
         let kicked = Arc::new(Notify::new());
         let client = Client {
             connection: number,
-            sender: sender.clone(),
+            messages: messages.clone(),
             kicked: kicked.clone(),
             flags: Flags::default(),
             hears_logs: false,
         };
         self.lock().insert(sid.to_owned(), client);
-        Some(Connection { number, messages, kicked, _sender: sender })
+        Some(Connection { number, messages, kicked })
     }
 
     pub fn disconnect(&self, sid: &str, number: u64) {
@@ -118,6 +116,15 @@ impl Hub {
         self.elsewhere.get()
     }
 
+    /// Whether anybody is there to hear what is sent `to` a client, or to all.
+    pub fn hears(&self, to: Option<&str>) -> bool {
+        if self.elsewhere.get().is_some() {
+            return true;
+        }
+        let clients = self.lock();
+        to.map_or(!clients.is_empty(), |sid| clients.contains_key(sid))
+    }
+
     /// Sends to one client, or to all where `to` is `None`.
     pub fn send(&self, to: Option<&str>, message: &Utf8Bytes) {
         self.send_of(to, message, None, None);
@@ -137,7 +144,22 @@ impl Hub {
             let job = job.map(str::to_owned);
             return outlet.push(Bulletin::Text { to, job, text, fleeting });
         }
-        self.deliver(to, |_| Some(Message::Text(message.clone())));
+        self.deliver(to, None, |_| Some(Message::Text(message.clone())));
+    }
+
+    /// As [`Self::send_of`], of what takes back what was sent by this `name` before: to a client that has not
+    /// yet read that it is not told any more.
+    pub fn send_newest(
+        &self,
+        to: Option<&str>,
+        message: &Utf8Bytes,
+        job: Option<&str>,
+        name: String,
+    ) {
+        if self.elsewhere.get().is_some() {
+            return self.send_of(to, message, job, Some(name));
+        }
+        self.deliver(to, Some(&name), |_| Some(Message::Text(message.clone())));
     }
 
     /// Sends a picture of a job at work, to each client as it understands it.
@@ -152,7 +174,7 @@ impl Hub {
             });
         }
         let (plain, with_metadata) = (preview.plain(), preview.with_metadata());
-        self.deliver(to, |client| {
+        self.deliver(to, None, |client| {
             let frame = if client.flags.preview_metadata { &with_metadata } else { &plain };
             Some(Message::Binary(frame.clone()))
         });
@@ -161,14 +183,20 @@ impl Hub {
     /// Sends lines of the log to those who hear it.
     pub fn log(&self, entries: &[Json]) {
         let message = logs(entries);
-        self.deliver(None, |client| client.hears_logs.then(|| Message::Text(message.clone())));
+        self.deliver(None, None, |client| {
+            client.hears_logs.then(|| Message::Text(message.clone()))
+        });
     }
 
-    fn deliver(&self, to: Option<&str>, message: impl Fn(&Client) -> Option<Message>) {
+    fn deliver(
+        &self,
+        to: Option<&str>,
+        name: Option<&str>,
+        message: impl Fn(&Client) -> Option<Message>,
+    ) {
         let mut clients = self.lock();
         let slow = |client: &Client| {
-            let sent = message(client).map(|message| client.sender.try_send(message));
-            matches!(sent, Some(Err(_)))
+            message(client).is_some_and(|message| !client.messages.push(name, message))
         };
         let gone: Vec<String> = match to {
             Some(sid) => clients
@@ -184,6 +212,7 @@ impl Hub {
         };
         for sid in gone {
             if let Some(client) = clients.remove(&sid) {
+                client.messages.end();
                 client.kicked.notify_one();
             }
         }
@@ -198,48 +227,50 @@ mod tests {
         Utf8Bytes::from_static(text)
     }
 
-    fn heard(connection: &mut Connection) -> Vec<Message> {
-        std::iter::from_fn(|| connection.messages.try_recv().ok()).collect()
+    fn heard(connection: &Connection) -> Vec<Message> {
+        std::iter::from_fn(|| connection.messages.pop()).collect()
     }
 
     #[test]
     fn a_second_socket_of_a_name_takes_it_over() {
         let hub = Hub::default();
-        let (mut first, mut other) = (hub.connect("a").unwrap(), hub.connect("b").unwrap());
-        let mut second = hub.connect("a").unwrap();
+        let (first, other) = (hub.connect("a").unwrap(), hub.connect("b").unwrap());
+        let second = hub.connect("a").unwrap();
         hub.send(Some("a"), &text("one"));
         hub.send(None, &text("all"));
-        assert_eq!((heard(&mut first).len(), heard(&mut second).len()), (0, 2));
-        assert_eq!(heard(&mut other), [Message::Text(text("all"))]);
+        assert_eq!((heard(&first).len(), heard(&second).len()), (0, 2));
+        assert_eq!(heard(&other), [Message::Text(text("all"))]);
         // That the older one goes does not take the name from the newer one.
         hub.disconnect("a", first.number);
         hub.send(Some("a"), &text("one"));
-        assert_eq!((heard(&mut second).len(), hub.count()), (1, 2));
+        assert_eq!((heard(&second).len(), hub.count()), (1, 2));
     }
 
     #[test]
     fn who_does_not_read_is_let_go() {
         let hub = Hub::default();
         let slow = hub.connect("slow").unwrap();
-        let mut quick = hub.connect("quick").unwrap();
-        for _ in 0..2 * WAITING {
+        let quick = hub.connect("quick").unwrap();
+        for _ in 0..waiting::MOST {
             hub.send(None, &text("x"));
-            assert_eq!(heard(&mut quick).len(), 1);
+            assert_eq!(heard(&quick).len(), 1);
         }
-        assert_eq!(slow.messages.len(), WAITING);
+        assert_eq!(slow.messages.len(), waiting::MOST);
+        hub.send(None, &text("x"));
+        assert_eq!(slow.messages.len(), 0, "what waited is let go at once");
         assert!(!hub.hear_logs("slow", true) && hub.hear_logs("quick", true));
     }
 
     #[test]
     fn previews_come_as_each_client_understands_them() {
         let hub = Hub::default();
-        let (mut old, mut new) = (hub.connect("old").unwrap(), hub.connect("new").unwrap());
+        let (old, new) = (hub.connect("old").unwrap(), hub.connect("new").unwrap());
         hub.set_flags("new", Flags { preview_metadata: true });
         hub.preview(None, &Preview::jpeg("p", "3", vec![0xff, 0xd8]));
         let kind = |messages: Vec<Message>| match messages.as_slice() {
             [Message::Binary(frame)] => u32::from_be_bytes(frame[..4].try_into().unwrap()),
             other => panic!("{other:?}"),
         };
-        assert_eq!((kind(heard(&mut old)), kind(heard(&mut new))), (1, 4));
+        assert_eq!((kind(heard(&old)), kind(heard(&new))), (1, 4));
     }
 }

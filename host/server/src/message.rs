@@ -3,6 +3,7 @@
 use axum::body::Bytes;
 use axum::extract::ws::Utf8Bytes;
 use serde_json::{Value as Json, json};
+use std::collections::HashMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Milliseconds since 1970.
@@ -35,6 +36,72 @@ pub fn number(number: f64) -> Json {
     match number.fract() == 0.0 && number.abs() < 9e15 {
         true => json!(number as i64),
         false => json!(number),
+    }
+}
+
+/// The `nodes` of `progress_state`, each ready to be sent: of a job of a thousand nodes one is another one a
+/// thousand times.
+#[derive(Debug, Default)]
+pub struct NodeStates {
+    places: HashMap<String, usize>,
+    nodes: Vec<NodeState>,
+    bytes: usize,
+}
+
+#[derive(Debug)]
+struct NodeState {
+    value: u64,
+    max: u64,
+    text: String,
+}
+
+impl NodeStates {
+    /// Notes how far `node` of `job` is.
+    pub fn set(&mut self, job: &str, node: &str, state: &str, value: u64, max: u64) {
+        let of_node = json!({"value": value, "max": max, "state": state, "node_id": node,
+            "prompt_id": job, "display_node_id": node, "parent_node_id": null,
+            "real_node_id": node});
+        let text = format!("{}:{of_node}", Json::from(node));
+        self.bytes += text.len();
+        let state = NodeState { value, max, text };
+        match self.places.get(node) {
+            Some(&at) => self.bytes -= std::mem::replace(&mut self.nodes[at], state).text.len(),
+            None => {
+                self.places.insert(node.to_owned(), self.nodes.len());
+                self.nodes.push(state);
+            }
+        }
+    }
+
+    /// The steps of `node`, those done and all.
+    pub fn of(&self, node: &str) -> Option<(u64, u64)> {
+        let state = &self.nodes[*self.places.get(node)?];
+        Some((state.value, state.max))
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
+    }
+
+    /// How many bytes they have as a message, about.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The message.
+    pub fn message(&self, job: &str) -> Utf8Bytes {
+        let mut text = String::with_capacity(self.bytes + self.nodes.len() + 128);
+        text.push_str("{\"type\":\"progress_state\",\"data\":{\"prompt_id\":");
+        text.push_str(&Json::from(job).to_string());
+        text.push_str(",\"nodes\":{");
+        for (number, node) in self.nodes.iter().enumerate() {
+            if number > 0 {
+                text.push(',');
+            }
+            text.push_str(&node.text);
+        }
+        text.push_str("}}}");
+        Utf8Bytes::from(text)
     }
 }
 
@@ -135,6 +202,27 @@ mod tests {
         assert_eq!(metadata["node_id"], "12:3");
         assert_eq!(metadata["image_type"], "image/jpeg");
         assert_eq!(frame[8 + length..], [1, 2, 3]);
+    }
+
+    #[test]
+    fn the_states_of_nodes_are_one_message() {
+        let mut states = NodeStates::default();
+        states.set("p", "1", "running", 0, 1);
+        states.set("p", "a \"b\"", "running", 2, 20);
+        states.set("p", "1", "finished", 1, 1);
+        assert_eq!((states.of("a \"b\""), states.of("2")), (Some((2, 20)), None));
+        let message = states.message("p");
+        let said: Json = serde_json::from_str(&message).unwrap();
+        assert_eq!(
+            (&said["type"], &said["data"]["prompt_id"]),
+            (&json!("progress_state"), &json!("p"))
+        );
+        let nodes = said["data"]["nodes"].as_object().unwrap();
+        assert_eq!(nodes.keys().collect::<Vec<_>>(), ["1", "a \"b\""]);
+        let expected = json!({"value": 1, "max": 1, "state": "finished", "node_id": "1",
+            "prompt_id": "p", "display_node_id": "1", "parent_node_id": null, "real_node_id": "1"});
+        assert_eq!(nodes["1"], expected);
+        assert_eq!(states.bytes(), states.nodes.iter().map(|node| node.text.len()).sum::<usize>());
     }
 
     #[test]

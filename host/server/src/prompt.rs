@@ -28,6 +28,9 @@ const MOST_SEEDS: u64 = 1000;
 /// The longest name of a client.
 const LONGEST_CLIENT: usize = 256;
 
+/// How many nodes a sentence names.
+const FEW_TARGETS: usize = 5;
+
 /// Keys of `extra_data` that are nobody else's business: they are dropped at once.
 const SECRETS: [&str; 2] = ["auth_token_comfy_org", "api_key_comfy_org"];
 
@@ -107,7 +110,7 @@ impl Submission {
             let file = WorkflowFile::from_bytes(body, "the picture").map_err(|e| invalid(&e))?;
             return Self::of(file, None, request);
         }
-        let json = serde_json::from_slice::<Json>(body)
+        let json = read_json(body)
             .map_err(|error| bad("invalid_json", format!("the body is no JSON: {error}")))?;
         let Json::Object(mut object) = json else {
             return Err(bad("no_prompt", "the body is no JSON object with a \"prompt\""));
@@ -166,7 +169,14 @@ impl Submission {
         mut request: Map<String, Json>,
     ) -> Result<Self, Fault> {
         let mut take = |key: &str| request.shift_remove(key).filter(|value| !value.is_null());
-        let client = match take("client_id") {
+        let extra = match take("extra_data") {
+            None => Map::new(),
+            Some(Json::Object(extra)) => extra,
+            Some(_) => return Err(bad("invalid_extra_data", "\"extra_data\" is no object")),
+        };
+        // Where ComfyUI keeps it, some clients put it themselves.
+        let inside = || extra.get("client_id").filter(|client| !client.is_null()).cloned();
+        let client = match take("client_id").or_else(inside) {
             None => None,
             Some(Json::String(client)) if client.len() <= LONGEST_CLIENT => {
                 Some(client).filter(|client| !client.is_empty())
@@ -200,11 +210,6 @@ impl Submission {
                 return Err(bad("invalid_targets", sentence));
             }
         };
-        let extra = match take("extra_data") {
-            None => Map::new(),
-            Some(Json::Object(extra)) => extra,
-            Some(_) => return Err(bad("invalid_extra_data", "\"extra_data\" is no object")),
-        };
         let seeds = match take("seed") {
             None => None,
             Some(seed) => {
@@ -214,6 +219,17 @@ impl Submission {
         let (webhook, v2) = (take("webhook_url"), V2::default());
         Ok(Self { file, object, client, id, number, front, targets, extra, seeds, webhook, v2 })
     }
+}
+
+/// JSON as Python writes it, too: NaN and Infinity stand bare in what its clients send, and in pictures.
+///
+/// # Errors
+/// It is none.
+pub fn read_json(body: &[u8]) -> Result<Json, serde_json::Error> {
+    serde_json::from_slice(body).or_else(|error| {
+        let text = std::str::from_utf8(body).ok();
+        text.and_then(|text| graph::parse_json(text).ok()).ok_or(error)
+    })
 }
 
 /// Canonical: lower case, hyphens.
@@ -266,6 +282,9 @@ pub fn submit(app: &App, submission: Submission) -> Result<Accepted, Fault> {
     let full = job.graph.clone();
     if let Some(targets) = &targets {
         job.graph = part_for(&full, catalogue, targets);
+        if job.graph.nodes().is_empty() {
+            return Err(no_target(targets));
+        }
     }
     let variants =
         variants(&mut job, seeds, &mut |plan, catalogue| asker::ask(app, plan, catalogue))?;
@@ -316,6 +335,23 @@ pub fn submit(app: &App, submission: Submission) -> Result<Accepted, Fault> {
         .collect();
     let ids = app.accept(jobs, v2.key.as_deref())?;
     Ok(Accepted { ids, number, node_errors })
+}
+
+/// The answer where `partial_execution_targets` names nothing that can be made.
+fn no_target(targets: &[String]) -> Fault {
+    let sentence = match targets {
+        [] => "\"partial_execution_targets\" names no node, so there is nothing to run".to_owned(),
+        [one] => format!("\"partial_execution_targets\": {one:?} is no output node of the prompt"),
+        several => {
+            let names = several.iter().take(FEW_TARGETS).map(|id| format!("{id:?}"));
+            let names = names.collect::<Vec<_>>().join(", ");
+            let more = if several.len() > FEW_TARGETS { ", …" } else { "" };
+            format!(
+                "\"partial_execution_targets\": none of {names}{more} is an output node of the prompt"
+            )
+        }
+    };
+    bad("prompt_no_outputs", sentence)
 }
 
 /// The answer where there is no room.
@@ -485,68 +521,4 @@ pub fn is_workflow(text: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn read(body: &str) -> Result<Submission, Fault> {
-        Submission::read(body.as_bytes(), &HashMap::new())
-    }
-
-    fn kind(body: &str) -> String {
-        let fault = read(body).unwrap_err();
-        assert_eq!(fault.status, StatusCode::BAD_REQUEST);
-        fault.body["error"]["type"].as_str().unwrap().to_owned()
-    }
-
-    #[test]
-    fn bodies_that_are_none() {
-        assert_eq!(kind(""), "invalid_json");
-        assert_eq!(kind("[]"), "no_prompt");
-        assert_eq!(kind("{}"), "no_prompt");
-        assert_eq!(kind(r#"{"prompt": null}"#), "invalid_prompt");
-        assert_eq!(kind(r#"{"prompt": {}, "prompt_id": "7"}"#), "invalid_prompt_id");
-        let upper = r#"{"prompt": {}, "prompt_id": "7F9619FF-8B86-D011-B42D-00CF4FC964FF"}"#;
-        assert_eq!(kind(upper), "invalid_prompt_id");
-        assert_eq!(kind(r#"{"prompt": {}, "number": "x"}"#), "invalid_number");
-        assert_eq!(kind(r#"{"prompt": {}, "extra_data": 3}"#), "invalid_extra_data");
-        assert_eq!(kind(r#"{"prompt": {}, "seed": "5..2"}"#), "invalid_seed");
-        assert_eq!(kind(&format!("{}{}", r#"{"prompt":"#, "[".repeat(500))), "invalid_json");
-    }
-
-    #[test]
-    fn what_is_asked_for_is_read() {
-        let body = r#"{"prompt": {"1": {"class_type": "A", "inputs": {}}}, "client_id": "c",
-            "number": -2, "front": 1, "partial_execution_targets": ["1", 2], "seed": "1..=3"}"#;
-        let read = read(body).unwrap();
-        assert_eq!(
-            (read.client.as_deref(), read.number, read.front),
-            (Some("c"), Some(-2.0), true)
-        );
-        assert_eq!(read.targets, Some(vec!["1".to_owned(), "2".to_owned()]));
-        assert_eq!(read.seeds, Some("1..4".parse().unwrap()));
-        // A workflow alone, with the rest in the address.
-        let alone = br#"{"1": {"class_type": "A", "inputs": {}}}"#;
-        let parameters = HashMap::from([("client_id".to_owned(), "d".to_owned())]);
-        let read = Submission::read(alone, &parameters).unwrap();
-        assert_eq!(read.client.as_deref(), Some("d"));
-    }
-
-    #[test]
-    fn secrets_are_dropped() {
-        let mut extra = json!({"api_key_comfy_org": "k", "auth_token_comfy_org": "t", "x": 1});
-        let extra = extra.as_object_mut().unwrap();
-        dress(extra, Some("c"), Some(r#"{"id": "w"}"#));
-        let text = Json::Object(extra.clone()).to_string();
-        assert!(!text.contains("comfy_org"), "{text}");
-        assert_eq!(extra["extra_pnginfo"]["workflow"]["id"], "w");
-        assert_eq!((&extra["client_id"], &extra["x"]), (&json!("c"), &json!(1)));
-    }
-
-    proptest! {
-        #[test]
-        fn any_body_is_read_or_refused(body: Vec<u8>) {
-            let _ = Submission::read(&body, &HashMap::new());
-        }
-    }
-}
+mod tests;

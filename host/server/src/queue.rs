@@ -3,9 +3,8 @@
 //! The store says the same, and says it first.
 
 use crate::engine::{AtWork, Claim, Claimed};
-use crate::message::{Preview, Progress};
+use crate::message::{NodeStates, Preview, Progress};
 use crate::store::{Entry, Waiting};
-use axum::extract::ws::Utf8Bytes;
 use serde_json::{Map, Value as Json};
 use std::cmp::Ordering as Order;
 use std::collections::{BTreeMap, HashMap};
@@ -31,9 +30,13 @@ pub enum Why {
 pub struct Live {
     /// The node at work.
     pub node: Option<String>,
-    /// The last `progress_state`, and when it was sent.
-    pub state: Option<Utf8Bytes>,
+    /// What `progress_state` says, and when it was said last.
+    pub states: NodeStates,
     pub sent: Instant,
+    /// Until when that counts as much.
+    pub full_until: Instant,
+    /// Whether it says anything new by now.
+    pub is_news: bool,
     pub progress: Progress,
     /// The outputs so far, by node.
     pub outputs: Map<String, Json>,
@@ -68,8 +71,10 @@ impl Running {
         let (id, now) = (claim.id.clone(), Instant::now());
         let live = Mutex::new(Live {
             node: None,
-            state: None,
+            states: NodeStates::default(),
             sent: now,
+            full_until: now,
+            is_news: false,
             progress: Progress::default(),
             outputs: Map::new(),
             preview: None,

@@ -32,6 +32,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tower_http::compression::predicate::{Predicate, SizeAbove};
 use tower_http::compression::{CompressionLayer, CompressionLevel};
+use tower_http::decompression::RequestDecompressionLayer;
 use tower_http::timeout::RequestBodyTimeoutLayer;
 
 type Shared = State<Arc<App>>;
@@ -109,7 +110,8 @@ pub fn router(app: Arc<App>) -> Router {
         .nest("/api", twice.merge(below_api))
         .fallback(page::frontend)
         .method_not_allowed_fallback(wrong_method)
-        .layer(from_fn(json_errors))
+        .layer(RequestDecompressionLayer::new())
+        .layer(from_fn_with_state(app.clone(), json_errors))
         .layer(DefaultBodyLimit::max(limit))
         .layer(RequestBodyTimeoutLayer::new(BODY))
         .layer(from_fn_with_state(app.clone(), guard))
@@ -148,21 +150,38 @@ async fn log(request: Request, next: Next) -> Response {
 }
 
 /// Clients read JSON from every refusal: what the library below refuses in plain text is told as such.
-async fn json_errors(request: Request, next: Next) -> Response {
+async fn json_errors(State(app): Shared, request: Request, next: Next) -> Response {
     let response = next.run(request).await;
     let status = response.status();
     let kind = response.headers().get(axum::http::header::CONTENT_TYPE);
     let is_plain = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/plain"));
+    if status == StatusCode::UNSUPPORTED_MEDIA_TYPE && kind.is_none() {
+        let sentence = "the body's Content-Encoding is none that this server unpacks; gzip is";
+        let fault = Fault::new(status, "unsupported_encoding", sentence);
+        return axum::response::IntoResponse::into_response(fault);
+    }
     if !is_plain || !(status.is_client_error() || status.is_server_error()) {
         return response;
     }
     let body = axum::body::to_bytes(response.into_body(), 4096).await.unwrap_or_default();
-    let sentence = String::from_utf8_lossy(&body).into_owned();
-    let kind = match status {
-        StatusCode::PAYLOAD_TOO_LARGE => "too_large",
-        _ => "invalid_request",
+    let (kind, sentence) = match status {
+        StatusCode::PAYLOAD_TOO_LARGE => ("too_large", too_large(app.options.upload_limit)),
+        _ => ("invalid_request", String::from_utf8_lossy(&body).into_owned()),
     };
     axum::response::IntoResponse::into_response(Fault::new(status, kind, sentence))
+}
+
+/// What is said of a body that is larger than this many bytes, or would be when it is unpacked.
+fn too_large(limit: usize) -> String {
+    let units = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+    let unit = units.iter().find(|(_, unit)| limit >= *unit && limit.is_multiple_of(*unit));
+    let limit = match unit {
+        Some((name, unit)) => format!("{} {name}", limit / unit),
+        None => format!("{limit} bytes"),
+    };
+    format!(
+        "the body is larger than {limit}, the most that this server takes; --upload-limit raises it"
+    )
 }
 
 /// What clients are generated from; a test holds it against the router.

@@ -4,6 +4,7 @@
 //! store, and on the disk, before anybody is told that it is done.
 
 mod sent;
+pub mod states;
 mod watch;
 
 pub use watch::error_of;

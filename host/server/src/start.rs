@@ -32,9 +32,6 @@ use tracing_subscriber::EnvFilter;
 /// The exit code where the arguments, or what they name, are wrong.
 pub const REFUSED: u8 = 2;
 
-/// While a job runs its clients hear something at least this often: some give a silent server up.
-const HEARTBEAT: Duration = Duration::from_secs(5);
-
 /// How long a job that is put back may take to stop.
 pub const STOPPING: Duration = Duration::from_secs(3);
 
@@ -94,14 +91,9 @@ fn serve(args: Serve) -> Result<(), String> {
         }
     };
     let secret = secret(&state).map_err(|error| format!("{}: {error}", state.display()))?;
-    let access = Access::new(
-        args.token_file.as_deref(),
-        args.cors.as_deref(),
-        &args.host_name,
-        is_loopback,
-        secret,
-    )
-    .map_err(|error| text(&error))?;
+    let access =
+        Access::new(args.token_file.as_deref(), &args.cors, &args.host_name, is_loopback, secret)
+            .map_err(|error| text(&error))?;
     let tls = match (&args.tls_certfile, &args.tls_keyfile) {
         (Some(certificate), Some(key)) => Some(listen::tls(certificate, key)?),
         _ => None,
@@ -248,22 +240,17 @@ async fn until_told(
     Ok(())
 }
 
-/// Repeats progress to clients of silent nodes, and ends jobs that take too long.
+/// Tells progress that came too quickly, repeats it to clients of silent nodes, and ends jobs that take too long.
 pub async fn look_after(app: Arc<App>) {
-    let mut ticks = tokio::time::interval(Duration::from_secs(1));
+    let mut ticks = tokio::time::interval(run::states::LOOK);
     loop {
         ticks.tick().await;
         for job in app.queue.running() {
             if app.options.job_timeout.is_some_and(|most| job.since.elapsed() > most) {
                 job.stop(Why::TookTooLong);
             }
-            let mut live = job.live();
-            if live.sent.elapsed() >= HEARTBEAT
-                && let Some(state) = &live.state
-            {
-                app.hub.send(job.client.as_deref(), state);
-                live.sent = Instant::now();
-            }
+            run::states::tell(&app, &job, false);
+            run::states::repeat(&app, &job);
         }
     }
 }
@@ -361,6 +348,7 @@ pub fn surroundings(
         }
     }
     made(&folders.temp)?;
+    folders.of_clients = true;
     folders.elsewhere = bucket.clone().map(|bucket| bucket as Arc<dyn Elsewhere>);
     let asked = if confined { Asked::Confined } else { Asked::Freely };
     let surroundings = Surroundings::asked(folders, places, asked);

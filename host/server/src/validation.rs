@@ -50,7 +50,9 @@ impl Known<'_> {
         let line = |problem: &Problem| {
             let error = self.error(problem);
             let text = |key: &str| error[key].as_str().unwrap_or_default().to_owned();
-            format!("{}: {}", text("message"), text("details"))
+            let (message, details) = (text("message"), text("details"));
+            // What the sentence says already is not said again.
+            if message.contains(&details) { message } else { format!("{message}: {details}") }
         };
         let details = problems.iter().map(line).collect::<Vec<_>>().join("\n");
         let message = "every output of the prompt has a problem";
@@ -77,10 +79,10 @@ impl Known<'_> {
             config = of("required").or_else(|| of("optional")).unwrap_or_default();
         }
         let descriptor = class.and_then(|class| class.descriptor.input(input));
-        let message = match &problem.nearest {
-            Some(nearest) => format!("{}; did you mean \"{nearest}\"?", problem.message),
-            None => problem.message.clone(),
-        };
+        let mut message = sentence(input, &problem.message);
+        if let Some(nearest) = &problem.nearest {
+            message.push_str(&format!("; did you mean \"{nearest}\"?"));
+        }
         let is_path = descriptor.is_some_and(|input| matches!(input.kind, InputKind::Path { .. }));
         let mut extra =
             json!({"input_name": input, "input_config": config, "received_value": received});
@@ -101,7 +103,7 @@ impl Known<'_> {
             }
             Kind::InvalidInputType => {
                 extra["exception_message"] = json!(problem.message);
-                ("invalid_input_type", format!("{input}, {received}, {}", problem.message))
+                ("invalid_input_type", format!("{input}, {received}"))
             }
             Kind::ValueSmallerThanMin => ("value_smaller_than_min", input.to_owned()),
             Kind::ValueBiggerThanMax => ("value_bigger_than_max", input.to_owned()),
@@ -118,14 +120,13 @@ impl Known<'_> {
             }
             Kind::DependencyCycle => {
                 extra = json!({"node_id": id, "cycle_nodes": self.circle(id)});
-                ("dependency_cycle", message.clone())
+                ("dependency_cycle", self.circle(id).join(", "))
             }
             Kind::MissingNodeType => {
                 extra = json!({"node_id": id, "class_type": node.map(|node| &node.class)});
                 ("missing_node_type", id.to_owned())
             }
-            _ if input.is_empty() => ("custom_validation_failed", message.clone()),
-            _ => ("custom_validation_failed", format!("{input}: {message}")),
+            _ => ("custom_validation_failed", input.to_owned()),
         };
         json!({"type": kind, "message": message, "details": details, "extra_info": extra})
     }
@@ -156,6 +157,16 @@ impl Known<'_> {
         let needs = |output: &usize| closure(self.graph, [*output]).contains(&at);
         let outputs = outputs(self.graph, self.catalogue).into_iter().filter(needs);
         outputs.map(|at| self.graph.nodes()[at].id.clone()).collect()
+    }
+}
+
+/// What is wrong at `input`, with the input as its subject where it has none: it stands alone here.
+fn sentence(input: &str, message: &str) -> String {
+    const VERBS: [&str; 8] = ["is", "takes", "names", "has", "holds", "does", "must", "leads"];
+    let begins_with_verb = message.split(' ').next().is_some_and(|word| VERBS.contains(&word));
+    match begins_with_verb && !input.is_empty() {
+        true => format!("{input} {message}"),
+        false => message.to_owned(),
     }
 }
 
@@ -199,4 +210,19 @@ pub fn part_for(graph: &Graph, catalogue: &Catalogue, targets: &[String]) -> Gra
         }
     }
     part
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_is_a_sentence() {
+        assert_eq!(
+            sentence("model", "is missing; it takes a MODEL"),
+            "model is missing; it takes a MODEL"
+        );
+        assert_eq!(sentence("seed", "\"abc\" is no number"), "\"abc\" is no number");
+        assert_eq!(sentence("", "is needed to compute it"), "is needed to compute it");
+    }
 }

@@ -53,7 +53,7 @@ fn work(args: &Worker, address: &str) -> Result<(), String> {
     let workers = usize::from(args.workers);
     let queue = Queue::new(usize::MAX, workers, 0.0, Vec::new());
     // Nobody can ask this process anything.
-    let access = Access::new(None, None, &[], true, [0; 32]).map_err(|error| error.to_string())?;
+    let access = Access::new(None, &[], &[], true, [0; 32]).map_err(|error| error.to_string())?;
     let mut app = App::new(options(args, confined), surroundings, bucket, engine, queue, access);
     app.worker.lease = Duration::from_secs(args.lease);
     let (app, name) = (Arc::new(app), engine::Worker::here().name);

@@ -85,6 +85,8 @@ struct RawInput {
     entry: Option<Entry>,
     none: Option<String>,
     #[serde(default)]
+    extensions: Vec<String>,
+    #[serde(default)]
     unchecked: bool,
     #[serde(default)]
     lazy: bool,
@@ -210,6 +212,11 @@ fn parse_input(raw: RawInput) -> Result<InputDescriptor, String> {
             if raw.none.is_some() && !raw.optional {
                 return Err("has a word for no file, but is not optional".into());
             }
+            if raw.extensions.iter().any(|one| one.is_empty() || one.contains(['.', '/'])) {
+                return Err(
+                    "has an extension that is none: \"latent\" is one, without a dot".into()
+                );
+            }
             let (default, folder) = (text(&raw.default)?, raw.folder.clone());
             InputKind::Path { default, folder, entry, none: raw.none.clone() }
         }
@@ -220,6 +227,7 @@ fn parse_input(raw: RawInput) -> Result<InputDescriptor, String> {
         ("prefix", other) if other != "STRING" => {
             return Err(format!("is a prefix of type {other}, not STRING"));
         }
+        _ if !raw.extensions.is_empty() => return Err("has extensions, but is no path".into()),
         (_, "INT") => int(&raw)?,
         (_, "FLOAT") => float(&raw)?,
         (_, "STRING") => {
@@ -256,8 +264,8 @@ fn parse_input(raw: RawInput) -> Result<InputDescriptor, String> {
         (_, "") => return Err("has no type".into()),
         _ => InputKind::Socket,
     };
-    let RawInput { name, type_name, optional, doc, unchecked, lazy, .. } = raw;
-    Ok(InputDescriptor { name, optional, doc, type_name, kind, unchecked, lazy })
+    let RawInput { name, type_name, optional, doc, unchecked, lazy, extensions, .. } = raw;
+    Ok(InputDescriptor { name, optional, doc, type_name, kind, unchecked, lazy, extensions })
 }
 
 fn text(default: &Value) -> Result<Option<String>, String> {

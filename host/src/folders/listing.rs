@@ -21,7 +21,7 @@ const PARTS: &[(&str, &str)] = &[
 pub(super) struct Walk<'a> {
     pub entry: Entry,
     /// Extensions of the files that are offered.
-    pub files: &'static [&'static str],
+    pub files: &'a [&'a str],
     pub deepest: usize,
     /// The names of the kind.
     pub own: &'a [&'a str],

@@ -25,7 +25,7 @@ const PLACEHOLDERS: [char; 5] = ['{', '%', '_', '$', '<'];
 ///
 /// # Errors
 /// [`GraphError`], of the text as it stands.
-pub(super) fn parse(text: &str) -> Result<Value, GraphError> {
+pub fn parse(text: &str) -> Result<Value, GraphError> {
     parse_strict(text).or_else(|error| match as_json(text).map(|text| parse_strict(&text)) {
         Some(Ok(json)) => Ok(json),
         _ => Err(error),

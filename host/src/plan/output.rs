@@ -51,7 +51,10 @@ impl Check<'_> {
         }
         for folder in folders {
             let known = self.writable.get(&folder).cloned();
-            let reason = known.unwrap_or_else(|| why_not_written(&folder));
+            let reason = known.unwrap_or_else(|| {
+                let linked = self.folders.of_clients.then(|| linked_out(root, &folder)).flatten();
+                linked.or_else(|| why_not_written(&folder))
+            });
             self.writable.insert(folder.clone(), reason.clone());
             if let Some(reason) = reason {
                 let message =
@@ -124,6 +127,24 @@ fn without_patterns(prefix: &str) -> String {
         text.replace_range(start..=inside + length, &date);
     }
     text
+}
+
+/// That a link on the way from `root` to `folder` leads out of it: what a server hands out of its folders
+/// lies in them, and a confined worker may write nowhere else.
+fn linked_out(root: &Path, folder: &Path) -> Option<String> {
+    let real = root.canonicalize().ok()?;
+    let below = folder.strip_prefix(root).ok()?;
+    let mut path = root.to_owned();
+    for part in below.components() {
+        path.push(part);
+        let leads_out = || !path.canonicalize().is_ok_and(|to| to.starts_with(&real));
+        if path.is_symlink() && leads_out() {
+            let (link, to) = (path.display(), fs::read_link(&path).ok()?);
+            let to = to.display();
+            return Some(format!("{link} is a link to {to}; name that folder with --out"));
+        }
+    }
+    None
 }
 
 /// Why no file can be made in `folder`, which is made itself when it is not there; none where one can.
@@ -203,6 +224,25 @@ mod tests {
         assert!(folder(&format!("{}/x", "ä".repeat(128))).unwrap_err().contains("a folder's name"));
         assert!(folder(&"abc/".repeat(1000)).is_ok_and(|folder| folder.starts_with(root)));
         assert!(folder(&"abc/".repeat(1030)).unwrap_err().contains("a path may have"));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_that_lead_out_are_known() {
+        use std::os::unix::fs::symlink;
+        let (root, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let at = |name: &str| root.path().join(name);
+        fs::create_dir(at("own")).unwrap();
+        symlink(at("own"), at("inside")).unwrap();
+        symlink(other.path(), at("archive")).unwrap();
+        for name in ["", "own", "own/new", "inside", "inside/new"] {
+            assert_eq!(linked_out(root.path(), &at(name)), None, "{name}");
+        }
+        let (link, to) = (at("archive"), other.path().display());
+        let said = format!("{} is a link to {to}; name that folder with --out", link.display());
+        for name in ["archive", "archive/new"] {
+            assert_eq!(linked_out(root.path(), &at(name)), Some(said.clone()), "{name}");
+        }
     }
 
     #[test]

@@ -42,7 +42,7 @@ impl Check<'_> {
             }
             Some(Input::Literal { value, origin }) => self
                 .literal(node, input, value, *origin)
-                .map_err(|problem| called_placeholder(problem, node, input, value)),
+                .map_err(|problem| self.called_placeholder(problem, node, input, value)),
         }
     }
 
@@ -61,8 +61,12 @@ impl Check<'_> {
             if none.as_deref() == Some(name) {
                 return Ok(Source::Absent);
             }
-            let path = self.path(folder, *entry, name, origin);
-            return path.map_err(|problem| allowed_by_set(problem, node, input, name));
+            let path = self.path(input, folder, *entry, name, origin);
+            // The command line is not a client's, nor is it to learn which files there are.
+            return match self.folders.of_clients {
+                true => path,
+                false => path.map_err(|problem| allowed_by_set(problem, node, input, name)),
+            };
         }
         let (literal, odd) = literal::coerce(input, value)?;
         let place = |warning: Problem| warning.at(node.name()).input(&input.name);
@@ -84,7 +88,7 @@ impl Check<'_> {
             if none.as_ref() == Some(name) {
                 return Ok(Source::Absent);
             }
-            return self.path(folder, *entry, name, Origin::File);
+            return self.path(input, folder, *entry, name, Origin::File);
         }
         match literal::default(&input.kind) {
             Some(literal) => Ok(Source::Literal(literal)),
@@ -147,6 +151,7 @@ impl Check<'_> {
 
     fn path(
         &mut self,
+        input: &InputDescriptor,
         folder: &str,
         entry: Entry,
         name: &str,
@@ -156,7 +161,7 @@ impl Check<'_> {
         let path = match self.folders.resolve(folder, entry, name, origin) {
             Ok(path) => path,
             Err(error @ (PathError::Missing { .. } | PathError::Empty)) => {
-                let names = self.folders.names(folder, entry);
+                let names = self.folders.names_of(folder, entry, &input.extensions);
                 let mut problem = Problem::new(Kind::ValueNotInList, error.to_string());
                 problem.nearest = nearest_file(name, &names).map(str::to_owned);
                 if problem.nearest.is_none() && !names.is_empty() {
@@ -254,6 +259,28 @@ impl Check<'_> {
             false => Literal::TextWithFiles { text, files },
         })
     }
+
+    /// A text that was refused and holds a placeholder: said so, with the way to fill it.
+    fn called_placeholder(
+        &self,
+        mut problem: Problem,
+        node: &Node,
+        input: &InputDescriptor,
+        value: &Value,
+    ) -> Problem {
+        if let Some(found) = value.as_str().and_then(placeholder) {
+            let mut sentence = format!("; {found} is a placeholder that nothing has filled in");
+            // A link is not given on the command line, and a client has none.
+            let is_value = input.kind != InputKind::Socket || input.type_name == "*";
+            if is_value && !self.folders.of_clients {
+                let set = set(node, input, "VALUE");
+                sentence.push_str(&format!(": --set {set} does"));
+            }
+            problem.message.push_str(&sentence);
+            problem.nearest = None;
+        }
+        problem
+    }
 }
 
 /// A path that leads out of its folder, but to a file: a picture drawn with `--set` carries the path
@@ -270,26 +297,6 @@ fn allowed_by_set(
     {
         let set = set(node, input, name);
         problem.message.push_str(&format!("; to read it where it is, say so: --set {set}"));
-    }
-    problem
-}
-
-/// A text that was refused and holds a placeholder: said so, with the way to fill it.
-fn called_placeholder(
-    mut problem: Problem,
-    node: &Node,
-    input: &InputDescriptor,
-    value: &Value,
-) -> Problem {
-    if let Some(found) = value.as_str().and_then(placeholder) {
-        let mut sentence = format!("; {found} is a placeholder that nothing has filled in");
-        // A link is not given on the command line.
-        if input.kind != InputKind::Socket || input.type_name == "*" {
-            let set = set(node, input, "VALUE");
-            sentence.push_str(&format!(": --set {set} does"));
-        }
-        problem.message.push_str(&sentence);
-        problem.nearest = None;
     }
     problem
 }

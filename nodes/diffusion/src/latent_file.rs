@@ -74,7 +74,7 @@ impl Node for SaveLatent {
 #[node(category = "_for_testing", checked)]
 pub struct LoadLatent {
     /// The file, in the folder for input.
-    #[file(folder = "input", entry = "file")]
+    #[file(folder = "input", entry = "file", extensions = ["latent"])]
     latent: PathBuf,
 }
 

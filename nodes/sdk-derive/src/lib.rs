@@ -12,7 +12,8 @@
 //!   `mentions` (the folder whose files the text may name, "embeddings"), `prefix` (the text begins the
 //!   names of the files that the node writes);
 //! - `#[file(…)]`: `folder = "checkpoints"`, `entry = "file" | "directory" | "any"`, `default`,
-//!   `none` (the word that stands for no file, of an optional one).
+//!   `none` (the word that stands for no file, of an optional one), `extensions = ["latent"]` (of the files
+//!   that are offered).
 //!
 //! Doc comments become the documentation of the node and its inputs.
 
@@ -152,7 +153,7 @@ fn declaration(field: &Field) -> syn::Result<Tokens> {
         let keys: &[&str] = if attribute.path().is_ident("widget") {
             &["default", "min", "max", "step", "choices", "files", "mentions"]
         } else if attribute.path().is_ident("file") {
-            &["folder", "entry", "default", "none"]
+            &["folder", "entry", "default", "none", "extensions"]
         } else {
             continue;
         };

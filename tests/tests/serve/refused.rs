@@ -60,6 +60,39 @@ fn pages_of_strangers_are_refused() {
 }
 
 #[test]
+fn a_named_origin_may_and_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let named = "https://studio.example";
+    let server = Server::start(folder.path(), &["--cors", named]);
+    let own = format!("http://{}", server.address);
+    for (origin, status, allowed) in [
+        (named, 200, Some(named)),
+        (own.as_str(), 200, None),
+        ("https://evil.example", 403, None),
+        ("null", 403, None),
+    ] {
+        let headers = [("Origin", origin), ("Sec-Fetch-Site", "cross-site")];
+        let headers = if origin == own { &headers[..1] } else { &headers[..] };
+        let answer = server.request("POST", "/interrupt", headers, b"{}");
+        let said = answer.header("access-control-allow-origin");
+        assert_eq!((answer.status, said), (status, allowed), "{origin}");
+        let preflight = server.request("OPTIONS", "/prompt", headers, b"");
+        assert_eq!(preflight.header("access-control-allow-origin"), allowed, "{origin}");
+        let upgrade = [
+            ("Connection", "Upgrade"),
+            ("Upgrade", "websocket"),
+            ("Sec-WebSocket-Version", "13"),
+            ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
+        ];
+        let upgrade: Vec<_> = upgrade.into_iter().chain(headers.iter().copied()).collect();
+        if status == 403 {
+            assert_eq!(server.request("GET", "/ws", &upgrade, b"").status, 403, "{origin}");
+        }
+    }
+    assert_eq!(server.get("/queue").status, 200, "a program names no origin");
+}
+
+#[test]
 fn limits_are_told() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(folder.path(), &["--upload-limit", "64K", "--queue-limit", "2"]);

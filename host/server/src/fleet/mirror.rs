@@ -152,7 +152,13 @@ fn tell(app: &App, ended: &Ended) {
 /// Does here what happened elsewhere.
 fn hear(app: &App, bulletin: Bulletin) {
     match bulletin {
-        Bulletin::Text { to, text, .. } => app.hub.send(to.as_deref(), &Utf8Bytes::from(text)),
+        Bulletin::Text { to, text, job, fleeting } => {
+            let (to, text) = (to.as_deref(), Utf8Bytes::from(text));
+            match fleeting {
+                Some(name) => app.hub.send_newest(to, &text, job.as_deref(), name),
+                None => app.hub.send(to, &text),
+            }
+        }
         Bulletin::Picture { to, job, node, is_png, picture } => {
             let Ok(picture) = STANDARD.decode(picture) else { return };
             let encoding = if is_png { Encoding::Png } else { Encoding::Jpeg };

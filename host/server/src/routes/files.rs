@@ -77,6 +77,19 @@ impl Root {
         Ok(None)
     }
 
+    /// Whether a new file at `relative` would lie elsewhere, by a link on the way; see [`Self::find`].
+    pub fn leads_out(self, folder: &Path, relative: &Path) -> bool {
+        let path = folder.join(relative);
+        let is_there = |path: &&Path| path.symlink_metadata().is_ok();
+        let nearest = path.parent().and_then(|parent| parent.ancestors().find(is_there));
+        let is_inside = || -> Option<bool> {
+            let nearest = nearest?;
+            // The folder itself may not be there yet.
+            Some(nearest.canonicalize().ok()?.starts_with(folder.canonicalize().ok()?))
+        };
+        self != Self::Input && folder.is_dir() && is_inside() != Some(true)
+    }
+
     /// How many bytes a file has, which need not be brought for that.
     pub fn size(self, app: &App, relative: &Path) -> Option<u64> {
         match (&app.bucket, self.folders(app).first()) {
@@ -263,6 +276,7 @@ pub fn write(path: &Path, bytes: &[u8], existing: Existing) -> io::Result<bool> 
 
 /// A file that cannot be written or read, as an answer.
 pub fn io_fault(name: &str, error: &io::Error) -> Fault {
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
     use io::ErrorKind::{InvalidFilename, NotADirectory, NotFound, PermissionDenied};
     let status = match error.kind() {
         NotFound => StatusCode::NOT_FOUND,
@@ -271,7 +285,10 @@ pub fn io_fault(name: &str, error: &io::Error) -> Fault {
         // The object store, which may be back in a moment.
         io::ErrorKind::HostUnreachable => StatusCode::SERVICE_UNAVAILABLE,
         _ if error.raw_os_error() == Some(nix::libc::ENAMETOOLONG) => StatusCode::BAD_REQUEST,
-        _ => StatusCode::INSUFFICIENT_STORAGE,
+        FileTooLarge | QuotaExceeded | ReadOnlyFilesystem | StorageFull => {
+            StatusCode::INSUFFICIENT_STORAGE
+        }
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
     };
     Fault::plain(status, format!("{name}: {error}"))
 }
@@ -300,6 +317,26 @@ mod tests {
                 prop_assert!(normal && path.is_relative());
             }
         }
+    }
+
+    #[test]
+    fn links_lead_new_files_out_of_what_nodes_write() {
+        let (root, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (folder, link) = (root.path(), root.path().join("link"));
+        std::os::unix::fs::symlink(other.path(), &link).unwrap();
+        std::os::unix::fs::symlink("nowhere", folder.join("broken")).unwrap();
+        let leads = |name: &str| Root::Output.leads_out(folder, Path::new(name));
+        assert!(leads("link/a.png") && leads("link/new/a.png") && leads("broken/a.png"));
+        assert!(!leads("a.png") && !leads("new/a.png") && !leads("link"));
+        assert!(!Root::Input.leads_out(folder, Path::new("link/a.png")), "the owner's own");
+        assert!(!Root::Output.leads_out(&folder.join("not yet"), Path::new("a.png")));
+    }
+
+    #[test]
+    fn failures_are_told_apart() {
+        let status = |kind: io::ErrorKind| io_fault("a", &kind.into()).status.as_u16();
+        assert_eq!(status(io::ErrorKind::StorageFull), 507);
+        assert_eq!(status(io::ErrorKind::UnexpectedEof), 500);
     }
 
     #[test]

@@ -9,7 +9,8 @@ use axum::body::Bytes;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use kosmograph::folders::{Entry, Folders};
+use kosmograph::catalogue::InputKind;
+use kosmograph::folders::{Entry, Folders, same_kind};
 use kosmograph::{object_info, replace};
 use serde_json::{Map, Value as Json, json};
 use std::time::UNIX_EPOCH;
@@ -134,9 +135,31 @@ pub async fn models(
     Path(folder): Path<String>,
 ) -> Result<JsonBody<Json>, Fault> {
     known(&folder)?;
-    let entry = if folder == "diffusers" { Entry::Directory } else { Entry::File };
-    blocking(app, move |app| Ok(JsonBody(app.surroundings.folders.names(&folder, entry).into())))
-        .await
+    blocking(app, move |app| {
+        let with = &app.surroundings;
+        // What its loaders offer: where one takes models in folders, those, too.
+        let mut wanted: Vec<(Entry, &[String])> = Vec::new();
+        let classes = with.libraries.catalogue.classes().iter();
+        for input in classes.flat_map(|class| &class.descriptor.inputs) {
+            if let InputKind::Path { folder: of_input, entry, .. } = &input.kind
+                && same_kind(of_input, &folder)
+                && !wanted.contains(&(*entry, &input.extensions))
+            {
+                wanted.push((*entry, &input.extensions));
+            }
+        }
+        if wanted.is_empty() {
+            wanted.push((Entry::File, &[]));
+        }
+        let names = wanted
+            .iter()
+            .flat_map(|(entry, extensions)| with.folders.names_of(&folder, *entry, extensions));
+        let mut names: Vec<String> = names.collect();
+        names.sort();
+        names.dedup();
+        Ok(JsonBody(names.into()))
+    })
+    .await
 }
 
 pub async fn experiment_folders(State(app): Shared) -> Result<JsonBody<Json>, Fault> {

@@ -1,5 +1,6 @@
 //! `/api/jobs`: what the frontend's queue panel shows.
 
+use super::history::there;
 use super::{Shared, blocking, object};
 use crate::app::App;
 use crate::fault::Fault;
@@ -16,6 +17,9 @@ use std::collections::HashMap;
 /// Files that show something, by their extensions.
 const VISUAL: [&str; 12] =
     ["png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "mp4", "webm", "mov", "avif"];
+/// The most signs of a text that stand in a list.
+const LONGEST_TEXT: usize = 1024;
+
 const TEXTS: [&str; 5] = ["txt", "json", "md", "csv", "srt"];
 
 fn query(parameters: &HashMap<String, String>) -> Result<JobQuery, Fault> {
@@ -59,7 +63,7 @@ pub async fn list(
     blocking(app, move |app| {
         let (rows, total) = app.store.list(&query)?;
         let has_more = query.offset + (rows.len() as u64) < total;
-        let jobs: Vec<Json> = rows.iter().map(job).collect();
+        let jobs: Vec<Json> = rows.iter().map(|row| job(app, row)).collect();
         Ok(JsonBody(json!({"jobs": jobs, "pagination": {"offset": query.offset,
             "limit": query.limit, "total": total, "has_more": has_more}})))
     })
@@ -67,9 +71,8 @@ pub async fn list(
 }
 
 /// A job in a list; keys without a value are left out.
-fn job(row: &JobRow) -> Json {
-    let outputs: Map<String, Json> =
-        row.outputs.as_deref().and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+fn job(app: &App, row: &JobRow) -> Json {
+    let outputs = there(app, row.outputs.as_deref().unwrap_or_default());
     let error: Option<Json> = row.error.as_deref().and_then(|text| serde_json::from_str(text).ok());
     let Summary { count, previewable, best } = summary(&outputs);
     let mut job = json!({"id": row.id, "status": row.state.name(), "priority": number(row.number),
@@ -96,6 +99,19 @@ fn summary(outputs: &Map<String, Json>) -> Summary {
     for (node, output) in outputs {
         for (media, items) in output.as_object().into_iter().flatten() {
             for item in items.as_array().into_iter().flatten() {
+                if let (Some(text), "text") = (item.as_str(), media.as_str()) {
+                    if best.is_none() {
+                        let content: String = text.chars().take(LONGEST_TEXT).collect();
+                        let output =
+                            json!({"content": content, "nodeId": node, "mediaType": media});
+                        best = Some((3, output));
+                    }
+                    continue;
+                }
+                // A text, or a flag about the others, as `animated`: nothing to be had.
+                if !item.is_object() {
+                    continue;
+                }
                 count += 1;
                 let Some(name) = item["filename"].as_str() else { continue };
                 let extension = name.rsplit('.').next().unwrap_or_default().to_ascii_lowercase();
@@ -126,11 +142,11 @@ pub async fn one(State(app): Shared, Path(id): Path<String>) -> Result<JsonBody<
         let found = app.store.row(&id)?.zip(app.store.job(&id)?);
         let Some((row, entry)) = found else { return Err(Fault::not_found("Job not found")) };
         let json = |text: &str| serde_json::from_str::<Json>(text).unwrap_or_default();
-        let mut job = job(&row);
+        let mut job = job(app, &row);
         job["workflow"] = json!({"prompt": json(&entry.prompt), "extra_data": json(&entry.extra)});
         if row.ended.is_some() {
             let completed = row.state == JobState::Completed;
-            job["outputs"] = json(&entry.outputs);
+            job["outputs"] = there(app, &entry.outputs).into();
             job["execution_status"] = json!({"completed": completed,
                 "status_str": if completed { "success" } else { "error" },
                 "messages": json(&entry.messages)});
@@ -183,12 +199,29 @@ mod tests {
             "9": {"text": ["words"], "images": [{"filename": "a.PNG", "subfolder": "s", "type": "output"},
                 {"filename": "b.png", "subfolder": "", "type": "output"}]}});
         let Summary { count, previewable, best } = summary(outputs.as_object().unwrap());
-        assert_eq!((count, previewable), (4, 3));
+        assert_eq!((count, previewable), (3, 3));
         assert_eq!(
             best.unwrap(),
             json!({"filename": "a.PNG", "subfolder": "s", "type": "output", "nodeId": "9",
                 "mediaType": "images"})
         );
+    }
+
+    #[test]
+    fn texts_and_flags_are_no_files() {
+        let told = |outputs: Json| {
+            let Summary { count, best, .. } = summary(outputs.as_object().unwrap());
+            (count, best.unwrap_or_default())
+        };
+        let text = json!({"3": {"text": ["words", "more"]}});
+        let shown = json!({"content": "words", "nodeId": "3", "mediaType": "text"});
+        assert_eq!(told(text), (0, shown));
+        let animated = json!({"3": {"text": ["words"]}, "4": {"animated": [true], "images":
+            [{"filename": "a.webp", "subfolder": "", "type": "output"}]}});
+        let (count, best) = told(animated);
+        assert_eq!((count, &best["filename"]), (1, &json!("a.webp")));
+        let long = told(json!({"3": {"text": ["ä".repeat(5000)]}})).1;
+        assert_eq!(long["content"].as_str().unwrap().chars().count(), LONGEST_TEXT);
     }
 
     #[test]

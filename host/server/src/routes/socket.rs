@@ -61,7 +61,7 @@ impl Drop for Guest {
 }
 
 impl Guest {
-    async fn stay(mut self, mut socket: WebSocket) {
+    async fn stay(self, mut socket: WebSocket) {
         let remaining = self.app.queue.remaining();
         let mut first = vec![welcome(remaining, &self.sid)];
         let running = self.app.queue.running();
@@ -82,9 +82,10 @@ impl Guest {
         let mut is_first = true;
         loop {
             let goes_on = tokio::select! {
-                message = self.connection.messages.recv() => match message {
-                    Some(message) => send(&mut socket, message).await,
-                    None => false,
+                message = self.connection.messages.next() => tokio::select! {
+                    taken = send(&mut socket, message) => taken,
+                    // Nobody reads: what it holds is not kept until its patience ends.
+                    () = kicked.notified() => return,
                 },
                 heard = socket.recv() => match heard {
                     Some(Ok(Message::Text(message))) => {

@@ -1,13 +1,14 @@
 //! Uploads: a picture, or a mask for one.
 
 use super::files::{Existing, Root, inside, io_fault};
-use super::{Shared, blocking, picture};
+use super::{Shared, blocking, picture, too_large};
 use crate::app::App;
 use crate::fault::Fault;
 use axum::Json as JsonBody;
 use axum::body::Bytes;
 use axum::extract::multipart::MultipartRejection;
 use axum::extract::{Multipart, State};
+use axum::http::StatusCode;
 use serde_json::{Value as Json, json};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -23,11 +24,17 @@ struct Form {
 }
 
 impl Form {
-    async fn read(multipart: Result<Multipart, MultipartRejection>) -> Result<Self, Fault> {
+    async fn read(
+        app: &App,
+        multipart: Result<Multipart, MultipartRejection>,
+    ) -> Result<Self, Fault> {
         let mut multipart = multipart.map_err(|error| Fault::bad(error.body_text()))?;
         let mut form = Self::default();
-        let fault = |error: axum::extract::multipart::MultipartError| {
-            Fault::plain(error.status(), error.body_text())
+        let fault = |error: axum::extract::multipart::MultipartError| match error.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => {
+                Fault::plain(error.status(), too_large(app.options.upload_limit))
+            }
+            status => Fault::plain(status, error.body_text()),
         };
         while let Some(field) = multipart.next_field().await.map_err(fault)? {
             let name = field.name().unwrap_or_default().to_owned();
@@ -76,6 +83,15 @@ impl Form {
         let Some(folder) = root.folders(app).first() else {
             return Err(Fault::bad("the server has no folder of this kind"));
         };
+        if root.leads_out(folder, &subfolder.join(&name)) {
+            let shown = subfolder.join(&name);
+            let shown = shown.parent().unwrap_or(&shown).display();
+            return Err(Fault::forbidden(format!(
+                "{shown} is reached by a link that leads out of the {} folder; nothing is written \
+                 through one",
+                root.name()
+            )));
+        }
         let folder = folder.join(&subfolder);
         let replace = matches!(self.text("overwrite"), "true" | "1");
         let (name, _) = place(app, &folder, &name, bytes, replace)?;
@@ -134,8 +150,10 @@ fn place_by(
     Err(Fault::bad(format!("there are {MOST_NAMES} files of the name {} already", name.display())))
 }
 
+/// A link is no file of its own: what it leads to is not compared.
 fn is_same(path: &Path, bytes: &[u8]) -> bool {
-    let length = path.metadata().ok().filter(|metadata| metadata.is_file()).map(|data| data.len());
+    let length =
+        path.symlink_metadata().ok().filter(|metadata| metadata.is_file()).map(|data| data.len());
     length == Some(bytes.len() as u64) && std::fs::read(path).is_ok_and(|there| there == bytes)
 }
 
@@ -143,7 +161,7 @@ pub async fn image(
     State(app): Shared,
     multipart: Result<Multipart, MultipartRejection>,
 ) -> Result<JsonBody<Json>, Fault> {
-    let form = Form::read(multipart).await?;
+    let form = Form::read(&app, multipart).await?;
     blocking(app, move |app| {
         let bytes = form.file.as_ref().map(|(_, bytes)| bytes.clone()).unwrap_or_default();
         form.put(app, &bytes)
@@ -155,7 +173,7 @@ pub async fn mask(
     State(app): Shared,
     multipart: Result<Multipart, MultipartRejection>,
 ) -> Result<JsonBody<Json>, Fault> {
-    let form = Form::read(multipart).await?;
+    let form = Form::read(&app, multipart).await?;
     blocking(app, move |app| {
         form.name()?;
         let original: Json = serde_json::from_str(form.text("original_ref"))
@@ -196,6 +214,10 @@ mod tests {
         assert_eq!(put(b"two", false), "a (1).png");
         assert_eq!(put(b"six", false), "a (2).png");
         assert_eq!(put(b"two", false), "a (1).png");
+        std::os::unix::fs::symlink("a.png", folder.path().join("link.png")).unwrap();
+        let bring = |_: &Path| Ok(());
+        let linked = place_by(bring, write, folder.path(), Path::new("link.png"), b"one", false);
+        assert_eq!(linked.unwrap().0, "link (1).png", "what a link leads to is not told");
         assert_eq!(put(b"ten", true), "a.png");
         assert_eq!(std::fs::read(folder.path().join("a.png")).unwrap(), b"ten");
     }

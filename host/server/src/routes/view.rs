@@ -12,7 +12,7 @@ use kosmograph::folders::Entry;
 use kosmograph::graph::Origin;
 use serde_json::Value as Json;
 use std::collections::HashMap;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::path::PathBuf;
 
 /// The longest header of a model file that is read.
@@ -104,7 +104,14 @@ pub async fn metadata(
         let unreadable = |error: std::io::Error| io_fault(&name, &error);
         let mut file = std::fs::File::open(path).map_err(unreadable)?;
         let mut length = [0; 8];
-        file.read_exact(&mut length).map_err(unreadable)?;
+        if let Err(error) = file.read_exact(&mut length) {
+            return Err(match error.kind() {
+                ErrorKind::UnexpectedEof => {
+                    missing(format!("{name}: is too short to have a header"))
+                }
+                _ => unreadable(error),
+            });
+        }
         let length = u64::from_le_bytes(length);
         if length > LONGEST_HEADER {
             return Err(missing(format!("{name}: its header is too long to be one")));

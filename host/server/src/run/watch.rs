@@ -1,6 +1,6 @@
 //! One job's events → what its clients are told, and what its history says.
 
-use super::{Planned, sent};
+use super::{Planned, sent, states};
 use crate::app::{App, Made};
 use crate::engine::Bulletin;
 use crate::message::{Preview, Progress, now, text};
@@ -13,9 +13,9 @@ use kosmograph::graph::Input;
 use kosmograph::plan::Step;
 use kosmograph::problem::{Kind, NodeName, Problem};
 use serde_json::{Map, Value as Json, json};
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 /// See the module.
 pub(super) struct Watch<'a> {
@@ -24,6 +24,8 @@ pub(super) struct Watch<'a> {
     planned: Option<Planned<'a>>,
     /// Whether the job asked for pictures of what is being made.
     shows: bool,
+    /// Where each node is in the plan.
+    places: HashMap<&'a str, usize>,
     told: Mutex<Told>,
 }
 
@@ -32,8 +34,6 @@ struct Told {
     /// Nodes that need not run; told all at once.
     cached: Vec<String>,
     is_cached_told: bool,
-    /// The `nodes` of `progress_state`.
-    nodes: Map<String, Json>,
     /// Nodes that ran.
     executed: Vec<String>,
     /// The outputs so far, by node.
@@ -77,7 +77,9 @@ impl Last {
 
 impl<'a> Watch<'a> {
     pub fn new(app: &'a App, job: &'a Running, planned: Option<Planned<'a>>, shows: bool) -> Self {
-        Self { app, job, planned, shows, told: Mutex::default() }
+        let steps = planned.map_or(&[][..], |(plan, _)| plan.steps()).iter().enumerate();
+        let places = steps.map(|(at, step)| (step.name.id.as_str(), at)).collect();
+        Self { app, job, planned, shows, places, told: Mutex::default() }
     }
 
     fn told(&self) -> MutexGuard<'_, Told> {
@@ -90,7 +92,7 @@ impl<'a> Watch<'a> {
 
     /// To the one who submitted it; to nobody where the job has no client.
     fn to_client(&self, kind: &str, data: &Json) {
-        if let Some(client) = self.client() {
+        if let Some(client) = self.client().filter(|client| self.app.hub.hears(Some(client))) {
             self.app.hub.send_of(Some(client), &text(kind, data), Some(&self.job.id), None);
         }
     }
@@ -116,15 +118,14 @@ impl<'a> Watch<'a> {
     }
 
     fn step(&self, node: &str) -> Option<&Step> {
-        self.planned?.0.steps().iter().find(|step| step.name.id == node)
+        self.planned?.0.steps().get(*self.places.get(node)?)
     }
 
     /// The first step that has neither run nor need to.
     fn next_step(&self) -> Option<&Step> {
         let told = self.told();
-        let is_open = |step: &&Step| {
-            !told.executed.contains(&step.name.id) && !told.cached.contains(&step.name.id)
-        };
+        let through: HashSet<&String> = told.executed.iter().chain(&told.cached).collect();
+        let is_open = |step: &&Step| !through.contains(&step.name.id);
         self.planned?.0.steps().iter().find(is_open)
     }
 
@@ -191,16 +192,8 @@ impl<'a> Watch<'a> {
         self.to_client("executed", &data);
     }
 
-    /// Notes the progress of a node, and sends what all nodes' is.
+    /// Notes the progress of a node, and tells what all nodes' is if that was not told just now.
     fn progress(&self, told: &mut Told, node: &str, state: &str, value: u64, max: u64) {
-        let of_node = json!({"value": value, "max": max, "state": state, "node_id": node,
-            "prompt_id": self.job.id, "display_node_id": node, "parent_node_id": null,
-            "real_node_id": node});
-        told.nodes.insert(node.to_owned(), of_node);
-        let message =
-            text("progress_state", &json!({"prompt_id": self.job.id, "nodes": told.nodes}));
-        let name = format!("state {}", self.job.id);
-        self.app.hub.send_of(self.client(), &message, Some(&self.job.id), Some(name));
         let at_work = (state == "running").then(|| self.step(node)).flatten();
         let progress = Progress {
             done: told.cached.len() + told.executed.len(),
@@ -210,33 +203,12 @@ impl<'a> Watch<'a> {
             steps: max,
         };
         let mut live = self.job.live();
-        live.state = Some(message);
-        live.sent = Instant::now();
+        live.states.set(&self.job.id, node, state, value, max);
+        live.is_news = true;
         live.progress = progress;
         drop(live);
-        self.changed();
-    }
-
-    /// There is something new of the job: here, or where its clients are.
-    fn changed(&self) {
+        states::tell(self.app, self.job, false);
         self.app.changed();
-        if let Some(outlet) = self.app.hub.elsewhere() {
-            let live = self.job.live();
-            let Progress { done, total, node: at, step, steps } = live.progress.clone();
-            let (job, client) = (self.job.id.clone(), self.job.client.clone());
-            let (node, outputs) = (live.node.clone(), live.outputs.clone());
-            outlet.push(Bulletin::Live {
-                job,
-                client,
-                node,
-                done,
-                total,
-                at,
-                step,
-                steps,
-                outputs,
-            });
-        }
     }
 
     fn started(&self, name: &NodeName) {
@@ -267,7 +239,7 @@ impl<'a> Watch<'a> {
             self.executed(node, output);
             self.job.live().outputs.insert(node.to_owned(), output.clone());
         }
-        let max = told.nodes.get(node).and_then(|node| node["max"].as_u64()).unwrap_or(1);
+        let max = self.job.live().states.of(node).map_or(1, |(_, max)| max);
         self.progress(&mut told, node, "finished", max, max);
         self.job.live().node = None;
     }
@@ -306,6 +278,8 @@ impl<'a> Watch<'a> {
 
     /// What the store is given, what is said then, and the files that were written.
     pub fn end(self) -> (Finished, Last, Vec<PathBuf>) {
+        // Whatever was not told because it came too quickly.
+        states::tell(self.app, self.job, true);
         let node = self.job.live().node.take();
         let at_work = node.as_deref().and_then(|node| self.step(node));
         let step = at_work.or_else(|| self.next_step()).map(|step| step.name.clone());
@@ -403,8 +377,7 @@ impl Listener for Watch<'_> {
                 let mut told = self.told();
                 self.tell_cached(&mut told);
                 if let Some(node) = &problem.node {
-                    let part = |key| told.nodes.get(&node.id).and_then(|node| node[key].as_u64());
-                    let (value, max) = (part("value").unwrap_or(0), part("max").unwrap_or(1));
+                    let (value, max) = self.job.live().states.of(&node.id).unwrap_or((0, 1));
                     self.progress(&mut told, &node.id, "error", value, max);
                 }
                 drop(told);

@@ -56,7 +56,7 @@ fn output(app: &App, id: &str) -> Result<Option<(V2Row, Item)>, Fault> {
     let Some((job, _)) = id.split_once('.') else { return Ok(None) };
     let Some(row) = app.store.job_v2(job)? else { return Ok(None) };
     let running = app.queue.running_job(job);
-    let items = shapes::items(job, &shapes::made(&row, running.as_deref()));
+    let items = shapes::items(job, &shapes::made(app, &row, running.as_deref()));
     let item = items.into_iter().find(|item| item.id == id);
     Ok(item.map(|item| (row, item)))
 }

@@ -146,7 +146,7 @@ fn look(app: &App, id: &str, base: &str, mut told: Told) -> Result<(Told, Events
             ));
         }
     }
-    for item in shapes::items(id, &shapes::made(&row, running)) {
+    for item in shapes::items(id, &shapes::made(app, &row, running)) {
         if told.outputs.insert(item.id.clone()) {
             events.push(("output", shapes::output(app, &row, &item, base)));
         }

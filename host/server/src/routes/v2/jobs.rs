@@ -114,8 +114,9 @@ pub async fn submit(
     body: Bytes,
 ) -> Result<(StatusCode, JsonBody<Json>), Fault> {
     let sentence = |error: &dyn std::fmt::Display| format!("the body is no JSON object: {error}");
-    let mut body: Map<String, Json> = serde_json::from_slice(&body)
-        .map_err(|error| invalid(StatusCode::BAD_REQUEST, sentence(&error)))?;
+    let body = prompt::read_json(&body).and_then(serde_json::from_value);
+    let mut body: Map<String, Json> =
+        body.map_err(|error| invalid(StatusCode::BAD_REQUEST, sentence(&error)))?;
     let wrong = |code: &str, message: &str| refused(UNPROCESSABLE, code, message, Json::Null);
     // The contract reserves the former, too; an operator who allows webhooks has a use for it.
     let webhook = body.shift_remove("webhook_url").filter(|value| !value.is_null());

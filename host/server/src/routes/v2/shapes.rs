@@ -4,6 +4,7 @@ use crate::app::App;
 use crate::message::Progress;
 use crate::queue::{Running, Why};
 use crate::routes::files::{Root, inside, media_type};
+use crate::routes::history::there;
 use crate::store::{State as JobState, V2Row};
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Map, Value as Json, json};
@@ -117,9 +118,9 @@ pub fn output(app: &App, row: &V2Row, item: &Item, base: &str) -> Json {
 }
 
 /// What a job made so far.
-pub fn made(row: &V2Row, running: Option<&Running>) -> Map<String, Json> {
+pub fn made(app: &App, row: &V2Row, running: Option<&Running>) -> Map<String, Json> {
     match (&row.outputs, running) {
-        (Some(text), _) => serde_json::from_str(text).unwrap_or_default(),
+        (Some(text), _) => there(app, text),
         (None, Some(running)) => running.live().outputs.clone(),
         (None, None) => Map::new(),
     }
@@ -162,8 +163,10 @@ pub fn job(app: &App, row: &V2Row, base: &str) -> Json {
     let running = running.as_deref();
     let (status, position) = status(app, row, running);
     let id = &row.id;
-    let outputs: Vec<Json> =
-        items(id, &made(row, running)).iter().map(|item| output(app, row, item, base)).collect();
+    let outputs: Vec<Json> = items(id, &made(app, row, running))
+        .iter()
+        .map(|item| output(app, row, item, base))
+        .collect();
     let own = format!("{base}/api/v2/jobs/{id}");
     let mut job = json!({"id": id, "status": status, "created_at": date(row.created),
         "create_time": date(row.created), "started_at": row.started.map(date),
