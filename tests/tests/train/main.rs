@@ -8,7 +8,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use kosmograph_models::Weights;
 use kosmograph_models::kosmos::Kosmos;
 use kosmograph_models::lora::Lora;
