@@ -312,10 +312,10 @@ mod tests {
                 .map_err(|error| error.to_string())
         };
         assert_eq!(
-            check(&[steps.clone()], &[other.clone(), swept.clone()], None),
+            check(std::slice::from_ref(&steps), &[other.clone(), swept.clone()], None),
             Err("--set 3.steps=1 and --sweep 3.steps=1 give node 3's \"steps\" a value, both; say one of them".into())
         );
-        let error = check(&[seed.clone()], &[], range()).unwrap_err();
+        let error = check(std::slice::from_ref(&seed), &[], range()).unwrap_err();
         assert!(
             error.starts_with("--set 3.seed=1 and --seed 9..=10 give node 3's \"seed\""),
             "{error}"

@@ -180,7 +180,7 @@ impl Listener for Previews<'_> {
 
 fn write(folder: &Path, file: &Path, preview: &Preview) -> Result<(), png::EncodingError> {
     fs::create_dir_all(folder)?;
-    whole_file::write(file, |to| preview.write_png(to))
+    whole_file::write_passing(file, |to| preview.write_png(to))
 }
 
 #[cfg(test)]

@@ -14,6 +14,25 @@ pub fn write<E: From<io::Error>>(
     file: &Path,
     body: impl FnOnce(&mut BufWriter<File>) -> Result<(), E>,
 ) -> Result<(), E> {
+    put(file, true, body)
+}
+
+/// As [`write`], of what is soon written anew: nobody waits for the disk.
+///
+/// # Errors
+/// Those of [`write`].
+pub fn write_passing<E: From<io::Error>>(
+    file: &Path,
+    body: impl FnOnce(&mut BufWriter<File>) -> Result<(), E>,
+) -> Result<(), E> {
+    put(file, false, body)
+}
+
+fn put<E: From<io::Error>>(
+    file: &Path,
+    to_disk: bool,
+    body: impl FnOnce(&mut BufWriter<File>) -> Result<(), E>,
+) -> Result<(), E> {
     // A link stays one, and what it leads to is replaced.
     let real = file.canonicalize().unwrap_or_else(|_| file.to_owned());
     let old = fs::metadata(&real).ok();
@@ -35,7 +54,9 @@ pub fn write<E: From<io::Error>>(
         // Where that is not allowed it is a new file's.
         let _ = new.set_permissions(old.permissions());
     }
-    new.sync_all()?;
+    if to_disk {
+        new.sync_all()?;
+    }
     Ok(fs::rename(&unfinished.0, &real)?)
 }
 

@@ -26,12 +26,12 @@ pub(super) fn check(file: &Path) -> Result<(), String> {
     if file.is_dir() {
         return Err(format!("--sheet {shown}: is a folder"));
     }
-    let whole = absolute(file);
-    let Some(folder) = whole.parent() else { return Ok(()) };
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new("."));
     if !folder.is_dir() {
         return Err(format!("--sheet {shown}: the folder {} is not there", folder.display()));
     }
-    match why_not_written(folder) {
+    match why_not_written(&absolute(folder)) {
         Some(reason) => {
             let folder = folder.display();
             Err(format!("--sheet {shown}: the folder {folder} cannot be written to: {reason}"))

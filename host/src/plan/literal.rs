@@ -265,9 +265,9 @@ mod tests {
         let said = |name: &str, value: Value| coerced(name, value).unwrap_err().to_string();
         assert_eq!(
             said("seed", json!(1e300)),
-            "1e300 is more than 18446744073709551615, the most it takes"
+            "1e+300 is more than 18446744073709551615, the most it takes"
         );
-        assert_eq!(said("seed", json!(-1e300)), "-1e300 is less than 0, the least it takes");
+        assert_eq!(said("seed", json!(-1e300)), "-1e+300 is less than 0, the least it takes");
         assert_eq!(said("steps", json!("0")), "0 is less than 1, the least it takes");
     }
 }
