@@ -109,10 +109,6 @@ impl Job {
         let name = name(workflow);
         // What is no workflow is told before the machine is looked through.
         let opened = opened(&file, &name)?;
-        if opened.has_no_nodes() {
-            let sentence = format!("{name}: the workflow has no nodes");
-            return Err(Problem::new(Kind::Workflow, sentence));
-        }
         let given = Given {
             models: &workflow.places.models,
             extra_model_paths: &workflow.places.extra_model_paths,
@@ -122,6 +118,10 @@ impl Job {
         };
         let folders = Folders::find(given).map_err(|error| arguments(error.to_string()))?;
         let with = Surroundings::find(folders, &workflow.places)?;
+        if opened.has_no_nodes() {
+            let sentence = format!("{name}: the workflow has no nodes");
+            return Err(Problem::new(Kind::Workflow, sentence));
+        }
         let mut this = Self::opened(file, opened, &name, with)?;
         let catalogue = &this.libraries.catalogue;
         let mut given: Vec<(Place, String)> = Vec::new();

@@ -50,9 +50,7 @@ impl Known<'_> {
         let line = |problem: &Problem| {
             let error = self.error(problem);
             let text = |key: &str| error[key].as_str().unwrap_or_default().to_owned();
-            let (message, details) = (text("message"), text("details"));
-            // What the sentence says already is not said again.
-            if message.contains(&details) { message } else { format!("{message}: {details}") }
+            format!("{}: {}", text("message"), text("details"))
         };
         let details = problems.iter().map(line).collect::<Vec<_>>().join("\n");
         let message = "every output of the prompt has a problem";
@@ -103,7 +101,7 @@ impl Known<'_> {
             }
             Kind::InvalidInputType => {
                 extra["exception_message"] = json!(problem.message);
-                ("invalid_input_type", format!("{input}, {received}"))
+                ("invalid_input_type", format!("{input}, {received}, {}", problem.message))
             }
             Kind::ValueSmallerThanMin => ("value_smaller_than_min", input.to_owned()),
             Kind::ValueBiggerThanMax => ("value_bigger_than_max", input.to_owned()),
@@ -120,13 +118,14 @@ impl Known<'_> {
             }
             Kind::DependencyCycle => {
                 extra = json!({"node_id": id, "cycle_nodes": self.circle(id)});
-                ("dependency_cycle", self.circle(id).join(", "))
+                ("dependency_cycle", message.clone())
             }
             Kind::MissingNodeType => {
                 extra = json!({"node_id": id, "class_type": node.map(|node| &node.class)});
                 ("missing_node_type", id.to_owned())
             }
-            _ => ("custom_validation_failed", input.to_owned()),
+            _ if input.is_empty() => ("custom_validation_failed", message.clone()),
+            _ => ("custom_validation_failed", format!("{input}: {message}")),
         };
         json!({"type": kind, "message": message, "details": details, "extra_info": extra})
     }
