@@ -9,7 +9,7 @@ pub(crate) mod files;
 mod hooks;
 mod keeping;
 mod later;
-mod lazy;
+pub(crate) mod lazy;
 mod lists;
 mod memory;
 mod runner;

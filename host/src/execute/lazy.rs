@@ -11,7 +11,7 @@ use crate::value::Value;
 use std::borrow::Cow;
 
 /// The step and the output that each link of `step` leads to, and whether the input is lazy.
-pub(super) fn links(step: &Step) -> impl Iterator<Item = (usize, usize, bool)> {
+pub(crate) fn links(step: &Step) -> impl Iterator<Item = (usize, usize, bool)> {
     let inputs = step.inputs.iter().zip(&step.descriptor.inputs);
     inputs.filter_map(|(source, input)| match source {
         Source::Link { step, slot } => Some((*step, *slot, input.lazy)),
