@@ -179,12 +179,15 @@ impl ResnetBlock2D {
 
     /// `x` [B, input, H, W], `temb` [B, time_embedding] after its SiLU → [B, output, H, W].
     pub(crate) fn forward(&self, x: &Tensor, temb: Option<&Tensor>) -> CandleResult<Tensor> {
-        let h = self.norm1.forward_silu(x)?;
-        let h = match (&self.time_emb_proj, temb) {
-            (Some(time_emb_proj), Some(temb)) => {
-                self.conv1.forward_and_add(&h, &time_emb_proj.forward(temb)?)?
+        // What is normalised is let go of as soon as it is convolved: at an autoencoder's end it is a quarter of a gigabyte.
+        let h = {
+            let h = self.norm1.forward_silu(x)?;
+            match (&self.time_emb_proj, temb) {
+                (Some(time_emb_proj), Some(temb)) => {
+                    self.conv1.forward_and_add(&h, &time_emb_proj.forward(temb)?)?
+                }
+                _ => self.conv1.forward(&h)?,
             }
-            _ => self.conv1.forward(&h)?,
         };
         let h = self.conv2.forward(&self.norm2.forward_silu(&h)?)?;
         match &self.conv_shortcut {
