@@ -160,15 +160,18 @@ impl Isa {
         available
     }
 
-    /// Columns of a register tile, and so of a packed panel.
-    pub(crate) fn tile_width(self) -> usize {
-        match self {
-            Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx | Isa::Avx512Vnni => 48,
-            #[cfg(any(test, feature = "portable16"))]
-            Isa::Portable16 => 48,
-            Isa::Avx2 | Isa::AvxVnni | Isa::Avx2Int8 => 16,
-            Isa::Neon | Isa::NeonBf16 | Isa::NeonDotProd | Isa::Portable => 8,
+    /// Rows and columns of a register tile; a packed panel has as many columns.
+    pub(crate) fn tile(self) -> (usize, usize) {
+        struct Tile;
+        impl Kernel for Tile {
+            type Output = (usize, usize);
+
+            #[inline(always)]
+            fn run<V: Vector>(self) -> (usize, usize) {
+                (V::TILE_ROWS, V::WIDTH)
+            }
         }
+        self.run(Tile)
     }
 
     fn named(name: &str) -> std::result::Result<Isa, String> {

@@ -22,8 +22,9 @@ const MOST_ZEROS: usize = 32 << 20;
 /// what the next pass asks for last: without room to spare the system would write zeros to it again (kernels/README.md).
 const SLACK: usize = 32;
 
-/// The same where all is kept, or [`MOST_KEPT`].
+/// The same where all is kept, or [`LEAST_SLACK_OF_ALL`] bytes.
 const SLACK_OF_ALL: usize = 8;
+const LEAST_SLACK_OF_ALL: usize = 256 << 20;
 
 /// Free bytes at a heap's end that the C library keeps.
 const KEPT_SMALL: usize = 64 << 20;
@@ -130,7 +131,7 @@ impl Kept {
         let most = self.most();
         let together = match self.unlimited {
             0 => self.most_used + self.most_used / SLACK,
-            _ => self.most_used + (self.most_used / SLACK_OF_ALL).max(MOST_KEPT),
+            _ => self.most_used + (self.most_used / SLACK_OF_ALL).max(LEAST_SLACK_OF_ALL),
         };
         while self.count > 0 {
             let over = (self.used + self.bytes).saturating_sub(together);

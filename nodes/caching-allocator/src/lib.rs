@@ -26,8 +26,8 @@ use std::fs::File;
 /// Blocks below this are the system allocator's.
 const LARGE: usize = 1 << 20;
 
-/// Bytes that are kept at most: an activation of SDXL at 1024 × 1024, its half and some of its width.
-pub const MOST_KEPT: usize = 256 << 20;
+/// Bytes that are kept at most: two activations of an autoencoder's end at 1024 × 1024.
+pub const MOST_KEPT: usize = 2 << 30;
 
 /// Blocks that are kept at most: 4 GB of the smallest, where a training keeps all.
 pub const PLACES: usize = 4096;

@@ -23,7 +23,7 @@ use self::weights::transform_weights;
 use super::cpu::{Added, Sizes};
 use super::runs::{Run, Runs};
 use crate::gemm::tile::tile;
-use crate::gemm::{K_BLOCK, ROW_STEP, Shared, Start};
+use crate::gemm::{K_BLOCK, Shared, Start};
 use crate::simd::{Isa, Kernel, Vector};
 use crate::storage::WeightValues;
 use crate::{cache, memory};
@@ -75,6 +75,18 @@ impl Side {
 /// as often.
 fn most_outputs(tiles: usize) -> usize {
     if tiles <= CHANNELS && cache::second_level() >= ROOMY { 2 * CHANNELS } else { CHANNELS }
+}
+
+/// The output channels of each task, at most `most` where these are whole tiles of `height` rows: as many tasks as each thread has the same
+/// number of, two or more, and each as many tiles as the next. All wait for the last at the end of a group: of 128 channels in
+/// tasks of 48, 48 and 32 two threads would have 80 and 48.
+fn tasks(channels: usize, height: usize, most: usize) -> Vec<std::ops::Range<usize>> {
+    let threads = rayon::current_num_threads();
+    let tiles = channels.div_ceil(height);
+    let least = if threads == 1 { 1 } else { 2 * threads };
+    let count = channels.div_ceil(most).max(least).next_multiple_of(threads).min(tiles);
+    let first = |task: usize| (task * tiles / count * height).min(channels);
+    (0..count).map(|task| first(task)..first(task + 1)).collect()
 }
 
 /// Bytes of a second-level cache that holds twice as many products beside the weights: with 1 MB that takes 1.3 times as long.
@@ -179,7 +191,7 @@ fn by<S: Scheme>(isa: Isa, x: Picture, w: Kernels, added: Added, s: Sizes) -> Ve
     let values = s.batch * s.out_channels * s.out_height * s.out_width;
     let mut y = memory::reserve(values);
     let to = Shared(y.as_mut_ptr());
-    let width = isa.tile_width();
+    let (height, width) = isa.tile();
     let most = (GROUP_VALUES / (S::POINTS * s.channels) / width).max(2) * width;
     let groups = tiles.count.div_ceil(most);
     let per_group = tiles.count.div_ceil(groups).next_multiple_of(width);
@@ -205,11 +217,9 @@ fn by<S: Scheme>(isa: Isa, x: Picture, w: Kernels, added: Added, s: Sizes) -> Ve
                 scheme: PhantomData,
             });
         });
-        let channels = s.out_channels.div_ceil(2 * rayon::current_num_threads());
-        let channels = channels.next_multiple_of(ROW_STEP).min(most_outputs(group.len()));
-        let blocks = (0..s.out_channels).into_par_iter().step_by(channels);
-        blocks.for_each_init(Scratch::default, |scratch, first| {
-            let channels = first..s.out_channels.min(first + channels);
+        let tasks = tasks(s.out_channels, height, most_outputs(group.len()));
+        (0..tasks.len()).into_par_iter().for_each_init(Scratch::default, |scratch, task| {
+            let channels = tasks[task].clone();
             let group = group.clone();
             isa.run(Multiply::<S> {
                 v,
@@ -274,8 +284,8 @@ impl<S: Scheme> Kernel for TransformInput<'_, S> {
         // What is read and written a vector at a time may go a vector too far.
         let line_size = S::OUTPUTS * (tiles.columns + 1 + V::LANES);
         let d_size = V::WIDTH + V::LANES;
-        let scratch = memory::aligned(scratch, S::POINTS * d_size + S::INPUTS * line_size);
-        let (d, lines) = scratch.split_at_mut(S::POINTS * d_size);
+        let scratch = memory::aligned(scratch, S::POINTS * d_size + line_size);
+        let (d, line) = scratch.split_at_mut(S::POINTS * d_size);
         d.fill(0.0);
         for panel in 0..v.count {
             let first = group.start + panel * V::WIDTH;
@@ -284,12 +294,26 @@ impl<S: Scheme> Kernel for TransformInput<'_, S> {
             // d [row, column of the tile, tile]: what the same place of neighbouring tiles holds lies side by side.
             for Run { sample, row: tile_row, column, at, length } in tiles.runs(part) {
                 let plane = x.plane(s, sample, channel);
-                for (r, line) in lines.chunks_exact_mut(line_size).enumerate() {
+                // Where all that is read lies in the picture, it is read there; where a tile reaches over an edge, from a copy.
+                let read = S::OUTPUTS * (length.next_multiple_of(V::LANES) + 1);
+                let is_inside = !x.is_doubled && column > 0 && column + length < tiles.columns;
+                for r in 0..S::INPUTS {
                     let row = (S::OUTPUTS * tile_row + r).wrapping_sub(1);
-                    let line = &mut line[..S::OUTPUTS * length + 2];
-                    x.line(plane, row, s, S::OUTPUTS * column, line);
+                    let inside = match is_inside && row < s.height {
+                        true => plane.0[row * s.width + S::OUTPUTS * column - 1..].get(..read),
+                        false => None,
+                    };
+                    let line = match inside {
+                        Some(inside) => inside,
+                        None => {
+                            let padded = &mut line[..S::OUTPUTS * length + 2];
+                            x.line(plane, row, s, S::OUTPUTS * column, padded);
+                            &line[..read]
+                        }
+                    };
+                    let d = &mut d[S::INPUTS * r * d_size + at..];
+                    apart::<S, V>(line, length, d, d_size);
                 }
-                apart::<S, V>(lines, line_size, length, &mut d[at..], d_size);
             }
             for lane in (0..vectors * V::LANES).step_by(V::LANES) {
                 // SAFETY: d has a panel's width for each point; V has room for every panel, and no other task
@@ -315,36 +339,28 @@ impl<S: Scheme> Kernel for TransformInput<'_, S> {
     }
 }
 
-/// What the same place of `length` neighbouring tiles holds, side by side: of the tiles' rows `lines`, `line_size` apart, column c of
-/// row r goes to `d[(INPUTS · r + c) · d_size ..]`.
+/// What the same place of `length` neighbouring tiles holds in one of their rows, side by side: column c of `line` goes to
+/// `d[c · d_size ..]`.
 #[inline(always)]
-fn apart<S: Scheme, V: Vector>(
-    lines: &[f32],
-    line_size: usize,
-    length: usize,
-    d: &mut [f32],
-    d_size: usize,
-) {
+fn apart<S: Scheme, V: Vector>(line: &[f32], length: usize, d: &mut [f32], d_size: usize) {
     let whole = length.next_multiple_of(V::LANES);
-    assert!(line_size >= S::OUTPUTS * (whole + 1));
-    assert!(d.len() >= (S::POINTS - 1) * d_size + whole);
-    for (r, line) in lines.chunks_exact(line_size).enumerate() {
-        if S::OUTPUTS != 4 {
-            for c in 0..S::INPUTS {
-                let tiles = line[c..].iter().step_by(S::OUTPUTS);
-                let d = &mut d[(S::INPUTS * r + c) * d_size..][..length];
-                d.iter_mut().zip(tiles).for_each(|(d, value)| *d = *value);
-            }
-            continue;
+    assert!(line.len() >= S::OUTPUTS * (whole + 1));
+    assert!(d.len() >= (S::INPUTS - 1) * d_size + whole);
+    if S::OUTPUTS != 4 {
+        for c in 0..S::INPUTS {
+            let tiles = line[c..].iter().step_by(S::OUTPUTS);
+            let d = &mut d[c * d_size..][..length];
+            d.iter_mut().zip(tiles).for_each(|(d, value)| *d = *value);
         }
-        for i in (0..whole).step_by(V::LANES) {
-            // SAFETY: by the asserts. What is written too far is of tiles that come later, or of none.
-            unsafe {
-                let [a, b, c, d_] = V::by_fours(line.as_ptr().add(4 * i));
-                let [e, f, ..] = V::by_fours(line.as_ptr().add(4 * (i + 1)));
-                for (column, values) in [a, b, c, d_, e, f].into_iter().enumerate() {
-                    values.store(d[(6 * r + column) * d_size + i..].as_mut_ptr());
-                }
+        return;
+    }
+    for i in (0..whole).step_by(V::LANES) {
+        // SAFETY: by the asserts. What is written too far is of tiles that come later, or of none.
+        unsafe {
+            let [a, b, c, d_] = V::by_fours(line.as_ptr().add(4 * i));
+            let [e, f, ..] = V::by_fours(line.as_ptr().add(4 * (i + 1)));
+            for (column, values) in [a, b, c, d_, e, f].into_iter().enumerate() {
+                values.store(d[column * d_size + i..].as_mut_ptr());
             }
         }
     }
@@ -384,6 +400,8 @@ struct Scratch {
     u: Vec<f32>,
     /// [point, output channel, tile]
     m: Vec<f32>,
+    /// [row, column of the tile, tile], of one output channel.
+    out: Vec<f32>,
 }
 
 /// Some output channels of a group of tiles.
@@ -406,7 +424,7 @@ impl<S: Scheme> Kernel for Multiply<'_, S> {
     #[inline(always)]
     fn run<V: Vector>(self) {
         let Multiply { v, w, added, s, tiles, group, channels, y, scratch, .. } = self;
-        let Scratch { wide, u, m } = scratch;
+        let Scratch { wide, u, m, out } = scratch;
         let outputs = channels.len();
         // Where all tiles are multiplied at once, the weights are transformed as far as a second-level cache holds them; else
         // they are kept for the other tiles.
@@ -417,6 +435,7 @@ impl<S: Scheme> Kernel for Multiply<'_, S> {
         let block = s.channels.div_ceil(s.channels.div_ceil(block));
         let u = memory::aligned(u, S::POINTS * (outputs * block + LINE));
         let m = memory::aligned(m, S::POINTS * (outputs * TILES_AT_ONCE + LINE));
+        let out = memory::aligned(out, S::OUTPUTS * S::OUTPUTS * TILES_AT_ONCE);
         for first in (0..group.len()).step_by(TILES_AT_ONCE) {
             let end = group.len().min(first + TILES_AT_ONCE);
             // The last panel may be a vector or two wide.
@@ -463,6 +482,7 @@ impl<S: Scheme> Kernel for Multiply<'_, S> {
                 transform_output::<S, V>(
                     m,
                     (m_size, columns),
+                    out,
                     added,
                     s,
                     tiles,
@@ -482,6 +502,7 @@ impl<S: Scheme> Kernel for Multiply<'_, S> {
 fn transform_output<S: Scheme, V: Vector>(
     m: &[f32],
     (stride, columns): (usize, usize),
+    out: &mut [f32],
     added: Added,
     s: Sizes,
     tiles: Tiles,
@@ -492,7 +513,7 @@ fn transform_output<S: Scheme, V: Vector>(
     assert!(m.len() >= (S::POINTS - 1) * stride + columns && columns.is_multiple_of(V::LANES));
     assert!(columns <= TILES_AT_ONCE && group.len() <= columns);
     let bias = added.bias.map_or(0.0, |bias| bias[channel]);
-    let mut out = [0f32; MOST_OUTPUTS * MOST_OUTPUTS * TILES_AT_ONCE];
+    assert!(out.len() >= S::OUTPUTS * S::OUTPUTS * TILES_AT_ONCE);
     for tile in (0..columns).step_by(V::LANES) {
         // SAFETY: tile + LANES ≤ columns, so the asserts make room for each point's vector, in `m` and in
         // `out`.
@@ -549,5 +570,44 @@ fn transform_output<S: Scheme, V: Vector>(
                 value.write(from(c)[length - 1] + more);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_thread_has_as_many_channels() {
+        let of_threads = |threads: usize, channels, height, most| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+            pool.expect("threads").install(|| tasks(channels, height, most))
+        };
+        for threads in [1, 2, 3, 8] {
+            for (height, most) in [(6, 48), (8, 48), (8, 96)] {
+                for channels in (1..200).chain([320, 512, 640, 960, 1280, 2560]) {
+                    let tasks = of_threads(threads, channels, height, most);
+                    let what = format!("{channels} by {height}, {threads} threads: {tasks:?}");
+                    // All of them, each once.
+                    assert!(
+                        tasks[0].start == 0 && tasks[tasks.len() - 1].end == channels,
+                        "{what}"
+                    );
+                    assert!(tasks.windows(2).all(|two| two[0].end == two[1].start), "{what}");
+                    let tiles = || tasks.iter().map(|task| task.len().div_ceil(height));
+                    let (least, largest) = (tiles().min().unwrap_or(0), tiles().max().unwrap_or(0));
+                    assert!(
+                        least > 0 && largest <= least + 1 && largest * height <= most,
+                        "{what}"
+                    );
+                    let whole = &tasks[..tasks.len() - 1];
+                    assert!(whole.iter().all(|task| task.len().is_multiple_of(height)), "{what}");
+                    let is_each_as_many = tasks.len().is_multiple_of(threads);
+                    assert!(is_each_as_many || tasks.len() == channels.div_ceil(height), "{what}");
+                }
+            }
+        }
+        let lengths: Vec<usize> = of_threads(2, 128, 8, 48).iter().map(|task| task.len()).collect();
+        assert_eq!(lengths, [32; 4]);
     }
 }
