@@ -9,7 +9,7 @@
 //! What is kept lifts the peak by a thirty-second part at most: blocks in use and blocks that are kept are together no more than
 //! that and what was in use at once before, nor are there more than [`MOST_KEPT`] bytes or [`PLACES`] blocks; of smaller blocks
 //! the C library keeps 64 MB at the end of a heap. A training, which frees all that a pass has made and makes it anew in
-//! the next, lifts both limits ([`keep_all`]), and its peak by an eighth or by [`MOST_KEPT`]. [`release`] gives all back; a node
+//! the next, lifts both limits ([`keep_all`]), and its peak by an eighth or by 256 MB. [`release`] gives all back; a node
 //! library does so at the end of each node.
 //!
 //! A vector may also be a part of a file ([`vec_of_file`]): weights are then used where the system has them already, instead of
