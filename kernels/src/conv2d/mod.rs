@@ -312,9 +312,6 @@ mod tests {
             (1, 47, 50, 33, 29, Four),
             (3, 320, 64, 9, 14, Four),
             (1, 330, 32, 20, 20, Four),
-            // Whole panels between the edges of a row.
-            (1, 32, 32, 12, 410, Four),
-            (1, 33, 32, 10, 67, Four),
             (2, 40, 36, 8, 8, Two),
             (1, 330, 50, 7, 9, Two),
             (3, 33, 47, 6, 5, Two),
