@@ -8,6 +8,7 @@
 pub(crate) mod files;
 mod hooks;
 mod keeping;
+mod kept;
 mod later;
 pub(crate) mod lazy;
 mod lists;
@@ -28,6 +29,7 @@ use crate::wire::Earlier;
 use files::Files;
 use hooks::Hooks;
 use keeping::{common, has_all, join, part, used};
+use kept::Kept;
 use lists::{Calls, Element};
 use memory::Memory;
 use serde::{Deserialize, Serialize};
@@ -93,7 +95,7 @@ pub struct Outcome {
 /// Runs plans and keeps results between them.
 pub struct Executor<R> {
     runner: R,
-    results: KeyMap<Results>,
+    kept: Kept,
     /// How many bytes objects and kept results may hold, where that is bounded.
     budget: Option<u64>,
     memory: Memory,
@@ -130,7 +132,7 @@ impl State {
 
 impl<R: Runner> Executor<R> {
     pub fn new(runner: R) -> Self {
-        Self { runner, results: KeyMap::default(), budget: None, memory: Memory::default() }
+        Self { runner, kept: Kept::default(), budget: None, memory: Memory::default() }
     }
 
     /// Before each step lets go of what is kept until `bytes` are enough: results, and what objects that
@@ -148,18 +150,19 @@ impl<R: Runner> Executor<R> {
     /// Lets go of these results, where they are kept.
     pub fn forget(&mut self, keys: &[Key]) {
         for key in keys {
-            self.results.remove(key);
+            self.kept.remove(key);
         }
     }
 
     /// Lets go of every result with a value that `is_gone`.
     pub fn forget_where(&mut self, is_gone: impl Fn(&Value) -> bool) {
-        self.results.retain(|_, values| !values.iter().flatten().any(&is_gone));
+        self.kept
+            .retain(|_, values| (!values.iter().flatten().any(&is_gone)).then(|| values.clone()));
     }
 
     /// How many nodes' results are kept.
     pub fn kept(&self) -> usize {
-        self.results.len()
+        self.kept.len()
     }
 
     /// Runs `plan`. Failures are in the outcome and were told to the listener.
@@ -174,7 +177,7 @@ impl<R: Runner> Executor<R> {
             _ => KeyMap::default(),
         };
         // What neither this run nor the next one needs is let go before anything is computed.
-        if !matches!(setting.keep, Keep::Everything) && !self.results.is_empty() {
+        if !matches!(setting.keep, Keep::Everything) && !self.kept.is_empty() {
             let mut needed: KeyMap<Wanted> = KeyMap::default();
             for ((step, state), uses) in steps.iter().zip(&states).zip(&uses) {
                 if *state == State::Needed {
@@ -185,13 +188,7 @@ impl<R: Runner> Executor<R> {
             for (key, wanted) in &wanted {
                 join(needed.entry(*key).or_default(), wanted);
             }
-            self.results.retain(|key, results| match needed.get(key) {
-                Some(needed) => {
-                    *results = part(results, needed);
-                    true
-                }
-                None => false,
-            });
+            self.kept.retain(|key, results| Some(part(results, needed.get(key)?)));
         }
         let mut live: Vec<Live> = vec![Live::new(); steps.len()];
         let mut outcome = Outcome::default();
@@ -234,9 +231,7 @@ impl<R: Runner> Executor<R> {
                 continue;
             }
             if step.same_as.is_some() || states[position] == State::Unneeded {
-                if self.results.contains_key(&step.key) {
-                    self.memory.used(step.key);
-                }
+                self.kept.used(&step.key);
                 continue;
             }
             // What is kept of its results.
@@ -252,7 +247,7 @@ impl<R: Runner> Executor<R> {
                 }
             };
             if is_cached[position] {
-                if let Some(results) = self.results.get(&step.key).cloned() {
+                if let Some(results) = self.kept.get(&step.key).cloned() {
                     self.keep(step.key, kept(&results));
                 }
                 continue;
@@ -309,27 +304,22 @@ impl<R: Runner> Executor<R> {
             outcome.cached += unneeded;
         }
         if let Keep::Nothing = setting.keep {
-            self.results.clear();
+            self.kept.clear();
         }
         outcome
     }
 
     /// Keeps `results` for later runs, or nothing.
     fn keep(&mut self, key: Key, results: Option<Results>) {
-        let Some(results) = results else {
-            self.results.remove(&key);
-            return;
-        };
-        self.results.insert(key, results);
-        self.memory.used(key);
-        for key in self.memory.too_many(&self.results) {
-            self.results.remove(&key);
+        match results {
+            Some(results) => self.kept.insert(key, results),
+            None => self.kept.remove(&key),
         }
     }
 
     /// The results of `step`, where all that is used of them is there.
     fn there(&self, step: &Step, uses: &[usize]) -> Option<&Results> {
-        let results = self.results.get(&step.key)?;
+        let results = self.kept.get(&step.key)?;
         let is_there = |(value, &uses): (&Option<Value>, &usize)| uses == 0 || value.is_some();
         results.iter().zip(uses).all(is_there).then_some(results)
     }
@@ -377,7 +367,7 @@ impl<R: Runner> Executor<R> {
         // An output that is there need not be made again.
         for position in plan.outputs() {
             let unused = uses[position].iter().all(|&uses| uses == 0);
-            if unused && self.results.contains_key(&steps[position].key) {
+            if unused && self.kept.get(&steps[position].key).is_some() {
                 states[position] = State::Unneeded;
             }
         }
@@ -438,7 +428,7 @@ impl<R: Runner> Executor<R> {
         setting.listener.event(&Event::NodeStarted(Cow::Borrowed(&step.name)));
         if let Some(budget) = self.budget {
             let live = live.iter().flatten().flatten();
-            let room = self.memory.make_room(budget, calls.inputs(), live, &self.results, &hooks);
+            let room = self.memory.make_room(budget, calls.inputs(), live, &mut self.kept, &hooks);
             let (models, results, bytes) = (room.models, room.drop.len() as u64, room.bytes);
             self.forget(&room.drop);
             if models + results > 0 {

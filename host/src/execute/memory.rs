@@ -14,8 +14,8 @@
 //! same order: what was not used for longest goes first, be it a model or a picture. What the run itself
 //! still needs stays.
 
-use super::Results;
-use crate::plan::{Key, KeyMap};
+use super::kept::Kept;
+use crate::plan::Key;
 use crate::plugin::{Call, call_interface, input, offers};
 use crate::value::Value;
 use serde_json::Value as Json;
@@ -23,9 +23,6 @@ use std::collections::{HashMap, HashSet};
 use std::str::FromStr;
 
 const INTERFACE: &str = "memory/1";
-
-/// How many results are kept at most. Most are small, but a worker may live for weeks.
-const MOST_RESULTS: usize = 4096;
 
 /// How many bytes objects and results may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,15 +91,11 @@ impl FromStr for Budget {
     }
 }
 
-/// What is known of what is kept.
+/// What is known of the objects, and was said.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
     /// When each object that is alive was last used, by its identity.
     used: HashMap<usize, u64>,
-    /// When each result that is kept was last used.
-    results: KeyMap<u64>,
-    /// Steps so far.
-    clock: u64,
     /// Sentences that were said already.
     said: HashSet<String>,
 }
@@ -159,105 +152,86 @@ impl Work {
 }
 
 impl Memory {
-    /// The result of `key` was used, or made.
-    pub fn used(&mut self, key: Key) {
-        self.clock += 1;
-        self.results.insert(key, self.clock);
-    }
-
-    /// The results to drop because there are too many.
-    pub fn too_many(&mut self, results: &KeyMap<Results>) -> Vec<Key> {
-        let more = results.len().saturating_sub(MOST_RESULTS);
-        if more == 0 {
-            return Vec::new();
-        }
-        self.results.retain(|key, _| results.contains_key(key));
-        let mut keys: Vec<Key> = results.keys().copied().collect();
-        keys.sort_by_key(|key| self.results.get(key));
-        // Some at once, so that not every step sorts.
-        keys.truncate(more + MOST_RESULTS / 16);
-        keys
-    }
-
-    /// Makes room for a step with these `inputs` among the values that the run still needs and the `results`
-    /// that are kept, as far as it can be made.
+    /// Makes room for a step with these `inputs` among the values that the run still needs and the results that are `kept`, as far
+    /// as it can be made.
+    ///
+    /// Where all fits, what this takes grows with the step's inputs, the run's values and the objects, and not with what is kept.
     pub fn make_room<'a>(
         &mut self,
         budget: u64,
         inputs: &'a [Value],
         live: impl Iterator<Item = &'a Value> + Clone,
-        results: &'a KeyMap<Results>,
+        kept: &'a mut Kept,
         call: &dyn Call,
     ) -> Room {
-        self.clock += 1;
+        let now = kept.tick();
+        let kept = &*kept;
         let needed: Vec<Holder> = holders(inputs.iter(), call);
         let of_step: HashSet<usize> = needed.iter().map(|holder| holder.identity).collect();
-        let kept = results.values().flat_map(|values| values.iter().flatten());
-        let all = holders(inputs.iter().chain(live.clone()).chain(kept), call);
+        let all = holders(inputs.iter().chain(live.clone()).chain(kept.objects()), call);
         let alive: HashSet<usize> = all.iter().map(|holder| holder.identity).collect();
         self.used.retain(|identity, _| alive.contains(identity));
-        self.results.retain(|key, _| results.contains_key(key));
         for holder in &all {
-            let used = self.used.entry(holder.identity).or_insert(self.clock);
+            let used = self.used.entry(holder.identity).or_insert(now);
             if of_step.contains(&holder.identity) {
-                *used = self.clock;
+                *used = now;
             }
-        }
-        // The tensors of results: how many results hold each, and its bytes.
-        let of_run: HashSet<usize> = tensors(inputs.iter().chain(live)).map(|(id, _)| id).collect();
-        let mut shared: HashMap<usize, (usize, u64)> = HashMap::new();
-        let mut idle: Vec<(u64, Idle)> = Vec::new();
-        for (key, values) in results {
-            let mut own = Vec::new();
-            for (identity, bytes) in tensors(values.iter().flatten()) {
-                shared.entry(identity).or_insert((0, bytes)).0 += 1;
-                if !of_run.contains(&identity) {
-                    own.push(identity);
-                }
-            }
-            if !own.is_empty() {
-                let used = self.results.get(key).copied().unwrap_or(0);
-                idle.push((used, Idle::Result(*key, own)));
-            }
-        }
-        let is_idle = |holder: &&Holder| holder.held > 0 && !of_step.contains(&holder.identity);
-        for holder in all.iter().filter(is_idle) {
-            let used = self.used.get(&holder.identity).copied().unwrap_or(0);
-            idle.push((used, Idle::Object(holder)));
         }
         // What the step's objects hold when they are whole, and have not read yet.
         let to_come = |holder: &Holder| whole(holder, call).saturating_sub(holder.held);
         let to_come = needed.iter().map(to_come).fold(0, u64::saturating_add);
         let mut of_objects =
             all.iter().map(|holder| holder.held).fold(to_come, u64::saturating_add);
-        let of_results = shared.values().map(|&(_, bytes)| bytes);
-        let mut of_results = of_results.fold(0, u64::saturating_add);
+        let mut of_results = kept.bytes();
         let mut room = Room::default();
-        idle.sort_by_key(|(used, _)| *used);
-        for (_, idle) in idle {
-            if of_objects.saturating_add(of_results) <= budget {
-                break;
-            }
-            match idle {
-                Idle::Object(holder) => {
-                    // One that does not let go, or fails at it, holds what it held.
-                    let left = bytes(holder.object, true, call).unwrap_or(holder.held);
-                    of_objects = of_objects.saturating_sub(holder.held).saturating_add(left);
-                    room.models += u64::from(left < holder.held);
-                    room.bytes += holder.held.saturating_sub(left);
-                    tracing::debug!(was = holder.held, left, "let go of an object to make room");
+        if of_objects.saturating_add(of_results) > budget {
+            let of_run: HashSet<usize> =
+                tensors(inputs.iter().chain(live)).map(|(identity, _)| identity).collect();
+            let is_idle = |holder: &&Holder| holder.held > 0 && !of_step.contains(&holder.identity);
+            let objects = all.iter().filter(is_idle).map(|holder| {
+                let used = self.used.get(&holder.identity).copied().unwrap_or(0);
+                (used, Idle::Object(holder))
+            });
+            let results = kept.by_result().filter_map(|(key, used, tensors)| {
+                let is_idle = |identity: &&usize| !of_run.contains(identity);
+                let own: Vec<usize> = tensors.iter().filter(is_idle).copied().collect();
+                (!own.is_empty()).then_some((used, Idle::Result(key, own)))
+            });
+            let mut idle: Vec<(u64, Idle)> = results.chain(objects).collect();
+            idle.sort_by_key(|(used, _)| *used);
+            // How many of the results that stay hold each tensor, of those that one was dropped of.
+            let mut left: HashMap<usize, usize> = HashMap::new();
+            for (_, idle) in idle {
+                if of_objects.saturating_add(of_results) <= budget {
+                    break;
                 }
-                Idle::Result(key, own) => {
-                    for identity in own {
-                        if let Some((count, bytes)) = shared.get_mut(&identity) {
-                            *count -= 1;
-                            let freed = if *count == 0 { *bytes } else { 0 };
+                match idle {
+                    Idle::Object(holder) => {
+                        // One that does not let go, or fails at it, holds what it held.
+                        let left = bytes(holder.object, true, call).unwrap_or(holder.held);
+                        of_objects = of_objects.saturating_sub(holder.held).saturating_add(left);
+                        room.models += u64::from(left < holder.held);
+                        room.bytes += holder.held.saturating_sub(left);
+                        tracing::debug!(
+                            was = holder.held,
+                            left,
+                            "let go of an object to make room"
+                        );
+                    }
+                    Idle::Result(key, own) => {
+                        for identity in own {
+                            let Some(&(count, bytes)) = kept.tensors().get(&identity) else {
+                                continue;
+                            };
+                            let left = left.entry(identity).or_insert(count);
+                            *left = left.saturating_sub(1);
+                            let freed = if *left == 0 { bytes } else { 0 };
                             of_results = of_results.saturating_sub(freed);
                             room.bytes += freed;
                         }
+                        tracing::debug!(?key, "dropped a result to make room");
+                        room.drop.push(key);
                     }
-                    tracing::debug!(?key, "dropped a result to make room");
-                    room.drop.push(key);
                 }
             }
         }
@@ -279,42 +253,45 @@ impl Memory {
     }
 }
 
-/// Each tensor in `values`, and in the lists and maps there, with its bytes; each once.
-fn tensors<'a>(values: impl Iterator<Item = &'a Value>) -> impl Iterator<Item = (usize, u64)> {
+/// Each value that has an identity in `values`, and in the lists and maps there; each once.
+pub(super) fn walk<'a>(
+    values: impl Iterator<Item = &'a Value>,
+) -> impl Iterator<Item = (usize, &'a Value)> {
     let mut seen = HashSet::new();
     let mut open: Vec<&Value> = values.collect();
     std::iter::from_fn(move || {
         while let Some(value) = open.pop() {
-            let Some(identity) = value.identity().filter(|&identity| seen.insert(identity)) else {
-                continue;
-            };
-            open.extend(value.items());
-            open.extend(value.pairs().map(|(_, value)| value));
-            if let Some(tensor) = value.as_tensor() {
-                return Some((identity, tensor.bytes() as u64));
+            if let Some(identity) = value.identity().filter(|&identity| seen.insert(identity)) {
+                open.extend(value.items());
+                open.extend(value.pairs().map(|(_, value)| value));
+                return Some((identity, value));
             }
         }
         None
     })
 }
 
+/// Each tensor in `values`, and in the lists and maps there, with its bytes; each once.
+pub(super) fn tensors<'a>(
+    values: impl Iterator<Item = &'a Value>,
+) -> impl Iterator<Item = (usize, u64)> {
+    walk(values).filter_map(|(identity, value)| Some((identity, value.as_tensor()?.bytes() as u64)))
+}
+
+/// Whether `value` is an object that says what it holds.
+pub(super) fn offers_memory(value: &Value) -> bool {
+    offers(value, INTERFACE)
+}
+
 /// Each object in `values`, and in the lists and maps there, that says what it holds.
 fn holders<'a>(values: impl Iterator<Item = &'a Value>, call: &dyn Call) -> Vec<Holder<'a>> {
-    let mut holders = Vec::new();
-    let mut seen = HashSet::new();
-    let mut open: Vec<&Value> = values.collect();
-    while let Some(value) = open.pop() {
-        let Some(identity) = value.identity().filter(|&identity| seen.insert(identity)) else {
-            continue;
-        };
-        open.extend(value.items());
-        open.extend(value.pairs().map(|(_, value)| value));
-        if offers(value, INTERFACE) {
-            let held = bytes(value, false, call).unwrap_or(0);
-            holders.push(Holder { object: value, identity, held });
-        }
-    }
-    holders
+    walk(values)
+        .filter(|(_, value)| offers_memory(value))
+        .map(|(identity, object)| {
+            let held = bytes(object, false, call).unwrap_or(0);
+            Holder { object, identity, held }
+        })
+        .collect()
 }
 
 /// The bytes that an object holds, after it let go of what it can have again if `purge`.

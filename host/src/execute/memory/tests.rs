@@ -1,6 +1,7 @@
 use super::*;
 use crate::catalogue::Catalogue;
 use crate::events::{Event, Level, Listener};
+use crate::execute::kept::MOST_RESULTS;
 use crate::execute::{Executor, Keep, Properties, Runner, Setting};
 use crate::folders::Folders;
 use crate::graph::Graph;
