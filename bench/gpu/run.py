@@ -16,7 +16,16 @@ import sys
 import tempfile
 
 HERE = pathlib.Path(__file__).resolve().parent
-CASES = [("unet", 64, 2), ("unet", 32, 2), ("vae-decode", 64, 1), ("mllm", 64, 1), ("clip", 64, 2)]
+# Part, sides of the latents, batch, and where the weights are.
+ON_GPU, IN_MAIN_MEMORY = {}, {"KOSMOGRAPH_GPU_WEIGHTS": "0"}
+CASES = [
+    ("unet", 64, 2, ON_GPU),
+    ("unet", 64, 2, IN_MAIN_MEMORY),
+    ("unet", 32, 2, ON_GPU),
+    ("vae-decode", 64, 1, ON_GPU),
+    ("mllm", 64, 1, ON_GPU),
+    ("clip", 64, 2, ON_GPU),
+]
 
 
 # What failed: a line each, at the end. One failure does not hide the next.
@@ -33,25 +42,30 @@ def run(command, what, **settings):
     return process.stdout
 
 
-def picture(workflow, device, folder):
+def picture(workflow, folder, *options):
     """The pixels of a workflow on the bundled model."""
     from PIL import Image
 
-    out = pathlib.Path(folder) / device
-    command = [HERE / "bin" / "kosmograph", "run", HERE / "workflows" / workflow, "--device", device, "--out", out, "--quiet"]
-    printed = run(command, f"{workflow} on {device}")
+    where = " ".join(options)
+    out = pathlib.Path(folder) / where.replace(" ", "")
+    command = [HERE / "bin" / "kosmograph", "run", HERE / "workflows" / workflow, *options, "--out", out, "--quiet"]
+    printed = run(command, f"{workflow}, {where}")
     files = sorted(out.glob("*.png")) if printed is not None else []
     return Image.open(files[-1]).convert("RGB") if files else None
 
 
 def compare_pictures(workflow):
-    """The same workflow on the CPU and on the GPU: at most a rounding of the last bit apart, in few places."""
+    """The same workflow on the CPU and on the GPU: at most a rounding of the last bit apart, in few places. And on the GPU with
+    its weights in main memory: the same picture."""
     from PIL import ImageChops
 
     with tempfile.TemporaryDirectory() as folder:
-        pictures = [picture(workflow, device, folder) for device in ("cpu", "cuda")]
-        if None in pictures:
+        places = (["--device", "cpu"], ["--device", "cuda"], ["--device", "cuda", "--gpu-weights", "0"])
+        *pictures, copied = [picture(workflow, folder, *place) for place in places]
+        if None in (*pictures, copied):
             return
+        if copied.tobytes() != pictures[1].tobytes():
+            FAILED.append(f"{workflow}: the picture is another one where weights are copied to the GPU at each use")
         apart = ImageChops.difference(*pictures).tobytes()
         largest, changed = max(apart), sum(value > 0 for value in apart) / len(apart)
         print(f"{workflow} on the bundled model, GPU beside CPU: {changed:.2%} of the values differ, by {largest} of 255 at most", flush=True)
@@ -92,9 +106,10 @@ def main():
     peak = rate()
     print(f"\nA product of 8192 x 8192 in f16: {peak / 1e12:.0f} TFLOPS\n")
     print("| part | ours, ms | PyTorch, ms | compiled, ms | ours / compiled | floor, ms | ours / floor |\n|---|---|---|---|---|---|---|")
-    for part, latent, batch in CASES:
+    for part, latent, batch, kept in CASES:
         command = [HERE / "bin" / "bench", part, "--latent", latent, "--batch", batch, "--dtype", "f16"]
-        ours = run([*command, "--device", "cuda:0", "--repeat", arguments.repeat, "--json"], f"bench {part} {latent}")
+        command += ["--device", "cuda:0", "--repeat", arguments.repeat, "--json"]
+        ours = run(command, f"bench {part} {latent}", **kept)
         peer = [sys.executable, HERE / "torch_part.py", part, latent, batch, 8, arguments.repeat, "cuda"]
         modes = ["eager"] if arguments.skip_compiled else ["eager", "compiled"]
         theirs = [run([*peer, mode], f"PyTorch {mode}, {part} {latent}") for mode in modes]
@@ -103,6 +118,7 @@ def main():
         ours, theirs = json.loads(ours), [statistics.median(json.loads(one)["seconds"]) for one in theirs]
         floor = ours["gflop"] * 1e9 / peak
         name = part if part in ("mllm", "clip") else f"{part} {latent} x {latent}, batch {batch}"
+        name += ", weights in main memory" if kept else ""
         milliseconds = [f"{1e3 * seconds:.2f}" for seconds in theirs] + ["-"] * (2 - len(theirs))
         print(
             f"| {name} | {1e3 * ours['median']:.2f} | {milliseconds[0]} | {milliseconds[1]} | {ours['median'] / theirs[-1]:.2f} | "

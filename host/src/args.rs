@@ -1,10 +1,12 @@
 //! The command line, as it is typed.
 
+mod computing;
+
 use crate::changes::Seeds;
 use crate::execute::Budget;
 use clap::{Args, Subcommand};
+pub use computing::{Computing, Device, OnGpu, Precision};
 use std::path::PathBuf;
-use std::str::FromStr;
 
 /// What stands behind the help.
 pub const EXIT_CODES: &str = "\
@@ -123,7 +125,7 @@ pub struct Run {
     #[arg(long, value_name = "SIZE")]
     pub memory_limit: Option<Budget>,
     /// Load the libraries into this very process, which they may take with them: for debuggers
-    #[arg(long, conflicts_with_all = ["memory_limit", "python_nodes", "precision"])]
+    #[arg(long, conflicts_with_all = ["memory_limit", "python_nodes", "precision", "gpu_weights"])]
     pub in_process: bool,
     /// Show only errors
     #[arg(long, conflicts_with = "json")]
@@ -232,17 +234,14 @@ pub struct Places {
     /// What nodes compute on: cpu, cuda or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub device: Device,
-    /// What the processor's products of matrices take: f32; bf16 for factors rounded to 8 bits, where it has AMX,
-    /// AVX512_BF16 or, of 64-bit ARM, FEAT_BF16; or int8 for those of linear layers as whole numbers, where it has AVX2 or
-    /// ARM's dot product: other pictures, and faster (docs/precision.md) [default: f32]
-    #[arg(long, value_name = "f32|bf16|int8", env = Precision::variable(), hide_env_values = true)]
-    pub precision: Option<Precision>,
+    #[command(flatten)]
+    pub computing: Computing,
 }
 
 impl Places {
     /// The device, and how it computes where that is not f32.
     pub fn device_in_words(&self) -> String {
-        match self.precision {
+        match self.computing.precision {
             Some(rounded @ (Precision::Bf16 | Precision::Int8)) => {
                 format!("{} with products in {}", self.device.0, rounded.name())
             }
@@ -381,112 +380,4 @@ pub struct CheckPlugin {
     /// Check in this very process, which the library may crash, and report to the one that watches
     #[arg(long, hide = true)]
     pub here: bool,
-}
-
-/// A device by the name that nodes are told: "cpu", "cuda:0".
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Device(pub String);
-
-impl FromStr for Device {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let number = match text {
-            "cpu" => return Ok(Self("cpu".into())),
-            "cuda" => Some("0"),
-            text => text.strip_prefix("cuda:"),
-        };
-        match number.and_then(|number| number.parse::<u16>().ok()) {
-            Some(number) => Ok(Self(format!("cuda:{number}"))),
-            None => Err("a device is cpu, cuda or cuda:N".into()),
-        }
-    }
-}
-
-/// What the factors of matrix products are rounded to on the CPU. Node libraries are told by the environment
-/// ([`Precision::VARIABLE`]), since it is the processes that compute which have it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Precision {
-    F32,
-    Bf16,
-    /// Of linear layers alone.
-    Int8,
-}
-
-impl Precision {
-    pub const VARIABLE: &str = "KOSMOGRAPH_PRECISION";
-
-    /// The variable, unless it is there and empty, which says as little as none.
-    fn variable() -> Option<&'static str> {
-        let is_empty = std::env::var_os(Self::VARIABLE).is_some_and(|value| value.is_empty());
-        (!is_empty).then_some(Self::VARIABLE)
-    }
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-            Self::Int8 => "int8",
-        }
-    }
-}
-
-impl FromStr for Precision {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "f32" => Ok(Self::F32),
-            "bf16" if has_bf16() => Ok(Self::Bf16),
-            "bf16" => Err("this processor has no products of bf16 (AMX, AVX512_BF16 or, of \
-                           64-bit ARM, FEAT_BF16); without --precision all is computed in f32"
-                .into()),
-            "int8" if has_int8() => Ok(Self::Int8),
-            "int8" => Err("this processor has no products of int8 (AVX2 or ARM's dot product); \
-                           without --precision all is computed in f32"
-                .into()),
-            _ => Err("a precision is f32, bf16 or int8".into()),
-        }
-    }
-}
-
-/// AMX comes with AVX512_BF16.
-fn has_bf16() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512bf16");
-    #[cfg(target_arch = "aarch64")]
-    return std::arch::is_aarch64_feature_detected!("bf16");
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    false
-}
-
-fn has_int8() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return is_x86_feature_detected!("avx2")
-        && is_x86_feature_detected!("fma")
-        && is_x86_feature_detected!("f16c");
-    #[cfg(target_arch = "aarch64")]
-    return std::arch::is_aarch64_feature_detected!("dotprod");
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    false
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn precisions() {
-        assert_eq!("f32".parse(), Ok(Precision::F32));
-        assert_eq!("bf16".parse::<Precision>().is_ok(), has_bf16());
-        assert_eq!("int8".parse::<Precision>().is_ok(), has_int8());
-        assert!("int4".parse::<Precision>().is_err_and(|error| error.contains("bf16 or int8")));
-    }
-
-    #[test]
-    fn devices() {
-        assert_eq!("cuda".parse(), Ok(Device("cuda:0".into())));
-        assert_eq!("cuda:3".parse(), Ok(Device("cuda:3".into())));
-        assert!("cuda:x".parse::<Device>().is_err() && "gpu".parse::<Device>().is_err());
-    }
 }

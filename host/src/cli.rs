@@ -11,7 +11,7 @@ mod sweep;
 mod train;
 mod work;
 
-use crate::args::{Command, Precision};
+use crate::args::{Command, Computing};
 use crate::events::{Event, Listener};
 use crate::problem::Kind;
 use crate::progress::{JsonLines, LogWriter, Show, Terminal};
@@ -108,14 +108,14 @@ fn eprintln_or_nothing(line: &str) {
 fn setup(
     screen: &MultiProgress,
     memory_limit: Option<u64>,
-    precision: Option<Precision>,
+    computing: Computing,
 ) -> std::io::Result<Setup> {
     let screen = screen.clone();
     let stderr = Arc::new(move |bytes: &[u8]| {
         let _ = LogWriter(screen.clone()).write_all(bytes);
     });
     let program = std::env::current_exe()?;
-    Ok(Setup { program, memory_limit, stderr, precision, sandbox: None })
+    Ok(Setup { program, memory_limit, stderr, computing, sandbox: None })
 }
 
 /// The host's own diagnostics go to standard error, as much as KOSMOGRAPH_LOG or RUST_LOG says.

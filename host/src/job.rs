@@ -65,11 +65,7 @@ impl Surroundings {
                 searched.join(", ")
             )));
         }
-        if places.device.0 != "cpu" && places.precision.is_some() {
-            let sentence =
-                "--precision is for the processor; a card computes in the models' own type";
-            return Err(arguments(sentence.to_owned()));
-        }
+        places.computing.check(&places.device).map_err(|said| arguments(said.to_owned()))?;
         Ok(Self { folders, libraries: Arc::new(libraries), device: places.device.0.clone() })
     }
 }

@@ -10,7 +10,7 @@ mod track;
 pub use child::Stderr;
 pub(crate) use child::pass_on;
 
-use crate::args::Precision;
+use crate::args::Computing;
 use crate::ask::{self, Answer, Answers, Memo, OfStep};
 use crate::catalogue::Catalogue;
 use crate::checks;
@@ -49,8 +49,8 @@ pub struct Setup {
     pub memory_limit: Option<u64>,
     /// Where what workers print goes.
     pub stderr: Stderr,
-    /// What its products of matrices take; `None` is what the environment says.
-    pub precision: Option<Precision>,
+    /// How its libraries compute, as far as it was said.
+    pub computing: Computing,
     /// What a worker may touch; `None` is whatever this process may.
     pub sandbox: Option<Sandbox>,
 }
@@ -498,7 +498,7 @@ mod tests {
             program,
             memory_limit: None,
             stderr: Arc::new(|_| ()),
-            precision: None,
+            computing: Computing::default(),
             sandbox: None,
         });
         let task = Task {

@@ -67,6 +67,14 @@ fn what_cannot_be_is_refused() {
         .expect_code(2)
         .stderr_contains("--precision is for the processor");
     run("f32", folder.path()).env("KOSMOGRAPH_PRECISION", "f8").expect_success();
+    run("f32", folder.path())
+        .args(["--gpu-weights", "2G"])
+        .expect_code(2)
+        .stderr_contains("--gpu-weights is for a GPU");
+    run("f32", folder.path())
+        .args(["--gpu-weights", "half"])
+        .expect_code(2)
+        .stderr_contains("3.5GB (of 1000), or 0");
     let path = repository().join("workflows/text.json");
     Run::new("run")
         .with_plugins()

@@ -58,7 +58,7 @@ fn models_stay_loaded_from_one_job_to_the_next() {
         program: kosmograph(),
         memory_limit: None,
         stderr: Arc::new(|_| ()),
-        precision: None,
+        computing: kosmograph::args::Computing::default(),
         sandbox: None,
     });
     let cancel = AtomicBool::new(false);

@@ -12,7 +12,7 @@ use crate::metrics::Metrics;
 use crate::queue::Queue;
 use crate::routes::{self, Existing};
 use crate::webhook::Webhooks;
-use kosmograph::args::Precision;
+use kosmograph::args::Computing;
 use kosmograph::job::Surroundings;
 use kosmograph::plan::{Key, KeyMap};
 use kosmograph::supervisor::{Supervisor, Vitals};
@@ -31,8 +31,8 @@ pub struct Options {
     pub budget: u64,
     /// The most private memory of a worker, in bytes.
     pub memory_limit: Option<u64>,
-    /// What products of matrices take, where that was said.
-    pub precision: Option<Precision>,
+    /// How node libraries compute, as far as it was said.
+    pub computing: Computing,
     /// Whether jobs that do not say it want pictures of what is being made.
     pub previews: bool,
     /// Whether workers are confined.

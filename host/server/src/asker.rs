@@ -26,7 +26,7 @@ pub fn ask(app: &App, plan: &Plan, catalogue: &Catalogue) -> Option<Answers> {
             program: std::env::current_exe().unwrap_or_default(),
             memory_limit: app.options.memory_limit,
             stderr: Arc::new(|_| ()),
-            precision: app.options.precision,
+            computing: app.options.computing,
             sandbox: app.options.sandbox.then(|| sandbox(app)),
         })),
     };

@@ -42,9 +42,9 @@ pub fn work(app: &Arc<App>, number: usize, program: PathBuf) {
     let memory_limit = app.options.memory_limit;
     let sandbox = app.options.sandbox.then(|| sandbox(app));
     let mut confined = sandbox.clone();
-    let precision = app.options.precision;
+    let computing = app.options.computing;
     let mut supervisor =
-        Supervisor::new(Setup { program, memory_limit, stderr, precision, sandbox });
+        Supervisor::new(Setup { program, memory_limit, stderr, computing, sandbox });
     app.vitals.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(supervisor.vitals());
     // So that the first job need not wait; where it fails, that job says why.
     if let Err(error) = supervisor.start() {

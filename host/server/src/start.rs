@@ -405,7 +405,7 @@ fn options(args: &Serve, state: &Path, confined: bool) -> Result<Options, String
     Ok(Options {
         budget,
         memory_limit,
-        precision: args.places.precision,
+        computing: args.places.computing,
         previews: args.previews,
         sandbox: confined,
         job_timeout: args.job_timeout.map(Duration::from_secs),

@@ -126,7 +126,7 @@ fn options(args: &Worker, confined: bool) -> Options {
     Options {
         budget,
         memory_limit,
-        precision: args.places.precision,
+        computing: args.places.computing,
         previews: args.previews,
         sandbox: confined,
         job_timeout: args.job_timeout.map(Duration::from_secs),

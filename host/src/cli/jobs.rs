@@ -75,7 +75,7 @@ pub fn jobs(args: &args::Jobs, listener: &'static dyn Listener, screen: &MultiPr
     {
         return refuse(listener, Kind::Arguments, &error.to_string());
     }
-    let setup = match setup(screen, args.memory_limit.map(Budget::bytes), args.places.precision) {
+    let setup = match setup(screen, args.memory_limit.map(Budget::bytes), args.places.computing) {
         Ok(setup) => setup,
         Err(error) => {
             let sentence = format!("the program's own file cannot be found: {error}");

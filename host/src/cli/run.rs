@@ -2,7 +2,7 @@
 
 use super::list::print;
 use super::{Exit, lock, refuse, setup, sheet, sweep};
-use crate::args;
+use crate::args::{self, Computing};
 use crate::ask::{Answers, Memo};
 use crate::catalogue::Catalogue;
 use crate::changes::Seeds;
@@ -125,7 +125,7 @@ fn run_with(
         return refuse(listener, Kind::Arguments, &sentence);
     }
     let mut worker = match (!args.in_process)
-        .then(|| setup(screen, memory_limit(args), args.workflow.places.precision))
+        .then(|| setup(screen, memory_limit(args), args.workflow.places.computing))
         .transpose()
     {
         Ok(setup) => setup.map(|setup| Runner::Worker(Supervisor::new(setup))),
@@ -267,7 +267,7 @@ pub fn check(workflow: &args::Workflow, listener: &dyn Listener, screen: &MultiP
         }
     };
     let (mut supervisor, go_on) =
-        (setup(screen, None, None).map(Supervisor::new), AtomicBool::new(false));
+        (setup(screen, None, Computing::default()).map(Supervisor::new), AtomicBool::new(false));
     let mut memo = Memo::new();
     let mut ask = |plan: &Plan, catalogue: &Catalogue| {
         let supervisor = supervisor.as_mut().ok()?;

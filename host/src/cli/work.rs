@@ -1,7 +1,7 @@
 //! What a library does beside nodes, in a worker: what `convert`, `train` and `evaluate` share.
 
 use super::{Exit, refuse, setup};
-use crate::args::Precision;
+use crate::args::{Computing, Precision};
 use crate::events::{Event, Level, Listener};
 use crate::interrupt;
 use crate::libraries::Libraries;
@@ -31,7 +31,8 @@ pub(super) fn work<const N: usize>(
         listener.event(&Event::log(Level::Warning, failed.reason.as_str()));
     }
     // Gradients and figures are f32's, whatever pictures are drawn in.
-    let setup = match setup(screen, None, Some(Precision::F32)) {
+    let computing = Computing { precision: Some(Precision::F32), ..Computing::default() };
+    let setup = match setup(screen, None, computing) {
         Ok(setup) => setup,
         Err(error) => return refuse(&format!("the program's own file cannot be found: {error}")),
     };

@@ -1,7 +1,6 @@
 //! One worker process: its pipes, its last words, its end.
 
 use super::Setup;
-use crate::args::Precision;
 use crate::process::{self, NO_MEMORY, NO_THREAD};
 use crate::wire::{Command, Report};
 use crate::worker::PIPE_LOST;
@@ -61,9 +60,7 @@ impl Child {
             command.arg("--confined");
             process::keep_secrets(&mut command);
         }
-        if let Some(precision) = setup.precision {
-            command.env(Precision::VARIABLE, precision.name());
-        }
+        setup.computing.tell(&mut command);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // A group of its own: whatever a library forks ends with the worker.
         command.process_group(0);

@@ -339,6 +339,42 @@ mod tests {
         Ok(())
     }
 
+    /// A card with room for the first of two layers: neither it nor its changed form takes more, and a LoRA gives what it gives
+    /// where all is kept.
+    #[test]
+    fn what_finds_no_room_is_copied_at_each_use() -> Result<()> {
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            let tensor = |shape: &[usize]| filled(shape, 0.125).to_dtype(dtype);
+            let tensors = [
+                ("a.weight".into(), tensor(&[3, 4])?),
+                ("b.weight".into(), tensor(&[5, 2, 1, 1])?),
+            ];
+            let weights = Weights::from_tensors("w", tensors.into(), &Device::Cpu);
+            let weights = weights.with_room(12 * dtype.size_in_bytes());
+            let base = Adapted::open(weights.clone(), &[], pair)?;
+            let (a, _) = base.with(&layers("a", 3, 4, 0.5)?, -2.0)?;
+            let (both, _) = a.with(&layers("b", 5, 2, 1.0)?, 1.0)?;
+            let (network, changed) = (base.get()?, both.get()?);
+            let places = |pair: &[Weight; 2]| pair.each_ref().map(Weight::has_place);
+            assert_eq!((places(&network), places(&changed)), ([true, false], [false, false]));
+            assert!(network[1].is_made_late() && changed.iter().all(Weight::is_made_late));
+            assert_eq!(network.each_ref().map(Weight::dtype), [dtype; 2]);
+            assert_eq!((value(&network[0])?, value(&network[1])?), (0.125, 0.125));
+            assert_eq!((value(&changed[0])?, value(&changed[1])?), (-0.125, 0.375));
+            let flat = network[1].clone().reshape((5, 2))?;
+            assert_eq!((flat.dims(), value(&flat)?), (&[5, 2][..], 0.125));
+            assert!(network[1].clone().reshape((5, 3)).is_err());
+            // Nobody has the room as long as anybody has the layer, and then the next one has it.
+            base.release();
+            a.release();
+            both.release();
+            assert!(!pair(&weights)?[0].has_place());
+            drop((network, changed, flat));
+            assert!(pair(&weights)?[0].has_place());
+        }
+        Ok(())
+    }
+
     #[test]
     fn halves_are_changed_when_they_are_used() -> Result<()> {
         for dtype in [DType::F16, DType::BF16] {

@@ -4,6 +4,7 @@
 //! every value are checked before a model sees a tensor, and [`Weights::finish`] finds tensors that
 //! no part of the model asked for: together they prove that the file is this model's.
 
+mod on_gpu;
 mod refusal;
 mod scales;
 mod source;
@@ -19,6 +20,7 @@ use candle_core::{DType, Device, Shape, Tensor};
 
 use crate::error::{Error, Result};
 use crate::files::packed::{Format, Packed, Scale};
+use on_gpu::Room;
 pub use source::Part;
 use source::Source;
 
@@ -35,6 +37,8 @@ pub struct Weights {
     device: Device,
     /// What the numbers are rounded to, where they are kept in fewer bits than the file's.
     rounding: Option<Format>,
+    /// The bytes that layers' weights may take on a GPU, where that is not what the environment says.
+    room: Option<Arc<Room>>,
 }
 
 /// Which of a file's types a tensor is handed out in.
@@ -141,7 +145,7 @@ impl Weights {
         let names = names.into_iter().map(full).collect();
         let source = Source::Renamed { source: self.store.source.clone(), names };
         let renamed = Weights::new(self.store.origin.clone(), source, &self.device);
-        Weights { rounding: self.rounding, ..renamed }
+        Weights { rounding: self.rounding, room: self.room.clone(), ..renamed }
     }
 
     /// The same weights with every number rounded to the nearest fp8, those of layers kept so.
@@ -151,6 +155,13 @@ impl Weights {
             Fp8::E5M2 => Format::F8E5M2,
         };
         Weights { rounding: Some(format), ..self.clone() }
+    }
+
+    /// The same weights, of which layers' take at most `bytes` where they compute; the rest stays in main memory and is copied at
+    /// each use. Of a GPU's weights that is what `KOSMOGRAPH_GPU_WEIGHTS` says, for all networks of a library together.
+    #[cfg(test)]
+    pub(crate) fn with_room(&self, bytes: usize) -> Weights {
+        Weights { room: Some(Room::new(bytes)), ..self.clone() }
     }
 
     /// What the header of a safetensors or GGUF file says under `key` of its metadata, where it is text.
@@ -197,7 +208,7 @@ impl Weights {
         let (source, reading) = (Arc::new(Source::Tensors(tensors)), Reading::Again);
         let origin = origin.into();
         let store = Arc::new(Store { origin, source, reading, low_rank, read: Mutex::default() });
-        Weights { store, prefix: String::new(), device: device.clone(), rounding: None }
+        Weights { store, prefix: String::new(), device: device.clone(), rounding: None, room: None }
     }
 
     /// What is trained beside the weight `name`, if something is.
@@ -209,7 +220,7 @@ impl Weights {
         let (source, reading) = (Arc::new(source), Reading::Numbers);
         let (low_rank, read) = (HashMap::new(), Mutex::default());
         let store = Arc::new(Store { origin, source, reading, low_rank, read });
-        Weights { store, prefix: String::new(), device: device.clone(), rounding: None }
+        Weights { store, prefix: String::new(), device: device.clone(), rounding: None, room: None }
     }
 
     /// The same weights under the prefix `prefix`, to be read in another way and from the beginning.
@@ -399,7 +410,8 @@ impl Weights {
             _ => {
                 let weight = self.stored_weight(&full, stored)?;
                 let is_new = !matches!(self.store.reading, Reading::Again);
-                let weight = self.kept(&full, weight, kept, is_new)?;
+                let room = if let Keep::Stored = keep { self.room()? } else { None };
+                let weight = self.kept(&full, weight, (kept, room), is_new)?;
                 // Some files leave ones out of a shape, or have more of them.
                 weight.reshape(expected)?
             }
@@ -414,8 +426,8 @@ impl Weights {
     /// A tensor as the file has it, rounded where that is asked for.
     fn stored_weight(&self, full: &str, stored: Numbers) -> Result<Weight> {
         let source = &self.store.source;
-        if let Some(changed) = source.changed_late(full) {
-            return Ok(changed);
+        if let Some(weight) = source.as_it_is(full) {
+            return Ok(weight);
         }
         let dtype = match stored {
             Numbers::Packed(format) => {
@@ -440,15 +452,22 @@ impl Weights {
         })
     }
 
-    /// `weight` in the type it is kept in, where it computes; looked at where it `is_new`.
-    fn kept(&self, full: &str, weight: Weight, kept: Numbers, is_new: bool) -> Result<Weight> {
+    /// `weight` in the type it is kept in, where it computes, or in main memory where there is no room for it; looked at where it
+    /// `is_new`.
+    fn kept(
+        &self,
+        full: &str,
+        weight: Weight,
+        (kept, room): (Numbers, Option<Arc<Room>>),
+        is_new: bool,
+    ) -> Result<Weight> {
         if let (Some(packed), true) = (weight.as_packed(), is_new)
             && let Some((index, value)) = packed.not_finite()
         {
             return Err(self.not_finite(full, index, value));
         }
         let Numbers::Plain(dtype) = kept else { return Ok(weight) };
-        if weight.is_changed_late() {
+        if weight.is_made_late() || weight.has_place() {
             // Made here, it would be kept.
             return Ok(weight);
         }
@@ -456,7 +475,21 @@ impl Weights {
         if is_new {
             self.check_finite(full, &tensor)?;
         }
+        if let (Some(room), true) = (room, tensor.device().is_cpu()) {
+            return Ok(match room.place(tensor.elem_count() * dtype.size_in_bytes()) {
+                Some(place) => Weight::placed(tensor.to_device(&self.device)?, place),
+                None => Weight::copied(tensor, &self.device),
+            });
+        }
         Ok(tensor.to_device(&self.device)?.into())
+    }
+
+    /// The room for a layer's weights where they compute, if that is bounded.
+    fn room(&self) -> Result<Option<Arc<Room>>> {
+        match &self.room {
+            None if self.device.is_cuda() => Room::of_the_environment(),
+            room => Ok(room.clone()),
+        }
     }
 
     /// The one number of the tensor `name`, of any type.

@@ -292,11 +292,12 @@ impl Source {
         }
     }
 
-    /// A weight that is changed each time it is used, as it is.
-    pub(super) fn changed_late(&self, name: &str) -> Option<Weight> {
+    /// A weight that is changed or copied each time it is used, or that has a place on a GPU, as it is.
+    pub(super) fn as_it_is(&self, name: &str) -> Option<Weight> {
         match self {
             Source::Tensors(tensors) => {
-                tensors.get(name).filter(|weight| weight.is_changed_late()).cloned()
+                let stays = |weight: &&Weight| weight.is_made_late() || weight.has_place();
+                tensors.get(name).filter(stays).cloned()
             }
             _ => None,
         }

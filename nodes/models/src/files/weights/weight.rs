@@ -5,27 +5,32 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Result as CandleResult, Shape, Tensor};
 
+use super::on_gpu::Place;
 use crate::files::packed::Packed;
 
-/// The weight of a linear layer or a convolution: a tensor, or numbers in fewer bits that are widened each
-/// time the layer computes, so that a model is in memory as its file has it and one layer of it wide.
-/// Cloning is cheap.
+/// The weight of a linear layer or a convolution: a tensor; numbers in fewer bits that are widened each
+/// time the layer computes, so that a model is in memory as its file has it and one layer of it wide; or one in main
+/// memory that goes to a GPU each time the layer computes. Cloning is cheap.
 #[derive(Clone)]
 pub struct Weight(Kept);
 
 #[derive(Clone)]
 enum Kept {
-    Tensor(Tensor),
+    Tensor(Tensor, Option<Arc<Place>>),
     Packed {
         packed: Arc<Packed>,
         /// What is done to the wide numbers, which have the shape of the file.
         change: Option<Arc<Change>>,
         shape: Shape,
     },
-    /// f16 or bf16 that are changed each time they are used.
-    Changed {
+    /// f16 or bf16 that are changed each time they are used, what goes to a GPU each time, and what is changed there where there
+    /// is no room for a changed copy.
+    Made {
         tensor: Tensor,
-        change: Arc<Change>,
+        place: Option<Arc<Place>>,
+        /// Where it is changed and used.
+        device: Device,
+        change: Option<Arc<Change>>,
         shape: Shape,
     },
 }
@@ -38,13 +43,24 @@ impl Weight {
         Weight(Kept::Packed { packed, change: None, shape })
     }
 
-    /// The numbers as a kernel takes them: the tensor itself, or f32 that are made now.
+    /// One that stays on the GPU where it is, in a place that others do not have as long.
+    pub(super) fn placed(tensor: Tensor, place: Place) -> Weight {
+        Weight(Kept::Tensor(tensor, Some(Arc::new(place))))
+    }
+
+    /// One that stays in main memory, where it is, and is copied to `device` each time it is used.
+    pub(super) fn copied(tensor: Tensor, device: &Device) -> Weight {
+        let shape = tensor.shape().clone();
+        Weight(Kept::Made { tensor, place: None, device: device.clone(), change: None, shape })
+    }
+
+    /// The numbers as a kernel takes them: the tensor itself, f32 that are made now, or a copy on the GPU.
     ///
     /// # Errors
     /// There is not the memory for them.
     pub fn tensor(&self) -> CandleResult<Tensor> {
         match &self.0 {
-            Kept::Tensor(tensor) => Ok(tensor.clone()),
+            Kept::Tensor(tensor, _) => Ok(tensor.clone()),
             Kept::Packed { packed, change, shape } => {
                 let wide = packed.widen()?;
                 let changed = match change {
@@ -53,7 +69,14 @@ impl Weight {
                 };
                 changed.reshape(shape)
             }
-            Kept::Changed { tensor, change, shape } => change(tensor.clone())?.reshape(shape),
+            Kept::Made { tensor, device, change, shape, .. } => {
+                let there = tensor.to_device(device)?;
+                let made = match change {
+                    Some(change) => change(there)?,
+                    None => there,
+                };
+                made.reshape(shape)
+            }
         }
     }
 
@@ -67,7 +90,7 @@ impl Weight {
             return Ok(self);
         }
         Ok(Weight(match self.0 {
-            Kept::Tensor(tensor) => Kept::Tensor(tensor.reshape(shape)?),
+            Kept::Tensor(tensor, place) => Kept::Tensor(tensor.reshape(shape)?, place),
             Kept::Packed { packed, change, .. } => {
                 let numbers: usize = packed.shape().iter().product();
                 if shape.elem_count() != numbers {
@@ -75,30 +98,34 @@ impl Weight {
                 }
                 Kept::Packed { packed, change, shape }
             }
-            Kept::Changed { tensor, change, .. } => {
+            Kept::Made { tensor, place, device, change, .. } => {
                 if shape.elem_count() != tensor.elem_count() {
                     let numbers = tensor.elem_count();
                     candle_core::bail!("{numbers} numbers do not fill the shape {shape:?}");
                 }
-                Kept::Changed { tensor, change, shape }
+                Kept::Made { tensor, place, device, change, shape }
             }
         }))
     }
 
-    /// The same with `change`, which gives f32, made each time the numbers are asked for: of the wide ones, or of a tensor
-    /// in f16 or bf16. Nothing where they are f32 or lie on a GPU: of those a changed copy can be kept.
+    /// The same with `change`, which gives f32, made each time the numbers are asked for: of the wide ones, of a tensor
+    /// in f16 or bf16, and on a GPU where the room for weights is bounded. Nothing where they are f32 or lie on a GPU: of those a
+    /// changed copy can be kept.
     pub fn with_change(
         &self,
         change: impl Fn(Tensor) -> CandleResult<Tensor> + Send + Sync + 'static,
     ) -> Option<Weight> {
         match &self.0 {
-            Kept::Tensor(tensor)
-                if tensor.device().is_cpu()
-                    && matches!(tensor.dtype(), DType::F16 | DType::BF16) =>
+            Kept::Tensor(tensor, place)
+                if place.is_some()
+                    || tensor.device().is_cpu()
+                        && matches!(tensor.dtype(), DType::F16 | DType::BF16) =>
             {
-                Some(Weight(Kept::Changed {
+                Some(Weight(Kept::Made {
                     tensor: tensor.clone(),
-                    change: Arc::new(change),
+                    place: place.clone(),
+                    device: tensor.device().clone(),
+                    change: Some(Arc::new(change)),
                     shape: tensor.shape().clone(),
                 }))
             }
@@ -107,47 +134,58 @@ impl Weight {
                 change: Some(after(first.clone(), change)),
                 shape: shape.clone(),
             })),
-            Kept::Changed { tensor, change: first, shape } => Some(Weight(Kept::Changed {
-                tensor: tensor.clone(),
-                change: after(Some(first.clone()), change),
-                shape: shape.clone(),
-            })),
-            Kept::Tensor(_) => None,
+            Kept::Made { tensor, place, device, change: first, shape } => {
+                Some(Weight(Kept::Made {
+                    tensor: tensor.clone(),
+                    place: place.clone(),
+                    device: device.clone(),
+                    change: Some(after(first.clone(), change)),
+                    shape: shape.clone(),
+                }))
+            }
+            Kept::Tensor(..) => None,
         }
     }
 
-    /// Whether it is kept in fewer bits than its numbers have once they are changed.
-    pub(super) fn is_changed_late(&self) -> bool {
-        matches!(self.0, Kept::Changed { .. } | Kept::Packed { change: Some(_), .. })
+    /// Whether what is kept is not yet what a kernel takes, for another reason than its few bits: it is changed first, or copied
+    /// to a GPU.
+    pub(crate) fn is_made_late(&self) -> bool {
+        matches!(self.0, Kept::Made { .. } | Kept::Packed { change: Some(_), .. })
+    }
+
+    /// Whether it has a place on a GPU.
+    pub(crate) fn has_place(&self) -> bool {
+        matches!(self.0, Kept::Tensor(_, Some(_)))
     }
 
     /// What it is kept as, where that are fewer bits than a kernel takes.
     pub(super) fn as_packed(&self) -> Option<&Arc<Packed>> {
         match &self.0 {
             Kept::Packed { packed, .. } => Some(packed),
-            Kept::Tensor(_) | Kept::Changed { .. } => None,
+            Kept::Tensor(..) | Kept::Made { .. } => None,
         }
     }
 
     pub fn dims(&self) -> &[usize] {
         match &self.0 {
-            Kept::Tensor(tensor) => tensor.dims(),
-            Kept::Packed { shape, .. } | Kept::Changed { shape, .. } => shape.dims(),
+            Kept::Tensor(tensor, _) => tensor.dims(),
+            Kept::Packed { shape, .. } | Kept::Made { shape, .. } => shape.dims(),
         }
     }
 
     /// The type of [`Weight::tensor`].
     pub fn dtype(&self) -> DType {
         match &self.0 {
-            Kept::Tensor(tensor) => tensor.dtype(),
-            Kept::Packed { .. } | Kept::Changed { .. } => DType::F32,
+            Kept::Tensor(tensor, _) | Kept::Made { tensor, change: None, .. } => tensor.dtype(),
+            Kept::Packed { .. } | Kept::Made { .. } => DType::F32,
         }
     }
 
     /// Where [`Weight::tensor`] is.
     pub fn device(&self) -> &Device {
         match &self.0 {
-            Kept::Tensor(tensor) | Kept::Changed { tensor, .. } => tensor.device(),
+            Kept::Tensor(tensor, _) => tensor.device(),
+            Kept::Made { device, .. } => device,
             Kept::Packed { .. } => &Device::Cpu,
         }
     }
@@ -166,14 +204,14 @@ fn after(
 
 impl From<Tensor> for Weight {
     fn from(tensor: Tensor) -> Weight {
-        Weight(Kept::Tensor(tensor))
+        Weight(Kept::Tensor(tensor, None))
     }
 }
 
 impl fmt::Debug for Weight {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            Kept::Tensor(tensor) | Kept::Changed { tensor, .. } => {
+            Kept::Tensor(tensor, _) | Kept::Made { tensor, .. } => {
                 write!(f, "Weight({:?}, {:?})", tensor.dims(), tensor.dtype())
             }
             Kept::Packed { packed, shape, .. } => {
