@@ -317,6 +317,10 @@ pub(crate) trait Vector: Copy {
     #[inline(always)]
     unsafe fn prefetch_to_write(_at: *mut f32) {}
 
+    /// Has the cache line of `at` fetched to the second-level cache, to be read soon. What lies there need not be readable.
+    #[inline(always)]
+    unsafe fn prefetch(_at: *const u8) {}
+
     /// Runs a kernel as a function of its own: what is large and called from many places is compiled once.
     unsafe fn apart<K: Kernel>(kernel: K) -> K::Output;
 
@@ -346,7 +350,7 @@ pub(crate) trait Vector: Copy {
 }
 
 /// The values of the widest vector.
-const MOST_LANES: usize = 16;
+pub(crate) const MOST_LANES: usize = 16;
 
 /// The same pointer, of which the compiler knows nothing.
 #[inline(always)]

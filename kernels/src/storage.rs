@@ -61,6 +61,15 @@ impl<'a> WeightValues<'a> {
         }
     }
 
+    /// Where the values begin, and the bytes of each.
+    pub(crate) fn bytes(self) -> (*const u8, usize) {
+        match self {
+            WeightValues::F32(values) => (values.as_ptr().cast(), size_of::<f32>()),
+            WeightValues::F16(values) => (values.as_ptr().cast(), size_of::<f16>()),
+            WeightValues::BF16(values) => (values.as_ptr().cast(), size_of::<bf16>()),
+        }
+    }
+
     /// Fills `wide` with the values from number `start` on, with the caller's instructions: within a kernel, where a
     /// call for each few values would cost more than they do.
     #[inline(always)]

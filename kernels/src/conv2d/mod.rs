@@ -10,6 +10,7 @@ mod cuda;
 #[cfg(any(feature = "cuda", test))]
 mod cudnn;
 mod doubled;
+mod few_outputs;
 mod of_weight;
 mod runs;
 mod winograd;
@@ -130,6 +131,7 @@ impl Conv2d {
                 let kernels = winograd::Kernels { values: weight, are_turned: false };
                 winograd::conv2d(isa, x.into(), kernels, added, sizes, side)
             }
+            None if few_outputs::pays(sizes) => few_outputs::conv2d(isa, x, weight, added, sizes),
             None => cpu::conv2d(isa, x, weight, added, sizes),
         };
         Ok((CpuStorage::F32(y), Shape::from(shape)))

@@ -19,6 +19,18 @@ impl Columns for Transposed<'_> {
     }
 
     #[inline(always)]
+    fn prefetch<V: Vector>(&self, k: Range<usize>, n: Range<usize>) {
+        let (start, size) = self.values.bytes();
+        for row in n {
+            for at in ((row * self.k + k.start) * size..(row * self.k + k.end) * size).step_by(LINE)
+            {
+                // SAFETY: the processor has V; nothing is read.
+                unsafe { V::prefetch(start.wrapping_add(at)) };
+            }
+        }
+    }
+
+    #[inline(always)]
     fn pack<V: Vector>(&self, k: Range<usize>, n: Range<usize>, width: usize, panel: &mut [f32]) {
         let depth = k.len();
         match self.values {
@@ -49,6 +61,9 @@ impl Columns for Transposed<'_> {
         }
     }
 }
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
 
 /// Values that are widened at once: 32 columns of 128.
 const WIDE: usize = 4096;
@@ -101,7 +116,18 @@ impl Columns for Plain<'_> {
         for (row, panel) in k.zip(panel.chunks_exact_mut(width)) {
             let from = &self.values[row * self.stride..][n.clone()];
             let (values, rest) = panel.split_at_mut(n.len());
-            values.copy_from_slice(from);
+            // A whole row of a panel is a vector or three: a call that copies it would cost more.
+            match values.len().is_multiple_of(V::LANES) {
+                true => {
+                    for (to, from) in
+                        values.chunks_exact_mut(V::LANES).zip(from.chunks_exact(V::LANES))
+                    {
+                        // SAFETY: a vector's values, in both; the processor has V.
+                        unsafe { V::load(from.as_ptr()).store(to.as_mut_ptr()) };
+                    }
+                }
+                false => values.copy_from_slice(from),
+            }
             rest.fill(0.0);
         }
     }

@@ -34,6 +34,12 @@ pub(crate) trait Columns: Sync {
     /// To be `#[inline(always)]`.
     fn pack<V: Vector>(&self, k: Range<usize>, n: Range<usize>, width: usize, panel: &mut [f32]);
 
+    /// Has the rows `k` of the columns `n` fetched to a second-level cache, where they come from memory: they are packed soon.
+    ///
+    /// To be `#[inline(always)]`.
+    #[inline(always)]
+    fn prefetch<V: Vector>(&self, _k: Range<usize>, _n: Range<usize>) {}
+
     /// Where the columns lie in memory one after the other: all of them from the first value on, and how far two are apart.
     #[inline(always)]
     fn rows_of_columns(&self) -> Option<(WeightValues<'_>, usize)> {
@@ -106,7 +112,17 @@ impl<B: Columns> Kernel for Product<'_, B> {
                 {
                     b.pack::<V>(p..p_end, i..j_end.min(i + width), width, panel);
                 }
+                // What is packed next comes from memory while this is multiplied, some of it with each strip of rows.
+                let next = if p_end < k {
+                    (p_end..k.min(p_end + k_block), j..j_end)
+                } else {
+                    (0..k_block, j_end..n.end.min(j_end + N_BLOCK))
+                };
+                let strips = m.div_ceil(V::TILE_ROWS);
                 for row in (0..m).step_by(V::TILE_ROWS) {
+                    let (strip, (next_k, next_n)) = (row / V::TILE_ROWS, next.clone());
+                    let part = |strip: usize| next_n.start + next_n.len() * strip / strips;
+                    b.prefetch::<V>(next_k, part(strip)..part(strip + 1));
                     let rows = V::TILE_ROWS.min(m - row);
                     for (column, panel) in
                         (j..j_end).step_by(width).zip(scratch.chunks(depth.max(1) * width))

@@ -155,6 +155,14 @@ impl Vector for float32x4_t {
     }
 
     #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        // As above.
+        unsafe {
+            asm!("prfm pldl2keep, [{}]", in(reg) at, options(readonly, nostack, preserves_flags))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn apart<K: Kernel>(kernel: K) -> K::Output {
         unsafe { neon_apart(kernel) }
     }

@@ -85,6 +85,11 @@ macro_rules! vector {
             }
 
             #[inline(always)]
+            unsafe fn prefetch(at: *const u8) {
+                unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
+            }
+
+            #[inline(always)]
             unsafe fn apart<K: Kernel>(kernel: K) -> K::Output {
                 unsafe { $apart(kernel) }
             }

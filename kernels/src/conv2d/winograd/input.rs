@@ -4,7 +4,7 @@ use std::array::from_fn;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::scheme::{MOST_INPUTS, Scheme};
+use super::scheme::Scheme;
 use super::{Panels, Tiles};
 use crate::conv2d::cpu::Sizes;
 use crate::conv2d::runs::Run;
@@ -37,7 +37,7 @@ impl<'a> Picture<'a> {
 
     /// Row `row`, which may lie without, with a zero before it and zeros after it, from column `first` on.
     #[inline(always)]
-    fn line(
+    fn line<V: Vector>(
         self,
         (plane, width): (&[f32], usize),
         row: usize,
@@ -49,7 +49,7 @@ impl<'a> Picture<'a> {
         let row = if row < s.height { &plane[at * width..][..width] } else { &[] };
         match self.is_doubled {
             true => padded_doubled(row, first, line),
-            false => padded(row, first, line),
+            false => padded::<V>(row, first, line),
         }
     }
 }
@@ -82,7 +82,7 @@ impl<S: Scheme> Kernel for TransformInput<'_, S> {
             let first = group.start + panel * V::WIDTH;
             let part = first..group.end.min(first + V::WIDTH);
             let vectors = part.len().div_ceil(V::LANES);
-            // d [row, column of the tile, tile]: what the same place of neighbouring tiles holds lies side by side.
+            // d B [row, column, tile]: what the same place of neighbouring tiles holds lies side by side.
             for Run { sample, row: tile_row, column, at, length } in tiles.runs(part) {
                 let plane = x.plane(s, sample, channel);
                 // Where all that is read lies in the picture, it is read there; where a tile reaches over an edge, from a copy.
@@ -98,7 +98,7 @@ impl<S: Scheme> Kernel for TransformInput<'_, S> {
                         Some(inside) => inside,
                         None => {
                             let padded = &mut line[..S::OUTPUTS * length + 2];
-                            x.line(plane, row, s, S::OUTPUTS * column, padded);
+                            x.line::<V>(plane, row, s, S::OUTPUTS * column, padded);
                             &line[..read]
                         }
                     };
@@ -110,17 +110,12 @@ impl<S: Scheme> Kernel for TransformInput<'_, S> {
                 // SAFETY: d has a panel's width for each point; V has room for every panel, and no other task
                 // writes this channel's values.
                 unsafe {
-                    let nothing = V::splat(0.0);
-                    let mut columns = [[nothing; MOST_INPUTS]; MOST_INPUTS];
-                    for (c, column) in columns.iter_mut().enumerate().take(S::INPUTS) {
-                        *column = S::input(from_fn(|r| match r < S::INPUTS {
+                    for c in 0..S::INPUTS {
+                        let column = S::input(from_fn(|r| match r < S::INPUTS {
                             true => V::load(d.as_ptr().add((S::INPUTS * r + c) * d_size + lane)),
-                            false => nothing,
+                            false => V::splat(0.0),
                         }));
-                    }
-                    for r in 0..S::INPUTS {
-                        let row = S::input(from_fn(|c| columns[c][r]));
-                        for (c, value) in row.into_iter().enumerate().take(S::INPUTS) {
+                        for (r, value) in column.into_iter().enumerate().take(S::INPUTS) {
                             value.store(v.at::<V>(S::INPUTS * r + c, panel, channel).add(lane));
                         }
                     }
@@ -130,8 +125,8 @@ impl<S: Scheme> Kernel for TransformInput<'_, S> {
     }
 }
 
-/// What the same place of `length` neighbouring tiles holds in one of their rows, side by side: column c of `line` goes to
-/// `d[c · d_size ..]`.
+/// The row d B of `length` neighbouring tiles, of which `line` is a row of d: what the same place of the tiles holds, side by side,
+/// column c from `d[c · d_size]` on.
 #[inline(always)]
 fn apart<S: Scheme, V: Vector>(line: &[f32], length: usize, d: &mut [f32], d_size: usize) {
     let whole = length.next_multiple_of(V::LANES);
@@ -143,6 +138,18 @@ fn apart<S: Scheme, V: Vector>(line: &[f32], length: usize, d: &mut [f32], d_siz
             let d = &mut d[c * d_size..][..length];
             d.iter_mut().zip(tiles).for_each(|(d, value)| *d = *value);
         }
+        for i in (0..whole).step_by(V::LANES) {
+            // SAFETY: by the asserts. What is multiplied too far is of tiles that come later, or of none.
+            unsafe {
+                let row = S::input(from_fn(|c| match c < S::INPUTS {
+                    true => V::load(d[c * d_size + i..].as_ptr()),
+                    false => V::splat(0.0),
+                }));
+                for (c, value) in row.into_iter().enumerate().take(S::INPUTS) {
+                    value.store(d[c * d_size + i..].as_mut_ptr());
+                }
+            }
+        }
         return;
     }
     for i in (0..whole).step_by(V::LANES) {
@@ -150,7 +157,7 @@ fn apart<S: Scheme, V: Vector>(line: &[f32], length: usize, d: &mut [f32], d_siz
         unsafe {
             let [a, b, c, d_] = V::by_fours(line.as_ptr().add(4 * i));
             let [e, f, ..] = V::by_fours(line.as_ptr().add(4 * (i + 1)));
-            for (column, values) in [a, b, c, d_, e, f].into_iter().enumerate() {
+            for (column, values) in S::input([a, b, c, d_, e, f]).into_iter().enumerate() {
                 values.store(d[column * d_size + i..].as_mut_ptr());
             }
         }
@@ -159,13 +166,29 @@ fn apart<S: Scheme, V: Vector>(line: &[f32], length: usize, d: &mut [f32], d_siz
 
 /// The row with a zero before it and zeros after it, from column `first` on.
 #[inline(always)]
-fn padded(row: &[f32], first: usize, line: &mut [f32]) {
+fn padded<V: Vector>(row: &[f32], first: usize, line: &mut [f32]) {
     let (before, line) = line.split_at_mut(usize::from(first == 0));
     before.fill(0.0);
     let row = &row[(first + before.len()).saturating_sub(1).min(row.len())..];
     let (inside, after) = line.split_at_mut(row.len().min(line.len()));
-    inside.copy_from_slice(&row[..inside.len()]);
+    copy::<V>(&row[..inside.len()], inside);
     after.fill(0.0);
+}
+
+/// Copies as many values, a vector at a time: a call for each few would cost more than they do.
+#[inline(always)]
+fn copy<V: Vector>(from: &[f32], to: &mut [f32]) {
+    assert!(from.len() == to.len());
+    let length = from.len();
+    if length < V::LANES {
+        to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+        return;
+    }
+    // The last vector may hold some of the one before.
+    for i in (0..length).step_by(V::LANES).map(|i| i.min(length - V::LANES)) {
+        // SAFETY: LANES values from i on are there, in both.
+        unsafe { V::load(from.as_ptr().add(i)).store(to.as_mut_ptr().add(i)) };
+    }
 }
 
 /// The same of a row whose values each stand twice, from an even column on.

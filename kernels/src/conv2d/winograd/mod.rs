@@ -31,8 +31,12 @@ use crate::simd::{Isa, Kernel, Vector};
 use crate::storage::WeightValues;
 use crate::{cache, memory};
 
-/// Values of V at once: 32 MiB.
-const GROUP_VALUES: usize = 8 << 20;
+/// Values of V at once where there are tiles enough: 8 MiB, which a third-level cache holds.
+const GROUP_VALUES: usize = 2 << 20;
+/// Tiles of a group for which the weights' transform is little beside what they are multiplied with; so many if they are at most
+/// 32 MiB.
+const GROUP_TILES: usize = 512;
+const MOST_VALUES: usize = 8 << 20;
 /// V's room is a multiple of it, 36 MiB, but where it is small.
 const ROOM: usize = 9 << 20;
 /// Tiles whose products a thread has before it transforms them back: with 48 channels, a second-level cache. Whole panels on every
@@ -152,7 +156,9 @@ fn by<S: Scheme>(isa: Isa, x: Picture, w: Kernels, added: Added, s: Sizes) -> Ve
     let mut y = memory::reserve(values);
     let to = Shared(y.as_mut_ptr());
     let (height, width) = isa.tile();
-    let most = (GROUP_VALUES / (S::POINTS * s.channels) / width).max(2) * width;
+    let of_tile = S::POINTS * s.channels;
+    let most = (GROUP_VALUES / of_tile).max(GROUP_TILES.min(MOST_VALUES / of_tile));
+    let most = (most / width).max(2) * width;
     let groups = tiles.count.div_ceil(most);
     let per_group = tiles.count.div_ceil(groups).next_multiple_of(width);
     let panel_size = s.channels * width + LINE;
