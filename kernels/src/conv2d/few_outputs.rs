@@ -3,7 +3,7 @@
 //! A tile of a product would have three of its eight rows, and nine patches would be written for them to be read once. Here the
 //! sums of all output channels at some pixels stay in registers while input channels go by, and pixels are read where they lie.
 
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 use rayon::prelude::*;
 
@@ -13,8 +13,8 @@ use crate::memory;
 use crate::simd::{Isa, Kernel, MOST_LANES, Vector};
 use crate::storage::WeightValues;
 
-/// The most output channels: with three vectors of pixels each, the sums fill the registers.
-const MOST: usize = 4;
+/// The numbers of output channels: with three vectors of pixels each, the sums fill the registers. Others are compiled for nobody.
+const OUTPUTS: RangeInclusive<usize> = 3..=4;
 /// Output rows of a task.
 const ROWS: usize = 8;
 /// Input channels that go by at once: three rows of each, 512 pixels wide, are 96 KiB.
@@ -23,7 +23,10 @@ const CHANNELS: usize = 16;
 pub(super) fn pays(s: Sizes) -> bool {
     let is_3x3 = (s.kernel_h, s.kernel_w, s.stride, s.padding) == (3, 3, 1, 1);
     // Columns but the first and the last are at least a vector.
-    is_3x3 && s.out_channels <= MOST && s.channels >= CHANNELS && s.width >= MOST_LANES + 2
+    is_3x3
+        && OUTPUTS.contains(&s.out_channels)
+        && s.channels >= CHANNELS
+        && s.width >= MOST_LANES + 2
 }
 
 /// y [B, O, H, W] = w ⋆ x and what is added for x [B, C, H, W], w [O, C, 3, 3], padding 1, where it [`pays`].
@@ -48,8 +51,6 @@ pub(super) fn conv2d(isa: Isa, x: &[f32], w: WeightValues, added: Added, s: Size
         let rows = band * ROWS..s.height.min((band + 1) * ROWS);
         let weights = &weights;
         match s.out_channels {
-            1 => isa.run(Band::<1> { x, weights, added, s, sample, rows, sums, y: to }),
-            2 => isa.run(Band::<2> { x, weights, added, s, sample, rows, sums, y: to }),
             3 => isa.run(Band::<3> { x, weights, added, s, sample, rows, sums, y: to }),
             _ => isa.run(Band::<4> { x, weights, added, s, sample, rows, sums, y: to }),
         }
@@ -233,7 +234,7 @@ mod tests {
 
         #[test]
         fn agrees_with_the_product_of_patches(
-            batch in 1usize..3, channels in 16usize..40, out_channels in 1usize..=4, height in 1usize..20,
+            batch in 1usize..3, channels in 16usize..40, out_channels in OUTPUTS, height in 1usize..20,
             width in 18usize..140, seed in 0u32..1000,
         ) {
             let s = Sizes {

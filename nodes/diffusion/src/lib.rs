@@ -18,7 +18,6 @@ mod control_of_unet;
 mod custom_sampling;
 mod efficient;
 mod embedding;
-mod evaluate;
 mod gguf;
 mod gligen;
 mod hint;
@@ -63,7 +62,6 @@ mod text;
 mod text_sdxl;
 mod tiled_redraw;
 mod tiny_vae;
-mod train;
 mod unclip;
 mod upscale;
 mod upscale_model;
@@ -354,6 +352,6 @@ node::library![
     prepare: kosmograph_threads::start;
     finish: kosmograph_caching_allocator::release;
     check: check::Fits;
-    train: train::Trainings;
-    evaluate: evaluate::Evaluations
+    train: kosmograph_tasks::Trainings;
+    evaluate: kosmograph_tasks::Evaluations
 ];
