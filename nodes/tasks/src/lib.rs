@@ -2,7 +2,7 @@
 //! `kosmograph-evaluation`, which know nothing of nodes.
 //!
 //! A crate of its own, and no part of the library that offers it, since of the crates that could be compiled cargo takes those
-//! first that more wait for: the training then does not wait for the server, nor the library for it, on one core.
+//! first that more wait for: the training then does not wait for the server.
 
 mod evaluate;
 mod train;
