@@ -352,6 +352,22 @@ pub(crate) trait Vector: Copy {
 /// The values of the widest vector.
 pub(crate) const MOST_LANES: usize = 16;
 
+/// Copies as many values, a vector at a time: a call for each few would cost more than they do.
+#[inline(always)]
+pub(crate) fn copy<V: Vector>(from: &[f32], to: &mut [f32]) {
+    assert!(from.len() == to.len());
+    let length = from.len();
+    if length < V::LANES {
+        to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+        return;
+    }
+    // The last vector may hold some of the one before.
+    for i in (0..length).step_by(V::LANES).map(|i| i.min(length - V::LANES)) {
+        // SAFETY: LANES values from i on are there, in both.
+        unsafe { V::load(from.as_ptr().add(i)).store(to.as_mut_ptr().add(i)) };
+    }
+}
+
 /// The same pointer, of which the compiler knows nothing.
 #[inline(always)]
 pub(crate) fn opaque(pointer: *const f32) -> *const f32 {

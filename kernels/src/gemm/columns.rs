@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::Columns;
-use crate::simd::Vector;
+use crate::simd::{Vector, copy};
 use crate::storage::WeightValues;
 
 /// The transpose of rows that lie one after the other: a linear layer's weight [n, k] as B [k, n].
@@ -116,18 +116,7 @@ impl Columns for Plain<'_> {
         for (row, panel) in k.zip(panel.chunks_exact_mut(width)) {
             let from = &self.values[row * self.stride..][n.clone()];
             let (values, rest) = panel.split_at_mut(n.len());
-            // A whole row of a panel is a vector or three: a call that copies it would cost more.
-            match values.len().is_multiple_of(V::LANES) {
-                true => {
-                    for (to, from) in
-                        values.chunks_exact_mut(V::LANES).zip(from.chunks_exact(V::LANES))
-                    {
-                        // SAFETY: a vector's values, in both; the processor has V.
-                        unsafe { V::load(from.as_ptr()).store(to.as_mut_ptr()) };
-                    }
-                }
-                false => values.copy_from_slice(from),
-            }
+            copy::<V>(from, values);
             rest.fill(0.0);
         }
     }

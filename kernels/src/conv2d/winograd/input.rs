@@ -9,7 +9,7 @@ use super::{Panels, Tiles};
 use crate::conv2d::cpu::Sizes;
 use crate::conv2d::runs::Run;
 use crate::memory;
-use crate::simd::{Kernel, Vector};
+use crate::simd::{Kernel, Vector, copy};
 
 /// What is convolved, as it lies in memory.
 #[derive(Clone, Copy)]
@@ -173,22 +173,6 @@ fn padded<V: Vector>(row: &[f32], first: usize, line: &mut [f32]) {
     let (inside, after) = line.split_at_mut(row.len().min(line.len()));
     copy::<V>(&row[..inside.len()], inside);
     after.fill(0.0);
-}
-
-/// Copies as many values, a vector at a time: a call for each few would cost more than they do.
-#[inline(always)]
-fn copy<V: Vector>(from: &[f32], to: &mut [f32]) {
-    assert!(from.len() == to.len());
-    let length = from.len();
-    if length < V::LANES {
-        to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
-        return;
-    }
-    // The last vector may hold some of the one before.
-    for i in (0..length).step_by(V::LANES).map(|i| i.min(length - V::LANES)) {
-        // SAFETY: LANES values from i on are there, in both.
-        unsafe { V::load(from.as_ptr().add(i)).store(to.as_mut_ptr().add(i)) };
-    }
 }
 
 /// The same of a row whose values each stand twice, from an even column on.

@@ -476,10 +476,7 @@ impl Weights {
             self.check_finite(full, &tensor)?;
         }
         if let (Some(room), true) = (room, tensor.device().is_cpu()) {
-            return Ok(match room.place(tensor.elem_count() * dtype.size_in_bytes()) {
-                Some(place) => Weight::placed(tensor.to_device(&self.device)?, place),
-                None => Weight::copied(tensor, &self.device),
-            });
+            return Ok(room.keep(tensor, &self.device)?);
         }
         Ok(tensor.to_device(&self.device)?.into())
     }

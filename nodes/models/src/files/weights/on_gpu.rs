@@ -7,6 +7,9 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
 
+use candle_core::{Device, Result as CandleResult, Tensor};
+
+use super::Weight;
 use crate::error::{Error, Result};
 
 /// Says how many bytes there are, for all networks of a library; all of it is kept where it is not set.
@@ -48,8 +51,16 @@ impl Room {
         ROOM.clone().map_err(Error::Input)
     }
 
+    /// `tensor` on `device` where there is room for it, or else where it is, to be copied at each use.
+    pub(super) fn keep(self: &Arc<Room>, tensor: Tensor, device: &Device) -> CandleResult<Weight> {
+        match self.place(tensor.elem_count() * tensor.dtype().size_in_bytes()) {
+            Some(place) => Ok(Weight::placed(tensor.to_device(device)?, place)),
+            None => Ok(Weight::copied(tensor, device)),
+        }
+    }
+
     /// A place for `bytes`, where there is one.
-    pub(super) fn place(self: &Arc<Room>, bytes: usize) -> Option<Place> {
+    fn place(self: &Arc<Room>, bytes: usize) -> Option<Place> {
         let more = |taken: usize| taken.checked_add(bytes).filter(|taken| *taken <= self.bytes);
         let taken = self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
         taken.ok().map(|_| Place { room: self.clone(), bytes })
