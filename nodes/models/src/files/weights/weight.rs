@@ -23,16 +23,21 @@ enum Kept {
         change: Option<Arc<Change>>,
         shape: Shape,
     },
-    /// f16 or bf16 that are changed each time they are used, what goes to a GPU each time, and what is changed there where there
-    /// is no room for a changed copy.
-    Made {
-        tensor: Tensor,
-        place: Option<Arc<Place>>,
-        /// Where it is changed and used.
-        device: Device,
-        change: Option<Arc<Change>>,
-        shape: Shape,
-    },
+    /// Boxed: few layers have such a weight, and each would be as large.
+    Made(Box<Made>),
+}
+
+/// f16 or bf16 that are changed each time they are used, what goes to a GPU each time, and what is changed there where there is
+/// no room for a changed copy.
+#[derive(Clone)]
+struct Made {
+    tensor: Tensor,
+    /// Given back when the weight is dropped.
+    _place: Option<Arc<Place>>,
+    /// Where it is changed and used.
+    device: Device,
+    change: Option<Arc<Change>>,
+    shape: Shape,
 }
 
 type Change = dyn Fn(Tensor) -> CandleResult<Tensor> + Send + Sync;
@@ -51,7 +56,8 @@ impl Weight {
     /// One that stays in main memory, where it is, and is copied to `device` each time it is used.
     pub(super) fn copied(tensor: Tensor, device: &Device) -> Weight {
         let shape = tensor.shape().clone();
-        Weight(Kept::Made { tensor, place: None, device: device.clone(), change: None, shape })
+        let device = device.clone();
+        Weight(Kept::Made(Box::new(Made { tensor, _place: None, device, change: None, shape })))
     }
 
     /// The numbers as a kernel takes them: the tensor itself, f32 that are made now, or a copy on the GPU.
@@ -69,13 +75,13 @@ impl Weight {
                 };
                 changed.reshape(shape)
             }
-            Kept::Made { tensor, device, change, shape, .. } => {
-                let there = tensor.to_device(device)?;
-                let made = match change {
+            Kept::Made(made) => {
+                let there = made.tensor.to_device(&made.device)?;
+                let changed = match &made.change {
                     Some(change) => change(there)?,
                     None => there,
                 };
-                made.reshape(shape)
+                changed.reshape(&made.shape)
             }
         }
     }
@@ -98,12 +104,12 @@ impl Weight {
                 }
                 Kept::Packed { packed, change, shape }
             }
-            Kept::Made { tensor, place, device, change, .. } => {
-                if shape.elem_count() != tensor.elem_count() {
-                    let numbers = tensor.elem_count();
+            Kept::Made(made) => {
+                let numbers = made.tensor.elem_count();
+                if shape.elem_count() != numbers {
                     candle_core::bail!("{numbers} numbers do not fill the shape {shape:?}");
                 }
-                Kept::Made { tensor, place, device, change, shape }
+                Kept::Made(Box::new(Made { shape, ..*made }))
             }
         }))
     }
@@ -121,28 +127,23 @@ impl Weight {
                     || tensor.device().is_cpu()
                         && matches!(tensor.dtype(), DType::F16 | DType::BF16) =>
             {
-                Some(Weight(Kept::Made {
+                Some(Weight(Kept::Made(Box::new(Made {
                     tensor: tensor.clone(),
-                    place: place.clone(),
+                    _place: place.clone(),
                     device: tensor.device().clone(),
                     change: Some(Arc::new(change)),
                     shape: tensor.shape().clone(),
-                }))
+                }))))
             }
             Kept::Packed { packed, change: first, shape } => Some(Weight(Kept::Packed {
                 packed: packed.clone(),
                 change: Some(after(first.clone(), change)),
                 shape: shape.clone(),
             })),
-            Kept::Made { tensor, place, device, change: first, shape } => {
-                Some(Weight(Kept::Made {
-                    tensor: tensor.clone(),
-                    place: place.clone(),
-                    device: device.clone(),
-                    change: Some(after(first.clone(), change)),
-                    shape: shape.clone(),
-                }))
-            }
+            Kept::Made(made) => Some(Weight(Kept::Made(Box::new(Made {
+                change: Some(after(made.change.clone(), change)),
+                ..Made::clone(made)
+            })))),
             Kept::Tensor(..) => None,
         }
     }
@@ -150,7 +151,7 @@ impl Weight {
     /// Whether what is kept is not yet what a kernel takes, for another reason than its few bits: it is changed first, or copied
     /// to a GPU.
     pub(crate) fn is_made_late(&self) -> bool {
-        matches!(self.0, Kept::Made { .. } | Kept::Packed { change: Some(_), .. })
+        matches!(self.0, Kept::Made(_) | Kept::Packed { change: Some(_), .. })
     }
 
     /// Whether it has a place on a GPU.
@@ -162,22 +163,24 @@ impl Weight {
     pub(super) fn as_packed(&self) -> Option<&Arc<Packed>> {
         match &self.0 {
             Kept::Packed { packed, .. } => Some(packed),
-            Kept::Tensor(..) | Kept::Made { .. } => None,
+            Kept::Tensor(..) | Kept::Made(_) => None,
         }
     }
 
     pub fn dims(&self) -> &[usize] {
         match &self.0 {
             Kept::Tensor(tensor, _) => tensor.dims(),
-            Kept::Packed { shape, .. } | Kept::Made { shape, .. } => shape.dims(),
+            Kept::Packed { shape, .. } => shape.dims(),
+            Kept::Made(made) => made.shape.dims(),
         }
     }
 
     /// The type of [`Weight::tensor`].
     pub fn dtype(&self) -> DType {
         match &self.0 {
-            Kept::Tensor(tensor, _) | Kept::Made { tensor, change: None, .. } => tensor.dtype(),
-            Kept::Packed { .. } | Kept::Made { .. } => DType::F32,
+            Kept::Tensor(tensor, _) => tensor.dtype(),
+            Kept::Made(made) if made.change.is_none() => made.tensor.dtype(),
+            Kept::Packed { .. } | Kept::Made(_) => DType::F32,
         }
     }
 
@@ -185,7 +188,7 @@ impl Weight {
     pub fn device(&self) -> &Device {
         match &self.0 {
             Kept::Tensor(tensor, _) => tensor.device(),
-            Kept::Made { device, .. } => device,
+            Kept::Made(made) => &made.device,
             Kept::Packed { .. } => &Device::Cpu,
         }
     }
@@ -211,8 +214,11 @@ impl From<Tensor> for Weight {
 impl fmt::Debug for Weight {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            Kept::Tensor(tensor, _) | Kept::Made { tensor, .. } => {
+            Kept::Tensor(tensor, _) => {
                 write!(f, "Weight({:?}, {:?})", tensor.dims(), tensor.dtype())
+            }
+            Kept::Made(made) => {
+                write!(f, "Weight({:?}, {:?})", made.tensor.dims(), made.tensor.dtype())
             }
             Kept::Packed { packed, shape, .. } => {
                 write!(f, "Weight({:?}, {:?})", shape, packed.format())
