@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use image::metadata::Orientation;
 use image::{DynamicImage, Frames, ImageDecoder, ImageError, ImageFormat, Limits};
 use kosmograph_picture_files::{self as picture_files, Opened, Source, Still};
+use rayon::prelude::*;
 
 use node::interrupt::{self, Interrupted};
 use node::memory::{Shortage, ask, ask_bytes};
@@ -173,10 +174,10 @@ fn still(
     let damaged = |cause| DecodeError::Damaged { path: path.to_owned(), cause };
     let mut picture = picture_files::pixels(decoder).map_err(damaged)?;
     picture.apply_orientation(orientation);
-    let has_alpha = picture.color().has_alpha();
+    let colour = picture.color();
     let (width, height) = (picture.width(), picture.height());
-    let mut frames = Vec::from([upper_bytes(picture)]);
-    decoded(&mut frames, width, height, has_alpha, path)
+    let (frame, channels) = upper_bytes(picture);
+    decoded(&mut Vec::from([frame]), channels, (width, height), colour.has_alpha(), path)
 }
 
 fn animation(
@@ -195,27 +196,33 @@ fn animation(
         pictures.push(picture.into_rgba8().into_raw());
     }
     let has_alpha = pictures.iter().any(|picture| picture.chunks(4).any(|pixel| pixel[3] != 255));
-    decoded(&mut pictures, size.0, size.1, has_alpha, path)
+    decoded(&mut pictures, 4, size, has_alpha, path)
 }
 
-/// RGBA with 8 bits. The image crate would round 16 bits to nearest.
-fn upper_bytes(picture: DynamicImage) -> Vec<u8> {
+/// The picture's own channels with 8 bits, and how many they are: grey, grey and alpha, RGB or RGBA. Of 16 bits the upper 8; the
+/// image crate would round to nearest.
+fn upper_bytes(picture: DynamicImage) -> (Vec<u8>, usize) {
+    let upper = |levels: &[u16]| levels.iter().map(|level| (level >> 8) as u8).collect();
     match picture {
-        DynamicImage::ImageLuma16(_)
-        | DynamicImage::ImageLumaA16(_)
-        | DynamicImage::ImageRgb16(_)
-        | DynamicImage::ImageRgba16(_) => {
-            picture.into_rgba16().iter().map(|level| (level >> 8) as u8).collect()
-        }
-        picture => picture.into_rgba8().into_raw(),
+        DynamicImage::ImageLuma8(picture) => (picture.into_raw(), 1),
+        DynamicImage::ImageLumaA8(picture) => (picture.into_raw(), 2),
+        DynamicImage::ImageRgb8(picture) => (picture.into_raw(), 3),
+        DynamicImage::ImageRgba8(picture) => (picture.into_raw(), 4),
+        DynamicImage::ImageLuma16(picture) => (upper(&picture), 1),
+        DynamicImage::ImageLumaA16(picture) => (upper(&picture), 2),
+        DynamicImage::ImageRgb16(picture) => (upper(&picture), 3),
+        DynamicImage::ImageRgba16(picture) => (upper(&picture), 4),
+        // Numbers, as a TIFF may hold.
+        picture => (picture.into_rgba8().into_raw(), 4),
     }
 }
 
-/// `frames` are RGBA, each of `width` · `height` pixels; they are taken out, so that no two copies of all lie in memory.
+/// `frames` are each of `width` · `height` pixels of so many channels, as [`upper_bytes`] gives them; they are taken out, so that no
+/// two copies of all lie in memory.
 fn decoded(
     frames: &mut Vec<Vec<u8>>,
-    width: u32,
-    height: u32,
+    channels: usize,
+    (width, height): (u32, u32),
     has_alpha: bool,
     path: &Path,
 ) -> Result<Decoded, DecodeError> {
@@ -228,12 +235,64 @@ fn decoded(
     let mut pixels = Vec::with_capacity(count * 3);
     let mut mask = has_alpha.then(|| Vec::with_capacity(count));
     for frame in frames.drain(..) {
-        for pixel in frame.chunks_exact(4) {
-            pixels.extend(pixel[..3].iter().map(|level| from_level(*level)));
-            if let Some(mask) = &mut mask {
-                mask.push(1.0 - from_level(pixel[3]));
-            }
+        match channels {
+            1 => pixels.extend(frame.iter().flat_map(|grey| [from_level(*grey); 3])),
+            2 => pixels.extend(frame.chunks_exact(2).flat_map(|pixel| [from_level(pixel[0]); 3])),
+            3 => pixels
+                .par_extend(frame.par_iter().with_min_len(1 << 14).map(|level| from_level(*level))),
+            _ => pixels.extend(
+                frame.chunks_exact(4).flat_map(|pixel| [0, 1, 2].map(|i| from_level(pixel[i]))),
+            ),
+        }
+        if let Some(mask) = &mut mask {
+            let alpha = frame.chunks_exact(channels).map(|pixel| pixel[channels - 1]);
+            mask.extend(alpha.map(|alpha| 1.0 - from_level(alpha)));
         }
     }
     Ok(Decoded { shape, pixels, mask })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the image crate makes of any picture with 8 bits is what is read of it, whatever channels its file has.
+    #[test]
+    fn every_layout_of_channels_is_read() {
+        let whole = image::RgbaImage::from_fn(7, 5, |x, y| {
+            image::Rgba([(37 * x) as u8, (51 * y) as u8, (x * y) as u8, (255 - 40 * x) as u8])
+        });
+        let whole = DynamicImage::ImageRgba8(whole);
+        let of_8_bits: [DynamicImage; 4] = [
+            whole.to_luma8().into(),
+            whole.to_luma_alpha8().into(),
+            whole.to_rgb8().into(),
+            whole.to_rgba8().into(),
+        ];
+        // Levels of 8 bits in 16: nothing to be rounded, which the image crate would do in its own way.
+        let of_16_bits: [DynamicImage; 4] = [
+            of_8_bits[0].to_luma16().into(),
+            of_8_bits[1].to_luma_alpha16().into(),
+            of_8_bits[2].to_rgb16().into(),
+            of_8_bits[3].to_rgba16().into(),
+        ];
+        for kind in of_8_bits.into_iter().chain(of_16_bits) {
+            let colour = kind.color();
+            let mut file = Vec::new();
+            kind.write_to(&mut Cursor::new(&mut file), ImageFormat::Png).unwrap();
+            let length = file.len() as u64;
+            let source = picture_files::of(Cursor::new(file));
+            let read = decode_from(source, length, Path::new("a.png")).unwrap();
+
+            let right = kind.to_rgba8();
+            let levels = |range: std::ops::Range<usize>| -> Vec<f32> {
+                let pixels = right.pixels().flat_map(|pixel| pixel.0[range.clone()].to_vec());
+                pixels.map(from_level).collect()
+            };
+            assert_eq!(read.shape, Shape { batch: 1, height: 5, width: 7, channels: 3 });
+            assert_eq!(read.pixels, levels(0..3), "{colour:?}");
+            let alpha = levels(3..4).into_iter().map(|alpha| 1.0 - alpha).collect();
+            assert_eq!(read.mask, colour.has_alpha().then_some(alpha), "{colour:?}");
+        }
+    }
 }
