@@ -15,7 +15,7 @@ use node::interrupt::{self, Interrupted};
 use node::memory::{Shortage, ask, ask_bytes};
 
 use crate::jpeg::has_end;
-use crate::levels::from_level;
+use crate::levels::{self, from_level};
 use kosmograph_pixels::Shape;
 
 /// The longest side that is read, in pixels.
@@ -28,7 +28,7 @@ pub const MAX_FILE: u64 = 1 << 29;
 const MAX_ALLOC: u64 = MAX_PIXELS * 16;
 /// What may be allocated for all that stands beside the pixels, unpacked: nobody looks at a colour profile.
 const MAX_METADATA: u64 = 1 << 26;
-/// What a pixel takes until it is read: four levels of 16 bits or what a decoder works with, then RGBA, RGB and alpha as f32.
+/// What a pixel takes until it is read: four levels of 16 bits or what a decoder works with, then as many of 8, RGB and alpha as f32.
 const BYTES_OF_PIXEL: usize = 4 + 4 * size_of::<f32>();
 
 /// What a file shows.
@@ -238,8 +238,7 @@ fn decoded(
         match channels {
             1 => pixels.extend(frame.iter().flat_map(|grey| [from_level(*grey); 3])),
             2 => pixels.extend(frame.chunks_exact(2).flat_map(|pixel| [from_level(pixel[0]); 3])),
-            3 => pixels
-                .par_extend(frame.par_iter().with_min_len(1 << 14).map(|level| from_level(*level))),
+            3 => pixels.par_extend(levels::values(&frame)),
             _ => pixels.extend(
                 frame.chunks_exact(4).flat_map(|pixel| [0, 1, 2].map(|i| from_level(pixel[i]))),
             ),

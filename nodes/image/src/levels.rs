@@ -23,7 +23,12 @@ pub fn to_levels(values: &[f32]) -> Vec<u8> {
 
 /// [`from_level`] of each level.
 pub fn from_levels(levels: &[u8]) -> Vec<f32> {
-    levels.par_iter().with_min_len(1 << 14).map(|level| from_level(*level)).collect()
+    values(levels).collect()
+}
+
+/// [`from_level`] of each level, for who has a place for them.
+pub fn values(levels: &[u8]) -> impl IndexedParallelIterator<Item = f32> {
+    levels.par_iter().with_min_len(1 << 14).map(|level| from_level(*level))
 }
 
 #[cfg(test)]
